@@ -1,0 +1,2 @@
+//! Placeholder documentation, replaced with the first module.
+#![forbid(unsafe_code)]
