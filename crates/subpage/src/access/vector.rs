@@ -1,0 +1,124 @@
+//! The 64-bit SPP vector: the leaf of the sub-page permission table.
+
+use core::fmt;
+
+use thiserror::Error;
+
+use super::{AccessMap, SubPage};
+
+/// The odd bits of a vector are reserved and must be 0 (`spp-facts.md` 1.4).
+const RESERVED: u64 = 0xAAAA_AAAA_AAAA_AAAA;
+
+/// A vector read from outside has reserved (odd) bits set; the processor would take an
+/// SPP misconfiguration exit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("SPP vector {bits:#018x} has reserved bits {reserved:#018x} set")]
+pub struct ReservedBitsSet {
+    /// The whole entry.
+    pub bits: u64,
+    /// The odd bits that are set.
+    pub reserved: u64,
+}
+
+/// An L1 entry of the SPPT: bit 2i = 1 means sub-page i may be written; odd bits are always 0.
+///
+/// SDM Vol. 3C, "Sub-Page Permission Table" (format of L1 entries); `spp-facts.md` 1.4. There is no
+/// valid bit: zero denies all 32 sub-pages, it never means "absent".
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SppVector(u64);
+
+impl SppVector {
+    /// All sub-pages writable: the page is unrestricted.
+    pub const ALL: Self = Self(!RESERVED);
+    /// No sub-page writable.
+    pub const NONE: Self = Self(0);
+
+    /// Takes an entry from a table or a file; fails if a reserved bit is set.
+    pub const fn try_from_bits(bits: u64) -> Result<Self, ReservedBitsSet> {
+        let reserved = bits & RESERVED;
+        if reserved != 0 {
+            return Err(ReservedBitsSet { bits, reserved });
+        }
+        Ok(Self(bits))
+    }
+
+    /// Spreads a map: bit i to bit 2i.
+    pub const fn from_map(map: AccessMap) -> Self {
+        let mut bits = map.bits() as u64;
+        bits = (bits | bits << 16) & 0x0000_FFFF_0000_FFFF;
+        bits = (bits | bits << 8) & 0x00FF_00FF_00FF_00FF;
+        bits = (bits | bits << 4) & 0x0F0F_0F0F_0F0F_0F0F;
+        bits = (bits | bits << 2) & 0x3333_3333_3333_3333;
+        bits = (bits | bits << 1) & 0x5555_5555_5555_5555;
+        Self(bits)
+    }
+
+    /// Gathers the even bits: bit 2i to bit i.
+    pub const fn to_map(self) -> AccessMap {
+        AccessMap::from_bits(gather(self.0))
+    }
+
+    /// The 64 bits as they stand in the table.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Whether sub-page `sub` may be written.
+    pub const fn permits(self, sub: SubPage) -> bool {
+        self.0 >> (2 * sub.index()) & 1 == 1
+    }
+
+    /// Whether every sub-page may be written.
+    pub const fn is_unrestricted(self) -> bool {
+        self.0 == Self::ALL.0
+    }
+}
+
+/// Gathers bits 0, 2, .. 62 of `bits`; odd bits must be 0.
+#[allow(clippy::cast_possible_truncation)]
+const fn gather(mut bits: u64) -> u32 {
+    bits = (bits | bits >> 1) & 0x3333_3333_3333_3333;
+    bits = (bits | bits >> 2) & 0x0F0F_0F0F_0F0F_0F0F;
+    bits = (bits | bits >> 4) & 0x00FF_00FF_00FF_00FF;
+    bits = (bits | bits >> 8) & 0x0000_FFFF_0000_FFFF;
+    (bits | bits >> 16) as u32
+}
+
+/// Gathers a run of raw L1 entries into maps, entry by entry, as fast as memory gives them.
+///
+/// The entries must come from a table this engine wrote (odd bits 0); they are not checked here,
+/// because the engine stores vectors only as [`SppVector`].
+///
+/// # Panics
+/// If the two slices differ in length.
+pub fn compress_into(entries: &[u64], maps: &mut [AccessMap]) {
+    assert_eq!(entries.len(), maps.len(), "one map per entry");
+    for (map, entry) in maps.iter_mut().zip(entries) {
+        *map = AccessMap::from_bits(gather(*entry));
+    }
+}
+
+impl From<AccessMap> for SppVector {
+    fn from(map: AccessMap) -> Self {
+        Self::from_map(map)
+    }
+}
+
+impl From<SppVector> for AccessMap {
+    fn from(vector: SppVector) -> Self {
+        vector.to_map()
+    }
+}
+
+impl TryFrom<u64> for SppVector {
+    type Error = ReservedBitsSet;
+    fn try_from(bits: u64) -> Result<Self, ReservedBitsSet> {
+        Self::try_from_bits(bits)
+    }
+}
+
+impl fmt::Debug for SppVector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#018x}", self.0)
+    }
+}

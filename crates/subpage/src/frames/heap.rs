@@ -1,0 +1,296 @@
+//! Table frames on the heap, for backends in which no processor walks the tables.
+//!
+//! A guarded byte leaves a table with 511 equal entries and one other. Since nobody but the engine
+//! reads these frames, a frame is kept as "all entries are X, except these few" in one cache line
+//! until it holds more exceptions than fit, and as a plain array from then on. A thousand pages
+//! spread over a terabyte then cost kilobytes, where frames of 4 KiB cost megabytes.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::mem;
+
+use super::{ENTRIES, EntryIndex, OutOfFrames, TableFrame, TableFrames};
+use crate::address::{Hpa, PAGE_BYTES};
+
+/// Exceptions kept in line; with the fill value they make a frame one 64-byte cache line.
+const FEW: usize = 4;
+
+type Table = Box<[u64; ENTRIES]>;
+
+/// A frame whose entries all hold `fill`, but for `count` exceptions.
+#[derive(Clone, Copy)]
+struct Few {
+    fill: u64,
+    values: [u64; FEW],
+    indices: [u16; FEW],
+    count: u8,
+}
+
+impl Few {
+    const fn filled(fill: u64) -> Self {
+        Self { fill, values: [0; FEW], indices: [0; FEW], count: 0 }
+    }
+
+    fn position(&self, index: EntryIndex) -> Option<usize> {
+        (0..usize::from(self.count)).find(|at| usize::from(self.indices[*at]) == index.get())
+    }
+
+    fn load(&self, index: EntryIndex) -> u64 {
+        self.position(index).map_or(self.fill, |at| self.values[at])
+    }
+
+    /// Stores in line; `false` if there is no room left.
+    fn store(&mut self, index: EntryIndex, value: u64) -> bool {
+        let last = usize::from(self.count);
+        match self.position(index) {
+            Some(at) if value == self.fill => {
+                self.values[at] = self.values[last - 1];
+                self.indices[at] = self.indices[last - 1];
+                self.count -= 1;
+            }
+            Some(at) => self.values[at] = value,
+            None if value == self.fill => {}
+            None if last == FEW => return false,
+            None => {
+                self.values[last] = value;
+                self.indices[last] = index.0;
+                self.count += 1;
+            }
+        }
+        true
+    }
+
+    fn write_to(&self, table: &mut [u64; ENTRIES]) {
+        table.fill(self.fill);
+        for at in 0..usize::from(self.count) {
+            table[usize::from(self.indices[at])] = self.values[at];
+        }
+    }
+}
+
+enum Slot {
+    Free,
+    Few(Few),
+    Full(Table),
+}
+
+/// Table frames kept on the heap, with an optional limit on their number.
+///
+/// Frame number n has the host-physical address (n + 1) · 4096; the addresses mean nothing outside.
+pub struct HeapFrames {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    in_use: usize,
+    limit: usize,
+}
+
+impl HeapFrames {
+    /// Frames until memory is exhausted.
+    pub const fn new() -> Self {
+        Self::with_limit(u32::MAX as usize)
+    }
+
+    /// At most `limit` frames at a time (and never more than 2^32 - 1).
+    pub const fn with_limit(limit: usize) -> Self {
+        Self { slots: Vec::new(), free: Vec::new(), in_use: 0, limit }
+    }
+
+    /// How many frames are allocated now.
+    pub const fn frames_in_use(&self) -> usize {
+        self.in_use
+    }
+
+    /// Bytes of heap memory held now, counted by capacity.
+    pub fn bytes(&self) -> usize {
+        let full = self.slots.iter().filter(|slot| matches!(slot, Slot::Full(_))).count();
+        self.slots.capacity() * size_of::<Slot>()
+            + self.free.capacity() * size_of::<u32>()
+            + full * size_of::<[u64; ENTRIES]>()
+    }
+
+    fn slot(&self, frame: TableFrame) -> &Slot {
+        &self.slots[position(frame)]
+    }
+
+    /// Turns a frame into a plain array. Fails without a change if there is no memory.
+    fn expand(&mut self, frame: TableFrame) -> Result<(), OutOfFrames> {
+        let slot = &mut self.slots[position(frame)];
+        let Slot::Few(few) = slot else { return Ok(()) };
+        let mut table = empty_table()?;
+        few.write_to(&mut table);
+        *slot = Slot::Full(table);
+        Ok(())
+    }
+}
+
+impl Default for HeapFrames {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Position of a frame in the slot list.
+#[allow(clippy::cast_possible_truncation)]
+const fn position(frame: TableFrame) -> usize {
+    (frame.hpa().as_u64() / PAGE_BYTES - 1) as usize
+}
+
+fn empty_table() -> Result<Table, OutOfFrames> {
+    let mut entries = Vec::new();
+    entries.try_reserve_exact(ENTRIES).map_err(|_| OutOfFrames)?;
+    entries.resize(ENTRIES, 0);
+    entries.into_boxed_slice().try_into().map_err(|_| OutOfFrames)
+}
+
+impl TableFrames for HeapFrames {
+    fn allocate(&mut self) -> Result<TableFrame, OutOfFrames> {
+        if self.in_use >= self.limit {
+            return Err(OutOfFrames);
+        }
+        let index = if let Some(index) = self.free.pop() {
+            index
+        } else {
+            let index = u32::try_from(self.slots.len()).map_err(|_| OutOfFrames)?;
+            self.slots.try_reserve(1).map_err(|_| OutOfFrames)?;
+            // A release must never need memory, so the free list can hold every frame.
+            self.free.try_reserve(self.slots.len() + 1).map_err(|_| OutOfFrames)?;
+            self.slots.push(Slot::Free);
+            index
+        };
+        self.slots[index as usize] = Slot::Few(Few::filled(0));
+        self.in_use += 1;
+        Ok(TableFrame(Hpa::new((u64::from(index) + 1) * PAGE_BYTES)))
+    }
+
+    fn release(&mut self, frame: TableFrame) {
+        let at = position(frame);
+        let slot = mem::replace(&mut self.slots[at], Slot::Free);
+        assert!(!matches!(slot, Slot::Free), "a table frame is released twice");
+        self.in_use -= 1;
+        self.free.push(u32::try_from(at).expect("frame numbers fit 32 bits"));
+    }
+
+    fn make_room(&mut self, frame: TableFrame, stores: usize) -> Result<(), OutOfFrames> {
+        match self.slot(frame) {
+            Slot::Few(few) if usize::from(few.count) + stores > FEW => self.expand(frame),
+            _ => Ok(()),
+        }
+    }
+
+    fn load(&self, frame: TableFrame, index: EntryIndex) -> u64 {
+        match self.slot(frame) {
+            Slot::Few(few) => few.load(index),
+            Slot::Full(table) => table[index.get()],
+            Slot::Free => panic!("a released table frame is read"),
+        }
+    }
+
+    fn store(&mut self, frame: TableFrame, index: EntryIndex, value: u64) {
+        match &mut self.slots[position(frame)] {
+            Slot::Few(few) => {
+                assert!(few.store(index, value), "a store without room made for it");
+            }
+            Slot::Full(table) => table[index.get()] = value,
+            Slot::Free => panic!("a released table frame is written"),
+        }
+    }
+
+    fn compare_exchange(
+        &mut self,
+        frame: TableFrame,
+        index: EntryIndex,
+        current: u64,
+        new: u64,
+    ) -> Result<(), u64> {
+        let found = self.load(frame, index);
+        if found != current {
+            return Err(found);
+        }
+        self.store(frame, index, new);
+        Ok(())
+    }
+
+    fn load_run(&self, frame: TableFrame, first: EntryIndex, out: &mut [u64]) {
+        assert!(first.get() + out.len() <= ENTRIES, "a run leaves its table");
+        match self.slot(frame) {
+            Slot::Few(few) => {
+                out.fill(few.fill);
+                for at in 0..usize::from(few.count) {
+                    let offset = usize::from(few.indices[at]).wrapping_sub(first.get());
+                    if let Some(value) = out.get_mut(offset) {
+                        *value = few.values[at];
+                    }
+                }
+            }
+            Slot::Full(table) => {
+                out.copy_from_slice(&table[first.get()..first.get() + out.len()]);
+            }
+            Slot::Free => panic!("a released table frame is read"),
+        }
+    }
+
+    fn fill(&mut self, frame: TableFrame, value: u64) {
+        match &mut self.slots[position(frame)] {
+            Slot::Few(few) => *few = Few::filled(value),
+            Slot::Full(table) => table.fill(value),
+            Slot::Free => panic!("a released table frame is written"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(index: u16) -> EntryIndex {
+        EntryIndex::new(index).expect("below 512")
+    }
+
+    #[test]
+    fn few_and_full_frames_read_the_same() {
+        let mut frames = HeapFrames::new();
+        let few = frames.allocate().expect("memory");
+        let full = frames.allocate().expect("memory");
+        frames.make_room(full, ENTRIES).expect("memory");
+        for frame in [few, full] {
+            frames.fill(frame, 7);
+            frames.store(frame, at(0), 1);
+            frames.store(frame, at(511), 2);
+            frames.store(frame, at(300), 3);
+            frames.store(frame, at(0), 7);
+            assert_eq!(frames.compare_exchange(frame, at(300), 4, 5), Err(3));
+            assert_eq!(frames.compare_exchange(frame, at(300), 3, 5), Ok(()));
+        }
+        for index in EntryIndex::all() {
+            assert_eq!(frames.load(few, index), frames.load(full, index));
+        }
+        let (mut a, mut b) = ([0; 300], [0; 300]);
+        frames.load_run(few, at(212), &mut a);
+        frames.load_run(full, at(212), &mut b);
+        assert_eq!(a, b);
+        assert_eq!((a[88], a[299]), (5, 2));
+        assert_eq!(frames.frames_in_use(), 2);
+    }
+
+    #[test]
+    fn the_limit_holds_and_released_frames_come_back_zeroed() {
+        let mut frames = HeapFrames::with_limit(1);
+        let frame = frames.allocate().expect("memory");
+        frames.fill(frame, 9);
+        assert_eq!(frames.allocate(), Err(OutOfFrames));
+        frames.release(frame);
+        let again = frames.allocate().expect("memory");
+        assert_eq!(frames.load(again, at(5)), 0);
+    }
+
+    #[test]
+    fn room_promised_is_room_kept() {
+        let mut frames = HeapFrames::new();
+        let frame = frames.allocate().expect("memory");
+        frames.make_room(frame, 5).expect("memory");
+        for index in 0..5 {
+            frames.store(frame, at(index), 1);
+        }
+        assert_eq!(frames.load(frame, at(4)), 1);
+    }
+}

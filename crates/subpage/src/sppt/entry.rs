@@ -1,0 +1,44 @@
+//! Entries of the three upper SPPT levels.
+
+use bitfield_struct::bitfield;
+
+use crate::address::{PAGE_BYTES, PhysicalWidth};
+use crate::frames::TableFrame;
+
+/// An L4, L3 or L2 entry of the sub-page permission table.
+///
+/// SDM Vol. 3C, "Sub-Page Permission Table" (format of L4, L3 and L2 entries); `spp-facts.md` 1.4.
+/// Leaves are [`SppVector`](crate::access::SppVector)s.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct SpptEntry {
+    /// Bit 0: the entry links a table. When 0, an eligible write is an SPP miss.
+    pub valid: bool,
+    /// Bits 11:1: reserved, must be 0.
+    #[bits(11)]
+    pub reserved_low: u16,
+    /// Bits 51:12: frame number of the next table; bits from the physical width on are reserved.
+    #[bits(40)]
+    frame_number: u64,
+    /// Bits 63:52: reserved, must be 0.
+    #[bits(12)]
+    pub reserved_high: u16,
+}
+
+impl SpptEntry {
+    /// An entry that links a table.
+    pub const fn link(table: TableFrame) -> Self {
+        Self::new().with_valid(true).with_frame_number(table.hpa().as_u64() / PAGE_BYTES)
+    }
+
+    /// The linked table; none if the valid bit is 0.
+    pub const fn table(self) -> Option<TableFrame> {
+        if self.valid() { Some(TableFrame::from_number(self.frame_number())) } else { None }
+    }
+
+    /// Whether a processor of this width finds a reserved bit set (an SPP misconfiguration).
+    pub const fn has_reserved_bits(self, width: PhysicalWidth) -> bool {
+        let above_width = (self.frame_number() * PAGE_BYTES) >> width.bits() != 0;
+        self.reserved_low() != 0 || self.reserved_high() != 0 || above_width
+    }
+}

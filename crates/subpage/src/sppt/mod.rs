@@ -1,0 +1,5 @@
+//! The sub-page permission table.
+
+mod entry;
+
+pub use entry::SpptEntry;
