@@ -9,7 +9,7 @@ pub(crate) const MAGIC: [u8; 8] = *b"\x89SPTR\r\n\n";
 /// Version written, and the only one read.
 pub const VERSION: u32 = 1;
 /// The most writes in one block.
-pub const MAX_BLOCK_WRITES: usize = 1 << 16;
+pub const MAX_BLOCK_WRITES: usize = 1 << 14;
 /// The most bytes a block has after decompression: 24 a write, as a write takes at most 22 and
 /// the block's last run 3.
 pub const MAX_BLOCK_BYTES: usize = MAX_BLOCK_WRITES * 24;
@@ -81,10 +81,10 @@ impl Frame {
                 };
                 let (writes, length, stored) = (word(4), word(8), word(12));
                 if writes == 0 || writes as usize > MAX_BLOCK_WRITES {
-                    return Err("a block holds 1 to 65,536 writes");
+                    return Err("a block holds 1 to 16,384 writes");
                 }
                 if length as usize > MAX_BLOCK_BYTES {
-                    return Err("a block has at most 1,572,864 bytes");
+                    return Err("a block has at most 393,216 bytes");
                 }
                 if stored > length || (method == Method::Plain && stored != length) {
                     return Err("the stored length does not fit the block length");
@@ -178,8 +178,8 @@ mod tests {
             },
             Frame::Block {
                 method: Method::Lz4,
-                writes: 65536,
-                length: 1_572_864,
+                writes: 16384,
+                length: 393_216,
                 stored: 9,
             },
         ];
@@ -209,9 +209,9 @@ mod tests {
             )
         };
         assert!(block(Method::Plain, 0, 1, 1).is_err());
-        assert!(block(Method::Plain, 65537, 1, 1).is_err());
+        assert!(block(Method::Plain, 16385, 1, 1).is_err());
         assert!(block(Method::Plain, 1, 2, 1).is_err());
         assert!(block(Method::Lz4, 1, 1, 2).is_err());
-        assert!(block(Method::Lz4, 1, 1_572_865, 2).is_err());
+        assert!(block(Method::Lz4, 1, 393_217, 2).is_err());
     }
 }

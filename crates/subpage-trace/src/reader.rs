@@ -76,7 +76,7 @@ impl<R: Read> TraceReader<R> {
         self.input.offset
     }
 
-    /// Replaces `out` by the writes of the next block (1 to 65,536); false at the end of the
+    /// Replaces `out` by the writes of the next block (1 to 16,384); false at the end of the
     /// trace. `out` is empty after an error and at the end.
     ///
     /// # Errors

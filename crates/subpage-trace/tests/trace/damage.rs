@@ -46,7 +46,7 @@ fn every_flip_of_a_byte_is_an_error() {
 
 #[test]
 fn a_cut_says_how_much_is_readable() {
-    let writes = program(150_000);
+    let writes = program(40_000);
     let bytes = encode(&Header::default(), &writes);
     let mut reader = TraceReader::new(&bytes[..bytes.len() - 30]).expect("the header is whole");
     let mut block = Vec::new();
@@ -63,13 +63,13 @@ fn a_cut_says_how_much_is_readable() {
             error,
             TraceError::Truncated {
                 block: 2,
-                writes: 131_072,
+                writes: 32_768,
                 ..
             }
         ),
         "{error}"
     );
-    assert!(read == writes[..131_072]);
+    assert!(read == writes[..32_768]);
     assert!(block.is_empty() && !reader.is_complete());
     assert!(
         !reader
@@ -93,7 +93,7 @@ fn frames(bytes: &[u8]) -> Vec<usize> {
 
 #[test]
 fn damage_is_located_by_block_and_byte() {
-    let bytes = encode(&Header::default(), &program(200_000));
+    let bytes = encode(&Header::default(), &program(60_000));
     let starts = frames(&bytes);
     assert_eq!(starts.len(), 5);
     let mut other = bytes.clone();
@@ -101,14 +101,14 @@ fn damage_is_located_by_block_and_byte() {
     let error = decode(&other).expect_err("damaged");
     let start = starts[2] as u64;
     assert!(
-        matches!(error, TraceError::Checksum { block: 2, offset, writes: 131_072 } if offset == start),
+        matches!(error, TraceError::Checksum { block: 2, offset, writes: 32_768 } if offset == start),
         "{error}"
     );
 }
 
 #[test]
 fn blocks_that_change_places_or_go_missing_are_noticed() {
-    let bytes = encode(&Header::default(), &program(200_000));
+    let bytes = encode(&Header::default(), &program(60_000));
     let s = frames(&bytes);
     let parts = |order: &[(usize, usize)]| -> Vec<u8> {
         order
