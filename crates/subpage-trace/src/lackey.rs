@@ -32,6 +32,13 @@ pub struct LackeySummary {
     pub other: u64,
 }
 
+impl LackeySummary {
+    /// Well-formed lines of any access, fetches and loads among them.
+    pub fn accesses(&self) -> u64 {
+        self.lines - self.other - self.malformed
+    }
+}
+
 /// Takes the writes out of lackey's text, with memory that does not depend on the text.
 ///
 /// Malformed access lines are counted and skipped; lines of any other kind are ignored.
@@ -99,6 +106,16 @@ impl<R: Read> LackeyReader<R> {
             self.start += length + 1;
             self.take(parsed);
         }
+    }
+
+    /// The input, which has been read ahead of the writes given.
+    pub fn input(&self) -> &R {
+        &self.input
+    }
+
+    /// The input, and what was read so far.
+    pub fn into_parts(self) -> (R, LackeySummary) {
+        (self.input, self.summary)
     }
 
     /// What was read so far.
