@@ -233,4 +233,52 @@ mod tests {
             Err(TraceError::Version { found: 9, known: 1 })
         ));
     }
+
+    #[test]
+    fn content_that_breaks_a_rule_is_refused_with_the_rule() {
+        let name = |text: &[u8], rest: &[u8]| {
+            let mut content = vec![0, 1];
+            varint::put(&mut content, text.len() as u64);
+            content.extend(text);
+            content.extend(rest);
+            content
+        };
+        assert_eq!(
+            decode(&name(b"ok", &[1, 0x10, 8]))
+                .expect("right")
+                .names
+                .len(),
+            1
+        );
+        let limits = "a name breaks its limits";
+        for (content, rule) in [
+            (vec![], "the command is cut off"),
+            (vec![0], "the names are cut off"),
+            (
+                vec![0xff, 0xff, 0x7f],
+                "the command has more than 4,096 words",
+            ),
+            (vec![1, 5, b'x'], "a text is cut off"),
+            (
+                vec![1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1],
+                "a text is cut off",
+            ),
+            (vec![1, 1, 0xff, 0], "a text is not UTF-8"),
+            (vec![0, 0x81, 0x80, 4], "there are more than 65,536 names"),
+            (vec![0, 0, 0], "bytes follow the last name"),
+            (name(b"ok", &[]), "a name is cut off"),
+            (name(b"ok", &[4, 0x10, 8]), "a name is of an unknown kind"),
+            (name(b"ok", &[1, 0x10]), "a name is cut off"),
+            (name(b"ok", &[1, 0x10, 0]), limits),
+            (name(b"", &[1, 0x10, 8]), limits),
+            (name(b"\x1b[31m", &[1, 0x10, 8]), limits),
+            (name(&[b'x'; 256], &[1, 0x10, 8]), limits),
+            (
+                name(b"ok", &[1, 0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]),
+                limits,
+            ),
+        ] {
+            assert_eq!(decode(&content), Err(rule), "{content:?}");
+        }
+    }
 }

@@ -142,14 +142,17 @@ impl Names {
         let given = names.len();
         names.retain(Name::is_valid);
         let mut left_out = given - names.len();
-        let key = |name: &Name| (name.start, name.length, name.kind.code(), name.name.clone());
-        names.sort_by_cached_key(key);
+        let order = |a: &Name, b: &Name| {
+            let key = |name: &Name| (name.start, name.length, name.kind.code());
+            key(a).cmp(&key(b)).then_with(|| a.name.cmp(&b.name))
+        };
+        names.sort_by(order);
         names.dedup();
         if names.len() > MAX_NAMES {
             left_out += names.len() - MAX_NAMES;
             names.sort_by_key(|name| name.kind == NameKind::Object);
             names.truncate(MAX_NAMES);
-            names.sort_by_cached_key(key);
+            names.sort_by(order);
         }
         Self { names, left_out }
     }

@@ -11,8 +11,8 @@ use crate::write::Write;
 
 /// Reads a trace front to back.
 ///
-/// Input is not trusted: whatever it claims, a reader holds at most about 30 MiB (a full table
-/// of names) and never panics. Give it a buffered input, or a large one: it reads in pieces of
+/// Input is not trusted: whatever it claims, a reader holds at most about 64 MiB (a full table
+/// of the longest names, less than 6 MiB without) and never panics. Give it a buffered input, or a large one: it reads in pieces of
 /// 20 bytes and of whole blocks.
 pub struct TraceReader<R> {
     input: Counted<R>,

@@ -188,7 +188,8 @@ fn names_of(space: &AddressSpace) -> Result<Names, ElfError> {
 /// Records the writes in a text that lackey printed earlier to `output`.
 ///
 /// Such a text does not say where the program's data lay, so the trace has the command and the
-/// names that `header` gives. The file appears as with [`record`].
+/// names that `header` gives. The file appears as with [`record()`]. `cancel` is looked at whenever
+/// text has arrived; an input that blocks is not interrupted.
 pub fn import(
     output: &Path,
     text: impl Read,

@@ -215,3 +215,27 @@ fn a_full_disk_is_an_error_and_stays_one() {
         assert!(writer.finish().is_err(), "{room} bytes are too few");
     }
 }
+
+/// Version 1 stays readable: the trace that is shipped was written once and is not made anew.
+#[test]
+fn the_shipped_trace() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../examples/counter/counter.sptrace"
+    );
+    let (header, writes) = decode(&std::fs::read(path).expect("shipped")).expect("readable");
+    assert_eq!(header.command, ["./counter"]);
+    assert_eq!(writes.len(), 413_348);
+    let into = |name: &str| {
+        let name = header.names.find(name).expect("named");
+        let inside = |w: &Write| (name.start..name.start + name.length).contains(&w.address);
+        writes.iter().enumerate().filter(move |(_, w)| inside(w))
+    };
+    assert_eq!(into("counters").count(), 200_003);
+    assert_eq!(into("last_seen").count(), 200_000);
+    let path = header.names.find("helper_path").expect("named").start;
+    let attack: Vec<_> = into("helper_path")
+        .map(|(i, w)| (i, w.address, w.size))
+        .collect();
+    assert_eq!(attack, [(252_523, path, 8)]);
+}
