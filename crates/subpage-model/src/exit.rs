@@ -41,11 +41,13 @@ impl VmExit {
         deviations: Deviations,
     ) -> Self {
         let kind = access.kind();
-        // "If bit 6 of EPTP is 1, accesses to guest paging-structure entries are treated as
-        // writes": such a violation sets bits 0 and 1 together.
-        let walk_as_write = kind.is_page_walk() && accessed_dirty;
-        let write = kind.is_write() || walk_as_write;
-        let read = kind.is_read() || walk_as_write && !deviations.walk_reports_write_only;
+        // With EPTP bit 6, an access to a guest paging-structure entry is a write, and its violation
+        // sets bits 0 and 1 together.
+        let (read, write) = if kind.is_page_walk() && accessed_dirty {
+            (!deviations.walk_reports_write_only, true)
+        } else {
+            (kind.is_read(), kind.is_write())
+        };
         let gla = access.linear_at(piece);
         let final_access = gla.is_some() && !kind.is_page_walk();
         let advanced = final_access && features.advanced_information;

@@ -118,12 +118,16 @@ impl Cache {
         self.store.deepest_sppt_table(gfn).unwrap_or(root)
     }
 
+    /// Whether upper entries are remembered and used this time.
     fn remembers_tables(&mut self) -> bool {
         match self.staleness {
-            Staleness::None | Staleness::UntilExit | Staleness::UntilEvicted => false,
-            Staleness::Longest => true,
             Staleness::Random(_) => self.coin.one_in(2),
+            _ => self.uses_store(),
         }
+    }
+
+    const fn uses_store(&self) -> bool {
+        matches!(self.staleness, Staleness::Longest | Staleness::Random(_))
     }
 
     /// Remembers a translation that has been used.
@@ -142,7 +146,7 @@ impl Cache {
 
     /// Remembers the upper entries of a walk of the EPT.
     pub(crate) fn insert_ept_tables(&mut self, gfn: Gfn, walk: &EptWalk) {
-        if matches!(self.staleness, Staleness::Longest | Staleness::Random(_)) {
+        if self.uses_store() {
             for table in walk.steps.iter().filter_map(|step| step.below) {
                 self.store.insert_ept_table(gfn, table);
             }
@@ -151,7 +155,7 @@ impl Cache {
 
     /// Remembers the upper entries of a walk of the SPPT.
     pub(crate) fn insert_sppt_tables(&mut self, gfn: Gfn, passed: &[SpptStart]) {
-        if matches!(self.staleness, Staleness::Longest | Staleness::Random(_)) {
+        if self.uses_store() {
             for table in passed {
                 self.store.insert_sppt_table(gfn, *table);
             }
@@ -160,7 +164,7 @@ impl Cache {
 
     /// An EPT violation at `gfn`.
     pub(crate) fn ept_violation(&mut self, gfn: Gfn) {
-        if self.store.remove(gfn) {
+        if self.uses_store() && self.store.remove(gfn) {
             // The array holds the frames of a large page one by one.
             self.front.clear();
         }
