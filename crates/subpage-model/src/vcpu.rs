@@ -132,7 +132,8 @@ impl Vcpu {
                 }
             }
         }
-        self.access_slowly(roots, frames, access)
+        // By value, so that on the fast way the access never has to be in memory.
+        self.access_slowly(roots, frames, *access)
     }
 
     #[inline(never)]
@@ -140,14 +141,14 @@ impl Vcpu {
         &mut self,
         roots: &Roots,
         frames: &mut F,
-        access: &Access,
+        access: Access,
     ) -> Result<Translation, VmExit> {
         if self.context != Some(roots.ept) {
             self.cache.invalidate();
             self.context = Some(roots.ept);
         }
         let result = loop {
-            match self.attempt(roots, frames, access) {
+            match self.attempt(roots, frames, &access) {
                 Ok(Ok(translation)) => break Ok(translation),
                 Ok(Err(Changed)) => {}
                 Err(exit) => break Err(exit),
@@ -309,25 +310,23 @@ impl Vcpu {
         };
         let write = checked.demand == Demand::Write;
         if roots.ept_accessed_dirty {
-            let wanted = |below: Option<Start>| {
-                if write && below.is_none() { ACCESSED | DIRTY } else { ACCESSED }
-            };
-            let missing = walk.steps.iter().any(|step| wanted(step.below) & !step.bits != 0);
+            let wanted = |leaf: bool| if write && leaf { ACCESSED | DIRTY } else { ACCESSED };
+            let missing = walk.steps.iter().any(|step| wanted(step.leaf) & !step.bits != 0);
             let logging = self.features.page_modification_logging;
             if missing && logging && self.log.is_full() {
                 return Err(VmExit::log_full(checked.piece));
             }
             for step in &walk.steps {
-                let new = step.bits | wanted(step.below);
+                let new = step.bits | wanted(step.leaf);
                 if new != step.bits
                     && frames.compare_exchange(step.table, step.index, step.bits, new).is_err()
                 {
                     return Ok(Err(Changed));
                 }
-                if logging && (new & !step.bits) & DIRTY != 0 && step.below.is_none() {
+                if logging && (new & !step.bits) & DIRTY != 0 && step.leaf {
                     self.log.log(checked.piece.gpa());
                 }
-                if step.below.is_none() {
+                if step.leaf {
                     checked.mapping.dirty = new & DIRTY != 0;
                 }
             }

@@ -18,7 +18,7 @@ fn every_offset_length_and_single_denied_sub_page() {
     for offset in 0..4096 {
         for length in 1..=64 {
             let piece = write(P + offset, length).first();
-            let length = piece.length() as u64;
+            let length = u64::from(piece.length());
             for sub in 0..32 {
                 let map = !(1_u32 << sub);
                 let vector = AccessMap::from_bits(map);
