@@ -246,7 +246,7 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
         bytes: Option<&[u8]>,
         exit: VmExit,
     ) -> Option<Outcome> {
-        let length = access.length() as u64;
+        let length = u64::from(access.length());
         // An access is told from the next by its address here, where a processor has RIP.
         let rip = access.first().gpa().as_u64();
         let retry = &mut self.cpus[cpu].retry;
@@ -264,7 +264,7 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
                     length: self.setup.decodes.then(|| {
                         let done = exit.gpa.as_u64() - access.first().gpa().as_u64();
                         if access.second().is_some_and(|piece| piece.gpa() == exit.gpa) {
-                            access.second().map_or(length, |piece| piece.length() as u64)
+                            access.second().map_or(length, |piece| u64::from(piece.length()))
                         } else {
                             length - done.min(length - 1)
                         }
@@ -328,7 +328,7 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
         if !access.kind().is_write() || access.kind().is_page_walk() {
             return Outcome::Done;
         }
-        let range = ByteRange::new(access.first().gpa(), access.length() as u64)
+        let range = ByteRange::new(access.first().gpa(), u64::from(access.length()))
             .expect("an access lies in the address space");
         // The host side of an emulated write needs the pages, like the processor's.
         for piece in access.pieces() {
@@ -360,7 +360,7 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
         self.roots = None;
         if let Some(mut rest) = bytes {
             for piece in access.pieces() {
-                let (now, later) = rest.split_at(piece.length());
+                let (now, later) = rest.split_at(piece.length().into());
                 rest = later;
                 let gfn = piece.gpa().gfn();
                 let place = self.domain.mapping(AddressSpace::Normal, gfn).expect("just mapped");
