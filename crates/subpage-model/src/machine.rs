@@ -246,7 +246,7 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
         bytes: Option<&[u8]>,
         exit: VmExit,
     ) -> Option<Outcome> {
-        let length = u64::from(access.length());
+        let length = access.length() as u64;
         // An access is told from the next by its address here, where a processor has RIP.
         let rip = access.first().gpa().as_u64();
         let retry = &mut self.cpus[cpu].retry;
@@ -328,7 +328,7 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
         if !access.kind().is_write() || access.kind().is_page_walk() {
             return Outcome::Done;
         }
-        let range = ByteRange::new(access.first().gpa(), u64::from(access.length()))
+        let range = ByteRange::new(access.first().gpa(), access.length() as u64)
             .expect("an access lies in the address space");
         // The host side of an emulated write needs the pages, like the processor's.
         for piece in access.pieces() {
