@@ -159,6 +159,12 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
         &self.memory
     }
 
+    /// Guest memory, for the host's own writes and for those of devices, which ask
+    /// [`Domain::authorize_write`] first.
+    pub const fn memory_mut(&mut self) -> &mut M {
+        &mut self.memory
+    }
+
     /// How many exits there were.
     pub const fn traps(&self) -> Traps {
         self.traps

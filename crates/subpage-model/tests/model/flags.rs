@@ -185,6 +185,14 @@ impl TableFrames for Contended<'_> {
         self.frames.release(frame);
     }
 
+    fn make_room(&mut self, frame: TableFrame, stores: usize) -> Result<(), OutOfFrames> {
+        self.frames.make_room(frame, stores)
+    }
+
+    fn fill(&mut self, frame: TableFrame, value: u64) {
+        self.frames.fill(frame, value);
+    }
+
     fn load(&self, frame: TableFrame, index: EntryIndex) -> u64 {
         self.frames.load(frame, index)
     }

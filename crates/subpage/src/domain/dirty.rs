@@ -99,17 +99,16 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         }
     }
 
-    /// Opens the armed sub-pages that a permitted write touches, and notes them as written.
+    /// Notes the tracked sub-pages that a permitted write touches as written, and opens those that
+    /// were armed.
     fn open_tracked(&mut self, write: ByteRange) -> Result<(), DomainError> {
         if self.tracking.is_empty() {
             return Ok(());
         }
         let Some(sppt) = self.tables.sppt else { return Ok(()) };
-        let armed = write.pages().any(|bytes| {
-            let armed = self.tracking.armed(bytes.first().gfn());
-            !(armed & crate::access::AccessMap::touched_by(bytes)).is_empty()
-        });
-        if !armed {
+        // A write that a rule lets through may touch a sub-page that is not armed, since it traps
+        // anyway; it is written all the same.
+        if !write.pages().any(|bytes| self.tracking.is_news(bytes)) {
             return Ok(());
         }
         let ranges = [write.gfns()];

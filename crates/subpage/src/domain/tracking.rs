@@ -15,7 +15,8 @@ use crate::track::{Arming, TrackId, WrittenPage};
 impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// Starts tracking which sub-pages of `range` are written.
     ///
-    /// Sub-pages that rules or maps deny are not tracked while they are denied. Costs eight bytes a
+    /// A sub-page that a rule or a map holds is not armed: writes to it trap anyway, and those that
+    /// are let through are noted. Costs eight bytes a
     /// page and an L1 table for each 2 MiB region. Fails if permissions are not enabled, the range
     /// lies beyond the processor's width or shares a page with another tracked one, or memory is
     /// short.

@@ -144,6 +144,14 @@ impl Tracking {
         self.find(gfn).and_then(|tracked| tracked.page(gfn)).map_or(AccessMap::NONE, |p| p.written)
     }
 
+    /// Whether a write of these bytes, which lie in one page, has something to note.
+    pub(crate) fn is_news(&self, bytes: ByteRange) -> bool {
+        let gfn = bytes.first().gfn();
+        let Some(tracked) = self.find(gfn) else { return false };
+        let touched = AccessMap::touched_by(bytes) & tracked.tracked(gfn);
+        !(touched & !self.written(gfn)).is_empty()
+    }
+
     /// What `arming` leaves of the record of a page whose permission is `permitted`:
     /// the sub-pages to arm and those that count as written.
     pub(crate) fn outcome(
@@ -160,7 +168,7 @@ impl Tracking {
             Arming::Rearm => AccessMap::NONE,
             Arming::Written(bytes) => {
                 let touched = bytes.in_page(gfn).map_or(AccessMap::NONE, AccessMap::touched_by);
-                before | (touched & of_page & permitted)
+                before | (touched & of_page)
             }
         };
         let armed = match arming {
