@@ -1,0 +1,9 @@
+//! The `subpage` command.
+#![forbid(unsafe_code)]
+
+pub mod closing_table;
+pub mod events;
+pub mod heat;
+pub mod policy;
+pub mod summary;
+pub mod terminal;
