@@ -5,5 +5,6 @@ pub mod closing_table;
 pub mod events;
 pub mod heat;
 pub mod policy;
+pub mod report;
 pub mod summary;
 pub mod terminal;

@@ -10,7 +10,7 @@ use crate::heat::PageHeat;
 use crate::policy::PolicyRule;
 
 /// Most denials that a summary keeps whole.
-pub const MAX_FIRST_DENIALS: usize = 50;
+pub const MAX_FIRST_DENIALS: usize = 20;
 
 /// One run of one guest under one policy.
 #[derive(Debug, Clone, Serialize)]

@@ -50,14 +50,6 @@ impl<W: Write> EventWriter<W> {
         }
     }
 
-    /// Whether this write will be shown; asked before work is spent on its details.
-    pub fn wants(&self, rule: &str) -> bool {
-        match self {
-            Self::Json(_) => true,
-            Self::Text(text) => text.wants(rule),
-        }
-    }
-
     /// The run is over.
     pub fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         match self {

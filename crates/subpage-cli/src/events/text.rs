@@ -13,20 +13,32 @@ use crate::terminal::{bytes, grouped, printable};
 /// Writes of one rule that are shown whole; later ones are counted, and each power of ten is told.
 pub const SHOWN_PER_RULE: u64 = 20;
 
+/// Writes of all rules that are shown whole, beyond which each rule shows only its first.
+const SHOWN_IN_ALL: u64 = 100;
+
 /// Widest rule name that the alignment makes room for, in columns.
 const MAX_NAME_COLUMNS: usize = 32;
+
+/// The writes that met one rule.
+#[derive(Default)]
+struct Seen {
+    count: u64,
+    /// Whether it has been said that not all are shown.
+    told: bool,
+}
 
 /// Writes events as lines, with ANSI colours.
 pub struct TextEvents<W: Write> {
     out: W,
-    seen: HashMap<String, u64>,
+    seen: HashMap<String, Seen>,
+    shown: u64,
     name_columns: usize,
 }
 
 impl<W: Write> TextEvents<W> {
     /// A writer that has seen nothing.
     pub fn new(out: W) -> Self {
-        Self { out, seen: HashMap::new(), name_columns: 0 }
+        Self { out, seen: HashMap::new(), shown: 0, name_columns: 0 }
     }
 
     pub(super) fn start(&mut self, start: &StartEvent) -> io::Result<()> {
@@ -62,24 +74,20 @@ impl<W: Write> TextEvents<W> {
         writeln!(self.out)
     }
 
-    /// Whether the next write of this rule is shown in some form.
-    pub(super) fn wants(&self, rule: &str) -> bool {
-        let next = self.seen.get(rule).copied().unwrap_or(0) + 1;
-        next <= SHOWN_PER_RULE + 1 || is_power_of_ten(next)
-    }
-
     pub(super) fn write(&mut self, write: &WriteEvent) -> io::Result<()> {
-        let count = match self.seen.get_mut(&write.rule) {
-            Some(count) => count,
-            None => self.seen.entry(write.rule.clone()).or_insert(0),
-        };
-        *count += 1;
-        let count = *count;
-        if count <= SHOWN_PER_RULE {
+        if !self.seen.contains_key(&write.rule) {
+            self.seen.insert(write.rule.clone(), Seen::default());
+        }
+        let seen = self.seen.get_mut(&write.rule).expect("just inserted");
+        seen.count += 1;
+        let count = seen.count;
+        if count <= SHOWN_PER_RULE && (count == 1 || self.shown < SHOWN_IN_ALL) {
+            self.shown += 1;
             return self.whole(write);
         }
         let name = printable(&write.rule);
-        if count == SHOWN_PER_RULE + 1 {
+        if !seen.told {
+            seen.told = true;
             writeln!(
                 self.out,
                 "{QUIET}… more by{QUIET:#} {NAME}{name}{NAME:#}{QUIET}: from here on counted, all in \

@@ -1,6 +1,9 @@
 //! Golden tests. `UPDATE_EXPECT=1 cargo test -p subpage-cli` writes the expected files anew.
 
+mod events;
 mod policy;
+mod report;
+mod runs;
 
 use std::path::{Path, PathBuf};
 
