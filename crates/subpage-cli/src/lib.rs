@@ -1,6 +1,7 @@
 //! The `subpage` command.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod closing_table;
 pub mod events;
 pub mod heat;

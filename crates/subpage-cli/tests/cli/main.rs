@@ -1,5 +1,6 @@
 //! Golden tests. `UPDATE_EXPECT=1 cargo test -p subpage-cli` writes the expected files anew.
 
+mod check;
 mod events;
 mod policy;
 mod report;
