@@ -6,9 +6,14 @@ extern crate alloc;
 
 pub mod access;
 pub mod address;
+pub mod domain;
 pub mod ept;
 pub mod exit;
 pub mod frames;
+pub mod invalidate;
 pub mod level;
 pub mod rules;
+pub mod slots;
 pub mod sppt;
+pub mod track;
+pub mod uapi;

@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::address::ByteRange;
 
 /// Longest name of a rule in bytes of UTF-8.
-pub const RULE_NAME_BYTES: usize = 62;
+pub(crate) const RULE_NAME_BYTES: usize = 62;
 
 /// Why a text is not the name of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -16,7 +16,7 @@ pub enum RuleNameError {
     /// The name has no character.
     #[error("a rule needs a name")]
     Empty,
-    /// The name is longer than [`RULE_NAME_BYTES`].
+    /// The name is longer than 62.
     #[error("a rule's name has {bytes} bytes, at most 62 are allowed")]
     TooLong {
         /// Its length in bytes.

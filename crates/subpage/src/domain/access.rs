@@ -1,0 +1,107 @@
+//! Access maps: get and set over any number of pages.
+
+use super::change::Repermit;
+use super::{Domain, DomainError, Observer};
+use crate::access::AccessMap;
+use crate::address::{Gfn, GfnRange};
+use crate::frames::TableFrames;
+use crate::invalidate::Invalidation;
+use crate::slots::AddressSpace;
+use crate::track::Arming;
+
+impl<F: TableFrames, O: Observer> Domain<F, O> {
+    /// Reads what may be written of `maps.len()` pages from `first`.
+    ///
+    /// The answer is the effective permission: access maps and rules together. Fails if permissions
+    /// are not enabled, if there is no page, if a page lies beyond the processor's width, or if one
+    /// belongs to no slot of the normal address space; `maps` is then untouched.
+    pub fn get_access(&self, first: Gfn, maps: &mut [AccessMap]) -> Result<(), DomainError> {
+        let sppt = self.enabled()?;
+        let range = self.pages_of_call(first, maps.len())?;
+        sppt.read_run(&self.tables.frames, range, maps);
+        for tracked in self.tracking.iter() {
+            let Some(common) = tracked.range.gfns().intersection(range) else { continue };
+            for gfn in common.iter() {
+                let map = &mut maps[index_in_call(first, gfn)];
+                *map = *map | self.tracking.armed(gfn);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the access maps of `maps.len()` pages from `first`, all or none.
+    ///
+    /// What rules deny stays denied; the map decides everything else, and comes into force there if
+    /// a rule goes. Fails like [`get_access`](Self::get_access), if memory is short, and if a map
+    /// would permit what a locked rule denies. A tightening is in force when the returned token is
+    /// completed.
+    pub fn set_access(
+        &mut self,
+        first: Gfn,
+        maps: &[AccessMap],
+    ) -> Result<Invalidation, DomainError> {
+        let sppt = self.enabled()?;
+        let range = self.pages_of_call(first, maps.len())?;
+        let map = |gfn: Gfn| maps[index_in_call(first, gfn)];
+        let rules = &self.rules;
+        let ranges = [range];
+        let mut hidden = None;
+        if !rules.is_empty() {
+            for gfn in range.iter() {
+                let (locked, rule) = rules.locked(gfn);
+                if let Some(rule) = rule.filter(|_| !(map(gfn) & locked).is_empty()) {
+                    return Err(DomainError::Locked(rule));
+                }
+            }
+            hidden = Some(self.hidden.replaced(&ranges, |gfn| !map(gfn) & !rules.permitted(gfn))?);
+        }
+        let mut change = Repermit {
+            tracking: &mut self.tracking,
+            arming: Arming::Keep,
+            permit: |gfn, _| {
+                if rules.is_empty() { map(gfn) } else { map(gfn) & rules.permitted(gfn) }
+            },
+        };
+        let plan = self.tables.plan(sppt, &ranges, &change)?;
+        let token = self.tables.apply(sppt, plan, &self.slots, &ranges, &mut change);
+        if let Some(hidden) = hidden {
+            self.hidden = hidden;
+        }
+        self.counters.sets += 1;
+        self.observer.maps_set(range, maps);
+        Ok(token)
+    }
+
+    /// The first page at or after `from` that is restricted or has an armed sub-page.
+    pub fn next_restricted(&self, from: Gfn) -> Option<Gfn> {
+        self.tables.sppt.and_then(|sppt| sppt.next_restricted(&self.tables.frames, from))
+    }
+
+    /// What may be written of one page, whether or not a slot holds it.
+    pub fn permitted(&self, gfn: Gfn) -> AccessMap {
+        let stored = self.tables.vector(gfn).to_map();
+        if self.tracking.is_empty() { stored } else { stored | self.tracking.armed(gfn) }
+    }
+
+    /// What the access map alone permits of a page.
+    pub(super) fn base_map(&self, gfn: Gfn) -> AccessMap {
+        let under_rules = !self.rules.permitted(gfn) & !self.hidden.of(gfn);
+        self.permitted(gfn) | under_rules
+    }
+
+    fn pages_of_call(&self, first: Gfn, count: usize) -> Result<GfnRange, DomainError> {
+        let range = GfnRange::new(first, count as u64)?;
+        self.check_width(range)?;
+        match self.slots[AddressSpace::Normal.index()].first_gap(range) {
+            Some(gfn) => Err(DomainError::NoSlot(gfn)),
+            None => Ok(range),
+        }
+    }
+}
+
+/// Position of a page among those of a call that begins at `first`; the page is one of them (D22,
+/// D49: the series' index and page drifted apart).
+#[allow(clippy::cast_possible_truncation)] // The call's maps are a slice, so its indices fit.
+fn index_in_call(first: Gfn, gfn: Gfn) -> usize {
+    (gfn.as_u64() - first.as_u64()) as usize
+}

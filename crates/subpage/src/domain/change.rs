@@ -1,0 +1,45 @@
+//! A change of permission, seen as a change of what the SPPT holds.
+
+use super::tables::Change;
+use crate::access::{AccessMap, SppVector};
+use crate::address::Gfn;
+use crate::track::{Arming, Tracking};
+
+/// Permission changes by `permit`, from the old map of a page to its new one; tracking follows.
+///
+/// The SPPT holds permission minus what is armed. This is the one place that puts the two together
+/// and takes them apart.
+pub(super) struct Repermit<'a, P> {
+    pub(super) tracking: &'a mut Tracking,
+    pub(super) arming: Arming,
+    pub(super) permit: P,
+}
+
+impl<P: Fn(Gfn, AccessMap) -> AccessMap> Repermit<'_, P> {
+    fn permitted(&self, gfn: Gfn, old: SppVector) -> AccessMap {
+        if self.tracking.is_empty() {
+            return (self.permit)(gfn, old.to_map());
+        }
+        (self.permit)(gfn, old.to_map() | self.tracking.armed(gfn))
+    }
+}
+
+impl<P: Fn(Gfn, AccessMap) -> AccessMap> Change for Repermit<'_, P> {
+    fn vector(&self, gfn: Gfn, old: SppVector) -> SppVector {
+        let permitted = self.permitted(gfn, old);
+        if self.tracking.is_empty() {
+            return permitted.into();
+        }
+        let (armed, _) = self.tracking.outcome(gfn, permitted, self.arming);
+        (permitted & !armed).into()
+    }
+
+    fn applied(&mut self, gfn: Gfn, old: SppVector, _new: SppVector) {
+        if self.tracking.is_empty() {
+            return;
+        }
+        let permitted = self.permitted(gfn, old);
+        let (armed, written) = self.tracking.outcome(gfn, permitted, self.arming);
+        self.tracking.note(gfn, armed, written);
+    }
+}

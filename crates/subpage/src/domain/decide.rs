@@ -1,0 +1,192 @@
+//! The decision about a write: one function for the processor's, the trapped, the emulated and the
+//! device model's (design decision 6, contract C4).
+
+use super::{Domain, DomainError, Observer};
+use crate::access::{AccessMap, SUB_PAGE_BYTES};
+use crate::address::{ByteRange, Gpa};
+use crate::frames::TableFrames;
+use crate::rules::{Action, RuleId};
+use crate::slots::AddressSpace;
+
+/// What a write meets.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Every byte may be written.
+    Allowed,
+    /// Every byte may be written, and the write is to be reported.
+    Reported {
+        /// The strongest rule that wants to know.
+        rule: RuleId,
+        /// The first byte of it that the write touches.
+        at: Gpa,
+    },
+    /// No byte may be written.
+    Denied {
+        /// The rule that denies it; none if an access map does.
+        rule: Option<RuleId>,
+        /// The first byte that may not be written.
+        at: Gpa,
+        /// The rule wants the guest stopped.
+        stop: bool,
+    },
+    /// Sub-page permissions do not come into it: the slot is read-only for the guest.
+    NotEligible {
+        /// The first byte in such a slot.
+        at: Gpa,
+    },
+    /// A byte belongs to no slot.
+    NotMapped {
+        /// The first such byte.
+        at: Gpa,
+    },
+}
+
+impl Decision {
+    /// Whether the write may take effect.
+    pub const fn permits(self) -> bool {
+        matches!(self, Self::Allowed | Self::Reported { .. })
+    }
+
+    /// The decision about two parts of one write: what stops either stops both.
+    ///
+    /// A write across a page end may go to two guest-physical pages that are not neighbours; decide
+    /// each part and join them before any byte is written.
+    pub const fn and(self, next: Self) -> Self {
+        match (self, next) {
+            (first, Self::Allowed) => first,
+            (first, _) if !first.permits() => first,
+            (first @ Self::Reported { .. }, second) if second.permits() => first,
+            (_, second) => second,
+        }
+    }
+}
+
+/// A denied write, as it is reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Denial {
+    /// First byte of the write.
+    pub gpa: Gpa,
+    /// Guest-linear address of that byte, if the processor gave one.
+    pub gla: Option<u64>,
+    /// Length of the write in bytes, if known: an EPT violation does not tell (D37).
+    pub length: Option<u64>,
+    /// First byte that may not be written.
+    pub at: Gpa,
+    /// The rule that denies it; none if an access map does.
+    pub rule: Option<RuleId>,
+    /// The rule wants the guest stopped.
+    pub stop: bool,
+    /// The write was part of delivering an event: there is no instruction to skip (D35).
+    pub during_delivery: bool,
+}
+
+impl<F: TableFrames, O: Observer> Domain<F, O> {
+    /// Decides about a write without any effect.
+    ///
+    /// Looks at every sub-page the write touches, across page ends. The hardware's own rule is the
+    /// same: a write proceeds only if the bit of every touched sub-page is 1 (SDM Vol. 3C,
+    /// "Determining an Access's Sub-Page Write Permission"; `spp-facts.md` 1.7).
+    pub fn check_write(&self, space: AddressSpace, write: ByteRange) -> Decision {
+        if write.first().gfn() == write.last().gfn() {
+            return self.check_in_page(space, write);
+        }
+        write
+            .pages()
+            .map(|bytes| self.check_in_page(space, bytes))
+            .fold(Decision::Allowed, Decision::and)
+    }
+
+    fn check_in_page(&self, space: AddressSpace, bytes: ByteRange) -> Decision {
+        let gfn = bytes.first().gfn();
+        let Some(slot) = self.slots[space.index()].find(gfn) else {
+            return Decision::NotMapped { at: bytes.first() };
+        };
+        if slot.read_only {
+            return Decision::NotEligible { at: bytes.first() };
+        }
+        let vector = self.tables.vector(gfn);
+        if vector.is_unrestricted() {
+            return Decision::Allowed;
+        }
+        let mut denied = AccessMap::touched_by(bytes) & !vector.to_map();
+        if !denied.is_empty() && !self.tracking.is_empty() {
+            denied = denied & !self.tracking.armed(gfn);
+        }
+        if denied.is_empty() {
+            return Decision::Allowed;
+        }
+        self.reason(bytes, denied)
+    }
+
+    /// Who denies a write to the `denied` sub-pages of its page, if anybody does.
+    ///
+    /// A rule may be finer than a sub-page: a write that touches none of its bytes is let through.
+    fn reason(&self, bytes: ByteRange, denied: AccessMap) -> Decision {
+        let gfn = bytes.first().gfn();
+        let strongest = self.rules.strongest(bytes);
+        if let Some(active) = strongest
+            && active.effect() >= Action::Deny
+        {
+            let common = active.rule.range.intersection(bytes);
+            return Decision::Denied {
+                rule: Some(active.id),
+                at: common.map_or(bytes.first(), ByteRange::first),
+                stop: active.effect() == Action::Stop,
+            };
+        }
+        let by_map = denied & (self.rules.permitted(gfn) | self.hidden.of(gfn));
+        if let Some(sub) = by_map.iter().next() {
+            let start = gfn.gpa().as_u64() + u64::from(sub.index()) * SUB_PAGE_BYTES;
+            let at = Gpa::new(start).max(bytes.first());
+            return Decision::Denied { rule: None, at, stop: false };
+        }
+        match strongest {
+            Some(active) => Decision::Reported {
+                rule: active.id,
+                at: active.rule.range.first().max(bytes.first()),
+            },
+            None => Decision::Allowed,
+        }
+    }
+
+    /// Decides about a write that software is about to do for the guest (an emulated instruction, a
+    /// device model), and does what goes with it.
+    ///
+    /// If the answer permits the write, its pages are marked dirty and its sub-pages written, and
+    /// an "allow once" rule is spent: the caller must now write all the bytes, before it lets go of
+    /// the lock on the domain (contract C1). Otherwise it must write none. On an error, which only
+    /// memory for tables can cause, it must write none either.
+    pub fn authorize_write(
+        &mut self,
+        space: AddressSpace,
+        write: ByteRange,
+    ) -> Result<Decision, DomainError> {
+        let decision = self.check_write(space, write);
+        if decision.permits() {
+            self.note_written(space, write)?;
+        }
+        match decision {
+            Decision::Reported { .. } => {
+                self.rules.spend(write);
+                self.counters.reported += 1;
+            }
+            Decision::Denied { rule, at, stop } => self.report(&Denial {
+                gpa: write.first(),
+                gla: None,
+                length: Some(write.bytes()),
+                at,
+                rule,
+                stop,
+                during_delivery: false,
+            }),
+            Decision::Allowed | Decision::NotEligible { .. } | Decision::NotMapped { .. } => {}
+        }
+        Ok(decision)
+    }
+
+    pub(super) fn report(&mut self, denial: &Denial) {
+        self.counters.denied += 1;
+        self.observer.denied(denial);
+    }
+}

@@ -1,0 +1,288 @@
+//! What to do about an exit that EPT or the SPPT caused.
+//!
+//! Every answer makes progress (contract C8). A translation that is merely stale is retried once; if
+//! the same instruction traps at the same address again, the write is emulated, which needs no
+//! translation (D27, D33, D34). The vector decides, never the mere fact of an exit.
+
+use super::tables::Tables;
+use super::{Decision, Denial, Domain, DomainError, Observer};
+use crate::access::SubPage;
+use crate::address::{ByteRange, Gpa};
+use crate::exit::{Delivery, DeliveryFixup, EptQualification, SppQualification};
+use crate::frames::TableFrames;
+use crate::level::Level;
+use crate::slots::AddressSpace;
+use crate::sppt::SpptEntry;
+
+/// An EPT violation (exit reason 48) as the backend read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EptViolation {
+    /// Exit qualification.
+    pub qualification: EptQualification,
+    /// Guest-physical address field.
+    pub gpa: Gpa,
+    /// Guest-linear address field; meaningful if the qualification says so.
+    pub gla: u64,
+    /// Instruction pointer of the guest, to tell a repeated trap from a new one.
+    pub rip: u64,
+    /// Length of the access in bytes, if the backend has decoded the instruction.
+    pub length: Option<u64>,
+    /// The address space the guest was in.
+    pub space: AddressSpace,
+    /// Event delivery in progress.
+    pub delivery: Delivery,
+}
+
+/// An SPP-related event (exit reason 66) as the backend read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SppEvent {
+    /// Exit qualification.
+    pub qualification: SppQualification,
+    /// Guest-physical address field.
+    pub gpa: Gpa,
+    /// Instruction pointer of the guest.
+    pub rip: u64,
+    /// The address space the guest was in.
+    pub space: AddressSpace,
+    /// Event delivery in progress.
+    pub delivery: Delivery,
+}
+
+/// What a processor was last told to retry; one for each, kept by the backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RetryState {
+    last: Option<(u64, Gpa)>,
+}
+
+impl RetryState {
+    /// Whether this trap has not been retried yet; notes it as retried.
+    fn may_retry(&mut self, rip: u64, gpa: Gpa) -> bool {
+        self.last.replace((rip, gpa)) != Some((rip, gpa))
+    }
+}
+
+/// Something the host, not the guest, has to answer for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostError {
+    /// No memory for a table. Nothing has changed; free some and resume.
+    OutOfMemory,
+    /// An SPPT entry has reserved bits set: somebody else wrote the tables. Stop the guest.
+    DamagedSppt {
+        /// Level of the entry.
+        level: Level,
+        /// The entry.
+        entry: u64,
+    },
+}
+
+/// What the backend does about an exit.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The tables now permit the access: enter the guest again.
+    Resume,
+    /// The tables permitted it all along: invalidate this processor's translations, enter again.
+    Retry,
+    /// The tables cannot express that it is permitted: emulate the write through
+    /// [`Domain::authorize_write`], which also decides by the exact bytes.
+    Emulate,
+    /// The processor was updating accessed or dirty flags in a guest paging structure that lies in
+    /// a restricted page. That is no write of the guest's: set the flags in software, or, if
+    /// `on_every_walk`, step over the instruction, since the processor would trap on reads too.
+    PageWalk {
+        /// Address of the paging-structure entry.
+        gpa: Gpa,
+        /// Accessed and dirty flags for EPT are on: setting flags does not end the traps.
+        on_every_walk: bool,
+    },
+    /// The write is denied. What becomes of the instruction is the backend's policy.
+    Deny(Denial),
+    /// No slot holds the address: a device, or nothing.
+    NoSlot(Gpa),
+    /// The guest fetched an instruction from a page that the host does not let it execute.
+    NotExecutable(Gpa),
+    /// The guest wrote to a read-only slot.
+    ReadOnlySlot(Gpa),
+    /// A slot holds it but nothing is mapped: map the page and enter again.
+    Map(Gpa),
+    /// The host page may not be written by the guest now: make it writable (break the sharing, copy
+    /// it), [`protect`](Domain::protect) or map it anew, and enter again.
+    MakeWritable(Gpa),
+    /// The host has a problem.
+    Host(HostError),
+}
+
+impl<F: TableFrames, O: Observer> Domain<F, O> {
+    /// Answers an EPT violation, and says what event delivery needs before the next entry.
+    pub fn ept_violation(
+        &mut self,
+        retry: &mut RetryState,
+        exit: &EptViolation,
+    ) -> (Answer, DeliveryFixup) {
+        self.counters.ept_violations += 1;
+        let answer = self.answer_violation(retry, exit).unwrap_or_else(host_error);
+        self.count(answer);
+        (answer, exit.delivery.fixup(exit.qualification.nmi_unblocked()))
+    }
+
+    fn answer_violation(
+        &mut self,
+        retry: &mut RetryState,
+        exit: &EptViolation,
+    ) -> Result<Answer, DomainError> {
+        let gpa = exit.gpa;
+        let gfn = gpa.gfn();
+        let Some(slot) = self.slots[exit.space.index()].find(gfn) else {
+            return Ok(Answer::NoSlot(gpa));
+        };
+        let Some(place) = self.mapping(exit.space, gfn) else { return Ok(Answer::Map(gpa)) };
+        if !exit.qualification.write() {
+            // A leaf of this engine is readable, so a read or a fetch that trapped met a stale
+            // entry, or a page the host does not let the guest execute.
+            let executable = place.entry.execute() || !exit.qualification.fetch();
+            return Ok(if executable { Answer::Retry } else { Answer::NotExecutable(gpa) });
+        }
+        if slot.read_only {
+            return Ok(Answer::ReadOnlySlot(gpa));
+        }
+        if exit.qualification.is_page_walk() {
+            if !place.entry.host_writable() {
+                return Ok(Answer::MakeWritable(gpa));
+            }
+            return self.answer_page_walk(retry, exit);
+        }
+        // Without a decoded length only the addressed byte is certain to be written.
+        let Ok(write) = ByteRange::new(gpa, exit.length.unwrap_or(1).max(1)) else {
+            return Ok(Answer::NoSlot(Gpa::MAX));
+        };
+        match self.check_write(exit.space, write) {
+            Decision::Denied { rule, at, stop } => {
+                let denial = Denial {
+                    gpa,
+                    gla: exit.qualification.linear_valid().then_some(exit.gla),
+                    length: exit.length,
+                    at,
+                    rule,
+                    stop,
+                    during_delivery: exit.delivery.vectoring.valid(),
+                };
+                self.report(&denial);
+                Ok(Answer::Deny(denial))
+            }
+            Decision::Reported { .. } => Ok(Answer::Emulate),
+            Decision::NotMapped { at } => Ok(Answer::NoSlot(at)),
+            Decision::NotEligible { at } => Ok(Answer::ReadOnlySlot(at)),
+            Decision::Allowed if !place.entry.host_writable() => Ok(Answer::MakeWritable(gpa)),
+            Decision::Allowed => self.open_for(retry, exit, write),
+        }
+    }
+
+    /// A permitted write trapped: find out what it waits for.
+    fn open_for(
+        &mut self,
+        retry: &mut RetryState,
+        exit: &EptViolation,
+        write: ByteRange,
+    ) -> Result<Answer, DomainError> {
+        let gfn = exit.gpa.gfn();
+        if !self.permitted(gfn).contains(SubPage::of(exit.gpa)) {
+            // The rule is finer than the sub-page, and the bytes are none of its.
+            return Ok(Answer::Emulate);
+        }
+        let before = (self.counters.dirtied, self.counters.tracked);
+        if self.slots[exit.space.index()].find(gfn).is_some_and(|slot| slot.dirty.is_some()) {
+            self.split_for_dirty(exit.space, gfn)?;
+        }
+        // The part of a write in the next page traps by itself when the processor gets there.
+        self.note_written(exit.space, write.in_page(gfn).unwrap_or(write))?;
+        Ok(if before != (self.counters.dirtied, self.counters.tracked) {
+            Answer::Resume
+        } else if retry.may_retry(exit.rip, exit.gpa) {
+            Answer::Retry
+        } else {
+            Answer::Emulate
+        })
+    }
+
+    fn answer_page_walk(
+        &mut self,
+        retry: &mut RetryState,
+        exit: &EptViolation,
+    ) -> Result<Answer, DomainError> {
+        let gfn = exit.gpa.gfn();
+        if self.slots[exit.space.index()].find(gfn).is_some_and(|slot| slot.dirty.is_some()) {
+            self.split_for_dirty(exit.space, gfn)?;
+        }
+        self.mark_dirty(exit.space, gfn);
+        let Some(place) = self.mapping(exit.space, gfn) else { return Ok(Answer::Map(exit.gpa)) };
+        if place.entry.write() {
+            let fresh = retry.may_retry(exit.rip, exit.gpa);
+            return Ok(if fresh { Answer::Retry } else { Answer::Emulate });
+        }
+        Ok(Answer::PageWalk { gpa: exit.gpa, on_every_walk: self.ept_accessed_dirty })
+    }
+
+    /// Answers an SPP miss or misconfiguration, and says what event delivery needs.
+    ///
+    /// A miss cannot come from the tables of a domain at rest (design decision 2). It comes from a
+    /// translation that was cached before the last restricted page of a region became unrestricted,
+    /// and so does no harm: the leaf is computed again and the access retried.
+    pub fn spp_event(
+        &mut self,
+        retry: &mut RetryState,
+        exit: &SppEvent,
+    ) -> (Answer, DeliveryFixup) {
+        self.observer.spp_event(exit.gpa, exit.qualification);
+        if exit.qualification.miss() {
+            self.counters.spp_misses += 1;
+        } else {
+            self.counters.spp_misconfigurations += 1;
+        }
+        let answer = if let Some((level, entry)) = self.tables.damaged_entry(exit.gpa) {
+            Answer::Host(HostError::DamagedSppt { level, entry })
+        } else if retry.may_retry(exit.rip, exit.gpa) {
+            if let Some(leaves) = self.tables.leaf_table(exit.space, exit.gpa.gfn()) {
+                self.tables.refresh_leaf(exit.space, leaves, &self.slots, exit.gpa.gfn());
+            }
+            Answer::Retry
+        } else {
+            Answer::Emulate
+        };
+        self.count(answer);
+        (answer, exit.delivery.fixup(exit.qualification.nmi_unblocked()))
+    }
+
+    fn count(&mut self, answer: Answer) {
+        match answer {
+            Answer::Retry => self.counters.retries += 1,
+            Answer::Emulate => self.counters.emulations += 1,
+            _ => {}
+        }
+    }
+}
+
+fn host_error(error: DomainError) -> Answer {
+    assert!(
+        matches!(error, DomainError::OutOfMemory),
+        "handling an exit can only fail for want of memory: {error}"
+    );
+    Answer::Host(HostError::OutOfMemory)
+}
+
+impl<F: TableFrames> Tables<F> {
+    /// The first entry on the way to `gpa`'s vector that has reserved bits set.
+    fn damaged_entry(&self, gpa: Gpa) -> Option<(Level, u64)> {
+        let mut table = self.sppt?.root();
+        for level in [Level::L4, Level::L3, Level::L2] {
+            let raw = self.frames.load(table, level.index(gpa.gfn()));
+            let entry = SpptEntry::from(raw);
+            let next = entry.table()?;
+            if entry.has_reserved_bits(self.width) {
+                return Some((level, raw));
+            }
+            table = next;
+        }
+        let raw = self.frames.load(table, Level::L1.index(gpa.gfn()));
+        crate::access::SppVector::try_from_bits(raw).is_err().then_some((Level::L1, raw))
+    }
+}

@@ -1,0 +1,435 @@
+//! Rules, maps and tracking as bytes, and back, bit for bit (contract C7, D50).
+//!
+//! Format, version 1, all numbers little-endian: a [`Header`], then its counts of [`RuleRecord`],
+//! [`MapRecord`] and [`TrackRecord`] with [`WrittenRecord`]s, each list ascending, then a CRC-32
+//! (ISO-HDLC) of everything before it. Access maps are those of pages that do not have the initial
+//! map, as they are underneath rules. The bytes are hostile input: lengths are checked against the
+//! counts before anything is reserved, so an import never holds more than a small multiple of its
+//! input.
+
+use alloc::vec::Vec;
+
+use thiserror::Error;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::change::Repermit;
+use super::guard::page_ranges;
+use super::{Domain, DomainError, Observer};
+use crate::access::AccessMap;
+use crate::address::{AddressError, ByteRange, Gfn, GfnRange, Gpa};
+use crate::frames::{OutOfFrames, TableFrames};
+use crate::invalidate::Invalidation;
+use crate::rules::{Action, ActiveRule, Owner, Rule, RuleId, RuleName, RuleNameError, RuleSet};
+use crate::track::{Arming, TrackId, Tracking};
+
+const MAGIC: [u8; 8] = *b"SUBPAGE\0";
+const VERSION: u32 = 1;
+const LOCKED: u8 = 1;
+const SPENT: u8 = 2;
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Header {
+    magic: [u8; 8],
+    version: U32,
+    rules: U32,
+    maps: U32,
+    tracked: U32,
+    next_rule: U64,
+    next_track: U64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RuleRecord {
+    id: U64,
+    first: U64,
+    bytes: U64,
+    owner: U32,
+    action: u8,
+    flags: u8,
+    name_bytes: u8,
+    name: [u8; 62],
+    padding: u8,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct MapRecord {
+    gfn: U64,
+    map: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct TrackRecord {
+    id: U64,
+    first: U64,
+    bytes: U64,
+    written_pages: U64,
+}
+
+/// A page of a tracked range with written sub-pages.
+type WrittenRecord = MapRecord;
+
+/// Why exported state was not taken in; nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum ImportError {
+    /// The bytes do not begin like exported state.
+    #[error("this is not exported subpage state")]
+    NotState,
+    /// The version is one this code does not read.
+    #[error("exported state has version {0}; this build reads version 1")]
+    Version(u32),
+    /// The bytes end early or go on too long.
+    #[error("exported state is cut short or too long at byte {at}")]
+    Length {
+        /// Offset at which the next record should begin.
+        at: usize,
+    },
+    /// The checksum does not match.
+    #[error("exported state is damaged: its checksum does not match")]
+    Checksum,
+    /// A record has a value that cannot be.
+    #[error("exported state has a wrong {what} in record {record} of its list")]
+    Record {
+        /// Which field.
+        what: &'static str,
+        /// Which record of its list, from 0.
+        record: usize,
+    },
+    /// Its rules and tracked ranges hold more pages than the caller allows.
+    #[error("exported state is about more pages than allowed")]
+    TooManyPages,
+    /// The domain has rules, maps or tracking already; import into a fresh one.
+    #[error("the domain is not empty: import into a fresh one")]
+    NotEmpty,
+    /// The domain refused.
+    #[error(transparent)]
+    Domain(#[from] DomainError),
+}
+
+impl From<OutOfFrames> for ImportError {
+    fn from(error: OutOfFrames) -> Self {
+        Self::Domain(error.into())
+    }
+}
+
+impl<F: TableFrames, O: Observer> Domain<F, O> {
+    /// Writes rules, access maps and tracking state as bytes.
+    ///
+    /// Equal states give equal bytes. Slots, mappings and dirty logs belong to the VMM and are not
+    /// part of it. Fails if permissions are not enabled or memory is short.
+    pub fn export(&self) -> Result<Vec<u8>, DomainError> {
+        self.enabled()?;
+        let mut out = Vec::new();
+        put(&mut out, &self.header(0, 0))?;
+        for active in self.rules.iter() {
+            put(&mut out, &RuleRecord::from(active))?;
+        }
+        let mut maps = 0;
+        let mut next = Some(Gfn::new(0));
+        while let Some(gfn) = next.and_then(|from| self.next_restricted(from)) {
+            let map = self.base_map(gfn);
+            if !map.is_unrestricted() {
+                put(&mut out, &MapRecord { gfn: gfn.as_u64().into(), map: map.bits().into() })?;
+                maps += 1;
+            }
+            next = gfn.checked_add(1);
+        }
+        let mut tracked = 0;
+        for range in self.tracking.iter() {
+            put(
+                &mut out,
+                &TrackRecord {
+                    id: range.id.0.into(),
+                    first: range.range.first().as_u64().into(),
+                    bytes: range.range.bytes().into(),
+                    written_pages: (range.written().count() as u64).into(),
+                },
+            )?;
+            for page in range.written() {
+                let gfn = page.gfn.as_u64().into();
+                put(&mut out, &WrittenRecord { gfn, map: page.written.bits().into() })?;
+            }
+            tracked += 1;
+        }
+        let header = self.header(maps, tracked);
+        out[..size_of::<Header>()].copy_from_slice(header.as_bytes());
+        let checksum = U32::from(crc32fast::hash(&out));
+        put(&mut out, &checksum)?;
+        Ok(out)
+    }
+
+    fn header(&self, maps: u32, tracked: u32) -> Header {
+        Header {
+            magic: MAGIC,
+            version: VERSION.into(),
+            rules: u32::try_from(self.rules.len()).unwrap_or(u32::MAX).into(),
+            maps: maps.into(),
+            tracked: tracked.into(),
+            next_rule: self.next_rule.into(),
+            next_track: self.next_track.into(),
+        }
+    }
+
+    /// Takes in exported state, all or nothing; the domain must be enabled and hold no rule, no
+    /// restricted page and no tracked range.
+    ///
+    /// A locked rule can thus not be shaken off by importing over it. State about more than
+    /// `max_pages` pages is refused before anything is reserved for them.
+    pub fn import(&mut self, bytes: &[u8], max_pages: u64) -> Result<Invalidation, ImportError> {
+        let sppt = self.enabled()?;
+        let empty = self.rules.is_empty() && self.tracking.is_empty();
+        if !empty || self.next_restricted(Gfn::new(0)).is_some() {
+            return Err(ImportError::NotEmpty);
+        }
+        let state = State::parse(bytes, max_pages)?;
+        for range in &state.ranges {
+            self.check_width(*range)?;
+        }
+        let hidden = self
+            .hidden
+            .replaced(&state.ranges, |gfn| !state.base(gfn) & !state.rules.permitted(gfn))?;
+        let mut tracking = state.tracking;
+        let (rules, maps) = (&state.rules, &state.maps);
+        let mut change = Repermit {
+            tracking: &mut tracking,
+            arming: Arming::Keep,
+            permit: |gfn, _| base(maps, gfn) & rules.permitted(gfn),
+        };
+        let plan = self.tables.plan(sppt, &state.ranges, &change)?;
+        let token = self.tables.apply(sppt, plan, &self.slots, &state.ranges, &mut change);
+        self.rules = state.rules;
+        self.hidden = hidden;
+        self.tracking = tracking;
+        self.next_rule = state.next_rule;
+        self.next_track = state.next_track;
+        Ok(token)
+    }
+}
+
+/// Exported state, read and checked.
+struct State {
+    rules: RuleSet,
+    maps: Vec<(Gfn, AccessMap)>,
+    tracking: Tracking,
+    /// All pages that the state is about, ascending and disjoint.
+    ranges: Vec<GfnRange>,
+    next_rule: u64,
+    next_track: u64,
+}
+
+fn base(maps: &[(Gfn, AccessMap)], gfn: Gfn) -> AccessMap {
+    match maps.binary_search_by_key(&gfn, |(page, _)| *page) {
+        Ok(at) => maps[at].1,
+        Err(_) => AccessMap::ALL,
+    }
+}
+
+impl State {
+    fn base(&self, gfn: Gfn) -> AccessMap {
+        base(&self.maps, gfn)
+    }
+
+    fn parse(bytes: &[u8], max_pages: u64) -> Result<Self, ImportError> {
+        let mut reader = Reader { bytes, at: 0, pages_left: max_pages };
+        let header: Header = reader.take().map_err(|_| ImportError::NotState)?;
+        if header.magic != MAGIC {
+            return Err(ImportError::NotState);
+        }
+        if header.version.get() != VERSION {
+            return Err(ImportError::Version(header.version.get()));
+        }
+        let (content, checksum) =
+            bytes.split_last_chunk::<4>().ok_or(ImportError::Length { at: 0 })?;
+        if crc32fast::hash(content) != u32::from_le_bytes(*checksum) {
+            return Err(ImportError::Checksum);
+        }
+        reader.bytes = content;
+        let (next_rule, next_track) = (header.next_rule.get(), header.next_track.get());
+        let rules = reader.rules(header.rules.get(), next_rule)?;
+        let maps = reader.maps(header.maps.get().into())?;
+        let tracking = reader.tracking(header.tracked.get(), next_track)?;
+        if reader.at != content.len() {
+            return Err(ImportError::Length { at: reader.at });
+        }
+        let ranges = page_ranges(
+            rules
+                .iter()
+                .map(|active| active.rule.range.gfns())
+                .chain(maps.iter().map(|(gfn, _)| GfnRange::one(*gfn)))
+                .chain(tracking.iter().map(|tracked| tracked.range.gfns())),
+        )?;
+        Ok(Self { rules, maps, tracking, ranges, next_rule, next_track })
+    }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    /// How many more pages the state may be about.
+    pages_left: u64,
+}
+
+impl Reader<'_> {
+    fn take<T: FromBytes>(&mut self) -> Result<T, ImportError> {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let (record, _) =
+            T::read_from_prefix(rest).map_err(|_| ImportError::Length { at: self.at })?;
+        self.at += size_of::<T>();
+        Ok(record)
+    }
+
+    fn spend_pages(&mut self, range: ByteRange) -> Result<(), ImportError> {
+        let left = self.pages_left.checked_sub(range.gfns().pages());
+        self.pages_left = left.ok_or(ImportError::TooManyPages)?;
+        Ok(())
+    }
+
+    fn rules(&mut self, count: u32, next: u64) -> Result<RuleSet, ImportError> {
+        let mut set = RuleSet::default();
+        let mut last = None;
+        for record in 0..count as usize {
+            let raw: RuleRecord = self.take()?;
+            let active = raw.read(record)?;
+            self.spend_pages(active.rule.range)?;
+            let key = (active.rule.range.first(), active.id);
+            if active.id.0 >= next || last.replace(key).is_some_and(|last| last >= key) {
+                return Err(ImportError::Record { what: "rule number or order", record });
+            }
+            set.push(active)?;
+        }
+        if set.has_twins() {
+            return Err(ImportError::Record { what: "rule number (twice)", record: 0 });
+        }
+        Ok(set)
+    }
+
+    fn maps(&mut self, count: u64) -> Result<Vec<(Gfn, AccessMap)>, ImportError> {
+        let mut maps: Vec<(Gfn, AccessMap)> = Vec::new();
+        for record in 0.. {
+            if record as u64 == count {
+                break;
+            }
+            let raw: MapRecord = self.take()?;
+            let gfn = Gfn::try_new(raw.gfn.get()).map_err(DomainError::from)?;
+            let map = AccessMap::from_bits(raw.map.get());
+            let ascending = maps.last().is_none_or(|(last, _)| *last < gfn);
+            if !ascending || map.is_unrestricted() {
+                return Err(ImportError::Record { what: "map or order of maps", record });
+            }
+            maps.try_reserve(1).map_err(|_| OutOfFrames)?;
+            maps.push((gfn, map));
+        }
+        Ok(maps)
+    }
+
+    fn tracking(&mut self, count: u32, next: u64) -> Result<Tracking, ImportError> {
+        let mut tracking = Tracking::default();
+        let mut last = None;
+        for record in 0..count as usize {
+            let raw: TrackRecord = self.take()?;
+            let range = read_range(raw.first.get(), raw.bytes.get())?;
+            self.spend_pages(range)?;
+            let ascending = last.replace(range.last()).is_none_or(|last| last < range.first());
+            let id = TrackId(raw.id.get());
+            let taken = tracking.get(id).is_some() || tracking.overlap(range).is_some();
+            if !ascending || taken || id.0 >= next {
+                return Err(ImportError::Record { what: "tracked range", record });
+            }
+            let written = self.written(raw.written_pages.get(), range, record)?;
+            tracking.add(id, range, |gfn| {
+                let at = written.binary_search_by_key(&gfn, |(page, _)| *page);
+                at.map_or(AccessMap::NONE, |at| written[at].1)
+            })?;
+        }
+        Ok(tracking)
+    }
+
+    fn written(
+        &mut self,
+        count: u64,
+        range: ByteRange,
+        record: usize,
+    ) -> Result<Vec<(Gfn, AccessMap)>, ImportError> {
+        let mut pages: Vec<(Gfn, AccessMap)> = Vec::new();
+        for _ in 0..count {
+            let raw: WrittenRecord = self.take()?;
+            let gfn = Gfn::try_new(raw.gfn.get()).map_err(DomainError::from)?;
+            let map = AccessMap::from_bits(raw.map.get());
+            let tracked = range.in_page(gfn).map_or(AccessMap::NONE, AccessMap::touched_by);
+            let ascending = pages.last().is_none_or(|(last, _)| *last < gfn);
+            if map.is_empty() || !tracked.covers(map) || !ascending {
+                return Err(ImportError::Record { what: "written sub-page", record });
+            }
+            pages.try_reserve(1).map_err(|_| OutOfFrames)?;
+            pages.push((gfn, map));
+        }
+        Ok(pages)
+    }
+}
+
+fn put(out: &mut Vec<u8>, record: &(impl IntoBytes + Immutable)) -> Result<(), OutOfFrames> {
+    let bytes = record.as_bytes();
+    out.try_reserve(bytes.len()).map_err(|_| OutOfFrames)?;
+    out.extend_from_slice(bytes);
+    Ok(())
+}
+
+fn read_range(first: u64, bytes: u64) -> Result<ByteRange, DomainError> {
+    let range = |first| -> Result<ByteRange, AddressError> { ByteRange::new(first, bytes) };
+    Ok(Gpa::try_new(first).and_then(range)?)
+}
+
+impl From<&ActiveRule> for RuleRecord {
+    fn from(active: &ActiveRule) -> Self {
+        let text = active.rule.name.as_str().as_bytes();
+        let mut name = [0; 62];
+        name[..text.len()].copy_from_slice(text);
+        Self {
+            id: active.id.0.into(),
+            first: active.rule.range.first().as_u64().into(),
+            bytes: active.rule.range.bytes().into(),
+            owner: active.rule.owner.0.into(),
+            action: active.rule.action as u8,
+            flags: u8::from(active.rule.locked) * LOCKED + u8::from(active.spent) * SPENT,
+            name_bytes: u8::try_from(text.len()).unwrap_or(62),
+            name,
+            padding: 0,
+        }
+    }
+}
+
+impl RuleRecord {
+    fn read(&self, record: usize) -> Result<ActiveRule, ImportError> {
+        let wrong = |what| ImportError::Record { what, record };
+        let action = match self.action {
+            0 => Action::Log,
+            1 => Action::AllowOnce,
+            2 => Action::Deny,
+            3 => Action::Stop,
+            _ => return Err(wrong("action")),
+        };
+        let spent = self.flags & SPENT != 0;
+        if self.flags & !(LOCKED | SPENT) != 0 || (spent && action != Action::AllowOnce) {
+            return Err(wrong("flag"));
+        }
+        let length = usize::from(self.name_bytes);
+        let (text, rest) = self.name.split_at_checked(length).ok_or(wrong("name length"))?;
+        if self.padding != 0 || rest.iter().any(|byte| *byte != 0) {
+            return Err(wrong("padding"));
+        }
+        let text = core::str::from_utf8(text).map_err(|_| wrong("name"))?;
+        let name = RuleName::new(text).map_err(|_: RuleNameError| wrong("name"))?;
+        let rule = Rule {
+            name,
+            range: read_range(self.first.get(), self.bytes.get())?,
+            owner: Owner(self.owner.get()),
+            action,
+            locked: self.flags & LOCKED != 0,
+        };
+        Ok(ActiveRule { id: RuleId(self.id.get()), rule, spent })
+    }
+}

@@ -1,0 +1,117 @@
+//! Adding, removing and locking rules.
+
+use alloc::vec::Vec;
+
+use super::change::Repermit;
+use super::{Domain, DomainError, Observer};
+use crate::address::GfnRange;
+use crate::frames::{OutOfFrames, TableFrames};
+use crate::invalidate::Invalidation;
+use crate::rules::{Owner, Rule, RuleId, RuleSet};
+use crate::track::Arming;
+
+impl<F: TableFrames, O: Observer> Domain<F, O> {
+    /// Adds one rule; see [`add_rules`](Self::add_rules).
+    pub fn add_rule(&mut self, rule: Rule) -> Result<(RuleId, Invalidation), DomainError> {
+        self.add_rules(&[rule])
+    }
+
+    /// Adds rules, all or none. They get consecutive numbers; the first is returned.
+    ///
+    /// A rule may guard addresses that no slot holds: rules belong to guest-physical addresses, so
+    /// memory that is added later is guarded from its first moment. Fails if permissions are not
+    /// enabled, if a byte lies beyond the processor's width, or if memory is short.
+    pub fn add_rules(&mut self, rules: &[Rule]) -> Result<(RuleId, Invalidation), DomainError> {
+        let sppt = self.enabled()?;
+        let first = RuleId(self.next_rule);
+        let after = self.next_rule.checked_add(rules.len() as u64).ok_or(OutOfFrames)?;
+        for rule in rules {
+            self.check_width(rule.range.gfns())?;
+        }
+        let added = RuleSet::of(rules, first)?;
+        self.rules.reserve(rules.len())?;
+        let ranges = page_ranges(rules.iter().map(|rule| rule.range.gfns()))?;
+        let hidden = self.hidden.replaced(&ranges, |gfn| {
+            !self.base_map(gfn) & !(self.rules.permitted(gfn) & added.permitted(gfn))
+        })?;
+        let mut change = Repermit {
+            tracking: &mut self.tracking,
+            arming: Arming::Keep,
+            permit: |gfn, old| old & added.permitted(gfn),
+        };
+        let plan = self.tables.plan(sppt, &ranges, &change)?;
+        let token = self.tables.apply(sppt, plan, &self.slots, &ranges, &mut change);
+        self.hidden = hidden;
+        self.rules.absorb(&added);
+        self.next_rule = after;
+        Ok((first, token))
+    }
+
+    /// Removes a rule. A sub-page that no other rule holds gets back what its access map permits.
+    ///
+    /// Fails if there is no such rule, if it is locked, if `by` neither owns it nor is the host, or
+    /// if memory is short.
+    pub fn remove_rule(&mut self, id: RuleId, by: Owner) -> Result<Invalidation, DomainError> {
+        let sppt = self.enabled()?;
+        let rule = self.owned(id, by)?;
+        if rule.locked {
+            return Err(DomainError::Locked(id));
+        }
+        let ranges = [rule.range.gfns()];
+        let (rules, old_hidden) = (&self.rules, &self.hidden);
+        let hidden = old_hidden
+            .replaced(&ranges, |gfn| !self.base_map(gfn) & !rules.permitted_but(gfn, Some(id)))?;
+        let mut change = Repermit {
+            tracking: &mut self.tracking,
+            arming: Arming::Keep,
+            permit: |gfn, old| {
+                let base = old | (!rules.permitted(gfn) & !old_hidden.of(gfn));
+                base & rules.permitted_but(gfn, Some(id))
+            },
+        };
+        let plan = self.tables.plan(sppt, &ranges, &change)?;
+        let token = self.tables.apply(sppt, plan, &self.slots, &ranges, &mut change);
+        self.hidden = hidden;
+        self.rules.remove(id);
+        Ok(token)
+    }
+
+    /// Locks a rule for the life of the domain: nothing can loosen it, its owner and the host
+    /// included. Fails if there is no such rule or `by` neither owns it nor is the host.
+    pub fn lock_rule(&mut self, id: RuleId, by: Owner) -> Result<(), DomainError> {
+        self.owned(id, by)?;
+        if let Some(active) = self.rules.get_mut(id) {
+            active.rule.locked = true;
+        }
+        Ok(())
+    }
+
+    fn owned(&self, id: RuleId, by: Owner) -> Result<Rule, DomainError> {
+        let rule = self.rules.get(id).ok_or(DomainError::NoSuchRule(id))?.rule;
+        if by != rule.owner && by != Owner::HOST {
+            return Err(DomainError::NotOwner { rule: id, owner: rule.owner });
+        }
+        Ok(rule)
+    }
+}
+
+/// The frames of all ranges as ascending, disjoint ranges.
+pub(super) fn page_ranges(
+    ranges: impl Iterator<Item = GfnRange>,
+) -> Result<Vec<GfnRange>, OutOfFrames> {
+    let mut all: Vec<GfnRange> = Vec::new();
+    for range in ranges {
+        all.try_reserve(1).map_err(|_| OutOfFrames)?;
+        all.push(range);
+    }
+    all.sort_unstable_by_key(|range| range.first());
+    all.dedup_by(|next, kept| {
+        let touches = next.first().as_u64() <= kept.last().as_u64() + 1;
+        if touches && next.last() > kept.last() {
+            let pages = next.last().as_u64() - kept.first().as_u64() + 1;
+            *kept = GfnRange::new(kept.first(), pages).expect("a union of ranges is a range");
+        }
+        touches
+    });
+    Ok(all)
+}

@@ -1,0 +1,505 @@
+//! Memory slots and what they are mapped to.
+
+use alloc::vec::Vec;
+
+use super::tables::{Slots, Tables};
+use super::{Domain, DomainError, Observer};
+use crate::address::{AddressError, Gfn, GfnRange, Hpa};
+use crate::ept::{Ept, EptEntry, Meaning, Place, update};
+use crate::frames::{ENTRIES, EntryIndex, TableFrame, TableFrames};
+use crate::invalidate::Invalidation;
+use crate::level::{Level, PageSize};
+use crate::slots::{AddressSpace, DirtyBitmap, Slot, SlotError, SlotFlags, SlotId};
+
+/// Tables that splitting at both ends of a range can need: 1 GiB to 2 MiB to 4 KiB, twice.
+const SPLITS_AT_ENDS: usize = 4;
+
+/// A page of host memory to map, as the host offers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostPage {
+    /// First byte; a multiple of the size.
+    pub hpa: Hpa,
+    /// How much is contiguous. The engine maps it in smaller leaves where rules need that.
+    pub size: PageSize,
+    /// The guest may write it now: not shared with others, not copy-on-write.
+    pub writable: bool,
+    /// The guest may execute it.
+    pub executable: bool,
+    /// EPT memory type, bits 5:3 of a leaf: 6 write-back, 0 uncacheable.
+    pub memory_type: u8,
+}
+
+impl<F: TableFrames, O: Observer> Domain<F, O> {
+    /// Adds a slot. Rules and maps that its addresses have already hold from the first moment.
+    ///
+    /// Fails if the number is taken or a frame belongs to another slot of the address space, beyond
+    /// the processor's width, and if memory is short (a logging slot needs one bit a page).
+    pub fn add_slot(
+        &mut self,
+        space: AddressSpace,
+        id: SlotId,
+        pages: GfnRange,
+        flags: SlotFlags,
+    ) -> Result<(), DomainError> {
+        self.check_width(pages)?;
+        let set = &mut self.slots[space.index()];
+        if set.get(id).is_ok() {
+            return Err(SlotError::Exists(id).into());
+        }
+        set.overlap(pages, None)?;
+        set.reserve_one()?;
+        let dirty = if flags.log_dirty { Some(DirtyBitmap::new(pages)?) } else { None };
+        set.insert(Slot { id, pages, read_only: flags.read_only, dirty });
+        Ok(())
+    }
+
+    /// Removes a slot and unmaps its frames. Rules, maps and tracking of its addresses stay.
+    pub fn remove_slot(
+        &mut self,
+        space: AddressSpace,
+        id: SlotId,
+    ) -> Result<Invalidation, DomainError> {
+        let pages = self.slots[space.index()].get(id)?.pages;
+        let token = self.tables.unmap(space, &self.slots, pages)?;
+        self.slots[space.index()].take(id);
+        Ok(token)
+    }
+
+    /// Moves a slot to other addresses and unmaps its frames; its dirty log moves along. Rules and
+    /// maps do not move: they belong to addresses (D32).
+    pub fn move_slot(
+        &mut self,
+        space: AddressSpace,
+        id: SlotId,
+        first: Gfn,
+    ) -> Result<Invalidation, DomainError> {
+        let set = &self.slots[space.index()];
+        let old = set.get(id)?.pages;
+        let new = GfnRange::new(first, old.pages())?;
+        self.check_width(new)?;
+        set.overlap(new, Some(id))?;
+        let token = self.tables.unmap(space, &self.slots, old)?;
+        let set = &mut self.slots[space.index()];
+        if let Some(mut slot) = set.take(id) {
+            slot.pages = new;
+            if let Some(dirty) = &mut slot.dirty {
+                dirty.rebase(new);
+            }
+            set.insert(slot);
+        }
+        Ok(token)
+    }
+
+    /// Changes a slot's flags; its leaves follow. Turning logging off lets pages merge again.
+    pub fn set_slot_flags(
+        &mut self,
+        space: AddressSpace,
+        id: SlotId,
+        flags: SlotFlags,
+    ) -> Result<Invalidation, DomainError> {
+        let slot = self.slots[space.index()].get_mut(id)?;
+        let pages = slot.pages;
+        let fresh = match (&slot.dirty, flags.log_dirty) {
+            (None, true) => Some(DirtyBitmap::new(pages)?),
+            _ => None,
+        };
+        let stops_logging = slot.dirty.is_some() && !flags.log_dirty;
+        if stops_logging {
+            self.tables.reserve_merges(space, pages)?;
+        }
+        slot.read_only = flags.read_only;
+        if !flags.log_dirty {
+            slot.dirty = None;
+        } else if fresh.is_some() {
+            slot.dirty = fresh;
+        }
+        let mut required = self.tables.refresh(space, &self.slots, pages);
+        if stops_logging {
+            let before = self.tables.retired();
+            for piece in pages.aligned_pieces(Level::L2.order()) {
+                if self.tables.leaf_table(space, piece.first()).is_some() {
+                    self.tables.merge(space, &self.slots, piece.first());
+                }
+            }
+            required |= self.tables.retired() > before;
+        }
+        Ok(self.tables.token(required))
+    }
+
+    /// Maps a page of host memory at `gfn`, in the largest leaves that rules and slots allow.
+    ///
+    /// The leaf is computed with its final rights and stored once (D19). Fails if an address is not
+    /// a multiple of the size or too wide, a frame belongs to no slot or is mapped already, or
+    /// memory is short. Nothing has to be invalidated: processors do not cache absence (SDM
+    /// Vol. 3C, "Information That May Be Cached").
+    pub fn map(
+        &mut self,
+        space: AddressSpace,
+        gfn: Gfn,
+        page: HostPage,
+    ) -> Result<(), DomainError> {
+        let size = page.size;
+        for (address, alignment) in
+            [(page.hpa.as_u64(), size.bytes()), (gfn.gpa().as_u64(), size.bytes())]
+        {
+            if !address.is_multiple_of(alignment) {
+                return Err(AddressError::Unaligned { address, alignment }.into());
+            }
+        }
+        let last = page.hpa.checked_add(size.bytes() - 1);
+        if !last.is_some_and(|last| self.tables.width.holds(last)) {
+            return Err(AddressError::HpaTooWide { hpa: page.hpa.as_u64() }.into());
+        }
+        let range = GfnRange::new(gfn, size.frames())?;
+        self.check_width(range)?;
+        if let Some(gap) = self.slots[space.index()].first_gap(range) {
+            return Err(DomainError::NoSlot(gap));
+        }
+        self.tables.map(space, &self.slots, gfn, page)
+    }
+
+    /// Removes the mappings of `range`, splitting large leaves at its ends.
+    ///
+    /// Only memory for a split, or for the list of freed tables, can be short.
+    pub fn unmap(
+        &mut self,
+        space: AddressSpace,
+        range: GfnRange,
+    ) -> Result<Invalidation, DomainError> {
+        self.tables.unmap(space, &self.slots, range)
+    }
+
+    /// Tells that the host's pages in `range` may or may not be written by the guest now, splitting
+    /// large leaves at its ends (copy-on-write, page sharing, write-tracking by the host).
+    pub fn protect(
+        &mut self,
+        space: AddressSpace,
+        range: GfnRange,
+        writable: bool,
+    ) -> Result<Invalidation, DomainError> {
+        let splits = self.tables.take_split_tables(SPLITS_AT_ENDS)?;
+        self.tables.split_at_ends(space, &self.slots, range, splits);
+        let mut tightened = false;
+        self.tables.for_each_leaf(space, range, |tables, place, gfn| {
+            let entry = place.entry.with_host_writable(writable);
+            let rights = tables.rights_at(space, &self.slots, place.level, gfn, entry);
+            let old = update(&mut tables.frames, place, |now| {
+                rights.apply_to(now.with_host_writable(writable))
+            });
+            tightened |= old.write() && !rights.write;
+            tightened |= old.sub_page_write() && !rights.sub_page_write;
+        });
+        Ok(self.tables.token(tightened))
+    }
+
+    /// The leaf that maps `gfn`, with its place; none if nothing is mapped.
+    pub fn mapping(&self, space: AddressSpace, gfn: Gfn) -> Option<Place> {
+        let place = self.tables.epts[space.index()]?.find(&self.tables.frames, gfn);
+        place.leaf_size().map(|_| place)
+    }
+}
+
+impl<F: TableFrames> Tables<F> {
+    // Mapping.
+
+    fn map(
+        &mut self,
+        space: AddressSpace,
+        slots: &Slots,
+        gfn: Gfn,
+        page: HostPage,
+    ) -> Result<(), DomainError> {
+        let ept = match self.epts[space.index()] {
+            Some(ept) => ept,
+            None => Ept::new(&mut self.frames)?,
+        };
+        let mut fresh = Vec::new();
+        let planned =
+            self.plan_map(slots, space, Some(ept.root()), Level::L4, gfn, page, &mut fresh);
+        if let Err(error) = planned {
+            for frame in fresh {
+                self.frames.release(frame);
+            }
+            if self.epts[space.index()].is_none() {
+                self.frames.release(ept.root());
+            }
+            return Err(error);
+        }
+        self.epts[space.index()] = Some(ept);
+        fresh.reverse();
+        self.install(slots, space, ept.root(), Level::L4, gfn, page, &mut fresh);
+        assert!(fresh.is_empty(), "a mapping uses every frame it planned");
+        Ok(())
+    }
+
+    /// Whether the region of an entry is mapped by a leaf of its level.
+    fn maps_whole(
+        &self,
+        slots: &Slots,
+        space: AddressSpace,
+        level: Level,
+        gfn: Gfn,
+        page: HostPage,
+    ) -> bool {
+        if level > page.size.level() {
+            return false;
+        }
+        let region = GfnRange::new(gfn, level.frames()).expect("a region of a checked range");
+        let one_slot = slots[space.index()].find(gfn).is_some_and(|slot| slot.pages.covers(region));
+        level == Level::L1 || (one_slot && self.is_unrestricted(level, gfn))
+    }
+
+    /// Indices of a table that a mapping passes, with the frame each begins at.
+    fn entries_of(
+        level: Level,
+        gfn: Gfn,
+        page: HostPage,
+    ) -> impl Iterator<Item = (EntryIndex, Gfn)> {
+        let count = if level >= page.size.level() { 1 } else { ENTRIES };
+        let first = level.index(gfn).get();
+        EntryIndex::all().skip(first).take(count).map(move |index| {
+            (index, Gfn::new(gfn.as_u64() + (index.get() - first) as u64 * level.frames()))
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn plan_map(
+        &mut self,
+        slots: &Slots,
+        space: AddressSpace,
+        table: Option<TableFrame>,
+        level: Level,
+        gfn: Gfn,
+        page: HostPage,
+        fresh: &mut Vec<TableFrame>,
+    ) -> Result<(), DomainError> {
+        let mut stores = 0;
+        for (index, gfn) in Self::entries_of(level, gfn, page) {
+            let entry =
+                table.map_or(EptEntry::new(), |table| self.frames.load(table, index).into());
+            let next = match entry.meaning(level) {
+                Meaning::Leaf(_) => return Err(DomainError::AlreadyMapped(gfn)),
+                Meaning::Table(next) => Some(next),
+                Meaning::Absent => {
+                    stores += 1;
+                    if self.maps_whole(slots, space, level, gfn, page) {
+                        continue;
+                    }
+                    fresh.try_reserve(1).map_err(|_| DomainError::OutOfMemory)?;
+                    let frame = self.frames.allocate()?;
+                    fresh.push(frame);
+                    // A fresh table is planned as if absent; its room is made here.
+                    let below = level.below().expect("a 4 KiB entry maps its page");
+                    let count = Self::entries_of(below, gfn, page).count();
+                    self.frames.make_room(frame, count)?;
+                    None
+                }
+            };
+            let below = level.below().expect("a 4 KiB entry is absent or a leaf");
+            self.plan_map(slots, space, next, below, gfn, page, fresh)?;
+        }
+        if let Some(table) = table {
+            self.frames.make_room(table, stores)?;
+        }
+        Ok(())
+    }
+
+    /// Builds below `table`; a fresh table is complete before it is linked.
+    #[allow(clippy::too_many_arguments)]
+    fn install(
+        &mut self,
+        slots: &Slots,
+        space: AddressSpace,
+        table: TableFrame,
+        level: Level,
+        gfn: Gfn,
+        page: HostPage,
+        fresh: &mut Vec<TableFrame>,
+    ) {
+        for (index, at) in Self::entries_of(level, gfn, page) {
+            let entry = EptEntry::from(self.frames.load(table, index));
+            let below = level.below();
+            match entry.meaning(level) {
+                Meaning::Table(next) => {
+                    let below = below.expect("a 4 KiB entry is no table");
+                    self.install(slots, space, next, below, at, page, fresh);
+                }
+                Meaning::Absent if self.maps_whole(slots, space, level, at, page) => {
+                    let leaf = self.leaf(slots, space, level, at, page);
+                    self.frames.store(table, index, leaf.into());
+                }
+                Meaning::Absent => {
+                    let next = fresh.pop().expect("a frame was planned for every table");
+                    let below = below.expect("a 4 KiB entry maps its page");
+                    self.install(slots, space, next, below, at, page, fresh);
+                    self.frames.store(table, index, EptEntry::link(next).into());
+                }
+                Meaning::Leaf(_) => unreachable!("the plan refused mapped frames"),
+            }
+        }
+    }
+
+    /// The leaf that maps `at` to its part of the host page, which is mapped at a multiple of its
+    /// size.
+    fn leaf(
+        &self,
+        slots: &Slots,
+        space: AddressSpace,
+        level: Level,
+        at: Gfn,
+        page: HostPage,
+    ) -> EptEntry {
+        let offset = at.gpa().as_u64() & (page.size.bytes() - 1);
+        let entry = EptEntry::new()
+            .with_read(true)
+            .with_execute(page.executable)
+            .with_memory_type(page.memory_type & 7)
+            .with_hpa(Hpa::new(page.hpa.as_u64() + offset))
+            .with_large(level != Level::L1)
+            .with_host_writable(page.writable);
+        self.rights_at(space, slots, level, at, entry).apply_to(entry)
+    }
+
+    // Unmapping.
+
+    fn unmap(
+        &mut self,
+        space: AddressSpace,
+        slots: &Slots,
+        range: GfnRange,
+    ) -> Result<Invalidation, DomainError> {
+        let Some(ept) = self.epts[space.index()] else { return Ok(Invalidation::none()) };
+        let splits = self.take_split_tables(SPLITS_AT_ENDS)?;
+        let tables = self.count_tables(ept.root(), Level::L4, Gfn::new(0), range);
+        if let Err(error) = self.reserve_retired(tables + SPLITS_AT_ENDS) {
+            for frame in splits {
+                self.frames.release(frame);
+            }
+            return Err(error.into());
+        }
+        self.split_at_ends(space, slots, range, splits);
+        let cleared = self.clear(ept.root(), Level::L4, Gfn::new(0), range);
+        Ok(self.token(cleared))
+    }
+
+    /// Splits the large leaves that lie across an end of `range`, and gives back unused tables.
+    fn split_at_ends(
+        &mut self,
+        space: AddressSpace,
+        slots: &Slots,
+        range: GfnRange,
+        mut splits: Vec<TableFrame>,
+    ) {
+        let ept = self.epts[space.index()];
+        for gfn in [range.first(), range.last()] {
+            while let Some(ept) = ept {
+                let place = ept.find(&self.frames, gfn);
+                let start = place.level.region_start(gfn);
+                let whole = GfnRange::new(start, place.level.frames()).expect("a region");
+                if place.leaf_size().is_none() || range.covers(whole) {
+                    break;
+                }
+                self.split_once(space, slots, place, start, &mut splits);
+            }
+        }
+        for frame in splits {
+            self.frames.release(frame);
+        }
+    }
+
+    fn children(
+        table_level: Level,
+        base: Gfn,
+        range: GfnRange,
+    ) -> impl Iterator<Item = (EntryIndex, GfnRange)> {
+        EntryIndex::all().filter_map(move |index| {
+            let first = Gfn::new(base.as_u64() + index.get() as u64 * table_level.frames());
+            let child = GfnRange::new(first, table_level.frames()).ok()?;
+            child.intersection(range).map(|_| (index, child))
+        })
+    }
+
+    fn count_tables(&self, table: TableFrame, level: Level, base: Gfn, range: GfnRange) -> usize {
+        let Some(below) = level.below() else { return 0 };
+        Self::children(level, base, range)
+            .map(|(index, child)| {
+                match EptEntry::from(self.frames.load(table, index)).meaning(level) {
+                    Meaning::Table(next) => {
+                        1 + self.count_tables(next, below, child.first(), range)
+                    }
+                    _ => 0,
+                }
+            })
+            .sum()
+    }
+
+    /// Clears the leaves of `range` below `table` and retires tables that hold nothing any more.
+    fn clear(&mut self, table: TableFrame, level: Level, base: Gfn, range: GfnRange) -> bool {
+        let mut cleared = false;
+        for (index, child) in Self::children(level, base, range) {
+            match EptEntry::from(self.frames.load(table, index)).meaning(level) {
+                Meaning::Absent => {}
+                Meaning::Leaf(_) => {
+                    self.frames.store(table, index, 0);
+                    cleared = true;
+                }
+                Meaning::Table(next) => {
+                    let below = level.below().expect("a 4 KiB entry is no table");
+                    cleared |= self.clear(next, below, child.first(), range);
+                    if EntryIndex::all().all(|index| self.frames.load(next, index) == 0) {
+                        self.frames.store(table, index, 0);
+                        self.retire(next);
+                        cleared = true;
+                    }
+                }
+            }
+        }
+        cleared
+    }
+
+    // Leaves in bulk.
+
+    /// Visits every leaf that maps a part of `range`, with the first frame it maps.
+    fn for_each_leaf(
+        &mut self,
+        space: AddressSpace,
+        range: GfnRange,
+        mut visit: impl FnMut(&mut Self, Place, Gfn),
+    ) {
+        let Some(ept) = self.epts[space.index()] else { return };
+        let mut at = range.first();
+        loop {
+            let place = ept.find(&self.frames, at);
+            let start = place.level.region_start(at);
+            if place.leaf_size().is_some() {
+                visit(self, place, start);
+            }
+            match start.checked_add(place.level.frames()) {
+                Some(next) if next <= range.last() => at = next,
+                _ => return,
+            }
+        }
+    }
+
+    /// Recomputes every leaf of `range`; returns whether one lost a right.
+    fn refresh(&mut self, space: AddressSpace, slots: &Slots, range: GfnRange) -> bool {
+        let mut tightened = false;
+        self.for_each_leaf(space, range, |tables, place, gfn| {
+            let rights = tables.rights_at(space, slots, place.level, gfn, place.entry);
+            tightened |= crate::ept::set_rights(&mut tables.frames, place, rights);
+        });
+        tightened
+    }
+
+    /// Makes room for the tables that merging all of `range` would retire.
+    fn reserve_merges(&mut self, space: AddressSpace, range: GfnRange) -> Result<(), DomainError> {
+        let mut tables = 0;
+        let mut last = None;
+        self.for_each_leaf(space, range, |_, place, _| {
+            if last.replace(place.table) != Some(place.table) {
+                tables += 2;
+            }
+        });
+        Ok(self.reserve_retired(tables)?)
+    }
+}

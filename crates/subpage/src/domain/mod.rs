@@ -1,0 +1,158 @@
+//! A protection domain: one virtual machine's memory, its tables, its rules, and every call on them.
+//!
+//! The engine has no lock of its own. Calls that change take `&mut self` and calls that ask take
+//! `&self`, so whoever shares a domain between threads puts it behind one lock (D10, D14, D20: the
+//! series decided under one lock and acted under another), and the borrow checker holds them to it.
+//! Processors that walk the tables meanwhile take part through the order of stores
+//! ([`TableFrames`]) and through [`Invalidation`].
+
+mod access;
+mod change;
+mod counters;
+mod decide;
+mod dirty;
+mod error;
+mod exits;
+mod export;
+
+mod guard;
+mod memory;
+mod tables;
+mod tracking;
+
+pub use counters::{Counters, Observer};
+pub use decide::{Decision, Denial};
+pub use dirty::Pending;
+pub use error::DomainError;
+pub use exits::{Answer, EptViolation, HostError, RetryState, SppEvent};
+pub use export::ImportError;
+
+pub use memory::HostPage;
+
+use crate::address::{GfnRange, PhysicalWidth};
+use crate::frames::TableFrames;
+use crate::invalidate::Completed;
+use crate::rules::{HiddenDenials, RuleSet};
+use crate::slots::{AddressSpace, SlotSet};
+use crate::sppt::Sppt;
+use crate::track::Tracking;
+use tables::{Slots, Tables};
+
+/// The memory of one virtual machine and who may write it.
+///
+/// `F` is where table frames come from; `O` hears of the events that the KVM series traced.
+pub struct Domain<F, O = ()> {
+    tables: Tables<F>,
+    slots: Slots,
+    rules: RuleSet,
+    hidden: HiddenDenials,
+    tracking: Tracking,
+    next_rule: u64,
+    next_track: u64,
+    ept_accessed_dirty: bool,
+    counters: Counters,
+    observer: O,
+}
+
+impl<F: TableFrames> Domain<F> {
+    /// An empty domain for a processor of the given physical width; takes no frame.
+    pub fn new(frames: F, width: PhysicalWidth) -> Self {
+        Self::with_observer(frames, width, ())
+    }
+}
+
+impl<F: TableFrames, O: Observer> Domain<F, O> {
+    /// An empty domain whose events `observer` hears.
+    pub fn with_observer(frames: F, width: PhysicalWidth, observer: O) -> Self {
+        Self {
+            tables: Tables::new(frames, width),
+            slots: [SlotSet::default(), SlotSet::default()],
+            rules: RuleSet::default(),
+            hidden: HiddenDenials::default(),
+            tracking: Tracking::default(),
+            next_rule: 1,
+            next_track: 1,
+            ept_accessed_dirty: false,
+            counters: Counters::default(),
+            observer,
+        }
+    }
+
+    /// Turns sub-page permissions on: takes one frame, whatever the size of the guest; every page is
+    /// unrestricted. Does nothing if they are on.
+    ///
+    /// The root belongs to the domain and not to a processor, and lives as long as the domain (D1,
+    /// D11, D13). There is no call that turns permissions off: drop the domain.
+    pub fn enable(&mut self) -> Result<(), DomainError> {
+        if self.tables.sppt.is_none() {
+            self.tables.sppt = Some(Sppt::new(&mut self.tables.frames)?);
+        }
+        Ok(())
+    }
+
+    /// Tells whether bit 6 of the EPTP is set (accessed and dirty flags for EPT), which makes the
+    /// processor treat reads of guest paging structures as writes.
+    pub const fn set_ept_accessed_dirty(&mut self, on: bool) {
+        self.ept_accessed_dirty = on;
+    }
+
+    /// Frees what a change left behind, once no processor can reach it.
+    pub fn finish(&mut self, done: &Completed) {
+        self.tables.finish(done);
+    }
+
+    /// The sub-page permission table, once enabled; its root goes into the SPPTP field.
+    pub const fn sppt(&self) -> Option<Sppt> {
+        self.tables.sppt
+    }
+
+    /// The extended page table of an address space, from its first mapping on.
+    pub fn ept(&self, space: AddressSpace) -> Option<crate::ept::Ept> {
+        self.tables.epts[space.index()]
+    }
+
+    /// The memory that tables live in, to read.
+    pub const fn frames(&self) -> &F {
+        &self.tables.frames
+    }
+
+    /// The memory that tables live in, for a processor (or a model of one) that sets accessed and
+    /// dirty flags. Any other change breaks the domain.
+    pub const fn frames_mut(&mut self) -> &mut F {
+        &mut self.tables.frames
+    }
+
+    /// The rules in force.
+    pub const fn rules(&self) -> &RuleSet {
+        &self.rules
+    }
+
+    /// The slots of an address space.
+    pub fn slots(&self, space: AddressSpace) -> &SlotSet {
+        &self.slots[space.index()]
+    }
+
+    /// How often what has happened.
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Who hears of events.
+    pub const fn observer_mut(&mut self) -> &mut O {
+        &mut self.observer
+    }
+
+    /// How many table frames are unlinked and wait for an invalidation.
+    pub fn retired_frames(&self) -> usize {
+        self.tables.retired()
+    }
+
+    fn enabled(&self) -> Result<Sppt, DomainError> {
+        self.tables.sppt.ok_or(DomainError::NotEnabled)
+    }
+
+    /// Refuses frames beyond the processor's width.
+    fn check_width(&self, range: GfnRange) -> Result<(), DomainError> {
+        Ok(self.tables.width.check(range.last())?)
+    }
+}

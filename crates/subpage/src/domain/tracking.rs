@@ -1,0 +1,92 @@
+//! Access tracking at 128 bytes: arm, harvest, re-arm, stop.
+
+use alloc::vec::Vec;
+
+use super::change::Repermit;
+use super::dirty::Pending;
+use super::guard::page_ranges;
+use super::{Domain, DomainError, Observer};
+use crate::access::AccessMap;
+use crate::address::{ByteRange, GfnRange};
+use crate::frames::{OutOfFrames, TableFrames};
+use crate::invalidate::Invalidation;
+use crate::track::{Arming, TrackId, WrittenPage};
+
+impl<F: TableFrames, O: Observer> Domain<F, O> {
+    /// Starts tracking which sub-pages of `range` are written.
+    ///
+    /// Sub-pages that rules or maps deny are not tracked while they are denied. Costs eight bytes a
+    /// page and an L1 table for each 2 MiB region. Fails if permissions are not enabled, the range
+    /// lies beyond the processor's width or shares a page with another tracked one, or memory is
+    /// short.
+    pub fn track(&mut self, range: ByteRange) -> Result<(TrackId, Invalidation), DomainError> {
+        let sppt = self.enabled()?;
+        self.check_width(range.gfns())?;
+        if let Some(other) = self.tracking.overlap(range) {
+            return Err(DomainError::AlreadyTracked(other));
+        }
+        let id = TrackId(self.next_track);
+        let after = self.next_track.checked_add(1).ok_or(OutOfFrames)?;
+        self.tracking.add(id, range, |_| AccessMap::NONE)?;
+        match self.rearm(sppt, &[range.gfns()], Arming::Rearm) {
+            Ok(token) => {
+                self.next_track = after;
+                Ok((id, token))
+            }
+            Err(error) => {
+                self.tracking.remove(id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the pages of a tracked range that were written since the last harvest, with their
+    /// written sub-pages, and arms those again.
+    ///
+    /// No write is lost in between: one that still gets through an old translation falls into a
+    /// sub-page that this harvest reports, and the harvest can be read only when no such translation
+    /// is left. Fails if there is no such range or memory is short.
+    pub fn harvest_written(
+        &mut self,
+        id: TrackId,
+    ) -> Result<(Pending<Vec<WrittenPage>>, Invalidation), DomainError> {
+        let sppt = self.enabled()?;
+        let tracked = self.tracking.get(id).ok_or(DomainError::NoSuchTracking(id))?;
+        let mut written = Vec::new();
+        for page in tracked.written() {
+            written.try_reserve(1).map_err(|_| OutOfFrames)?;
+            written.push(page);
+        }
+        let ranges = page_ranges(written.iter().map(|page| GfnRange::one(page.gfn)))?;
+        let token = self.rearm(sppt, &ranges, Arming::Rearm)?;
+        Ok((Pending::new(&token, written), token))
+    }
+
+    /// Stops tracking a range; its sub-pages become writable again as far as permitted.
+    ///
+    /// Fails if there is no such range or memory is short.
+    pub fn untrack(&mut self, id: TrackId) -> Result<Invalidation, DomainError> {
+        let sppt = self.enabled()?;
+        let range = self.tracking.get(id).ok_or(DomainError::NoSuchTracking(id))?.range;
+        let token = self.rearm(sppt, &[range.gfns()], Arming::Disarm)?;
+        self.tracking.remove(id);
+        Ok(token)
+    }
+
+    /// Changes what is armed, and no permission.
+    pub(super) fn rearm(
+        &mut self,
+        sppt: crate::sppt::Sppt,
+        ranges: &[GfnRange],
+        arming: Arming,
+    ) -> Result<Invalidation, DomainError> {
+        let mut change = Repermit { tracking: &mut self.tracking, arming, permit: |_, old| old };
+        let plan = self.tables.plan(sppt, ranges, &change)?;
+        Ok(self.tables.apply(sppt, plan, &self.slots, ranges, &mut change))
+    }
+
+    /// The tracked ranges with their numbers, ascending.
+    pub fn tracked(&self) -> impl Iterator<Item = (TrackId, ByteRange)> {
+        self.tracking.iter().map(|tracked| (tracked.id, tracked.range))
+    }
+}

@@ -1,0 +1,265 @@
+//! Changing the sub-page permission table: plan everything that can fail, then apply without fail.
+//!
+//! A change runs in two passes over the same pages. [`SpptPlan::make`] takes every frame that the
+//! second pass will link; if one is missing, those taken go back and nothing has happened (C2). The
+//! second pass, [`Sppt::edit_region`], consumes them in the same order.
+
+use alloc::vec::Vec;
+
+use super::table::stored_vector;
+use super::{Sppt, SpptEntry};
+use crate::access::SppVector;
+use crate::address::{Gfn, GfnRange};
+use crate::frames::{ENTRIES, EntryIndex, OutOfFrames, TableFrame, TableFrames};
+use crate::level::Level;
+
+/// The pages of a call that lie in one 2 MiB region.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Region<'a> {
+    /// First frame of the region, a multiple of 512.
+    pub start: Gfn,
+    /// The call's ranges that reach into the region, ascending and disjoint.
+    ranges: &'a [GfnRange],
+}
+
+impl<'a> Region<'a> {
+    /// The region's 512 frames.
+    pub(crate) fn whole(self) -> GfnRange {
+        GfnRange::new(self.start, Level::L2.frames()).expect("a region lies in the address space")
+    }
+
+    /// The call's pages in the region, ascending.
+    pub(crate) fn pages(self) -> impl Iterator<Item = Gfn> + 'a {
+        let whole = self.whole();
+        self.ranges
+            .iter()
+            .filter_map(move |range| range.intersection(whole))
+            .flat_map(GfnRange::iter)
+    }
+
+    fn count(self) -> usize {
+        let whole = self.whole();
+        let pages: u64 =
+            self.ranges.iter().filter_map(|r| r.intersection(whole)).map(GfnRange::pages).sum();
+        usize::try_from(pages).expect("a region has 512 pages")
+    }
+}
+
+/// Cuts ascending, disjoint ranges into the 2 MiB regions they reach into.
+pub(crate) fn regions(ranges: &[GfnRange]) -> impl Iterator<Item = Region<'_>> {
+    let mut at = 0;
+    let mut next_region = 0;
+    core::iter::from_fn(move || {
+        let order = Level::L2.order();
+        while ranges.get(at).is_some_and(|r| r.last().as_u64() >> order < next_region) {
+            at += 1;
+        }
+        let first = ranges.get(at)?;
+        let number = (first.first().as_u64() >> order).max(next_region);
+        next_region = number + 1;
+        let start = Gfn::new(number << order);
+        let beyond = next_region << order;
+        let reach = ranges[at..].iter().take_while(|r| r.first().as_u64() < beyond).count();
+        Some(Region { start, ranges: &ranges[at..at + reach] })
+    })
+}
+
+/// Frames taken for tables that a change will link, in the order in which it will link them.
+#[derive(Debug, Default)]
+pub(crate) struct SpptPlan {
+    fresh: Vec<TableFrame>,
+    used: usize,
+}
+
+/// The table of one upper level that the plan is passing through, and how many entries of it the
+/// change will link.
+#[derive(Clone, Copy)]
+struct Passing {
+    table: TableFrame,
+    region: u64,
+    links: usize,
+}
+
+impl SpptPlan {
+    /// Takes the frames; on failure gives all of them back.
+    ///
+    /// `new` must be the function that the second pass will follow.
+    pub(crate) fn make<F: TableFrames>(
+        sppt: Sppt,
+        frames: &mut F,
+        ranges: &[GfnRange],
+        new: &impl Fn(Gfn, SppVector) -> SppVector,
+    ) -> Result<Self, OutOfFrames> {
+        let mut plan = Self::default();
+        match plan.fill(sppt, frames, ranges, new) {
+            Ok(()) => Ok(plan),
+            Err(error) => {
+                plan.release(frames);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives back the frames that were not used.
+    pub(crate) fn release<F: TableFrames>(self, frames: &mut F) {
+        for frame in &self.fresh[self.used..] {
+            frames.release(*frame);
+        }
+    }
+
+    fn take<F: TableFrames>(&mut self, frames: &mut F) -> Result<TableFrame, OutOfFrames> {
+        self.fresh.try_reserve(1).map_err(|_| OutOfFrames)?;
+        let frame = frames.allocate()?;
+        self.fresh.push(frame);
+        Ok(frame)
+    }
+
+    fn fill<F: TableFrames>(
+        &mut self,
+        sppt: Sppt,
+        frames: &mut F,
+        ranges: &[GfnRange],
+        new: &impl Fn(Gfn, SppVector) -> SppVector,
+    ) -> Result<(), OutOfFrames> {
+        let mut passing: [Option<Passing>; 3] = [None; 3];
+        for region in regions(ranges) {
+            if let Some(table) = sppt.leaf_table(frames, region.start) {
+                frames.make_room(table, region.count())?;
+                continue;
+            }
+            if region.pages().all(|gfn| new(gfn, SppVector::ALL).is_unrestricted()) {
+                continue;
+            }
+            let mut table = sppt.root();
+            for (at, level) in [Level::L4, Level::L3, Level::L2].into_iter().enumerate() {
+                let of = region.start.as_u64() >> level.order() >> 9;
+                if passing[at].is_none_or(|here| here.region != of)
+                    && let Some(done) = passing[at].replace(Passing { table, region: of, links: 0 })
+                {
+                    frames.make_room(done.table, done.links)?;
+                }
+                let linked = SpptEntry::from(frames.load(table, level.index(region.start))).table();
+                let below = passing.get(at + 1).copied().flatten();
+                let planned = below.filter(|p| p.region == region.start.as_u64() >> level.order());
+                table = match (linked, planned) {
+                    (Some(next), _) => next,
+                    (None, Some(next)) => next.table,
+                    (None, None) => {
+                        if let Some(here) = &mut passing[at] {
+                            here.links += 1;
+                        }
+                        self.take(frames)?
+                    }
+                };
+            }
+            frames.fill(table, SppVector::ALL.bits());
+            frames.make_room(table, region.count())?;
+        }
+        for here in passing.into_iter().flatten() {
+            frames.make_room(here.table, here.links)?;
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> TableFrame {
+        let frame = self.fresh[self.used];
+        self.used += 1;
+        frame
+    }
+}
+
+impl Sppt {
+    /// Makes sure that the region has an L1 table; a new one is complete before it is linked (D18)
+    /// and permits everything.
+    ///
+    /// `write` is called with the table before it is linked, if it is new.
+    pub(crate) fn link_region<F: TableFrames>(
+        self,
+        frames: &mut F,
+        plan: &mut SpptPlan,
+        start: Gfn,
+        write: impl FnOnce(&mut F, TableFrame),
+    ) {
+        let mut path = [self.root(); 3];
+        let mut fresh_from = None;
+        let mut table = self.root();
+        for (at, level) in [Level::L4, Level::L3, Level::L2].into_iter().enumerate() {
+            path[at] = table;
+            let linked = SpptEntry::from(frames.load(table, level.index(start))).table();
+            table = match linked {
+                Some(next) if fresh_from.is_none() => next,
+                _ => {
+                    fresh_from.get_or_insert(at);
+                    plan.next()
+                }
+            };
+        }
+        let Some(first_fresh) = fresh_from else { return };
+        write(frames, table);
+        let mut below = table;
+        for (at, level) in [Level::L4, Level::L3, Level::L2].into_iter().enumerate().rev() {
+            if at < first_fresh {
+                break;
+            }
+            frames.store(path[at], level.index(start), SpptEntry::link(below).into());
+            below = path[at];
+        }
+    }
+
+    /// Unlinks the tables of a region in which no page is restricted any more; the callback
+    /// receives each frame, which a processor may still be reading.
+    pub(crate) fn unlink_if_empty<F: TableFrames>(
+        self,
+        frames: &mut F,
+        start: Gfn,
+        mut retire: impl FnMut(TableFrame),
+    ) -> bool {
+        let mut path = [self.root(); 4];
+        for (at, level) in [Level::L4, Level::L3, Level::L2].into_iter().enumerate() {
+            match SpptEntry::from(frames.load(path[at], level.index(start))).table() {
+                Some(next) => path[at + 1] = next,
+                None => return false,
+            }
+        }
+        if !holds_only(frames, path[3], SppVector::ALL.bits()) {
+            return false;
+        }
+        for (at, level) in [Level::L4, Level::L3, Level::L2].into_iter().enumerate().rev() {
+            frames.store(path[at], level.index(start), SpptEntry::new().into());
+            retire(path[at + 1]);
+            if at == 0 || !holds_only(frames, path[at], 0) {
+                break;
+            }
+        }
+        true
+    }
+
+    /// Stores one vector in a region that has an L1 table, and returns the old one.
+    pub(crate) fn store_vector<F: TableFrames>(
+        frames: &mut F,
+        table: TableFrame,
+        gfn: Gfn,
+        vector: SppVector,
+    ) {
+        frames.store(table, Level::L1.index(gfn), vector.bits());
+    }
+
+    /// Reads one vector of an L1 table.
+    pub(crate) fn load_vector<F: TableFrames>(
+        frames: &F,
+        table: TableFrame,
+        gfn: Gfn,
+    ) -> SppVector {
+        stored_vector(frames.load(table, Level::L1.index(gfn)))
+    }
+}
+
+/// Whether every entry of a table holds `value`.
+fn holds_only<F: TableFrames>(frames: &F, table: TableFrame, value: u64) -> bool {
+    let mut entries = [0; 64];
+    (0..ENTRIES / entries.len()).all(|chunk| {
+        let first = EntryIndex::truncate((chunk * entries.len()) as u64);
+        frames.load_run(table, first, &mut entries);
+        entries.iter().all(|entry| *entry == value)
+    })
+}
