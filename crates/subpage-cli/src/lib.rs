@@ -5,6 +5,7 @@ pub mod check;
 pub mod closing_table;
 pub mod events;
 pub mod heat;
+pub mod plan;
 pub mod policy;
 pub mod report;
 pub mod summary;
