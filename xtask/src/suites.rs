@@ -1,0 +1,182 @@
+//! The suites: which there are, and the loop over them.
+
+mod cargo_test;
+mod documentation;
+mod lints;
+mod readme;
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+
+use crate::{
+    count::Count,
+    prerequisites::Prerequisites,
+    session::{self, Session},
+    workspace::Workspace,
+};
+
+/// The status of a program that the user has stopped.
+const INTERRUPTED: u8 = 130;
+
+/// A group of tests that is run and counted together, in the order in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Suite {
+    /// Formatting, as rustfmt has it
+    Fmt,
+    /// Clippy and the house's lints, warnings being errors
+    Clippy,
+    /// The tests of all crates, doc tests included
+    Unit,
+    /// The interleavings of the engine's concurrent parts, by loom
+    Concurrency,
+    /// A million random operations against a naive model
+    Property,
+    /// The documentation builds, the links in the pages lead somewhere
+    Docs,
+    /// The README's first command does what the README says
+    Readme,
+}
+
+impl Suite {
+    fn takes_filter(self) -> bool {
+        matches!(self, Self::Unit | Self::Concurrency | Self::Property)
+    }
+
+    fn run(self, session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
+        match self {
+            Self::Fmt => lints::fmt(session, plan),
+            Self::Clippy => lints::clippy(session, plan),
+            Self::Unit => cargo_test::unit(session, plan),
+            Self::Concurrency => cargo_test::concurrency(session, plan),
+            Self::Property => cargo_test::property(session, plan),
+            Self::Docs => documentation::check(session, plan),
+            Self::Readme => readme::check(session, plan),
+        }
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// What the suites work with.
+pub(crate) struct Plan {
+    pub(crate) workspace: Workspace,
+    pub(crate) prerequisites: Prerequisites,
+    pub(crate) filter: Option<String>,
+}
+
+impl Plan {
+    /// A cargo command whose output can be read by a program.
+    fn cargo(&self, arguments: &[&str]) -> Command {
+        let mut command = self.workspace.cargo(arguments);
+        command
+            .env("CARGO_TERM_COLOR", "never")
+            .env("CARGO_TERM_QUIET", "false")
+            .env("CARGO_TERM_VERBOSE", "false")
+            // Tests that print past libtest's capture would cut its result lines in two.
+            .env_remove("RUST_TEST_NOCAPTURE");
+        command
+    }
+}
+
+/// The suites to run: those named, or all; with a filter, those of all that can take one.
+pub(crate) fn select(named: &[Suite], filter: Option<&str>) -> Result<Vec<Suite>> {
+    if named.is_empty() {
+        let all = Suite::value_variants().iter().copied();
+        return Ok(all
+            .filter(|suite| filter.is_none() || suite.takes_filter())
+            .collect());
+    }
+    let mut selected = named.to_vec();
+    selected.sort_unstable();
+    selected.dedup();
+    if let Some(suite) = selected
+        .iter()
+        .find(|suite| filter.is_some() && !suite.takes_filter())
+    {
+        bail!(
+            "--filter selects tests by name, of which the suite {} has none",
+            suite.name()
+        );
+    }
+    Ok(selected)
+}
+
+/// Runs the suites, every one also when an earlier one failed, and prints the sum last.
+pub(crate) fn run(session: &mut Session<'_>, plan: &Plan, suites: &[Suite]) -> Result<ExitCode> {
+    let mut sum = Count::default();
+    let mut failed = Vec::new();
+    for &suite in suites {
+        let start = session.begin(&suite.name())?;
+        let result = suite.run(session, plan);
+        if session.interrupted() {
+            // What has not run cannot be summed: no line that could be taken for a result.
+            session.say("interrupted")?;
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        let count = match result {
+            Ok(count) => count,
+            Err(error) => {
+                session.say(&format!("   error: {error:#}"))?;
+                Count::FAILED
+            }
+        };
+        session.say(&format!(
+            "   {count} in {}",
+            session::duration(start.elapsed())
+        ))?;
+        if count.failed > 0 {
+            failed.push(suite.name());
+        }
+        sum += count;
+    }
+    if let Some(filter) = &plan.filter
+        && !sum.ran()
+    {
+        session.say(&format!("no test has a name that contains {filter:?}"))?;
+        sum += Count::FAILED;
+    }
+    if !failed.is_empty() {
+        session.say(&format!("failed: {}", failed.join(", ")))?;
+    }
+    session.say(&sum.to_string())?;
+    Ok(if sum.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_name_all_run() {
+        assert_eq!(
+            select(&[], None).expect("nothing to refuse"),
+            Suite::value_variants()
+        );
+    }
+
+    #[test]
+    fn named_suites_run_once_and_in_order() {
+        let selected = select(&[Suite::Docs, Suite::Fmt, Suite::Docs], None);
+        assert_eq!(
+            selected.expect("nothing to refuse"),
+            [Suite::Fmt, Suite::Docs]
+        );
+    }
+
+    #[test]
+    fn a_filter_is_for_tests_with_names() {
+        let selected = select(&[], Some("split")).expect("nothing to refuse");
+        assert_eq!(selected, [Suite::Unit, Suite::Concurrency, Suite::Property]);
+        let error = select(&[Suite::Unit, Suite::Docs], Some("split")).expect_err("docs has none");
+        assert!(error.to_string().contains("suite docs"), "{error}");
+    }
+}

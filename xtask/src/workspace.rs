@@ -1,0 +1,65 @@
+//! Where the workspace and its build output are.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// The checkout that cargo works on.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    root: PathBuf,
+    target: PathBuf,
+}
+
+impl Workspace {
+    /// Asks cargo, which knows of `CARGO_TARGET_DIR` and of `build.target-dir`.
+    pub(crate) fn locate() -> Result<Self> {
+        let output = cargo()
+            .args(["metadata", "--no-deps", "--format-version", "1"])
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot start cargo")?;
+        ensure!(
+            output.status.success(),
+            "cargo metadata failed: {}",
+            output.status
+        );
+        let metadata: serde_json::Value =
+            serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
+        let directory = |key: &str| {
+            let path = metadata[key].as_str();
+            path.map(PathBuf::from)
+                .with_context(|| format!("cargo metadata names no {key}"))
+        };
+        Ok(Self {
+            root: directory("workspace_root")?,
+            target: directory("target_directory")?,
+        })
+    }
+
+    /// The directory of the workspace's `Cargo.toml`.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A build directory of its own inside the usual one, for a build with other flags.
+    pub(crate) fn separate_target(&self, name: &str) -> PathBuf {
+        self.target.join(name)
+    }
+
+    /// A cargo command that runs at the root.
+    pub(crate) fn cargo(&self, arguments: &[&str]) -> Command {
+        let mut command = cargo();
+        command.current_dir(&self.root).args(arguments);
+        command
+    }
+}
+
+/// The cargo that started this program, so that `cargo +TOOLCHAIN xtask` keeps its toolchain.
+fn cargo() -> Command {
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
