@@ -1,2 +1,34 @@
-//! Placeholder documentation, replaced with the first module.
+//! Recorded memory writes of real programs: a compact format, its recorder and its reader.
+//!
+//! [`TraceReader`] and [`TraceWriter`] read and write `.sptrace` files, whose bytes are described
+//! in `docs/trace-format.md`. `record` runs a program under Valgrind's tool lackey;
+//! [`LackeyReader`] reads the text of that tool from anywhere.
 #![forbid(unsafe_code)]
+
+mod address_space;
+mod block;
+mod elf;
+mod error;
+mod frame;
+mod header;
+mod lackey;
+mod names;
+mod predict;
+mod reader;
+mod record;
+mod spool;
+mod valgrind;
+mod varint;
+mod write;
+mod writer;
+
+pub use elf::{ElfError, Placement, program_names};
+pub use error::TraceError;
+pub use frame::{MAX_BLOCK_BYTES, MAX_BLOCK_WRITES, VERSION};
+pub use header::{Header, MAX_ARGUMENTS, MAX_COMMAND_BYTES};
+pub use lackey::{LackeyReader, LackeySummary, MAX_LINE, MAX_REPORTED, MAX_STORE};
+pub use names::{MAX_NAME_BYTES, MAX_NAMES, Name, NameError, NameKind, Names};
+pub use reader::{TraceReader, Writes};
+pub use record::{Progress, RecordError, Recorded, Recording, import, record};
+pub use write::{ADDRESS_LIMIT, MAX_WRITE_SIZE, Pieces, Write};
+pub use writer::TraceWriter;

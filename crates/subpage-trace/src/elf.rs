@@ -1,0 +1,108 @@
+//! Names out of a program's ELF file.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use object::elf::{SHF_ALLOC, SHF_TLS, SHF_WRITE};
+use object::{
+    Object, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache, SectionFlags, SectionIndex,
+    SymbolKind,
+};
+
+use crate::names::{MAX_NAMES, Name, NameKind, Names};
+
+const PAGE: u64 = 4096;
+/// Symbols looked at; a table that is longer is not read to its end.
+const MAX_SYMBOLS: usize = 1 << 22;
+
+/// Why an ELF file gives no names.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ElfError {
+    /// The file cannot be opened.
+    #[error("cannot open the program file")]
+    Open(#[source] io::Error),
+    /// The file is no ELF file or a damaged one.
+    #[error("the program file is not a readable ELF file")]
+    Parse(#[source] object::Error),
+    /// No segment of the file begins at the offset that is mapped.
+    #[error("the program file has no segment for file offset {offset:#x}; has it changed?")]
+    NoSegment {
+        /// File offset of the mapping.
+        offset: u64,
+    },
+}
+
+/// Where a program file is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// First address of a mapping of the file.
+    pub address: u64,
+    /// Offset in the file that is mapped there, in whole pages.
+    pub offset: u64,
+}
+
+/// The writable sections and data objects of the ELF file `path`, where it is mapped.
+///
+/// Sections are named `program:.data` and so on. Objects are the symbols of type `STT_OBJECT`
+/// with a size, in writable sections, of the static and the dynamic symbol table, without their
+/// version. Thread-local data has no one address and is left out.
+pub fn program_names(path: &Path, placement: Placement) -> Result<Names, ElfError> {
+    let cache = ReadCache::new(File::open(path).map_err(ElfError::Open)?);
+    let file = object::File::parse(&cache).map_err(ElfError::Parse)?;
+    let segment = file
+        .segments()
+        .find(|segment| segment.file_range().0 & !(PAGE - 1) == placement.offset)
+        .ok_or(ElfError::NoSegment {
+            offset: placement.offset,
+        })?;
+    let bias = placement
+        .address
+        .wrapping_sub(segment.address() & !(PAGE - 1));
+    let mut names = Vec::new();
+    let mut writable: HashSet<SectionIndex> = HashSet::new();
+    for section in file.sections() {
+        let SectionFlags::Elf { sh_flags, .. } = section.flags() else {
+            continue;
+        };
+        let wanted = SHF_ALLOC | SHF_WRITE;
+        if sh_flags & (wanted | SHF_TLS) != wanted {
+            continue;
+        }
+        writable.insert(section.index());
+        if names.len() < MAX_NAMES
+            && let Ok(name) = section.name()
+        {
+            names.push(Name {
+                name: format!("program:{name}"),
+                start: section.address().wrapping_add(bias),
+                length: section.size(),
+                kind: NameKind::Section,
+            });
+        }
+    }
+    let symbols = file
+        .symbols()
+        .chain(file.dynamic_symbols())
+        .take(MAX_SYMBOLS);
+    for symbol in symbols {
+        let in_writable = symbol
+            .section_index()
+            .is_some_and(|index| writable.contains(&index));
+        if symbol.kind() != SymbolKind::Data || symbol.size() == 0 || !in_writable {
+            continue;
+        }
+        let Ok(name) = symbol.name() else { continue };
+        // `stdout@GLIBC_2.2.5`: the version is the linker's, not part of the name.
+        let name = name.split_once('@').map_or(name, |(name, _)| name);
+        names.push(Name {
+            name: name.to_owned(),
+            start: symbol.address().wrapping_add(bias),
+            length: symbol.size(),
+            kind: NameKind::Object,
+        });
+    }
+    Ok(Names::new(names))
+}

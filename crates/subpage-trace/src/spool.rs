@@ -1,0 +1,144 @@
+//! A trace on its way to its final name.
+//!
+//! Heap and stack have their extents only when all writes are known, and the names stand before
+//! the writes. So the frames are held in a file without a name, which is gone whatever ends this
+//! process, and the whole is put together at the end.
+
+use std::fs::{File, Permissions};
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::header::Header;
+use crate::lackey::LackeyReader;
+use crate::record::{Progress, RecordError};
+use crate::write::Write;
+use crate::writer::FrameWriter;
+
+/// Writes between two calls of a progress function.
+const PROGRESS: u64 = 1 << 16;
+
+/// An empty file without a name beside the output.
+pub(crate) struct Spool {
+    output: PathBuf,
+    folder: PathBuf,
+    file: File,
+}
+
+/// All frames of a trace.
+pub(crate) struct Filled {
+    output: PathBuf,
+    folder: PathBuf,
+    file: File,
+    writes: u64,
+}
+
+impl Spool {
+    /// Fails early, before a long recording, if `output` cannot be written.
+    pub(crate) fn new(output: &Path) -> Result<Self, RecordError> {
+        let failed = |source| RecordError::Output {
+            path: output.to_owned(),
+            source,
+        };
+        if output.is_dir() {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        if output.file_name().is_none() {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        }
+        let folder = output
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).to_owned();
+        let file = tempfile::tempfile_in(&folder).map_err(failed)?;
+        Ok(Self {
+            output: output.to_owned(),
+            folder,
+            file,
+        })
+    }
+
+    /// Moves all writes of a text into the file; `note` sees each of them, and the input.
+    pub(crate) fn fill<R: Read>(
+        self,
+        text: &mut LackeyReader<R>,
+        cancel: &AtomicBool,
+        mut progress: impl FnMut(Progress),
+        mut note: impl FnMut(Write, &R),
+    ) -> Result<Filled, RecordError> {
+        let mut frames = FrameWriter::new(self.file);
+        let mut next_report = 0;
+        loop {
+            let write = text.next_write();
+            if frames.writes >= next_report {
+                if cancel.load(Ordering::Relaxed) {
+                    return Err(RecordError::Cancelled);
+                }
+                next_report = frames.writes + PROGRESS;
+                let (writes, trace_bytes) = (frames.writes, frames.offset);
+                progress(Progress {
+                    writes,
+                    text_bytes: text.summary().bytes,
+                    trace_bytes,
+                });
+            }
+            match write {
+                Ok(Some(write)) => {
+                    note(write, text.input());
+                    frames.write(write)?;
+                }
+                Ok(None) => break,
+                Err(_) if cancel.load(Ordering::Relaxed) => return Err(RecordError::Cancelled),
+                Err(source) => return Err(RecordError::Text { source }),
+            }
+        }
+        let writes = frames.writes;
+        let file = frames.finish()?;
+        Ok(Filled {
+            output: self.output,
+            folder: self.folder,
+            file,
+            writes,
+        })
+    }
+}
+
+impl Filled {
+    /// Puts header and frames under the final name; gives the writes and the file's length.
+    pub(crate) fn place(
+        mut self,
+        header: &Header,
+        cancel: &AtomicBool,
+    ) -> Result<(u64, u64), RecordError> {
+        let output = self.output.clone();
+        let length = self
+            .complete(header, cancel)
+            .map_err(|source| RecordError::Output {
+                path: output,
+                source,
+            })?;
+        let length = length.ok_or(RecordError::Cancelled)?;
+        Ok((self.writes, length))
+    }
+
+    fn complete(&mut self, header: &Header, cancel: &AtomicBool) -> io::Result<Option<u64>> {
+        let mut whole = tempfile::Builder::new()
+            .prefix(".subpage-")
+            .suffix(".tmp")
+            // Less what the umask takes away, as for any new file.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(&self.folder)?;
+        let head = header.encode();
+        io::Write::write_all(&mut whole, &head)?;
+        self.file.rewind()?;
+        let frames = io::copy(&mut self.file, &mut whole)?;
+        whole.as_file().sync_all()?;
+        if cancel.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        whole.persist(&self.output).map_err(|e| e.error)?;
+        File::open(&self.folder)?.sync_all()?;
+        Ok(Some(head.len() as u64 + frames))
+    }
+}

@@ -1,0 +1,174 @@
+//! Writing a trace.
+
+use std::io;
+
+use crate::block::BlockEncoder;
+use crate::error::TraceError;
+use crate::frame::{Frame, MAX_BLOCK_WRITES, Method};
+use crate::header::Header;
+use crate::write::Write;
+
+/// Writes a trace front to back; memory does not grow with its length.
+///
+/// Without [`Self::finish`] the trace has no end frame and reads as cut off.
+pub struct TraceWriter<W: io::Write> {
+    frames: FrameWriter<W>,
+}
+
+impl<W: io::Write> TraceWriter<W> {
+    /// Begins a trace.
+    pub fn new(mut out: W, header: &Header) -> Result<Self, TraceError> {
+        let bytes = header.encode();
+        out.write_all(&bytes)
+            .map_err(|source| TraceError::Io { offset: 0, source })?;
+        let mut frames = FrameWriter::new(out);
+        frames.offset = bytes.len() as u64;
+        Ok(Self { frames })
+    }
+
+    /// Adds a write.
+    ///
+    /// # Errors
+    /// [`TraceError::BadWrite`] for a write that [`Write::is_valid`] refuses; the trace goes on
+    /// without it. After any other error every later call fails.
+    pub fn write(&mut self, write: Write) -> Result<(), TraceError> {
+        self.frames.write(write)
+    }
+
+    /// Writes added so far.
+    pub fn writes(&self) -> u64 {
+        self.frames.writes
+    }
+
+    /// Bytes given to the output so far.
+    pub fn bytes(&self) -> u64 {
+        self.frames.offset
+    }
+
+    /// Ends the trace and gives the output back, flushed.
+    pub fn finish(self) -> Result<W, TraceError> {
+        self.frames.finish()
+    }
+}
+
+/// Writes the frames of a trace, which follow its header.
+pub(crate) struct FrameWriter<W: io::Write> {
+    out: W,
+    encoder: BlockEncoder,
+    in_block: usize,
+    number: u64,
+    content: Vec<u8>,
+    frame: Vec<u8>,
+    poisoned: bool,
+    pub(crate) writes: u64,
+    pub(crate) offset: u64,
+}
+
+impl<W: io::Write> FrameWriter<W> {
+    pub(crate) fn new(out: W) -> Self {
+        Self {
+            out,
+            encoder: BlockEncoder::new(),
+            in_block: 0,
+            number: 0,
+            content: Vec::new(),
+            frame: Vec::new(),
+            poisoned: false,
+            writes: 0,
+            offset: 0,
+        }
+    }
+
+    pub(crate) fn write(&mut self, write: Write) -> Result<(), TraceError> {
+        if self.poisoned {
+            return Err(TraceError::Poisoned);
+        }
+        if !write.is_valid() {
+            let length = u64::from(write.size);
+            return Err(TraceError::BadWrite {
+                address: write.address,
+                length,
+            });
+        }
+        self.encoder.push(write);
+        self.writes += 1;
+        self.in_block += 1;
+        if self.in_block == MAX_BLOCK_WRITES {
+            self.end_block()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn end_block(&mut self) -> Result<(), TraceError> {
+        self.encoder.take(&mut self.content);
+        let packed = lz4_flex::block::compress(&self.content);
+        let smaller = packed.len() < self.content.len();
+        let (method, payload) = if smaller {
+            (Method::Lz4, &packed)
+        } else {
+            (Method::Plain, &self.content)
+        };
+        let head = Frame::Block {
+            method,
+            writes: bounded(self.in_block),
+            length: bounded(self.content.len()),
+            stored: bounded(payload.len()),
+        };
+        assert_eq!(
+            Frame::decode(&head.encode()),
+            Ok(head),
+            "the writer keeps to the limits"
+        );
+        self.frame.clear();
+        append(&mut self.frame, self.number, head, payload);
+        self.in_block = 0;
+        self.put_frame()
+    }
+
+    fn put_frame(&mut self) -> Result<(), TraceError> {
+        self.number += 1;
+        let offset = self.offset;
+        self.out.write_all(&self.frame).map_err(|source| {
+            self.poisoned = true;
+            TraceError::Io { offset, source }
+        })?;
+        self.offset += self.frame.len() as u64;
+        Ok(())
+    }
+
+    pub(crate) fn finish(mut self) -> Result<W, TraceError> {
+        if self.poisoned {
+            return Err(TraceError::Poisoned);
+        }
+        if self.in_block > 0 {
+            self.end_block()?;
+        }
+        self.frame.clear();
+        append(
+            &mut self.frame,
+            self.number,
+            Frame::End {
+                writes: self.writes,
+            },
+            &[],
+        );
+        self.put_frame()?;
+        let offset = self.offset;
+        self.out
+            .flush()
+            .map_err(|source| TraceError::Io { offset, source })?;
+        Ok(self.out)
+    }
+}
+
+fn bounded(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or_else(|_| unreachable!("a block is far below 4 GiB"))
+}
+
+fn append(out: &mut Vec<u8>, number: u64, head: Frame, payload: &[u8]) {
+    let head = head.encode();
+    out.extend(head);
+    out.extend(Frame::checksum(number, &head, payload).to_le_bytes());
+    out.extend(payload);
+}
