@@ -85,6 +85,7 @@ pub fn find<P: Programs>(machine: &Machine<P>) -> Findings {
 /// What `/proc/cpuinfo` says of the first processor.
 struct Processor {
     name: String,
+    vendor: String,
     /// `None` where the file cannot be read.
     flags: Option<Vec<String>>,
     /// The line that Linux 5.9 and later print.
@@ -104,6 +105,7 @@ impl Processor {
         let words = |text: String| text.split_whitespace().map(str::to_owned).collect();
         Self {
             name: field("model name").unwrap_or_else(|| "unknown processor".to_owned()),
+            vendor: field("vendor_id").unwrap_or_default(),
             flags: field("flags").map(words),
             vmx_flags: field("vmx flags").map(words),
         }
@@ -128,7 +130,7 @@ fn vtx(processor: &Processor) -> MachineFinding {
         (Verdict::Unknown, "/proc/cpuinfo has no flags; this may not be an x86 Linux")
     } else if processor.has("vmx") {
         (Verdict::Yes, "/proc/cpuinfo lists vmx")
-    } else if processor.has("svm") {
+    } else if processor.vendor == "AuthenticAMD" || processor.has("svm") {
         (Verdict::No, "an AMD processor: it has AMD-V, which has no sub-page permissions")
     } else if processor.has("hypervisor") {
         let reason = "/proc/cpuinfo lists no vmx: this is a virtual machine whose host does not \

@@ -50,6 +50,14 @@ impl<W: Write> EventWriter<W> {
         }
     }
 
+    /// Whether this write will make a line; if not, [`EventWriter::write`] only counts it.
+    pub fn shows(&self, write: &WriteEvent) -> bool {
+        match self {
+            Self::Json(_) => true,
+            Self::Text(text) => text.shows(&write.rule),
+        }
+    }
+
     /// The run is over.
     pub fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         match self {

@@ -74,6 +74,10 @@ impl<W: Write> TextEvents<W> {
         writeln!(self.out)
     }
 
+    pub(super) fn shows(&self, rule: &str) -> bool {
+        self.seen.get(rule).is_none_or(|seen| !seen.told || is_power_of_ten(seen.count + 1))
+    }
+
     pub(super) fn write(&mut self, write: &WriteEvent) -> io::Result<()> {
         if !self.seen.contains_key(&write.rule) {
             self.seen.insert(write.rule.clone(), Seen::default());

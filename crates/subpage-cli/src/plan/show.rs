@@ -21,8 +21,8 @@ pub struct Plan {
     pub writes: u64,
     /// Bytes of those writes.
     pub bytes: u64,
-    /// Pages with at least one write.
-    pub pages_written: u64,
+    /// Pages with at least one write; absent where pages were not counted.
+    pub pages_written: Option<u64>,
     /// Pages with hot and cold sub-pages.
     pub pages_mixed: u64,
     /// The best of the mixed pages, best first.
@@ -33,13 +33,15 @@ pub struct Plan {
 
 /// Writes the plan as tables, with ANSI colours.
 pub fn write_text(out: &mut dyn Write, plan: &Plan) -> io::Result<()> {
+    let pages_written =
+        plan.pages_written.map(|pages| format!(", {} pages written", grouped(pages)));
     writeln!(
         out,
-        "{HEADING}{}{HEADING:#}  {} writes, {}, {} pages written",
+        "{HEADING}{}{HEADING:#}  {} writes, {}{}",
         printable(&plan.guest),
         grouped(plan.writes),
         bytes(plan.bytes),
-        grouped(plan.pages_written)
+        pages_written.unwrap_or_default(),
     )?;
     if !plan.ranges.is_empty() {
         writeln!(out, "\n{HEADING}VM exits if one range were protected{HEADING:#}")?;
@@ -145,7 +147,7 @@ enum Content<'a> {
         guest: &'a str,
         writes: u64,
         bytes: u64,
-        pages_written: u64,
+        pages_written: Option<u64>,
         pages_mixed: u64,
     },
     Name {

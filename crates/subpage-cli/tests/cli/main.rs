@@ -1,6 +1,7 @@
 //! Golden tests. `UPDATE_EXPECT=1 cargo test -p subpage-cli` writes the expected files anew.
 
 mod check;
+mod commands;
 mod events;
 mod policy;
 mod report;
