@@ -33,8 +33,9 @@ pub struct Plan {
 
 /// Writes the plan as tables, with ANSI colours.
 pub fn write_text(out: &mut dyn Write, plan: &Plan) -> io::Result<()> {
-    let pages_written =
-        plan.pages_written.map(|pages| format!(", {} pages written", grouped(pages)));
+    let pages_written = plan.pages_written.map(|pages| {
+        format!(", {} {} written", grouped(pages), if pages == 1 { "page" } else { "pages" })
+    });
     writeln!(
         out,
         "{HEADING}{}{HEADING:#}  {} writes, {}{}",

@@ -177,17 +177,20 @@ fn read_rule(
     mistakes: &mut Vec<Diagnostic>,
 ) -> Option<DraftRule> {
     const OWNER_HELP: &str = "an owner is a number from 0 (the host) to 4294967295";
-    let before = mistakes.len();
     let mut fields = Fields::new(table, "a rule", RULE_KEYS, mistakes);
     let name = read_name(&mut fields, span);
+    let before = fields.mistakes_so_far();
     let place = read_place(&mut fields, span);
+    let place_is_right = fields.mistakes_so_far() == before;
     let action = read_action(&mut fields);
     let owner = fields
         .number("owner", 0, i128::from(u32::MAX), OWNER_HELP)
         .and_then(|owner| u32::try_from(owner.value).ok());
     let locked = fields.flag("locked", "write `locked = true`, or leave the key out");
     let (name, place) = (name?, place?);
-    (mistakes.len() == before).then_some(DraftRule {
+    // A rule with another mistake still has its place looked up, so that a wrong name of a region is
+    // reported in the same run; the mistakes keep the policy from being used.
+    place_is_right.then_some(DraftRule {
         name: name.value,
         place,
         action: action.unwrap_or(Action::Deny),
@@ -270,8 +273,8 @@ fn read_symbol(fields: &mut Fields<'_, '_>) -> Option<Place> {
         "say which file has the symbol: `elf = \"vmlinux\"`, relative to the policy's directory";
     const SPACE_HELP: &str = "write `address = \"virtual\"` (the symbol's own value) or \
                               `address = \"physical\"` (where the file's load segment puts it)";
-    const BIAS_HELP: &str = "the bias is added to the symbol's address; from -2^64 to 2^64, \
-                             numbers beyond 2^63 in quotes: `bias = \"-0xffffffff80000000\"`";
+    const BIAS_HELP: &str = "the bias is added to the symbol's address; from -2^64 to 2^64, a \
+                             signed hexadecimal one in quotes: `bias = \"-0xffffffff80000000\"`";
     let symbol = fields.text("symbol", "name a symbol of the ELF file");
     let elf = fields.text("elf", ELF_HELP);
     if !fields.has("elf") {

@@ -62,6 +62,10 @@ impl<'t, 'm> Fields<'t, 'm> {
         self.value(key).is_some()
     }
 
+    pub(super) fn mistakes_so_far(&self) -> usize {
+        self.mistakes.len()
+    }
+
     /// Reports a mistake.
     pub(super) fn mistake(
         &mut self,

@@ -6,6 +6,7 @@ mod events;
 mod policy;
 mod report;
 mod runs;
+mod symbols;
 
 use std::path::{Path, PathBuf};
 
