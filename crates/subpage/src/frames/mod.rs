@@ -92,12 +92,9 @@ pub trait TableFrames {
 
     /// Promises that the next `stores` entries that change in `frame` can be stored.
     ///
-    /// Real memory can always be stored to, hence the default. Storage that keeps frames in fewer
+    /// Real memory can always be stored to and answers `Ok(())`. Storage that keeps frames in fewer
     /// bytes than 4 KiB makes room here, where failing is still allowed.
-    fn make_room(&mut self, frame: TableFrame, stores: usize) -> Result<(), OutOfFrames> {
-        let _ = (frame, stores);
-        Ok(())
-    }
+    fn make_room(&mut self, frame: TableFrame, stores: usize) -> Result<(), OutOfFrames>;
 
     /// Reads an entry.
     fn load(&self, frame: TableFrame, index: EntryIndex) -> u64;
@@ -125,10 +122,6 @@ pub trait TableFrames {
         }
     }
 
-    /// Writes every entry of a frame that no processor can reach yet.
-    fn fill(&mut self, frame: TableFrame, value: u64) {
-        for index in EntryIndex::all() {
-            self.store(frame, index, value);
-        }
-    }
+    /// Writes `value` to every entry of a frame that no processor can reach yet; needs no room.
+    fn fill(&mut self, frame: TableFrame, value: u64);
 }

@@ -1,0 +1,150 @@
+//! Access maps: get, set, and the shape of the SPPT that follows.
+
+use subpage::access::{AccessMap, SppVector};
+use subpage::address::{AddressError, GfnRange};
+use subpage::domain::DomainError;
+use subpage::level::Level;
+use subpage::slots::{SlotFlags, SlotId};
+
+use crate::guest::{BASE, Normal, bare, done, get, gfn, gfns, guest, map, set};
+
+#[test]
+fn every_page_is_unrestricted_at_first() {
+    let (domain, _) = guest(16);
+    assert_eq!(get(&domain, BASE + 3), u32::MAX);
+    assert_eq!(domain.frames().heap.frames_in_use(), 1, "enabling takes the root alone");
+}
+
+#[test]
+fn maps_and_vectors_round_trip() {
+    for bit in 0..32 {
+        for bits in [1 << bit, !(1 << bit), u32::MAX << bit, 0x5A5A_1234 ^ (1 << bit)] {
+            let vector = SppVector::from_map(map(bits));
+            assert_eq!(vector.to_map().bits(), bits);
+            assert_eq!(SppVector::try_from_bits(vector.bits()), Ok(vector));
+            for odd in 0..32 {
+                assert!(SppVector::try_from_bits(vector.bits() | 2 << (2 * odd)).is_err());
+            }
+        }
+    }
+}
+
+#[test]
+fn set_then_get_over_regions_and_slots() {
+    let (mut domain, _) = guest(2000);
+    domain
+        .add_slot(Normal, SlotId(1), gfns(BASE + 2000, 500), SlotFlags::default())
+        .expect("a free place");
+    let maps: Vec<AccessMap> =
+        (0..2300u32).map(|page| map(page.wrapping_mul(0x9E37_79B9) | 1)).collect();
+    let token = domain.set_access(gfn(BASE + 100), &maps).expect("two slots, six regions");
+    assert!(token.is_required());
+    done(&mut domain, token);
+    let mut read = vec![AccessMap::NONE; 2300];
+    domain.get_access(gfn(BASE + 100), &mut read).expect("the same pages");
+    assert_eq!(read, maps);
+    assert_eq!(get(&domain, BASE + 99), u32::MAX);
+    assert_eq!(get(&domain, BASE + 2400), u32::MAX);
+}
+
+#[test]
+fn tables_exist_while_a_page_is_restricted_and_no_longer() {
+    let (mut domain, _) = guest(4096);
+    let root_only = domain.frames().heap.frames_in_use();
+    for page in [0, 511, 512, 4095] {
+        set(&mut domain, BASE + page, &[0]);
+    }
+    let sppt = domain.sppt().expect("enabled");
+    assert!(!sppt.is_unrestricted(domain.frames(), Level::L2, gfn(BASE)));
+    assert!(sppt.is_unrestricted(domain.frames(), Level::L2, gfn(BASE + 1024)));
+    assert_eq!(domain.frames().heap.frames_in_use(), root_only + 2 + 3, "C6: L3, L2, three L1");
+    for page in [511, 0, 4095, 512] {
+        set(&mut domain, BASE + page, &[u32::MAX]);
+    }
+    assert_eq!(domain.frames().heap.frames_in_use(), root_only);
+    assert!(sppt.is_unrestricted(domain.frames(), Level::L3, gfn(BASE)));
+}
+
+#[test]
+fn tables_are_freed_only_after_the_invalidation() {
+    let (mut domain, _) = guest(512);
+    set(&mut domain, BASE, &[1]);
+    let before = domain.frames().heap.frames_in_use();
+    let token = domain.set_access(gfn(BASE), &[AccessMap::ALL]).expect("a good call");
+    assert!(token.is_required(), "a processor may still walk the table");
+    assert_eq!(domain.frames().heap.frames_in_use(), before);
+    assert_eq!(domain.retired_frames(), 3);
+    done(&mut domain, token);
+    assert_eq!(domain.frames().heap.frames_in_use(), 1);
+}
+
+#[test]
+fn a_token_that_asks_nothing_frees_nothing_of_an_earlier_one() {
+    let (mut domain, _) = guest(512);
+    set(&mut domain, BASE, &[1]);
+    let first = domain.set_access(gfn(BASE), &[AccessMap::ALL]).expect("a good call");
+    let second = domain.set_access(gfn(BASE), &[AccessMap::ALL]).expect("a good call");
+    assert!(!second.is_required());
+    done(&mut domain, second);
+    assert_eq!(domain.retired_frames(), 3, "the first change is not in force yet");
+    done(&mut domain, first);
+    assert_eq!(domain.retired_frames(), 0);
+}
+
+#[test]
+fn loosening_needs_no_invalidation_while_the_region_stays_restricted() {
+    let (mut domain, _) = guest(512);
+    set(&mut domain, BASE, &[0, 0]);
+    let token = domain.set_access(gfn(BASE), &[map(0xFF)]).expect("a good call");
+    assert!(!token.is_required(), "D43: none when only adding");
+}
+
+#[test]
+fn wrong_calls_are_refused_and_change_nothing() {
+    let (mut domain, _) = guest(16);
+    set(&mut domain, BASE, &[5]);
+    let before = crate::guest::picture(&domain);
+    let none: [AccessMap; 0] = [];
+    let refused = [
+        domain.set_access(gfn(BASE), &none).err(),
+        domain.set_access(gfn(BASE + 15), &[AccessMap::NONE; 2]).err(),
+        domain.set_access(gfn(BASE - 1), &[AccessMap::NONE; 2]).err(),
+        domain.set_access(gfn((1 << 36) - 1), &[AccessMap::NONE; 2]).err(),
+        domain.set_access(gfn((1 << 36) - 1), &[AccessMap::NONE]).err(),
+    ];
+    assert_eq!(
+        refused,
+        [
+            Some(DomainError::Address(AddressError::Empty { first: BASE })),
+            Some(DomainError::NoSlot(gfn(BASE + 16))),
+            Some(DomainError::NoSlot(gfn(BASE - 1))),
+            Some(DomainError::Address(AddressError::RangeTooLong {
+                first: (1 << 36) - 1,
+                count: 2
+            })),
+            Some(DomainError::NoSlot(gfn((1 << 36) - 1))),
+        ]
+    );
+    assert_eq!(crate::guest::picture(&domain), before);
+    let (mut domain, _) = bare();
+    assert_eq!(
+        domain.set_access(gfn(BASE), &[AccessMap::NONE]).err(),
+        Some(DomainError::NotEnabled)
+    );
+}
+
+#[test]
+fn a_narrow_processor_bounds_what_can_be_protected() {
+    use subpage::address::PhysicalWidth;
+    use subpage::domain::Domain;
+    use subpage::frames::HeapFrames;
+    let width = PhysicalWidth::try_new(36).expect("a width");
+    let mut domain = Domain::new(HeapFrames::new(), width);
+    domain.enable().expect("memory");
+    let beyond = GfnRange::new(gfn(1 << 24), 1).expect("a range");
+    let error = domain.add_slot(Normal, SlotId(0), beyond, SlotFlags::default()).err();
+    assert_eq!(
+        error,
+        Some(DomainError::Address(AddressError::GfnTooWide { gfn: 1 << 24, bits: 36 }))
+    );
+}

@@ -1,0 +1,142 @@
+//! The decision function: every offset, every size, every single denied sub-page.
+
+use subpage::access::AccessMap;
+use subpage::domain::Decision;
+use subpage::rules::Action;
+use subpage::slots::{SlotFlags, SlotId};
+
+use crate::guest::{BASE, Normal, bytes, done, gfns, guest, rule, set};
+
+const PAGE: u64 = BASE * 4096;
+
+/// The same question answered byte by byte.
+fn naive(map: u32, first: u64, length: u64) -> Option<u64> {
+    (first..first + length).find(|byte| {
+        let page = byte / 4096 - BASE;
+        page == 0 && map >> (byte % 4096 / 128) & 1 == 0
+    })
+}
+
+#[test]
+fn every_offset_size_and_single_denied_sub_page() {
+    let (mut domain, _) = guest(2);
+    for denied in 0..32 {
+        let map = !(1u32 << denied);
+        set(&mut domain, BASE, &[map]);
+        for offset in 0..4096 {
+            for length in 1..=64 {
+                let first = PAGE + offset;
+                let expected = match naive(map, first, length) {
+                    None => Decision::Allowed,
+                    Some(byte) => {
+                        Decision::Denied { rule: None, at: bytes(byte, 1).first(), stop: false }
+                    }
+                };
+                assert_eq!(domain.check_write(Normal, bytes(first, length)), expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_write_that_crosses_pages_is_one_write() {
+    let (mut domain, _) = guest(2);
+    set(&mut domain, BASE + 1, &[!1]);
+    let crossing = bytes(PAGE + 4092, 8);
+    let at = bytes(PAGE + 4096, 1).first();
+    assert_eq!(
+        domain.check_write(Normal, crossing),
+        Decision::Denied { rule: None, at, stop: false }
+    );
+    assert_eq!(domain.check_write(Normal, bytes(PAGE + 4088, 8)), Decision::Allowed);
+    let beyond = bytes(PAGE + 2 * 4096 - 1, 2);
+    let outside = Decision::NotMapped { at: bytes(PAGE + 2 * 4096, 1).first() };
+    assert_eq!(domain.check_write(Normal, beyond), outside);
+}
+
+#[test]
+fn read_only_slots_are_not_a_matter_of_sub_pages() {
+    let (mut domain, _) = guest(1);
+    let flags = SlotFlags { read_only: true, log_dirty: false };
+    domain.add_slot(Normal, SlotId(1), gfns(BASE + 1, 1), flags).expect("a free place");
+    let write = bytes(PAGE + 4096, 4);
+    let decision = domain.check_write(Normal, write);
+    assert_eq!(decision, Decision::NotEligible { at: write.first() });
+    assert!(!decision.permits());
+}
+
+#[test]
+fn bytes_outside_a_fine_rule_are_let_through() {
+    let (mut domain, _) = guest(1);
+    let (id, token) =
+        domain.add_rule(rule(bytes(PAGE + 200, 10), Action::Deny)).expect("a good rule");
+    done(&mut domain, token);
+    for (offset, length, denied) in
+        [(192, 8, false), (193, 8, true), (209, 1, true), (210, 8, false), (128, 64, false)]
+    {
+        let decision = domain.check_write(Normal, bytes(PAGE + offset, length));
+        let expected = if denied {
+            let at = bytes(PAGE + offset.max(200), 1).first();
+            Decision::Denied { rule: Some(id), at, stop: false }
+        } else {
+            Decision::Allowed
+        };
+        assert_eq!(decision, expected, "{length} bytes at {offset}");
+    }
+}
+
+#[test]
+fn the_strongest_touched_rule_decides() {
+    let (mut domain, _) = guest(1);
+    let rules = [
+        rule(bytes(PAGE, 512), Action::Log),
+        rule(bytes(PAGE + 128, 8), Action::AllowOnce),
+        rule(bytes(PAGE + 256, 8), Action::Deny),
+        rule(bytes(PAGE + 256, 1), Action::Stop),
+    ];
+    let (first, token) = domain.add_rules(&rules).expect("good rules");
+    done(&mut domain, token);
+    let id = |n: u64| subpage::rules::RuleId(first.0 + n);
+    let at = |offset: u64| bytes(PAGE + offset, 1).first();
+    let write = |offset| bytes(PAGE + offset, 1);
+    assert_eq!(domain.check_write(Normal, write(0)), Decision::Reported { rule: id(0), at: at(0) });
+    assert_eq!(
+        domain.check_write(Normal, write(128)),
+        Decision::Reported { rule: id(1), at: at(128) }
+    );
+    assert_eq!(
+        domain.check_write(Normal, write(257)),
+        Decision::Denied { rule: Some(id(2)), at: at(257), stop: false }
+    );
+    assert_eq!(
+        domain.check_write(Normal, write(256)),
+        Decision::Denied { rule: Some(id(3)), at: at(256), stop: true }
+    );
+}
+
+#[test]
+fn allow_once_is_spent_by_the_write_and_not_by_the_question() {
+    let (mut domain, _) = guest(1);
+    let (id, token) = domain.add_rule(rule(bytes(PAGE, 4), Action::AllowOnce)).expect("a rule");
+    done(&mut domain, token);
+    let write = bytes(PAGE + 2, 4);
+    for _ in 0..3 {
+        assert!(domain.check_write(Normal, write).permits());
+    }
+    assert!(domain.authorize_write(Normal, write).expect("memory").permits());
+    let denied = Decision::Denied { rule: Some(id), at: write.first(), stop: false };
+    assert_eq!(domain.authorize_write(Normal, write), Ok(denied));
+    assert_eq!(domain.counters().denied, 1);
+}
+
+#[test]
+fn two_parts_of_one_write_stand_or_fall_together() {
+    let (mut domain, _) = guest(1);
+    set(&mut domain, BASE, &[!1]);
+    let allowed = domain.check_write(Normal, bytes(PAGE + 4092, 4));
+    let denied = domain.check_write(Normal, bytes(PAGE, 4));
+    assert!(!allowed.and(denied).permits());
+    assert!(!denied.and(allowed).permits());
+    assert_eq!(allowed.and(allowed), Decision::Allowed);
+    assert_eq!(AccessMap::ALL.count(), 32);
+}

@@ -1,0 +1,109 @@
+//! Page-granular dirty logging on top of sub-page permissions.
+
+use subpage::address::Gfn;
+use subpage::domain::{Answer, EptViolation, RetryState};
+use subpage::exit::{Delivery, EptQualification};
+use subpage::level::{Level, PageSize};
+use subpage::slots::{SlotFlags, SlotId};
+
+use crate::guest::{BASE, Normal, TestDomain, bytes, done, gfn, mapped, set};
+
+const SLOT: SlotId = SlotId(0);
+const LOGGING: SlotFlags = SlotFlags { read_only: false, log_dirty: true };
+
+fn write_violation(offset: u64) -> EptViolation {
+    let gpa = bytes(BASE * 4096 + offset, 1).first();
+    EptViolation {
+        qualification: EptQualification::new()
+            .with_write(true)
+            .with_readable(true)
+            .with_linear_valid(true)
+            .with_final_access(true),
+        gpa,
+        gla: gpa.as_u64(),
+        rip: 0x1000,
+        length: None,
+        space: Normal,
+        delivery: Delivery::default(),
+    }
+}
+
+fn trap(domain: &mut TestDomain, offset: u64) -> Answer {
+    domain.ept_violation(&mut RetryState::default(), &write_violation(offset)).0
+}
+
+fn harvest(domain: &mut TestDomain) -> Vec<Gfn> {
+    let (pending, token) = domain.harvest_dirty(Normal, SLOT).expect("a logging slot");
+    let completed = token.without_processors();
+    domain.finish(&completed);
+    pending.ready(&completed).expect("completed").iter().collect()
+}
+
+fn logging() -> TestDomain {
+    let (mut domain, _) = mapped(512, PageSize::Size2M);
+    let token = domain.set_slot_flags(Normal, SLOT, LOGGING).expect("there is one");
+    assert!(token.is_required());
+    done(&mut domain, token);
+    domain
+}
+
+#[test]
+fn the_first_write_splits_marks_and_opens_one_page() {
+    let mut domain = logging();
+    assert_eq!(trap(&mut domain, 4096 + 5), Answer::Resume);
+    let opened = domain.mapping(Normal, gfn(BASE + 1)).expect("mapped");
+    assert_eq!(opened.level, Level::L1);
+    assert!(opened.entry.write());
+    assert!(!domain.mapping(Normal, gfn(BASE)).expect("mapped").entry.write());
+    assert_eq!(harvest(&mut domain), [gfn(BASE + 1)]);
+    assert!(!domain.mapping(Normal, gfn(BASE + 1)).expect("mapped").entry.write());
+    assert_eq!(harvest(&mut domain), []);
+}
+
+#[test]
+fn a_harvest_can_be_read_only_when_its_re_arming_is_in_force() {
+    let mut domain = logging();
+    assert_eq!(trap(&mut domain, 0), Answer::Resume);
+    let (pending, token) = domain.harvest_dirty(Normal, SLOT).expect("a logging slot");
+    assert!(token.is_required());
+    let early = domain.set_access(gfn(BASE + 9), &[subpage::access::AccessMap::ALL]).expect("ok");
+    assert!(!early.is_required());
+    let pending = pending.ready(&early.without_processors()).expect_err("not in force yet");
+    let completed = token.without_processors();
+    assert_eq!(pending.ready(&completed).expect("in force").iter().count(), 1);
+    domain.finish(&completed);
+}
+
+#[test]
+fn a_denied_write_is_not_dirty_and_a_permitted_one_is() {
+    let mut domain = logging();
+    set(&mut domain, BASE, &[!1]);
+    assert!(matches!(trap(&mut domain, 0), Answer::Deny(_)));
+    assert_eq!(harvest(&mut domain), []);
+    assert_eq!(trap(&mut domain, 128), Answer::Resume);
+    let entry = domain.mapping(Normal, gfn(BASE)).expect("mapped").entry;
+    assert!(entry.sub_page_write() && !entry.write(), "bit 61 is back, W is not");
+    assert_eq!(harvest(&mut domain), [gfn(BASE)]);
+    let entry = domain.mapping(Normal, gfn(BASE)).expect("mapped").entry;
+    assert!(!entry.sub_page_write(), "armed again: losing bit 61 counts (D24)");
+}
+
+#[test]
+fn emulated_and_logged_writes_are_dirty_too() {
+    let mut domain = logging();
+    let decision = domain.authorize_write(Normal, bytes(BASE * 4096 + 4090, 12)).expect("memory");
+    assert!(decision.permits());
+    domain.note_logged(Normal, [gfn(BASE + 7), gfn(3)].into_iter());
+    assert_eq!(harvest(&mut domain), [gfn(BASE), gfn(BASE + 1), gfn(BASE + 7)]);
+}
+
+#[test]
+fn switching_the_log_off_opens_and_merges() {
+    let mut domain = logging();
+    assert_eq!(trap(&mut domain, 0), Answer::Resume);
+    let token = domain.set_slot_flags(Normal, SLOT, SlotFlags::default()).expect("there is one");
+    done(&mut domain, token);
+    let place = domain.mapping(Normal, gfn(BASE)).expect("mapped");
+    assert_eq!(place.level, Level::L2);
+    assert!(place.entry.write());
+}

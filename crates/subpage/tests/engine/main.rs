@@ -1,0 +1,13 @@
+//! Tests of the engine by itself: no processor, only tables and answers.
+
+mod access;
+mod decision;
+mod dirty;
+mod export;
+mod failures;
+mod guest;
+mod mapping;
+mod rules;
+mod slots;
+mod tracking;
+mod uapi;

@@ -1,0 +1,96 @@
+//! Access tracking at 128 bytes.
+
+use subpage::domain::{Decision, DomainError};
+use subpage::rules::{Action, Owner};
+use subpage::track::{TrackId, WrittenPage};
+
+use crate::guest::{
+    BASE, Normal, TestDomain, bytes, done, get, gfn, guest, map, picture, rule, set,
+};
+
+const PAGE: u64 = BASE * 4096;
+
+fn write(domain: &mut TestDomain, offset: u64, length: u64) -> Decision {
+    domain.authorize_write(Normal, bytes(PAGE + offset, length)).expect("memory")
+}
+
+fn harvest(domain: &mut TestDomain, id: TrackId) -> Vec<(u64, u32)> {
+    let (pending, token) = domain.harvest_written(id).expect("tracked");
+    let completed = token.without_processors();
+    domain.finish(&completed);
+    let pages: Vec<WrittenPage> = pending.ready(&completed).expect("completed");
+    pages.iter().map(|page| (page.gfn.as_u64() - BASE, page.written.bits())).collect()
+}
+
+fn track(domain: &mut TestDomain, first: u64, length: u64) -> TrackId {
+    let (id, token) = domain.track(bytes(PAGE + first, length)).expect("a free range");
+    done(domain, token);
+    id
+}
+
+#[test]
+fn written_sub_pages_are_harvested_once() {
+    let (mut domain, _) = guest(4);
+    let id = track(&mut domain, 256, 8192);
+    assert_eq!(get(&domain, BASE), u32::MAX, "armed is not denied");
+    assert_eq!(domain.sppt().expect("enabled").vector(domain.frames(), gfn(BASE)).to_map(), map(3));
+    assert_eq!(write(&mut domain, 256, 8), Decision::Allowed);
+    assert_eq!(write(&mut domain, 4090, 8), Decision::Allowed);
+    assert_eq!(write(&mut domain, 0, 8), Decision::Allowed);
+    assert_eq!(write(&mut domain, 256 + 8192, 8), Decision::Allowed);
+    assert_eq!(harvest(&mut domain, id), [(0, 1 << 31 | 1 << 2), (1, 1)]);
+    assert_eq!(harvest(&mut domain, id), []);
+    assert_eq!(write(&mut domain, 300, 1), Decision::Allowed);
+    assert_eq!(harvest(&mut domain, id), [(0, 1 << 2)]);
+}
+
+#[test]
+fn denied_sub_pages_are_not_tracked_until_they_open() {
+    let (mut domain, _) = guest(1);
+    let (rule_id, token) = domain.add_rule(rule(bytes(PAGE, 128), Action::Deny)).expect("a rule");
+    done(&mut domain, token);
+    let id = track(&mut domain, 0, 4096);
+    assert!(!write(&mut domain, 0, 1).permits());
+    assert!(!write(&mut domain, 120, 16).permits(), "one denied byte denies all");
+    assert_eq!(harvest(&mut domain, id), []);
+    let token = domain.remove_rule(rule_id, Owner::HOST).expect("the host");
+    done(&mut domain, token);
+    assert!(write(&mut domain, 0, 1).permits());
+    assert_eq!(harvest(&mut domain, id), [(0, 1)]);
+}
+
+#[test]
+fn what_was_written_is_reported_even_if_it_is_denied_by_now() {
+    let (mut domain, _) = guest(1);
+    let id = track(&mut domain, 0, 4096);
+    assert!(write(&mut domain, 0, 1).permits());
+    set(&mut domain, BASE, &[!1]);
+    assert_eq!(get(&domain, BASE), !1);
+    assert_eq!(harvest(&mut domain, id), [(0, 1)]);
+    set(&mut domain, BASE, &[u32::MAX]);
+    assert!(write(&mut domain, 0, 1).permits());
+    assert_eq!(harvest(&mut domain, id), [(0, 1)]);
+}
+
+#[test]
+fn untracking_leaves_what_was_there_before() {
+    let (mut domain, _) = guest(4);
+    set(&mut domain, BASE + 1, &[0xFF]);
+    let before = picture(&domain);
+    let id = track(&mut domain, 100, 12_000);
+    assert!(write(&mut domain, 4096, 1).permits());
+    let token = domain.untrack(id).expect("tracked");
+    done(&mut domain, token);
+    let strip = |text: String| text.lines().filter(|l| !l.starts_with("Ok(")).collect::<String>();
+    assert_eq!(strip(picture(&domain)), strip(before));
+    assert_eq!(domain.untrack(id).err(), Some(DomainError::NoSuchTracking(id)));
+}
+
+#[test]
+fn two_ranges_share_no_page() {
+    let (mut domain, _) = guest(4);
+    let id = track(&mut domain, 0, 128);
+    let error = domain.track(bytes(PAGE + 4000, 200)).err();
+    assert_eq!(error, Some(DomainError::AlreadyTracked(id)));
+    track(&mut domain, 4096, 1);
+}
