@@ -93,14 +93,23 @@ fn key_numbers(summary: &Summary) -> Markup {
                 &format!("{}{}", bytes(summary.bytes), speed.unwrap_or_default()), ""))
             (card("Denied", &grouped(denied), "had no effect", if denied > 0 { "bad" } else { "good" }))
             (card("Logged", &grouped(logged), "took effect, reported", ""))
-            (card("Guarded sub-pages", &grouped(summary.sub_pages_protected),
-                &format!("in {} {}", grouped(summary.pages_protected),
-                    plural(summary.pages_protected, "page")), ""))
+            (card("Guarded", &grouped(summary.sub_pages_protected),
+                &format!("{} in {} {}", plural(summary.sub_pages_protected, "sub-page"),
+                    grouped(summary.pages_protected), plural(summary.pages_protected, "page")), ""))
             (card("VM exits", &grouped(summary.exits_sub_page),
                 &per_write(summary.exits_sub_page, summary.writes), ""))
-            (card("Exits saved", &ratio(summary.exits_page, summary.exits_sub_page),
+            (card("Exits saved", &saved(summary.exits_page, summary.exits_sub_page),
                 "page ÷ sub-page granularity", ""))
         }
+    }
+}
+
+/// The ratio, in one word where there is none: a card is narrow.
+fn saved(page: u64, sub_page: u64) -> String {
+    match (page, sub_page) {
+        (0, 0) => "none".to_owned(),
+        (_, 0) => "all".to_owned(),
+        _ => ratio(page, sub_page),
     }
 }
 
