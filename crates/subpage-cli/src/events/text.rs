@@ -71,7 +71,9 @@ impl<W: Write> TextEvents<W> {
         if start.rules.len() > 10 {
             writeln!(self.out, "  {QUIET}… and {} more{QUIET:#}", grouped(rules - 10))?;
         }
-        writeln!(self.out)
+        writeln!(self.out)?;
+        // Before the progress bar, which goes to another stream.
+        self.out.flush()
     }
 
     pub(super) fn shows(&self, rule: &str) -> bool {
