@@ -80,10 +80,7 @@ impl CargoLog {
 
     /// Every failed program's output whole; the build's, and all the rest, where none failed.
     pub(crate) fn failures(&self) -> String {
-        let failed = self
-            .sections
-            .iter()
-            .filter(|section| section.count().failed > 0);
+        let failed = self.sections.iter().filter(|section| section.count().failed > 0);
         let text: String = failed.map(|section| section.text.as_str()).collect();
         if !text.is_empty() {
             return text;
@@ -98,39 +95,18 @@ impl Section {
     fn announced(line: &str) -> Option<Self> {
         let (title, doc_tests) = if let Some(rest) = line.strip_prefix("     Running ") {
             // The path in brackets is that of the build product.
-            (
-                rest.rsplit_once(" (")
-                    .map_or(rest, |(title, _)| title)
-                    .to_owned(),
-                false,
-            )
+            (rest.rsplit_once(" (").map_or(rest, |(title, _)| title).to_owned(), false)
         } else {
-            (
-                format!("doc tests of {}", line.strip_prefix("   Doc-tests ")?),
-                true,
-            )
+            (format!("doc tests of {}", line.strip_prefix("   Doc-tests ")?), true)
         };
-        Some(Self {
-            title,
-            doc_tests,
-            text: String::new(),
-            results: Vec::new(),
-            failed: false,
-        })
+        Some(Self { title, doc_tests, text: String::new(), results: Vec::new(), failed: false })
     }
 
     fn result(&self) -> TestResult {
-        let mut sum = TestResult {
-            count: Count::default(),
-            filtered_out: 0,
-        };
+        let mut sum = TestResult { count: Count::default(), filtered_out: 0 };
         // rustdoc runs its tests in several groups. Another program has one result, the last:
         // what stands above is the repeated output of a failed test.
-        let first = if self.doc_tests {
-            0
-        } else {
-            self.results.len().saturating_sub(1)
-        };
+        let first = if self.doc_tests { 0 } else { self.results.len().saturating_sub(1) };
         for result in &self.results[first..] {
             sum.count += result.count;
             sum.filtered_out += result.filtered_out;
@@ -151,9 +127,7 @@ impl Section {
 /// Reads `test result: ok. 4 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; …`.
 fn test_result(line: &str) -> Option<TestResult> {
     let rest = line.strip_prefix("test result: ")?;
-    let rest = rest
-        .strip_prefix("ok. ")
-        .or_else(|| rest.strip_prefix("FAILED. "))?;
+    let rest = rest.strip_prefix("ok. ").or_else(|| rest.strip_prefix("FAILED. "))?;
     let mut parts = rest.split("; ");
     let mut number = |what: &str| -> Option<u64> {
         let (number, name) = parts.next()?.split_once(' ')?;
@@ -166,14 +140,7 @@ fn test_result(line: &str) -> Option<TestResult> {
     let measured = number("measured")?;
     let filtered_out = number("filtered out")?;
     let passed = passed.checked_add(measured)?;
-    Some(TestResult {
-        count: Count {
-            passed,
-            failed,
-            skipped,
-        },
-        filtered_out,
-    })
+    Some(TestResult { count: Count { passed, failed, skipped }, filtered_out })
 }
 
 #[cfg(test)]
@@ -235,48 +202,20 @@ all doctests ran in 1.19s; merged doctests compilation took 0.64s
     #[test]
     fn sections_are_summed() {
         let log = read(&[BUILD, PASSED, DOC_TESTS].concat());
-        assert_eq!(
-            log.count(true, false),
-            Count {
-                passed: 7,
-                failed: 0,
-                skipped: 1
-            }
-        );
-        assert_eq!(
-            log.count(true, true),
-            Count {
-                passed: 7,
-                failed: 0,
-                skipped: 3
-            }
-        );
+        assert_eq!(log.count(true, false), Count { passed: 7, failed: 0, skipped: 1 });
+        assert_eq!(log.count(true, true), Count { passed: 7, failed: 0, skipped: 3 });
     }
 
     #[test]
     fn repeated_output_of_a_failed_test_is_not_counted() {
         let log = read(&[BUILD, PASSED, REPEATED].concat());
-        assert_eq!(
-            log.count(false, false),
-            Count {
-                passed: 5,
-                failed: 1,
-                skipped: 1
-            }
-        );
+        assert_eq!(log.count(false, false), Count { passed: 5, failed: 1, skipped: 1 });
     }
 
     #[test]
     fn a_crash_is_a_failure() {
         let log = read(&[BUILD, CRASHED, PASSED].concat());
-        assert_eq!(
-            log.count(false, false),
-            Count {
-                passed: 4,
-                failed: 1,
-                skipped: 1
-            }
-        );
+        assert_eq!(log.count(false, false), Count { passed: 4, failed: 1, skipped: 1 });
     }
 
     #[test]
@@ -326,17 +265,7 @@ all doctests ran in 1.19s; merged doctests compilation took 0.64s
             assert_eq!(test_result(line), None, "{line}");
         }
         let line = "test result: ok. 4 passed; 0 failed; 0 ignored; 2 measured; 0 filtered out";
-        let count = Count {
-            passed: 6,
-            failed: 0,
-            skipped: 0,
-        };
-        assert_eq!(
-            test_result(line),
-            Some(TestResult {
-                count,
-                filtered_out: 0
-            })
-        );
+        let count = Count { passed: 6, failed: 0, skipped: 0 };
+        assert_eq!(test_result(line), Some(TestResult { count, filtered_out: 0 }));
     }
 }

@@ -11,21 +11,9 @@ pub(crate) struct Count {
 }
 
 impl Count {
-    pub(crate) const PASSED: Self = Self {
-        passed: 1,
-        failed: 0,
-        skipped: 0,
-    };
-    pub(crate) const FAILED: Self = Self {
-        passed: 0,
-        failed: 1,
-        skipped: 0,
-    };
-    pub(crate) const SKIPPED: Self = Self {
-        passed: 0,
-        failed: 0,
-        skipped: 1,
-    };
+    pub(crate) const PASSED: Self = Self { passed: 1, failed: 0, skipped: 0 };
+    pub(crate) const FAILED: Self = Self { passed: 0, failed: 1, skipped: 0 };
+    pub(crate) const SKIPPED: Self = Self { passed: 0, failed: 0, skipped: 1 };
 
     /// One check.
     pub(crate) fn check(passed: bool) -> Self {
@@ -62,17 +50,9 @@ mod tests {
 
     #[test]
     fn skipped_is_said_only_where_something_was() {
-        let mut count = Count {
-            passed: 12,
-            failed: 0,
-            skipped: 0,
-        };
+        let mut count = Count { passed: 12, failed: 0, skipped: 0 };
         assert_eq!(count.to_string(), "12 passed, 0 failed");
-        count += Count {
-            passed: 1,
-            failed: 2,
-            skipped: 3,
-        };
+        count += Count { passed: 1, failed: 2, skipped: 3 };
         assert_eq!(count.to_string(), "13 passed, 2 failed, 3 skipped");
     }
 

@@ -38,12 +38,7 @@ pub(crate) struct Limits<'a> {
 
 impl<'a> Limits<'a> {
     pub(crate) fn new(deadline: Instant, interrupted: &'a dyn Fn() -> bool) -> Self {
-        Self {
-            deadline,
-            output: OUTPUT_LIMIT,
-            grace: GRACE,
-            interrupted,
-        }
+        Self { deadline, output: OUTPUT_LIMIT, grace: GRACE, interrupted }
     }
 }
 
@@ -85,27 +80,17 @@ pub(crate) fn run(
 ) -> Result<Finished> {
     let (reader, writer) = io::pipe().context("cannot make a pipe")?;
     command.process_group(0).stdin(Stdio::null());
-    command
-        .stdout(writer.try_clone().context("cannot share a pipe")?)
-        .stderr(writer);
+    command.stdout(writer.try_clone().context("cannot share a pipe")?).stderr(writer);
     let program = command.get_program().to_string_lossy().into_owned();
-    let spawned = command
-        .spawn()
-        .with_context(|| format!("cannot start {program}"));
+    let spawned = command.spawn().with_context(|| format!("cannot start {program}"));
     // The command holds the pipe's writing end: the output ends only once it is dropped.
     drop(command);
-    let mut group = Group {
-        leader: spawned?,
-        ended: false,
-    };
+    let mut group = Group { leader: spawned?, ended: false };
 
     let (sender, chunks) = mpsc::sync_channel(16);
     thread::spawn(move || forward(reader, &sender));
 
-    let mut output = Output {
-        bytes: Vec::new(),
-        reported: 0,
-    };
+    let mut output = Output { bytes: Vec::new(), reported: 0 };
     let mut closed = false;
     let mut exit: Option<(ExitStatus, Instant)> = None;
     let ending = loop {
@@ -118,10 +103,7 @@ pub(crate) fn run(
             }
         }
         if exit.is_none() {
-            let status = group
-                .leader
-                .try_wait()
-                .context("cannot wait for a command")?;
+            let status = group.leader.try_wait().context("cannot wait for a command")?;
             exit = status.map(|status| (status, Instant::now()));
         }
         match exit {
@@ -152,10 +134,7 @@ pub(crate) fn run(
             }
         }
     }
-    Ok(Finished {
-        output: output.finish(on_line),
-        ending,
-    })
+    Ok(Finished { output: output.finish(on_line), ending })
 }
 
 /// The command and all that it starts, which do not outlive this value.
@@ -212,10 +191,7 @@ impl Output {
     fn push(&mut self, chunk: &[u8], on_line: &mut dyn FnMut(&str)) {
         let mut searched = self.bytes.len();
         self.bytes.extend_from_slice(chunk);
-        while let Some(length) = self.bytes[searched..]
-            .iter()
-            .position(|&byte| byte == b'\n')
-        {
+        while let Some(length) = self.bytes[searched..].iter().position(|&byte| byte == b'\n') {
             let end = searched + length;
             on_line(&String::from_utf8_lossy(&self.bytes[self.reported..end]));
             self.reported = end + 1;
@@ -289,10 +265,7 @@ mod tests {
     fn a_command_that_does_not_exist_is_named() {
         let command = Command::new("subpage-no-such-program");
         let error = run(command, &in_time(), &mut |_| {}).expect_err("there is none");
-        assert!(
-            error.to_string().contains("subpage-no-such-program"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("subpage-no-such-program"), "{error}");
     }
 
     #[test]
@@ -319,20 +292,14 @@ mod tests {
 
     #[test]
     fn endless_output_is_cut_off() {
-        let limits = Limits {
-            output: 100_000,
-            ..in_time()
-        };
+        let limits = Limits { output: 100_000, ..in_time() };
         let finished = run(shell("yes"), &limits, &mut |_| {}).expect("sh runs");
         assert_eq!(finished.ending, Ending::Runaway);
     }
 
     #[test]
     fn what_is_left_behind_is_found_and_killed() {
-        let limits = Limits {
-            grace: Duration::from_millis(100),
-            ..in_time()
-        };
+        let limits = Limits { grace: Duration::from_millis(100), ..in_time() };
         let finished = run(shell("sleep 100000 & echo $!"), &limits, &mut |_| {}).expect("sh runs");
         assert_eq!(finished.ending, Ending::LeftBehind);
         wait_until_dead(&finished.output);

@@ -52,11 +52,7 @@ enum Task {
     #[command(disable_help_flag = true)]
     Bench {
         /// For example --json, or the names of the benchmarks to run
-        #[arg(
-            value_name = "ARGUMENT",
-            trailing_var_arg = true,
-            allow_hyphen_values = true
-        )]
+        #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
 }
@@ -83,11 +79,7 @@ fn run(task: Task) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
     match task {
         Task::Bench { arguments } => bench::run(&workspace, &arguments),
-        Task::Test {
-            suites,
-            filter,
-            limit,
-        } => {
+        Task::Test { suites, filter, limit } => {
             let selected = suites::select(&suites, filter.as_deref())?;
             let interrupt = Interrupt::install().context("cannot listen for signals")?;
             let mut out = io::stdout().lock();
@@ -96,11 +88,7 @@ fn run(task: Task) -> Result<ExitCode> {
             // Only the plain command may change the machine: who names a suite gets that suite.
             let install = suites.is_empty() && filter.is_none();
             let prerequisites = Prerequisites::prepare(&mut session, install)?;
-            let plan = suites::Plan {
-                workspace,
-                prerequisites,
-                filter,
-            };
+            let plan = suites::Plan { workspace, prerequisites, filter };
             suites::run(&mut session, &plan, &selected)
         }
     }

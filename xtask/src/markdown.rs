@@ -43,9 +43,7 @@ pub(crate) fn broken_links(root: &Path, page: &Path) -> Result<Vec<String>> {
 fn has_scheme(link: &str) -> bool {
     link.split_once(':').is_some_and(|(scheme, _)| {
         scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-            && scheme
-                .chars()
-                .all(|rest| rest.is_ascii_alphanumeric() || "+-.".contains(rest))
+            && scheme.chars().all(|rest| rest.is_ascii_alphanumeric() || "+-.".contains(rest))
     })
 }
 
@@ -55,9 +53,7 @@ fn follow(root: &Path, page: &Path, link: &str) -> Result<Result<(), &'static st
         return Ok(Err("not UTF-8 once decoded"));
     };
     if path.starts_with('/') {
-        return Ok(Err(
-            "absolute; a link into the repository is relative to its page",
-        ));
+        return Ok(Err("absolute; a link into the repository is relative to its page"));
     }
     let target = if path.is_empty() {
         page.to_owned()
@@ -71,9 +67,7 @@ fn follow(root: &Path, page: &Path, link: &str) -> Result<Result<(), &'static st
     if !target.exists() {
         return Ok(Err("no such file"));
     }
-    let markdown = target
-        .extension()
-        .is_some_and(|extension| extension == "md");
+    let markdown = target.extension().is_some_and(|extension| extension == "md");
     if !heading.is_empty() && markdown && !anchors(&read(&target)?).contains(heading) {
         return Ok(Err("no such heading"));
     }
@@ -109,11 +103,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
             .collect();
         let count = seen.entry(slug.clone()).or_default();
         // The second heading of a name is `name-1`.
-        anchors.insert(if *count == 0 {
-            slug
-        } else {
-            format!("{slug}-{count}")
-        });
+        anchors.insert(if *count == 0 { slug } else { format!("{slug}-{count}") });
         *count += 1;
     }
     anchors
@@ -201,11 +191,8 @@ mod tests {
         let root = tempfile::tempdir().expect("a temporary directory can be made");
         let docs = root.path().join("docs");
         fs::create_dir_all(docs.join("a b")).expect("directories can be made");
-        fs::write(
-            root.path().join("README.md"),
-            "# One `two`\n\n## Same\n\n## Same\n",
-        )
-        .expect("files can be written");
+        fs::write(root.path().join("README.md"), "# One `two`\n\n## Same\n\n## Same\n")
+            .expect("files can be written");
         let page = docs.join("page.md");
         fs::write(&page, text).expect("files can be written");
         broken_links(root.path(), &page).expect("the page can be read")
@@ -238,10 +225,7 @@ mod tests {
 
     #[test]
     fn links_in_code_are_none() {
-        assert_eq!(
-            check("`[a](none.md)`\n\n    [b](none.md)\n"),
-            Vec::<String>::new()
-        );
+        assert_eq!(check("`[a](none.md)`\n\n    [b](none.md)\n"), Vec::<String>::new());
     }
 
     #[test]
@@ -255,9 +239,6 @@ mod tests {
 
     #[test]
     fn a_section_may_be_the_last_and_empty() {
-        assert_eq!(
-            commands("## Two commands\n", "Two commands"),
-            Some(Vec::new())
-        );
+        assert_eq!(commands("## Two commands\n", "Two commands"), Some(Vec::new()));
     }
 }

@@ -34,16 +34,8 @@ struct Component {
     suite: &'static str,
 }
 
-const RUSTFMT: Component = Component {
-    program: "cargo-fmt",
-    name: "rustfmt",
-    suite: "fmt",
-};
-const CLIPPY: Component = Component {
-    program: "cargo-clippy",
-    name: "clippy",
-    suite: "clippy",
-};
+const RUSTFMT: Component = Component { program: "cargo-fmt", name: "rustfmt", suite: "fmt" };
+const CLIPPY: Component = Component { program: "cargo-clippy", name: "clippy", suite: "clippy" };
 
 /// What is there for the tests to use.
 #[derive(Debug)]
@@ -66,12 +58,7 @@ impl Prerequisites {
 }
 
 fn package(session: &mut Session<'_>, wanted: &Package, install: bool) -> Result<bool> {
-    let Package {
-        program,
-        name: package,
-        why,
-        otherwise,
-    } = wanted;
+    let Package { program, name: package, why, otherwise } = wanted;
     if let Some(path) = found(program) {
         session.say(&format!("   found {program} at {} ({why})", path.display()))?;
         return Ok(true);
@@ -89,9 +76,7 @@ fn package(session: &mut Session<'_>, wanted: &Package, install: bool) -> Result
         session.say(&format!("   no {program} ({why}); {obstacle}; {otherwise}"))?;
         return Ok(false);
     }
-    session.say(&format!(
-        "   installing the Debian package {package}: {why}"
-    ))?;
+    session.say(&format!("   installing the Debian package {package}: {why}"))?;
     // A fresh machine may have no package lists yet, or ones too old to fetch by.
     let fetched = apt_get(session, &["install", "--no-install-recommends", package])?
         || (apt_get(session, &["update"])?
@@ -118,32 +103,25 @@ fn apt_get(session: &mut Session<'_>, arguments: &[&str]) -> Result<bool> {
 }
 
 fn component(session: &mut Session<'_>, wanted: &Component, install: bool) -> Result<bool> {
-    let Component {
-        program,
-        name: component,
-        suite,
-    } = wanted;
+    let Component { program, name: component, suite } = wanted;
     if works(program) {
         session.say(&format!("   found {component} (the {suite} suite)"))?;
         return Ok(true);
     }
     if !install || found("rustup").is_none() {
         let how = format!("rustup component add {component}");
-        session.say(&format!(
-            "   no {component}; to get it: {how}; the {suite} suite is skipped"
-        ))?;
+        session
+            .say(&format!("   no {component}; to get it: {how}; the {suite} suite is skipped"))?;
         return Ok(false);
     }
-    session.say(&format!(
-        "   installing the toolchain's component {component}: the {suite} suite"
-    ))?;
+    session
+        .say(&format!("   installing the toolchain's component {component}: the {suite} suite"))?;
     let mut command = Command::new("rustup");
     command.args(["component", "add", component]);
     let installed = run(session, command)? && works(program);
     if !installed {
-        session.say(&format!(
-            "   {component} could not be installed; the {suite} suite is skipped"
-        ))?;
+        session
+            .say(&format!("   {component} could not be installed; the {suite} suite is skipped"))?;
     }
     Ok(installed)
 }
@@ -160,10 +138,7 @@ fn run(session: &mut Session<'_>, command: Command) -> Result<bool> {
 /// Whether the program answers: rustup puts a stand-in on the path even where the component
 /// behind it is not installed.
 fn works(program: &str) -> bool {
-    Command::new(program)
-        .arg("--version")
-        .output()
-        .is_ok_and(|output| output.status.success())
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
 fn found(program: &str) -> Option<PathBuf> {
@@ -172,12 +147,9 @@ fn found(program: &str) -> Option<PathBuf> {
 
 fn found_in(program: &str, search: &OsStr) -> Option<PathBuf> {
     let executable = |path: &Path| {
-        path.metadata()
-            .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
     };
-    env::split_paths(search)
-        .map(|directory| directory.join(program))
-        .find(|path| executable(path))
+    env::split_paths(search).map(|directory| directory.join(program)).find(|path| executable(path))
 }
 
 #[cfg(test)]

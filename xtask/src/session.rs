@@ -47,12 +47,7 @@ pub(crate) struct Session<'a> {
 impl<'a> Session<'a> {
     /// `limit` is the time that each part may take.
     pub(crate) fn new(out: &'a mut dyn Write, interrupt: Interrupt, limit: Duration) -> Self {
-        Self {
-            out,
-            interrupt,
-            limit,
-            deadline: Instant::now() + limit,
-        }
+        Self { out, interrupt, limit, deadline: Instant::now() + limit }
     }
 
     /// Prints a heading and gives the part below it the full time.
@@ -83,10 +78,7 @@ impl<'a> Session<'a> {
         progress: &mut dyn FnMut(&str) -> Option<String>,
     ) -> Result<Finished> {
         if self.interrupted() {
-            return Ok(Finished {
-                output: String::new(),
-                ending: Ending::Interrupted,
-            });
+            return Ok(Finished { output: String::new(), ending: Ending::Interrupted });
         }
         self.say(&format!("   $ {}", shown(&command)))?;
         let interrupted = || self.interrupt.raised();
@@ -134,20 +126,12 @@ fn shown(command: &Command) -> String {
         if let Some(value) = value
             && !QUIET_VARIABLES.iter().any(|quiet| name == *quiet)
         {
-            write!(
-                line,
-                "{}={} ",
-                name.display(),
-                quoted(&value.to_string_lossy())
-            )
-            .expect("writing to a string cannot fail");
+            write!(line, "{}={} ", name.display(), quoted(&value.to_string_lossy()))
+                .expect("writing to a string cannot fail");
         }
     }
     let program = std::path::Path::new(command.get_program());
-    line += &program
-        .file_name()
-        .unwrap_or(command.get_program())
-        .to_string_lossy();
+    line += &program.file_name().unwrap_or(command.get_program()).to_string_lossy();
     for argument in command.get_args() {
         line.push(' ');
         line += &quoted(&argument.to_string_lossy());
@@ -172,11 +156,7 @@ pub(crate) fn duration(duration: Duration) -> String {
     if duration < Duration::from_secs(60) {
         format!("{:.1} s", duration.as_secs_f64())
     } else {
-        format!(
-            "{} min {:02} s",
-            duration.as_secs() / 60,
-            duration.as_secs() % 60
-        )
+        format!("{} min {:02} s", duration.as_secs() / 60, duration.as_secs() % 60)
     }
 }
 
@@ -188,14 +168,8 @@ mod tests {
     fn a_command_is_shown_as_typed() {
         let mut command = Command::new("/opt/bin/cargo");
         command.args(["test", "--", "a b", "it's"]);
-        command
-            .env("RUSTFLAGS", "--cfg loom")
-            .env("CARGO_TERM_COLOR", "never")
-            .env_remove("HOME");
-        assert_eq!(
-            shown(&command),
-            "RUSTFLAGS='--cfg loom' cargo test -- 'a b' 'it'\\''s'"
-        );
+        command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TERM_COLOR", "never").env_remove("HOME");
+        assert_eq!(shown(&command), "RUSTFLAGS='--cfg loom' cargo test -- 'a b' 'it'\\''s'");
     }
 
     #[test]
@@ -213,12 +187,8 @@ mod tests {
         let mut session = Session::new(&mut out, interrupt, Duration::from_secs(300));
         let mut command = Command::new("touch");
         command.arg(directory.path().join("started"));
-        let finished = session
-            .run(command, &mut |_| None)
-            .expect("nothing to go wrong");
-        session
-            .show("nobody looks")
-            .expect("a vector can be written");
+        let finished = session.run(command, &mut |_| None).expect("nothing to go wrong");
+        session.show("nobody looks").expect("a vector can be written");
         assert_eq!(finished.ending, Ending::Interrupted);
         assert!(!directory.path().join("started").exists());
         assert!(out.is_empty());
@@ -233,9 +203,6 @@ mod tests {
         let finished = session.run(command, &mut |_| None).expect("sh runs");
         assert_eq!(finished.ending, Ending::Hung);
         let text = String::from_utf8(out).expect("our text is UTF-8");
-        assert!(
-            text.contains("hung: killed, it did not end within 0.0 s"),
-            "{text}"
-        );
+        assert!(text.contains("hung: killed, it did not end within 0.0 s"), "{text}");
     }
 }

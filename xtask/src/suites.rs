@@ -57,8 +57,7 @@ impl Suite {
     }
 
     fn name(self) -> String {
-        self.to_possible_value()
-            .map_or_else(String::new, |value| value.get_name().to_owned())
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 }
 
@@ -87,21 +86,13 @@ impl Plan {
 pub(crate) fn select(named: &[Suite], filter: Option<&str>) -> Result<Vec<Suite>> {
     if named.is_empty() {
         let all = Suite::value_variants().iter().copied();
-        return Ok(all
-            .filter(|suite| filter.is_none() || suite.takes_filter())
-            .collect());
+        return Ok(all.filter(|suite| filter.is_none() || suite.takes_filter()).collect());
     }
     let mut selected = named.to_vec();
     selected.sort_unstable();
     selected.dedup();
-    if let Some(suite) = selected
-        .iter()
-        .find(|suite| filter.is_some() && !suite.takes_filter())
-    {
-        bail!(
-            "--filter selects tests by name, of which the suite {} has none",
-            suite.name()
-        );
+    if let Some(suite) = selected.iter().find(|suite| filter.is_some() && !suite.takes_filter()) {
+        bail!("--filter selects tests by name, of which the suite {} has none", suite.name());
     }
     Ok(selected)
 }
@@ -125,10 +116,7 @@ pub(crate) fn run(session: &mut Session<'_>, plan: &Plan, suites: &[Suite]) -> R
                 Count::FAILED
             }
         };
-        session.say(&format!(
-            "   {count} in {}",
-            session::duration(start.elapsed())
-        ))?;
+        session.say(&format!("   {count} in {}", session::duration(start.elapsed())))?;
         if count.failed > 0 {
             failed.push(suite.name());
         }
@@ -144,11 +132,7 @@ pub(crate) fn run(session: &mut Session<'_>, plan: &Plan, suites: &[Suite]) -> R
         session.say(&format!("failed: {}", failed.join(", ")))?;
     }
     session.say(&sum.to_string())?;
-    Ok(if sum.failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 #[cfg(test)]
@@ -157,19 +141,13 @@ mod tests {
 
     #[test]
     fn without_a_name_all_run() {
-        assert_eq!(
-            select(&[], None).expect("nothing to refuse"),
-            Suite::value_variants()
-        );
+        assert_eq!(select(&[], None).expect("nothing to refuse"), Suite::value_variants());
     }
 
     #[test]
     fn named_suites_run_once_and_in_order() {
         let selected = select(&[Suite::Docs, Suite::Fmt, Suite::Docs], None);
-        assert_eq!(
-            selected.expect("nothing to refuse"),
-            [Suite::Fmt, Suite::Docs]
-        );
+        assert_eq!(selected.expect("nothing to refuse"), [Suite::Fmt, Suite::Docs]);
     }
 
     #[test]

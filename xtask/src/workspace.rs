@@ -23,22 +23,14 @@ impl Workspace {
             .stderr(Stdio::inherit())
             .output()
             .context("cannot start cargo")?;
-        ensure!(
-            output.status.success(),
-            "cargo metadata failed: {}",
-            output.status
-        );
+        ensure!(output.status.success(), "cargo metadata failed: {}", output.status);
         let metadata: serde_json::Value =
             serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
         let directory = |key: &str| {
             let path = metadata[key].as_str();
-            path.map(PathBuf::from)
-                .with_context(|| format!("cargo metadata names no {key}"))
+            path.map(PathBuf::from).with_context(|| format!("cargo metadata names no {key}"))
         };
-        Ok(Self {
-            root: directory("workspace_root")?,
-            target: directory("target_directory")?,
-        })
+        Ok(Self { root: directory("workspace_root")?, target: directory("target_directory")? })
     }
 
     /// The directory of the workspace's `Cargo.toml`.

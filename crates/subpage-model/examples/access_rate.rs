@@ -14,7 +14,10 @@ use subpage_model::{Access, AccessKind, Deviations, Features, Roots, Staleness, 
 
 /// Pages of the guest: the reach of one level-1 table.
 const PAGES: u64 = 512;
-const ROUNDS: u64 = 100_000;
+/// Rounds of 64 accesses in one slice; the best of [`SLICES`] counts, so that other work on the
+/// machine does not.
+const ROUNDS: u64 = 1000;
+const SLICES: u64 = 100;
 
 fn table(frames: &mut HeapFrames) -> TableFrame {
     let table = frames.allocate().expect("memory for a few tables");
@@ -61,22 +64,26 @@ fn main() {
     ] {
         let mut vcpu = Vcpu::new(features, Deviations::NONE, staleness);
         let (mut exits, mut sum) = (0_u64, 0_u64);
-        let start = Instant::now();
-        for round in 0..ROUNDS {
-            for page in 0..64 {
-                // A stride that visits every page, as a replay jumps about.
-                let page = first + (page * 37 + round) % (PAGES / 2);
-                let gpa = Gpa::new(page * PAGE_BYTES + offset);
-                let access = Access::new(AccessKind::Write, black_box(gpa), 8).expect("legal");
-                match vcpu.access(&roots, &mut frames, &access) {
-                    Ok(translation) => sum ^= translation.first.as_u64(),
-                    Err(exit) => exits += u64::from(exit.reason.0 == 48),
+        let mut best = f64::INFINITY;
+        for slice in 0..SLICES {
+            let start = Instant::now();
+            for round in 0..ROUNDS {
+                for page in 0..64 {
+                    // A stride that visits every page, as a replay jumps about.
+                    let page = first + (page * 37 + slice + round) % (PAGES / 2);
+                    let gpa = Gpa::new(page * PAGE_BYTES + offset);
+                    let access = Access::new(AccessKind::Write, black_box(gpa), 8).expect("legal");
+                    match vcpu.access(&roots, &mut frames, &access) {
+                        Ok(translation) => sum ^= translation.first.as_u64(),
+                        Err(exit) => exits += u64::from(exit.reason.0 == 48),
+                    }
                 }
             }
+            #[allow(clippy::cast_precision_loss)]
+            let each = start.elapsed().as_nanos() as f64 / (ROUNDS * 64) as f64;
+            best = best.min(each);
         }
         black_box(sum);
-        #[allow(clippy::cast_precision_loss)]
-        let each = start.elapsed().as_nanos() as f64 / (ROUNDS * 64) as f64;
-        println!("{each:7.2} ns  {name} ({exits} exits)");
+        println!("{best:7.2} ns  {name} ({exits} exits)");
     }
 }

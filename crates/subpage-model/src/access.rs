@@ -1,6 +1,6 @@
 //! Accesses to guest-physical memory, as the processor's pipeline hands them to translation.
 
-use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
+use subpage::address::{Gpa, PAGE_BYTES};
 use thiserror::Error;
 
 /// Bytes of the widest single access: one 512-bit register.
@@ -102,16 +102,8 @@ impl Piece {
     }
 
     /// How many bytes, 1..=64.
-    pub const fn length(self) -> usize {
-        self.length as usize
-    }
-
-    /// The bytes as a range; it lies in one page.
-    ///
-    /// # Panics
-    /// Never: construction has checked the end.
-    pub fn bytes(self) -> ByteRange {
-        ByteRange::new(self.gpa, u64::from(self.length)).expect("checked at construction")
+    pub const fn length(self) -> u8 {
+        self.length
     }
 }
 
@@ -220,7 +212,7 @@ impl Access {
 
     /// How many bytes, 1..=64.
     pub const fn length(&self) -> usize {
-        self.first.length() + self.second.length()
+        self.first.length as usize + self.second.length as usize
     }
 
     /// The piece that holds the first byte.

@@ -8,7 +8,7 @@
 //! | What does the SPPT say? | [`sub_pages_permit`] |
 //! | All of it in order | [`decide`] |
 
-use subpage::access::{AccessMap, SubPage};
+use subpage::access::AccessMap;
 use subpage::level::PageSize;
 
 use crate::access::{Access, AccessKind, Piece};
@@ -108,10 +108,16 @@ pub const fn is_eligible(roots: &Roots, access: &Access, page: PageRights) -> bo
 /// first one is asked.
 #[inline]
 pub fn sub_pages_permit(vector: AccessMap, piece: Piece, deviations: Deviations) -> bool {
-    if deviations.first_byte_only {
-        return vector.contains(SubPage::of(piece.gpa()));
-    }
-    vector.covers(AccessMap::touched_by(piece.bytes()))
+    let offset = u32::from(piece.gpa().page_offset());
+    // Bits 11:7 of the address.
+    let first = offset / 128;
+    let last = if deviations.first_byte_only {
+        first
+    } else {
+        (offset + u32::from(piece.length()) - 1) / 128
+    };
+    let touched = u32::MAX << first & u32::MAX >> (31 - last);
+    touched & !vector.bits() == 0
 }
 
 /// What becomes of the bytes of an access in one page.

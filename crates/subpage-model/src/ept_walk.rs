@@ -45,8 +45,27 @@ pub struct Step {
     pub index: EntryIndex,
     /// The entry as it was read.
     pub bits: u64,
-    /// Where the walk goes on below; none for the leaf.
-    pub below: Option<Start>,
+    /// AND of the rights of the entries so far, this one included.
+    pub rights: Rights,
+    /// The entry's level.
+    pub level: Level,
+    /// Whether the entry maps the page.
+    pub leaf: bool,
+}
+
+impl Step {
+    /// Where the walk goes on; none behind the leaf.
+    ///
+    /// # Panics
+    /// Never: every entry of the last level is a leaf, and bits 51:12 are 4 KiB aligned.
+    pub fn below(&self) -> Option<Start> {
+        if self.leaf {
+            return None;
+        }
+        let level = self.level.below().expect("every entry of the last level is a leaf");
+        let table = TableFrame::try_new(EptEntry::from(self.bits).hpa()).expect("4 KiB aligned");
+        Some(Start { level, table, rights: self.rights })
+    }
 }
 
 /// A walk that reached a page.
@@ -98,17 +117,15 @@ pub fn walk<F: TableFrames>(
             return Err(EptFault::Misconfiguration);
         }
         let rights = at.rights & Rights::of_entry(bits);
-        let step = Step { table: at.table, index, bits, below: None };
+        let step =
+            Step { table: at.table, index, bits, rights, level: at.level, leaf: leaf.is_some() };
+        steps.push(step);
         if let Some(size) = leaf {
-            steps.push(step);
             let hpa = Hpa::new(entry.hpa().as_u64() | gpa.as_u64() & (size.bytes() - 1));
             let page = PageRights { rights, size, sub_page_write: entry.sub_page_write() };
             return Ok(EptWalk { hpa, page, steps });
         }
-        let level = at.level.below().expect("every entry of the last level is a leaf");
-        let table = TableFrame::try_new(entry.hpa()).expect("bits 51:12 are 4 KiB aligned");
-        at = Start { level, table, rights };
-        steps.push(Step { below: Some(at), ..step });
+        at = step.below().expect("not a leaf");
     }
 }
 

@@ -108,7 +108,7 @@ impl Vcpu {
 }
 
 fn load<M: GuestMemory>(memory: &M, access: &Access, at: Translation, bytes: &mut [u8]) {
-    let (first, second) = bytes.split_at_mut(access.first().length());
+    let (first, second) = bytes.split_at_mut(usize::from(access.first().length()));
     memory.read(at.first, first);
     if let Some(hpa) = at.second {
         memory.read(hpa, second);
@@ -116,7 +116,7 @@ fn load<M: GuestMemory>(memory: &M, access: &Access, at: Translation, bytes: &mu
 }
 
 fn store<M: GuestMemory>(memory: &mut M, access: &Access, at: Translation, bytes: &[u8]) {
-    let (first, second) = bytes.split_at(access.first().length());
+    let (first, second) = bytes.split_at(usize::from(access.first().length()));
     memory.write(at.first, first);
     if let Some(hpa) = at.second {
         memory.write(hpa, second);

@@ -48,8 +48,18 @@ struct Checked {
     walk: Option<EptWalk>,
 }
 
-/// An entry changed between the walk that read it and the update of its flags: walk again.
-struct Changed;
+/// Why an attempt at an access did not get through.
+enum Stop {
+    Exit(VmExit),
+    /// An entry changed between the walk that read it and the update of its flags: walk again.
+    Changed,
+}
+
+impl From<VmExit> for Stop {
+    fn from(exit: VmExit) -> Self {
+        Self::Exit(exit)
+    }
+}
 
 impl Vcpu {
     /// A CPU that has run nothing yet.
@@ -132,7 +142,8 @@ impl Vcpu {
                 }
             }
         }
-        self.access_slowly(roots, frames, access)
+        // By value, so that on the fast way the access never has to be in memory.
+        self.access_slowly(roots, frames, *access)
     }
 
     #[inline(never)]
@@ -140,17 +151,17 @@ impl Vcpu {
         &mut self,
         roots: &Roots,
         frames: &mut F,
-        access: &Access,
+        access: Access,
     ) -> Result<Translation, VmExit> {
         if self.context != Some(roots.ept) {
             self.cache.invalidate();
             self.context = Some(roots.ept);
         }
         let result = loop {
-            match self.attempt(roots, frames, access) {
-                Ok(Ok(translation)) => break Ok(translation),
-                Ok(Err(Changed)) => {}
-                Err(exit) => break Err(exit),
+            match self.attempt(roots, frames, &access) {
+                Ok(translation) => break Ok(translation),
+                Err(Stop::Exit(exit)) => break Err(exit),
+                Err(Stop::Changed) => {}
             }
         };
         if result.is_err() {
@@ -164,19 +175,17 @@ impl Vcpu {
         roots: &Roots,
         frames: &mut F,
         access: &Access,
-    ) -> Result<Result<Translation, Changed>, VmExit> {
+    ) -> Result<Translation, Stop> {
         let mut checked = ArrayVec::<Checked, 2>::new();
         for piece in access.pieces() {
             checked.push(self.check(roots, frames, access, piece)?);
         }
         for piece in &mut checked {
-            if let Err(Changed) = self.set_flags(roots, frames, piece)? {
-                return Ok(Err(Changed));
-            }
+            self.set_flags(roots, frames, piece)?;
         }
         let mut bytes = checked.iter().map(|piece| byte(piece.mapping.frame, piece.piece));
         let first = bytes.next().expect("an access has a first piece");
-        Ok(Ok(Translation { first, second: bytes.next() }))
+        Ok(Translation { first, second: bytes.next() })
     }
 
     /// Translates one piece and decides it, first with what is remembered.
@@ -301,33 +310,31 @@ impl Vcpu {
         roots: &Roots,
         frames: &mut F,
         checked: &mut Checked,
-    ) -> Result<Result<(), Changed>, VmExit> {
+    ) -> Result<(), Stop> {
         let gfn = checked.piece.gpa().gfn();
         let Some(walk) = &checked.walk else {
             self.cache.insert(gfn, &checked.mapping);
-            return Ok(Ok(()));
+            return Ok(());
         };
         let write = checked.demand == Demand::Write;
         if roots.ept_accessed_dirty {
-            let wanted = |below: Option<Start>| {
-                if write && below.is_none() { ACCESSED | DIRTY } else { ACCESSED }
-            };
-            let missing = walk.steps.iter().any(|step| wanted(step.below) & !step.bits != 0);
+            let wanted = |leaf: bool| if write && leaf { ACCESSED | DIRTY } else { ACCESSED };
+            let missing = walk.steps.iter().any(|step| wanted(step.leaf) & !step.bits != 0);
             let logging = self.features.page_modification_logging;
             if missing && logging && self.log.is_full() {
-                return Err(VmExit::log_full(checked.piece));
+                return Err(VmExit::log_full(checked.piece).into());
             }
             for step in &walk.steps {
-                let new = step.bits | wanted(step.below);
+                let new = step.bits | wanted(step.leaf);
                 if new != step.bits
                     && frames.compare_exchange(step.table, step.index, step.bits, new).is_err()
                 {
-                    return Ok(Err(Changed));
+                    return Err(Stop::Changed);
                 }
-                if logging && (new & !step.bits) & DIRTY != 0 && step.below.is_none() {
+                if logging && (new & !step.bits) & DIRTY != 0 && step.leaf {
                     self.log.log(checked.piece.gpa());
                 }
-                if step.below.is_none() {
+                if step.leaf {
                     checked.mapping.dirty = new & DIRTY != 0;
                 }
             }
@@ -336,7 +343,7 @@ impl Vcpu {
         }
         self.cache.insert_ept_tables(gfn, walk);
         self.cache.insert(gfn, &checked.mapping);
-        Ok(Ok(()))
+        Ok(())
     }
 }
 

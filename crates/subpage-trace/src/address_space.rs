@@ -44,9 +44,7 @@ impl AddressSpace {
     /// Reads the mappings of a Valgrind process whose client `program` is about to run.
     pub(crate) fn of_process(pid: u32, program: &Path) -> io::Result<Self> {
         let mut maps = Vec::new();
-        File::open(format!("/proc/{pid}/maps"))?
-            .take(MAX_MAPS)
-            .read_to_end(&mut maps)?;
+        File::open(format!("/proc/{pid}/maps"))?.take(MAX_MAPS).read_to_end(&mut maps)?;
         Ok(Self::parse(&maps, program))
     }
 
@@ -55,27 +53,13 @@ impl AddressSpace {
         let files = || mappings.iter().filter(|m| m.path.starts_with(b"/"));
         let path = |m: &Mapping<'_>| PathBuf::from(std::ffi::OsString::from_vec(m.path.to_vec()));
         // A script is run by its interpreter, which then lies lowest; Valgrind itself lies above.
-        let file = files()
-            .find(|m| path(m) == program)
-            .or_else(|| files().next())
-            .filter(|m| {
-                !path(m)
-                    .file_name()
-                    .is_some_and(|f| f.as_encoded_bytes().starts_with(b"lackey-"))
-            });
-        let program = file.map(|m| {
-            (
-                path(m),
-                Placement {
-                    address: m.range.start,
-                    offset: m.offset,
-                },
-            )
+        let file = files().find(|m| path(m) == program).or_else(|| files().next()).filter(|m| {
+            !path(m).file_name().is_some_and(|f| f.as_encoded_bytes().starts_with(b"lackey-"))
         });
+        let program =
+            file.map(|m| (path(m), Placement { address: m.range.start, offset: m.offset }));
         // The brk segment is the one anonymous mapping that the client may execute, too.
-        let heap = mappings
-            .iter()
-            .position(|m| m.path.is_empty() && m.permissions == b"rwxp");
+        let heap = mappings.iter().position(|m| m.path.is_empty() && m.permissions == b"rwxp");
         let heap = heap.map(|at| {
             let start = mappings[at].range.start;
             let next = mappings.get(at + 1).map_or(u64::MAX, |m| m.range.start);
@@ -87,11 +71,7 @@ impl AddressSpace {
                 m.path.is_empty() && m.permissions.starts_with(b"rw") && m.range.end == STACK_END
             })
             .then_some(STACK_END - STACK_SIZE..STACK_END);
-        Self {
-            program,
-            heap,
-            stack,
-        }
+        Self { program, heap, stack }
     }
 }
 
@@ -105,12 +85,7 @@ fn mapping(line: &[u8]) -> Option<Mapping<'_>> {
     let hex = |text: &[u8]| u64::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok();
     let dash = range.iter().position(|&b| b == b'-')?;
     let range = hex(&range[..dash])?..hex(&range[dash + 1..])?;
-    Some(Mapping {
-        range,
-        permissions,
-        offset: hex(offset)?,
-        path,
-    })
+    Some(Mapping { range, permissions, offset: hex(offset)?, path })
 }
 
 /// Which part of heap and stack was written.
@@ -139,12 +114,7 @@ impl Extents {
         let mut names = Vec::new();
         let mut put = |name: &str, kind, range: Range<u64>| {
             let (start, length) = (range.start, range.end - range.start);
-            names.push(Name {
-                name: name.to_owned(),
-                start,
-                length,
-                kind,
-            });
+            names.push(Name { name: name.to_owned(), start, length, kind });
         };
         if let Some(heap) = &space.heap
             && self.heap_end > heap.start
@@ -183,10 +153,7 @@ mod tests {
             AddressSpace {
                 program: Some((
                     PathBuf::from("/home/user/my program"),
-                    Placement {
-                        address: 0x10_8000,
-                        offset: 0
-                    }
+                    Placement { address: 0x10_8000, offset: 0 }
                 )),
                 heap: Some(0x403_5000..0x483_5000),
                 stack: Some(0x1f_fe80_1000..0x1f_ff00_1000),
@@ -199,17 +166,8 @@ mod tests {
 
     #[test]
     fn a_process_that_has_ended_or_not_begun_has_no_areas() {
-        for maps in [
-            &b""[..],
-            b"\n\n",
-            b"zz-yy rw-p 0 0 0",
-            b"1000 rw-p 0 0 0",
-            b"\xff\xff",
-        ] {
-            assert_eq!(
-                AddressSpace::parse(maps, Path::new("/x")),
-                AddressSpace::default()
-            );
+        for maps in [&b""[..], b"\n\n", b"zz-yy rw-p 0 0 0", b"1000 rw-p 0 0 0", b"\xff\xff"] {
+            assert_eq!(AddressSpace::parse(maps, Path::new("/x")), AddressSpace::default());
         }
     }
 
@@ -225,26 +183,14 @@ mod tests {
             (0x1f_ff00_0000, 8),
             (0x5000, 8),
         ] {
-            extents.note(
-                &space,
-                Write {
-                    pc: 0,
-                    address,
-                    size,
-                },
-            );
+            extents.note(&space, Write { pc: 0, address, size });
         }
         let names = extents.names(&space);
-        let ranges: Vec<_> = names
-            .iter()
-            .map(|n| (n.name.as_str(), n.start, n.start + n.length))
-            .collect();
+        let ranges: Vec<_> =
+            names.iter().map(|n| (n.name.as_str(), n.start, n.start + n.length)).collect();
         assert_eq!(
             ranges,
-            [
-                ("heap", 0x403_5000, 0x403_8000),
-                ("stack", 0x1f_fefe_0000, 0x1f_ff00_1000)
-            ]
+            [("heap", 0x403_5000, 0x403_8000), ("stack", 0x1f_fefe_0000, 0x1f_ff00_1000)]
         );
     }
 }

@@ -42,12 +42,7 @@ impl BlockEncoder {
         let predictor = Predictor::new();
         let first = predictor.site(0);
         let numbers = HashMap::from([((first.pc, first.size), 0)]);
-        Self {
-            predictor,
-            numbers,
-            run: 0,
-            content: Vec::new(),
-        }
+        Self { predictor, numbers, run: 0, content: Vec::new() }
     }
 
     /// Adds a write, which must be valid.
@@ -103,24 +98,13 @@ impl BlockEncoder {
         let key = (write.pc, write.size);
         if let Some(&id) = self.numbers.get(&key) {
             let second = self.predictor.second_guess_site() == id;
-            return (
-                if second {
-                    site_code::SECOND_GUESS
-                } else {
-                    site_code::NUMBERED
-                },
-                id,
-            );
+            return (if second { site_code::SECOND_GUESS } else { site_code::NUMBERED }, id);
         }
         let next = self.predictor.next_id();
         if self.predictor.is_defined(next) {
             let oldest = self.predictor.site(next);
             let removed = self.numbers.remove(&(oldest.pc, oldest.size));
-            assert_eq!(
-                removed,
-                Some(next),
-                "every defined site is found by its key"
-            );
+            assert_eq!(removed, Some(next), "every defined site is found by its key");
         }
         let id = self.predictor.define(write.pc, write.size);
         self.numbers.insert(key, id);
@@ -142,9 +126,7 @@ pub(crate) struct BlockDecoder {
 
 impl BlockDecoder {
     pub(crate) fn new() -> Self {
-        Self {
-            predictor: Predictor::new(),
-        }
+        Self { predictor: Predictor::new() }
     }
 
     /// Fills `out`; the error is the rule that the content breaks.
@@ -159,11 +141,7 @@ impl BlockDecoder {
             let (guessed, rest) = out.split_at_mut(run.ok_or("a run is longer than the block")?);
             self.run(guessed)?;
             let Some((write, rest)) = rest.split_first_mut() else {
-                return if content.is_empty() {
-                    Ok(())
-                } else {
-                    Err("bytes follow the last run")
-                };
+                return if content.is_empty() { Ok(()) } else { Err("bytes follow the last run") };
             };
             *write = self.exception(&mut content)?;
             out = rest;
@@ -179,11 +157,7 @@ impl BlockDecoder {
             let site = predictor.site(id);
             let way = site.way;
             let address = guesses[usize::from(way) % GUESSES];
-            *write = Write {
-                pc: site.pc,
-                address,
-                size: site.size,
-            };
+            *write = Write { pc: site.pc, address, size: site.size };
             if !write.is_valid() {
                 return Err("a write passes the highest address");
             }
@@ -227,20 +201,12 @@ impl BlockDecoder {
             from @ (address_code::FROM_LAST | address_code::FROM_PREVIOUS) => {
                 let difference = varint::take(content).ok_or("an address is cut off")?;
                 let last = from == address_code::FROM_LAST;
-                let base = if last {
-                    site.last
-                } else {
-                    predictor.previous_address()
-                };
+                let base = if last { site.last } else { predictor.previous_address() };
                 base.wrapping_add(varint::unzigzag(difference)) & (ADDRESS_LIMIT - 1)
             }
             _ => return Err("unknown code"),
         };
-        let write = Write {
-            pc: site.pc,
-            address,
-            size: site.size,
-        };
+        let write = Write { pc: site.pc, address, size: site.size };
         if !write.is_valid() {
             return Err("a write passes the highest address");
         }

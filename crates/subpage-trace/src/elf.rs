@@ -55,12 +55,8 @@ pub fn program_names(path: &Path, placement: Placement) -> Result<Names, ElfErro
     let segment = file
         .segments()
         .find(|segment| segment.file_range().0 & !(PAGE - 1) == placement.offset)
-        .ok_or(ElfError::NoSegment {
-            offset: placement.offset,
-        })?;
-    let bias = placement
-        .address
-        .wrapping_sub(segment.address() & !(PAGE - 1));
+        .ok_or(ElfError::NoSegment { offset: placement.offset })?;
+    let bias = placement.address.wrapping_sub(segment.address() & !(PAGE - 1));
     let mut names = Vec::new();
     let mut writable: HashSet<SectionIndex> = HashSet::new();
     for section in file.sections() {
@@ -83,14 +79,9 @@ pub fn program_names(path: &Path, placement: Placement) -> Result<Names, ElfErro
             });
         }
     }
-    let symbols = file
-        .symbols()
-        .chain(file.dynamic_symbols())
-        .take(MAX_SYMBOLS);
+    let symbols = file.symbols().chain(file.dynamic_symbols()).take(MAX_SYMBOLS);
     for symbol in symbols {
-        let in_writable = symbol
-            .section_index()
-            .is_some_and(|index| writable.contains(&index));
+        let in_writable = symbol.section_index().is_some_and(|index| writable.contains(&index));
         if symbol.kind() != SymbolKind::Data || symbol.size() == 0 || !in_writable {
             continue;
         }

@@ -26,15 +26,8 @@ pub(crate) enum Method {
 /// What a frame announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
-    Block {
-        method: Method,
-        writes: u32,
-        length: u32,
-        stored: u32,
-    },
-    End {
-        writes: u64,
-    },
+    Block { method: Method, writes: u32, length: u32, stored: u32 },
+    End { writes: u64 },
 }
 
 impl Frame {
@@ -42,12 +35,7 @@ impl Frame {
     pub(crate) fn encode(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         match self {
-            Self::Block {
-                method,
-                writes,
-                length,
-                stored,
-            } => {
+            Self::Block { method, writes, length, stored } => {
                 bytes[0] = 1;
                 bytes[1] = u8::from(method == Method::Lz4);
                 bytes[4..8].copy_from_slice(&writes.to_le_bytes());
@@ -74,11 +62,7 @@ impl Frame {
         }
         match (bytes[0], bytes[1]) {
             (1, method @ (0 | 1)) => {
-                let method = if method == 1 {
-                    Method::Lz4
-                } else {
-                    Method::Plain
-                };
+                let method = if method == 1 { Method::Lz4 } else { Method::Plain };
                 let (writes, length, stored) = (word(4), word(8), word(12));
                 if writes == 0 || writes as usize > MAX_BLOCK_WRITES {
                     return Err("a block holds 1 to 16,384 writes");
@@ -89,17 +73,12 @@ impl Frame {
                 if stored > length || (method == Method::Plain && stored != length) {
                     return Err("the stored length does not fit the block length");
                 }
-                Ok(Self::Block {
-                    method,
-                    writes,
-                    length,
-                    stored,
-                })
+                Ok(Self::Block { method, writes, length, stored })
             }
             (1, _) => Err("unknown compression method"),
-            (2, 0) if word(4) == 0 => Ok(Self::End {
-                writes: u64::from(word(8)) | (u64::from(word(12)) << 32),
-            }),
+            (2, 0) if word(4) == 0 => {
+                Ok(Self::End { writes: u64::from(word(8)) | (u64::from(word(12)) << 32) })
+            }
             (2, _) => Err("reserved bytes are not zero"),
             _ => Err("unknown kind of frame"),
         }
@@ -140,10 +119,7 @@ impl<R: Read> Counted<R> {
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(source) => {
-                    return Err(TraceError::Io {
-                        offset: self.offset,
-                        source,
-                    });
+                    return Err(TraceError::Io { offset: self.offset, source });
                 }
             }
         }
@@ -170,18 +146,8 @@ mod tests {
         let frames = [
             Frame::End { writes: 0 },
             Frame::End { writes: u64::MAX },
-            Frame::Block {
-                method: Method::Plain,
-                writes: 1,
-                length: 0,
-                stored: 0,
-            },
-            Frame::Block {
-                method: Method::Lz4,
-                writes: 16384,
-                length: 393_216,
-                stored: 9,
-            },
+            Frame::Block { method: Method::Plain, writes: 1, length: 0, stored: 0 },
+            Frame::Block { method: Method::Lz4, writes: 16384, length: 393_216, stored: 9 },
         ];
         for frame in frames {
             let bytes = frame.encode();
@@ -198,15 +164,7 @@ mod tests {
             }
         }
         let block = |method, writes, length, stored| {
-            Frame::decode(
-                &Frame::Block {
-                    method,
-                    writes,
-                    length,
-                    stored,
-                }
-                .encode(),
-            )
+            Frame::decode(&Frame::Block { method, writes, length, stored }.encode())
         };
         assert!(block(Method::Plain, 0, 1, 1).is_err());
         assert!(block(Method::Plain, 16385, 1, 1).is_err());

@@ -51,9 +51,7 @@ impl Header {
             varint::put(&mut content, name.start);
             varint::put(&mut content, name.length);
         }
-        let length = u32::try_from(content.len())
-            .ok()
-            .filter(|&length| length <= MAX_CONTENT);
+        let length = u32::try_from(content.len()).ok().filter(|&length| length <= MAX_CONTENT);
         let length = length.unwrap_or_else(|| unreachable!("names and command are bounded"));
         let mut bytes = MAGIC.to_vec();
         bytes.extend(VERSION.to_le_bytes());
@@ -70,11 +68,7 @@ impl Header {
         if input.fill(&mut magic)? < 8 || magic != MAGIC {
             return Err(TraceError::NotATrace);
         }
-        let cut = |offset| TraceError::Truncated {
-            block: 0,
-            offset,
-            writes: 0,
-        };
+        let cut = |offset| TraceError::Truncated { block: 0, offset, writes: 0 };
         let mut word = [0; 4];
         let mut bytes = MAGIC.to_vec();
         if input.fill(&mut word)? < 4 {
@@ -82,10 +76,7 @@ impl Header {
         }
         let version = u32::from_le_bytes(word);
         if version != VERSION {
-            return Err(TraceError::Version {
-                found: version,
-                known: VERSION,
-            });
+            return Err(TraceError::Version { found: version, known: VERSION });
         }
         bytes.extend(word);
         if input.fill(&mut word)? < 4 {
@@ -93,9 +84,7 @@ impl Header {
         }
         let length = u32::from_le_bytes(word);
         if length > MAX_CONTENT {
-            return Err(TraceError::Header {
-                what: "it is longer than 20 MiB",
-            });
+            return Err(TraceError::Header { what: "it is longer than 20 MiB" });
         }
         bytes.extend(word);
         if input.append(&mut bytes, u64::from(length))? < u64::from(length)
@@ -104,9 +93,7 @@ impl Header {
             return Err(cut(input.offset));
         }
         if crc32fast::hash(&bytes) != u32::from_le_bytes(word) {
-            return Err(TraceError::Header {
-                what: "its checksum does not match",
-            });
+            return Err(TraceError::Header { what: "its checksum does not match" });
         }
         decode(&bytes[16..]).map_err(|what| TraceError::Header { what })
     }
@@ -119,9 +106,7 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
 
 fn take_text<'a>(content: &mut &'a [u8]) -> Result<&'a str, &'static str> {
     let length = varint::take(content).ok_or("a text is cut off")?;
-    let length = usize::try_from(length)
-        .ok()
-        .filter(|&length| length <= content.len());
+    let length = usize::try_from(length).ok().filter(|&length| length <= content.len());
     let (text, rest) = content.split_at(length.ok_or("a text is cut off")?);
     *content = rest;
     std::str::from_utf8(text).map_err(|_| "a text is not UTF-8")
@@ -155,12 +140,7 @@ fn decode(mut content: &[u8]) -> Result<Header, &'static str> {
         let kind = NameKind::from_code(kind).ok_or("a name is of an unknown kind")?;
         let start = varint::take(content).ok_or("a name is cut off")?;
         let length = varint::take(content).ok_or("a name is cut off")?;
-        let name = Name {
-            name,
-            start,
-            length,
-            kind,
-        };
+        let name = Name { name, start, length, kind };
         if !name.is_valid() {
             return Err("a name breaks its limits");
         }
@@ -169,10 +149,7 @@ fn decode(mut content: &[u8]) -> Result<Header, &'static str> {
     if !content.is_empty() {
         return Err("bytes follow the last name");
     }
-    Ok(Header {
-        command,
-        names: Names::new(names),
-    })
+    Ok(Header { command, names: Names::new(names) })
 }
 
 #[cfg(test)]
@@ -205,14 +182,8 @@ mod tests {
             ..Header::default()
         };
         assert_eq!(read(&header.encode()).expect("readable").command, ["a"]);
-        let header = Header {
-            command: vec![String::new(); 5000],
-            ..Header::default()
-        };
-        assert_eq!(
-            read(&header.encode()).expect("readable").command.len(),
-            MAX_ARGUMENTS
-        );
+        let header = Header { command: vec![String::new(); 5000], ..Header::default() };
+        assert_eq!(read(&header.encode()).expect("readable").command.len(), MAX_ARGUMENTS);
     }
 
     #[test]
@@ -220,18 +191,12 @@ mod tests {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(MAX_CONTENT.to_le_bytes());
-        assert!(matches!(
-            read(&bytes),
-            Err(TraceError::Truncated { offset: 16, .. })
-        ));
+        assert!(matches!(read(&bytes), Err(TraceError::Truncated { offset: 16, .. })));
         bytes.truncate(12);
         bytes.extend(u32::MAX.to_le_bytes());
         assert!(matches!(read(&bytes), Err(TraceError::Header { .. })));
         bytes[8] = 9;
-        assert!(matches!(
-            read(&bytes),
-            Err(TraceError::Version { found: 9, known: 1 })
-        ));
+        assert!(matches!(read(&bytes), Err(TraceError::Version { found: 9, known: 1 })));
     }
 
     #[test]
@@ -243,26 +208,14 @@ mod tests {
             content.extend(rest);
             content
         };
-        assert_eq!(
-            decode(&name(b"ok", &[1, 0x10, 8]))
-                .expect("right")
-                .names
-                .len(),
-            1
-        );
+        assert_eq!(decode(&name(b"ok", &[1, 0x10, 8])).expect("right").names.len(), 1);
         let limits = "a name breaks its limits";
         for (content, rule) in [
             (vec![], "the command is cut off"),
             (vec![0], "the names are cut off"),
-            (
-                vec![0xff, 0xff, 0x7f],
-                "the command has more than 4,096 words",
-            ),
+            (vec![0xff, 0xff, 0x7f], "the command has more than 4,096 words"),
             (vec![1, 5, b'x'], "a text is cut off"),
-            (
-                vec![1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1],
-                "a text is cut off",
-            ),
+            (vec![1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1], "a text is cut off"),
             (vec![1, 1, 0xff, 0], "a text is not UTF-8"),
             (vec![0, 0x81, 0x80, 4], "there are more than 65,536 names"),
             (vec![0, 0, 0], "bytes follow the last name"),
@@ -273,10 +226,7 @@ mod tests {
             (name(b"", &[1, 0x10, 8]), limits),
             (name(b"\x1b[31m", &[1, 0x10, 8]), limits),
             (name(&[b'x'; 256], &[1, 0x10, 8]), limits),
-            (
-                name(b"ok", &[1, 0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]),
-                limits,
-            ),
+            (name(b"ok", &[1, 0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]), limits),
         ] {
             assert_eq!(decode(&content), Err(rule), "{content:?}");
         }

@@ -97,11 +97,7 @@ impl<R: Read> LackeyReader<R> {
                 return Ok(None);
             };
             let line = &unread[..length];
-            let parsed = if self.skipping {
-                Line::Other
-            } else {
-                parse(line, self.pc)
-            };
+            let parsed = if self.skipping { Line::Other } else { parse(line, self.pc) };
             self.skipping = false;
             self.start += length + 1;
             self.take(parsed);
@@ -256,10 +252,8 @@ mod tests {
             S 1ffefff540,512\n\
             hello from the program\n";
         let (writes, summary) = read(text);
-        let mut expected = vec![
-            write(0x401_ab73, 0x1f_feff_fd08, 8),
-            write(0x401_b840, 0x402_eab0, 4),
-        ];
+        let mut expected =
+            vec![write(0x401_ab73, 0x1f_feff_fd08, 8), write(0x401_b840, 0x402_eab0, 4)];
         expected.extend((0..8).map(|i| write(0x48c_8d95, 0x1f_feff_f540 + 64 * i, 64)));
         assert_eq!(writes, expected);
         assert_eq!(
@@ -296,10 +290,7 @@ mod tests {
             " M 40,8\r",
         ];
         let (writes, summary) = read(lines.join("\n") + "\n");
-        assert_eq!(
-            writes,
-            [write(0, 0x10, 8), write(0, 0x20, 8), write(0x30, 0x40, 8)]
-        );
+        assert_eq!(writes, [write(0, 0x10, 8), write(0, 0x20, 8), write(0x30, 0x40, 8)]);
         assert_eq!(summary.malformed, 13);
         assert_eq!(summary.malformed_lines, [2, 4, 5, 6, 7, 8, 9, 10]);
         assert_eq!(summary.other, 0);

@@ -72,10 +72,7 @@ impl Name {
         (1..=MAX_NAME_BYTES).contains(&self.name.len())
             && !self.name.chars().any(char::is_control)
             && self.length > 0
-            && self
-                .start
-                .checked_add(self.length)
-                .is_some_and(|end| end <= ADDRESS_LIMIT)
+            && self.start.checked_add(self.length).is_some_and(|end| end <= ADDRESS_LIMIT)
     }
 }
 
@@ -167,10 +164,9 @@ impl Names {
         let mut found = self.names.iter().filter(|n| n.name == name);
         match (found.next(), found.next()) {
             (Some(one), None) => Ok(one),
-            (None, _) => Err(NameError::Missing {
-                name: name.to_owned(),
-                suggestions: self.near(name),
-            }),
+            (None, _) => {
+                Err(NameError::Missing { name: name.to_owned(), suggestions: self.near(name) })
+            }
             (Some(_), Some(_)) => Err(NameError::Ambiguous {
                 name: name.to_owned(),
                 places: self
@@ -192,20 +188,12 @@ impl Names {
         let mut near: Vec<_> = self
             .names
             .iter()
-            .map(|n| {
-                (
-                    strsim::jaro_winkler(&lower, &n.name.to_lowercase()),
-                    n.name.as_str(),
-                )
-            })
+            .map(|n| (strsim::jaro_winkler(&lower, &n.name.to_lowercase()), n.name.as_str()))
             .filter(|&(likeness, _)| likeness >= 0.8)
             .collect();
         near.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
         near.dedup_by(|a, b| a.1 == b.1);
-        near.into_iter()
-            .take(SUGGESTIONS)
-            .map(|(_, name)| name.to_owned())
-            .collect()
+        near.into_iter().take(SUGGESTIONS).map(|(_, name)| name.to_owned()).collect()
     }
 
     /// The smallest named range that holds `address`.
@@ -247,12 +235,7 @@ mod tests {
     use super::*;
 
     fn object(name: &str, start: u64, length: u64) -> Name {
-        Name {
-            name: name.to_owned(),
-            start,
-            length,
-            kind: NameKind::Object,
-        }
+        Name { name: name.to_owned(), start, length, kind: NameKind::Object }
     }
 
     #[test]
@@ -283,30 +266,19 @@ mod tests {
     #[test]
     fn the_innermost_range_names_an_address() {
         let names = Names::new([
-            Name {
-                kind: NameKind::Section,
-                ..object("program:.data", 0x1000, 0x1000)
-            },
+            Name { kind: NameKind::Section, ..object("program:.data", 0x1000, 0x1000) },
             object("counter", 0x1100, 8),
         ]);
         assert_eq!(names.at(0x1107).map(|n| n.name.as_str()), Some("counter"));
-        assert_eq!(
-            names.at(0x1108).map(|n| n.name.as_str()),
-            Some("program:.data")
-        );
+        assert_eq!(names.at(0x1108).map(|n| n.name.as_str()), Some("program:.data"));
         assert_eq!(names.at(0x2000), None);
         assert_eq!(names.at(0xfff), None);
     }
 
     #[test]
     fn what_a_trace_cannot_hold_is_left_out_and_counted() {
-        let mut all: Vec<_> = (0..MAX_NAMES as u64 + 5)
-            .map(|i| object("o", i * 8, 8))
-            .collect();
-        all.push(Name {
-            kind: NameKind::Stack,
-            ..object("stack", 1 << 40, 8)
-        });
+        let mut all: Vec<_> = (0..MAX_NAMES as u64 + 5).map(|i| object("o", i * 8, 8)).collect();
+        all.push(Name { kind: NameKind::Stack, ..object("stack", 1 << 40, 8) });
         all.push(object("escape\u{1b}[31m", 0, 8));
         all.push(object("", 0, 8));
         all.push(object(&"x".repeat(256), 0, 8));
@@ -315,9 +287,6 @@ mod tests {
         all.push(object("wraps", u64::MAX, 2));
         let names = Names::new(all);
         assert_eq!((names.len(), names.left_out()), (MAX_NAMES, 12));
-        assert!(
-            names.find("stack").is_ok(),
-            "the stack is worth more than an object"
-        );
+        assert!(names.find("stack").is_ok(), "the stack is worth more than an object");
     }
 }

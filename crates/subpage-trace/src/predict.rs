@@ -74,11 +74,7 @@ impl Predictor {
     /// The state before the first write: site 0 is defined as pc 0, size 8.
     pub(crate) fn new() -> Self {
         let mut sites = boxed(Site::default());
-        sites[0] = Site {
-            size: 8,
-            way: FIRST_WAY,
-            ..Site::default()
-        };
+        sites[0] = Site { size: 8, way: FIRST_WAY, ..Site::default() };
         Self {
             sites,
             successors: boxed(0),
@@ -107,22 +103,14 @@ impl Predictor {
     /// Makes a new site; once all numbers are taken, in place of the oldest.
     pub(crate) fn define(&mut self, pc: u64, size: u8) -> SiteId {
         let id = self.next_id;
-        self.sites[usize::from(id)] = Site {
-            pc,
-            size,
-            way: FIRST_WAY,
-            ..Site::default()
-        };
+        self.sites[usize::from(id)] = Site { pc, size, way: FIRST_WAY, ..Site::default() };
         self.next_id = id.wrapping_add(1);
         self.defined = self.defined.max(u32::from(id) + 1);
         id
     }
 
     /// The latest site.
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "the low 16 bits are the newest site"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "the low 16 bits are the newest site")]
     pub(crate) fn previous_site(&self) -> SiteId {
         self.history as SiteId
     }
@@ -157,10 +145,7 @@ impl Predictor {
 
     /// Learns that `id` wrote at `address`, which `way` guesses.
     #[inline]
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "tables keep the low bits by definition"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "tables keep the low bits by definition")]
     pub(crate) fn update(&mut self, id: SiteId, address: u64, way: u8) {
         let before = usize::from(self.previous_site());
         self.successors[hash(self.history)] = id;

@@ -107,25 +107,13 @@ impl<R: Read> TraceReader<R> {
 
     /// All writes one by one; nothing after the first error.
     pub fn writes(self) -> Writes<R> {
-        Writes {
-            reader: self,
-            block: Vec::new(),
-            next: 0,
-        }
+        Writes { reader: self, block: Vec::new(), next: 0 }
     }
 
     fn read_block(&mut self, out: &mut Vec<Write>) -> Result<bool, TraceError> {
         let (block, start, writes_before) = (self.block, self.input.offset, self.writes);
-        let malformed = |what| TraceError::Malformed {
-            block,
-            offset: start,
-            what,
-        };
-        let damaged = || TraceError::Checksum {
-            block,
-            offset: start,
-            writes: writes_before,
-        };
+        let malformed = |what| TraceError::Malformed { block, offset: start, what };
+        let damaged = || TraceError::Checksum { block, offset: start, writes: writes_before };
         let mut bytes = [0; FRAME_HEAD];
         if self.input.fill(&mut bytes)? < FRAME_HEAD {
             return Err(self.truncated());
@@ -135,12 +123,7 @@ impl<R: Read> TraceReader<R> {
         let checksum = u32::from_le_bytes([bytes[16], bytes[17], bytes[18], bytes[19]]);
         // The head says how much its checksum covers, so its own rules come first.
         match Frame::decode(&head).map_err(malformed)? {
-            Frame::Block {
-                method,
-                writes,
-                length,
-                stored,
-            } => {
+            Frame::Block { method, writes, length, stored } => {
                 self.stored.clear();
                 let read = self.input.append(&mut self.stored, u64::from(stored))?;
                 if read < u64::from(stored) {
@@ -176,9 +159,7 @@ impl<R: Read> TraceReader<R> {
                     return Err(damaged());
                 }
                 if writes != self.writes {
-                    return Err(malformed(
-                        "the end counts other writes than the blocks hold",
-                    ));
+                    return Err(malformed("the end counts other writes than the blocks hold"));
                 }
                 if self.input.fill(&mut [0])? > 0 {
                     return Err(malformed("bytes follow the end of the trace"));
@@ -190,11 +171,7 @@ impl<R: Read> TraceReader<R> {
 
     fn truncated(&self) -> TraceError {
         let (block, offset, writes) = (self.block, self.input.offset, self.writes);
-        TraceError::Truncated {
-            block,
-            offset,
-            writes,
-        }
+        TraceError::Truncated { block, offset, writes }
     }
 }
 

@@ -132,21 +132,15 @@ pub fn record(
 ) -> Result<Recorded, RecordError> {
     let program = find_program(&recording.program)?;
     let spool = Spool::new(output)?;
-    let traced = Traced::start(
-        &recording.valgrind,
-        &program,
-        &recording.arguments,
-        recording.cancel,
-    )?;
+    let traced =
+        Traced::start(&recording.valgrind, &program, &recording.arguments, recording.cancel)?;
     let mut extents = Extents::default();
     let mut text = LackeyReader::new(traced);
     let filled = spool.fill(&mut text, recording.cancel, progress, |write, traced| {
         extents.note(traced.space(), write);
     })?;
     let (mut traced, text) = text.into_parts();
-    let status = traced
-        .wait()
-        .map_err(|source| RecordError::Start { source })?;
+    let status = traced.wait().map_err(|source| RecordError::Start { source })?;
     if text.accesses() == 0 {
         return Err(RecordError::Nothing { status });
     }
@@ -159,9 +153,7 @@ pub fn record(
     let names = Names::new(program_names.iter().cloned().chain(areas));
     left_out += names.left_out();
     let words = std::iter::once(&recording.program).chain(&recording.arguments);
-    let command = words
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
+    let command = words.map(|word| word.to_string_lossy().into_owned()).collect();
     let count = names.len();
     let (writes, file_bytes) = filled.place(&Header { command, names }, recording.cancel)?;
     Ok(Recorded {
@@ -176,11 +168,7 @@ pub fn record(
 }
 
 fn names_of(space: &AddressSpace) -> Result<Names, ElfError> {
-    let gone = || {
-        ElfError::Open(io::Error::other(
-            "the program ended before it was looked at",
-        ))
-    };
+    let gone = || ElfError::Open(io::Error::other("the program ended before it was looked at"));
     let (path, placement) = space.program.as_ref().ok_or_else(gone)?;
     program_names(path, *placement)
 }

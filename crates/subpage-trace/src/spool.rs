@@ -37,26 +37,17 @@ pub(crate) struct Filled {
 impl Spool {
     /// Fails early, before a long recording, if `output` cannot be written.
     pub(crate) fn new(output: &Path) -> Result<Self, RecordError> {
-        let failed = |source| RecordError::Output {
-            path: output.to_owned(),
-            source,
-        };
+        let failed = |source| RecordError::Output { path: output.to_owned(), source };
         if output.is_dir() {
             return Err(failed(io::ErrorKind::IsADirectory.into()));
         }
         if output.file_name().is_none() {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         }
-        let folder = output
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
+        let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new(".")).to_owned();
         let file = tempfile::tempfile_in(&folder).map_err(failed)?;
-        Ok(Self {
-            output: output.to_owned(),
-            folder,
-            file,
-        })
+        Ok(Self { output: output.to_owned(), folder, file })
     }
 
     /// Moves all writes of a text into the file; `note` sees each of them, and the input.
@@ -77,11 +68,7 @@ impl Spool {
                 }
                 next_report = frames.writes + PROGRESS;
                 let (writes, trace_bytes) = (frames.writes, frames.offset);
-                progress(Progress {
-                    writes,
-                    text_bytes: text.summary().bytes,
-                    trace_bytes,
-                });
+                progress(Progress { writes, text_bytes: text.summary().bytes, trace_bytes });
             }
             match write {
                 Ok(Some(write)) => {
@@ -95,12 +82,7 @@ impl Spool {
         }
         let writes = frames.writes;
         let file = frames.finish()?;
-        Ok(Filled {
-            output: self.output,
-            folder: self.folder,
-            file,
-            writes,
-        })
+        Ok(Filled { output: self.output, folder: self.folder, file, writes })
     }
 }
 
@@ -114,10 +96,7 @@ impl Filled {
         let output = self.output.clone();
         let length = self
             .complete(header, cancel)
-            .map_err(|source| RecordError::Output {
-                path: output,
-                source,
-            })?;
+            .map_err(|source| RecordError::Output { path: output, source })?;
         let length = length.ok_or(RecordError::Cancelled)?;
         Ok((self.writes, length))
     }

@@ -17,10 +17,7 @@ use crate::address_space::{AddressSpace, STACK_SIZE};
 use crate::record::RecordError;
 
 /// How soon a request to stop is noticed while the program prints nothing.
-const PATIENCE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 100_000_000,
-};
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// While the address space is not known: so little that the program cannot run to its end.
 const SMALL_PIPE: usize = 4096;
 const LARGE_PIPE: usize = 1 << 20;
@@ -64,25 +61,16 @@ impl<'a> Traced<'a> {
         // which `spawn` learns that the program cannot be run.
         command.preserved_fds(vec![log.into()]);
         let child = command.spawn().map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => RecordError::ValgrindMissing {
-                program: valgrind.to_string_lossy().into_owned(),
-            },
+            io::ErrorKind::NotFound => {
+                RecordError::ValgrindMissing { program: valgrind.to_string_lossy().into_owned() }
+            }
             _ => failed(source),
         })?;
         // The command holds our copy of the pipe's end; the text would never end.
         drop(command);
         // As the kernel names it in the mappings.
-        let program = program
-            .canonicalize()
-            .unwrap_or_else(|_| program.to_owned());
-        Ok(Self {
-            child,
-            text,
-            cancel,
-            program,
-            space: AddressSpace::default(),
-            looks: 0,
-        })
+        let program = program.canonicalize().unwrap_or_else(|_| program.to_owned());
+        Ok(Self { child, text, cancel, program, space: AddressSpace::default(), looks: 0 })
     }
 
     /// Where the program lies; nothing before the first text was read.
@@ -143,12 +131,10 @@ impl Drop for Traced<'_> {
 
 /// The file that running `program` would run: a path, or found by `PATH`.
 pub(crate) fn find_program(program: &OsStr) -> Result<PathBuf, RecordError> {
-    let missing = || RecordError::ProgramMissing {
-        program: program.to_string_lossy().into_owned(),
-    };
+    let missing =
+        || RecordError::ProgramMissing { program: program.to_string_lossy().into_owned() };
     let runnable = |path: &Path| {
-        path.metadata()
-            .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+        path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
     };
     let path = if program.as_encoded_bytes().contains(&b'/') {
         PathBuf::from(program)

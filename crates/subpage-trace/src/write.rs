@@ -31,15 +31,9 @@ impl Write {
     /// # Errors
     /// [`TraceError::BadWrite`] if the store is empty or passes [`ADDRESS_LIMIT`].
     pub fn split(pc: u64, address: u64, length: u64) -> Result<Pieces, TraceError> {
-        let end = address
-            .checked_add(length)
-            .filter(|&end| end <= ADDRESS_LIMIT && length > 0);
+        let end = address.checked_add(length).filter(|&end| end <= ADDRESS_LIMIT && length > 0);
         match end {
-            Some(end) => Ok(Pieces {
-                pc,
-                next: address,
-                end,
-            }),
+            Some(end) => Ok(Pieces { pc, next: address, end }),
             None => Err(TraceError::BadWrite { address, length }),
         }
     }
@@ -61,14 +55,8 @@ impl Iterator for Pieces {
         if left == 0 {
             return None;
         }
-        let size = u8::try_from(left)
-            .unwrap_or(MAX_WRITE_SIZE)
-            .min(MAX_WRITE_SIZE);
-        let write = Write {
-            pc: self.pc,
-            address: self.next,
-            size,
-        };
+        let size = u8::try_from(left).unwrap_or(MAX_WRITE_SIZE).min(MAX_WRITE_SIZE);
+        let write = Write { pc: self.pc, address: self.next, size };
         self.next += u64::from(size);
         Some(write)
     }
@@ -95,46 +83,11 @@ mod tests {
 
     #[test]
     fn the_last_byte_must_be_below_the_limit() {
-        assert!(
-            Write {
-                pc: 0,
-                address: ADDRESS_LIMIT - 8,
-                size: 8
-            }
-            .is_valid()
-        );
-        assert!(
-            !Write {
-                pc: 0,
-                address: ADDRESS_LIMIT - 7,
-                size: 8
-            }
-            .is_valid()
-        );
-        assert!(
-            !Write {
-                pc: 0,
-                address: u64::MAX,
-                size: 8
-            }
-            .is_valid()
-        );
-        assert!(
-            !Write {
-                pc: 0,
-                address: 0,
-                size: 0
-            }
-            .is_valid()
-        );
-        assert!(
-            !Write {
-                pc: 0,
-                address: 0,
-                size: 65
-            }
-            .is_valid()
-        );
+        assert!(Write { pc: 0, address: ADDRESS_LIMIT - 8, size: 8 }.is_valid());
+        assert!(!Write { pc: 0, address: ADDRESS_LIMIT - 7, size: 8 }.is_valid());
+        assert!(!Write { pc: 0, address: u64::MAX, size: 8 }.is_valid());
+        assert!(!Write { pc: 0, address: 0, size: 0 }.is_valid());
+        assert!(!Write { pc: 0, address: 0, size: 65 }.is_valid());
         assert!(Write::split(0, ADDRESS_LIMIT - 100, 100).is_ok());
         assert!(Write::split(0, ADDRESS_LIMIT - 100, 101).is_err());
         assert!(Write::split(0, u64::MAX, 2).is_err());

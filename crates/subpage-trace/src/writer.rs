@@ -19,8 +19,7 @@ impl<W: io::Write> TraceWriter<W> {
     /// Begins a trace.
     pub fn new(mut out: W, header: &Header) -> Result<Self, TraceError> {
         let bytes = header.encode();
-        out.write_all(&bytes)
-            .map_err(|source| TraceError::Io { offset: 0, source })?;
+        out.write_all(&bytes).map_err(|source| TraceError::Io { offset: 0, source })?;
         let mut frames = FrameWriter::new(out);
         frames.offset = bytes.len() as u64;
         Ok(Self { frames })
@@ -85,41 +84,27 @@ impl<W: io::Write> FrameWriter<W> {
         }
         if !write.is_valid() {
             let length = u64::from(write.size);
-            return Err(TraceError::BadWrite {
-                address: write.address,
-                length,
-            });
+            return Err(TraceError::BadWrite { address: write.address, length });
         }
         self.encoder.push(write);
         self.writes += 1;
         self.in_block += 1;
-        if self.in_block == MAX_BLOCK_WRITES {
-            self.end_block()
-        } else {
-            Ok(())
-        }
+        if self.in_block == MAX_BLOCK_WRITES { self.end_block() } else { Ok(()) }
     }
 
     fn end_block(&mut self) -> Result<(), TraceError> {
         self.encoder.take(&mut self.content);
         let packed = lz4_flex::block::compress(&self.content);
         let smaller = packed.len() < self.content.len();
-        let (method, payload) = if smaller {
-            (Method::Lz4, &packed)
-        } else {
-            (Method::Plain, &self.content)
-        };
+        let (method, payload) =
+            if smaller { (Method::Lz4, &packed) } else { (Method::Plain, &self.content) };
         let head = Frame::Block {
             method,
             writes: bounded(self.in_block),
             length: bounded(self.content.len()),
             stored: bounded(payload.len()),
         };
-        assert_eq!(
-            Frame::decode(&head.encode()),
-            Ok(head),
-            "the writer keeps to the limits"
-        );
+        assert_eq!(Frame::decode(&head.encode()), Ok(head), "the writer keeps to the limits");
         self.frame.clear();
         append(&mut self.frame, self.number, head, payload);
         self.in_block = 0;
@@ -145,19 +130,10 @@ impl<W: io::Write> FrameWriter<W> {
             self.end_block()?;
         }
         self.frame.clear();
-        append(
-            &mut self.frame,
-            self.number,
-            Frame::End {
-                writes: self.writes,
-            },
-            &[],
-        );
+        append(&mut self.frame, self.number, Frame::End { writes: self.writes }, &[]);
         self.put_frame()?;
         let offset = self.offset;
-        self.out
-            .flush()
-            .map_err(|source| TraceError::Io { offset, source })?;
+        self.out.flush().map_err(|source| TraceError::Io { offset, source })?;
         Ok(self.out)
     }
 }

@@ -28,14 +28,7 @@ pub(super) fn concurrency(session: &mut Session<'_>, plan: &Plan) -> Result<Coun
     if let Some(skipped) = absent(session, plan, test)? {
         return Ok(skipped);
     }
-    let mut command = plan.cargo(&[
-        "test",
-        "--release",
-        "--package",
-        "subpage",
-        "--test",
-        "loom",
-    ]);
+    let mut command = plan.cargo(&["test", "--release", "--package", "subpage", "--test", "loom"]);
     let own = env::var("RUSTFLAGS").unwrap_or_default();
     command
         .env("RUSTFLAGS", format!("{own} --cfg loom").trim_start())
@@ -53,14 +46,8 @@ pub(super) fn property(session: &mut Session<'_>, plan: &Plan) -> Result<Count> 
     if let Some(skipped) = absent(session, plan, test)? {
         return Ok(skipped);
     }
-    let mut command = plan.cargo(&[
-        "test",
-        "--release",
-        "--package",
-        "subpage-model",
-        "--test",
-        "property",
-    ]);
+    let mut command =
+        plan.cargo(&["test", "--release", "--package", "subpage-model", "--test", "property"]);
     command.env("SUBPAGE_PROPERTY_OPERATIONS", PROPERTY_OPERATIONS);
     checks_on(&mut command);
     let count = run(session, plan, command)?;

@@ -31,11 +31,7 @@ fn links(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
             pages.extend(markdown::pages(&directory.path())?);
         }
     }
-    ensure!(
-        !pages.is_empty(),
-        "there is no Markdown page in {}",
-        root.display()
-    );
+    ensure!(!pages.is_empty(), "there is no Markdown page in {}", root.display());
     let mut count = Count::default();
     for page in &pages {
         let broken = markdown::broken_links(root, page)?;
@@ -45,9 +41,6 @@ fn links(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
             session.say(&format!("   {}: broken link {link}", page.display()))?;
         }
     }
-    session.say(&format!(
-        "   pages whose links were followed: {}",
-        pages.len()
-    ))?;
+    session.say(&format!("   pages whose links were followed: {}", pages.len()))?;
     Ok(count)
 }

@@ -18,14 +18,7 @@ pub(super) fn clippy(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         session.say("   skipped: clippy is not installed")?;
         return Ok(Count::SKIPPED);
     }
-    let arguments = [
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "--deny",
-        "warnings",
-    ];
+    let arguments = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     check(session, plan, &arguments)
 }
 

@@ -58,9 +58,7 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
 fn shows_a_denial(finished: &Finished) -> Result<(), String> {
     match finished.ending {
         Ending::Exited(status)
-            if status
-                .code()
-                .is_some_and(|code| GUARD_STATUS.contains(&code)) => {}
+            if status.code().is_some_and(|code| GUARD_STATUS.contains(&code)) => {}
         Ending::Exited(status) => return Err(format!("the first command ended with {status}")),
         _ => return Err("the first command did not end by itself".into()),
     }
@@ -80,30 +78,17 @@ mod tests {
     fn finished(code: i32, output: &str) -> Finished {
         // The wait status of a program that exits has its code in the second byte.
         let ending = Ending::Exited(ExitStatus::from_raw(code << 8));
-        Finished {
-            output: output.to_owned(),
-            ending,
-        }
+        Finished { output: output.to_owned(), ending }
     }
 
     #[test]
     fn a_denial_is_shown_by_word_and_status() {
-        assert_eq!(
-            shows_a_denial(&finished(3, "write denied by rule path")),
-            Ok(())
-        );
-        assert_eq!(
-            shows_a_denial(&finished(0, "write denied by rule path")),
-            Ok(())
-        );
+        assert_eq!(shows_a_denial(&finished(3, "write denied by rule path")), Ok(()));
+        assert_eq!(shows_a_denial(&finished(0, "write denied by rule path")), Ok(()));
         assert!(shows_a_denial(&finished(3, "nothing here")).is_err());
         assert!(shows_a_denial(&finished(2, "denied: no such policy")).is_err());
         assert!(
-            shows_a_denial(&Finished {
-                ending: Ending::Hung,
-                ..finished(3, "denied")
-            })
-            .is_err()
+            shows_a_denial(&Finished { ending: Ending::Hung, ..finished(3, "denied") }).is_err()
         );
     }
 }

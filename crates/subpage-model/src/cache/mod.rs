@@ -24,7 +24,7 @@ use subpage::access::AccessMap;
 use subpage::address::{Gfn, Hpa};
 
 use crate::decision::{Demand, PageRights};
-use crate::ept_walk::{EptWalk, Start};
+use crate::ept_walk::{EptWalk, Start, Step};
 use crate::sppt_walk::SpptStart;
 
 use front::Front;
@@ -147,7 +147,7 @@ impl Cache {
     /// Remembers the upper entries of a walk of the EPT.
     pub(crate) fn insert_ept_tables(&mut self, gfn: Gfn, walk: &EptWalk) {
         if self.uses_store() {
-            for table in walk.steps.iter().filter_map(|step| step.below) {
+            for table in walk.steps.iter().filter_map(Step::below) {
                 self.store.insert_ept_table(gfn, table);
             }
         }

@@ -1,6 +1,7 @@
 //! Accessed and dirty flags, and the page-modification log.
 
 use subpage::address::Gpa;
+use subpage::frames::{EntryIndex, HeapFrames, OutOfFrames, TableFrame, TableFrames};
 use subpage::level::Level;
 use subpage_model::{AccessKind, Deviations, Features, PML_ENTRIES, Staleness};
 
@@ -166,4 +167,66 @@ fn setting_dirty_reads_the_entry_again() {
     guest.set_ept(P, Level::L1, P | WB | R | X | ACCESSED);
     assert_eq!(seen(guest.access(0, &access(AccessKind::Write, P, 8))), DENIED);
     assert_eq!(guest.ept(P, Level::L1) & DIRTY, 0);
+}
+
+/// Tables in which someone else changes an entry just before this processor sets a flag in it.
+struct Contended<'a> {
+    frames: &'a mut HeapFrames,
+    /// What the leaf turns into.
+    leaf: Option<u64>,
+}
+
+impl TableFrames for Contended<'_> {
+    fn allocate(&mut self) -> Result<TableFrame, OutOfFrames> {
+        self.frames.allocate()
+    }
+
+    fn release(&mut self, frame: TableFrame) {
+        self.frames.release(frame);
+    }
+
+    fn load(&self, frame: TableFrame, index: EntryIndex) -> u64 {
+        self.frames.load(frame, index)
+    }
+
+    fn store(&mut self, frame: TableFrame, index: EntryIndex, value: u64) {
+        self.frames.store(frame, index, value);
+    }
+
+    fn compare_exchange(
+        &mut self,
+        frame: TableFrame,
+        index: EntryIndex,
+        current: u64,
+        new: u64,
+    ) -> Result<(), u64> {
+        if new & DIRTY != 0
+            && let Some(leaf) = self.leaf.take()
+        {
+            self.frames.store(frame, index, leaf);
+        }
+        self.frames.compare_exchange(frame, index, current, new)
+    }
+}
+
+/// The leaf changes between the walk and the update of its flags: the access is judged by what the
+/// leaf says now, and a change is never overwritten.
+#[test]
+fn a_leaf_that_changes_under_the_walk_is_read_again() {
+    let page = P + 0x4000;
+    for staleness in EVERY {
+        for (leaf, expected, left) in [
+            (page | WB | R | X, DENIED, page | WB | R | X),
+            (page | WB | R | W, PASSES, page | WB | R | W | FLAGS),
+            (0, Some((48, 0x582)), 0),
+        ] {
+            let mut guest = with_flags(staleness);
+            let mut contended = Contended { frames: &mut guest.frames, leaf: Some(leaf) };
+            let result = guest.cpus[0].access(&guest.roots, &mut contended, &write(page, 8));
+            assert_eq!(seen(result), expected);
+            assert_eq!(contended.leaf, None, "the leaf was contended");
+            assert_eq!(guest.ept(page, Level::L1), left);
+            assert_eq!(logged(&guest).len(), usize::from(expected.is_none()));
+        }
+    }
 }

@@ -105,9 +105,55 @@ fn a_violation_forgets_a_large_translation() {
         assert_eq!(guest.kind(AccessKind::Read, P + (page << 12)), PASSES);
     }
     guest.set_ept(P, Level::L2, split);
+    guest.set_ept(P + 0x2000, Level::L1, 0);
+    assert_eq!(guest.kind(AccessKind::Read, P + 0x2000), PASSES, "stale");
     assert_eq!(guest.write(P), DENIED, "stale");
-    for page in 0..3 {
+    for page in 0..2 {
         assert_eq!(guest.write(P + (page << 12)), PASSES);
+    }
+    assert_eq!(guest.kind(AccessKind::Read, P + 0x2000), Some((48, 0x581)));
+}
+
+/// A violation forgets the upper entries of both tables too: a page that a stale one leads astray
+/// finds its way at the second try.
+#[test]
+fn a_violation_forgets_upper_entries() {
+    let mut guest = Guest::with(Staleness::Longest);
+    for page in 0..4 {
+        guest.set_leaf(P + (page << 12), R | X);
+    }
+    assert_eq!(guest.kind(AccessKind::Read, P), PASSES);
+    let new = table(&mut guest.frames);
+    guest.set_ept(P, Level::L2, new.hpa().as_u64() | R | W | X);
+    for page in 0..4 {
+        guest.set_leaf(P + (page << 12), R | W | X);
+    }
+    assert_eq!(guest.write(P + 0x1000), DENIED, "stale");
+    assert_eq!(guest.write(P + 0x1000), PASSES);
+
+    let mut guest = Guest::with(Staleness::Longest);
+    guest.restrict(P, 1);
+    guest.restrict(P + 0x1000, 0);
+    assert_eq!(guest.write(P), PASSES);
+    let new = table(&mut guest.frames);
+    guest.set_sppt(P, Level::L2, new.hpa().as_u64() | 1);
+    guest.set_vector(P + 0x1000, 1);
+    assert_eq!(guest.write(P + 0x1000), DENIED, "stale");
+    assert_eq!(guest.write(P + 0x1000), PASSES);
+}
+
+/// The vector goes with the translation, and does not come back with the next one.
+#[test]
+fn a_violation_forgets_the_vector() {
+    for staleness in KEEPING {
+        let mut guest = Guest::with(staleness);
+        guest.restrict(P, 1);
+        assert_eq!(guest.write(P), PASSES);
+        guest.set_vector(P, 2);
+        assert_eq!(guest.write(P + 0x80), DENIED, "stale");
+        assert_eq!(guest.kind(AccessKind::Read, P), PASSES);
+        assert_eq!(guest.write(P + 0x80), PASSES);
+        assert_eq!(guest.write(P), DENIED);
     }
 }
 
@@ -156,6 +202,18 @@ fn a_miss_forgets_nothing() {
     guest.set_leaf(P, R | W | X);
     assert_eq!(guest.write(P), MISS);
     guest.invept(0);
+    assert_eq!(guest.write(P), PASSES);
+}
+
+/// With flags, an entry is remembered only once its accessed flag is set, and a miss sets none.
+#[test]
+fn a_miss_on_entries_not_accessed_remembers_nothing() {
+    let mut guest = Guest::with(Staleness::Longest);
+    guest.roots.ept_accessed_dirty = true;
+    guest.set_leaf(P, R | X | SPP);
+    guest.set_sppt(P, Level::L4, 0);
+    assert_eq!(guest.write(P), MISS);
+    guest.set_leaf(P, R | W | X);
     assert_eq!(guest.write(P), PASSES);
 }
 

@@ -18,7 +18,7 @@ fn every_offset_length_and_single_denied_sub_page() {
     for offset in 0..4096 {
         for length in 1..=64 {
             let piece = write(P + offset, length).first();
-            let length = piece.length() as u64;
+            let length = u64::from(piece.length());
             for sub in 0..32 {
                 let map = !(1_u32 << sub);
                 let vector = AccessMap::from_bits(map);
@@ -85,17 +85,24 @@ fn first_byte_only() {
 /// Only writes to a linear address that are not of the guest's page walk are eligible.
 #[test]
 fn what_is_not_eligible_is_an_ordinary_violation() {
-    let mut guest = Guest::plain();
-    guest.restrict(P, u32::MAX);
-    let write_access = write(P, 8);
-    assert_eq!(seen(guest.access(0, &write_access)), None);
-    // Reported without a linear address: bits 7 to 11 are clear.
-    let exit = guest.access(0, &write_access.without_linear()).expect_err("not eligible");
-    assert_eq!((exit.reason.0, exit.qualification, exit.gla), (48, 0x2a, None));
-    let update = access(AccessKind::WalkUpdate, P, 8);
-    assert_eq!(seen(guest.access(0, &update)), Some((48, 0xaa)));
-    guest.set_leaf(P, R | SPP);
-    assert_eq!(seen(guest.access(0, &access(AccessKind::Fetch, P, 8))), Some((48, 0x58c)));
-    guest.roots.sppt = None;
-    assert_eq!(seen(guest.access(0, &write_access)), Some((48, 0x58a)));
+    for staleness in [Staleness::None, Staleness::UntilEvicted, Staleness::Longest] {
+        let mut guest = Guest::with(staleness);
+        guest.restrict(P, u32::MAX);
+        let write_access = write(P, 8);
+        assert_eq!(seen(guest.access(0, &write_access)), None);
+        // Reported without a linear address: bits 7 to 11 are clear.
+        let exit = guest.access(0, &write_access.without_linear()).expect_err("not eligible");
+        assert_eq!((exit.reason.0, exit.qualification, exit.gla), (48, 0x2a, None));
+        let update = access(AccessKind::WalkUpdate, P, 8);
+        assert_eq!(seen(guest.access(0, &update)), Some((48, 0xaa)));
+        assert_eq!(seen(guest.access(0, &write_access)), None);
+        let sppt = guest.roots.sppt.take();
+        assert_eq!(seen(guest.access(0, &write_access)), Some((48, 0x5aa)));
+        guest.roots.sppt = sppt;
+        guest.set_leaf(P, R | SPP);
+        guest.invept(0);
+        assert_eq!(seen(guest.access(0, &access(AccessKind::Fetch, P, 8))), Some((48, 0x58c)));
+        guest.roots.sppt = None;
+        assert_eq!(seen(guest.access(0, &write_access)), Some((48, 0x58a)));
+    }
 }

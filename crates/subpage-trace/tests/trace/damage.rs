@@ -58,24 +58,10 @@ fn a_cut_says_how_much_is_readable() {
             Err(e) => break e,
         }
     };
-    assert!(
-        matches!(
-            error,
-            TraceError::Truncated {
-                block: 2,
-                writes: 32_768,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, TraceError::Truncated { block: 2, writes: 32_768, .. }), "{error}");
     assert!(read == writes[..32_768]);
     assert!(block.is_empty() && !reader.is_complete());
-    assert!(
-        !reader
-            .next_block(&mut block)
-            .expect("nothing is read after an error")
-    );
+    assert!(!reader.next_block(&mut block).expect("nothing is read after an error"));
 }
 
 /// Where the frames of a trace with an empty header begin.
@@ -83,9 +69,7 @@ fn frames(bytes: &[u8]) -> Vec<usize> {
     let mut starts = vec![22];
     while bytes[starts[starts.len() - 1]] == 1 {
         let start = starts[starts.len() - 1];
-        let stored: [u8; 4] = bytes[start + 12..start + 16]
-            .try_into()
-            .expect("four bytes");
+        let stored: [u8; 4] = bytes[start + 12..start + 16].try_into().expect("four bytes");
         starts.push(start + 20 + u32::from_le_bytes(stored) as usize);
     }
     starts
@@ -111,10 +95,7 @@ fn blocks_that_change_places_or_go_missing_are_noticed() {
     let bytes = encode(&Header::default(), &program(60_000));
     let s = frames(&bytes);
     let parts = |order: &[(usize, usize)]| -> Vec<u8> {
-        order
-            .iter()
-            .flat_map(|&(from, to)| bytes[from..to].iter().copied())
-            .collect()
+        order.iter().flat_map(|&(from, to)| bytes[from..to].iter().copied()).collect()
     };
     let end = bytes.len();
     for order in [
@@ -159,9 +140,7 @@ fn forge(writes: u32, content: &[u8], total: u64) -> Vec<u8> {
 #[test]
 fn forged_blocks_with_right_checksums() {
     // Three writes of the predefined site at address 0: a run of three.
-    let read = decode(&forge(3, &[3], 3))
-        .expect("the forger knows the format")
-        .1;
+    let read = decode(&forge(3, &[3], 3)).expect("the forger knows the format").1;
     assert!(read.len() == 3 && read.iter().all(|w| (w.pc, w.address, w.size) == (0, 0, 8)));
     let reason = |writes, content: &[u8], total| {
         let error = decode(&forge(writes, content, total)).expect_err("refused");
@@ -170,34 +149,19 @@ fn forged_blocks_with_right_checksums() {
             other => panic!("{other}"),
         }
     };
-    assert_eq!(
-        reason(3, &[3], 4),
-        "the end counts other writes than the blocks hold"
-    );
+    assert_eq!(reason(3, &[3], 4), "the end counts other writes than the blocks hold");
     assert_eq!(reason(3, &[4], 3), "a run is longer than the block");
     assert_eq!(reason(3, &[3, 0], 3), "bytes follow the last run");
     assert_eq!(reason(3, &[2], 3), "the block is cut off");
     assert_eq!(reason(3, &[], 3), "a run is cut off");
     assert_eq!(reason(1, &[0xff; 11], 1), "a run is cut off");
-    assert_eq!(
-        reason(1, &[0, 2 | 4 << 2, 1, 0], 1),
-        "a site is used before it is defined"
-    );
-    assert_eq!(
-        reason(1, &[0, 3 | 4 << 2, 2, 0, 0], 1),
-        "a write has 1 to 64 bytes"
-    );
-    assert_eq!(
-        reason(1, &[0, 3 | 4 << 2, 2, 65, 0], 1),
-        "a write has 1 to 64 bytes"
-    );
+    assert_eq!(reason(1, &[0, 2 | 4 << 2, 1, 0], 1), "a site is used before it is defined");
+    assert_eq!(reason(1, &[0, 3 | 4 << 2, 2, 0, 0], 1), "a write has 1 to 64 bytes");
+    assert_eq!(reason(1, &[0, 3 | 4 << 2, 2, 65, 0], 1), "a write has 1 to 64 bytes");
     assert_eq!(reason(1, &[0, 7 << 2, 0], 1), "unknown code");
     assert_eq!(reason(1, &[0, 255, 0, 1], 1), "unknown code");
     // Address 0 - 1, that is 2^48 - 1, for eight bytes.
-    assert_eq!(
-        reason(1, &[0, 5 << 2, 1, 0], 1),
-        "a write passes the highest address"
-    );
+    assert_eq!(reason(1, &[0, 5 << 2, 1, 0], 1), "a write passes the highest address");
     assert_eq!(reason(1, &[0, 5 << 2], 1), "an address is cut off");
 }
 

@@ -30,9 +30,7 @@ fn program(length: u64) -> Vec<Write> {
     let mut noise = 1_u64;
     (0..length)
         .map(|i| {
-            noise = noise
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
+            noise = noise.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let (site, address, size) = match i % 7 {
                 0 => (0, 0x1f_ff00_0000 - 8 * (i / 7 % 9), 8),
                 1 => (1, 0x10_0000 + 4 * i, 4),
@@ -42,11 +40,7 @@ fn program(length: u64) -> Vec<Write> {
                 _ => (4 + i % 7, 0x70_0000 + 64 * (i / 7), 16),
             };
             let address = address.min((1 << 47) - 1);
-            Write {
-                pc: 0x40_0000 + 3 * site,
-                address,
-                size,
-            }
+            Write { pc: 0x40_0000 + 3 * site, address, size }
         })
         .collect()
 }

@@ -20,10 +20,7 @@ static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// Whether a tool runs here; prints why a test is skipped if not.
 fn have(tool: &str) -> bool {
-    let found = Command::new(tool)
-        .arg("--version")
-        .output()
-        .is_ok_and(|o| o.status.success());
+    let found = Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
     if !found {
         println!("skipped: `{tool}` is not installed");
     }
@@ -51,17 +48,10 @@ fn recording<'a>(program: &Path, arguments: &[&str], cancel: &'a AtomicBool) -> 
 }
 
 fn compile(folder: &TempDir, source: &str, flags: &[&str]) -> PathBuf {
-    let (input, output) = (
-        folder.path().join("program.c"),
-        folder.path().join("program"),
-    );
+    let (input, output) = (folder.path().join("program.c"), folder.path().join("program"));
     fs::write(&input, source).expect("writable");
     let mut cc = Command::new("cc");
-    cc.args(["-O1", "-g"])
-        .args(flags)
-        .arg(&input)
-        .arg("-o")
-        .arg(&output);
+    cc.args(["-O1", "-g"]).args(flags).arg(&input).arg("-o").arg(&output);
     assert!(cc.status().expect("cc runs").success());
     output
 }
@@ -96,10 +86,7 @@ int main(int argc, char **argv) {
 fn check(recorded: &Recorded, path: &Path) {
     let (header, writes) = read(path);
     assert_eq!(recorded.writes, writes.len() as u64);
-    assert_eq!(
-        recorded.file_bytes,
-        fs::metadata(path).expect("there").len()
-    );
+    assert_eq!(recorded.file_bytes, fs::metadata(path).expect("there").len());
     assert_eq!((recorded.text.malformed, recorded.names_left_out), (0, 0));
     assert!(recorded.nameless.is_none(), "{:?}", recorded.nameless);
     assert_eq!(recorded.names, header.names.len());
@@ -107,34 +94,17 @@ fn check(recorded: &Recorded, path: &Path) {
     let into = |name: &str| {
         let name = header.names.find(name).unwrap_or_else(|e| panic!("{e}"));
         let inside = |w: &&Write| (name.start..name.start + name.length).contains(&w.address);
-        (
-            name.clone(),
-            writes.iter().filter(inside).copied().collect::<Vec<_>>(),
-        )
+        (name.clone(), writes.iter().filter(inside).copied().collect::<Vec<_>>())
     };
     let (counter, written) = into("counter");
-    assert_eq!(
-        (counter.length, counter.kind, counter.start % 64),
-        (4, NameKind::Object, 0)
-    );
+    assert_eq!((counter.length, counter.kind, counter.start % 64), (4, NameKind::Object, 0));
     assert_eq!(written.len(), 1000);
-    assert!(written.iter().all(|w| *w
-        == Write {
-            size: 4,
-            ..written[0]
-        }
-        && w.pc != 0));
+    assert!(written.iter().all(|w| *w == Write { size: 4, ..written[0] } && w.pc != 0));
     let (zeroed, written) = into("zeroed");
-    let addresses: Vec<_> = written
-        .iter()
-        .map(|w| (w.address - zeroed.start, w.size))
-        .collect();
+    let addresses: Vec<_> = written.iter().map(|w| (w.address - zeroed.start, w.size)).collect();
     assert_eq!(addresses, (0..16).map(|i| (8 * i, 8)).collect::<Vec<_>>());
     let (text, written) = into("text");
-    let addresses: Vec<_> = written
-        .iter()
-        .map(|w| (w.address - text.start, w.size))
-        .collect();
+    let addresses: Vec<_> = written.iter().map(|w| (w.address - text.start, w.size)).collect();
     assert_eq!(addresses, [(7, 1)]);
     let (data, _) = into("program:.data");
     assert!(data.kind == NameKind::Section && data.start <= text.start);
@@ -151,21 +121,12 @@ fn a_program_and_its_names_wherever_it_is_loaded() {
     if !(have("valgrind") && have("cc")) {
         return;
     }
-    for flags in [
-        &["-pie", "-fPIE"][..],
-        &["-no-pie"],
-        &["-static"],
-        &["-static-pie"],
-    ] {
+    for flags in [&["-pie", "-fPIE"][..], &["-no-pie"], &["-static"], &["-static-pie"]] {
         let folder = folder();
         let program = compile(&folder, PROGRAM, flags);
         let output = folder.path().join("out.sptrace");
         fs::write(&output, "an older file").expect("writable");
-        let mut last = Progress {
-            writes: 0,
-            text_bytes: 0,
-            trace_bytes: 0,
-        };
+        let mut last = Progress { writes: 0, text_bytes: 0, trace_bytes: 0 };
         let recorded = record(&output, &recording(&program, &["7"], &NEVER), |now| {
             assert!(now.writes >= last.writes && now.text_bytes >= last.text_bytes);
             last = now;
@@ -239,10 +200,7 @@ fn forked_children_do_not_mix_in() {
     // The child lives on with the pipe in its hands; that must not hold the recorder up.
     let (go_on, late) = (folder.path().join("go on"), folder.path().join("late"));
     fs::write(&go_on, "").expect("writable");
-    let arguments = [
-        go_on.to_str().expect("UTF-8"),
-        late.to_str().expect("UTF-8"),
-    ];
+    let arguments = [go_on.to_str().expect("UTF-8"), late.to_str().expect("UTF-8")];
     let recorded = record(&output, &recording(&program, &arguments, &NEVER), |_| {});
     assert!(!late.exists(), "the recorder waited for the child");
     fs::remove_file(&go_on).expect("there");
@@ -305,22 +263,12 @@ fn what_is_missing_is_named() {
     );
     let plain = folder.path().join("plain");
     fs::write(&plain, "text").expect("writable");
-    for program in [
-        Path::new("program-that-is-not-there"),
-        &plain,
-        folder.path(),
-    ] {
+    for program in [Path::new("program-that-is-not-there"), &plain, folder.path()] {
         let error = record(&output, &recording(program, &[], &NEVER), |_| {}).expect_err("none");
-        assert!(
-            matches!(error, RecordError::ProgramMissing { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, RecordError::ProgramMissing { .. }), "{error}");
     }
     let program = Path::new("/bin/sh");
-    for output in [
-        folder.path().to_owned(),
-        folder.path().join("no/such/folder/out"),
-    ] {
+    for output in [folder.path().to_owned(), folder.path().join("no/such/folder/out")] {
         let error = record(&output, &recording(program, &[], &NEVER), |_| {}).expect_err("none");
         assert!(matches!(error, RecordError::Output { .. }), "{error}");
     }
@@ -347,27 +295,13 @@ fn a_text_becomes_a_trace() {
     let folder = folder();
     let output = folder.path().join("out.sptrace");
     let text = "==1== Lackey\nI  400100,4\n S 601000,8\nI  400104,3\n M 601008,4\n S nonsense\n";
-    let header = Header {
-        command: vec!["demo".into()],
-        names: Names::default(),
-    };
+    let header = Header { command: vec!["demo".into()], names: Names::default() };
     let recorded = import(&output, text.as_bytes(), &header, &NEVER, |_| {}).expect("recorded");
     assert_eq!((recorded.writes, recorded.status), (2, None));
-    assert_eq!(
-        (recorded.text.malformed, &recorded.text.malformed_lines[..]),
-        (1, &[6][..])
-    );
+    assert_eq!((recorded.text.malformed, &recorded.text.malformed_lines[..]), (1, &[6][..]));
     let expected = [
-        Write {
-            pc: 0x40_0100,
-            address: 0x60_1000,
-            size: 8,
-        },
-        Write {
-            pc: 0x40_0104,
-            address: 0x60_1008,
-            size: 4,
-        },
+        Write { pc: 0x40_0100, address: 0x60_1000, size: 8 },
+        Write { pc: 0x40_0104, address: 0x60_1008, size: 4 },
     ];
     assert_eq!(read(&output), (header, expected.to_vec()));
 }
@@ -390,10 +324,7 @@ fn a_text_that_is_none_or_fails_leaves_the_older_file() {
     fs::write(&output, "older").expect("writable");
     let header = Header::default();
     let error = import(&output, &b"no access\n"[..], &header, &NEVER, |_| {}).expect_err("none");
-    assert!(
-        matches!(error, RecordError::NoAccess { lines: 1 }),
-        "{error}"
-    );
+    assert!(matches!(error, RecordError::NoAccess { lines: 1 }), "{error}");
     let error = import(&output, Failing(false), &header, &NEVER, |_| {}).expect_err("fails");
     assert!(matches!(error, RecordError::Text { .. }), "{error}");
     let cancelled = AtomicBool::new(true);

@@ -32,18 +32,8 @@ fn any_name() -> impl Strategy<Value = Name> {
         NameKind::Heap,
         NameKind::Stack,
     ]);
-    (
-        "[a-zäß:._]{1,20}",
-        0..ADDRESS_LIMIT / 2,
-        1..ADDRESS_LIMIT / 2,
-        kind,
-    )
-        .prop_map(|(name, start, length, kind)| Name {
-            name,
-            start,
-            length,
-            kind,
-        })
+    ("[a-zäß:._]{1,20}", 0..ADDRESS_LIMIT / 2, 1..ADDRESS_LIMIT / 2, kind)
+        .prop_map(|(name, start, length, kind)| Name { name, start, length, kind })
 }
 
 proptest! {
@@ -62,50 +52,26 @@ proptest! {
 
 #[test]
 fn lengths_around_a_block() {
-    for length in [
-        0,
-        1,
-        MAX_BLOCK_WRITES - 1,
-        MAX_BLOCK_WRITES,
-        MAX_BLOCK_WRITES + 1,
-        200_000,
-    ] {
+    for length in [0, 1, MAX_BLOCK_WRITES - 1, MAX_BLOCK_WRITES, MAX_BLOCK_WRITES + 1, 200_000] {
         let writes = program(length as u64);
         let bytes = encode(&Header::default(), &writes);
         let (_, read) = decode(&bytes).expect("readable");
         assert!(read == writes, "{length} writes");
-        let one_by_one = TraceReader::new(bytes.as_slice())
-            .expect("readable")
-            .writes();
-        assert!(
-            one_by_one.map(|w| w.expect("readable")).eq(writes),
-            "{length} writes"
-        );
+        let one_by_one = TraceReader::new(bytes.as_slice()).expect("readable").writes();
+        assert!(one_by_one.map(|w| w.expect("readable")).eq(writes), "{length} writes");
     }
 }
 
 /// More sites than are remembered, twice over, so that each gives way to a later one.
 #[test]
 fn sites_that_were_forgotten() {
-    let site = |i: u64| Write {
-        pc: 0x1000 + i,
-        address: 0x10_0000 + 8 * (i % 512),
-        size: 8,
-    };
+    let site = |i: u64| Write { pc: 0x1000 + i, address: 0x10_0000 + 8 * (i % 512), size: 8 };
     let mut writes: Vec<_> = (0..140_000).map(site).collect();
     writes.extend((0..70_000).map(site));
     writes.extend((0..70_000).rev().map(site));
     // The first site of all, which is defined before the first write.
-    writes.push(Write {
-        pc: 0,
-        address: 0,
-        size: 8,
-    });
-    writes.push(Write {
-        pc: 0,
-        address: ADDRESS_LIMIT - 8,
-        size: 8,
-    });
+    writes.push(Write { pc: 0, address: 0, size: 8 });
+    writes.push(Write { pc: 0, address: ADDRESS_LIMIT - 8, size: 8 });
     let (_, read) = decode(&encode(&Header::default(), &writes)).expect("readable");
     assert!(read == writes);
 }
@@ -136,45 +102,24 @@ fn writes_without_any_pattern() {
 #[test]
 fn a_loop_costs_almost_nothing() {
     let writes: Vec<_> = (0..1_000_000_u64)
-        .map(|i| Write {
-            pc: 0x40_0000 + i % 5,
-            address: 0x60_0000 + 8 * (i % 5000),
-            size: 8,
-        })
+        .map(|i| Write { pc: 0x40_0000 + i % 5, address: 0x60_0000 + 8 * (i % 5000), size: 8 })
         .collect();
     let bytes = encode(&Header::default(), &writes);
-    assert!(
-        bytes.len() < 5000,
-        "{} bytes for a million writes of one loop",
-        bytes.len()
-    );
+    assert!(bytes.len() < 5000, "{} bytes for a million writes of one loop", bytes.len());
 }
 
 #[test]
 fn a_bad_write_is_refused_and_the_trace_goes_on() {
-    let good = Write {
-        pc: 1,
-        address: 2,
-        size: 3,
-    };
+    let good = Write { pc: 1, address: 2, size: 3 };
     let mut writer = TraceWriter::new(Vec::new(), &Header::default()).expect("memory");
     writer.write(good).expect("valid");
     for bad in [
         Write { size: 0, ..good },
         Write { size: 65, ..good },
-        Write {
-            address: ADDRESS_LIMIT - 2,
-            ..good
-        },
-        Write {
-            address: u64::MAX,
-            ..good
-        },
+        Write { address: ADDRESS_LIMIT - 2, ..good },
+        Write { address: u64::MAX, ..good },
     ] {
-        assert!(matches!(
-            writer.write(bad),
-            Err(TraceError::BadWrite { .. })
-        ));
+        assert!(matches!(writer.write(bad), Err(TraceError::BadWrite { .. })));
     }
     writer.write(good).expect("valid");
     assert_eq!(writer.writes(), 2);
@@ -219,10 +164,7 @@ fn a_full_disk_is_an_error_and_stays_one() {
 /// Version 1 stays readable: the trace that is shipped was written once and is not made anew.
 #[test]
 fn the_shipped_trace() {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../examples/counter/counter.sptrace"
-    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/counter/counter.sptrace");
     let (header, writes) = decode(&std::fs::read(path).expect("shipped")).expect("readable");
     assert_eq!(header.command, ["./counter"]);
     assert_eq!(writes.len(), 413_348);
@@ -234,8 +176,6 @@ fn the_shipped_trace() {
     assert_eq!(into("counters").count(), 200_003);
     assert_eq!(into("last_seen").count(), 200_000);
     let path = header.names.find("helper_path").expect("named").start;
-    let attack: Vec<_> = into("helper_path")
-        .map(|(i, w)| (i, w.address, w.size))
-        .collect();
+    let attack: Vec<_> = into("helper_path").map(|(i, w)| (i, w.address, w.size)).collect();
     assert_eq!(attack, [(252_523, path, 8)]);
 }

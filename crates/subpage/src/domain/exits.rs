@@ -197,6 +197,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         self.note_written(exit.space, write.in_page(gfn).unwrap_or(write))?;
         Ok(if before != (self.counters.dirtied, self.counters.tracked) {
             Answer::Resume
+        } else if !self.processor.sub_page_permissions && !self.permitted(gfn).is_unrestricted() {
+            Answer::Emulate
         } else if retry.may_retry(exit.rip, exit.gpa) {
             Answer::Retry
         } else {
@@ -219,7 +221,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             let fresh = retry.may_retry(exit.rip, exit.gpa);
             return Ok(if fresh { Answer::Retry } else { Answer::Emulate });
         }
-        Ok(Answer::PageWalk { gpa: exit.gpa, on_every_walk: self.ept_accessed_dirty })
+        Ok(Answer::PageWalk { gpa: exit.gpa, on_every_walk: self.processor.ept_accessed_dirty })
     }
 
     /// Answers an SPP miss or misconfiguration, and says what event delivery needs.

@@ -38,6 +38,16 @@ use crate::sppt::Sppt;
 use crate::track::Tracking;
 use tables::{Slots, Tables};
 
+/// How the processors that run the guest use the domain's tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessorUse {
+    /// The control "sub-page write permissions for EPT" is 1. If it is 0, every write to a
+    /// restricted page traps, and permitted ones are answered with "emulate" at once.
+    pub sub_page_permissions: bool,
+    /// EPTP bit 6 is set: reads of guest paging structures count as writes.
+    pub ept_accessed_dirty: bool,
+}
+
 /// The memory of one virtual machine and who may write it.
 ///
 /// `F` is where table frames come from; `O` hears of the events that the KVM series traced.
@@ -49,7 +59,7 @@ pub struct Domain<F, O = ()> {
     tracking: Tracking,
     next_rule: u64,
     next_track: u64,
-    ept_accessed_dirty: bool,
+    processor: ProcessorUse,
     counters: Counters,
     observer: O,
 }
@@ -72,7 +82,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             tracking: Tracking::default(),
             next_rule: 1,
             next_track: 1,
-            ept_accessed_dirty: false,
+            processor: ProcessorUse { sub_page_permissions: true, ept_accessed_dirty: false },
             counters: Counters::default(),
             observer,
         }
@@ -90,10 +100,10 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         Ok(())
     }
 
-    /// Tells whether bit 6 of the EPTP is set (accessed and dirty flags for EPT), which makes the
-    /// processor treat reads of guest paging structures as writes.
-    pub const fn set_ept_accessed_dirty(&mut self, on: bool) {
-        self.ept_accessed_dirty = on;
+    /// Tells how the processors are set up; at first, with sub-page permissions and without accessed
+    /// and dirty flags for EPT. It changes answers to exits, never permissions.
+    pub const fn set_processor_use(&mut self, processor: ProcessorUse) {
+        self.processor = processor;
     }
 
     /// Frees what a change left behind, once no processor can reach it.
