@@ -1,0 +1,56 @@
+//! The findings for people and for programs.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::{Findings, Verdict};
+use crate::events::VERSION;
+use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, PLAIN};
+use crate::terminal::{Align, Columns, printable};
+
+fn cell(verdict: Verdict) -> (String, anstyle::Style) {
+    match verdict {
+        Verdict::Yes => ("yes".to_owned(), GOOD),
+        Verdict::No => ("no".to_owned(), DENIED),
+        Verdict::Unknown => ("unknown".to_owned(), LOGGED),
+    }
+}
+
+/// Writes two tables, with ANSI colours.
+pub fn write_text(out: &mut dyn Write, findings: &Findings) -> io::Result<()> {
+    writeln!(out, "{HEADING}machine{HEADING:#}  {}", printable(&findings.processor))?;
+    let mut table = Columns::new(&[Align::Left, Align::Left, Align::Left]);
+    for finding in &findings.machine {
+        table.row([
+            (finding.name.to_owned(), PLAIN),
+            cell(finding.verdict),
+            (printable(&finding.reason).into_owned(), PLAIN),
+        ]);
+    }
+    table.write(out, 2)?;
+    writeln!(out, "\n{HEADING}commands{HEADING:#}")?;
+    let mut table = Columns::new(&[Align::Left, Align::Left, Align::Left]);
+    for finding in &findings.commands {
+        table.row([
+            (finding.command.to_owned(), PLAIN),
+            cell(finding.verdict),
+            (printable(&finding.reason).into_owned(), PLAIN),
+        ]);
+    }
+    table.write(out, 2)
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    v: u32,
+    r#type: &'static str,
+    #[serde(flatten)]
+    findings: &'a Findings,
+}
+
+/// Writes one line of JSON, as `docs/events.md` describes it.
+pub fn write_json(out: &mut impl Write, findings: &Findings) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, &Line { v: VERSION, r#type: "check", findings })?;
+    out.write_all(b"\n")
+}

@@ -1,0 +1,103 @@
+//! The table at the end of a guarded run.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+
+use crate::summary::{RuleSummary, Summary};
+use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, PLAIN, QUIET};
+use crate::terminal::{Align, Columns, bytes, grouped, printable, ratio};
+
+/// Writes the rules, the totals and the exits at both granularities, with ANSI colours.
+pub fn write(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
+    rules(summary).write(out, 0)?;
+    writeln!(out)?;
+    let speed = summary
+        .elapsed
+        .map(|elapsed| format!("{QUIET} in {:.2} s{QUIET:#}", elapsed.as_secs_f64()));
+    writeln!(
+        out,
+        "{} writes, {}{}; {} guarded {} in {} {}",
+        grouped(summary.writes),
+        bytes(summary.bytes),
+        speed.unwrap_or_default(),
+        grouped(summary.sub_pages_protected),
+        plural(summary.sub_pages_protected, "sub-page"),
+        grouped(summary.pages_protected),
+        plural(summary.pages_protected, "page"),
+    )?;
+    if let Some(write) = summary.stopped_at {
+        writeln!(out, "{DENIED}stopped{DENIED:#} at write {}", grouped(write))?;
+    }
+    writeln!(out)?;
+    exits(summary).write(out, 0)
+}
+
+fn plural(count: u64, noun: &str) -> String {
+    if count == 1 { noun.to_owned() } else { format!("{noun}s") }
+}
+
+fn rules(summary: &Summary) -> Columns {
+    use Align::{Left, Right};
+    let mut table = Columns::new(&[Left, Left, Right, Right, Right, Right, Left]);
+    table.row(
+        ["rule", "action", "checked", "allowed", "logged", "denied", "first denial"]
+            .map(|heading| (heading.to_owned(), HEADING)),
+    );
+    for rule in &summary.rules {
+        table.row([
+            (printable(&rule.name).into_owned(), NAME),
+            (rule.action.to_owned(), PLAIN),
+            (grouped(rule.checked), PLAIN),
+            (grouped(rule.allowed), PLAIN),
+            (grouped(rule.logged), if rule.logged == 0 { QUIET } else { LOGGED }),
+            (grouped(rule.denied), if rule.denied == 0 { QUIET } else { DENIED }),
+            (first_denial(rule), PLAIN),
+        ]);
+    }
+    table
+}
+
+fn first_denial(rule: &RuleSummary) -> String {
+    let Some(first) = &rule.first_denial else { return "–".to_owned() };
+    let mut text = format!("write {} at {}", grouped(first.write), first.gpa);
+    if let Some(pc) = first.pc {
+        let _ = write!(text, " by {pc}");
+    }
+    if let Some(symbol) = &first.pc_symbol {
+        let _ = write!(text, " in {}", printable(symbol));
+    }
+    text
+}
+
+fn exits(summary: &Summary) -> Columns {
+    let (page, sub_page) = (summary.exits_page, summary.exits_sub_page);
+    let mut table = Columns::new(&[Align::Left, Align::Right, Align::Left]);
+    table.row([("VM exits that this policy costs".to_owned(), HEADING)]);
+    table.row([
+        ("  with page granularity".to_owned(), PLAIN),
+        (grouped(page), PLAIN),
+        (per_write(page, summary.writes), QUIET),
+    ]);
+    table.row([
+        ("  with sub-page granularity".to_owned(), PLAIN),
+        (grouped(sub_page), PLAIN),
+        (per_write(sub_page, summary.writes), QUIET),
+    ]);
+    table.row([("  ratio".to_owned(), PLAIN), (ratio(page, sub_page), GOOD)]);
+    table
+}
+
+/// The share of the writes that exit.
+#[allow(clippy::cast_precision_loss)]
+pub(crate) fn per_write(exits: u64, writes: u64) -> String {
+    if writes == 0 {
+        return String::new();
+    }
+    let percent = exits as f64 * 100.0 / writes as f64;
+    match percent {
+        0.0 => "none of the writes".to_owned(),
+        p if p < 0.01 => "under 0.01 % of the writes".to_owned(),
+        p if p < 1.0 => format!("{p:.2} % of the writes"),
+        p => format!("{p:.1} % of the writes"),
+    }
+}

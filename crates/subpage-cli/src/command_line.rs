@@ -1,0 +1,120 @@
+//! The command line, as clap reads it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+use crate::terminal::ColorWhen;
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0  nothing was denied, and everything worked
+  1  internal error
+  2  bad input: the command line, a policy, a trace, a file that cannot be read or written
+  3  at least one write was denied (guard only)";
+
+/// Write protection for any 128 bytes of a virtual machine's memory.
+#[derive(Debug, Parser)]
+#[command(name = "subpage", version, after_help = EXIT_STATUS, arg_required_else_help = true)]
+pub struct CommandLine {
+    /// When to use colours; NO_COLOR is honoured
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    pub color: ColorWhen,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a guest under a policy and report the writes that it denies
+    #[command(after_help = EXIT_STATUS)]
+    Guard(GuardArguments),
+    /// Record the writes of a program into a trace
+    Record(RecordArguments),
+    /// Show which pages of a trace mix hot and cold data, and what protection would cost
+    Plan(PlanArguments),
+    /// Show what this machine offers, with the reason for each no
+    Check {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What enforces the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum BackendChoice {
+    /// What suits the guest: for a trace, the software model
+    #[default]
+    Auto,
+    /// The software model of the processor's memory side
+    Model,
+}
+
+/// Arguments of `guard`.
+#[derive(Debug, Args)]
+pub struct GuardArguments {
+    /// The rules (TOML)
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub policy: PathBuf,
+    /// Write a self-contained page about the run
+    #[arg(long, value_name = "FILE.html", value_hint = ValueHint::FilePath)]
+    pub report: Option<PathBuf>,
+    /// Print one JSON object a line for every event
+    #[arg(long)]
+    pub json: bool,
+    /// What enforces the rules
+    #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
+    pub backend: BackendChoice,
+    /// A trace
+    #[arg(value_name = "GUEST", value_hint = ValueHint::FilePath)]
+    pub guest: PathBuf,
+}
+
+/// Arguments of `record`.
+#[derive(Debug, Args)]
+pub struct RecordArguments {
+    /// The trace to write; it appears when it is complete
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// Read what `valgrind --tool=lackey --trace-mem=yes` printed; `-` is standard input
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "program")]
+    pub from_lackey: Option<PathBuf>,
+    /// The program and its arguments
+    #[arg(
+        last = true,
+        required_unless_present = "from_lackey",
+        value_name = "PROGRAM",
+        value_hint = ValueHint::CommandWithArguments
+    )]
+    pub program: Vec<OsString>,
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArguments {
+    /// The trace
+    #[arg(value_name = "TRACE", value_hint = ValueHint::FilePath)]
+    pub trace: PathBuf,
+    /// A range whose protection is to be priced: START..END (the end not included) or a name
+    #[arg(long, value_name = "START..END|NAME")]
+    pub range: Vec<String>,
+    /// How many mixed pages to show, the best first
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub top: usize,
+    /// List the names that the trace holds and stop
+    #[arg(long, conflicts_with_all = ["range", "top"])]
+    pub names: bool,
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}

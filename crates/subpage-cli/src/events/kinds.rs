@@ -1,0 +1,180 @@
+//! What can be reported.
+
+use serde::Serialize;
+use subpage::rules::Action;
+
+use super::Hex;
+use crate::policy::PolicyRule;
+use crate::summary::Summary;
+
+/// The word for an action in policies and events.
+pub fn action_word(action: Action) -> &'static str {
+    match action {
+        Action::Log => "log",
+        Action::AllowOnce => "allow-once",
+        Action::Deny => "deny",
+        Action::Stop => "stop",
+    }
+}
+
+/// One line of output.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Event<'a> {
+    /// The run begins.
+    Start(&'a StartEvent),
+    /// A write had no effect.
+    Denied(&'a WriteEvent),
+    /// A write took effect and a rule wanted to know.
+    Logged(&'a WriteEvent),
+    /// A write took effect because it was the first to meet an `allow-once` rule.
+    AllowedOnce(&'a WriteEvent),
+    /// The run is over.
+    Summary(&'a Summary),
+    /// The run cannot go on or did not begin.
+    Error(&'a ErrorEvent),
+}
+
+impl<'a> Event<'a> {
+    /// The event of a write, by its verdict.
+    pub fn of_write(write: &'a WriteEvent) -> Self {
+        match write.verdict {
+            Verdict::Denied | Verdict::Stopped => Self::Denied(write),
+            Verdict::Logged => Self::Logged(write),
+            Verdict::AllowedOnce => Self::AllowedOnce(write),
+        }
+    }
+}
+
+/// The run begins.
+#[derive(Debug, Clone, Serialize)]
+pub struct StartEvent {
+    /// Version of this program.
+    pub tool_version: String,
+    /// The guest as the user named it.
+    pub guest: String,
+    /// The policy file as the user named it.
+    pub policy: String,
+    /// What enforces the rules.
+    pub backend: String,
+    /// The rules with their resolved addresses, in the order of the policy.
+    pub rules: Vec<RuleEvent>,
+}
+
+/// A rule as it is in force.
+#[derive(Debug, Clone, Serialize)]
+pub struct RuleEvent {
+    /// Its name, unique in the policy.
+    pub name: String,
+    /// What happens to a write.
+    pub action: &'static str,
+    /// First guarded byte.
+    pub start: Hex,
+    /// Guarded bytes.
+    pub length: u64,
+    /// Whose it is; 0 is the host.
+    pub owner: u32,
+    /// Whether nothing can loosen it.
+    pub locked: bool,
+    /// Line of the policy.
+    pub line: u64,
+}
+
+impl From<&PolicyRule> for RuleEvent {
+    fn from(rule: &PolicyRule) -> Self {
+        let PolicyRule { rule, line } = rule;
+        Self {
+            name: rule.name.as_str().to_owned(),
+            action: action_word(rule.action),
+            start: Hex(rule.range.first().as_u64()),
+            length: rule.range.bytes(),
+            owner: rule.owner.0,
+            locked: rule.locked,
+            line: *line as u64,
+        }
+    }
+}
+
+/// What became of a write that met a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It had no effect.
+    Denied,
+    /// It had no effect and the guest was stopped.
+    Stopped,
+    /// It took effect.
+    Logged,
+    /// It took effect; the next one will not.
+    AllowedOnce,
+}
+
+impl Verdict {
+    /// The word for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::Stopped => "stopped",
+            Self::Logged => "logged",
+            Self::AllowedOnce => "allowed once",
+        }
+    }
+
+    /// Whether the write had no effect.
+    pub fn is_denial(self) -> bool {
+        matches!(self, Self::Denied | Self::Stopped)
+    }
+}
+
+/// A rule met a write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WriteEvent {
+    /// Number of this event among those of writes, from 1, without gaps.
+    pub seq: u64,
+    /// Name of the rule that decided.
+    pub rule: String,
+    /// Its action.
+    pub action: &'static str,
+    /// What became of the write.
+    pub verdict: Verdict,
+    /// Number of the write in the run, from 1.
+    pub write: u64,
+    /// First byte written.
+    pub gpa: Hex,
+    /// Bytes written.
+    pub length: u64,
+    /// Index, in its page, of the sub-page of the first byte that the rule guards.
+    pub sub_page: u8,
+    /// Address of the writing instruction, if known.
+    pub pc: Option<Hex>,
+    /// The function that holds it, if known.
+    pub pc_symbol: Option<String>,
+    /// The virtual CPU that wrote.
+    pub vcpu: u32,
+}
+
+/// The run cannot go on or did not begin.
+#[derive(Debug, Clone, Serialize)]
+pub struct ErrorEvent {
+    /// What is wrong.
+    pub message: String,
+    /// The file that is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Its line, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+    /// The line's character, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<u64>,
+    /// What would be right.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+}
+
+impl ErrorEvent {
+    /// An error that is not at a place in a file.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), file: None, line: None, column: None, help: None }
+    }
+}

@@ -1,0 +1,100 @@
+//! Events of a run: the same for the terminal and, as JSON Lines, for programs.
+//!
+//! `docs/events.md` describes the JSON form; a change that breaks a reader raises [`VERSION`].
+
+mod hex;
+mod json;
+mod kinds;
+mod text;
+
+pub use hex::Hex;
+pub use json::write_json;
+pub use kinds::{ErrorEvent, Event, RuleEvent, StartEvent, Verdict, WriteEvent, action_word};
+pub use text::{SHOWN_PER_RULE, TextEvents};
+
+use std::io::{self, Write};
+
+use crate::policy::Mistakes;
+use crate::summary::Summary;
+
+/// The version of the JSON form: the value of `v` in every line.
+pub const VERSION: u32 = 1;
+
+/// Where the events of a run go.
+pub enum EventWriter<W: Write> {
+    /// One JSON object a line, every event.
+    Json(W),
+    /// Lines for people, rate-limited.
+    Text(TextEvents<W>),
+}
+
+impl<W: Write> EventWriter<W> {
+    /// A writer in the form that the user asked for.
+    pub fn new(out: W, json: bool) -> Self {
+        if json { Self::Json(out) } else { Self::Text(TextEvents::new(out)) }
+    }
+
+    /// The run begins.
+    pub fn start(&mut self, start: &StartEvent) -> io::Result<()> {
+        match self {
+            Self::Json(out) => write_json(out, &Event::Start(start)),
+            Self::Text(text) => text.start(start),
+        }
+    }
+
+    /// A rule met a write.
+    pub fn write(&mut self, write: &WriteEvent) -> io::Result<()> {
+        match self {
+            Self::Json(out) => write_json(out, &Event::of_write(write)),
+            Self::Text(text) => text.write(write),
+        }
+    }
+
+    /// Whether this write will make a line; if not, [`EventWriter::write`] only counts it.
+    pub fn shows(&self, write: &WriteEvent) -> bool {
+        match self {
+            Self::Json(_) => true,
+            Self::Text(text) => text.shows(&write.rule),
+        }
+    }
+
+    /// The run is over.
+    pub fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        match self {
+            Self::Json(out) => write_json(out, &Event::Summary(summary))?,
+            Self::Text(text) => text.summary(summary)?,
+        }
+        self.flush()
+    }
+
+    /// The run cannot go on or did not begin. Text errors belong on standard error, not here.
+    pub fn error(&mut self, error: &ErrorEvent) -> io::Result<()> {
+        if let Self::Json(out) = self {
+            write_json(out, &Event::Error(error))?;
+        }
+        self.flush()
+    }
+
+    /// Every mistake of a policy, one event each. Text mistakes belong on standard error.
+    pub fn mistakes(&mut self, mistakes: &Mistakes) -> io::Result<()> {
+        let file = mistakes.source().path().to_string_lossy();
+        for (line, column, mistake) in mistakes.iter() {
+            self.error(&ErrorEvent {
+                message: mistake.message.clone(),
+                file: Some(file.clone().into_owned()),
+                line: Some(line as u64),
+                column: Some(column as u64),
+                help: Some(mistake.help.clone()),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Passes on what is buffered.
+    pub fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Json(out) => out.flush(),
+            Self::Text(text) => text.flush(),
+        }
+    }
+}

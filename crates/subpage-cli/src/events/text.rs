@@ -1,0 +1,165 @@
+//! Events as lines for people.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+
+use unicode_width::UnicodeWidthStr;
+
+use super::{StartEvent, Verdict, WriteEvent};
+use crate::summary::Summary;
+use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, QUIET};
+use crate::terminal::{bytes, grouped, printable};
+
+/// Writes of one rule that are shown whole; later ones are counted, and each power of ten is told.
+pub const SHOWN_PER_RULE: u64 = 20;
+
+/// Writes of all rules that are shown whole, beyond which each rule shows only its first.
+const SHOWN_IN_ALL: u64 = 100;
+
+/// Widest rule name that the alignment makes room for, in columns.
+const MAX_NAME_COLUMNS: usize = 32;
+
+/// The writes that met one rule.
+#[derive(Default)]
+struct Seen {
+    count: u64,
+    /// Whether it has been said that not all are shown.
+    told: bool,
+}
+
+/// Writes events as lines, with ANSI colours.
+pub struct TextEvents<W: Write> {
+    out: W,
+    seen: HashMap<String, Seen>,
+    shown: u64,
+    name_columns: usize,
+}
+
+impl<W: Write> TextEvents<W> {
+    /// A writer that has seen nothing.
+    pub fn new(out: W) -> Self {
+        Self { out, seen: HashMap::new(), shown: 0, name_columns: 0 }
+    }
+
+    pub(super) fn start(&mut self, start: &StartEvent) -> io::Result<()> {
+        let rules = start.rules.len() as u64;
+        writeln!(
+            self.out,
+            "{HEADING}guarding{HEADING:#} {} with {} {} of {} on the {} backend",
+            printable(&start.guest),
+            grouped(rules),
+            if rules == 1 { "rule" } else { "rules" },
+            printable(&start.policy),
+            start.backend,
+        )?;
+        let widths = start.rules.iter().map(|rule| printable(&rule.name).width());
+        self.name_columns = widths.max().unwrap_or(0).min(MAX_NAME_COLUMNS);
+        // Long policies scroll what matters off the screen.
+        for rule in start.rules.iter().take(10) {
+            let end = rule.start.0 + rule.length;
+            writeln!(
+                self.out,
+                "  {NAME}{}{NAME:#}{:pad$}  {:10}  {}..{end:#x}  {QUIET}{}{QUIET:#}",
+                printable(&rule.name),
+                "",
+                rule.action,
+                rule.start,
+                bytes(rule.length),
+                pad = self.name_columns.saturating_sub(printable(&rule.name).width()),
+            )?;
+        }
+        if start.rules.len() > 10 {
+            writeln!(self.out, "  {QUIET}… and {} more{QUIET:#}", grouped(rules - 10))?;
+        }
+        writeln!(self.out)?;
+        // Before the progress bar, which goes to another stream.
+        self.out.flush()
+    }
+
+    pub(super) fn shows(&self, rule: &str) -> bool {
+        self.seen.get(rule).is_none_or(|seen| !seen.told || is_power_of_ten(seen.count + 1))
+    }
+
+    pub(super) fn write(&mut self, write: &WriteEvent) -> io::Result<()> {
+        if !self.seen.contains_key(&write.rule) {
+            self.seen.insert(write.rule.clone(), Seen::default());
+        }
+        let seen = self.seen.get_mut(&write.rule).expect("just inserted");
+        seen.count += 1;
+        let count = seen.count;
+        if count <= SHOWN_PER_RULE && (count == 1 || self.shown < SHOWN_IN_ALL) {
+            self.shown += 1;
+            return self.whole(write);
+        }
+        let name = printable(&write.rule);
+        if !seen.told {
+            seen.told = true;
+            writeln!(
+                self.out,
+                "{QUIET}… more by{QUIET:#} {NAME}{name}{NAME:#}{QUIET}: from here on counted, all in \
+                 the totals{QUIET:#}"
+            )?;
+        } else if is_power_of_ten(count) {
+            writeln!(
+                self.out,
+                "{QUIET}… {} met{QUIET:#} {NAME}{name}{NAME:#} {QUIET}so far, write {}{QUIET:#}",
+                grouped(count),
+                grouped(write.write)
+            )?;
+        } else {
+            return Ok(());
+        }
+        self.out.flush()
+    }
+
+    fn whole(&mut self, write: &WriteEvent) -> io::Result<()> {
+        let style = match write.verdict {
+            Verdict::Denied | Verdict::Stopped => DENIED,
+            Verdict::Logged | Verdict::AllowedOnce => LOGGED,
+        };
+        let name = printable(&write.rule);
+        write!(
+            self.out,
+            "{style}{:12}{style:#}  {NAME}{name}{NAME:#}{:pad$}  {:>2} {} at {}  {QUIET}sub-page {:2}  \
+             write {}{QUIET:#}",
+            write.verdict.word(),
+            "",
+            write.length,
+            if write.length == 1 { "byte " } else { "bytes" },
+            write.gpa,
+            write.sub_page,
+            grouped(write.write),
+            pad = self.name_columns.saturating_sub(name.width()),
+        )?;
+        if let Some(pc) = write.pc {
+            write!(self.out, "  {QUIET}by{QUIET:#} {pc}")?;
+        }
+        if let Some(symbol) = &write.pc_symbol {
+            write!(self.out, " {QUIET}in{QUIET:#} {}", printable(symbol))?;
+        }
+        writeln!(self.out)?;
+        // A person watches, and the next event may be minutes away.
+        self.out.flush()
+    }
+
+    pub(super) fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        if !self.seen.is_empty() {
+            writeln!(self.out)?;
+        }
+        crate::closing_table::write(&mut self.out, summary)?;
+        let (denied, style) = match summary.denied() {
+            0 => ("nothing denied".to_owned(), GOOD),
+            1 => ("1 write denied".to_owned(), DENIED),
+            many => (format!("{} writes denied", grouped(many)), DENIED),
+        };
+        writeln!(self.out, "\n{style}{denied}{style:#}")
+    }
+
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+fn is_power_of_ten(count: u64) -> bool {
+    count.checked_ilog10().is_some_and(|log| count == 10_u64.pow(log))
+}

@@ -1,0 +1,89 @@
+//! How a command ends.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+
+use crate::events::ErrorEvent;
+use crate::policy::Mistakes;
+
+/// The exit status of a command that ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Nothing was denied and everything worked.
+    Clean = 0,
+    /// Something is wrong with this program or its output.
+    Internal = 1,
+    /// Something is wrong with what it was given.
+    BadInput = 2,
+    /// At least one write was denied.
+    Denied = 3,
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        Self::from(status as u8)
+    }
+}
+
+/// Why a command could not do its work.
+#[derive(Debug)]
+pub enum Failure {
+    /// The policy has mistakes.
+    Policy(Box<Mistakes>),
+    /// What the command was given is not usable.
+    Input(String),
+    /// Output could not be written, or this program is wrong.
+    Internal(String),
+}
+
+impl Failure {
+    /// Bad input, with all its causes; `what` says where.
+    pub fn input(what: impl fmt::Display, error: &(dyn Error + 'static)) -> Self {
+        Self::Input(format!("{what}: {}", with_causes(error)))
+    }
+
+    /// Bad input whose message says where.
+    pub fn bad(error: &(dyn Error + 'static)) -> Self {
+        Self::Input(with_causes(error))
+    }
+
+    /// The exit status.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Policy(_) | Self::Input(_) => Status::BadInput,
+            Self::Internal(_) => Status::Internal,
+        }
+    }
+
+    /// As an event, where it is not one event for each mistake.
+    pub fn event(&self) -> Option<ErrorEvent> {
+        match self {
+            Self::Policy(_) => None,
+            Self::Input(message) | Self::Internal(message) => Some(ErrorEvent::new(message)),
+        }
+    }
+}
+
+/// Output that cannot be written.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Internal(format!("cannot write the output: {error}"))
+    }
+}
+
+fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        // Some errors repeat their cause in their own message.
+        if !text.ends_with(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,65 @@
+//! The rules alone, byte by byte.
+
+use subpage::address::ByteRange;
+use subpage::rules::Action;
+
+use super::Enforcer;
+use super::tally::TouchIndex;
+use crate::events::Verdict;
+use crate::policy::Policy;
+
+/// Decides by the rules alone, without tables and without a processor: what the other backends
+/// must agree with.
+#[derive(Debug, Clone)]
+pub struct ByteRules {
+    actions: Vec<Action>,
+    /// For each `allow-once` rule, whether its one write has happened.
+    used: Vec<bool>,
+    index: TouchIndex,
+}
+
+impl ByteRules {
+    /// Takes the rules of a policy.
+    pub fn new(policy: &Policy) -> Self {
+        let ranges: Vec<_> = policy.rules.iter().map(|rule| rule.rule.range).collect();
+        Self {
+            actions: policy.rules.iter().map(|rule| rule.rule.action).collect(),
+            used: vec![false; policy.rules.len()],
+            index: TouchIndex::new(&ranges, 1),
+        }
+    }
+}
+
+impl Enforcer for ByteRules {
+    fn name(&self) -> &'static str {
+        "rules"
+    }
+
+    fn write(&mut self, bytes: ByteRange) -> Option<(usize, Verdict)> {
+        let mut strongest: Option<(Action, usize)> = None;
+        self.index.for_each(bytes, |rule| {
+            // An `allow-once` rule whose write has happened denies.
+            let action = match self.actions[rule] {
+                Action::AllowOnce if self.used[rule] => Action::Deny,
+                action => action,
+            };
+            // Of equally strong rules the first in the policy decides.
+            let stronger = strongest
+                .is_none_or(|(most, index)| action > most || (action == most && rule < index));
+            if stronger {
+                strongest = Some((action, rule));
+            }
+        });
+        let (action, rule) = strongest?;
+        let verdict = match action {
+            Action::Log => Verdict::Logged,
+            Action::AllowOnce => Verdict::AllowedOnce,
+            Action::Deny => Verdict::Denied,
+            Action::Stop => Verdict::Stopped,
+        };
+        if verdict == Verdict::AllowedOnce {
+            self.index.for_each(bytes, |rule| self.used[rule] = true);
+        }
+        Some((rule, verdict))
+    }
+}

@@ -1,0 +1,239 @@
+//! Counts of a run.
+
+use subpage::access::{SUB_PAGE_BYTES, SubPage};
+use subpage::address::{ByteRange, PAGE_BYTES};
+
+use super::intervals::Intervals;
+use crate::events::{Hex, Verdict, WriteEvent};
+use crate::heat::Heat;
+use crate::policy::Policy;
+use crate::summary::{MAX_FIRST_DENIALS, RuleSummary, Summary};
+
+/// Which ranges a write touches, when both are widened to whole units.
+#[derive(Debug, Clone)]
+pub(super) struct TouchIndex {
+    /// Unit in bytes.
+    unit: u64,
+    /// First unit, last unit and position of each range, by first unit.
+    sorted: Vec<(u64, u64, usize)>,
+    /// The highest last unit of all ranges up to here: where a search backwards may end.
+    reach: Vec<u64>,
+}
+
+impl TouchIndex {
+    pub(super) fn new(ranges: &[ByteRange], unit: u64) -> Self {
+        let units =
+            |range: &ByteRange| (range.first().as_u64() / unit, range.last().as_u64() / unit);
+        let mut sorted: Vec<_> = ranges
+            .iter()
+            .enumerate()
+            .map(|(position, range)| (units(range).0, units(range).1, position))
+            .collect();
+        sorted.sort_unstable();
+        let reach = sorted
+            .iter()
+            .scan(0, |most, (_, last, _)| {
+                *most = last.max(most).to_owned();
+                Some(*most)
+            })
+            .collect();
+        Self { unit, sorted, reach }
+    }
+
+    /// Calls `found` with the position of every range that shares a unit with `bytes`.
+    pub(super) fn for_each(&self, bytes: ByteRange, mut found: impl FnMut(usize)) {
+        let first = bytes.first().as_u64() / self.unit;
+        let last = bytes.last().as_u64() / self.unit;
+        let end = self.sorted.partition_point(|(start, _, _)| *start <= last);
+        for at in (0..end).rev() {
+            if self.reach[at] < first {
+                break;
+            }
+            let (_, range_last, position) = self.sorted[at];
+            if first <= range_last {
+                found(position);
+            }
+        }
+    }
+}
+
+/// Entries of the cache that tells pages without a rule.
+const CACHE: usize = 1024;
+
+/// Counts every write of a run, and what the rules did.
+///
+/// The exits at both granularities are counted from the rules alone, so they do not depend on what
+/// enforces them.
+#[derive(Debug)]
+pub struct Tally {
+    ranges: Vec<ByteRange>,
+    rules: Vec<RuleSummary>,
+    index: TouchIndex,
+    pages: Intervals,
+    sub_pages: Intervals,
+    /// Direct-mapped by low bits: the number of a page without a rule, plus one.
+    unguarded: Box<[u64; CACHE]>,
+    heat: Heat,
+    writes: u64,
+    bytes: u64,
+    exits_page: u64,
+    exits_sub_page: u64,
+    events: u64,
+    stopped_at: Option<u64>,
+    first_denials: Vec<WriteEvent>,
+}
+
+impl Tally {
+    /// Counts of no write under a policy.
+    pub fn new(policy: &Policy) -> Self {
+        let ranges: Vec<_> = policy.rules.iter().map(|rule| rule.rule.range).collect();
+        let widened = |unit: u64| {
+            let runs = ranges
+                .iter()
+                .map(|range| (range.first().as_u64() / unit, range.last().as_u64() / unit));
+            Intervals::new(runs.collect())
+        };
+        Self {
+            rules: policy.rules.iter().map(RuleSummary::new).collect(),
+            index: TouchIndex::new(&ranges, SUB_PAGE_BYTES),
+            pages: widened(PAGE_BYTES),
+            sub_pages: widened(SUB_PAGE_BYTES),
+            unguarded: Box::new([0; CACHE]),
+            heat: Heat::around(&ranges),
+            ranges,
+            writes: 0,
+            bytes: 0,
+            exits_page: 0,
+            exits_sub_page: 0,
+            events: 0,
+            stopped_at: None,
+            first_denials: Vec::new(),
+        }
+    }
+
+    /// Counts a write that an enforcer has decided; gives the event if a rule had something to say.
+    ///
+    /// The event's program counter is not known here.
+    ///
+    /// # Panics
+    /// If the deciding rule guards none of the bytes: the enforcer is wrong.
+    #[inline]
+    pub fn count(
+        &mut self,
+        bytes: ByteRange,
+        decision: Option<(usize, Verdict)>,
+    ) -> Option<WriteEvent> {
+        self.writes += 1;
+        self.bytes += bytes.bytes();
+        let denied = decision.is_some_and(|(_, verdict)| verdict.is_denial());
+        self.heat.count(bytes, denied);
+        if !self.is_guarded(bytes) {
+            assert!(decision.is_none(), "a rule decided a write to pages without a rule");
+            return None;
+        }
+        self.count_guarded(bytes, decision)
+    }
+
+    /// Whether one of the write's pages has a rule.
+    fn is_guarded(&mut self, bytes: ByteRange) -> bool {
+        let (first, last) = (bytes.first().gfn().as_u64(), bytes.last().gfn().as_u64());
+        #[allow(clippy::cast_possible_truncation)]
+        let slot = first as usize % CACHE;
+        if first == last && self.unguarded[slot] == first + 1 {
+            return false;
+        }
+        let guarded = self.pages.touches(first, last);
+        if !guarded && first == last {
+            self.unguarded[slot] = first + 1;
+        }
+        guarded
+    }
+
+    fn count_guarded(
+        &mut self,
+        bytes: ByteRange,
+        decision: Option<(usize, Verdict)>,
+    ) -> Option<WriteEvent> {
+        self.exits_page += 1;
+        let unit = |address: u64| address / SUB_PAGE_BYTES;
+        let (first, last) = (bytes.first().as_u64(), bytes.last().as_u64());
+        if self.sub_pages.touches(unit(first), unit(last)) {
+            self.exits_sub_page += 1;
+            let rules = &mut self.rules;
+            self.index.for_each(bytes, |rule| {
+                let summary = &mut rules[rule];
+                summary.checked += 1;
+                match decision {
+                    Some((decider, verdict)) if decider == rule => {
+                        if verdict.is_denial() {
+                            summary.denied += 1;
+                        } else {
+                            summary.logged += 1;
+                        }
+                    }
+                    _ => summary.allowed += 1,
+                }
+            });
+        }
+        let (rule, verdict) = decision?;
+        let met = self.ranges[rule].intersection(bytes);
+        let met = met.expect("a rule decided a write to none of its bytes");
+        self.events += 1;
+        if verdict == Verdict::Stopped {
+            self.stopped_at = Some(self.writes);
+        }
+        Some(WriteEvent {
+            seq: self.events,
+            rule: self.rules[rule].name.clone(),
+            action: self.rules[rule].action,
+            verdict,
+            write: self.writes,
+            gpa: Hex(first),
+            length: bytes.bytes(),
+            sub_page: SubPage::of(met.first()).index(),
+            pc: None,
+            pc_symbol: None,
+            vcpu: 0,
+        })
+    }
+
+    /// Keeps the event of a decision by `rule` for the summary, if it is one of the first denials.
+    pub fn keep(&mut self, rule: usize, event: WriteEvent) {
+        if !event.verdict.is_denial() {
+            return;
+        }
+        let first = &mut self.rules[rule].first_denial;
+        if first.is_none() {
+            *first = Some(event.clone());
+        }
+        if self.first_denials.len() < MAX_FIRST_DENIALS {
+            self.first_denials.push(event);
+        }
+    }
+
+    /// How many writes were counted.
+    pub fn writes(&self) -> u64 {
+        self.writes
+    }
+
+    /// What the run amounts to; guest, policy and backend are left empty.
+    pub fn into_summary(self) -> Summary {
+        Summary {
+            guest: String::new(),
+            policy: String::new(),
+            backend: String::new(),
+            writes: self.writes,
+            bytes: self.bytes,
+            rules: self.rules,
+            exits_page: self.exits_page,
+            exits_sub_page: self.exits_sub_page,
+            pages_protected: self.pages.count(),
+            sub_pages_protected: self.sub_pages.count(),
+            stopped_at: self.stopped_at,
+            elapsed: None,
+            first_denials: self.first_denials,
+            heat_omitted: self.heat.omitted(),
+            heat: self.heat.into_pages(),
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The `subpage` command.
+#![forbid(unsafe_code)]
+
+pub mod check;
+pub mod closing_table;
+pub mod command_line;
+pub mod events;
+pub mod failure;
+pub mod guard;
+pub mod heat;
+pub mod plan;
+pub mod plan_command;
+pub mod policy;
+pub mod progress;
+pub mod record_command;
+pub mod report;
+pub mod run;
+pub mod summary;
+pub mod terminal;
+pub mod trace_file;

@@ -1,0 +1,11 @@
+//! What protection would cost, from the writes of a trace.
+
+mod counts;
+mod mixed;
+mod range_cost;
+mod show;
+
+pub use counts::{MAX_PAGES, PageCounts, TooManyPages, WriteCounts};
+pub use mixed::{MixedPage, mixed_pages};
+pub use range_cost::{RangeCost, RangeCosts};
+pub use show::{Plan, write_json, write_names_json, write_names_text, write_text};

@@ -1,0 +1,390 @@
+//! First stage: the text alone.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use subpage::address::{ByteRange, GPA_BITS, Gpa};
+use subpage::rules::{Action, Owner, RuleName};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::diagnostic::Diagnostic;
+use super::fields::{Fields, type_name};
+use super::number::parse_address_range;
+use super::place::{AddressSpace, Part, Place, Written};
+use super::{FORMAT_VERSION, MAX_RULES, PolicySource};
+
+const TOP_KEYS: &[&str] = &["version", "rule"];
+const RULE_KEYS: &[&str] = &[
+    "name", "range", "symbol", "elf", "address", "bias", "region", "offset", "length", "action",
+    "owner", "locked",
+];
+const RANGE_KEYS: &[&str] = &["start", "end", "length"];
+
+const ACTIONS: [(&str, Action); 4] = [
+    ("deny", Action::Deny),
+    ("log", Action::Log),
+    ("allow-once", Action::AllowOnce),
+    ("stop", Action::Stop),
+];
+
+const VERSION_HELP: &str = "begin the file with `version = 1`";
+const PLACE_HELP: &str = "give one of `range = \"0x1000..0x1080\"`, `region = \"NAME\"`, or \
+                          `symbol = \"NAME\"` with `elf = \"FILE\"`";
+const RANGE_HELP: &str = "write `range = \"0x1000..0x1080\"` (the end is not included) or \
+                          `range = { start = 0x1000, length = 128 }`";
+const ADDRESS_HELP: &str = "a guest-physical address has at most 48 bits: below 0x1000000000000";
+
+/// A rule whose text is right; its place may still have to be found.
+#[derive(Debug, Clone)]
+pub struct DraftRule {
+    /// Its name, unique in the file.
+    pub name: RuleName,
+    /// Where it applies.
+    pub place: Place,
+    /// What happens to a write.
+    pub action: Action,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Whether nothing can loosen it.
+    pub locked: bool,
+    /// The bytes of the text that its name is written in.
+    pub span: Range<usize>,
+}
+
+/// A policy whose text has been read, with the mistakes found so far.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    pub(super) source: PolicySource,
+    pub(super) rules: Vec<DraftRule>,
+    pub(super) mistakes: Vec<Diagnostic>,
+}
+
+impl Draft {
+    /// Reads a policy. Mistakes are kept and reported by [`Draft::resolve`].
+    pub fn parse(source: PolicySource) -> Self {
+        let mut mistakes = Vec::new();
+        let mut rules = Vec::new();
+        let (document, errors) = DeTable::parse_recoverable(source.text());
+        let has_syntax_errors = !errors.is_empty();
+        for error in errors {
+            mistakes.push(Diagnostic::new(
+                error.span().unwrap_or(0..0),
+                error.message().trim().replace('\n', "; "),
+                "",
+                "a policy is TOML: `key = value` lines under `[[rule]]`; texts stand in quotes",
+            ));
+        }
+        let mut fields = Fields::new(document.get_ref(), "a policy", TOP_KEYS, &mut mistakes);
+        check_version(&mut fields, has_syntax_errors);
+        let tables = rule_tables(&mut fields, has_syntax_errors);
+        let mut first_uses: HashMap<RuleName, Range<usize>> = HashMap::new();
+        for (table, span) in tables {
+            let rule = read_rule(table, &span, &mut mistakes);
+            let Some(rule) = rule else { continue };
+            if let Some(first) = first_uses.get(&rule.name) {
+                let line = source.text()[..first.start].matches('\n').count() + 1;
+                mistakes.push(Diagnostic::new(
+                    rule.span.clone(),
+                    format!("two rules are called `{}`", rule.name),
+                    format!("already in line {line}"),
+                    "give each rule a name of its own; reports tell rules apart by their names",
+                ));
+                continue;
+            }
+            first_uses.insert(rule.name, rule.span.clone());
+            rules.push(rule);
+        }
+        Self { source, rules, mistakes }
+    }
+
+    /// The rules that are right so far, in the order of the file.
+    pub fn rules(&self) -> &[DraftRule] {
+        &self.rules
+    }
+}
+
+fn check_version(fields: &mut Fields<'_, '_>, quiet: bool) {
+    if !fields.has("version") {
+        if !quiet {
+            fields.mistake(0..0, "the key `version` is missing", "", VERSION_HELP);
+        }
+        return;
+    }
+    if let Some(version) = fields.unsigned("version", VERSION_HELP)
+        && version.value != FORMAT_VERSION
+    {
+        fields.mistake(
+            version.span,
+            format!("this is version {} of the policy format", version.value),
+            "not known here",
+            "this program reads version 1; a later one may read yours",
+        );
+    }
+}
+
+fn rule_tables<'t>(
+    fields: &mut Fields<'t, '_>,
+    quiet: bool,
+) -> Vec<(&'t DeTable<'t>, Range<usize>)> {
+    const HELP: &str = "write each rule as a table of its own under a line `[[rule]]`";
+    let Some(value) = fields.value("rule") else {
+        if !quiet {
+            fields.mistake(0..0, "the policy has no rule", "", HELP);
+        }
+        return Vec::new();
+    };
+    let list = match value.get_ref() {
+        DeValue::Array(list) => list,
+        other => {
+            let label =
+                if matches!(other, DeValue::Table(_)) { "one pair of brackets" } else { "" };
+            let message = format!("`rule` is {}, not a list of tables", type_name(other));
+            fields.mistake(fields.key_span("rule").unwrap_or(0..0), message, label, HELP);
+            return Vec::new();
+        }
+    };
+    if list.is_empty() {
+        fields.mistake(value.span(), "the policy has no rule", "", HELP);
+    }
+    let mut tables = Vec::new();
+    for item in list {
+        match item.get_ref() {
+            DeValue::Table(_) if tables.len() == MAX_RULES => {
+                fields.mistake(
+                    item.span(),
+                    "the policy has more than 100,000 rules",
+                    "the first too many",
+                    "let one rule cover a longer range, or name a region",
+                );
+                break;
+            }
+            DeValue::Table(table) => tables.push((table, item.span())),
+            other => {
+                let message = format!("a rule is {}, not a table", type_name(other));
+                fields.mistake(item.span(), message, "", HELP);
+            }
+        }
+    }
+    tables
+}
+
+/// Reads every key even after a mistake, so that all mistakes of the rule are reported.
+fn read_rule(
+    table: &DeTable<'_>,
+    span: &Range<usize>,
+    mistakes: &mut Vec<Diagnostic>,
+) -> Option<DraftRule> {
+    const OWNER_HELP: &str = "an owner is a number from 0 (the host) to 4294967295";
+    let mut fields = Fields::new(table, "a rule", RULE_KEYS, mistakes);
+    let name = read_name(&mut fields, span);
+    let before = fields.mistakes_so_far();
+    let place = read_place(&mut fields, span);
+    let place_is_right = fields.mistakes_so_far() == before;
+    let action = read_action(&mut fields);
+    let owner = fields
+        .number("owner", 0, i128::from(u32::MAX), OWNER_HELP)
+        .and_then(|owner| u32::try_from(owner.value).ok());
+    let locked = fields.flag("locked", "write `locked = true`, or leave the key out");
+    let (name, place) = (name?, place?);
+    // A rule with another mistake still has its place looked up, so that a wrong name of a region is
+    // reported in the same run; the mistakes keep the policy from being used.
+    place_is_right.then_some(DraftRule {
+        name: name.value,
+        place,
+        action: action.unwrap_or(Action::Deny),
+        owner: owner.map_or(Owner::HOST, Owner),
+        locked: locked.unwrap_or(false),
+        span: name.span,
+    })
+}
+
+fn read_name(fields: &mut Fields<'_, '_>, span: &Range<usize>) -> Option<Written<RuleName>> {
+    const HELP: &str = "give the rule a name of 1 to 62 bytes without control characters: `name = \"helper path\"`";
+    if !fields.has("name") {
+        fields.mistake(span.clone(), "the rule has no name", "this rule", HELP);
+        return None;
+    }
+    let text = fields.text("name", HELP)?;
+    match RuleName::new(&text.value) {
+        Ok(name) => Some(Written { value: name, span: text.span }),
+        Err(error) => {
+            fields.mistake(text.span, error.to_string(), "", HELP);
+            None
+        }
+    }
+}
+
+fn read_action(fields: &mut Fields<'_, '_>) -> Option<Action> {
+    const HELP: &str = "the actions are `deny`, `log`, `allow-once` and `stop`";
+    let text = fields.text("action", HELP)?;
+    let action = ACTIONS.iter().find(|(word, _)| *word == text.value);
+    if action.is_none() {
+        let near = super::names::nearest(&text.value, ACTIONS.iter().map(|(word, _)| *word), 1);
+        let label = near.first().map(|word| format!("perhaps `{word}`")).unwrap_or_default();
+        fields.mistake(text.span, format!("unknown action `{}`", text.value), label, HELP);
+    }
+    action.map(|(_, action)| *action)
+}
+
+fn read_place(fields: &mut Fields<'_, '_>, span: &Range<usize>) -> Option<Place> {
+    let kinds: Vec<&str> =
+        ["range", "region", "symbol"].into_iter().filter(|key| fields.has(key)).collect();
+    if let [_, second, ..] = kinds[..] {
+        let message = format!("the rule has both `{}` and `{second}`", kinds[0]);
+        let at = fields.key_span(second).unwrap_or_else(|| span.clone());
+        fields.mistake(at, message, "one place too many", PLACE_HELP);
+    }
+    let kind = kinds.first().copied();
+    for (key, owner) in [("elf", "symbol"), ("address", "symbol"), ("bias", "symbol")] {
+        if kind != Some(owner) && kind.is_some() {
+            forbid(fields, key, "belongs to `symbol`", "leave it out, or give a `symbol`");
+        }
+    }
+    if kind == Some("range") {
+        let help = "leave it out; a range says itself where it begins and ends";
+        forbid(fields, "offset", "belongs to `symbol` or `region`", help);
+        forbid(fields, "length", "belongs to `symbol` or `region`", help);
+    }
+    match kind {
+        None => {
+            fields.mistake(span.clone(), "the rule has no place", "this rule", PLACE_HELP);
+            None
+        }
+        Some("range") => read_range(fields).map(Place::Range),
+        Some("region") => {
+            let region = fields.text("region", "name an object or a region of the trace");
+            let part = read_part(fields);
+            Some(Place::Region { region: region?, part })
+        }
+        Some(_) => read_symbol(fields),
+    }
+}
+
+fn forbid(fields: &mut Fields<'_, '_>, key: &str, label: &str, help: &str) {
+    if let Some(span) = fields.key_span(key) {
+        fields.mistake(span, format!("`{key}` does not fit this rule"), label, help);
+    }
+}
+
+fn read_symbol(fields: &mut Fields<'_, '_>) -> Option<Place> {
+    const ELF_HELP: &str =
+        "say which file has the symbol: `elf = \"vmlinux\"`, relative to the policy's directory";
+    const SPACE_HELP: &str = "write `address = \"virtual\"` (the symbol's own value) or \
+                              `address = \"physical\"` (where the file's load segment puts it)";
+    const BIAS_HELP: &str = "the bias is added to the symbol's address; from -2^64 to 2^64, a \
+                             signed hexadecimal one in quotes: `bias = \"-0xffffffff80000000\"`";
+    let symbol = fields.text("symbol", "name a symbol of the ELF file");
+    let elf = fields.text("elf", ELF_HELP);
+    if !fields.has("elf") {
+        let span = fields.key_span("symbol").unwrap_or(0..0);
+        fields.mistake(span, "`symbol` needs `elf`", "a symbol of which file?", ELF_HELP);
+    }
+    let space = match fields.text("address", SPACE_HELP) {
+        None => AddressSpace::Virtual,
+        Some(text) => match text.value.as_str() {
+            "virtual" => AddressSpace::Virtual,
+            "physical" => AddressSpace::Physical,
+            other => {
+                let message = format!("unknown kind of address `{other}`");
+                fields.mistake(text.span, message, "", SPACE_HELP);
+                AddressSpace::Virtual
+            }
+        },
+    };
+    let bias = fields.number("bias", -(1 << 64), 1 << 64, BIAS_HELP);
+    let part = read_part(fields);
+    let elf = elf?;
+    let elf = Written { value: PathBuf::from(elf.value), span: elf.span };
+    Some(Place::Symbol { symbol: symbol?, elf, space, bias, part })
+}
+
+fn read_part(fields: &mut Fields<'_, '_>) -> Part {
+    let offset = fields.unsigned("offset", "bytes to leave out at the start, from 0");
+    let length = read_length(fields);
+    Part { offset, length }
+}
+
+fn read_length(fields: &mut Fields<'_, '_>) -> Option<Written<u64>> {
+    const HELP: &str = "give at least 1 byte, or leave `length` out to guard all to the end";
+    let length = fields.unsigned("length", HELP)?;
+    if length.value == 0 {
+        fields.mistake(length.span, "the length is 0", "guards nothing", HELP);
+        return None;
+    }
+    Some(length)
+}
+
+fn read_range(fields: &mut Fields<'_, '_>) -> Option<ByteRange> {
+    let value = fields.value("range")?;
+    let span = value.span();
+    match value.get_ref() {
+        DeValue::String(text) => match parse_address_range(text) {
+            Ok(range) => byte_range(fields, &span, range.start, range.end),
+            Err(reason) => {
+                fields.mistake(span, "this is not a range", reason, RANGE_HELP);
+                None
+            }
+        },
+        DeValue::Table(table) => read_range_table(fields, value, table),
+        other => {
+            let label = format!("this is {}", type_name(other));
+            fields.mistake(span, "this is not a range", label, RANGE_HELP);
+            None
+        }
+    }
+}
+
+fn read_range_table(
+    outer: &mut Fields<'_, '_>,
+    value: &Spanned<DeValue<'_>>,
+    table: &DeTable<'_>,
+) -> Option<ByteRange> {
+    let span = value.span();
+    let mut mistakes = Vec::new();
+    let mut fields = Fields::new(table, "a range", RANGE_KEYS, &mut mistakes);
+    let start = fields.unsigned("start", ADDRESS_HELP);
+    let end = fields.unsigned("end", ADDRESS_HELP);
+    let length = read_length(&mut fields);
+    if !fields.has("start") || fields.has("end") == fields.has("length") {
+        let message = "a range needs `start` and one of `end` and `length`";
+        fields.mistake(span.clone(), message, "", RANGE_HELP);
+    }
+    let complete = mistakes.is_empty();
+    for mistake in mistakes {
+        outer.mistake(mistake.span, mistake.message, mistake.label, mistake.help);
+    }
+    if !complete {
+        return None;
+    }
+    let start = start?.value;
+    let end = match (end, length) {
+        (Some(end), _) => Some(end.value),
+        (None, Some(length)) => start.checked_add(length.value),
+        (None, None) => None,
+    };
+    if end.is_none() {
+        outer.mistake(span.clone(), "the range ends beyond 2^64", "", ADDRESS_HELP);
+    }
+    byte_range(outer, &span, start, end?)
+}
+
+fn byte_range(
+    fields: &mut Fields<'_, '_>,
+    span: &Range<usize>,
+    start: u64,
+    end: u64,
+) -> Option<ByteRange> {
+    if end <= start {
+        let label = if end == start { "has no byte" } else { "ends before it begins" };
+        fields.mistake(span.clone(), "the range is empty", label, RANGE_HELP);
+        return None;
+    }
+    let range = Gpa::try_new(start).and_then(|first| ByteRange::new(first, end - start));
+    if range.is_err() {
+        let message = format!("the range reaches beyond {GPA_BITS} bits");
+        fields.mistake(span.clone(), message, format!("ends at {end:#x}"), ADDRESS_HELP);
+    }
+    range.ok()
+}

@@ -1,0 +1,168 @@
+//! Names of address ranges: those of a trace, or the symbols of an ELF file.
+
+use crate::terminal::grouped;
+
+/// A name and the bytes it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamedRange {
+    /// May be hostile text; need not be unique.
+    pub name: String,
+    /// First byte.
+    pub start: u64,
+    /// Bytes; 0 where the file does not say.
+    pub length: u64,
+}
+
+/// Why a name has no address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LookupError {
+    /// Nothing has this name; these are nearest to it, best first.
+    Missing {
+        /// At most three.
+        near: Vec<String>,
+    },
+    /// Several different ranges have this name.
+    Ambiguous {
+        /// At most four of them, in ascending order of address.
+        candidates: Vec<NamedRange>,
+        /// How many there are.
+        count: usize,
+    },
+}
+
+/// A list of named ranges that can be searched.
+#[derive(Debug, Clone, Default)]
+pub struct Names {
+    sorted: Vec<NamedRange>,
+}
+
+/// Longest name that is compared for likeness, in bytes; the comparison is quadratic in it.
+const MAX_LIKENESS_BYTES: usize = 128;
+
+impl Names {
+    /// Takes the ranges in any order; equal ones count once.
+    pub fn new(mut ranges: Vec<NamedRange>) -> Self {
+        ranges.sort_unstable();
+        ranges.dedup();
+        Self { sorted: ranges }
+    }
+
+    /// Whether there is no name at all.
+    pub fn is_empty(&self) -> bool {
+        self.sorted.is_empty()
+    }
+
+    /// Every range, by name and then by address.
+    pub fn iter(&self) -> impl Iterator<Item = &NamedRange> {
+        self.sorted.iter()
+    }
+
+    /// The one range that has this name; if there is none, the nearest are searched among all.
+    pub fn find(&self, name: &str) -> Result<&NamedRange, LookupError> {
+        self.find_exactly(name).map_err(|error| match error {
+            LookupError::Missing { .. } => LookupError::Missing { near: self.near(name) },
+            ambiguous @ LookupError::Ambiguous { .. } => ambiguous,
+        })
+    }
+
+    /// The one range that has this name, in logarithmic time: no nearest names.
+    pub fn find_exactly(&self, name: &str) -> Result<&NamedRange, LookupError> {
+        let first = self.sorted.partition_point(|range| range.name.as_str() < name);
+        let count = self.sorted[first..].partition_point(|range| range.name == name);
+        match &self.sorted[first..first + count] {
+            [] => Err(LookupError::Missing { near: Vec::new() }),
+            [one] => Ok(one),
+            several => Err(LookupError::Ambiguous {
+                candidates: several.iter().take(4).cloned().collect(),
+                count,
+            }),
+        }
+    }
+
+    fn near(&self, name: &str) -> Vec<String> {
+        nearest(name, self.sorted.iter().map(|range| range.name.as_str()), 3)
+    }
+}
+
+/// The `most` candidates that are most like `wanted`, best first; only those that are like it.
+pub(super) fn nearest<'a>(
+    wanted: &str,
+    candidates: impl Iterator<Item = &'a str>,
+    most: usize,
+) -> Vec<String> {
+    if wanted.len() > MAX_LIKENESS_BYTES {
+        return Vec::new();
+    }
+    let mut best: Vec<(f64, &str)> = Vec::new();
+    for candidate in candidates {
+        // A much shorter or longer name is not a slip of the keyboard.
+        if candidate.len() > 2 * wanted.len() + 8 || best.iter().any(|(_, c)| *c == candidate) {
+            continue;
+        }
+        let likeness = strsim::jaro_winkler(wanted, candidate);
+        if likeness < 0.8 {
+            continue;
+        }
+        let place = best.partition_point(|(other, _)| *other >= likeness);
+        best.insert(place, (likeness, candidate));
+        best.truncate(most);
+    }
+    best.into_iter().map(|(_, candidate)| candidate.to_owned()).collect()
+}
+
+/// Advice for a name that was not found: the nearest, or where to look.
+pub(super) fn did_you_mean(near: &[String], otherwise: &str) -> String {
+    match near {
+        [] => otherwise.to_owned(),
+        near => {
+            let quoted: Vec<_> = near.iter().map(|name| format!("`{name}`")).collect();
+            format!("the nearest known: {}", quoted.join(", "))
+        }
+    }
+}
+
+/// The candidates of an ambiguous name in words.
+pub(super) fn list_candidates(candidates: &[NamedRange], count: usize) -> String {
+    let mut text: Vec<_> = candidates
+        .iter()
+        .map(|range| format!("{:#x} ({} bytes)", range.start, grouped(range.length)))
+        .collect();
+    if count > candidates.len() {
+        text.push(format!("{} more", count - candidates.len()));
+    }
+    text.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(name: &str, start: u64) -> NamedRange {
+        NamedRange { name: name.to_owned(), start, length: 8 }
+    }
+
+    #[test]
+    fn one_name_is_found_and_two_are_ambiguous() {
+        let names = Names::new(vec![
+            range("b", 2),
+            range("a", 1),
+            range("b", 3),
+            range("a", 1),
+            range("helper_path", 4),
+        ]);
+        assert_eq!(names.find("a"), Ok(&range("a", 1)));
+        assert_eq!(
+            names.find("b"),
+            Err(LookupError::Ambiguous {
+                candidates: vec![range("b", 2), range("b", 3)],
+                count: 2
+            })
+        );
+        assert_eq!(
+            names.find("helperpath"),
+            Err(LookupError::Missing { near: vec!["helper_path".to_owned()] })
+        );
+        assert_eq!(names.find("zzz"), Err(LookupError::Missing { near: vec![] }));
+        assert_eq!(Names::default().find(""), Err(LookupError::Missing { near: vec![] }));
+    }
+}

@@ -1,0 +1,61 @@
+//! Where a rule applies, as it is written.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use subpage::address::ByteRange;
+
+/// A value and the bytes of the policy's text that it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written<T> {
+    /// The value.
+    pub value: T,
+    /// Where it is written.
+    pub span: Range<usize>,
+}
+
+/// Which address of a symbol is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum AddressSpace {
+    /// The symbol's own value: right for a program whose trace holds virtual addresses.
+    #[default]
+    Virtual,
+    /// The physical address that the load segment gives it: right for a kernel image in a guest.
+    Physical,
+}
+
+/// Which bytes of a named thing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Part {
+    /// Bytes to leave out at its start.
+    pub offset: Option<Written<u64>>,
+    /// How many bytes, at least 1; without it, all to its end.
+    pub length: Option<Written<u64>>,
+}
+
+/// Where a rule applies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Guest-physical addresses.
+    Range(ByteRange),
+    /// A name that the guest brings: an object or a region recorded in a trace.
+    Region {
+        /// The name.
+        region: Written<String>,
+        /// Which of its bytes.
+        part: Part,
+    },
+    /// A symbol of an ELF file.
+    Symbol {
+        /// The symbol's name.
+        symbol: Written<String>,
+        /// The file, as written: relative to the policy's directory.
+        elf: Written<PathBuf>,
+        /// Which address of the symbol.
+        space: AddressSpace,
+        /// What is added to that address, within ±2^64.
+        bias: Option<Written<i128>>,
+        /// Which of its bytes.
+        part: Part,
+    },
+}

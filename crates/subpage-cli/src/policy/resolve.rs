@@ -1,0 +1,216 @@
+//! Second stage: names become addresses.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use subpage::address::{ByteRange, Gpa};
+use subpage::rules::Rule;
+
+use super::diagnostic::{Diagnostic, Mistakes};
+use super::draft::{Draft, DraftRule};
+use super::names::{LookupError, NamedRange, Names, did_you_mean, list_candidates};
+use super::place::{AddressSpace, Part, Place, Written};
+use super::symbols::read_symbols;
+
+/// Most mistakes for which the nearest names are searched: each search looks at every name.
+const MAX_SEARCHES: usize = 100;
+
+/// A rule of the engine and where the policy says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyRule {
+    /// The rule.
+    pub rule: Rule,
+    /// Line of its name in the policy, from 1.
+    pub line: usize,
+}
+
+/// A policy without mistakes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// The rules in the order of the file; at least one, with names that differ.
+    pub rules: Vec<PolicyRule>,
+}
+
+/// The symbols of a file, or why it has none.
+type SymbolFiles = HashMap<(PathBuf, AddressSpace), Result<Names, String>>;
+
+impl Draft {
+    /// Finds the address of every rule; `regions` are the names that the guest brings.
+    ///
+    /// Reads the ELF files that the policy names, each once.
+    pub fn resolve(self, regions: &Names) -> Result<Policy, Mistakes> {
+        let Draft { source, rules: drafts, mut mistakes } = self;
+        let mut resolver = Resolver { regions, files: HashMap::new(), searches: 0 };
+        let mut rules = Vec::with_capacity(drafts.len());
+        let (mut line, mut seen) = (1, 0);
+        for draft in drafts {
+            line += source.text()[seen..draft.span.start].matches('\n').count();
+            seen = draft.span.start;
+            let elf = |path: &PathBuf| source.relative(path);
+            match resolver.place(&draft, elf) {
+                Ok(range) => rules.push(PolicyRule {
+                    rule: Rule {
+                        name: draft.name,
+                        range,
+                        owner: draft.owner,
+                        action: draft.action,
+                        locked: draft.locked,
+                    },
+                    line,
+                }),
+                Err(mistake) => mistakes.push(mistake),
+            }
+        }
+        if mistakes.is_empty() {
+            return Ok(Policy { rules });
+        }
+        Err(Mistakes::new(source, mistakes))
+    }
+}
+
+struct Resolver<'a> {
+    regions: &'a Names,
+    files: SymbolFiles,
+    searches: usize,
+}
+
+impl Resolver<'_> {
+    fn place(
+        &mut self,
+        draft: &DraftRule,
+        elf_path: impl FnOnce(&PathBuf) -> PathBuf,
+    ) -> Result<ByteRange, Diagnostic> {
+        match &draft.place {
+            Place::Range(range) => Ok(*range),
+            Place::Region { region, part } => {
+                let otherwise = if self.regions.is_empty() {
+                    "this guest brings no names; give the rule a `range` or a `symbol`"
+                } else {
+                    "the names of a trace are listed by `subpage plan TRACE --names`"
+                };
+                let found = find(self.regions, region, "region", otherwise, &mut self.searches)?;
+                part_of(found, i128::from(found.start), part, region, AddressSpace::Virtual)
+            }
+            Place::Symbol { symbol, elf, space, bias, part } => {
+                let file = self.files.entry((elf_path(&elf.value), *space)).or_insert_with_key(
+                    |(path, space)| read_symbols(path, *space).map_err(|error| error.to_string()),
+                );
+                let names = file.as_ref().map_err(|reason| {
+                    Diagnostic::new(
+                        elf.span.clone(),
+                        reason.clone(),
+                        "",
+                        "give the path of an ELF file, relative to the policy's directory",
+                    )
+                })?;
+                let otherwise = if names.is_empty() {
+                    "the file has no symbols at all; it may be stripped"
+                } else {
+                    "list the file's symbols with `nm FILE`; a stripped file has none"
+                };
+                let found = find(names, symbol, "symbol", otherwise, &mut self.searches)?;
+                let bias = bias.as_ref().map_or(0, |bias| bias.value);
+                part_of(found, i128::from(found.start) + bias, part, symbol, *space)
+            }
+        }
+    }
+}
+
+fn find<'n>(
+    names: &'n Names,
+    wanted: &Written<String>,
+    what: &str,
+    otherwise: &str,
+    searches: &mut usize,
+) -> Result<&'n NamedRange, Diagnostic> {
+    *searches += 1;
+    let result = if *searches > MAX_SEARCHES {
+        names.find_exactly(&wanted.value)
+    } else {
+        names.find(&wanted.value)
+    };
+    result.map_err(|error| match error {
+        LookupError::Missing { near } => Diagnostic::new(
+            wanted.span.clone(),
+            format!("there is no {what} `{}`", wanted.value),
+            "",
+            did_you_mean(&near, otherwise),
+        ),
+        LookupError::Ambiguous { candidates, count } => Diagnostic::new(
+            wanted.span.clone(),
+            format!("{count} {what}s are called `{}`", wanted.value),
+            "which one?",
+            format!(
+                "give the `range` of the one you mean: {}",
+                list_candidates(&candidates, count)
+            ),
+        ),
+    })
+}
+
+/// The bytes of `part` in a thing that begins at `start` and is as long as `found`.
+fn part_of(
+    found: &NamedRange,
+    start: i128,
+    part: &Part,
+    wanted: &Written<String>,
+    space: AddressSpace,
+) -> Result<ByteRange, Diagnostic> {
+    let name = &wanted.value;
+    let offset = part.offset.as_ref().map_or(0, |offset| offset.value);
+    let length = match &part.length {
+        // A symbol of unknown length: the writer of the policy has to know.
+        Some(length) if found.length == 0 => length.value,
+        None if found.length == 0 => {
+            return Err(Diagnostic::new(
+                wanted.span.clone(),
+                format!("the file does not say how long `{name}` is"),
+                "length unknown",
+                "add `length = BYTES` to the rule",
+            ));
+        }
+        length => {
+            let rest = found.length.checked_sub(offset).filter(|rest| *rest > 0);
+            let Some(rest) = rest else {
+                let span = part.offset.as_ref().map_or(&wanted.span, |offset| &offset.span);
+                return Err(beyond(span.clone(), found));
+            };
+            match length {
+                Some(length) if length.value > rest => {
+                    return Err(beyond(length.span.clone(), found));
+                }
+                Some(length) => length.value,
+                None => rest,
+            }
+        }
+    };
+    u64::try_from(start + i128::from(offset))
+        .ok()
+        .and_then(|first| Gpa::try_new(first).ok())
+        .and_then(|first| ByteRange::new(first, length).ok())
+        .ok_or_else(|| {
+            let help = match space {
+                AddressSpace::Virtual => {
+                    "a kernel's own addresses are virtual: `address = \"physical\"` takes where \
+                     the file's load segments put it, `bias` shifts it"
+                }
+                AddressSpace::Physical => "correct the `bias`; it is added to the symbol's address",
+            };
+            let first = start + i128::from(offset);
+            let sign = if first < 0 { "-" } else { "" };
+            let message = format!(
+                "`{name}` lies at {sign}{:#x}, outside the 48 bits of a guest-physical address",
+                first.unsigned_abs()
+            );
+            Diagnostic::new(wanted.span.clone(), message, "", help)
+        })
+}
+
+fn beyond(span: std::ops::Range<usize>, found: &NamedRange) -> Diagnostic {
+    Diagnostic::new(
+        span,
+        format!("this reaches beyond the end of `{}`", found.name),
+        format!("`{}` has {} bytes", found.name, found.length),
+        "offset and length together stay within what is named; use a `range` for more",
+    )
+}

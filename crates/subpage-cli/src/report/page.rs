@@ -1,0 +1,192 @@
+//! The page from top to bottom.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::{exits, heat_map};
+use crate::closing_table::per_write;
+use crate::events::WriteEvent;
+use crate::summary::{RuleSummary, Summary};
+use crate::terminal::{bytes, grouped, printable, ratio};
+
+/// Nothing may be loaded and nothing may run, whatever a hostile name would try.
+const CONTENT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
+
+pub(super) fn render(summary: &Summary) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta http-equiv="Content-Security-Policy" content=(CONTENT_POLICY);
+                title { "Subpage: " (printable(&summary.guest)) }
+                style { (PreEscaped(include_str!("style.css"))) }
+            }
+            body {
+                main {
+                    (headline(summary))
+                    (key_numbers(summary))
+                    (exits::section(summary))
+                    (rules(&summary.rules))
+                    (heat_map::section(summary))
+                    (first_denials(summary))
+                    footer {
+                        "Written by subpage " (env!("CARGO_PKG_VERSION"))
+                        ". The page is complete in itself: it loads nothing and runs nothing. \
+                         A page of memory has 4096 bytes, a sub-page 128."
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn headline(summary: &Summary) -> Markup {
+    let denied = summary.denied();
+    let mut guilty: Vec<&RuleSummary> =
+        summary.rules.iter().filter(|rule| rule.denied > 0).collect();
+    guilty.sort_by_key(|rule| std::cmp::Reverse(rule.denied));
+    html! {
+        p.kicker.text {
+            "Guarded run of " span.mono { (printable(&summary.guest)) }
+            " under " span.mono { (printable(&summary.policy)) }
+        }
+        @match guilty[..] {
+            [] => h1 { span.good { "Nothing was denied" } },
+            [one] => h1.text {
+                span.bad { (grouped(denied)) " " (plural(denied, "write")) " denied" }
+                " by " (printable(&one.name))
+            },
+            [most, ..] => h1.text {
+                span.bad { (grouped(denied)) " writes denied" }
+                " by " (grouped(guilty.len() as u64)) " rules, most by " (printable(&most.name))
+            },
+        }
+        p.soft {
+            (grouped(summary.writes)) " writes were checked against "
+            (grouped(summary.rules.len() as u64)) " " (plural(summary.rules.len() as u64, "rule"))
+            @if denied == 0 { ". All of them took effect." }
+            @else { ". A denied write left every byte as it was." }
+            @if let Some(write) = summary.stopped_at {
+                " The guest was stopped at write " (grouped(write)) "."
+            }
+        }
+    }
+}
+
+pub(super) fn plural(count: u64, noun: &str) -> String {
+    if count == 1 { noun.to_owned() } else { format!("{noun}s") }
+}
+
+fn card(label: &str, value: &str, remark: &str, class: &str) -> Markup {
+    html! {
+        div.card { dt { (label) } dd { span class=(class) { (value) } small { (remark) } } }
+    }
+}
+
+fn key_numbers(summary: &Summary) -> Markup {
+    let (denied, logged) = (summary.denied(), summary.logged());
+    let speed = summary.elapsed.map(|time| format!(" in {:.2} s", time.as_secs_f64()));
+    html! {
+        dl.cards {
+            (card("Writes", &grouped(summary.writes),
+                &format!("{}{}", bytes(summary.bytes), speed.unwrap_or_default()), ""))
+            (card("Denied", &grouped(denied), "had no effect", if denied > 0 { "bad" } else { "good" }))
+            (card("Logged", &grouped(logged), "took effect, reported", ""))
+            (card("Guarded", &grouped(summary.sub_pages_protected),
+                &format!("{} in {} {}", plural(summary.sub_pages_protected, "sub-page"),
+                    grouped(summary.pages_protected), plural(summary.pages_protected, "page")), ""))
+            (card("VM exits", &grouped(summary.exits_sub_page),
+                &per_write(summary.exits_sub_page, summary.writes), ""))
+            (card("Exits saved", &saved(summary.exits_page, summary.exits_sub_page),
+                "page ÷ sub-page granularity", ""))
+        }
+    }
+}
+
+/// The ratio, in one word where there is none: a card is narrow.
+fn saved(page: u64, sub_page: u64) -> String {
+    match (page, sub_page) {
+        (0, 0) => "none".to_owned(),
+        (_, 0) => "all".to_owned(),
+        _ => ratio(page, sub_page),
+    }
+}
+
+fn rules(rules: &[RuleSummary]) -> Markup {
+    html! {
+        h2 { "Rules" }
+        p.soft {
+            "Checked: writes that touched a sub-page of the rule. Allowed: they touched none of its \
+             bytes, or a stronger rule decided."
+        }
+        div.scroll { table {
+            thead { tr {
+                th { "Rule" } th { "Action" } th { "Guards" }
+                th.n { "Checked" } th.n { "Allowed" } th.n { "Logged" } th.n { "Denied" }
+                th { "First denial" }
+            } }
+            tbody { @for rule in rules { (rule_row(rule)) } }
+        } }
+    }
+}
+
+fn rule_row(rule: &RuleSummary) -> Markup {
+    html! {
+        tr.hit[rule.denied > 0] {
+            td.name { (printable(&rule.name)) }
+            td { span class=(format!("badge {}", rule.action)) { (rule.action) } }
+            td.nowrap { code { (rule.start) } " " span.soft { (bytes(rule.length)) } }
+            td.n { (grouped(rule.checked)) }
+            td.n { (grouped(rule.allowed)) }
+            td class=(if rule.logged > 0 { "n logged-some" } else { "n zero" }) {
+                (grouped(rule.logged))
+            }
+            td class=(if rule.denied > 0 { "n denied" } else { "n zero" }) {
+                (grouped(rule.denied))
+            }
+            td {
+                @if let Some(first) = &rule.first_denial {
+                    "write " (grouped(first.write)) " at " code { (first.gpa) }
+                } @else { span.soft { "–" } }
+            }
+        }
+    }
+}
+
+fn first_denials(summary: &Summary) -> Markup {
+    if summary.first_denials.is_empty() {
+        return html! {};
+    }
+    let shown = summary.first_denials.len() as u64;
+    html! {
+        h2 { "First denials" }
+        p.soft {
+            @if shown == summary.denied() { "All of them, in order." }
+            @else { "The first " (grouped(shown)) " of " (grouped(summary.denied())) ", in order." }
+        }
+        div.scroll { table {
+            thead { tr {
+                th.n { "Write" } th { "Rule" } th { "Address" } th.n { "Bytes" }
+                th.n { "Sub-page" } th { "Written by" }
+            } }
+            tbody { @for denial in &summary.first_denials { (denial_row(denial)) } }
+        } }
+    }
+}
+
+fn denial_row(denial: &WriteEvent) -> Markup {
+    html! {
+        tr {
+            td.n { (grouped(denial.write)) }
+            td.name { (printable(&denial.rule)) }
+            td { code { (denial.gpa) } }
+            td.n { (denial.length) }
+            td.n { (denial.sub_page) }
+            td.text {
+                @if let Some(pc) = denial.pc { code { (pc) } } @else { span.soft { "not known" } }
+                @if let Some(symbol) = &denial.pc_symbol { " " (printable(symbol)) }
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! From the command line to the exit status.
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use clap::{ColorChoice, CommandFactory, FromArgMatches};
+
+use crate::check::{self, Machine};
+use crate::command_line::{Command, CommandLine};
+use crate::events::EventWriter;
+use crate::failure::{Failure, Status};
+use crate::terminal::style::DENIED;
+use crate::terminal::{ColorWhen, Output, printable};
+use crate::{guard, plan_command, record_command};
+
+/// Runs the command that `arguments` (the program's name first) ask for.
+///
+/// Everything is printed when this returns; the caller only has to end with the status.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Status {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let command = CommandLine::command().color(clap_color(&arguments));
+    let parsed = command
+        .try_get_matches_from(arguments)
+        .and_then(|matches| CommandLine::from_arg_matches(&matches));
+    let line = match parsed {
+        Ok(line) => line,
+        Err(error) => {
+            // A reader that has gone is no reason to fail.
+            let _ = error.print();
+            return if error.use_stderr() { Status::BadInput } else { Status::Clean };
+        }
+    };
+    let mut out = Output::stdout(line.color);
+    let result = execute(&line.command, line.color, &mut out)
+        .and_then(|status| out.flush().map(|()| status).map_err(Failure::from));
+    match result {
+        Ok(status) => status,
+        Err(failure) => {
+            tell(&failure, &line, &mut out);
+            failure.status()
+        }
+    }
+}
+
+/// What `--color` says about clap's own messages, which come before the command line is parsed.
+fn clap_color(arguments: &[OsString]) -> ColorChoice {
+    let mut words = arguments.iter().filter_map(|word| word.to_str());
+    while let Some(word) = words.next() {
+        let when = match word {
+            "--" => break,
+            "--color" => words.next(),
+            _ => word.strip_prefix("--color="),
+        };
+        match when {
+            Some("always") => return ColorChoice::Always,
+            Some("never") => return ColorChoice::Never,
+            _ => {}
+        }
+    }
+    ColorChoice::Auto
+}
+
+fn execute(command: &Command, color: ColorWhen, out: &mut Output) -> Result<Status, Failure> {
+    match command {
+        Command::Guard(arguments) => guard::run(arguments, color, out),
+        Command::Record(arguments) => record_command::run(arguments, color),
+        Command::Plan(arguments) => plan_command::run(arguments, color, out),
+        Command::Check { json } => {
+            let findings = check::find(&Machine::this());
+            if *json {
+                check::write_json(out, &findings)?;
+            } else {
+                check::write_text(out, &findings)?;
+            }
+            Ok(Status::Clean)
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut CommandLine::command(), "subpage", &mut script);
+            out.write_all(&script)?;
+            Ok(Status::Clean)
+        }
+    }
+}
+
+/// Says what went wrong: on standard error for people, and as events where those were asked for.
+fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
+    let json = match &line.command {
+        Command::Guard(arguments) => arguments.json,
+        Command::Plan(arguments) => arguments.json,
+        Command::Check { json } => *json,
+        Command::Record(_) | Command::Completions { .. } => false,
+    };
+    if json {
+        let mut events = EventWriter::new(&mut *out, true);
+        // Nothing is left to try when this cannot be written either.
+        let _ = match (failure, failure.event()) {
+            (Failure::Policy(mistakes), _) => events.mistakes(mistakes),
+            (_, Some(event)) => events.error(&event),
+            (_, None) => Ok(()),
+        };
+    }
+    let _ = out.flush();
+    let mut err = Output::stderr(line.color);
+    let _ = match failure {
+        Failure::Policy(mistakes) => err.write_all(mistakes.render().as_bytes()),
+        Failure::Input(message) => {
+            writeln!(err, "{DENIED}error:{DENIED:#} {}", printable(message))
+        }
+        Failure::Internal(message) => {
+            writeln!(err, "{DENIED}internal error:{DENIED:#} {}", printable(message))
+        }
+    };
+    let _ = err.flush();
+}

@@ -1,0 +1,123 @@
+//! What a guarded run amounts to: filled by the run, shown by the table, the events and the report.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use subpage::rules::Action;
+
+use crate::events::{Hex, WriteEvent, action_word};
+use crate::heat::PageHeat;
+use crate::policy::PolicyRule;
+
+/// Most denials that a summary keeps whole.
+pub const MAX_FIRST_DENIALS: usize = 20;
+
+/// One run of one guest under one policy.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// The guest as the user named it.
+    pub guest: String,
+    /// The policy file as the user named it.
+    pub policy: String,
+    /// What enforced the rules: `model` for a trace.
+    pub backend: String,
+    /// Writes of the guest, denied ones included.
+    pub writes: u64,
+    /// Bytes of those writes.
+    pub bytes: u64,
+    /// In the order of the policy.
+    pub rules: Vec<RuleSummary>,
+    /// Exits that the policy costs when a page is the smallest thing that can be protected.
+    pub exits_page: u64,
+    /// Exits that it costs with sub-pages.
+    pub exits_sub_page: u64,
+    /// Pages with at least one guarded sub-page.
+    pub pages_protected: u64,
+    /// Guarded sub-pages.
+    pub sub_pages_protected: u64,
+    /// Number of the write, from 1, at which a rule with the action `stop` ended the run.
+    pub stopped_at: Option<u64>,
+    /// How long the run took; absent where it was not measured.
+    #[serde(serialize_with = "seconds", rename = "elapsed_seconds")]
+    pub elapsed: Option<Duration>,
+    /// The first denied writes in order, at most [`MAX_FIRST_DENIALS`].
+    #[serde(skip)]
+    pub first_denials: Vec<WriteEvent>,
+    /// Written sub-pages around the rules, in ascending order of address.
+    #[serde(skip)]
+    pub heat: Vec<PageHeat>,
+    /// Guarded pages that are left out of `heat` because there are too many.
+    #[serde(skip)]
+    pub heat_omitted: u64,
+}
+
+/// What one rule did.
+///
+/// `checked` = `allowed` + `logged` + `denied`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RuleSummary {
+    /// Its name, unique in the policy.
+    pub name: String,
+    /// `deny`, `log`, `allow-once` or `stop`.
+    pub action: &'static str,
+    /// First guarded byte.
+    pub start: Hex,
+    /// Guarded bytes.
+    pub length: u64,
+    /// Line of the policy.
+    pub line: u64,
+    /// Writes that touched a sub-page of the rule.
+    pub checked: u64,
+    /// Of these, the writes that the rule had nothing against: they touched none of its bytes, or a
+    /// stronger rule decided.
+    pub allowed: u64,
+    /// Of these, the writes that took effect and were reported because of this rule.
+    pub logged: u64,
+    /// Of these, the writes that had no effect because of this rule.
+    pub denied: u64,
+    /// The first of the denied.
+    pub first_denial: Option<WriteEvent>,
+}
+
+impl RuleSummary {
+    /// A rule that has not met a write.
+    pub fn new(rule: &PolicyRule) -> Self {
+        Self {
+            name: rule.rule.name.as_str().to_owned(),
+            action: action_word(rule.rule.action),
+            start: Hex(rule.rule.range.first().as_u64()),
+            length: rule.rule.range.bytes(),
+            line: rule.line as u64,
+            checked: 0,
+            allowed: 0,
+            logged: 0,
+            denied: 0,
+            first_denial: None,
+        }
+    }
+
+    /// Whether the rule reports and never denies.
+    pub fn only_logs(&self) -> bool {
+        self.action == action_word(Action::Log)
+    }
+}
+
+impl Summary {
+    /// Writes that had no effect.
+    pub fn denied(&self) -> u64 {
+        self.rules.iter().map(|rule| rule.denied).sum()
+    }
+
+    /// Writes that took effect and were reported.
+    pub fn logged(&self) -> u64 {
+        self.rules.iter().map(|rule| rule.logged).sum()
+    }
+}
+
+#[allow(clippy::ref_option, reason = "the signature that serde calls")]
+fn seconds<S: serde::Serializer>(
+    elapsed: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    elapsed.map(|elapsed| elapsed.as_secs_f64()).serialize(serializer)
+}

@@ -1,0 +1,12 @@
+//! What goes to a terminal: colours, column widths, hostile text, closed pipes.
+
+mod columns;
+mod numbers;
+mod output;
+mod printable;
+pub mod style;
+
+pub use columns::{Align, Columns};
+pub use numbers::{bytes, grouped, ratio};
+pub use output::{ColorWhen, Output};
+pub use printable::printable;

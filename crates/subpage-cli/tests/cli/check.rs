@@ -1,0 +1,95 @@
+//! `subpage check` on made-up machines.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use subpage_cli::check::{Findings, Machine, ProgramError, Programs, find, write_json, write_text};
+
+use crate::{assert_golden, plain};
+
+/// Made-up programs: name and what it prints.
+struct Installed(&'static [(&'static str, &'static str)]);
+
+impl Programs for Installed {
+    fn output(&self, program: &str, _: &str) -> Result<String, ProgramError> {
+        let found = self.0.iter().find(|(name, _)| *name == program);
+        found.map(|(_, text)| (*text).to_owned()).ok_or(ProgramError::Missing)
+    }
+}
+
+const BANNER_27: &str = "====\n        Bochs x86 Emulator 2.7\n   Built from SVN snapshot\n====\n";
+const BANNER_30: &str = "====\n        Bochs x86 Emulator 3.0.devel\n====\nUsage: bochs\n";
+
+fn machine(
+    cpuinfo: Option<&str>,
+    msr: Option<u64>,
+    kvm: bool,
+    programs: &'static [(&'static str, &'static str)],
+) -> Findings {
+    let root = tempfile::tempdir().expect("directory");
+    let write = |path: &str, text: &str| {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().expect("parent")).expect("directory");
+        fs::write(path, text).expect("file");
+    };
+    if let Some(text) = cpuinfo {
+        write("proc/cpuinfo", text);
+    }
+    if let Some(value) = msr {
+        write("dev/cpu/0/msr", "");
+        let path = root.path().join("dev/cpu/0/msr");
+        let file = fs::File::options().write(true).open(path).expect("msr");
+        file.write_all_at(&value.to_le_bytes(), 0x48b).expect("msr");
+    }
+    if kvm {
+        write("dev/kvm", "");
+    }
+    find(&Machine::new(root.path(), Installed(programs)))
+}
+
+fn shown(findings: &Findings) -> String {
+    let mut bytes = Vec::new();
+    write_text(&mut bytes, findings).expect("memory");
+    write_json(&mut bytes, findings).expect("memory");
+    plain(&String::from_utf8(bytes).expect("text"))
+}
+
+const ICE_LAKE: &str = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Platinum 8380\n\
+    flags\t\t: fpu vmx sse2\nvmx flags\t: vnmi ept vpid\n\nprocessor\t: 1\nflags\t\t: fpu\n";
+
+#[test]
+fn golden_machines() {
+    let everything = machine(
+        Some(ICE_LAKE),
+        Some(0x02d7_7fff_0000_0000 | 1 << 55),
+        true,
+        &[("valgrind", "valgrind-3.19.0\n"), ("bochs", BANNER_30)],
+    );
+    assert_golden("check/everything.txt", &shown(&everything));
+    let no_spp = machine(
+        Some(ICE_LAKE),
+        Some(0x0051_7fff_0000_0000),
+        true,
+        &[("valgrind", "no version\n"), ("bochs", BANNER_27)],
+    );
+    assert_golden("check/no-spp.txt", &shown(&no_spp));
+    let amd = "model name\t: AMD EPYC\nflags\t: fpu svm\n";
+    assert_golden("check/amd.txt", &shown(&machine(Some(amd), None, true, &[])));
+    let guest = "model name\t: \u{1b}[31mIntel\nflags\t: fpu hypervisor\n";
+    assert_golden("check/virtual-machine.txt", &shown(&machine(Some(guest), None, false, &[])));
+    let old_kernel = "model name\t: Intel\nflags\t: vmx\n";
+    assert_golden("check/old-kernel.txt", &shown(&machine(Some(old_kernel), None, false, &[])));
+    assert_golden("check/nothing.txt", &shown(&machine(None, None, false, &[])));
+}
+
+/// The real machine: whatever it is, every answer has a reason.
+#[test]
+fn this_machine_has_reasons() {
+    let findings = find(&Machine::this());
+    assert!(findings.machine.iter().all(|finding| !finding.reason.is_empty()));
+    assert_eq!(findings.machine.len(), 6);
+    let kvm = findings.machine.iter().find(|finding| finding.key == "kvm").expect("asked");
+    let there = Path::new("/dev/kvm").exists();
+    assert!(there || kvm.verdict == subpage_cli::check::Verdict::No);
+}

@@ -1,0 +1,298 @@
+//! The program as it is started: output, errors and exit status.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use subpage_trace::{Header, Name, NameKind, Names, TraceWriter, Write as TraceWrite};
+
+use crate::assert_golden;
+
+/// A directory with a small trace and a policy for it.
+struct Place {
+    directory: tempfile::TempDir,
+}
+
+const POLICY: &str = "version = 1\n\n[[rule]]\nname = \"helper path\"\nregion = \"helper_path\"\n";
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { directory: tempfile::tempdir().expect("directory") };
+        let name = |name: &str, start, length| Name {
+            name: name.to_owned(),
+            start,
+            length,
+            kind: NameKind::Object,
+        };
+        let names = Names::new([
+            name("counters", 0x10_e000, 384),
+            name("helper_path", 0x10_e180, 128),
+            name("helper_args", 0x10_e280, 128),
+        ]);
+        let header = Header { command: vec!["./server".to_owned()], names };
+        let file = fs::File::create(place.path("server.sptrace")).expect("file");
+        let mut writer = TraceWriter::new(file, &header).expect("header");
+        for index in 0..1000_u64 {
+            let address = 0x10_e000 + index % 48 * 8;
+            writer.write(TraceWrite { pc: 0x40_1000, address, size: 8 }).expect("write");
+            if index % 100 == 42 {
+                let address = 0x10_e17c + index / 100;
+                writer.write(TraceWrite { pc: 0x40_1234, address, size: 4 }).expect("write");
+            }
+        }
+        writer.finish().expect("end");
+        fs::write(place.path("policy.toml"), POLICY).expect("policy");
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn policy(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).expect("policy");
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_subpage"));
+        command.args(arguments).current_dir(&self.directory).stdin(Stdio::null());
+        // The caller's terminal has no part in this.
+        for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("the program starts")
+    }
+}
+
+/// What a run printed and its status, with the measured time taken out.
+fn shown(output: &Output) -> String {
+    let out = String::from_utf8_lossy(&output.stdout);
+    let err = String::from_utf8_lossy(&output.stderr);
+    let mut text = String::new();
+    for line in out.lines() {
+        text += &without_time(line);
+        text.push('\n');
+    }
+    text + &format!("--- stderr\n{err}--- status {}\n", status(output))
+}
+
+/// The line with `in 0.01 s;` or `"elapsed_seconds":0.01` made the same for every run.
+fn without_time(line: &str) -> String {
+    for (before, after) in [(" in ", " s; "), ("\"elapsed_seconds\":", "}")] {
+        let cut = line.split_once(before).and_then(|(start, rest)| {
+            let (time, end) = rest.split_once(after)?;
+            time.parse::<f64>().ok()?;
+            Some(format!("{start}{before}TIME{after}{end}"))
+        });
+        if let Some(cut) = cut {
+            return cut;
+        }
+    }
+    line.to_owned()
+}
+
+fn status(output: &Output) -> i32 {
+    output.status.code().expect("not killed")
+}
+
+fn golden(name: &str, output: &Output) {
+    assert_golden(&format!("commands/{name}.txt"), &shown(output));
+}
+
+#[test]
+fn guard_denies_and_says_so() {
+    let place = Place::new();
+    let output = place.run(&["guard", "--policy", "policy.toml", "server.sptrace"]);
+    assert_eq!(status(&output), 3);
+    golden("guard-denied", &output);
+}
+
+#[test]
+fn guard_gives_every_event_as_json() {
+    let place = Place::new();
+    let output = place.run(&["guard", "--policy", "policy.toml", "server.sptrace", "--json"]);
+    assert_eq!(status(&output), 3);
+    golden("guard-json", &output);
+    for line in String::from_utf8(output.stdout).expect("text").lines() {
+        let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(value["v"], 1);
+    }
+}
+
+#[test]
+fn guard_without_denial_ends_with_0() {
+    let place = Place::new();
+    place.policy("other.toml", "version = 1\n[[rule]]\nname = \"x\"\nregion = \"helper_args\"\n");
+    let output = place.run(&["guard", "--policy", "other.toml", "server.sptrace"]);
+    assert_eq!(status(&output), 0);
+    golden("guard-clean", &output);
+    let text = "version = 1\n[[rule]]\nname = \"x\"\nregion = \"counters\"\naction = \"log\"\n";
+    place.policy("log.toml", text);
+    let output = place.run(&["guard", "--policy", "log.toml", "server.sptrace"]);
+    assert_eq!(status(&output), 0, "what is only logged is not denied");
+}
+
+#[test]
+fn the_action_decides() {
+    let place = Place::new();
+    let text = POLICY.to_owned() + "action = \"stop\"\n";
+    place.policy("stop.toml", &text);
+    golden("guard-stop", &place.run(&["guard", "--policy", "stop.toml", "server.sptrace"]));
+    let text = POLICY.to_owned() + "action = \"allow-once\"\n";
+    place.policy("once.toml", &text);
+    golden("guard-allow-once", &place.run(&["guard", "-p", "once.toml", "server.sptrace"]));
+}
+
+#[test]
+fn mistakes_of_a_policy_are_shown_where_they_are() {
+    let place = Place::new();
+    let text = "version = 1\n[[rule]]\nname = \"x\"\nregion = \"helper\"\naction = \"block\"\n\
+                [[rule]]\nname = \"y\"\nregion = \"helper_pathh\"\n";
+    place.policy("wrong.toml", text);
+    let output = place.run(&["guard", "--policy", "wrong.toml", "server.sptrace"]);
+    assert_eq!(status(&output), 2);
+    golden("policy-mistakes", &output);
+    let output = place.run(&["guard", "--json", "--policy", "wrong.toml", "server.sptrace"]);
+    golden("policy-mistakes-json", &output);
+}
+
+#[test]
+fn bad_input_ends_with_2() {
+    let place = Place::new();
+    fs::write(place.path("text"), "not a trace at all, but text of some length").expect("file");
+    let trace = fs::read(place.path("server.sptrace")).expect("trace");
+    fs::write(place.path("cut.sptrace"), &trace[..trace.len() - 20]).expect("file");
+    let cases: [(&str, &[&str]); 10] = [
+        ("no-policy", &["guard", "--policy", "missing.toml", "server.sptrace"]),
+        ("no-trace", &["guard", "--policy", "policy.toml", "missing.sptrace"]),
+        ("no-trace-json", &["plan", "missing.sptrace", "--json"]),
+        ("not-a-trace", &["guard", "--policy", "policy.toml", "text"]),
+        (
+            "report-in-no-directory",
+            &["guard", "-p", "policy.toml", "--report", "no/r.html", "server.sptrace"],
+        ),
+        (
+            "report-is-a-directory",
+            &["guard", "-p", "policy.toml", "--report", ".", "server.sptrace"],
+        ),
+        ("plan-no-name", &["plan", "server.sptrace", "--range", "helper"]),
+        ("plan-no-range", &["plan", "server.sptrace", "--range", "0x1000..x"]),
+        ("plan-empty-range", &["plan", "server.sptrace", "--range", "0x1000..0x1000"]),
+        ("record-nothing", &["record", "-o", "x.sptrace", "--from-lackey", "text"]),
+    ];
+    let mut all = String::new();
+    for (name, arguments) in cases {
+        let output = place.run(arguments);
+        assert_eq!(status(&output), 2, "{name}");
+        write!(all, "=== {name}: subpage {}\n{}", arguments.join(" "), shown(&output))
+            .expect("a string");
+    }
+    assert_golden("commands/bad-input.txt", &all);
+    for arguments in [&["guard"][..], &["guard", "--policy"], &["nonsense"], &["record", "-o", "x"]]
+    {
+        assert_eq!(status(&place.run(arguments)), 2, "{arguments:?}");
+    }
+    let output = place.run(&["guard", "--policy", "policy.toml", "cut.sptrace"]);
+    assert_eq!(status(&output), 2);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cut off"));
+    assert!(!place.path("x.sptrace").exists());
+}
+
+#[test]
+fn plan_shows_mixed_pages_and_prices_ranges() {
+    let place = Place::new();
+    let ranges = ["--range", "helper_path", "--range", "0x10e000..0x10e001"];
+    let output = place.run(&[&["plan", "server.sptrace"][..], &ranges].concat());
+    assert_eq!(status(&output), 0);
+    golden("plan", &output);
+    golden("plan-json", &place.run(&[&["plan", "server.sptrace", "--json"][..], &ranges].concat()));
+    golden("plan-names", &place.run(&["plan", "server.sptrace", "--names"]));
+    golden("plan-names-json", &place.run(&["plan", "server.sptrace", "--names", "--json"]));
+    golden("plan-top-0", &place.run(&["plan", "server.sptrace", "--top", "0"]));
+}
+
+#[test]
+fn help_names_every_exit_status() {
+    let place = Place::new();
+    golden("help", &place.run(&["--help"]));
+    golden("help-guard", &place.run(&["guard", "--help"]));
+    assert_eq!(status(&place.run(&["--version"])), 0);
+}
+
+#[test]
+fn a_report_is_written_and_its_page_is_complete() {
+    let place = Place::new();
+    let arguments = ["guard", "-p", "policy.toml", "--report", "report.html", "server.sptrace"];
+    assert_eq!(status(&place.run(&arguments)), 3);
+    let page = fs::read_to_string(place.path("report.html")).expect("report");
+    assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>"));
+    assert!(page.contains("helper path"));
+}
+
+#[test]
+fn colours_follow_the_option_and_the_environment() {
+    let place = Place::new();
+    let arguments = ["guard", "-p", "policy.toml", "server.sptrace"];
+    let coloured = |output: Output| output.stdout.contains(&0x1b);
+    assert!(!coloured(place.run(&arguments)), "a pipe is no terminal");
+    let always = [&arguments[..], &["--color", "always"]].concat();
+    assert!(coloured(place.run(&always)));
+    let forced = place.command(&arguments).env("CLICOLOR_FORCE", "1").output().expect("starts");
+    assert!(coloured(forced));
+    let quiet = place.command(&arguments).env("CLICOLOR_FORCE", "1").env("NO_COLOR", "1").output();
+    assert!(!coloured(quiet.expect("starts")), "NO_COLOR wins");
+    let never = [&arguments[..], &["--color=never"]].concat();
+    let never = place.command(&never).env("CLICOLOR_FORCE", "1").output().expect("starts");
+    assert!(!coloured(never));
+}
+
+/// A reader that goes away early is no crash, and the status is that of the whole run.
+#[test]
+fn a_closed_pipe_is_no_crash() {
+    let place = Place::new();
+    for arguments in [
+        &["guard", "-p", "policy.toml", "server.sptrace", "--json"][..],
+        &["completions", "bash"],
+        &["check"],
+        &["--help"],
+    ] {
+        let expected = status(&place.run(arguments));
+        let (reader, writer) = std::io::pipe().expect("pipe");
+        drop(reader);
+        let mut command = place.command(arguments);
+        let output = command.stdout(writer).stderr(Stdio::piped()).output().expect("starts");
+        assert_eq!(output.status.code(), Some(expected), "{arguments:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{arguments:?}");
+    }
+}
+
+/// Output that cannot be written is an internal error, not silence.
+#[test]
+fn a_full_disk_is_told() {
+    if !Path::new("/dev/full").exists() {
+        println!("skipped: this system has no /dev/full");
+        return;
+    }
+    let place = Place::new();
+    let full = fs::File::options().write(true).open("/dev/full").expect("device");
+    let output = place.command(&["check"]).stdout(full).output().expect("starts");
+    assert_eq!(status(&output), 1);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write the output"));
+}
+
+#[test]
+fn lackeys_text_becomes_a_trace() {
+    let place = Place::new();
+    let text = "==1== Lackey\nI  00401000,4\n S 1ffeffe7e0,8\nI  00401004,3\n M 0010e180,4\n";
+    fs::write(place.path("text"), text).expect("text");
+    let output = place.run(&["record", "-o", "t.sptrace", "--from-lackey", "text"]);
+    assert_eq!(status(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout.is_empty(), "standard output is the recorded program's");
+    let output = place.run(&["plan", "t.sptrace", "--range", "0x10e180..0x10e200", "--json"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\"exits_sub_page\":1"));
+}

@@ -1,0 +1,28 @@
+//! Golden tests. `UPDATE_EXPECT=1 cargo test -p subpage-cli` writes the expected files anew.
+
+mod check;
+mod commands;
+mod events;
+mod policy;
+mod report;
+mod runs;
+mod symbols;
+
+use std::path::{Path, PathBuf};
+
+use expect_test::expect_file;
+
+/// A file of the golden tests.
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
+}
+
+/// Compares `actual` with a golden file.
+fn assert_golden(path: &str, actual: &str) {
+    expect_file![golden(path)].assert_eq(actual);
+}
+
+/// The text without colours.
+fn plain(text: &str) -> String {
+    anstream::adapter::strip_str(text).to_string()
+}

@@ -1,0 +1,50 @@
+//! The report page.
+
+use subpage_cli::report;
+
+use crate::runs;
+
+#[test]
+fn golden_report() {
+    crate::assert_golden("report/counter.html", &report::render(&runs::counter().summary));
+}
+
+/// Writes the made-up runs' pages into the directory that `SUBPAGE_REPORTS` names, to be looked at.
+#[test]
+fn pages_hold_their_promises() {
+    for (name, run) in
+        [("counter", runs::counter()), ("quiet", runs::quiet()), ("thirty", runs::thirty())]
+    {
+        let page = report::render(&run.summary);
+        for forbidden in
+            ["<script", "onload=\"", "http://", "https://", "url(", "@import", "\u{202e}"]
+        {
+            assert!(!page.contains(forbidden), "{name} contains {forbidden}");
+        }
+        assert!(page.chars().all(|c| c == '\n' || !c.is_control()), "{name}");
+        if let Some(directory) = std::env::var_os("SUBPAGE_REPORTS") {
+            let path = std::path::Path::new(&directory).join(format!("{name}.html"));
+            report::write(&run.summary, &path).expect("written");
+        }
+    }
+    assert!(
+        report::render(&runs::thirty().summary).contains("&lt;script&gt;alert(1)&lt;/script&gt;")
+    );
+    assert!(report::render(&runs::quiet().summary).contains("Nothing was denied"));
+}
+
+#[test]
+fn a_report_is_whole_or_not_there() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("report.html");
+    let summary = runs::quiet().summary;
+    report::write(&summary, &path).expect("written");
+    report::write(&summary, &path).expect("written over");
+    assert_eq!(std::fs::read_to_string(&path).expect("report"), report::render(&summary));
+    let taken = directory.path().join("taken");
+    std::fs::create_dir(&taken).expect("directory");
+    assert!(report::write(&summary, &taken).is_err());
+    assert!(report::write(&summary, &directory.path().join("missing/report.html")).is_err());
+    let names: Vec<_> = std::fs::read_dir(directory.path()).expect("directory").collect();
+    assert_eq!(names.len(), 2, "a temporary file is left behind");
+}

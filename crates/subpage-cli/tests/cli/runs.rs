@@ -1,0 +1,174 @@
+//! Runs that are made up, so that output can be checked without a guest.
+
+use std::time::Duration;
+
+use subpage::access::SubPage;
+use subpage::address::{ByteRange, Gpa};
+use subpage::rules::{Action, Owner, Rule, RuleName};
+use subpage_cli::events::{Hex, RuleEvent, StartEvent, Verdict, WriteEvent, action_word};
+use subpage_cli::heat::Heat;
+use subpage_cli::policy::PolicyRule;
+use subpage_cli::summary::{MAX_FIRST_DENIALS, RuleSummary, Summary};
+
+/// A rule of a made-up policy.
+pub(crate) fn rule(name: &str, start: u64, length: u64, action: Action, line: usize) -> PolicyRule {
+    let range = ByteRange::new(Gpa::new(start), length).expect("a range");
+    let name = RuleName::new(name).expect("a name");
+    PolicyRule { rule: Rule { name, range, owner: Owner::HOST, action, locked: false }, line }
+}
+
+/// A run of made-up writes under a policy, decided byte by byte.
+pub(crate) struct Run {
+    pub(crate) start: StartEvent,
+    pub(crate) events: Vec<WriteEvent>,
+    pub(crate) summary: Summary,
+}
+
+/// Runs `writes` (address, length, pc) through `rules`; the strongest touched rule decides.
+pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)]) -> Run {
+    let ranges: Vec<_> = rules.iter().map(|rule| rule.rule.range).collect();
+    let mut heat = Heat::around(&ranges);
+    let mut summaries: Vec<_> = rules.iter().map(RuleSummary::new).collect();
+    let mut events = Vec::new();
+    let mut first_denials = Vec::new();
+    let (mut exits_page, mut exits_sub_page) = (0, 0);
+    for (number, (address, length, pc)) in (1..).zip(writes) {
+        let bytes = ByteRange::new(Gpa::new(*address), *length).expect("a range");
+        let widened = |range: ByteRange, unit: u64| {
+            let first = range.first().as_u64() / unit;
+            let last = range.last().as_u64() / unit;
+            first <= bytes.last().as_u64() / unit && bytes.first().as_u64() / unit <= last
+        };
+        exits_page += u64::from(ranges.iter().any(|range| widened(*range, 4096)));
+        exits_sub_page += u64::from(ranges.iter().any(|range| widened(*range, 128)));
+        let decider = (0..rules.len())
+            .filter(|rule| ranges[*rule].intersection(bytes).is_some())
+            .max_by_key(|rule| rules[*rule].rule.action);
+        let denied = decider.is_some_and(|rule| rules[rule].rule.action >= Action::Deny);
+        heat.count(bytes, denied);
+        for (index, summary) in summaries.iter_mut().enumerate() {
+            if widened(ranges[index], 128) {
+                summary.checked += 1;
+                let counter = match (decider == Some(index), denied) {
+                    (false, _) => &mut summary.allowed,
+                    (true, false) => &mut summary.logged,
+                    (true, true) => &mut summary.denied,
+                };
+                *counter += 1;
+            }
+        }
+        let Some(decider) = decider else { continue };
+        let event = WriteEvent {
+            seq: events.len() as u64 + 1,
+            rule: rules[decider].rule.name.as_str().to_owned(),
+            action: action_word(rules[decider].rule.action),
+            verdict: if denied { Verdict::Denied } else { Verdict::Logged },
+            write: number,
+            gpa: Hex(*address),
+            length: *length,
+            sub_page: {
+                let met = ranges[decider].intersection(bytes).expect("it decided");
+                SubPage::of(met.first()).index()
+            },
+            pc: (*pc != 0).then_some(Hex(*pc)),
+            pc_symbol: (*pc == 0x40_11d6).then(|| "parse_record".to_owned()),
+            vcpu: 0,
+        };
+        if denied {
+            summaries[decider].first_denial.get_or_insert_with(|| event.clone());
+            if first_denials.len() < MAX_FIRST_DENIALS {
+                first_denials.push(event.clone());
+            }
+        }
+        events.push(event);
+    }
+    let heat_omitted = heat.omitted();
+    let heat = heat.into_pages();
+    let guarded = || heat.iter().filter(|page| !page.rules.is_empty());
+    let summary = Summary {
+        guest: guest.to_owned(),
+        policy: "policy.toml".to_owned(),
+        backend: "model".to_owned(),
+        writes: writes.len() as u64,
+        bytes: writes.iter().map(|(_, length, _)| length).sum(),
+        rules: summaries,
+        exits_page,
+        exits_sub_page,
+        pages_protected: guarded().count() as u64,
+        sub_pages_protected: guarded().map(|page| u64::from(page.guarded().count())).sum(),
+        stopped_at: None,
+        elapsed: Some(Duration::from_millis(40)),
+        first_denials,
+        heat,
+        heat_omitted,
+    };
+    let start = StartEvent {
+        tool_version: "0.0.0".to_owned(),
+        guest: guest.to_owned(),
+        policy: "policy.toml".to_owned(),
+        backend: "model".to_owned(),
+        rules: rules.iter().map(RuleEvent::from).collect(),
+    };
+    Run { start, events, summary }
+}
+
+/// Counters beside a path in one page, and a bug that writes over the path.
+pub(crate) fn counter() -> Run {
+    let rules = [
+        rule("helper path", 0x10_c800, 0x100, Action::Deny, 5),
+        rule("limits", 0x10_c9c0, 0x20, Action::Log, 10),
+    ];
+    let mut writes = Vec::new();
+    for index in 0..100_000_u64 {
+        writes.push((0x10_c000 + index % 7 * 8, 8, 0x40_1136));
+        if index % 3 == 0 {
+            writes.push((0x10_c180 + index % 48 * 8, 8, 0x40_1140));
+        }
+        if index % 10 == 0 {
+            writes.push((0x10_d000 + index % 500 * 4, 4, 0x40_1200));
+        }
+        if index % 1000 == 0 {
+            writes.push((0x10_c980 + index % 3 * 32, 8, 0x40_1180));
+        }
+        if index > 90_000 && index % 40 == 0 {
+            writes.push((0x10_c7f8 + index % 11, 16, 0x40_11d6));
+        }
+    }
+    run("counter.sptrace", &rules, &writes)
+}
+
+/// Nothing is denied.
+pub(crate) fn quiet() -> Run {
+    let rules = [rule("helper path", 0x10_c800, 0x100, Action::Deny, 5)];
+    let writes: Vec<_> = (0..5000).map(|index| (0x10_c000 + index % 64 * 8, 8, 0)).collect();
+    run("quiet.sptrace", &rules, &writes)
+}
+
+/// Thirty rules far apart, with hostile names among them.
+pub(crate) fn thirty() -> Run {
+    let rules: Vec<_> = (0..30)
+        .map(|index: u64| {
+            let name = match index {
+                3 => "<script>alert(1)</script>".to_owned(),
+                4 => "a name of sixty-two bytes, which is the most that is allowed !".to_owned(),
+                5 => "\u{202e}turned\" onload=\"x".to_owned(),
+                _ => format!("table {index}"),
+            };
+            let actions = [Action::Deny, Action::Log, Action::AllowOnce, Action::Stop];
+            let action = actions[usize::try_from(index % 4).expect("small")];
+            rule(
+                &name,
+                0x7f00_0000_0000 + index * 0x1880,
+                0x40 << (index % 6),
+                action,
+                4 + 5 * usize::try_from(index).expect("small"),
+            )
+        })
+        .collect();
+    let writes: Vec<_> = (0..40_000_u64)
+        .map(|index| {
+            (0x7f00_0000_0000 + index * index * 13 % 0x31000, 1 + index % 16, 0x40_1000 + index % 9)
+        })
+        .collect();
+    run("a <b>bold</b> guest \u{1b}[31m.sptrace", &rules, &writes)
+}
