@@ -48,6 +48,14 @@ pub(crate) struct Tables<F> {
     epoch: u64,
 }
 
+/// What happened in a region that had an L1 table.
+struct Edited {
+    /// A processor may hold a translation that permits too much.
+    tightened: bool,
+    /// A page became unrestricted.
+    opened: bool,
+}
+
 /// Frames taken for a change.
 pub(crate) struct Plan {
     sppt: SpptPlan,
@@ -161,13 +169,24 @@ impl<F: TableFrames> Tables<F> {
     ) -> Invalidation {
         let retired_before = self.retired.len();
         let mut tightened = false;
+        let mut opened = false;
         for region in regions(ranges) {
-            tightened |= match sppt.leaf_table(&self.frames, region.start) {
-                Some(table) => self.edit_region(sppt, table, slots, region, change),
-                None => self.fill_region(sppt, &mut plan, slots, region, change),
-            };
+            if let Some(table) = sppt.leaf_table(&self.frames, region.start) {
+                let edited = self.edit_region(table, slots, region, change);
+                tightened |= edited.tightened;
+                opened |= edited.opened;
+            } else {
+                tightened |= self.fill_region(sppt, &mut plan, slots, region, change);
+            }
         }
         self.drop_plan(plan);
+        if opened {
+            // Only now: a table that one region no longer needs may be on the way of another, whose
+            // plan counts on it.
+            for region in regions(ranges) {
+                self.release_region(sppt, slots, region.start);
+            }
+        }
         self.token(tightened || self.retired.len() > retired_before)
     }
 
@@ -209,21 +228,20 @@ impl<F: TableFrames> Tables<F> {
     /// Changes a region that has an L1 table.
     fn edit_region(
         &mut self,
-        sppt: Sppt,
         table: TableFrame,
         slots: &Slots,
         region: Region<'_>,
         change: &mut impl Change,
-    ) -> bool {
+    ) -> Edited {
         let leaves = AddressSpace::BOTH.map(|space| self.leaf_table(space, region.start));
         let mapped = leaves.iter().any(Option::is_some);
-        let (mut tightened, mut loosened) = (false, false);
+        let (mut tightened, mut opened) = (false, false);
         for gfn in region.pages() {
             let old = Sppt::load_vector(&self.frames, table, gfn);
             let new = change.vector(gfn, old);
             if new != old {
                 tightened |= old.bits() & !new.bits() != 0;
-                loosened |= new.is_unrestricted();
+                opened |= new.is_unrestricted();
                 let consulted = new != SppVector::NONE && !new.is_unrestricted();
                 if consulted || !mapped {
                     Sppt::store_vector(&mut self.frames, table, gfn, new);
@@ -239,19 +257,21 @@ impl<F: TableFrames> Tables<F> {
             }
             change.applied(gfn, old, new);
         }
-        if loosened {
-            let epoch = self.next_epoch();
-            let retired = &mut self.retired;
-            let unlinked = sppt.unlink_if_empty(&mut self.frames, region.start, |frame| {
-                retired.push(RetiredTable { frame, epoch, merged_into: None });
-            });
-            if unlinked {
-                for space in AddressSpace::BOTH {
-                    self.merge(space, slots, region.start);
-                }
+        Edited { tightened, opened }
+    }
+
+    /// Unlinks the tables of a region without a restricted page, and merges what maps it.
+    fn release_region(&mut self, sppt: Sppt, slots: &Slots, start: Gfn) {
+        let epoch = self.next_epoch();
+        let retired = &mut self.retired;
+        let unlinked = sppt.unlink_if_empty(&mut self.frames, start, |frame| {
+            retired.push(RetiredTable { frame, epoch, merged_into: None });
+        });
+        if unlinked {
+            for space in AddressSpace::BOTH {
+                self.merge(space, slots, start);
             }
         }
-        tightened
     }
 
     // Leaves.

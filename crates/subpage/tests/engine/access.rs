@@ -148,3 +148,15 @@ fn a_narrow_processor_bounds_what_can_be_protected() {
         Some(DomainError::Address(AddressError::GfnTooWide { gfn: 1 << 24, bits: 36 }))
     );
 }
+
+/// A region that becomes unrestricted and one that becomes restricted in the same call share upper
+/// tables; the plan for the second counts on them.
+#[test]
+fn one_call_may_empty_one_region_and_fill_its_neighbour() {
+    let (mut domain, _) = guest(1024);
+    set(&mut domain, BASE + 511, &[7]);
+    set(&mut domain, BASE + 511, &[u32::MAX, 7]);
+    assert_eq!((get(&domain, BASE + 511), get(&domain, BASE + 512)), (u32::MAX, 7));
+    set(&mut domain, BASE + 511, &[7, u32::MAX]);
+    assert_eq!(domain.frames().heap.frames_in_use(), 4);
+}
