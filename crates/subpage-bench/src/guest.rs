@@ -71,6 +71,11 @@ pub(crate) fn mixed_maps(random: &mut fastrand::Rng, pages: usize) -> Vec<Access
     (0..pages).map(|_| restricting(random)).collect()
 }
 
+/// Maps that permit some sub-pages of every page and deny others.
+pub(crate) fn partial_maps(random: &mut fastrand::Rng, pages: usize) -> Vec<AccessMap> {
+    (0..pages).map(|_| AccessMap::from_bits(random.u32(1..u32::MAX))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
