@@ -24,7 +24,8 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// A figure in a unit, with the baseline's figure in the same unit; less is better.
+    /// A figure in a unit, with the baseline's figure in the same unit. Less is better, unless
+    /// [`with_ratio`](Self::with_ratio) says how many times better the figure is.
     pub(crate) fn new(
         name: &'static str,
         unit: &'static str,

@@ -4,6 +4,7 @@ mod check_write;
 mod enable;
 mod get_access;
 mod memory;
+mod replay;
 mod set_access;
 
 use crate::report::Record;
@@ -27,4 +28,5 @@ pub(crate) const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: check_write::NAME, run: check_write::run },
     Benchmark { name: enable::NAME, run: enable::run },
     Benchmark { name: memory::NAME, run: memory::run },
+    Benchmark { name: replay::NAME, run: replay::run },
 ];
