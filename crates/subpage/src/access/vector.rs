@@ -84,7 +84,11 @@ const fn gather(mut bits: u64) -> u32 {
     (bits | bits >> 16) as u32
 }
 
-/// Gathers a run of raw L1 entries into maps, entry by entry, as fast as memory gives them.
+/// Entries that [`compress_into`] gathers at a time: few enough to stay in the first-level cache,
+/// enough for the compiler to use whole vector registers.
+const CHUNK: usize = 32;
+
+/// Gathers a run of raw L1 entries into maps, as fast as memory gives them.
 ///
 /// The entries must come from a table this engine wrote (odd bits 0); they are not checked here,
 /// because the engine stores vectors only as [`SppVector`].
@@ -93,8 +97,33 @@ const fn gather(mut bits: u64) -> u32 {
 /// If the two slices differ in length.
 pub fn compress_into(entries: &[u64], maps: &mut [AccessMap]) {
     assert_eq!(entries.len(), maps.len(), "one map per entry");
-    for (map, entry) in maps.iter_mut().zip(entries) {
+    let (entries, last_entries) = entries.as_chunks::<CHUNK>();
+    let (maps, last_maps) = maps.as_chunks_mut::<CHUNK>();
+    for (entries, maps) in entries.iter().zip(maps) {
+        gather_chunk(entries, maps);
+    }
+    for (entry, map) in last_entries.iter().zip(last_maps) {
         *map = AccessMap::from_bits(gather(*entry));
+    }
+}
+
+/// Gathers in lanes of 16 bits, which give 8 each: three steps instead of five, and the last two
+/// become the one instruction by which vector units narrow 16 bits to 8 (PACKUSWB).
+///
+/// The four lanes of an entry become the four bytes of its map in the same order, so the order of
+/// bytes in memory does not matter.
+#[allow(clippy::cast_possible_truncation)] // The last step leaves eight bits.
+fn gather_chunk(entries: &[u64; CHUNK], maps: &mut [AccessMap; CHUNK]) {
+    let lanes: [u16; 4 * CHUNK] = zerocopy::transmute!(*entries);
+    let mut bytes = [0_u8; 4 * CHUNK];
+    for (byte, mut lane) in bytes.iter_mut().zip(lanes) {
+        lane = (lane | lane >> 1) & 0x3333;
+        lane = (lane | lane >> 2) & 0x0F0F;
+        *byte = ((lane | lane >> 4) & 0x00FF) as u8;
+    }
+    let bits: [u32; CHUNK] = zerocopy::transmute!(bytes);
+    for (map, bits) in maps.iter_mut().zip(bits) {
+        *map = AccessMap::from_bits(bits);
     }
 }
 
@@ -120,5 +149,38 @@ impl TryFrom<u64> for SppVector {
 impl fmt::Debug for SppVector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#018x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    /// Every bit alone and every length around the chunk: the run must equal one entry at a time.
+    #[test]
+    fn a_run_gathers_like_its_entries() {
+        let samples: Vec<u64> = (0..200_u32)
+            .map(|n| {
+                AccessMap::from_bits(1_u32.rotate_left(n) ^ (n / 32).wrapping_mul(0x9E37_79B9))
+            })
+            .map(|map| SppVector::from_map(map).bits())
+            .collect();
+        for length in 0..samples.len() {
+            let entries = &samples[samples.len() - length..];
+            let mut maps = vec![AccessMap::ALL; length];
+            compress_into(entries, &mut maps);
+            for (entry, map) in entries.iter().zip(maps) {
+                assert_eq!(map.bits(), gather(*entry), "{entry:#x} in a run of {length}");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "one map per entry")]
+    fn a_run_needs_a_map_for_each_entry() {
+        compress_into(&[0; 3], &mut [AccessMap::ALL; 2]);
     }
 }

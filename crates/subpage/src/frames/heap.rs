@@ -7,6 +7,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::hint::select_unpredictable;
 use core::mem;
 
 use super::{ENTRIES, EntryIndex, OutOfFrames, TableFrame, TableFrames};
@@ -15,9 +16,12 @@ use crate::address::{Hpa, PAGE_BYTES};
 /// Exceptions kept in line; with the fill value they make a frame one 64-byte cache line.
 const FEW: usize = 4;
 
+/// Index of a place that holds no exception; no entry has it.
+const UNUSED: u16 = u16::MAX;
+
 type Table = Box<[u64; ENTRIES]>;
 
-/// A frame whose entries all hold `fill`, but for `count` exceptions.
+/// A frame whose entries all hold `fill`, but for `count` exceptions in the first places.
 #[derive(Clone, Copy)]
 struct Few {
     fill: u64,
@@ -28,15 +32,19 @@ struct Few {
 
 impl Few {
     const fn filled(fill: u64) -> Self {
-        Self { fill, values: [0; FEW], indices: [0; FEW], count: 0 }
+        Self { fill, values: [0; FEW], indices: [UNUSED; FEW], count: 0 }
     }
 
     fn position(&self, index: EntryIndex) -> Option<usize> {
-        (0..usize::from(self.count)).find(|at| usize::from(self.indices[*at]) == index.get())
+        self.indices.iter().position(|at| *at == index.0)
     }
 
+    /// Looks at every place and takes no branch: which place matches is as random as the address,
+    /// and a wrong guess costs more than the whole comparison.
     fn load(&self, index: EntryIndex) -> u64 {
-        self.position(index).map_or(self.fill, |at| self.values[at])
+        self.indices.iter().zip(self.values).fold(self.fill, |found, (at, value)| {
+            select_unpredictable(*at == index.0, value, found)
+        })
     }
 
     /// Stores in line; `false` if there is no room left.
@@ -46,6 +54,7 @@ impl Few {
             Some(at) if value == self.fill => {
                 self.values[at] = self.values[last - 1];
                 self.indices[at] = self.indices[last - 1];
+                self.indices[last - 1] = UNUSED;
                 self.count -= 1;
             }
             Some(at) => self.values[at] = value,
@@ -68,11 +77,15 @@ impl Few {
     }
 }
 
+/// One frame, in exactly one cache line.
+#[repr(align(64))]
 enum Slot {
     Free,
     Few(Few),
     Full(Table),
 }
+
+const _: () = assert!(size_of::<Slot>() == 64, "a frame of few exceptions is one cache line");
 
 /// Table frames kept on the heap, with an optional limit on their number.
 ///

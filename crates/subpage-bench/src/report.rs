@@ -1,0 +1,178 @@
+//! How a result is written: a JSON object a line, or a table for people.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::rounds::Ratio;
+
+/// One measured figure.
+#[derive(Serialize)]
+pub(crate) struct Record {
+    name: &'static str,
+    value: f64,
+    unit: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    baseline: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    baseline_name: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ratio: Option<f64>,
+    #[serde(flatten)]
+    further: Map<String, Value>,
+}
+
+impl Record {
+    /// A figure in a unit, with the baseline's figure in the same unit. Less is better, unless
+    /// [`with_ratio`](Self::with_ratio) says how many times better the figure is.
+    pub(crate) fn new(
+        name: &'static str,
+        unit: &'static str,
+        value: f64,
+        baseline_name: &'static str,
+        baseline: f64,
+    ) -> Self {
+        Self {
+            name,
+            value: significant(value),
+            unit,
+            baseline: Some(significant(baseline)),
+            baseline_name: Some(baseline_name),
+            ratio: Some(significant(baseline / value)),
+            further: Map::new(),
+        }
+    }
+
+    /// The same with the ratio of an interleaved measurement and its extremes.
+    pub(crate) fn with_ratio(mut self, ratio: Ratio) -> Self {
+        self.ratio = Some(significant(ratio.median));
+        self.with("ratio_min", ratio.min).with("ratio_max", ratio.max)
+    }
+
+    /// The same with one more figure.
+    pub(crate) fn with(mut self, key: &str, value: f64) -> Self {
+        self.further.insert(key.to_owned(), number(value));
+        self
+    }
+
+    /// The same with a remark.
+    pub(crate) fn with_note(mut self, note: &str) -> Self {
+        self.further.insert("note".to_owned(), note.into());
+        self
+    }
+}
+
+/// Four significant digits: more would be noise.
+fn significant(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
+}
+
+/// A figure as JSON; whole numbers without a fraction.
+#[allow(clippy::cast_possible_truncation)] // Checked against the fraction and the range first.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 {
+        (value as i64).into()
+    } else {
+        significant(value).into()
+    }
+}
+
+/// How records are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// One object a line.
+    Json,
+    /// Columns for people.
+    Table,
+}
+
+/// Writes records as they come.
+pub(crate) struct Report<W> {
+    out: W,
+    form: Form,
+    header_due: bool,
+}
+
+impl<W: Write> Report<W> {
+    pub(crate) const fn new(out: W, form: Form) -> Self {
+        Self { out, form, header_due: true }
+    }
+
+    /// Writes one record at once, so that a long run shows where it is.
+    pub(crate) fn print(&mut self, record: &Record) -> io::Result<()> {
+        match self.form {
+            Form::Json => writeln!(self.out, "{}", serde_json::to_string(record)?)?,
+            Form::Table => self.print_row(record)?,
+        }
+        self.out.flush()
+    }
+
+    fn print_row(&mut self, record: &Record) -> io::Result<()> {
+        if self.header_due {
+            self.header_due = false;
+            writeln!(
+                self.out,
+                "{:<24} {:>12} {:>12} {:<8} {:>9}  further",
+                "benchmark", "value", "baseline", "unit", "ratio"
+            )?;
+        }
+        let further: Vec<String> = record
+            .further
+            .iter()
+            .map(|(key, value)| match value {
+                Value::String(text) => text.clone(),
+                figure => format!("{key} {figure}"),
+            })
+            .collect();
+        let line = format!(
+            "{:<24} {:>12} {:>12} {:<8} {:>9}  {}",
+            record.name,
+            record.value,
+            record.baseline.map_or_else(String::new, |figure| figure.to_string()),
+            record.unit,
+            record.ratio.map_or_else(String::new, |figure| figure.to_string()),
+            further.join(", ")
+        );
+        writeln!(self.out, "{}", line.trim_end())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        let ratio = Ratio { median: 4.0, min: 3.0, max: 5.0 };
+        Record::new("sample", "ns", 2.00001, "dense", 8.0).with_ratio(ratio).with("frames", 1.0)
+    }
+
+    fn printed(form: Form) -> String {
+        let mut report = Report::new(Vec::new(), form);
+        report.print(&record()).expect("memory takes every byte");
+        report.print(&record()).expect("memory takes every byte");
+        String::from_utf8(report.out).expect("text")
+    }
+
+    #[test]
+    fn json_has_one_flat_object_a_line() {
+        let text = printed(Form::Json);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        let object: Map<String, Value> = serde_json::from_str(lines[0]).expect("an object");
+        assert_eq!(object["name"], "sample");
+        assert_eq!(object["value"], 2.0);
+        assert_eq!(object["baseline"], 8.0);
+        assert_eq!(object["ratio"], 4.0);
+        assert_eq!(object["ratio_min"], 3);
+        assert_eq!(object["frames"], 1);
+    }
+
+    #[test]
+    fn the_table_has_one_header_and_aligned_rows() {
+        let text = printed(Form::Table);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[0].find("further"), lines[1].find("frames 1"));
+    }
+}

@@ -1,0 +1,104 @@
+//! Timing several sides of a comparison in turns.
+//!
+//! A machine drifts: clock speed, neighbours, memory layout. Sides that are timed one after the
+//! other meet different machines. So every round times every side, each round in another order,
+//! and only the medians over the rounds are compared.
+
+use std::time::{Duration, Instant};
+
+/// Rounds that count; an odd number, so that the median is a measurement.
+const ROUNDS: usize = 15;
+
+/// One side: does its work once and says how long the timed part took.
+pub(crate) type Side<'a> = &'a mut dyn FnMut() -> Duration;
+
+/// What the rounds of `N` sides took.
+pub(crate) struct Rounds<const N: usize> {
+    seconds: [Vec<f64>; N],
+}
+
+impl<const N: usize> Rounds<N> {
+    /// Runs all sides once to warm up and then in turns.
+    pub(crate) fn run(mut sides: [Side<'_>; N]) -> Self {
+        for side in &mut sides {
+            side();
+        }
+        let mut seconds = [(); N].map(|()| Vec::with_capacity(ROUNDS));
+        for round in 0..ROUNDS {
+            for turn in 0..N {
+                // Rotated by one each round; two sides simply alternate.
+                let at = (round + turn) % N;
+                seconds[at].push(sides[at]().as_secs_f64());
+            }
+        }
+        Self { seconds }
+    }
+
+    /// Median time of a side in nanoseconds for each of its `operations`.
+    pub(crate) fn nanoseconds(&self, side: usize, operations: u32) -> f64 {
+        median(&self.seconds[side]) * 1e9 / f64::from(operations)
+    }
+
+    /// Median time of `slow` over that of `fast`, with the extremes over single rounds.
+    pub(crate) fn ratio(&self, slow: usize, fast: usize) -> Ratio {
+        let pairs = self.seconds[slow].iter().zip(&self.seconds[fast]);
+        let (min, max) = pairs
+            .map(|(slow, fast)| slow / fast)
+            .fold((f64::INFINITY, 0.0_f64), |(min, max), ratio| (min.min(ratio), max.max(ratio)));
+        Ratio { median: median(&self.seconds[slow]) / median(&self.seconds[fast]), min, max }
+    }
+}
+
+/// How many times longer one side takes than another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ratio {
+    /// Ratio of the medians.
+    pub(crate) median: f64,
+    /// Lowest ratio within one round.
+    pub(crate) min: f64,
+    /// Highest ratio within one round.
+    pub(crate) max: f64,
+}
+
+impl Ratio {
+    /// The ratio if the quicker side did so many times the work of the other.
+    pub(crate) fn times(self, factor: f64) -> Self {
+        Self { median: self.median * factor, min: self.min * factor, max: self.max * factor }
+    }
+}
+
+/// Times `work`.
+pub(crate) fn timed(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_and_ratios_of_known_times() {
+        let mut calls = 0;
+        let mut slow = || {
+            calls += 1;
+            // The warm-up and one outlier must not count.
+            Duration::from_micros(if calls <= 2 { 900 } else { 30 })
+        };
+        let mut fast = || Duration::from_micros(10);
+        let rounds = Rounds::run([&mut slow, &mut fast]);
+        assert_eq!(calls, ROUNDS + 1);
+        assert!((rounds.nanoseconds(0, 10) - 3000.0).abs() < 1e-6);
+        let ratio = rounds.ratio(0, 1);
+        assert!((ratio.median - 3.0).abs() < 1e-9);
+        assert!((ratio.min - 3.0).abs() < 1e-9);
+        assert!((ratio.max - 90.0).abs() < 1e-9);
+    }
+}
