@@ -10,4 +10,4 @@ mod vector;
 
 pub use map::AccessMap;
 pub use sub_page::{SUB_PAGE_BYTES, SUB_PAGES, SubPage};
-pub use vector::{ReservedBitsSet, SppVector, compress_into};
+pub use vector::{ReservedBitsSet, SppVector, compress_into, expand_into};

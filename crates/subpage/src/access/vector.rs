@@ -84,7 +84,7 @@ const fn gather(mut bits: u64) -> u32 {
     (bits | bits >> 16) as u32
 }
 
-/// Entries that [`compress_into`] gathers at a time: few enough to stay in the first-level cache,
+/// Entries that [`compress_into`] and [`expand_into`] convert at a time: few enough to stay in the first-level cache,
 /// enough for the compiler to use whole vector registers.
 const CHUNK: usize = 32;
 
@@ -125,6 +125,35 @@ fn gather_chunk(entries: &[u64; CHUNK], maps: &mut [AccessMap; CHUNK]) {
     for (map, bits) in maps.iter_mut().zip(bits) {
         *map = AccessMap::from_bits(bits);
     }
+}
+
+/// Spreads a run of maps into raw L1 entries, as fast as memory gives them.
+///
+/// # Panics
+/// If the two slices differ in length.
+pub fn expand_into(maps: &[AccessMap], entries: &mut [u64]) {
+    assert_eq!(entries.len(), maps.len(), "one entry per map");
+    let (maps, last_maps) = maps.as_chunks::<CHUNK>();
+    let (entries, last_entries) = entries.as_chunks_mut::<CHUNK>();
+    for (entries, maps) in entries.iter_mut().zip(maps) {
+        spread_chunk(maps, entries);
+    }
+    for (entry, map) in last_entries.iter_mut().zip(last_maps) {
+        *entry = SppVector::from_map(*map).bits();
+    }
+}
+
+/// Spreads in lanes of 16 bits, the way back from [`gather_chunk`].
+fn spread_chunk(maps: &[AccessMap; CHUNK], entries: &mut [u64; CHUNK]) {
+    let bytes: [u8; 4 * CHUNK] = zerocopy::transmute!(maps.map(AccessMap::bits));
+    let mut lanes = [0_u16; 4 * CHUNK];
+    for (lane, byte) in lanes.iter_mut().zip(bytes) {
+        let mut bits = u16::from(byte);
+        bits = (bits | bits << 4) & 0x0F0F;
+        bits = (bits | bits << 2) & 0x3333;
+        *lane = (bits | bits << 1) & 0x5555;
+    }
+    *entries = zerocopy::transmute!(lanes);
 }
 
 impl From<AccessMap> for SppVector {
@@ -172,9 +201,12 @@ mod tests {
             let entries = &samples[samples.len() - length..];
             let mut maps = vec![AccessMap::ALL; length];
             compress_into(entries, &mut maps);
-            for (entry, map) in entries.iter().zip(maps) {
+            for (entry, map) in entries.iter().zip(&maps) {
                 assert_eq!(map.bits(), gather(*entry), "{entry:#x} in a run of {length}");
             }
+            let mut back = vec![0; length];
+            expand_into(&maps, &mut back);
+            assert_eq!(back, entries, "a run of {length}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Access maps: get and set over any number of pages.
 
-use super::change::Repermit;
+use super::change::{Repermit, SetMaps};
 use super::{Domain, DomainError, Observer};
 use crate::access::AccessMap;
 use crate::address::{Gfn, GfnRange};
@@ -55,15 +55,19 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             }
             hidden = Some(self.hidden.replaced(&ranges, |gfn| !map(gfn) & !rules.permitted(gfn))?);
         }
-        let mut change = Repermit {
-            tracking: &mut self.tracking,
-            arming: Arming::Keep,
-            permit: |gfn, _| {
-                if rules.is_empty() { map(gfn) } else { map(gfn) & rules.permitted(gfn) }
-            },
+        let token = if rules.is_empty() && self.tracking.is_empty() {
+            let mut change = SetMaps { first, maps };
+            let plan = self.tables.plan(sppt, &ranges, &change)?;
+            self.tables.apply(sppt, plan, &self.slots, &ranges, &mut change)
+        } else {
+            let mut change = Repermit {
+                tracking: &mut self.tracking,
+                arming: Arming::Keep,
+                permit: |gfn, _| map(gfn) & rules.permitted(gfn),
+            };
+            let plan = self.tables.plan(sppt, &ranges, &change)?;
+            self.tables.apply(sppt, plan, &self.slots, &ranges, &mut change)
         };
-        let plan = self.tables.plan(sppt, &ranges, &change)?;
-        let token = self.tables.apply(sppt, plan, &self.slots, &ranges, &mut change);
         if let Some(hidden) = hidden {
             self.hidden = hidden;
         }

@@ -1,7 +1,7 @@
 //! A change of permission, seen as a change of what the SPPT holds.
 
 use super::tables::Change;
-use crate::access::{AccessMap, SppVector};
+use crate::access::{AccessMap, SppVector, expand_into};
 use crate::address::Gfn;
 use crate::track::{Arming, Tracking};
 
@@ -42,4 +42,30 @@ impl<P: Fn(Gfn, AccessMap) -> AccessMap> Change for Repermit<'_, P> {
         let (armed, written) = self.tracking.outcome(gfn, permitted, self.arming);
         self.tracking.note(gfn, armed, written);
     }
+}
+
+/// Access maps are set in a domain without rules and without tracking: the maps are the permission.
+pub(super) struct SetMaps<'a> {
+    pub(super) first: Gfn,
+    pub(super) maps: &'a [AccessMap],
+}
+
+impl SetMaps<'_> {
+    /// Position of a page of the call among its maps.
+    fn at(&self, gfn: Gfn) -> usize {
+        usize::try_from(gfn.as_u64() - self.first.as_u64()).expect("a page of the call")
+    }
+}
+
+impl Change for SetMaps<'_> {
+    fn vector(&self, gfn: Gfn, _old: SppVector) -> SppVector {
+        self.maps[self.at(gfn)].into()
+    }
+
+    fn vectors(&self, first: Gfn, vectors: &mut [u64]) {
+        let at = self.at(first);
+        expand_into(&self.maps[at..at + vectors.len()], vectors);
+    }
+
+    fn applied_run(&mut self, _first: Gfn, _old: &[u64], _new: &[u64]) {}
 }

@@ -124,6 +124,9 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// A rule may be finer than a sub-page: a write that touches none of its bytes is let through.
     fn reason(&self, bytes: ByteRange, denied: AccessMap) -> Decision {
         let gfn = bytes.first().gfn();
+        if self.rules.is_empty() {
+            return denied_by_map(bytes, denied);
+        }
         let strongest = self.rules.strongest(bytes);
         if let Some(active) = strongest
             && active.effect() >= Action::Deny
@@ -136,10 +139,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             };
         }
         let by_map = denied & (self.rules.permitted(gfn) | self.hidden.of(gfn));
-        if let Some(sub) = by_map.iter().next() {
-            let start = gfn.gpa().as_u64() + u64::from(sub.index()) * SUB_PAGE_BYTES;
-            let at = Gpa::new(start).max(bytes.first());
-            return Decision::Denied { rule: None, at, stop: false };
+        if !by_map.is_empty() {
+            return denied_by_map(bytes, by_map);
         }
         match strongest {
             Some(active) => Decision::Reported {
@@ -189,4 +190,11 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         self.counters.denied += 1;
         self.observer.denied(denial);
     }
+}
+
+/// The denial of a write by the access map of its page, which denies some sub-page.
+fn denied_by_map(bytes: ByteRange, denied: AccessMap) -> Decision {
+    let page = bytes.first().gfn().gpa().as_u64();
+    let first = page + u64::from(denied.bits().trailing_zeros()) * SUB_PAGE_BYTES;
+    Decision::Denied { rule: None, at: Gpa::new(first).max(bytes.first()), stop: false }
 }

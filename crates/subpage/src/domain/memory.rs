@@ -256,9 +256,10 @@ impl<F: TableFrames> Tables<F> {
         page: HostPage,
     ) -> impl Iterator<Item = (EntryIndex, Gfn)> {
         let count = if level >= page.size.level() { 1 } else { ENTRIES };
-        let first = level.index(gfn).get();
-        EntryIndex::all().skip(first).take(count).map(move |index| {
-            (index, Gfn::new(gfn.as_u64() + (index.get() - first) as u64 * level.frames()))
+        let first = level.index(gfn);
+        first.onwards().take(count).map(move |index| {
+            let offset = (index.get() - first.get()) as u64 * level.frames();
+            (index, Gfn::new(gfn.as_u64() + offset))
         })
     }
 

@@ -19,7 +19,7 @@ use crate::frames::{ENTRIES, EntryIndex, OutOfFrames, TableFrame, TableFrames};
 use crate::invalidate::{Completed, Epoch, Invalidation, Retired, RetiredTable};
 use crate::level::Level;
 use crate::slots::{AddressSpace, SlotSet};
-use crate::sppt::{Region, Sppt, SpptPlan, regions};
+use crate::sppt::{Region, Sppt, SpptPlan, regions, stored_vector};
 
 /// A change of permission over some pages.
 pub(crate) trait Change {
@@ -27,9 +27,23 @@ pub(crate) trait Change {
     /// must answer the same both times.
     fn vector(&self, gfn: Gfn, old: SppVector) -> SppVector;
 
+    /// The same for consecutive pages from `first`: replaces old vectors by new ones.
+    fn vectors(&self, first: Gfn, vectors: &mut [u64]) {
+        for (gfn, vector) in (first.as_u64()..).map(Gfn::new).zip(vectors) {
+            *vector = self.vector(gfn, stored_vector(*vector)).bits();
+        }
+    }
+
     /// Told once for every page, in ascending order, when its new vector is in the tables.
     fn applied(&mut self, gfn: Gfn, old: SppVector, new: SppVector) {
         let _ = (gfn, old, new);
+    }
+
+    /// The same for consecutive pages from `first`.
+    fn applied_run(&mut self, first: Gfn, old: &[u64], new: &[u64]) {
+        for (gfn, (old, new)) in (first.as_u64()..).map(Gfn::new).zip(old.iter().zip(new)) {
+            self.applied(gfn, stored_vector(*old), stored_vector(*new));
+        }
     }
 }
 
@@ -48,12 +62,29 @@ pub(crate) struct Tables<F> {
     epoch: u64,
 }
 
-/// What happened in a region that had an L1 table.
-struct Edited {
-    /// A processor may hold a translation that permits too much.
+/// Binary logarithm of [`RUN`].
+const RUN_ORDER: u32 = 5;
+
+/// Most pages that are changed at a time: their vectors fit the first-level cache with room to spare.
+const RUN: usize = 1 << RUN_ORDER;
+
+/// What a change has done so far.
+#[derive(Default)]
+struct Effect {
+    /// A page or a leaf lost a right.
     tightened: bool,
-    /// A page became unrestricted.
+    /// A page that was restricted became unrestricted.
     opened: bool,
+}
+
+/// Whether a vector permits some sub-pages and not others, so that a leaf consults the SPPT.
+const fn is_partial(vector: u64) -> bool {
+    (vector != SppVector::NONE.bits()) & (vector != SppVector::ALL.bits())
+}
+
+/// Whether all vectors are partial; looks at all of them, which vector units do at once.
+fn all_partial(vectors: &[u64]) -> bool {
+    vectors.iter().fold(true, |all, vector| all & is_partial(*vector))
 }
 
 /// Frames taken for a change.
@@ -118,12 +149,14 @@ impl<F: TableFrames> Tables<F> {
         ranges: &[GfnRange],
         change: &impl Change,
     ) -> Result<(), OutOfFrames> {
-        let mut to_retire = 0;
+        // An L1, L2 and L3 table of the SPPT, and two tables merged away in each EPT.
+        self.retired.reserve(7 * plan.sppt.edited())?;
+        if !plan.sppt.links_any() {
+            return Ok(());
+        }
         let mut giant_split = [None; 2];
         for region in regions(ranges) {
             if sppt.leaf_table(&self.frames, region.start).is_some() {
-                // An L1, L2 and L3 table of the SPPT, and two tables merged away in each EPT.
-                to_retire += 7;
                 continue;
             }
             if region.pages().all(|gfn| change.vector(gfn, SppVector::ALL).is_unrestricted()) {
@@ -142,7 +175,7 @@ impl<F: TableFrames> Tables<F> {
                 self.take_split_table(&mut plan.splits)?;
             }
         }
-        self.retired.reserve(to_retire)
+        Ok(())
     }
 
     /// Takes an unlinked table with room for 512 leaves.
@@ -232,32 +265,15 @@ impl<F: TableFrames> Tables<F> {
         slots: &Slots,
         region: Region<'_>,
         change: &mut impl Change,
-    ) -> Edited {
+    ) -> Effect {
         let leaves = AddressSpace::BOTH.map(|space| self.leaf_table(space, region.start));
-        let mapped = leaves.iter().any(Option::is_some);
-        let (mut tightened, mut opened) = (false, false);
-        for gfn in region.pages() {
-            let old = Sppt::load_vector(&self.frames, table, gfn);
-            let new = change.vector(gfn, old);
-            if new != old {
-                tightened |= old.bits() & !new.bits() != 0;
-                opened |= new.is_unrestricted();
-                let consulted = new != SppVector::NONE && !new.is_unrestricted();
-                if consulted || !mapped {
-                    Sppt::store_vector(&mut self.frames, table, gfn, new);
-                }
-                for (space, leaves) in AddressSpace::BOTH.into_iter().zip(leaves) {
-                    if let Some(leaves) = leaves {
-                        tightened |= self.set_leaf(space, leaves, slots, gfn, new);
-                    }
-                }
-                if !consulted && mapped {
-                    Sppt::store_vector(&mut self.frames, table, gfn, new);
-                }
+        let mut effect = Effect::default();
+        for piece in region.pieces() {
+            for run in piece.aligned_pieces(RUN_ORDER) {
+                self.edit_run(table, leaves, slots, run, change, &mut effect);
             }
-            change.applied(gfn, old, new);
         }
-        Edited { tightened, opened }
+        effect
     }
 
     /// Unlinks the tables of a region without a restricted page, and merges what maps it.
@@ -272,6 +288,53 @@ impl<F: TableFrames> Tables<F> {
                 self.merge(space, slots, start);
             }
         }
+    }
+
+    /// Changes a run of pages that have a common L1 table.
+    fn edit_run(
+        &mut self,
+        table: TableFrame,
+        leaves: [Option<TableFrame>; 2],
+        slots: &Slots,
+        run: GfnRange,
+        change: &mut impl Change,
+        effect: &mut Effect,
+    ) {
+        let first = Level::L1.index(run.first());
+        let pages = usize::try_from(run.pages()).expect("a run is short");
+        let (mut old, mut new) = ([0; RUN], [0; RUN]);
+        let (old, new) = (&mut old[..pages], &mut new[..pages]);
+        self.frames.load_run(table, first, old);
+        new.copy_from_slice(old);
+        change.vectors(run.first(), new);
+        let taken = old.iter().zip(&*new).fold(0, |taken, (old, new)| taken | old & !new);
+        effect.tightened |= taken != 0;
+        // First the pages whose leaf changes. Any other leaf says "ask the SPPT" before and after.
+        let mut leaf_changes = if all_partial(old) && all_partial(new) {
+            0
+        } else {
+            old.iter().zip(&*new).rev().fold(0_u32, |changes, (old, new)| {
+                let asks = is_partial(*old) & is_partial(*new);
+                changes << 1 | u32::from(old != new && !asks)
+            })
+        };
+        while leaf_changes != 0 {
+            let at = leaf_changes.trailing_zeros();
+            leaf_changes &= leaf_changes - 1;
+            let gfn = Gfn::new(run.first().as_u64() + u64::from(at));
+            let new = stored_vector(new[at as usize]);
+            effect.opened |= new.is_unrestricted();
+            if is_partial(new.bits()) {
+                Sppt::store_vector(&mut self.frames, table, gfn, new);
+            }
+            for (space, leaves) in AddressSpace::BOTH.into_iter().zip(leaves) {
+                if let Some(leaves) = leaves {
+                    effect.tightened |= self.set_leaf(space, leaves, slots, gfn, new);
+                }
+            }
+        }
+        self.frames.store_run(table, first, new);
+        change.applied_run(run.first(), old, new);
     }
 
     // Leaves.

@@ -190,6 +190,7 @@ impl TableFrames for HeapFrames {
         }
     }
 
+    #[inline]
     fn load(&self, frame: TableFrame, index: EntryIndex) -> u64 {
         match self.slot(frame) {
             Slot::Few(few) => few.load(index),
@@ -239,6 +240,25 @@ impl TableFrames for HeapFrames {
                 out.copy_from_slice(&table[first.get()..first.get() + out.len()]);
             }
             Slot::Free => panic!("a released table frame is read"),
+        }
+    }
+
+    fn plain(&self, frame: TableFrame) -> Option<&[u64; ENTRIES]> {
+        match self.slot(frame) {
+            Slot::Full(table) => Some(table),
+            Slot::Few(_) => None,
+            Slot::Free => panic!("a released table frame is read"),
+        }
+    }
+
+    fn store_run(&mut self, frame: TableFrame, first: EntryIndex, values: &[u64]) {
+        assert!(first.get() + values.len() <= ENTRIES, "a run leaves its table");
+        if let Slot::Full(table) = &mut self.slots[position(frame)] {
+            table[first.get()..first.get() + values.len()].copy_from_slice(values);
+            return;
+        }
+        for (index, value) in first.onwards().zip(values) {
+            self.store(frame, index, *value);
         }
     }
 

@@ -39,7 +39,12 @@ impl EntryIndex {
 
     /// All 512 in ascending order.
     pub fn all() -> impl DoubleEndedIterator<Item = Self> + Clone {
-        (0..512).map(Self)
+        Self(0).onwards()
+    }
+
+    /// This one and all above it in ascending order.
+    pub fn onwards(self) -> impl DoubleEndedIterator<Item = Self> + Clone {
+        (self.0..512).map(Self)
     }
 }
 
@@ -117,8 +122,26 @@ pub trait TableFrames {
     /// If the run leaves the table.
     fn load_run(&self, frame: TableFrame, first: EntryIndex, out: &mut [u64]) {
         assert!(first.get() + out.len() <= ENTRIES, "a run leaves its table");
-        for (index, value) in EntryIndex::all().skip(first.get()).zip(out) {
+        for (index, value) in first.onwards().zip(out) {
             *value = self.load(frame, index);
+        }
+    }
+
+    /// The whole table, if it is plain memory that nobody writes meanwhile; then long runs need no
+    /// copy. Memory that a processor walks answers `None`.
+    fn plain(&self, frame: TableFrame) -> Option<&[u64; ENTRIES]> {
+        let _ = frame;
+        None
+    }
+
+    /// Writes the run of entries that starts at `first`, each as one unit, in ascending order.
+    ///
+    /// # Panics
+    /// If the run leaves the table.
+    fn store_run(&mut self, frame: TableFrame, first: EntryIndex, values: &[u64]) {
+        assert!(first.get() + values.len() <= ENTRIES, "a run leaves its table");
+        for (index, value) in first.onwards().zip(values) {
+            self.store(frame, index, *value);
         }
     }
 

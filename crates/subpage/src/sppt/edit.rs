@@ -6,7 +6,6 @@
 
 use alloc::vec::Vec;
 
-use super::table::stored_vector;
 use super::{Sppt, SpptEntry};
 use crate::access::SppVector;
 use crate::address::{Gfn, GfnRange};
@@ -28,19 +27,19 @@ impl<'a> Region<'a> {
         GfnRange::new(self.start, Level::L2.frames()).expect("a region lies in the address space")
     }
 
+    /// The call's pages in the region as ranges, ascending and disjoint.
+    pub(crate) fn pieces(self) -> impl Iterator<Item = GfnRange> + 'a {
+        let whole = self.whole();
+        self.ranges.iter().filter_map(move |range| range.intersection(whole))
+    }
+
     /// The call's pages in the region, ascending.
     pub(crate) fn pages(self) -> impl Iterator<Item = Gfn> + 'a {
-        let whole = self.whole();
-        self.ranges
-            .iter()
-            .filter_map(move |range| range.intersection(whole))
-            .flat_map(GfnRange::iter)
+        self.pieces().flat_map(GfnRange::iter)
     }
 
     fn count(self) -> usize {
-        let whole = self.whole();
-        let pages: u64 =
-            self.ranges.iter().filter_map(|r| r.intersection(whole)).map(GfnRange::pages).sum();
+        let pages: u64 = self.pieces().map(GfnRange::pages).sum();
         usize::try_from(pages).expect("a region has 512 pages")
     }
 }
@@ -69,6 +68,7 @@ pub(crate) fn regions(ranges: &[GfnRange]) -> impl Iterator<Item = Region<'_>> {
 pub(crate) struct SpptPlan {
     fresh: Vec<TableFrame>,
     used: usize,
+    edited: usize,
 }
 
 /// The table of one upper level that the plan is passing through, and how many entries of it the
@@ -107,6 +107,16 @@ impl SpptPlan {
         }
     }
 
+    /// How many regions have an L1 table already.
+    pub(crate) const fn edited(&self) -> usize {
+        self.edited
+    }
+
+    /// Whether some region gets an L1 table.
+    pub(crate) const fn links_any(&self) -> bool {
+        !self.fresh.is_empty()
+    }
+
     fn take<F: TableFrames>(&mut self, frames: &mut F) -> Result<TableFrame, OutOfFrames> {
         self.fresh.try_reserve(1).map_err(|_| OutOfFrames)?;
         let frame = frames.allocate()?;
@@ -125,6 +135,7 @@ impl SpptPlan {
         for region in regions(ranges) {
             if let Some(table) = sppt.leaf_table(frames, region.start) {
                 frames.make_room(table, region.count())?;
+                self.edited += 1;
                 continue;
             }
             if region.pages().all(|gfn| new(gfn, SppVector::ALL).is_unrestricted()) {
@@ -242,15 +253,6 @@ impl Sppt {
         vector: SppVector,
     ) {
         frames.store(table, Level::L1.index(gfn), vector.bits());
-    }
-
-    /// Reads one vector of an L1 table.
-    pub(crate) fn load_vector<F: TableFrames>(
-        frames: &F,
-        table: TableFrame,
-        gfn: Gfn,
-    ) -> SppVector {
-        stored_vector(frames.load(table, Level::L1.index(gfn)))
     }
 }
 

@@ -7,3 +7,4 @@ mod table;
 pub(crate) use edit::{Region, SpptPlan, regions};
 pub use entry::SpptEntry;
 pub use table::Sppt;
+pub(crate) use table::stored_vector;

@@ -6,6 +6,9 @@ use crate::address::{Gfn, GfnRange};
 use crate::frames::{ENTRIES, EntryIndex, OutOfFrames, TableFrame, TableFrames};
 use crate::level::Level;
 
+/// Entries that are copied out of a table at a time where they cannot be read in place.
+const COPIED: usize = 64;
+
 /// A four-level sub-page permission table, named by its root.
 ///
 /// Two laws hold whenever no call is in progress (design decisions 1 and 2):
@@ -73,12 +76,7 @@ impl Sppt {
             rest = later;
             match self.leaf_table(frames, piece.first()) {
                 None => now.fill(AccessMap::ALL),
-                Some(table) => {
-                    let mut entries = [0; ENTRIES];
-                    let entries = &mut entries[..now.len()];
-                    frames.load_run(table, Level::L1.index(piece.first()), entries);
-                    compress_into(entries, now);
-                }
+                Some(table) => read_leaves(frames, table, Level::L1.index(piece.first()), now),
             }
         }
     }
@@ -86,6 +84,25 @@ impl Sppt {
     /// The first restricted page at or after `from`, for enumeration without a list.
     pub fn next_restricted<F: TableFrames>(self, frames: &F, from: Gfn) -> Option<Gfn> {
         next_restricted_below(frames, self.root, Level::L4, Gfn::new(0), from)
+    }
+}
+
+/// Reads the maps of a run of leaves.
+fn read_leaves<F: TableFrames>(
+    frames: &F,
+    table: TableFrame,
+    first: EntryIndex,
+    maps: &mut [AccessMap],
+) {
+    let first = first.get();
+    if let Some(entries) = frames.plain(table) {
+        return compress_into(&entries[first..first + maps.len()], maps);
+    }
+    let mut entries = [0; COPIED];
+    for (maps, first) in maps.chunks_mut(COPIED).zip((first..).step_by(COPIED)) {
+        let entries = &mut entries[..maps.len()];
+        frames.load_run(table, EntryIndex::truncate(first as u64), entries);
+        compress_into(entries, maps);
     }
 }
 
