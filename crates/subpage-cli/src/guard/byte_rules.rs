@@ -6,6 +6,7 @@ use subpage::rules::Action;
 use super::Enforcer;
 use super::tally::TouchIndex;
 use crate::events::Verdict;
+use crate::failure::Failure;
 use crate::policy::Policy;
 
 /// Decides by the rules alone, without tables and without a processor: what the other backends
@@ -35,7 +36,7 @@ impl Enforcer for ByteRules {
         "rules"
     }
 
-    fn write(&mut self, bytes: ByteRange) -> Option<(usize, Verdict)> {
+    fn write(&mut self, bytes: ByteRange) -> Result<Option<(usize, Verdict)>, Failure> {
         let mut strongest: Option<(Action, usize)> = None;
         self.index.for_each(bytes, |rule| {
             // An `allow-once` rule whose write has happened denies.
@@ -50,7 +51,7 @@ impl Enforcer for ByteRules {
                 strongest = Some((action, rule));
             }
         });
-        let (action, rule) = strongest?;
+        let Some((action, rule)) = strongest else { return Ok(None) };
         let verdict = match action {
             Action::Log => Verdict::Logged,
             Action::AllowOnce => Verdict::AllowedOnce,
@@ -60,6 +61,6 @@ impl Enforcer for ByteRules {
         if verdict == Verdict::AllowedOnce {
             self.index.for_each(bytes, |rule| self.used[rule] = true);
         }
-        Some((rule, verdict))
+        Ok(Some((rule, verdict)))
     }
 }

@@ -2,9 +2,11 @@
 
 mod byte_rules;
 mod intervals;
+mod model;
 mod tally;
 
 pub use byte_rules::ByteRules;
+pub use model::{MAX_PAGES, Model};
 pub use tally::Tally;
 
 use std::io::Write;
@@ -32,7 +34,9 @@ pub trait Enforcer {
     ///
     /// `None` if no rule has anything to say; else the index in the policy of the rule that
     /// decided, and what became of the write. After [`Verdict::Stopped`] no write follows.
-    fn write(&mut self, bytes: ByteRange) -> Option<(usize, Verdict)>;
+    ///
+    /// Fails if the enforcer itself cannot go on.
+    fn write(&mut self, bytes: ByteRange) -> Result<Option<(usize, Verdict)>, Failure>;
 }
 
 /// Runs the command.
@@ -55,7 +59,7 @@ pub fn run(
     let progress = Progress::new(color, "guarding", trace.bytes);
     let summary = match arguments.backend {
         BackendChoice::Auto | BackendChoice::Model => {
-            let enforcer = ByteRules::new(&policy);
+            let enforcer = Model::new(&policy)?;
             replay(&mut trace, &policy, policy_name, enforcer, &mut events, &progress)?
         }
     };
@@ -89,7 +93,7 @@ fn replay<E: Enforcer, W: Write>(
     'trace: while trace.next_block(&mut block)? {
         for write in &block {
             let bytes = bytes_of(write);
-            let decision = enforcer.write(bytes);
+            let decision = enforcer.write(bytes)?;
             let event = tally.count(bytes, decision);
             if let (Some(mut event), Some((rule, _))) = (event, decision) {
                 event.pc = (write.pc != 0).then_some(Hex(write.pc));

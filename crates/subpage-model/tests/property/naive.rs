@@ -84,7 +84,25 @@ impl Naive {
             };
             from = end;
         }
-        answer
+        if first / 4096 == (first + length - 1) / 4096 {
+            return answer;
+        }
+        let touched =
+            self.rules.iter().filter(|rule| rule.first < first + length && rule.last >= first);
+        let strongest = touched.max_by_key(|r| (r.effect(), std::cmp::Reverse(r.id)));
+        match (answer, strongest) {
+            (Decision::Denied { .. } | Decision::Reported { .. }, Some(rule))
+                if rule.effect() >= Action::Deny =>
+            {
+                let stop = rule.effect() == Action::Stop;
+                let at = Gpa::new(rule.first.max(first));
+                Decision::Denied { rule: Some(rule.id), at, stop }
+            }
+            (Decision::Reported { .. }, Some(rule)) => {
+                Decision::Reported { rule: rule.id, at: Gpa::new(rule.first.max(first)) }
+            }
+            _ => answer,
+        }
     }
 
     fn decide_in_page(&self, first: u64, end: u64) -> Decision {

@@ -30,8 +30,8 @@ pub(crate) struct World {
 /// Unpacks a seed into a kind of machine, so that every kind is met.
 fn setup(seed: u64) -> Setup {
     let mut features = Features::new(PhysicalWidth::MAX);
-    features.sub_page_write_permissions = seed % 5 != 0;
-    features.page_modification_logging = seed % 3 == 0;
+    features.sub_page_write_permissions = !seed.is_multiple_of(5);
+    features.page_modification_logging = seed.is_multiple_of(3);
     let staleness = match seed / 16 % 4 {
         0 => Staleness::None,
         1 => Staleness::Longest,
@@ -48,7 +48,7 @@ fn setup(seed: u64) -> Setup {
         deviations: Deviations::NONE,
         staleness,
         cpus: 2,
-        accessed_dirty: seed / 256 % 2 == 0,
+        accessed_dirty: (seed / 256).is_multiple_of(2),
         decodes: true,
         page_size,
     }

@@ -5,7 +5,7 @@ use super::{Domain, DomainError, Observer};
 use crate::access::{AccessMap, SUB_PAGE_BYTES};
 use crate::address::{ByteRange, Gpa};
 use crate::frames::TableFrames;
-use crate::rules::{Action, RuleId};
+use crate::rules::{Action, ActiveRule, RuleId};
 use crate::slots::AddressSpace;
 
 /// What a write meets.
@@ -91,10 +91,20 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         if write.first().gfn() == write.last().gfn() {
             return self.check_in_page(space, write);
         }
-        write
+        let decision = write
             .pages()
             .map(|bytes| self.check_in_page(space, bytes))
-            .fold(Decision::Allowed, Decision::and)
+            .fold(Decision::Allowed, Decision::and);
+        if !matches!(decision, Decision::Denied { .. } | Decision::Reported { .. }) {
+            return decision;
+        }
+        // Of all rules that the write touches, in either page, the strongest decides.
+        match self.rules.strongest(write) {
+            Some(active) if active.effect() >= Action::Deny || decision.permits() => {
+                by_rule(active, write)
+            }
+            _ => decision,
+        }
     }
 
     fn check_in_page(&self, space: AddressSpace, bytes: ByteRange) -> Decision {
@@ -128,27 +138,14 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             return denied_by_map(bytes, denied);
         }
         let strongest = self.rules.strongest(bytes);
-        if let Some(active) = strongest
-            && active.effect() >= Action::Deny
-        {
-            let common = active.rule.range.intersection(bytes);
-            return Decision::Denied {
-                rule: Some(active.id),
-                at: common.map_or(bytes.first(), ByteRange::first),
-                stop: active.effect() == Action::Stop,
-            };
+        if let Some(active) = strongest.filter(|active| active.effect() >= Action::Deny) {
+            return by_rule(active, bytes);
         }
         let by_map = denied & (self.rules.permitted(gfn) | self.hidden.of(gfn));
         if !by_map.is_empty() {
             return denied_by_map(bytes, by_map);
         }
-        match strongest {
-            Some(active) => Decision::Reported {
-                rule: active.id,
-                at: active.rule.range.first().max(bytes.first()),
-            },
-            None => Decision::Allowed,
-        }
+        strongest.map_or(Decision::Allowed, |active| by_rule(active, bytes))
     }
 
     /// Decides about a write that software is about to do for the guest (an emulated instruction, a
@@ -190,6 +187,15 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         self.counters.denied += 1;
         self.observer.denied(denial);
     }
+}
+
+/// What a rule that the write touches makes of it.
+fn by_rule(active: &ActiveRule, write: ByteRange) -> Decision {
+    let at = active.rule.range.first().max(write.first());
+    if active.effect() < Action::Deny {
+        return Decision::Reported { rule: active.id, at };
+    }
+    Decision::Denied { rule: Some(active.id), at, stop: active.effect() == Action::Stop }
 }
 
 /// The denial of a write by the access map of its page, which denies some sub-page.

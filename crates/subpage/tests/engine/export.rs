@@ -112,13 +112,10 @@ proptest! {
         let sealed = seal(content);
         let mut domain = fresh();
         let before = picture(&domain);
-        match domain.import(&sealed, MANY) {
-            Ok(token) => {
-                done(&mut domain, token);
-                prop_assert_eq!(domain.export().expect("memory"), sealed);
-            }
-            Err(_) => prop_assert_eq!(picture(&domain), before),
-        }
+        if let Ok(token) = domain.import(&sealed, MANY) {
+            done(&mut domain, token);
+            prop_assert_eq!(domain.export().expect("memory"), sealed);
+        } else { prop_assert_eq!(picture(&domain), before) }
     }
 
     #[test]

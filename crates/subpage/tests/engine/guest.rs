@@ -1,6 +1,7 @@
 //! A small guest to test with, on frames that can be told to fail.
 
 use std::cell::Cell;
+use std::fmt::Write as _;
 use std::rc::Rc;
 
 use subpage::access::AccessMap;
@@ -171,23 +172,23 @@ pub(crate) fn picture(domain: &TestDomain) -> String {
     let mut text = String::new();
     let mut from = Some(gfn(0));
     while let Some(page) = from.and_then(|from| domain.next_restricted(from)) {
-        text += &format!("{page:?} {:?}\n", domain.permitted(page));
+        writeln!(text, "{page:?} {:?}", domain.permitted(page)).expect("a string grows");
         from = page.checked_add(1);
     }
     for space in AddressSpace::BOTH {
         for slot in domain.slots(space).iter() {
-            text += &format!("{space:?} {slot:?}\n");
+            writeln!(text, "{space:?} {slot:?}").expect("a string grows");
             for page in slot.pages().iter().step_by(64).chain([slot.pages().last()]) {
                 let place = domain.mapping(space, page);
                 let leaf = place.map(|p| (p.level, p.entry));
-                text += &format!("{page:?} {leaf:?}\n");
+                writeln!(text, "{page:?} {leaf:?}").expect("a string grows");
             }
         }
     }
     for active in domain.rules().iter() {
-        text += &format!("{active:?}\n");
+        writeln!(text, "{active:?}").expect("a string grows");
     }
-    text += &format!("{:?}\n", domain.export());
-    text += &format!("{} frames\n", domain.frames().heap.frames_in_use());
+    writeln!(text, "{:?}", domain.export()).expect("a string grows");
+    writeln!(text, "{} frames", domain.frames().heap.frames_in_use()).expect("a string grows");
     text
 }
