@@ -2,6 +2,7 @@
 
 mod check;
 mod commands;
+mod enforcers;
 mod events;
 mod policy;
 mod report;
