@@ -34,7 +34,7 @@ fn d20_no_large_page_covers_a_restricted_one() {
             guest.set(GIANT + 599, &neighbours);
             // Restrictions that go beside it, and a dirty log that ends, try to merge the region.
             guest.set(GIANT + 599, &[u32::MAX]);
-            for flags in [LOGGING, flags] {
+            for flags in [flags, LOGGING, flags] {
                 guest.change(|domain| domain.set_slot_flags(Normal, slot, flags).expect("a slot"));
                 guest.warm(GIANT + 600);
                 for cpu in 0..3 {
