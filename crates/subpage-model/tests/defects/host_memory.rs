@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use subpage::access::AccessMap;
-use subpage::address::PhysicalWidth;
+use subpage::address::{Gpa, PhysicalWidth};
 use subpage::domain::{Answer, Domain, DomainError, HostError, RetryState, SppEvent};
 use subpage::exit::{Delivery, ExitReason, SppQualification};
 use subpage::frames::HeapFrames;
@@ -117,25 +117,30 @@ fn d4_failed_calls_keep_no_memory() {
 #[test]
 fn d5_each_page_has_the_slot_that_holds_it() {
     let mut guest = Guest::new(stale(), 700);
-    let second = BASE + 700;
-    guest
-        .domain_mut()
-        .add_slot(Normal, SlotId(9), gfns(second, 3), SlotFlags::default())
-        .expect("free");
-    for page in [BASE + 698, BASE + 699, second, second + 2] {
+    let (second, third, end) = (BASE + 700, BASE + 703, BASE + 706);
+    let read_only = SlotFlags { read_only: true, log_dirty: false };
+    for (id, first, flags) in [(8, second, SlotFlags::default()), (9, third, read_only)] {
+        let pages = gfns(first, 3);
+        guest.domain_mut().add_slot(Normal, SlotId(id), pages, flags).expect("free");
+    }
+    for page in [BASE + 698, BASE + 699, second, second + 2, third, third + 2] {
         guest.warm(page);
     }
-    guest.set(BASE + 698, &[!1, !2, !4, !8, !16]);
-    for (page, sub) in (BASE + 698..second + 3).zip(0..) {
+    guest.set(BASE + 698, &[!1, !2, !4, !8, !16, !32, !64]);
+    for (page, sub) in (BASE + 698..third).zip(0..) {
         assert_eq!(guest.get(page), !(1 << sub));
         for cpu in 0..3 {
             guest.denies(cpu, (page << 12) + sub * 128);
             guest.permits(cpu, (page << 12) + (sub + 1) * 128);
         }
     }
-    let beyond = guest.domain_mut().set_access(gfn(second + 2), &of_bits(&[0, 0]));
-    assert_eq!(beyond.err(), Some(DomainError::NoSlot(gfn(second + 3))));
-    assert_eq!(guest.get(second + 2), !16);
+    for page in third..end {
+        let gpa = Gpa::new(page << 12);
+        assert_eq!(guest.write(0, page << 12), Outcome::ReadOnlySlot(gpa), "restricted or not");
+    }
+    let beyond = guest.domain_mut().set_access(gfn(end - 1), &of_bits(&[0, 0]));
+    assert_eq!(beyond.err(), Some(DomainError::NoSlot(gfn(end))));
+    assert_eq!(guest.get(end - 1), u32::MAX);
 }
 
 /// The series removed reverse mappings inside the loop over them; a frame with two mappings was
@@ -232,7 +237,7 @@ fn d9_sub_pages_open_only_what_the_host_has_open() {
     guest.change(|domain| domain.set_slot_flags(Normal, SLOT, read_only).expect("memory"));
     let before = guest.peek::<8>(at(0, 128));
     for cpu in 0..3 {
-        let gpa = subpage::address::Gpa::new(at(0, 128));
+        let gpa = Gpa::new(at(0, 128));
         assert_eq!(guest.write(cpu, gpa.as_u64()), Outcome::ReadOnlySlot(gpa));
     }
     assert_eq!(guest.peek::<8>(at(0, 128)), before);

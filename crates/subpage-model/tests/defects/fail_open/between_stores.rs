@@ -148,6 +148,11 @@ fn d19_a_leaf_is_never_more_than_it_will_be() {
         let page = GIANT + 700;
         set(&mut domain, page, &of_bits(&[!1]));
         set(&mut domain, page + 1, &of_bits(&[0]));
+        if size == PageSize::Size4K {
+            // A neighbour, so that the page's entry is stored into a table in use.
+            let neighbour = host_page(page - 1, size);
+            domain.map(Normal, gfn(page - 1), neighbour).expect("memory");
+        }
         let roots = roots(&domain);
         let allowed = Rc::new(Cell::new(0));
         let counter = Rc::clone(&allowed);
