@@ -9,13 +9,14 @@ use subpage::domain::{Answer, Domain, DomainError, HostError, RetryState, SppEve
 use subpage::exit::{Delivery, ExitReason, SppQualification};
 use subpage::frames::HeapFrames;
 use subpage::level::PageSize;
+use subpage::rules::Action;
 use subpage::slots::{SlotFlags, SlotId};
 use subpage::uapi::{self, Errno};
 use subpage_model::{EntryError, Features, Outcome, Setup};
 
 use crate::guest::{
     BASE, Guest, LOGGING, Normal, REGION, SLOT, Smm, at, bytes, features, get, gfn, gfns,
-    host_page, of_bits, stale, write_of, write_violation,
+    host_page, of_bits, rule, stale, write_of, write_violation,
 };
 use crate::requests::Request;
 use crate::watched::{Watch, WatchedFrames};
@@ -243,6 +244,27 @@ fn d9_sub_pages_open_only_what_the_host_has_open() {
     assert_eq!(guest.peek::<8>(at(0, 128)), before);
     let decision = guest.domain().check_write(Normal, bytes(at(0, 128), 8));
     assert!(!decision.permits());
+}
+
+/// D9 for writes that no table can let through: before one is emulated, the host has broken the
+/// sharing of every page that it touches.
+#[test]
+fn d9_emulated_writes_wait_for_the_host_too() {
+    let mut guest = Guest::new(Setup { page_size: PageSize::Size4K, ..stale() }, 16);
+    guest.add_rule(rule(bytes(at(1, 0) - 4, 4), Action::Log));
+    for page in 0..2 {
+        guest.warm(BASE + page);
+    }
+    for (shared, start) in [(0, at(1, 0) - 4), (0, at(1, 0) - 8), (1, at(1, 0) - 4)] {
+        let page = gfns(BASE + shared, 1);
+        guest.change(|domain| domain.protect(Normal, page, false).expect("memory"));
+        let demand = guest.traps().demand;
+        let outcome = guest.write(0, start);
+        assert!(matches!(outcome, Outcome::Reported { .. }), "{outcome:?}");
+        assert_eq!(guest.traps().demand, demand + 1, "page {shared}, {start:#x}");
+        let leaf = guest.domain().mapping(Normal, page.first()).expect("mapped").entry;
+        assert!(leaf.host_writable());
+    }
 }
 
 /// Enabling took no lock. Here it takes the domain itself, so callers cannot meet inside.

@@ -73,8 +73,9 @@ fn d13_every_processor_and_mode_has_the_one_root() {
     let mut guest = Guest::new(stale(), 16);
     guest.domain_mut().add_slot(Smm, SLOT, gfns(BASE, 16), SlotFlags::default()).expect("free");
     guest.domain_mut().map(Smm, gfn(BASE), host_page(BASE, PageSize::Size4K)).expect("memory");
-    // The second page keeps the region's tables in place when the first is opened.
-    guest.set(BASE, &[!1, 0]);
+    // The second page keeps the region's tables in place while the first is open.
+    guest.set(BASE + 1, &[0]);
+    guest.set(BASE, &[!1]);
     guest.warm(BASE);
     for map in [!2, !4, u32::MAX, !8, 0, u32::MAX, 0, 5] {
         assert_eq!(guest.roots(Normal).sppt, guest.roots(Smm).sppt);
