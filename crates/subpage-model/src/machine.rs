@@ -5,7 +5,7 @@
 //! retries stale translations, emulates what tables cannot express, invalidates on every CPU before
 //! a change counts as made.
 
-use subpage::address::{ByteRange, Gpa, Hpa};
+use subpage::address::{ByteRange, GfnRange, Gpa, Hpa};
 use subpage::domain::{
     Answer, Decision, Denial, Domain, EptViolation, HostError, HostPage, Observer, ProcessorUse,
     RetryState, SppEvent,
@@ -302,16 +302,7 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
                 self.traps.demand += 1;
                 return self.map_page(gpa).err();
             }
-            Answer::MakeWritable(gpa) => {
-                self.traps.demand += 1;
-                let page = subpage::address::GfnRange::one(gpa.gfn());
-                match self.domain.protect(space, page, true) {
-                    Ok(token) => {
-                        let _done = self.complete(token);
-                    }
-                    Err(_) => return Some(Outcome::Failed(HostError::OutOfMemory)),
-                }
-            }
+            Answer::MakeWritable(gpa) => return self.make_writable(gpa).err(),
             Answer::Emulate | Answer::PageWalk { .. } => {
                 self.traps.emulated += 1;
                 return Some(self.emulate(access, bytes));
@@ -337,11 +328,15 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
         let range = ByteRange::new(access.first().gpa(), access.length() as u64)
             .expect("an access lies in the address space");
         // The host side of an emulated write needs the pages, like the processor's.
+        let permitted = self.domain.check_write(AddressSpace::Normal, range).permits();
         for piece in access.pieces() {
             let gpa = piece.gpa();
-            if self.domain.mapping(AddressSpace::Normal, gpa.gfn()).is_none()
-                && let Err(outcome) = self.map_page(gpa)
-            {
+            let ready = match self.domain.mapping(AddressSpace::Normal, gpa.gfn()) {
+                None => self.map_page(gpa),
+                Some(place) if permitted && !place.entry.host_writable() => self.make_writable(gpa),
+                Some(_) => Ok(()),
+            };
+            if let Err(outcome) = ready {
                 return outcome;
             }
         }
@@ -397,6 +392,18 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
             });
         }
         self.roots
+    }
+
+    /// Does what a host does to let the guest write a page: breaks its sharing, copies it.
+    fn make_writable(&mut self, gpa: Gpa) -> Result<(), Outcome> {
+        self.traps.demand += 1;
+        let page = GfnRange::one(gpa.gfn());
+        let token = self
+            .domain
+            .protect(AddressSpace::Normal, page, true)
+            .map_err(|_| Outcome::Failed(HostError::OutOfMemory))?;
+        let _done = self.complete(token);
+        Ok(())
     }
 
     /// Maps the largest page around `gpa` that its slot and what is mapped already allow.

@@ -169,10 +169,11 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
                 self.report(&denial);
                 Ok(Answer::Deny(denial))
             }
-            Decision::Reported { .. } => Ok(Answer::Emulate),
             Decision::NotMapped { at } => Ok(Answer::NoSlot(at)),
             Decision::NotEligible { at } => Ok(Answer::ReadOnlySlot(at)),
-            Decision::Allowed if !place.entry.host_writable() => Ok(Answer::MakeWritable(gpa)),
+            // Also before an emulation, which would write the shared page itself (D9).
+            _ if !place.entry.host_writable() => Ok(Answer::MakeWritable(gpa)),
+            Decision::Reported { .. } => Ok(Answer::Emulate),
             Decision::Allowed => self.open_for(retry, exit, write),
         }
     }
