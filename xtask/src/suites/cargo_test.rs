@@ -24,11 +24,7 @@ pub(super) fn unit(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
 }
 
 pub(super) fn concurrency(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
-    let test = "crates/subpage/tests/loom.rs";
-    if let Some(skipped) = absent(session, plan, test)? {
-        return Ok(skipped);
-    }
-    let mut command = plan.cargo(&["test", "--release", "--package", "subpage", "--test", "loom"]);
+    let mut command = plan.cargo(&["test", "--package", "subpage", "--test", "loom"]);
     let own = env::var("RUSTFLAGS").unwrap_or_default();
     command
         .env("RUSTFLAGS", format!("{own} --cfg loom").trim_start())
@@ -36,37 +32,16 @@ pub(super) fn concurrency(session: &mut Session<'_>, plan: &Plan) -> Result<Coun
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         // Other flags in the usual directory would build everything anew each time.
         .env("CARGO_TARGET_DIR", plan.workspace.separate_target("loom"));
-    checks_on(&mut command);
     let count = run(session, plan, command)?;
     at_least_one(session, plan, count)
 }
 
 pub(super) fn property(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
-    let test = "crates/subpage-model/tests/property.rs";
-    if let Some(skipped) = absent(session, plan, test)? {
-        return Ok(skipped);
-    }
-    let mut command =
-        plan.cargo(&["test", "--release", "--package", "subpage-model", "--test", "property"]);
+    // The test profile is optimised and has every check on.
+    let mut command = plan.cargo(&["test", "--package", "subpage-model", "--test", "property"]);
     command.env("SUBPAGE_PROPERTY_OPERATIONS", PROPERTY_OPERATIONS);
-    checks_on(&mut command);
     let count = run(session, plan, command)?;
     at_least_one(session, plan, count)
-}
-
-/// Fast, and still stops at a broken invariant or a number that wraps.
-fn checks_on(command: &mut Command) {
-    command.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
-    command.env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true");
-}
-
-/// Says so, and counts it, where a suite's only file is not there.
-fn absent(session: &mut Session<'_>, plan: &Plan, test: &str) -> Result<Option<Count>> {
-    if plan.workspace.root().join(test).exists() {
-        return Ok(None);
-    }
-    session.say(&format!("   skipped: there is no {test} yet"))?;
-    Ok(Some(Count::SKIPPED))
 }
 
 fn run(session: &mut Session<'_>, plan: &Plan, mut command: Command) -> Result<Count> {

@@ -117,7 +117,7 @@ fn check(recorded: &Recorded, path: &Path) {
 }
 
 #[test]
-fn a_program_and_its_names_wherever_it_is_loaded() {
+fn needs_valgrind_a_program_and_its_names_wherever_it_is_loaded() {
     if !(have("valgrind") && have("cc")) {
         return;
     }
@@ -141,7 +141,7 @@ fn a_program_and_its_names_wherever_it_is_loaded() {
 
 /// Everything the program does ends before the first text would be read without care.
 #[test]
-fn a_program_of_a_few_instructions_has_names() {
+fn needs_valgrind_a_program_of_a_few_instructions_has_names() {
     if !(have("valgrind") && have("cc")) {
         return;
     }
@@ -172,7 +172,7 @@ fn a_program_of_a_few_instructions_has_names() {
 }
 
 #[test]
-fn forked_children_do_not_mix_in() {
+fn needs_valgrind_forked_children_do_not_mix_in() {
     if !(have("valgrind") && have("cc")) {
         return;
     }
@@ -216,7 +216,7 @@ fn forked_children_do_not_mix_in() {
 }
 
 #[test]
-fn a_program_that_is_killed_says_so_and_its_writes_are_kept() {
+fn needs_valgrind_a_program_that_is_killed_says_so_and_its_writes_are_kept() {
     if !(have("valgrind") && have("cc")) {
         return;
     }
@@ -230,7 +230,7 @@ fn a_program_that_is_killed_says_so_and_its_writes_are_kept() {
 }
 
 #[test]
-fn a_stop_on_request_leaves_nothing() {
+fn needs_valgrind_a_stop_on_request_leaves_nothing() {
     if !(have("valgrind") && have("cc")) {
         return;
     }
@@ -276,7 +276,7 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
-fn a_program_that_valgrind_cannot_start_leaves_nothing() {
+fn needs_valgrind_a_program_that_valgrind_cannot_start_leaves_nothing() {
     if !have("valgrind") {
         return;
     }
