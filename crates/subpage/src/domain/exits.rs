@@ -89,6 +89,7 @@ pub enum Answer {
     /// The processor was updating accessed or dirty flags in a guest paging structure that lies in
     /// a restricted page. That is no write of the guest's: set the flags in software, or, if
     /// `on_every_walk`, step over the instruction, since the processor would trap on reads too.
+    /// The page counts as dirty and the entry's sub-page as written.
     PageWalk {
         /// Address of the paging-structure entry.
         gpa: Gpa,
@@ -216,7 +217,9 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         if self.slots[exit.space.index()].find(gfn).is_some_and(|slot| slot.dirty.is_some()) {
             self.split_for_dirty(exit.space, gfn)?;
         }
-        self.mark_dirty(exit.space, gfn);
+        // The flags lie in the addressed byte or in one of the same entry, so of its sub-page.
+        let entry = ByteRange::new(exit.gpa, 1).expect("one byte");
+        self.note_written(exit.space, entry)?;
         let Some(place) = self.mapping(exit.space, gfn) else { return Ok(Answer::Map(exit.gpa)) };
         if place.entry.write() {
             let fresh = retry.may_retry(exit.rip, exit.gpa);
