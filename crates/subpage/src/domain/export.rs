@@ -329,22 +329,29 @@ impl Reader<'_> {
 
     fn tracking(&mut self, count: u32, next: u64) -> Result<Tracking, ImportError> {
         let mut tracking = Tracking::default();
+        let mut ids = Vec::new();
         let mut last = None;
         for record in 0..count as usize {
             let raw: TrackRecord = self.take()?;
             let range = read_range(raw.first.get(), raw.bytes.get())?;
             self.spend_pages(range.gfns())?;
-            let ascending = last.replace(range.last()).is_none_or(|last| last < range.first());
+            let pages = range.gfns();
+            let apart = last.replace(pages.last()).is_none_or(|last| last < pages.first());
             let id = TrackId(raw.id.get());
-            let taken = tracking.get(id).is_some() || tracking.overlap(range).is_some();
-            if !ascending || taken || id.0 >= next {
+            if !apart || id.0 >= next {
                 return Err(ImportError::Record { what: "tracked range", record });
             }
+            ids.try_reserve(1).map_err(|_| OutOfFrames)?;
+            ids.push(id);
             let written = self.written(raw.written_pages.get(), range, record)?;
             tracking.add(id, range, |gfn| {
                 let at = written.binary_search_by_key(&gfn, |(page, _)| *page);
                 at.map_or(AccessMap::NONE, |at| written[at].1)
             })?;
+        }
+        ids.sort_unstable();
+        if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(ImportError::Record { what: "tracked range's number (twice)", record: 0 });
         }
         Ok(tracking)
     }
