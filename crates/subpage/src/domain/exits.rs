@@ -25,7 +25,12 @@ pub struct EptViolation {
     pub gla: u64,
     /// Instruction pointer of the guest, to tell a repeated trap from a new one.
     pub rip: u64,
-    /// Length of the access in bytes, if the backend has decoded the instruction.
+    /// How many guest-physical bytes from `gpa` on the access has, if the backend has decoded the
+    /// instruction.
+    ///
+    /// Cut it at the end of the page unless the access is known to go on in the next
+    /// guest-physical page: what follows a linear page need not be its neighbour, and a permitted
+    /// write would be denied for a page that it never touches. The part cut off has its own trap.
     pub length: Option<u64>,
     /// The address space the guest was in.
     pub space: AddressSpace,
