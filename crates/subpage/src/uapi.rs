@@ -92,16 +92,20 @@ struct Request {
     pages: usize,
 }
 
-fn read_header(memory: &mut impl RequestMemory) -> Result<Request, Errno> {
+/// Reads the header; none if the request is for no page, wherever it points.
+fn read_header(memory: &mut impl RequestMemory) -> Result<Option<Request>, Errno> {
     let mut bytes = [0; HEADER_BYTES];
     memory.read(0, &mut bytes).map_err(|Fault| Errno::Fault)?;
     let header = Header::read_from_bytes(&bytes).map_err(|_| Errno::Fault)?;
     if header.flags.get() != 0 || header.npages.get() > MAX_PAGES {
         return Err(Errno::Invalid);
     }
-    let first = Gfn::try_new(header.gfn_base.get()).map_err(|_| Errno::Invalid)?;
     let pages = usize::try_from(header.npages.get()).map_err(|_| Errno::Invalid)?;
-    Ok(Request { first, pages })
+    if pages == 0 {
+        return Ok(None);
+    }
+    let first = Gfn::try_new(header.gfn_base.get()).map_err(|_| Errno::Invalid)?;
+    Ok(Some(Request { first, pages }))
 }
 
 fn maps_of(pages: usize) -> Result<Vec<AccessMap>, Errno> {
@@ -129,10 +133,7 @@ pub fn get_access<F: TableFrames, O: Observer>(
     if domain.sppt().is_none() {
         return Err(Errno::NoDevice);
     }
-    let request = read_header(memory)?;
-    if request.pages == 0 {
-        return Ok(0);
-    }
+    let Some(request) = read_header(memory)? else { return Ok(0) };
     let mut maps = maps_of(request.pages)?;
     let mut bytes = bytes_of(request.pages)?;
     domain.get_access(request.first, &mut maps)?;
@@ -154,10 +155,7 @@ pub fn set_access<F: TableFrames, O: Observer>(
     if domain.sppt().is_none() {
         return Err(Errno::NoDevice);
     }
-    let request = read_header(memory)?;
-    if request.pages == 0 {
-        return Ok((0, Invalidation::none()));
-    }
+    let Some(request) = read_header(memory)? else { return Ok((0, Invalidation::none())) };
     let mut maps = maps_of(request.pages)?;
     let mut bytes = bytes_of(request.pages)?;
     memory.read(HEADER_BYTES, &mut bytes).map_err(|Fault| Errno::Fault)?;

@@ -25,7 +25,12 @@ pub struct EptViolation {
     pub gla: u64,
     /// Instruction pointer of the guest, to tell a repeated trap from a new one.
     pub rip: u64,
-    /// Length of the access in bytes, if the backend has decoded the instruction.
+    /// How many guest-physical bytes from `gpa` on the access has, if the backend has decoded the
+    /// instruction.
+    ///
+    /// Cut it at the end of the page unless the access is known to go on in the next
+    /// guest-physical page: what follows a linear page need not be its neighbour, and a permitted
+    /// write would be denied for a page that it never touches. The part cut off has its own trap.
     pub length: Option<u64>,
     /// The address space the guest was in.
     pub space: AddressSpace,
@@ -89,6 +94,7 @@ pub enum Answer {
     /// The processor was updating accessed or dirty flags in a guest paging structure that lies in
     /// a restricted page. That is no write of the guest's: set the flags in software, or, if
     /// `on_every_walk`, step over the instruction, since the processor would trap on reads too.
+    /// The page counts as dirty and the entry's sub-page as written.
     PageWalk {
         /// Address of the paging-structure entry.
         gpa: Gpa,
@@ -216,7 +222,9 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         if self.slots[exit.space.index()].find(gfn).is_some_and(|slot| slot.dirty.is_some()) {
             self.split_for_dirty(exit.space, gfn)?;
         }
-        self.mark_dirty(exit.space, gfn);
+        // The flags lie in the addressed byte or in one of the same entry, so of its sub-page.
+        let entry = ByteRange::new(exit.gpa, 1).expect("one byte");
+        self.note_written(exit.space, entry)?;
         let Some(place) = self.mapping(exit.space, gfn) else { return Ok(Answer::Map(exit.gpa)) };
         if place.entry.write() {
             let fresh = retry.may_retry(exit.rip, exit.gpa);

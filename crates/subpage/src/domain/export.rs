@@ -4,8 +4,8 @@
 //! [`MapRecord`] and [`TrackRecord`] with [`WrittenRecord`]s, each list ascending, then a CRC-32
 //! (ISO-HDLC) of everything before it. Access maps are those of pages that do not have the initial
 //! map, as they are underneath rules. The bytes are hostile input: lengths are checked against the
-//! counts before anything is reserved, so an import never holds more than a small multiple of its
-//! input.
+//! counts and pages against what the caller allows before anything is reserved, so an import never
+//! holds more than a small multiple of its input, and tables for the allowed pages.
 
 use alloc::vec::Vec;
 
@@ -99,7 +99,7 @@ pub enum ImportError {
         /// Which record of its list, from 0.
         record: usize,
     },
-    /// Its rules and tracked ranges hold more pages than the caller allows.
+    /// Its rules, maps and tracked ranges hold more pages than the caller allows.
     #[error("exported state is about more pages than allowed")]
     TooManyPages,
     /// The domain has rules, maps or tracking already; import into a fresh one.
@@ -282,8 +282,8 @@ impl Reader<'_> {
         Ok(record)
     }
 
-    fn spend_pages(&mut self, range: ByteRange) -> Result<(), ImportError> {
-        let left = self.pages_left.checked_sub(range.gfns().pages());
+    fn spend_pages(&mut self, range: GfnRange) -> Result<(), ImportError> {
+        let left = self.pages_left.checked_sub(range.pages());
         self.pages_left = left.ok_or(ImportError::TooManyPages)?;
         Ok(())
     }
@@ -294,7 +294,7 @@ impl Reader<'_> {
         for record in 0..count as usize {
             let raw: RuleRecord = self.take()?;
             let active = raw.read(record)?;
-            self.spend_pages(active.rule.range)?;
+            self.spend_pages(active.rule.range.gfns())?;
             let key = (active.rule.range.first(), active.id);
             if active.id.0 >= next || last.replace(key).is_some_and(|last| last >= key) {
                 return Err(ImportError::Record { what: "rule number or order", record });
@@ -315,6 +315,7 @@ impl Reader<'_> {
             }
             let raw: MapRecord = self.take()?;
             let gfn = Gfn::try_new(raw.gfn.get()).map_err(DomainError::from)?;
+            self.spend_pages(GfnRange::one(gfn))?;
             let map = AccessMap::from_bits(raw.map.get());
             let ascending = maps.last().is_none_or(|(last, _)| *last < gfn);
             if !ascending || map.is_unrestricted() {
@@ -328,22 +329,29 @@ impl Reader<'_> {
 
     fn tracking(&mut self, count: u32, next: u64) -> Result<Tracking, ImportError> {
         let mut tracking = Tracking::default();
+        let mut ids = Vec::new();
         let mut last = None;
         for record in 0..count as usize {
             let raw: TrackRecord = self.take()?;
             let range = read_range(raw.first.get(), raw.bytes.get())?;
-            self.spend_pages(range)?;
-            let ascending = last.replace(range.last()).is_none_or(|last| last < range.first());
+            self.spend_pages(range.gfns())?;
+            let pages = range.gfns();
+            let apart = last.replace(pages.last()).is_none_or(|last| last < pages.first());
             let id = TrackId(raw.id.get());
-            let taken = tracking.get(id).is_some() || tracking.overlap(range).is_some();
-            if !ascending || taken || id.0 >= next {
+            if !apart || id.0 >= next {
                 return Err(ImportError::Record { what: "tracked range", record });
             }
+            ids.try_reserve(1).map_err(|_| OutOfFrames)?;
+            ids.push(id);
             let written = self.written(raw.written_pages.get(), range, record)?;
             tracking.add(id, range, |gfn| {
                 let at = written.binary_search_by_key(&gfn, |(page, _)| *page);
                 at.map_or(AccessMap::NONE, |at| written[at].1)
             })?;
+        }
+        ids.sort_unstable();
+        if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(ImportError::Record { what: "tracked range's number (twice)", record: 0 });
         }
         Ok(tracking)
     }

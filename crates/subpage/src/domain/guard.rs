@@ -16,7 +16,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         self.add_rules(&[rule])
     }
 
-    /// Adds rules, all or none. They get consecutive numbers; the first is returned.
+    /// Adds rules, all or none. They get consecutive numbers; the first is returned (with no rule,
+    /// the number that the next one will get).
     ///
     /// A rule may guard addresses that no slot holds: rules belong to guest-physical addresses, so
     /// memory that is added later is guarded from its first moment. Fails if permissions are not

@@ -11,9 +11,6 @@ use crate::invalidate::Invalidation;
 use crate::level::{Level, PageSize};
 use crate::slots::{AddressSpace, DirtyBitmap, Slot, SlotError, SlotFlags, SlotId};
 
-/// Tables that splitting at both ends of a range can need: 1 GiB to 2 MiB to 4 KiB, twice.
-const SPLITS_AT_ENDS: usize = 4;
-
 /// A page of host memory to map, as the host offers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostPage {
@@ -177,7 +174,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         range: GfnRange,
         writable: bool,
     ) -> Result<Invalidation, DomainError> {
-        let splits = self.tables.take_split_tables(SPLITS_AT_ENDS)?;
+        let count = self.tables.splits_at_ends(space, range);
+        let splits = self.tables.take_split_tables(count)?;
         self.tables.split_at_ends(space, &self.slots, range, splits);
         let mut tightened = false;
         self.tables.for_each_leaf(space, range, |tables, place, gfn| {
@@ -370,9 +368,9 @@ impl<F: TableFrames> Tables<F> {
         range: GfnRange,
     ) -> Result<Invalidation, DomainError> {
         let Some(ept) = self.epts[space.index()] else { return Ok(Invalidation::none()) };
-        let splits = self.take_split_tables(SPLITS_AT_ENDS)?;
+        let splits = self.take_split_tables(self.splits_at_ends(space, range))?;
         let tables = self.count_tables(ept.root(), Level::L4, Gfn::new(0), range);
-        if let Err(error) = self.reserve_retired(tables + SPLITS_AT_ENDS) {
+        if let Err(error) = self.reserve_retired(tables + splits.len()) {
             for frame in splits {
                 self.frames.release(frame);
             }
@@ -383,7 +381,28 @@ impl<F: TableFrames> Tables<F> {
         Ok(self.token(cleared))
     }
 
-    /// Splits the large leaves that lie across an end of `range`, and gives back unused tables.
+    /// How many tables [`split_at_ends`](Self::split_at_ends) needs, 0 to 4: whoever frees memory
+    /// must not need some first.
+    fn splits_at_ends(&self, space: AddressSpace, range: GfnRange) -> usize {
+        let Some(ept) = self.epts[space.index()] else { return 0 };
+        let mut count = 0;
+        for (end, split_before) in [(range.first(), None), (range.last(), Some(range.first()))] {
+            let place = ept.find(&self.frames, end);
+            let mut level = Some(place.level).filter(|_| place.leaf_size().is_some());
+            while let Some(here) = level {
+                let start = here.region_start(end);
+                let whole = GfnRange::new(start, here.frames()).expect("a region");
+                if range.covers(whole) {
+                    break;
+                }
+                count += usize::from(!split_before.is_some_and(|gfn| whole.contains(gfn)));
+                level = here.below();
+            }
+        }
+        count
+    }
+
+    /// Splits the large leaves that lie across an end of `range`.
     fn split_at_ends(
         &mut self,
         space: AddressSpace,
@@ -403,9 +422,7 @@ impl<F: TableFrames> Tables<F> {
                 self.split_once(space, slots, place, start, &mut splits);
             }
         }
-        for frame in splits {
-            self.frames.release(frame);
-        }
+        assert!(splits.is_empty(), "every table that was planned for a split is used");
     }
 
     fn children(

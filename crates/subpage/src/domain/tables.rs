@@ -29,7 +29,8 @@ pub(crate) trait Change {
 
     /// The same for consecutive pages from `first`: replaces old vectors by new ones.
     fn vectors(&self, first: Gfn, vectors: &mut [u64]) {
-        for (gfn, vector) in (first.as_u64()..).map(Gfn::new).zip(vectors) {
+        // The run comes first: no frame beyond its last one is made, which need not exist.
+        for (vector, gfn) in vectors.iter_mut().zip((first.as_u64()..).map(Gfn::new)) {
             *vector = self.vector(gfn, stored_vector(*vector)).bits();
         }
     }
@@ -41,7 +42,7 @@ pub(crate) trait Change {
 
     /// The same for consecutive pages from `first`.
     fn applied_run(&mut self, first: Gfn, old: &[u64], new: &[u64]) {
-        for (gfn, (old, new)) in (first.as_u64()..).map(Gfn::new).zip(old.iter().zip(new)) {
+        for ((old, new), gfn) in old.iter().zip(new).zip((first.as_u64()..).map(Gfn::new)) {
             self.applied(gfn, stored_vector(*old), stored_vector(*new));
         }
     }

@@ -45,7 +45,8 @@ impl RuleSet {
     pub(crate) fn of(rules: &[Rule], first: RuleId) -> Result<Self, OutOfFrames> {
         let mut set = Self::default();
         set.reserve(rules.len())?;
-        for (number, rule) in (first.0..).zip(rules) {
+        // The rules come first: no number beyond the last one is made, which need not exist.
+        for (rule, number) in rules.iter().zip(first.0..) {
             set.rules.push(ActiveRule { id: RuleId(number), rule: *rule, spent: false });
         }
         set.reindex();

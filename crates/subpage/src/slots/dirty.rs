@@ -60,7 +60,10 @@ impl DirtyBitmap {
     pub fn iter(&self) -> impl Iterator<Item = Gfn> + '_ {
         self.words.iter().enumerate().flat_map(move |(at, word)| {
             let base = self.pages.first().as_u64() + at as u64 * 64;
-            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| Gfn::new(base + bit))
+            // Most words are 0 in a large slot; such a word costs one comparison.
+            let nonzero = |word: u64| (word != 0).then_some(word);
+            core::iter::successors(nonzero(*word), move |rest| nonzero(rest & (rest - 1)))
+                .map(move |rest| Gfn::new(base + u64::from(rest.trailing_zeros())))
         })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A change runs in two passes over the same pages. [`SpptPlan::make`] takes every frame that the
 //! second pass will link; if one is missing, those taken go back and nothing has happened (C2). The
-//! second pass, [`Sppt::edit_region`], consumes them in the same order.
+//! second pass, [`Sppt::link_region`], consumes them in the same order.
 
 use alloc::vec::Vec;
 
@@ -180,10 +180,10 @@ impl SpptPlan {
 }
 
 impl Sppt {
-    /// Makes sure that the region has an L1 table; a new one is complete before it is linked (D18)
-    /// and permits everything.
+    /// Gives the region an L1 table, unless it has one.
     ///
-    /// `write` is called with the table before it is linked, if it is new.
+    /// `write` is called with the new table, in which every page is unrestricted, before it is
+    /// linked: a table is complete before a processor can see it (D18).
     pub(crate) fn link_region<F: TableFrames>(
         self,
         frames: &mut F,
@@ -245,7 +245,7 @@ impl Sppt {
         true
     }
 
-    /// Stores one vector in a region that has an L1 table, and returns the old one.
+    /// Stores one vector in a region's L1 table.
     pub(crate) fn store_vector<F: TableFrames>(
         frames: &mut F,
         table: TableFrame,

@@ -3,7 +3,7 @@
 use super::SpptEntry;
 use crate::access::{AccessMap, SppVector, compress_into};
 use crate::address::{Gfn, GfnRange};
-use crate::frames::{ENTRIES, EntryIndex, OutOfFrames, TableFrame, TableFrames};
+use crate::frames::{EntryIndex, OutOfFrames, TableFrame, TableFrames};
 use crate::level::Level;
 
 /// Entries that are copied out of a table at a time where they cannot be read in place.
@@ -116,7 +116,8 @@ fn next_restricted_below<F: TableFrames>(
     from: Gfn,
 ) -> Option<Gfn> {
     let start = from.as_u64().saturating_sub(base.as_u64()) >> level.order();
-    for index in EntryIndex::all().skip(usize::try_from(start).unwrap_or(ENTRIES)) {
+    let first = u16::try_from(start).ok().and_then(EntryIndex::new)?;
+    for index in first.onwards() {
         let gfn = Gfn::new(base.as_u64() + index.get() as u64 * level.frames());
         let raw = frames.load(table, index);
         let found = match (level.below(), SpptEntry::from(raw).table()) {

@@ -7,6 +7,7 @@ mod export;
 mod failures;
 mod guest;
 mod mapping;
+mod review;
 mod rules;
 mod slots;
 mod tracking;
