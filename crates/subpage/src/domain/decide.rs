@@ -1,8 +1,10 @@
 //! The decision about a write: one function for the processor's, the trapped, the emulated and the
 //! device model's (design decision 6, contract C4).
 
+use core::hint::select_unpredictable;
+
 use super::{Domain, DomainError, Observer};
-use crate::access::{AccessMap, SUB_PAGE_BYTES};
+use crate::access::{AccessMap, SUB_PAGE_BYTES, SppVector};
 use crate::address::{ByteRange, Gpa};
 use crate::frames::TableFrames;
 use crate::rules::{Action, RuleId};
@@ -87,6 +89,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// Looks at every sub-page the write touches, across page ends. The hardware's own rule is the
     /// same: a write proceeds only if the bit of every touched sub-page is 1 (SDM Vol. 3C,
     /// "Determining an Access's Sub-Page Write Permission"; `spp-facts.md` 1.7).
+    #[inline]
     pub fn check_write(&self, space: AddressSpace, write: ByteRange) -> Decision {
         if write.first().gfn() == write.last().gfn() {
             return self.check_in_page(space, write);
@@ -97,6 +100,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             .fold(Decision::Allowed, Decision::and)
     }
 
+    #[inline]
     fn check_in_page(&self, space: AddressSpace, bytes: ByteRange) -> Decision {
         let gfn = bytes.first().gfn();
         let Some(slot) = self.slots[space.index()].find(gfn) else {
@@ -105,18 +109,16 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         if slot.read_only {
             return Decision::NotEligible { at: bytes.first() };
         }
-        let vector = self.tables.vector(gfn);
-        if vector.is_unrestricted() {
+        let denied = SppVector::touched_by(bytes).without(self.tables.vector(gfn));
+        if self.rules.is_empty() && self.tracking.is_empty() {
+            // Which of the two is the one thing here that no processor can guess.
+            let by_map = denied_by_map(bytes, denied);
+            return select_unpredictable(denied == SppVector::NONE, Decision::Allowed, by_map);
+        }
+        if denied == SppVector::NONE {
             return Decision::Allowed;
         }
-        let mut denied = AccessMap::touched_by(bytes) & !vector.to_map();
-        if !denied.is_empty() && !self.tracking.is_empty() {
-            denied = denied & !self.tracking.armed(gfn);
-        }
-        if denied.is_empty() {
-            return Decision::Allowed;
-        }
-        self.reason(bytes, denied)
+        self.reason(bytes, denied.to_map() & !self.tracking.armed(gfn))
     }
 
     /// Who denies a write to the `denied` sub-pages of its page, if anybody does.
@@ -124,8 +126,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// A rule may be finer than a sub-page: a write that touches none of its bytes is let through.
     fn reason(&self, bytes: ByteRange, denied: AccessMap) -> Decision {
         let gfn = bytes.first().gfn();
-        if self.rules.is_empty() {
-            return denied_by_map(bytes, denied);
+        if denied.is_empty() {
+            return Decision::Allowed;
         }
         let strongest = self.rules.strongest(bytes);
         if let Some(active) = strongest
@@ -140,7 +142,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         }
         let by_map = denied & (self.rules.permitted(gfn) | self.hidden.of(gfn));
         if !by_map.is_empty() {
-            return denied_by_map(bytes, by_map);
+            return denied_by_map(bytes, by_map.into());
         }
         match strongest {
             Some(active) => Decision::Reported {
@@ -192,9 +194,12 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     }
 }
 
-/// The denial of a write by the access map of its page, which denies some sub-page.
-fn denied_by_map(bytes: ByteRange, denied: AccessMap) -> Decision {
+/// The denial of a write by the access map of its page, which denies the sub-pages set in `denied`.
+///
+/// If none is set, the answer means nothing.
+#[inline]
+fn denied_by_map(bytes: ByteRange, denied: SppVector) -> Decision {
     let page = bytes.first().gfn().gpa().as_u64();
-    let first = page + u64::from(denied.bits().trailing_zeros()) * SUB_PAGE_BYTES;
+    let first = page + u64::from(denied.bits().trailing_zeros() / 2 % 32) * SUB_PAGE_BYTES;
     Decision::Denied { rule: None, at: Gpa::new(first).max(bytes.first()), stop: false }
 }

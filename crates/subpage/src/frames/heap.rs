@@ -41,6 +41,7 @@ impl Few {
 
     /// Looks at every place and takes no branch: which place matches is as random as the address,
     /// and a wrong guess costs more than the whole comparison.
+    #[inline]
     fn load(&self, index: EntryIndex) -> u64 {
         self.indices.iter().zip(self.values).fold(self.fill, |found, (at, value)| {
             select_unpredictable(*at == index.0, value, found)
@@ -121,6 +122,7 @@ impl HeapFrames {
             + full * size_of::<[u64; ENTRIES]>()
     }
 
+    #[inline]
     fn slot(&self, frame: TableFrame) -> &Slot {
         &self.slots[position(frame)]
     }
@@ -183,6 +185,7 @@ impl TableFrames for HeapFrames {
         self.free.push(u32::try_from(at).expect("frame numbers fit 32 bits"));
     }
 
+    #[inline]
     fn make_room(&mut self, frame: TableFrame, stores: usize) -> Result<(), OutOfFrames> {
         match self.slot(frame) {
             Slot::Few(few) if usize::from(few.count) + stores > FEW => self.expand(frame),
@@ -199,6 +202,7 @@ impl TableFrames for HeapFrames {
         }
     }
 
+    #[inline]
     fn store(&mut self, frame: TableFrame, index: EntryIndex, value: u64) {
         match &mut self.slots[position(frame)] {
             Slot::Few(few) => {
@@ -224,6 +228,7 @@ impl TableFrames for HeapFrames {
         Ok(())
     }
 
+    #[inline]
     fn load_run(&self, frame: TableFrame, first: EntryIndex, out: &mut [u64]) {
         assert!(first.get() + out.len() <= ENTRIES, "a run leaves its table");
         match self.slot(frame) {
@@ -243,6 +248,7 @@ impl TableFrames for HeapFrames {
         }
     }
 
+    #[inline]
     fn plain(&self, frame: TableFrame) -> Option<&[u64; ENTRIES]> {
         match self.slot(frame) {
             Slot::Full(table) => Some(table),
@@ -251,6 +257,7 @@ impl TableFrames for HeapFrames {
         }
     }
 
+    #[inline]
     fn store_run(&mut self, frame: TableFrame, first: EntryIndex, values: &[u64]) {
         assert!(first.get() + values.len() <= ENTRIES, "a run leaves its table");
         if let Slot::Full(table) = &mut self.slots[position(frame)] {

@@ -10,29 +10,28 @@ use crate::level::Level;
 use crate::slots::AddressSpace;
 use crate::sppt::{Region, Sppt, regions, stored_vector};
 
-/// Binary logarithm of [`RUN`].
-const RUN_ORDER: u32 = 5;
+/// Pages that are changed at a time where a call has so many: their vectors stay in the first-level
+/// cache, and the compiler uses whole vector registers.
+const RUN: usize = 32;
 
-/// Most pages that are changed at a time: their vectors fit the first-level cache with room to spare.
-const RUN: usize = 1 << RUN_ORDER;
-
-/// What a change has done so far.
-#[derive(Default)]
-struct Effect {
+/// A region with an L1 table while a change goes through it.
+struct Edit {
+    /// The L1 table.
+    table: TableFrame,
+    /// The EPT tables that hold the region's leaves, once somebody has asked for them: most changes
+    /// take one partial vector for another, and no leaf has to say anything else.
+    leaves: Option<[Option<TableFrame>; 2]>,
     /// A page or a leaf lost a right.
     tightened: bool,
     /// A page that was restricted became unrestricted.
     opened: bool,
 }
 
-/// Whether a vector permits some sub-pages and not others, so that a leaf consults the SPPT.
-const fn is_partial(vector: u64) -> bool {
-    (vector != SppVector::NONE.bits()) & (vector != SppVector::ALL.bits())
-}
-
-/// Whether all vectors are partial; looks at all of them, which vector units do at once.
-fn all_partial(vectors: &[u64]) -> bool {
-    vectors.iter().fold(true, |all, vector| all & is_partial(*vector))
+/// The kinds of vector that leaves of the EPT tell apart: nothing, everything, or "ask the SPPT".
+const fn same_kind(old: u64, new: u64) -> bool {
+    let none = (old == SppVector::NONE.bits()) == (new == SppVector::NONE.bits());
+    let all = (old == SppVector::ALL.bits()) == (new == SppVector::ALL.bits());
+    none & all
 }
 
 impl<F: TableFrames> Tables<F> {
@@ -49,7 +48,8 @@ impl<F: TableFrames> Tables<F> {
         let mut tightened = false;
         let mut opened = false;
         for region in regions(ranges) {
-            if let Some(table) = sppt.leaf_table(&self.frames, region.start) {
+            let found = plan.sppt.found(region.start);
+            if let Some(table) = found.or_else(|| sppt.leaf_table(&self.frames, region.start)) {
                 let edited = self.edit_region(table, slots, region, change);
                 tightened |= edited.tightened;
                 opened |= edited.opened;
@@ -110,15 +110,24 @@ impl<F: TableFrames> Tables<F> {
         slots: &Slots,
         region: Region<'_>,
         change: &mut impl Change,
-    ) -> Effect {
-        let leaves = AddressSpace::BOTH.map(|space| self.leaf_table(space, region.start));
-        let mut effect = Effect::default();
+    ) -> Edit {
+        let mut edit = Edit { table, leaves: None, tightened: false, opened: false };
         for piece in region.pieces() {
-            for run in piece.aligned_pieces(RUN_ORDER) {
-                self.edit_run(table, leaves, slots, run, change, &mut effect);
+            let mut at = piece.first();
+            let mut rest = piece.pages();
+            while rest != 0 {
+                let pages = if rest < RUN as u64 {
+                    self.edit_run::<1>(&mut edit, slots, at, change);
+                    1
+                } else {
+                    self.edit_run::<RUN>(&mut edit, slots, at, change);
+                    RUN as u64
+                };
+                rest -= pages;
+                at = at.checked_add(pages).unwrap_or(at);
             }
         }
-        effect
+        edit
     }
 
     /// Unlinks the tables of a region without a restricted page, and merges what maps it.
@@ -135,50 +144,67 @@ impl<F: TableFrames> Tables<F> {
         }
     }
 
-    /// Changes a run of pages that have a common L1 table.
-    fn edit_run(
+    /// Changes `N` consecutive pages that have a common L1 table.
+    #[inline]
+    fn edit_run<const N: usize>(
         &mut self,
-        table: TableFrame,
-        leaves: [Option<TableFrame>; 2],
+        edit: &mut Edit,
         slots: &Slots,
-        run: GfnRange,
+        start: Gfn,
         change: &mut impl Change,
-        effect: &mut Effect,
     ) {
-        let first = Level::L1.index(run.first());
-        let pages = usize::try_from(run.pages()).expect("a run is short");
-        let (mut old, mut new) = ([0; RUN], [0; RUN]);
-        let (old, new) = (&mut old[..pages], &mut new[..pages]);
-        self.frames.load_run(table, first, old);
-        new.copy_from_slice(old);
-        change.vectors(run.first(), new);
-        let taken = old.iter().zip(&*new).fold(0, |taken, (old, new)| taken | old & !new);
-        effect.tightened |= taken != 0;
-        // First the pages whose leaf changes. Any other leaf says "ask the SPPT" before and after.
-        let mut leaf_changes = if all_partial(old) && all_partial(new) {
-            0
+        let first = Level::L1.index(start);
+        let (mut copy, mut new) = ([0; N], [0; N]);
+        let old: &[u64; N] = if let Some(entries) = self.frames.plain(edit.table) {
+            entries[first.get()..].first_chunk().expect("a run lies in one table")
         } else {
-            old.iter().zip(&*new).rev().fold(0_u32, |changes, (old, new)| {
-                let asks = is_partial(*old) & is_partial(*new);
-                changes << 1 | u32::from(old != new && !asks)
-            })
+            self.frames.load_run(edit.table, first, &mut copy);
+            &copy
         };
-        while leaf_changes != 0 {
-            let at = leaf_changes.trailing_zeros();
-            leaf_changes &= leaf_changes - 1;
-            let gfn = Gfn::new(run.first().as_u64() + u64::from(at));
+        change.vectors(start, old, &mut new);
+        let pairs = || old.iter().zip(&new);
+        edit.tightened |= pairs().fold(0, |taken, (old, new)| taken | old & !new) != 0;
+        let mut leaf_changes = 0;
+        if !pairs().fold(true, |same, (old, new)| same & same_kind(*old, *new)) {
+            leaf_changes = pairs().rev().fold(0_u32, |changes, (old, new)| {
+                changes << 1 | u32::from(!same_kind(*old, *new))
+            });
+        }
+        change.applied_run(start, old, &new);
+        // First the pages whose leaf changes. Any other leaf says the same before and after.
+        if leaf_changes != 0 {
+            self.edit_leaves(edit, slots, start, &new, leaf_changes);
+        }
+        self.frames.store_run(edit.table, first, &new);
+    }
+
+    /// Changes the leaves of the pages whose bits are set in `changes`, bit 0 for `start`.
+    #[cold]
+    fn edit_leaves(
+        &mut self,
+        edit: &mut Edit,
+        slots: &Slots,
+        start: Gfn,
+        new: &[u64],
+        mut changes: u32,
+    ) {
+        let leaves = *edit
+            .leaves
+            .get_or_insert_with(|| AddressSpace::BOTH.map(|space| self.leaf_table(space, start)));
+        while changes != 0 {
+            let at = changes.trailing_zeros();
+            changes &= changes - 1;
+            let gfn = Gfn::new(start.as_u64() + u64::from(at));
             let new = stored_vector(new[at as usize]);
-            effect.opened |= new.is_unrestricted();
-            if is_partial(new.bits()) {
-                Sppt::store_vector(&mut self.frames, table, gfn, new);
+            edit.opened |= new.is_unrestricted();
+            if !new.is_unrestricted() && new != SppVector::NONE {
+                Sppt::store_vector(&mut self.frames, edit.table, gfn, new);
             }
             for (space, leaves) in AddressSpace::BOTH.into_iter().zip(leaves) {
                 if let Some(leaves) = leaves {
-                    effect.tightened |= self.set_leaf(space, leaves, slots, gfn, new);
+                    edit.tightened |= self.set_leaf(space, leaves, slots, gfn, new);
                 }
             }
         }
-        self.frames.store_run(table, first, new);
-        change.applied_run(run.first(), old, new);
     }
 }

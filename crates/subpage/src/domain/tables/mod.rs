@@ -46,6 +46,7 @@ impl<F: TableFrames> Tables<F> {
     }
 
     /// A page's vector; unrestricted while sub-page permissions are not enabled.
+    #[inline]
     pub(crate) fn vector(&self, gfn: Gfn) -> SppVector {
         self.sppt.map_or(SppVector::ALL, |sppt| sppt.vector(&self.frames, gfn))
     }

@@ -15,14 +15,14 @@ pub(crate) trait Change {
     /// must answer the same both times.
     fn vector(&self, gfn: Gfn, old: SppVector) -> SppVector;
 
-    /// The same for consecutive pages from `first`: replaces old vectors by new ones.
-    fn vectors(&self, first: Gfn, vectors: &mut [u64]) {
-        for (gfn, vector) in (first.as_u64()..).map(Gfn::new).zip(vectors) {
-            *vector = self.vector(gfn, stored_vector(*vector)).bits();
+    /// The same for consecutive pages from `first`; the two slices have the same length.
+    fn vectors(&self, first: Gfn, old: &[u64], new: &mut [u64]) {
+        for (gfn, (old, new)) in (first.as_u64()..).map(Gfn::new).zip(old.iter().zip(new)) {
+            *new = self.vector(gfn, stored_vector(*old)).bits();
         }
     }
 
-    /// Told once for every page, in ascending order, when its new vector is in the tables.
+    /// Told once for every page, in ascending order, while its new vector is put in the tables.
     fn applied(&mut self, gfn: Gfn, old: SppVector, new: SppVector) {
         let _ = (gfn, old, new);
     }
