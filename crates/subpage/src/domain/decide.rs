@@ -1,10 +1,8 @@
 //! The decision about a write: one function for the processor's, the trapped, the emulated and the
 //! device model's (design decision 6, contract C4).
 
-use core::hint::select_unpredictable;
-
 use super::{Domain, DomainError, Observer};
-use crate::access::{AccessMap, SUB_PAGE_BYTES, SppVector};
+use crate::access::{SUB_PAGE_BYTES, SppVector};
 use crate::address::{ByteRange, Gpa};
 use crate::frames::TableFrames;
 use crate::rules::{Action, RuleId};
@@ -91,9 +89,15 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// "Determining an Access's Sub-Page Write Permission"; `spp-facts.md` 1.7).
     #[inline]
     pub fn check_write(&self, space: AddressSpace, write: ByteRange) -> Decision {
-        if write.first().gfn() == write.last().gfn() {
-            return self.check_in_page(space, write);
+        if write.first().gfn() != write.last().gfn() {
+            return self.check_pages(space, write);
         }
+        self.check_in_page(space, write)
+    }
+
+    /// Decides about a write across page ends.
+    #[cold]
+    fn check_pages(&self, space: AddressSpace, write: ByteRange) -> Decision {
         write
             .pages()
             .map(|bytes| self.check_in_page(space, bytes))
@@ -110,22 +114,24 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             return Decision::NotEligible { at: bytes.first() };
         }
         let denied = SppVector::touched_by(bytes).without(self.tables.vector(gfn));
-        if self.rules.is_empty() && self.tracking.is_empty() {
-            // Which of the two is the one thing here that no processor can guess.
-            let by_map = denied_by_map(bytes, denied);
-            return select_unpredictable(denied == SppVector::NONE, Decision::Allowed, by_map);
+        // Asked before `denied`: the domain answers the same every time, and what remains then needs
+        // no branch if the caller wants to know no more than yes or no.
+        if !self.rules.is_empty() || !self.tracking.is_empty() {
+            return self.reason(bytes, denied);
         }
+        if denied == SppVector::NONE { Decision::Allowed } else { denied_by_map(bytes, denied) }
+    }
+
+    /// Who denies a write to sub-pages of its page that the SPPT denies, if anybody does.
+    ///
+    /// A sub-page may be denied there because it is armed. A rule may be finer than a sub-page: a
+    /// write that touches none of its bytes is let through.
+    fn reason(&self, bytes: ByteRange, denied: SppVector) -> Decision {
         if denied == SppVector::NONE {
             return Decision::Allowed;
         }
-        self.reason(bytes, denied.to_map() & !self.tracking.armed(gfn))
-    }
-
-    /// Who denies a write to the `denied` sub-pages of its page, if anybody does.
-    ///
-    /// A rule may be finer than a sub-page: a write that touches none of its bytes is let through.
-    fn reason(&self, bytes: ByteRange, denied: AccessMap) -> Decision {
         let gfn = bytes.first().gfn();
+        let denied = denied.to_map() & !self.tracking.armed(gfn);
         if denied.is_empty() {
             return Decision::Allowed;
         }
@@ -194,12 +200,9 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     }
 }
 
-/// The denial of a write by the access map of its page, which denies the sub-pages set in `denied`.
-///
-/// If none is set, the answer means nothing.
-#[inline]
+/// The denial of a write by the access map of its page, which denies some sub-page.
 fn denied_by_map(bytes: ByteRange, denied: SppVector) -> Decision {
     let page = bytes.first().gfn().gpa().as_u64();
-    let first = page + u64::from(denied.bits().trailing_zeros() / 2 % 32) * SUB_PAGE_BYTES;
+    let first = page + u64::from(denied.bits().trailing_zeros() / 2) * SUB_PAGE_BYTES;
     Decision::Denied { rule: None, at: Gpa::new(first).max(bytes.first()), stop: false }
 }
