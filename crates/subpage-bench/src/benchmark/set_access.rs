@@ -2,7 +2,8 @@
 //!
 //! Half of the work of the series is done at the next write, so a call is timed together with one
 //! write into the region it changed, decided by the tables as the processor does it. Every page of
-//! the guest is restricted and mapped by a 4 KiB leaf.
+//! the guest is restricted and mapped by a 4 KiB leaf. Both sides ask one processor, which is not in
+//! the guest, to invalidate what it holds, whenever their algorithm has to; neither waits.
 
 use std::hint::black_box;
 
@@ -10,6 +11,7 @@ use subpage::access::{AccessMap, SubPage};
 use subpage::address::Gfn;
 use subpage::domain::Domain;
 use subpage::frames::HeapFrames;
+use subpage::invalidate::Shootdown;
 use subpage::slots::AddressSpace;
 
 use crate::dense::Dense;
@@ -28,21 +30,25 @@ const SINGLE_CHANGES: usize = 4096;
 
 /// The same guest on both sides.
 struct Sides {
-    engine: Domain<HeapFrames>,
+    engine: Engine,
     dense: Dense,
+}
+
+/// The engine and the board on which its one processor is asked to invalidate.
+struct Engine {
+    domain: Domain<HeapFrames>,
+    board: Shootdown,
 }
 
 impl Sides {
     fn new(maps: &Maps) -> Self {
-        let mut engine = guest::domain(GIB);
+        let engine = Engine::new();
         let mut dense = Dense::new(&guest::slots(GIB));
-        engine.enable().expect("memory for the root");
         dense.enable();
-        guest::map_all(&mut engine, GIB);
         (0..GIB).for_each(|gfn| dense.map_page(gfn));
         let mut sides = Self { engine, dense };
         for ((first, engine), dense) in maps.calls() {
-            set_engine(&mut sides.engine, first, engine);
+            sides.engine.set_access(first, engine);
             sides.dense.set_access(first, dense).expect("frames of a slot");
         }
         sides
@@ -53,7 +59,7 @@ impl Sides {
         let mut engine = vec![AccessMap::ALL; CALL];
         let mut dense = vec![0; CALL];
         for first in (0..GIB).step_by(CALL) {
-            self.engine.get_access(Gfn::new(first), &mut engine).expect("frames of a slot");
+            self.engine.domain.get_access(Gfn::new(first), &mut engine).expect("frames of a slot");
             self.dense.get_access(first, &mut dense).expect("frames of a slot");
             let same = engine.iter().map(|map| map.bits()).eq(dense.iter().copied());
             assert!(same, "engine and baseline hold different maps from frame {first:#x} on");
@@ -61,7 +67,7 @@ impl Sides {
         for _ in 0..100_000 {
             let (gfn, sub) = (random.u64(..GIB), random.u8(..32));
             assert_eq!(
-                write_engine(&self.engine, gfn, sub),
+                self.engine.write(gfn, sub),
                 self.dense.write(gfn, sub.into()),
                 "engine and baseline decide differently about sub-page {sub} of frame {gfn:#x}"
             );
@@ -94,23 +100,37 @@ impl Maps {
     }
 }
 
-fn set_engine(engine: &mut Domain<HeapFrames>, first: u64, maps: &[AccessMap]) {
-    let token = engine.set_access(Gfn::new(first), maps).expect("frames of a slot");
-    engine.finish(&token.without_processors());
-}
-
-/// Whether the processor lets a write through: the EPT's leaf, then the SPPT if the leaf says so.
-fn write_engine(engine: &Domain<HeapFrames>, gfn: u64, sub_page: u8) -> bool {
-    let gfn = Gfn::new(gfn);
-    let (Some(ept), Some(sppt)) = (engine.ept(AddressSpace::Normal), engine.sppt()) else {
-        return false;
-    };
-    let entry = ept.find(engine.frames(), gfn).entry;
-    if entry.write() || !entry.sub_page_write() {
-        return entry.write();
+impl Engine {
+    fn new() -> Self {
+        let mut domain = guest::domain(GIB);
+        domain.enable().expect("memory for the root");
+        guest::map_all(&mut domain, GIB);
+        Self { domain, board: Shootdown::new(1).expect("memory for one word") }
     }
-    let sub_page = SubPage::new(sub_page).expect("a sub-page of 32");
-    sppt.vector(engine.frames(), gfn).permits(sub_page)
+
+    fn set_access(&mut self, first: u64, maps: &[AccessMap]) {
+        let token = self.domain.set_access(Gfn::new(first), maps).expect("frames of a slot");
+        if token.is_required() {
+            self.board.request(&token);
+        }
+        let done = self.board.poll(token).expect("a processor outside the guest holds nobody up");
+        self.domain.finish(&done);
+    }
+
+    /// Whether the processor lets a write through: the EPT's leaf, then the SPPT if the leaf says so.
+    fn write(&self, gfn: u64, sub_page: u8) -> bool {
+        let gfn = Gfn::new(gfn);
+        let (Some(ept), Some(sppt)) = (self.domain.ept(AddressSpace::Normal), self.domain.sppt())
+        else {
+            return false;
+        };
+        let entry = ept.find(self.domain.frames(), gfn).entry;
+        if entry.write() || !entry.sub_page_write() {
+            return entry.write();
+        }
+        let sub_page = SubPage::new(sub_page).expect("a sub-page of 32");
+        sppt.vector(self.domain.frames(), gfn).permits(sub_page)
+    }
 }
 
 /// Measures [`CALL_NAME`]: calls of 512 pages over 1 GiB, each of which changes every page of one
@@ -140,8 +160,8 @@ fn time_calls(maps: &[Maps; 2]) -> Rounds<2> {
         engine_pass += 1;
         timed(|| {
             for ((first, maps), _) in maps[engine_pass % 2].calls() {
-                set_engine(engine, first, maps);
-                black_box(write_engine(engine, first + 7, 3));
+                engine.set_access(first, maps);
+                black_box(engine.write(first + 7, 3));
             }
         })
     };
@@ -177,8 +197,8 @@ pub(super) fn run_one() -> Vec<Record> {
         timed(|| {
             for (gfn, map) in &changes {
                 let map = AccessMap::from_bits(map.rotate_left(engine_round));
-                set_engine(engine, *gfn, &[map]);
-                black_box(write_engine(engine, *gfn, 3));
+                engine.set_access(*gfn, &[map]);
+                black_box(engine.write(*gfn, 3));
             }
         })
     };

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::slots::{ALL, MemSlot, MemSlots};
 use super::tables::{Tables, VALID};
@@ -21,7 +22,8 @@ pub(crate) struct Dense {
     slots: MemSlots,
     ept: Tables,
     sppt: Tables,
-    flushes: Cell<u64>,
+    /// Flushes that the guest's one processor was asked for; it reads the word meanwhile.
+    flushes: AtomicU64,
 }
 
 /// A frame of a call belongs to no slot, or permissions are not enabled.
@@ -35,7 +37,7 @@ impl Dense {
             slots: MemSlots::new(frames),
             ept: Tables::new(READ | WRITE | EXECUTE),
             sppt: Tables::new(0),
-            flushes: Cell::new(0),
+            flushes: AtomicU64::new(0),
         }
     }
 
@@ -115,13 +117,14 @@ impl Dense {
     /// How often all processors were asked to flush.
     #[cfg(test)]
     pub(crate) fn flushes(&self) -> u64 {
-        self.flushes.get()
+        self.flushes.load(Ordering::Relaxed)
     }
 
-    /// Asks every processor to flush: a call, and none of the interrupts and waiting.
+    /// Asks every processor to flush, and there is one: a call that posts the request in a word which
+    /// the processor shares, and none of the interrupts and waiting.
     #[inline(never)]
     fn flush_processors(&self) {
-        self.flushes.set(self.flushes.get() + 1);
+        self.flushes.fetch_add(1, Ordering::Release);
     }
 }
 

@@ -5,6 +5,7 @@ use core::fmt;
 use thiserror::Error;
 
 use super::{AccessMap, SubPage};
+use crate::address::ByteRange;
 
 /// The odd bits of a vector are reserved and must be 0 (`spp-facts.md` 1.4).
 const RESERVED: u64 = 0xAAAA_AAAA_AAAA_AAAA;
@@ -68,6 +69,23 @@ impl SppVector {
         self.0 >> (2 * sub.index()) & 1 == 1
     }
 
+    /// The vector in which exactly the sub-pages touched by `bytes` are set.
+    ///
+    /// # Panics
+    /// If `bytes` does not lie within one page; callers cut at page ends first.
+    #[inline]
+    pub fn touched_by(bytes: ByteRange) -> Self {
+        assert!(bytes.first().gfn() == bytes.last().gfn(), "bytes of two pages in one vector");
+        let first = 2 * u32::from(SubPage::of(bytes.first()).index());
+        let last = 2 * u32::from(SubPage::of(bytes.last()).index());
+        Self((u64::MAX << first) & (u64::MAX >> (63 - last)) & !RESERVED)
+    }
+
+    /// The sub-pages that are set here and not in `other`.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Whether every sub-page may be written.
     pub const fn is_unrestricted(self) -> bool {
         self.0 == Self::ALL.0
@@ -84,8 +102,8 @@ const fn gather(mut bits: u64) -> u32 {
     (bits | bits >> 16) as u32
 }
 
-/// Entries that [`compress_into`] and [`expand_into`] convert at a time: few enough to stay in the first-level cache,
-/// enough for the compiler to use whole vector registers.
+/// Entries that [`compress_into`] and [`expand_into`] convert at a time: few enough to stay in the
+/// first-level cache, enough for the compiler to use whole vector registers.
 const CHUNK: usize = 32;
 
 /// Gathers a run of raw L1 entries into maps, as fast as memory gives them.
@@ -131,6 +149,7 @@ fn gather_chunk(entries: &[u64; CHUNK], maps: &mut [AccessMap; CHUNK]) {
 ///
 /// # Panics
 /// If the two slices differ in length.
+#[inline]
 pub fn expand_into(maps: &[AccessMap], entries: &mut [u64]) {
     assert_eq!(entries.len(), maps.len(), "one entry per map");
     let (maps, last_maps) = maps.as_chunks::<CHUNK>();
@@ -144,6 +163,7 @@ pub fn expand_into(maps: &[AccessMap], entries: &mut [u64]) {
 }
 
 /// Spreads in lanes of 16 bits, the way back from [`gather_chunk`].
+#[inline]
 fn spread_chunk(maps: &[AccessMap; CHUNK], entries: &mut [u64; CHUNK]) {
     let bytes: [u8; 4 * CHUNK] = zerocopy::transmute!(maps.map(AccessMap::bits));
     let mut lanes = [0_u16; 4 * CHUNK];

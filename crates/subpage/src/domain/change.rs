@@ -62,9 +62,10 @@ impl Change for SetMaps<'_> {
         self.maps[self.at(gfn)].into()
     }
 
-    fn vectors(&self, first: Gfn, vectors: &mut [u64]) {
+    #[inline]
+    fn vectors(&self, first: Gfn, _old: &[u64], new: &mut [u64]) {
         let at = self.at(first);
-        expand_into(&self.maps[at..at + vectors.len()], vectors);
+        expand_into(&self.maps[at..at + new.len()], new);
     }
 
     fn applied_run(&mut self, _first: Gfn, _old: &[u64], _new: &[u64]) {}

@@ -2,7 +2,7 @@
 //! device model's (design decision 6, contract C4).
 
 use super::{Domain, DomainError, Observer};
-use crate::access::{AccessMap, SUB_PAGE_BYTES};
+use crate::access::{SUB_PAGE_BYTES, SppVector};
 use crate::address::{ByteRange, Gpa};
 use crate::frames::TableFrames;
 use crate::rules::{Action, ActiveRule, RuleId};
@@ -87,10 +87,17 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// Looks at every sub-page the write touches, across page ends. The hardware's own rule is the
     /// same: a write proceeds only if the bit of every touched sub-page is 1 (SDM Vol. 3C,
     /// "Determining an Access's Sub-Page Write Permission"; `spp-facts.md` 1.7).
+    #[inline]
     pub fn check_write(&self, space: AddressSpace, write: ByteRange) -> Decision {
-        if write.first().gfn() == write.last().gfn() {
-            return self.check_in_page(space, write);
+        if write.first().gfn() != write.last().gfn() {
+            return self.check_pages(space, write);
         }
+        self.check_in_page(space, write)
+    }
+
+    /// Decides about a write across page ends.
+    #[cold]
+    fn check_pages(&self, space: AddressSpace, write: ByteRange) -> Decision {
         let decision = write
             .pages()
             .map(|bytes| self.check_in_page(space, bytes))
@@ -107,6 +114,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         }
     }
 
+    #[inline]
     fn check_in_page(&self, space: AddressSpace, bytes: ByteRange) -> Decision {
         let gfn = bytes.first().gfn();
         let Some(slot) = self.slots[space.index()].find(gfn) else {
@@ -115,27 +123,27 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         if slot.read_only {
             return Decision::NotEligible { at: bytes.first() };
         }
-        let vector = self.tables.vector(gfn);
-        if vector.is_unrestricted() {
-            return Decision::Allowed;
+        let denied = SppVector::touched_by(bytes).without(self.tables.vector(gfn));
+        // Asked before `denied`: the domain answers the same every time, and what remains then needs
+        // no branch if the caller wants to know no more than yes or no.
+        if !self.rules.is_empty() || !self.tracking.is_empty() {
+            return self.reason(bytes, denied);
         }
-        let mut denied = AccessMap::touched_by(bytes) & !vector.to_map();
-        if !denied.is_empty() && !self.tracking.is_empty() {
-            denied = denied & !self.tracking.armed(gfn);
-        }
-        if denied.is_empty() {
-            return Decision::Allowed;
-        }
-        self.reason(bytes, denied)
+        if denied == SppVector::NONE { Decision::Allowed } else { denied_by_map(bytes, denied) }
     }
 
-    /// Who denies a write to the `denied` sub-pages of its page, if anybody does.
+    /// Who denies a write to sub-pages of its page that the SPPT denies, if anybody does.
     ///
-    /// A rule may be finer than a sub-page: a write that touches none of its bytes is let through.
-    fn reason(&self, bytes: ByteRange, denied: AccessMap) -> Decision {
+    /// A sub-page may be denied there because it is armed. A rule may be finer than a sub-page: a
+    /// write that touches none of its bytes is let through.
+    fn reason(&self, bytes: ByteRange, denied: SppVector) -> Decision {
+        if denied == SppVector::NONE {
+            return Decision::Allowed;
+        }
         let gfn = bytes.first().gfn();
-        if self.rules.is_empty() {
-            return denied_by_map(bytes, denied);
+        let denied = denied.to_map() & !self.tracking.armed(gfn);
+        if denied.is_empty() {
+            return Decision::Allowed;
         }
         let strongest = self.rules.strongest(bytes);
         if let Some(active) = strongest.filter(|active| active.effect() >= Action::Deny) {
@@ -143,7 +151,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         }
         let by_map = denied & (self.rules.permitted(gfn) | self.hidden.of(gfn));
         if !by_map.is_empty() {
-            return denied_by_map(bytes, by_map);
+            return denied_by_map(bytes, by_map.into());
         }
         strongest.map_or(Decision::Allowed, |active| by_rule(active, bytes))
     }
@@ -199,8 +207,8 @@ fn by_rule(active: &ActiveRule, write: ByteRange) -> Decision {
 }
 
 /// The denial of a write by the access map of its page, which denies some sub-page.
-fn denied_by_map(bytes: ByteRange, denied: AccessMap) -> Decision {
+fn denied_by_map(bytes: ByteRange, denied: SppVector) -> Decision {
     let page = bytes.first().gfn().gpa().as_u64();
-    let first = page + u64::from(denied.bits().trailing_zeros()) * SUB_PAGE_BYTES;
+    let first = page + u64::from(denied.bits().trailing_zeros() / 2) * SUB_PAGE_BYTES;
     Decision::Denied { rule: None, at: Gpa::new(first).max(bytes.first()), stop: false }
 }

@@ -58,6 +58,7 @@ impl Ept {
     }
 
     /// Walks like [`find`](Self::find), but no further down than `lowest`.
+    #[inline]
     pub fn find_down_to<F: TableFrames>(self, frames: &F, gfn: Gfn, lowest: Level) -> Place {
         let mut table = self.root;
         let mut level = Level::L4;

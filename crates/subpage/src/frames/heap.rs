@@ -7,7 +7,6 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::hint::select_unpredictable;
 use core::mem;
 
 use super::{ENTRIES, EntryIndex, OutOfFrames, TableFrame, TableFrames};
@@ -16,63 +15,97 @@ use crate::address::{Hpa, PAGE_BYTES};
 /// Exceptions kept in line; with the fill value they make a frame one 64-byte cache line.
 const FEW: usize = 4;
 
+/// Bits that a place takes in [`Few::indices`].
+const PLACE_BITS: usize = 16;
+
+/// The lowest bit of every place.
+const LOW: u64 = 0x0001_0001_0001_0001;
+
+/// The highest bit of every place.
+const HIGH: u64 = LOW << (PLACE_BITS - 1);
+
 /// Index of a place that holds no exception; no entry has it.
-const UNUSED: u16 = u16::MAX;
+const UNUSED: u64 = 0xFFFF;
 
 type Table = Box<[u64; ENTRIES]>;
 
-/// A frame whose entries all hold `fill`, but for `count` exceptions in the first places.
+/// A frame whose entries all hold one value, but for `count` exceptions in the first places.
 #[derive(Clone, Copy)]
 struct Few {
-    fill: u64,
-    values: [u64; FEW],
-    indices: [u16; FEW],
+    /// The values of the exceptions, and last the one that all other entries hold.
+    values: [u64; FEW + 1],
+    /// The indices of the exceptions, 16 bits each, the first in the lowest bits.
+    indices: u64,
     count: u8,
 }
 
 impl Few {
     const fn filled(fill: u64) -> Self {
-        Self { fill, values: [0; FEW], indices: [UNUSED; FEW], count: 0 }
+        Self { values: [fill; FEW + 1], indices: UNUSED * LOW, count: 0 }
     }
 
-    fn position(&self, index: EntryIndex) -> Option<usize> {
-        self.indices.iter().position(|at| *at == index.0)
+    const fn fill(&self) -> u64 {
+        self.values[FEW]
     }
 
-    /// Looks at every place and takes no branch: which place matches is as random as the address,
-    /// and a wrong guess costs more than the whole comparison.
-    fn load(&self, index: EntryIndex) -> u64 {
-        self.indices.iter().zip(self.values).fold(self.fill, |found, (at, value)| {
-            select_unpredictable(*at == index.0, value, found)
-        })
+    /// The place that holds `index`; [`FEW`], where the fill value stands, if none does.
+    ///
+    /// Looks at all places at once and takes no branch: which one matches is as random as the
+    /// address, and a wrong guess costs more than the whole comparison. The lowest place that
+    /// becomes zero is the only one whose highest bit cannot be a borrow from below.
+    #[inline]
+    const fn position(&self, index: EntryIndex) -> usize {
+        let difference = self.indices ^ (index.0 as u64 * LOW);
+        let zero = difference.wrapping_sub(LOW) & !difference & HIGH;
+        zero.trailing_zeros() as usize / PLACE_BITS
+    }
+
+    #[inline]
+    const fn load(&self, index: EntryIndex) -> u64 {
+        self.values[self.position(index)]
+    }
+
+    /// The index in a place.
+    const fn index(&self, place: usize) -> usize {
+        EntryIndex::truncate(self.indices >> (place * PLACE_BITS)).get()
+    }
+
+    fn set_index(&mut self, place: usize, index: u64) {
+        let shift = place * PLACE_BITS;
+        self.indices = self.indices & !(UNUSED << shift) | index << shift;
     }
 
     /// Stores in line; `false` if there is no room left.
     fn store(&mut self, index: EntryIndex, value: u64) -> bool {
-        let last = usize::from(self.count);
+        let count = usize::from(self.count);
         match self.position(index) {
-            Some(at) if value == self.fill => {
-                self.values[at] = self.values[last - 1];
-                self.indices[at] = self.indices[last - 1];
-                self.indices[last - 1] = UNUSED;
-                self.count -= 1;
-            }
-            Some(at) => self.values[at] = value,
-            None if value == self.fill => {}
-            None if last == FEW => return false,
-            None => {
-                self.values[last] = value;
-                self.indices[last] = index.0;
+            FEW if value == self.fill() => {}
+            FEW if count == FEW => return false,
+            FEW => {
+                self.values[count] = value;
+                self.set_index(count, index.0.into());
                 self.count += 1;
             }
+            at if value == self.fill() => {
+                self.values[at] = self.values[count - 1];
+                self.set_index(at, self.index(count - 1) as u64);
+                self.set_index(count - 1, UNUSED);
+                self.count -= 1;
+            }
+            at => self.values[at] = value,
         }
         true
     }
 
+    /// The exceptions: index and value.
+    fn exceptions(&self) -> impl Iterator<Item = (usize, u64)> {
+        (0..usize::from(self.count)).map(|at| (self.index(at), self.values[at]))
+    }
+
     fn write_to(&self, table: &mut [u64; ENTRIES]) {
-        table.fill(self.fill);
-        for at in 0..usize::from(self.count) {
-            table[usize::from(self.indices[at])] = self.values[at];
+        table.fill(self.fill());
+        for (index, value) in self.exceptions() {
+            table[index] = value;
         }
     }
 }
@@ -121,6 +154,7 @@ impl HeapFrames {
             + full * size_of::<[u64; ENTRIES]>()
     }
 
+    #[inline]
     fn slot(&self, frame: TableFrame) -> &Slot {
         &self.slots[position(frame)]
     }
@@ -183,6 +217,7 @@ impl TableFrames for HeapFrames {
         self.free.push(u32::try_from(at).expect("frame numbers fit 32 bits"));
     }
 
+    #[inline]
     fn make_room(&mut self, frame: TableFrame, stores: usize) -> Result<(), OutOfFrames> {
         match self.slot(frame) {
             Slot::Few(few) if usize::from(few.count) + stores > FEW => self.expand(frame),
@@ -199,6 +234,7 @@ impl TableFrames for HeapFrames {
         }
     }
 
+    #[inline]
     fn store(&mut self, frame: TableFrame, index: EntryIndex, value: u64) {
         match &mut self.slots[position(frame)] {
             Slot::Few(few) => {
@@ -224,15 +260,15 @@ impl TableFrames for HeapFrames {
         Ok(())
     }
 
+    #[inline]
     fn load_run(&self, frame: TableFrame, first: EntryIndex, out: &mut [u64]) {
         assert!(first.get() + out.len() <= ENTRIES, "a run leaves its table");
         match self.slot(frame) {
             Slot::Few(few) => {
-                out.fill(few.fill);
-                for at in 0..usize::from(few.count) {
-                    let offset = usize::from(few.indices[at]).wrapping_sub(first.get());
-                    if let Some(value) = out.get_mut(offset) {
-                        *value = few.values[at];
+                out.fill(few.fill());
+                for (index, value) in few.exceptions() {
+                    if let Some(entry) = out.get_mut(index.wrapping_sub(first.get())) {
+                        *entry = value;
                     }
                 }
             }
@@ -243,6 +279,7 @@ impl TableFrames for HeapFrames {
         }
     }
 
+    #[inline]
     fn plain(&self, frame: TableFrame) -> Option<&[u64; ENTRIES]> {
         match self.slot(frame) {
             Slot::Full(table) => Some(table),
@@ -251,6 +288,7 @@ impl TableFrames for HeapFrames {
         }
     }
 
+    #[inline]
     fn store_run(&mut self, frame: TableFrame, first: EntryIndex, values: &[u64]) {
         assert!(first.get() + values.len() <= ENTRIES, "a run leaves its table");
         if let Slot::Full(table) = &mut self.slots[position(frame)] {
@@ -303,6 +341,29 @@ mod tests {
         assert_eq!(a, b);
         assert_eq!((a[88], a[299]), (5, 2));
         assert_eq!(frames.frames_in_use(), 2);
+    }
+
+    /// Every order in which four places fill and empty, with every index beside its neighbours: the
+    /// comparison of all places at once must never take a borrow for a match.
+    #[test]
+    fn places_are_found_whatever_stands_below() {
+        for base in 0..508 {
+            let mut few = Few::filled(7);
+            for place in [3, 0, 2, 1] {
+                assert!(few.store(at(base + place), u64::from(place) + 100));
+            }
+            assert!(!few.store(at(base + 4), 8), "a fifth exception does not fit");
+            assert!(few.store(at(base + 4), 7), "the fill value needs no place");
+            for index in 0..512 {
+                let place = u16::wrapping_sub(index, base);
+                let expected = if place < 4 { u64::from(place) + 100 } else { 7 };
+                assert_eq!(few.load(at(index)), expected, "entry {index}, from {base}");
+            }
+            assert!(few.store(at(base), 7));
+            assert_eq!(few.load(at(base)), 7);
+            assert!(few.store(at(base + 4), 9));
+            assert_eq!(few.load(at(base + 4)), 9);
+        }
     }
 
     #[test]

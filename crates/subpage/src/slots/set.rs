@@ -98,6 +98,7 @@ pub struct SlotSet {
 
 impl SlotSet {
     /// The slot that holds a frame.
+    #[inline]
     pub fn find(&self, gfn: Gfn) -> Option<&Slot> {
         self.position(gfn).map(|at| &self.slots[at])
     }
@@ -106,6 +107,7 @@ impl SlotSet {
         self.position(gfn).map(|at| &mut self.slots[at])
     }
 
+    #[inline]
     fn position(&self, gfn: Gfn) -> Option<usize> {
         let after = self.slots.partition_point(|slot| slot.pages.first() <= gfn);
         let at = after.checked_sub(1)?;

@@ -33,7 +33,12 @@ impl SpptEntry {
 
     /// The linked table; none if the valid bit is 0.
     pub const fn table(self) -> Option<TableFrame> {
-        if self.valid() { Some(TableFrame::from_number(self.frame_number())) } else { None }
+        if self.valid() { Some(self.address()) } else { None }
+    }
+
+    /// The frame in bits 51:12, whether or not the entry is valid.
+    pub(super) const fn address(self) -> TableFrame {
+        TableFrame::from_number(self.frame_number())
     }
 
     /// Whether a processor of this width finds a reserved bit set (an SPP misconfiguration).

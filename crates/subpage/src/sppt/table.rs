@@ -1,5 +1,7 @@
 //! Reading the sub-page permission table, which is the only record of permissions.
 
+use core::hint::select_unpredictable;
+
 use super::SpptEntry;
 use crate::access::{AccessMap, SppVector, compress_into};
 use crate::address::{Gfn, GfnRange};
@@ -34,14 +36,25 @@ impl Sppt {
     }
 
     /// The permission of one page.
+    ///
+    /// Takes no branch on what the tables hold: whether an address has an L1 table is as random as
+    /// the address, and a wrong guess costs more than the rest of the walk. From an absent entry on
+    /// the walk goes through the root, which is always there, and what it reads does not count.
+    #[inline]
     pub fn vector<F: TableFrames>(self, frames: &F, gfn: Gfn) -> SppVector {
-        match self.leaf_table(frames, gfn) {
-            Some(table) => stored_vector(frames.load(table, Level::L1.index(gfn))),
-            None => SppVector::ALL,
+        let mut table = self.root;
+        let mut linked = true;
+        for level in [Level::L4, Level::L3, Level::L2] {
+            let entry = SpptEntry::from(frames.load(table, level.index(gfn)));
+            linked &= entry.valid();
+            table = select_unpredictable(linked, entry.address(), self.root);
         }
+        let leaf = frames.load(table, Level::L1.index(gfn));
+        stored_vector(select_unpredictable(linked, leaf, SppVector::ALL.bits()))
     }
 
     /// The L1 table of a frame's 2 MiB region; none if the region is unrestricted.
+    #[inline]
     pub(crate) fn leaf_table<F: TableFrames>(self, frames: &F, gfn: Gfn) -> Option<TableFrame> {
         let mut table = self.root;
         for level in [Level::L4, Level::L3, Level::L2] {
@@ -137,6 +150,7 @@ fn next_restricted_below<F: TableFrames>(
 /// # Panics
 /// If a reserved bit is set: the table was damaged from outside, and no answer read from it can be
 /// trusted.
+#[inline]
 pub(crate) fn stored_vector(bits: u64) -> SppVector {
     SppVector::try_from_bits(bits).expect("the engine stores vectors without reserved bits")
 }

@@ -1,0 +1,217 @@
+//! Applying a planned change: nothing here can fail.
+
+use super::plan::{Change, Plan};
+use super::{Slots, Tables};
+use crate::access::SppVector;
+use crate::address::{Gfn, GfnRange};
+use crate::frames::{TableFrame, TableFrames};
+use crate::invalidate::{Invalidation, RetiredTable};
+use crate::level::Level;
+use crate::slots::AddressSpace;
+use crate::sppt::{Region, Sppt, regions, stored_vector};
+
+/// Pages that are changed at a time where a call has so many: their vectors stay in the first-level
+/// cache, and the compiler uses whole vector registers.
+const RUN: usize = 32;
+
+/// A region with an L1 table while a change goes through it.
+struct Edit {
+    /// The L1 table.
+    table: TableFrame,
+    /// The EPT tables that hold the region's leaves, once somebody has asked for them: most changes
+    /// take one partial vector for another, and no leaf has to say anything else.
+    leaves: Option<[Option<TableFrame>; 2]>,
+    /// A page or a leaf lost a right.
+    tightened: bool,
+    /// A page that was restricted became unrestricted.
+    opened: bool,
+}
+
+/// The kinds of vector that leaves of the EPT tell apart: nothing, everything, or "ask the SPPT".
+const fn same_kind(old: u64, new: u64) -> bool {
+    let none = (old == SppVector::NONE.bits()) == (new == SppVector::NONE.bits());
+    let all = (old == SppVector::ALL.bits()) == (new == SppVector::ALL.bits());
+    none & all
+}
+
+impl<F: TableFrames> Tables<F> {
+    /// Applies a planned change; cannot fail.
+    pub(crate) fn apply(
+        &mut self,
+        sppt: Sppt,
+        mut plan: Plan,
+        slots: &Slots,
+        ranges: &[GfnRange],
+        change: &mut impl Change,
+    ) -> Invalidation {
+        let retired_before = self.retired.len();
+        let mut tightened = false;
+        let mut opened = false;
+        for region in regions(ranges) {
+            let found = plan.sppt.found(region.start);
+            if let Some(table) = found.or_else(|| sppt.leaf_table(&self.frames, region.start)) {
+                let edited = self.edit_region(table, slots, region, change);
+                tightened |= edited.tightened;
+                opened |= edited.opened;
+            } else {
+                tightened |= self.fill_region(sppt, &mut plan, slots, region, change);
+            }
+        }
+        self.drop_plan(plan);
+        if opened {
+            // Only now: a table that one region no longer needs may be on the way of another, whose
+            // plan counts on it.
+            for region in regions(ranges) {
+                self.release_region(sppt, slots, region.start);
+            }
+        }
+        self.token(tightened || self.retired.len() > retired_before)
+    }
+
+    /// Changes a region that has no restricted page yet.
+    fn fill_region(
+        &mut self,
+        sppt: Sppt,
+        plan: &mut Plan,
+        slots: &Slots,
+        region: Region<'_>,
+        change: &mut impl Change,
+    ) -> bool {
+        let any = region.pages().any(|gfn| !change.vector(gfn, SppVector::ALL).is_unrestricted());
+        if any {
+            sppt.link_region(&mut self.frames, &mut plan.sppt, region.start, |frames, table| {
+                for gfn in region.pages() {
+                    let new = change.vector(gfn, SppVector::ALL);
+                    if !new.is_unrestricted() {
+                        Sppt::store_vector(frames, table, gfn, new);
+                    }
+                }
+            });
+            for space in AddressSpace::BOTH {
+                self.split_to_pages(space, slots, region.start, &mut plan.splits);
+                if let Some(leaves) = self.leaf_table(space, region.start) {
+                    for gfn in region.pages() {
+                        self.refresh_leaf(space, leaves, slots, gfn);
+                    }
+                }
+            }
+        }
+        for gfn in region.pages() {
+            let new = change.vector(gfn, SppVector::ALL);
+            change.applied(gfn, SppVector::ALL, new);
+        }
+        any
+    }
+
+    /// Changes a region that has an L1 table.
+    fn edit_region(
+        &mut self,
+        table: TableFrame,
+        slots: &Slots,
+        region: Region<'_>,
+        change: &mut impl Change,
+    ) -> Edit {
+        let mut edit = Edit { table, leaves: None, tightened: false, opened: false };
+        for piece in region.pieces() {
+            let mut at = piece.first();
+            let mut rest = piece.pages();
+            while rest != 0 {
+                let pages = if rest < RUN as u64 {
+                    self.edit_run::<1>(&mut edit, slots, at, change);
+                    1
+                } else {
+                    self.edit_run::<RUN>(&mut edit, slots, at, change);
+                    RUN as u64
+                };
+                rest -= pages;
+                at = at.checked_add(pages).unwrap_or(at);
+            }
+        }
+        edit
+    }
+
+    /// Unlinks the tables of a region without a restricted page, and merges what maps it.
+    fn release_region(&mut self, sppt: Sppt, slots: &Slots, start: Gfn) {
+        let epoch = self.next_epoch();
+        let retired = &mut self.retired;
+        let unlinked = sppt.unlink_if_empty(&mut self.frames, start, |frame| {
+            retired.push(RetiredTable { frame, epoch, merged_into: None });
+        });
+        if unlinked {
+            for space in AddressSpace::BOTH {
+                self.merge(space, slots, start);
+            }
+        }
+    }
+
+    /// Changes `N` consecutive pages that have a common L1 table.
+    #[inline]
+    fn edit_run<const N: usize>(
+        &mut self,
+        edit: &mut Edit,
+        slots: &Slots,
+        start: Gfn,
+        change: &mut impl Change,
+    ) {
+        let first = Level::L1.index(start);
+        let (mut copy, mut new) = ([0; N], [0; N]);
+        let old: &[u64; N] = if let Some(entries) = self.frames.plain(edit.table) {
+            entries[first.get()..].first_chunk().expect("a run lies in one table")
+        } else {
+            self.frames.load_run(edit.table, first, &mut copy);
+            &copy
+        };
+        change.vectors(start, old, &mut new);
+        let pairs = || old.iter().zip(&new);
+        edit.tightened |= pairs().fold(0, |taken, (old, new)| taken | old & !new) != 0;
+        let mut leaf_changes = 0;
+        if !pairs().fold(true, |same, (old, new)| same & same_kind(*old, *new)) {
+            leaf_changes = pairs().rev().fold(0_u32, |changes, (old, new)| {
+                changes << 1 | u32::from(!same_kind(*old, *new))
+            });
+        }
+        change.applied_run(start, old, &new);
+        // First the pages whose leaf changes. Any other leaf says the same before and after.
+        if leaf_changes != 0 {
+            self.edit_leaves(edit, slots, start, &new, leaf_changes);
+        }
+        if leaf_changes.count_ones() as usize != N {
+            self.frames.store_run(edit.table, first, &new);
+        }
+    }
+
+    /// Changes vectors and leaves of the pages whose bits are set in `changes`, bit 0 for `start`.
+    #[cold]
+    fn edit_leaves(
+        &mut self,
+        edit: &mut Edit,
+        slots: &Slots,
+        start: Gfn,
+        new: &[u64],
+        mut changes: u32,
+    ) {
+        let leaves = *edit
+            .leaves
+            .get_or_insert_with(|| AddressSpace::BOTH.map(|space| self.leaf_table(space, start)));
+        while changes != 0 {
+            let at = changes.trailing_zeros();
+            changes &= changes - 1;
+            let gfn = Gfn::new(start.as_u64() + u64::from(at));
+            let new = stored_vector(new[at as usize]);
+            edit.opened |= new.is_unrestricted();
+            // Before a leaf that asks the table, after one that does not.
+            let asks = !new.is_unrestricted() && new != SppVector::NONE;
+            if asks {
+                Sppt::store_vector(&mut self.frames, edit.table, gfn, new);
+            }
+            for (space, leaves) in AddressSpace::BOTH.into_iter().zip(leaves) {
+                if let Some(leaves) = leaves {
+                    edit.tightened |= self.set_leaf(space, leaves, slots, gfn, new);
+                }
+            }
+            if !asks {
+                Sppt::store_vector(&mut self.frames, edit.table, gfn, new);
+            }
+        }
+    }
+}
