@@ -319,6 +319,7 @@ impl<F: TableFrames> Tables<F> {
                 changes << 1 | u32::from(old != new && !asks)
             })
         };
+        let mut stored = 0;
         while leaf_changes != 0 {
             let at = leaf_changes.trailing_zeros();
             leaf_changes &= leaf_changes - 1;
@@ -327,6 +328,7 @@ impl<F: TableFrames> Tables<F> {
             effect.opened |= new.is_unrestricted();
             if is_partial(new.bits()) {
                 Sppt::store_vector(&mut self.frames, table, gfn, new);
+                stored += 1;
             }
             for (space, leaves) in AddressSpace::BOTH.into_iter().zip(leaves) {
                 if let Some(leaves) = leaves {
@@ -334,7 +336,9 @@ impl<F: TableFrames> Tables<F> {
                 }
             }
         }
-        self.frames.store_run(table, first, new);
+        if stored < pages {
+            self.frames.store_run(table, first, new);
+        }
         change.applied_run(run.first(), old, new);
     }
 
