@@ -4,7 +4,7 @@
 //! `&self`, so whoever shares a domain between threads puts it behind one lock (D10, D14, D20: the
 //! series decided under one lock and acted under another), and the borrow checker holds them to it.
 //! Processors that walk the tables meanwhile take part through the order of stores
-//! ([`TableFrames`]) and through [`Invalidation`].
+//! ([`TableFrames`]) and through [`Invalidation`](crate::invalidate::Invalidation).
 
 mod access;
 mod change;
