@@ -56,7 +56,7 @@ pub(crate) fn map_all(domain: &mut Domain<HeapFrames>, pages: u64) {
             size: PageSize::Size4K,
             writable: true,
             executable: true,
-            memory_type: 6,
+            memory_type: subpage::ept::MemoryType::WriteBack,
         };
         domain.map(AddressSpace::Normal, gfn, page).expect("an unmapped frame of a slot");
     }

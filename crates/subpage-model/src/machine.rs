@@ -423,7 +423,7 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
                 size,
                 writable: true,
                 executable: true,
-                memory_type: 6,
+                memory_type: subpage::ept::MemoryType::WriteBack,
             };
             match self.domain.map(space, first, page) {
                 Ok(()) => return Ok(()),

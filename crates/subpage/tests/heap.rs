@@ -61,7 +61,7 @@ fn page(first: u64) -> HostPage {
         size: PageSize::Size2M,
         writable: true,
         executable: true,
-        memory_type: 6,
+        memory_type: subpage::ept::MemoryType::WriteBack,
     }
 }
 

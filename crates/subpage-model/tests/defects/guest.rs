@@ -227,7 +227,13 @@ pub(crate) fn rule(range: ByteRange, action: Action) -> Rule {
 /// The host page at the same address as the guest's.
 pub(crate) fn host_page(first: u64, size: PageSize) -> HostPage {
     let hpa = Hpa::new(first << 12);
-    HostPage { hpa, size, writable: true, executable: true, memory_type: 6 }
+    HostPage {
+        hpa,
+        size,
+        writable: true,
+        executable: true,
+        memory_type: subpage::ept::MemoryType::WriteBack,
+    }
 }
 
 /// The exit of a write to a page whose leaf does not allow it.

@@ -88,7 +88,8 @@ pub enum Answer {
     Resume,
     /// The tables permitted it all along: invalidate this processor's translations, enter again.
     Retry,
-    /// The tables cannot express that it is permitted: emulate the write through
+    /// The tables cannot express that it is permitted, or a retry did not help: emulate the access; a
+    /// write through
     /// [`Domain::authorize_write`], which also decides by the exact bytes.
     Emulate,
     /// The processor was updating accessed or dirty flags in a guest paging structure that lies in
@@ -146,7 +147,13 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             // A leaf of this engine is readable, so a read or a fetch that trapped met a stale
             // entry, or a page the host does not let the guest execute.
             let executable = place.entry.execute() || !exit.qualification.fetch();
-            return Ok(if executable { Answer::Retry } else { Answer::NotExecutable(gpa) });
+            return Ok(if !executable {
+                Answer::NotExecutable(gpa)
+            } else if retry.may_retry(exit.rip, gpa) {
+                Answer::Retry
+            } else {
+                Answer::Emulate
+            });
         }
         if slot.read_only {
             return Ok(Answer::ReadOnlySlot(gpa));

@@ -124,7 +124,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     pub fn export(&self) -> Result<Vec<u8>, DomainError> {
         self.enabled()?;
         let mut out = Vec::new();
-        put(&mut out, &self.header(0, 0))?;
+        put(&mut out, &self.header(0, 0)?)?;
         for active in self.rules.iter() {
             put(&mut out, &RuleRecord::from(active))?;
         }
@@ -155,23 +155,25 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             }
             tracked += 1;
         }
-        let header = self.header(maps, tracked);
+        let header = self.header(maps, tracked)?;
         out[..size_of::<Header>()].copy_from_slice(header.as_bytes());
         let checksum = U32::from(crc32fast::hash(&out));
         put(&mut out, &checksum)?;
         Ok(out)
     }
 
-    fn header(&self, maps: u32, tracked: u32) -> Header {
-        Header {
+    /// Fails only for counts beyond 2^32 - 1, which no memory holds.
+    fn header(&self, maps: usize, tracked: usize) -> Result<Header, OutOfFrames> {
+        let count = |list: usize| u32::try_from(list).map_err(|_| OutOfFrames);
+        Ok(Header {
             magic: MAGIC,
             version: VERSION.into(),
-            rules: u32::try_from(self.rules.len()).unwrap_or(u32::MAX).into(),
-            maps: maps.into(),
-            tracked: tracked.into(),
+            rules: count(self.rules.len())?.into(),
+            maps: count(maps)?.into(),
+            tracked: count(tracked)?.into(),
             next_rule: self.next_rule.into(),
             next_track: self.next_track.into(),
-        }
+        })
     }
 
     /// Takes in exported state, all or nothing; the domain must be enabled and hold no rule, no

@@ -6,6 +6,24 @@ use crate::address::{Hpa, PAGE_BYTES};
 use crate::frames::TableFrame;
 use crate::level::{Level, PageSize};
 
+/// A legal EPT memory type (bits 5:3 of a leaf); 2, 3 and 7 are EPT misconfigurations.
+///
+/// SDM Vol. 3C, "EPT Misconfigurations".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum MemoryType {
+    /// UC, for devices.
+    Uncacheable = 0,
+    /// WC.
+    WriteCombining = 1,
+    /// WT.
+    WriteThrough = 4,
+    /// WP.
+    WriteProtected = 5,
+    /// WB, for memory.
+    WriteBack = 6,
+}
+
 /// An EPT entry of any level.
 ///
 /// SDM Vol. 3C, "EPT Translation Mechanism" (formats of PML4E, PDPTE, PDE and PTE) and, for bit 61,
@@ -70,6 +88,7 @@ impl EptEntry {
             .with_read(true)
             .with_write(true)
             .with_execute(true)
+            .with_user_execute(true)
             .with_frame_number(table.hpa().as_u64() / PAGE_BYTES)
     }
 

@@ -124,7 +124,7 @@ pub(crate) fn host_page(gfn: Gfn, size: PageSize) -> HostPage {
         size,
         writable: true,
         executable: true,
-        memory_type: 6,
+        memory_type: subpage::ept::MemoryType::WriteBack,
     }
 }
 

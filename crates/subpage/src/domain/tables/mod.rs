@@ -11,6 +11,7 @@
 //!    sees the old permission or the new one, never more than both.
 
 mod apply;
+mod mapping;
 mod plan;
 mod shape;
 
