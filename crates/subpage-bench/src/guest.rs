@@ -1,6 +1,7 @@
 //! The guests that are measured, the same for the engine and for every baseline.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use subpage::access::AccessMap;
 use subpage::address::{Gfn, GfnRange, Hpa, PhysicalWidth};
@@ -17,6 +18,27 @@ pub(crate) const TIB: u64 = 1 << 28;
 
 /// Most pages in one call of the KVM interface, and pages in a 2 MiB region.
 pub(crate) const CALL: usize = 512;
+
+/// The one processor of a guest, as far as a flush reaches it.
+#[derive(Default)]
+pub(crate) struct Processor {
+    requests: AtomicU64,
+}
+
+impl Processor {
+    /// Asks it to drop what it has cached: a call that posts the request in a word which both sides
+    /// share, the least that a flush can cost. No interrupt, no waiting.
+    #[inline(never)]
+    pub(crate) fn request_flush(&self) {
+        self.requests.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often it was asked.
+    #[cfg(test)]
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
 
 /// The slots of a guest of so many pages, as a PC has them: memory up to 3 GiB, and the rest from
 /// 4 GiB on.

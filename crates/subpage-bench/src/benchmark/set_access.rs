@@ -2,8 +2,8 @@
 //!
 //! Half of the work of the series is done at the next write, so a call is timed together with one
 //! write into the region it changed, decided by the tables as the processor does it. Every page of
-//! the guest is restricted and mapped by a 4 KiB leaf. Both sides ask one processor, which is not in
-//! the guest, to invalidate what it holds, whenever their algorithm has to; neither waits.
+//! the guest is restricted and mapped by a 4 KiB leaf. Both sides ask the guest's one processor to
+//! flush whenever their algorithm has to, and neither waits for it.
 
 use std::hint::black_box;
 
@@ -11,11 +11,10 @@ use subpage::access::{AccessMap, SubPage};
 use subpage::address::Gfn;
 use subpage::domain::Domain;
 use subpage::frames::HeapFrames;
-use subpage::invalidate::Shootdown;
 use subpage::slots::AddressSpace;
 
 use crate::dense::Dense;
-use crate::guest::{self, CALL, GIB};
+use crate::guest::{self, CALL, GIB, Processor};
 use crate::report::Record;
 use crate::rounds::{Rounds, timed};
 
@@ -34,10 +33,10 @@ struct Sides {
     dense: Dense,
 }
 
-/// The engine and the board on which its one processor is asked to invalidate.
+/// The engine and the processor that it asks to flush.
 struct Engine {
     domain: Domain<HeapFrames>,
-    board: Shootdown,
+    processor: Processor,
 }
 
 impl Sides {
@@ -105,16 +104,15 @@ impl Engine {
         let mut domain = guest::domain(GIB);
         domain.enable().expect("memory for the root");
         guest::map_all(&mut domain, GIB);
-        Self { domain, board: Shootdown::new(1).expect("memory for one word") }
+        Self { domain, processor: Processor::default() }
     }
 
     fn set_access(&mut self, first: u64, maps: &[AccessMap]) {
         let token = self.domain.set_access(Gfn::new(first), maps).expect("frames of a slot");
         if token.is_required() {
-            self.board.request(&token);
+            self.processor.request_flush();
         }
-        let done = self.board.poll(token).expect("a processor outside the guest holds nobody up");
-        self.domain.finish(&done);
+        self.domain.finish(&token.without_processors());
     }
 
     /// Whether the processor lets a write through: the EPT's leaf, then the SPPT if the leaf says so.

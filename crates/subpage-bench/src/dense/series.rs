@@ -2,10 +2,10 @@
 
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::slots::{ALL, MemSlot, MemSlots};
 use super::tables::{Tables, VALID};
+use crate::guest::Processor;
 
 /// Bits of an EPT leaf.
 const READ: u64 = 1;
@@ -22,8 +22,7 @@ pub(crate) struct Dense {
     slots: MemSlots,
     ept: Tables,
     sppt: Tables,
-    /// Flushes that the guest's one processor was asked for; it reads the word meanwhile.
-    flushes: AtomicU64,
+    processor: Processor,
 }
 
 /// A frame of a call belongs to no slot, or permissions are not enabled.
@@ -37,7 +36,7 @@ impl Dense {
             slots: MemSlots::new(frames),
             ept: Tables::new(READ | WRITE | EXECUTE),
             sppt: Tables::new(0),
-            flushes: AtomicU64::new(0),
+            processor: Processor::default(),
         }
     }
 
@@ -69,7 +68,7 @@ impl Dense {
                 self.sppt.store(entry, self.sppt.load(entry) & !VALID);
             }
         }
-        self.flush_processors();
+        self.processor.request_flush();
         for (gfn, map) in (first..).zip(maps) {
             let slot = self.slots.of_gfn(gfn).ok_or(NoMap)?;
             slot.map(gfn).ok_or(NoMap)?.set(*map);
@@ -80,7 +79,7 @@ impl Dense {
             let right = if *map == ALL { WRITE } else { SUB_PAGE_WRITE };
             self.ept.store(leaf, entry | right);
         }
-        self.flush_processors();
+        self.processor.request_flush();
         Ok(())
     }
 
@@ -109,22 +108,9 @@ impl Dense {
             if map != ALL {
                 let leaf = self.sppt.walk_or_create(gfn);
                 self.sppt.store(leaf, spread(map));
-                self.flush_processors();
+                self.processor.request_flush();
             }
         }
-    }
-
-    /// How often all processors were asked to flush.
-    #[cfg(test)]
-    pub(crate) fn flushes(&self) -> u64 {
-        self.flushes.load(Ordering::Relaxed)
-    }
-
-    /// Asks every processor to flush, and there is one: a call that posts the request in a word which
-    /// the processor shares, and none of the interrupts and waiting.
-    #[inline(never)]
-    fn flush_processors(&self) {
-        self.flushes.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -176,14 +162,14 @@ mod tests {
     fn one_changed_page_rebuilds_its_region() {
         let mut guest = guest();
         guest.set_access(1024, &[0; 512]).expect("frames of a slot");
-        let before = guest.flushes();
+        let before = guest.processor.requests();
         assert!(!guest.write(1024, 0));
-        assert_eq!(guest.flushes() - before, 512);
+        assert_eq!(guest.processor.requests() - before, 512);
         assert!(!guest.write(1025, 0));
-        assert_eq!(guest.flushes() - before, 512);
+        assert_eq!(guest.processor.requests() - before, 512);
         guest.set_access(1030, &[1]).expect("frames of a slot");
         assert!(guest.write(1030, 0));
-        assert_eq!(guest.flushes() - before, 512 + 2 + 512);
+        assert_eq!(guest.processor.requests() - before, 512 + 2 + 512);
     }
 
     #[test]

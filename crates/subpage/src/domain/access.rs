@@ -57,16 +57,14 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         }
         let token = if rules.is_empty() && self.tracking.is_empty() {
             let mut change = SetMaps { first, maps };
-            let plan = self.tables.plan(sppt, &ranges, &change)?;
-            self.tables.apply(sppt, plan, &self.slots, &ranges, &mut change)
+            self.tables.change(sppt, &self.slots, &ranges, &mut change)?
         } else {
             let mut change = Repermit {
                 tracking: &mut self.tracking,
                 arming: Arming::Keep,
                 permit: |gfn, _| map(gfn) & rules.permitted(gfn),
             };
-            let plan = self.tables.plan(sppt, &ranges, &change)?;
-            self.tables.apply(sppt, plan, &self.slots, &ranges, &mut change)
+            self.tables.change(sppt, &self.slots, &ranges, &mut change)?
         };
         if let Some(hidden) = hidden {
             self.hidden = hidden;

@@ -69,8 +69,6 @@ pub(crate) struct SpptPlan {
     fresh: Vec<TableFrame>,
     used: usize,
     edited: usize,
-    /// The last region that has an L1 table already, and that table: most calls have one region.
-    last_edited: Option<(Gfn, TableFrame)>,
 }
 
 /// The table of one upper level that the plan is passing through, and how many entries of it the
@@ -114,11 +112,6 @@ impl SpptPlan {
         self.edited
     }
 
-    /// The L1 table that a region had already, if planning remembers it.
-    pub(crate) fn found(&self, start: Gfn) -> Option<TableFrame> {
-        self.last_edited.and_then(|(region, table)| (region == start).then_some(table))
-    }
-
     /// Whether some region gets an L1 table.
     pub(crate) const fn links_any(&self) -> bool {
         !self.fresh.is_empty()
@@ -143,7 +136,6 @@ impl SpptPlan {
             if let Some(table) = sppt.leaf_table(frames, region.start) {
                 frames.make_room(table, region.count())?;
                 self.edited += 1;
-                self.last_edited = Some((region.start, table));
                 continue;
             }
             if region.pages().all(|gfn| new(gfn, SppVector::ALL).is_unrestricted()) {

@@ -1,10 +1,10 @@
 //! Applying a planned change: nothing here can fail.
 
-use super::plan::{Change, Plan};
+use super::plan::{Change, Plan, RETIRED_PER_REGION};
 use super::{Slots, Tables};
 use crate::access::SppVector;
 use crate::address::{Gfn, GfnRange};
-use crate::frames::{TableFrame, TableFrames};
+use crate::frames::{OutOfFrames, TableFrame, TableFrames};
 use crate::invalidate::{Invalidation, RetiredTable};
 use crate::level::Level;
 use crate::slots::AddressSpace;
@@ -35,6 +35,47 @@ const fn same_kind(old: u64, new: u64) -> bool {
 }
 
 impl<F: TableFrames> Tables<F> {
+    /// Plans and applies a change; on failure nothing has changed.
+    #[inline]
+    pub(crate) fn change(
+        &mut self,
+        sppt: Sppt,
+        slots: &Slots,
+        ranges: &[GfnRange],
+        change: &mut impl Change,
+    ) -> Result<Invalidation, OutOfFrames> {
+        if let [range] = ranges
+            && Level::L2.region_start(range.first()) == Level::L2.region_start(range.last())
+            && let Some(table) = sppt.leaf_table(&self.frames, range.first())
+        {
+            return self.change_in_table(sppt, table, slots, *range, change);
+        }
+        let plan = self.plan(sppt, ranges, change)?;
+        Ok(self.apply(sppt, plan, slots, ranges, change))
+    }
+
+    /// Changes pages of one region that has an L1 table: the common call, whose plan is nothing but
+    /// room.
+    fn change_in_table(
+        &mut self,
+        sppt: Sppt,
+        table: TableFrame,
+        slots: &Slots,
+        range: GfnRange,
+        change: &mut impl Change,
+    ) -> Result<Invalidation, OutOfFrames> {
+        let pages = usize::try_from(range.pages()).expect("a region has 512 pages");
+        self.frames.make_room(table, pages)?;
+        self.reserve_retired(RETIRED_PER_REGION)?;
+        let retired_before = self.retired.len();
+        let mut edit = Edit { table, leaves: None, tightened: false, opened: false };
+        self.edit_piece(&mut edit, slots, range, change);
+        if edit.opened {
+            self.release_region(sppt, slots, Level::L2.region_start(range.first()));
+        }
+        Ok(self.token(edit.tightened || self.retired.len() > retired_before))
+    }
+
     /// Applies a planned change; cannot fail.
     pub(crate) fn apply(
         &mut self,
@@ -48,8 +89,7 @@ impl<F: TableFrames> Tables<F> {
         let mut tightened = false;
         let mut opened = false;
         for region in regions(ranges) {
-            let found = plan.sppt.found(region.start);
-            if let Some(table) = found.or_else(|| sppt.leaf_table(&self.frames, region.start)) {
+            if let Some(table) = sppt.leaf_table(&self.frames, region.start) {
                 let edited = self.edit_region(table, slots, region, change);
                 tightened |= edited.tightened;
                 opened |= edited.opened;
@@ -113,21 +153,32 @@ impl<F: TableFrames> Tables<F> {
     ) -> Edit {
         let mut edit = Edit { table, leaves: None, tightened: false, opened: false };
         for piece in region.pieces() {
-            let mut at = piece.first();
-            let mut rest = piece.pages();
-            while rest != 0 {
-                let pages = if rest < RUN as u64 {
-                    self.edit_run::<1>(&mut edit, slots, at, change);
-                    1
-                } else {
-                    self.edit_run::<RUN>(&mut edit, slots, at, change);
-                    RUN as u64
-                };
-                rest -= pages;
-                at = at.checked_add(pages).unwrap_or(at);
-            }
+            self.edit_piece(&mut edit, slots, piece, change);
         }
         edit
+    }
+
+    /// Changes consecutive pages of a region that has an L1 table.
+    fn edit_piece(
+        &mut self,
+        edit: &mut Edit,
+        slots: &Slots,
+        piece: GfnRange,
+        change: &mut impl Change,
+    ) {
+        let mut at = piece.first();
+        let mut rest = piece.pages();
+        while rest != 0 {
+            let pages = if rest < RUN as u64 {
+                self.edit_run::<1>(edit, slots, at, change);
+                1
+            } else {
+                self.edit_run::<RUN>(edit, slots, at, change);
+                RUN as u64
+            };
+            rest -= pages;
+            at = at.checked_add(pages).unwrap_or(at);
+        }
     }
 
     /// Unlinks the tables of a region without a restricted page, and merges what maps it.

@@ -36,6 +36,10 @@ pub(crate) trait Change {
     }
 }
 
+/// Most tables that one region leaves behind: an L1, L2 and L3 table of the SPPT, and two tables merged
+/// away in each EPT.
+pub(super) const RETIRED_PER_REGION: usize = 7;
+
 /// Frames taken for a change.
 pub(crate) struct Plan {
     pub(super) sppt: SpptPlan,
@@ -77,8 +81,7 @@ impl<F: TableFrames> Tables<F> {
         ranges: &[GfnRange],
         change: &impl Change,
     ) -> Result<(), OutOfFrames> {
-        // An L1, L2 and L3 table of the SPPT, and two tables merged away in each EPT.
-        self.retired.reserve(7 * plan.sppt.edited())?;
+        self.retired.reserve(RETIRED_PER_REGION * plan.sppt.edited())?;
         if !plan.sppt.links_any() {
             return Ok(());
         }
