@@ -6,6 +6,8 @@
 
 use alloc::vec::Vec;
 
+use arrayvec::ArrayVec;
+
 use super::{Action, Rule, RuleId};
 use crate::access::AccessMap;
 use crate::address::{ByteRange, Gfn, GfnRange, Gpa};
@@ -36,8 +38,41 @@ impl ActiveRule {
 #[derive(Debug, Default)]
 pub struct RuleSet {
     rules: Vec<ActiveRule>,
-    /// Highest last byte among rules 0..=i, so that a search can stop early.
+    /// The list read as a balanced tree: the middle of a run is its root, what is left and right of
+    /// the middle are its subtrees. For each root, the highest last byte in its run, so that a search
+    /// passes over runs that end too early. Then a search costs what it finds and a logarithm, also
+    /// where one long rule spans many short ones.
     reach: Vec<Gpa>,
+}
+
+/// The rules that guard a byte of a range, in no particular order.
+struct Touching<'a> {
+    set: &'a RuleSet,
+    range: ByteRange,
+    /// Runs that are still to be searched: at most one for each level of the tree, and one more.
+    runs: ArrayVec<(usize, usize), 64>,
+}
+
+impl<'a> Iterator for Touching<'a> {
+    type Item = &'a ActiveRule;
+
+    fn next(&mut self) -> Option<&'a ActiveRule> {
+        while let Some((start, end)) = self.runs.pop() {
+            let middle = start + (end - start) / 2;
+            if start == end || self.set.reach[middle] < self.range.first() {
+                continue;
+            }
+            self.runs.push((start, middle));
+            let active = &self.set.rules[middle];
+            if active.rule.range.first() <= self.range.last() {
+                self.runs.push((middle + 1, end));
+                if active.rule.range.last() >= self.range.first() {
+                    return Some(active);
+                }
+            }
+        }
+        None
+    }
 }
 
 impl RuleSet {
@@ -68,11 +103,10 @@ impl RuleSet {
         self.reindex();
     }
 
-    /// Appends a rule that sorts after all others.
+    /// Appends a rule that sorts after all others; call [`has_twins`](Self::has_twins) before asking.
     pub(crate) fn push(&mut self, active: ActiveRule) -> Result<(), OutOfFrames> {
         self.reserve(1)?;
-        let highest = self.reach.last().copied().unwrap_or_default();
-        self.reach.push(highest.max(active.rule.range.last()));
+        self.reach.push(Gpa::default());
         self.rules.push(active);
         Ok(())
     }
@@ -88,11 +122,19 @@ impl RuleSet {
     fn reindex(&mut self) {
         self.rules.sort_unstable_by_key(|active| (active.rule.range.first(), active.id));
         self.reach.clear();
-        let mut highest = Gpa::default();
-        for active in &self.rules {
-            highest = highest.max(active.rule.range.last());
-            self.reach.push(highest);
+        self.reach.resize(self.rules.len(), Gpa::default());
+        self.measure(0, self.rules.len());
+    }
+
+    /// Computes the reach of every run within `start..end`; returns that of the whole.
+    fn measure(&mut self, start: usize, end: usize) -> Gpa {
+        if start == end {
+            return Gpa::default();
         }
+        let middle = start + (end - start) / 2;
+        let below = self.measure(start, middle).max(self.measure(middle + 1, end));
+        self.reach[middle] = below.max(self.rules[middle].rule.range.last());
+        self.reach[middle]
     }
 
     pub(crate) fn remove(&mut self, id: RuleId) {
@@ -126,14 +168,9 @@ impl RuleSet {
 
     /// The rules that guard at least one byte of `range`.
     pub fn touching(&self, range: ByteRange) -> impl Iterator<Item = &ActiveRule> {
-        let end = self.rules.partition_point(|active| active.rule.range.first() <= range.last());
-        let reached = self.reach[..end].iter().rev().take_while(move |r| **r >= range.first());
-        self.rules[..end]
-            .iter()
-            .rev()
-            .zip(reached)
-            .map(|(active, _)| active)
-            .filter(move |active| active.rule.range.last() >= range.first())
+        let mut runs = ArrayVec::new();
+        runs.push((0, self.rules.len()));
+        Touching { set: self, range, runs }
     }
 
     /// What the rules leave writable of a page: the AND over all of them.
@@ -170,10 +207,20 @@ impl RuleSet {
 
     /// Spends every "allow once" rule that guards one of the bytes.
     pub(crate) fn spend(&mut self, bytes: ByteRange) {
-        for active in &mut self.rules {
-            if active.rule.range.intersection(bytes).is_some() {
-                active.spent |= active.rule.action == Action::AllowOnce;
-            }
+        self.spend_in(bytes, 0, self.rules.len());
+    }
+
+    fn spend_in(&mut self, bytes: ByteRange, start: usize, end: usize) {
+        let middle = start + (end - start) / 2;
+        if start == end || self.reach[middle] < bytes.first() {
+            return;
+        }
+        self.spend_in(bytes, start, middle);
+        let active = &mut self.rules[middle];
+        if active.rule.range.first() <= bytes.last() {
+            let touched = active.rule.range.last() >= bytes.first();
+            active.spent |= touched && active.rule.action == Action::AllowOnce;
+            self.spend_in(bytes, middle + 1, end);
         }
     }
 

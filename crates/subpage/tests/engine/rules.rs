@@ -104,3 +104,33 @@ fn numbers_are_never_used_twice() {
     done(&mut domain, token);
     assert!(second > first);
 }
+
+/// Searches among many rules, long and short, against looking at each.
+#[test]
+fn a_search_finds_every_rule_that_touches() {
+    let mut state = 1u64;
+    let mut next = move |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) % below
+    };
+    let rules: Vec<_> = (0..500)
+        .map(|number| {
+            let length = if number % 50 == 0 { 1 + next(60_000) } else { 1 + next(200) };
+            rule(bytes(PAGE + next(16 * 4096), length), Action::Log)
+        })
+        .collect();
+    let (mut domain, _) = guest(32);
+    let (_, token) = domain.add_rules(&rules).expect("good rules");
+    done(&mut domain, token);
+    for _ in 0..5000 {
+        let asked = bytes(PAGE + next(17 * 4096), 1 + next(300));
+        let mut found: Vec<u64> = domain.rules().touching(asked).map(|rule| rule.id.0).collect();
+        found.sort_unstable();
+        let expected: Vec<u64> = (1..)
+            .zip(&rules)
+            .filter(|(_, rule)| rule.range.intersection(asked).is_some())
+            .map(|(number, _)| number)
+            .collect();
+        assert_eq!(found, expected, "{asked:?}");
+    }
+}
