@@ -14,6 +14,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use subpage::address::ByteRange;
+use subpage_trace::destination;
 
 use crate::command_line::{BackendChoice, GuardArguments};
 use crate::events::{EventWriter, Hex, RuleEvent, StartEvent, Verdict};
@@ -134,6 +135,8 @@ fn check_report_path(path: &Path) -> Result<(), Failure> {
             path.display(),
             parent.display()
         ))),
-        _ => Ok(()),
+        _ => destination(path).map(|_| ()).map_err(|error| {
+            Failure::input(format_args!("cannot write the report {}", path.display()), &error)
+        }),
     }
 }

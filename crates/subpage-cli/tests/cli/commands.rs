@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -283,6 +285,25 @@ fn a_full_disk_is_told() {
     let output = place.command(&["check"]).stdout(full).output().expect("starts");
     assert_eq!(status(&output), 1);
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write the output"));
+}
+
+/// A rename over a device would take it from every program of the machine.
+#[test]
+fn what_is_no_regular_file_is_not_replaced() {
+    let place = Place::new();
+    let _listener = UnixListener::bind(place.path("socket")).expect("socket");
+    fs::write(place.path("text"), " S 601000,8\n").expect("text");
+    for arguments in [
+        &["record", "-o", "socket", "--from-lackey", "text"][..],
+        &["guard", "-p", "policy.toml", "--report", "socket", "server.sptrace"],
+    ] {
+        let output = place.run(arguments);
+        assert_eq!(status(&output), 2, "{arguments:?}");
+        assert!(output.stdout.is_empty(), "found out before the run");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("name a regular file"));
+        let kind = fs::metadata(place.path("socket")).expect("still there").file_type();
+        assert!(kind.is_socket(), "{arguments:?}");
+    }
 }
 
 #[test]
