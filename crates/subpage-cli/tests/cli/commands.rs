@@ -163,13 +163,28 @@ fn mistakes_of_a_policy_are_shown_where_they_are() {
     golden("policy-mistakes-json", &output);
 }
 
+/// A rule that is wrong in another way hides neither use of a name.
+#[test]
+fn a_name_used_twice_is_told_beside_other_mistakes() {
+    let place = Place::new();
+    let rule = |range| format!("[[rule]]\nname = \"twice\"\nrange = \"{range}\"\n");
+    for (first, second) in [("1..2", "5..1"), ("5..1", "1..2"), ("5..1", "5..1")] {
+        place.policy("twice.toml", &format!("version = 1\n{}{}", rule(first), rule(second)));
+        let output = place.run(&["guard", "--policy", "twice.toml", "server.sptrace"]);
+        assert_eq!(status(&output), 2);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains("two rules are called `twice`"), "{errors}");
+        assert!(errors.contains("the range is empty"), "{errors}");
+    }
+}
+
 #[test]
 fn bad_input_ends_with_2() {
     let place = Place::new();
     fs::write(place.path("text"), "not a trace at all, but text of some length").expect("file");
     let trace = fs::read(place.path("server.sptrace")).expect("trace");
     fs::write(place.path("cut.sptrace"), &trace[..trace.len() - 20]).expect("file");
-    let cases: [(&str, &[&str]); 10] = [
+    let cases: [(&str, &[&str]); 11] = [
         ("no-policy", &["guard", "--policy", "missing.toml", "server.sptrace"]),
         ("no-trace", &["guard", "--policy", "policy.toml", "missing.sptrace"]),
         ("no-trace-json", &["plan", "missing.sptrace", "--json"]),
@@ -183,6 +198,7 @@ fn bad_input_ends_with_2() {
             &["guard", "-p", "policy.toml", "--report", ".", "server.sptrace"],
         ),
         ("plan-no-name", &["plan", "server.sptrace", "--range", "helper"]),
+        ("plan-one-name-near", &["plan", "server.sptrace", "--range", "countres"]),
         ("plan-no-range", &["plan", "server.sptrace", "--range", "0x1000..x"]),
         ("plan-empty-range", &["plan", "server.sptrace", "--range", "0x1000..0x1000"]),
         ("record-nothing", &["record", "-o", "x.sptrace", "--from-lackey", "text"]),
