@@ -59,7 +59,8 @@ fn headline(summary: &Summary) -> Markup {
             },
             [most, ..] => h1.text {
                 span.bad { (grouped(denied)) " writes denied" }
-                " by " (grouped(guilty.len() as u64)) " rules, most by " (printable(&most.name))
+                " by " (grouped(guilty.len() as u64)) " rules, "
+                (grouped(most.denied)) " of them by " (printable(&most.name))
             },
         }
         p.soft {
