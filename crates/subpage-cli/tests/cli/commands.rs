@@ -297,10 +297,12 @@ fn a_full_disk_is_told() {
         return;
     }
     let place = Place::new();
-    let full = fs::File::options().write(true).open("/dev/full").expect("device");
-    let output = place.command(&["check"]).stdout(full).output().expect("starts");
-    assert_eq!(status(&output), 1);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write the output"));
+    for argument in ["check", "--help", "--version"] {
+        let full = fs::File::options().write(true).open("/dev/full").expect("device");
+        let output = place.command(&[argument]).stdout(full).output().expect("starts");
+        assert_eq!(status(&output), 1, "{argument}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write the output"));
+    }
 }
 
 /// A rename over a device would take it from every program of the machine.
