@@ -17,14 +17,16 @@ use subpage::address::ByteRange;
 use subpage_trace::destination;
 
 use crate::command_line::{BackendChoice, GuardArguments};
-use crate::events::{EventWriter, Hex, RuleEvent, StartEvent, Verdict};
+use crate::events::{EventWriter, RuleEvent, StartEvent};
 use crate::failure::{Failure, Status};
+use crate::hex::Hex;
 use crate::policy::{Draft, Policy, PolicySource};
 use crate::progress::Progress;
 use crate::report;
 use crate::summary::Summary;
 use crate::terminal::{ColorWhen, Output};
 use crate::trace_file::{TraceFile, bytes_of};
+use crate::write_event::Verdict;
 
 /// What enforces a policy.
 pub trait Enforcer {

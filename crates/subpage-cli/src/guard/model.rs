@@ -8,10 +8,10 @@ use subpage::slots::{AddressSpace, SlotFlags, SlotId};
 use subpage_model::{Access, AccessKind, Features, Machine, Outcome, Setup};
 
 use super::Enforcer;
-use crate::events::Verdict;
 use crate::failure::Failure;
 use crate::policy::Policy;
 use crate::terminal::grouped;
+use crate::write_event::Verdict;
 
 /// Most guarded pages, counted rule by rule: 64 GiB, for which tables take up to 128 MiB.
 pub const MAX_PAGES: u64 = 1 << 24;

@@ -4,9 +4,9 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{exits, heat_map};
 use crate::closing_table::per_write;
-use crate::events::WriteEvent;
 use crate::summary::{RuleSummary, Summary};
 use crate::terminal::{bytes, grouped, printable, ratio};
+use crate::write_event::WriteEvent;
 
 /// Nothing may be loaded and nothing may run, whatever a hostile name would try.
 const CONTENT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
