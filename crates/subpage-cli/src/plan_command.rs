@@ -82,10 +82,10 @@ fn range_of(text: &str, names: &Names) -> Result<ByteRange, Failure> {
             }
             Err(LookupError::Missing { near }) => {
                 let list: Vec<_> = near.iter().map(|name| format!("`{name}`")).collect();
-                let near = if list.is_empty() {
-                    "`subpage plan TRACE --names` lists the names".to_owned()
-                } else {
-                    format!("the nearest are {}", list.join(", "))
+                let near = match &list[..] {
+                    [] => "`subpage plan TRACE --names` lists the names".to_owned(),
+                    [one] => format!("the nearest is {one}"),
+                    many => format!("the nearest are {}", many.join(", ")),
                 };
                 return Err(wrong(format!("the trace has no such name; {near}")));
             }

@@ -1,7 +1,7 @@
 //! From the command line to the exit status.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{self, Write};
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches};
 
@@ -25,9 +25,17 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Status {
     let line = match parsed {
         Ok(line) => line,
         Err(error) => {
-            // A reader that has gone is no reason to fail.
-            let _ = error.print();
-            return if error.use_stderr() { Status::BadInput } else { Status::Clean };
+            let printed = error.print();
+            return match printed {
+                _ if error.use_stderr() => Status::BadInput,
+                // A reader that has gone is no reason to fail.
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                    let failure = Failure::from(error);
+                    tell_people(&failure, ColorWhen::Auto);
+                    failure.status()
+                }
+                _ => Status::Clean,
+            };
         }
     };
     let mut out = Output::stdout(line.color);
@@ -101,7 +109,12 @@ fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
         };
     }
     let _ = out.flush();
-    let mut err = Output::stderr(line.color);
+    tell_people(failure, line.color);
+}
+
+fn tell_people(failure: &Failure, color: ColorWhen) {
+    let mut err = Output::stderr(color);
+    // Nothing is left to try when this cannot be written either.
     let _ = match failure {
         Failure::Policy(mistakes) => err.write_all(mistakes.render().as_bytes()),
         Failure::Input(message) => {

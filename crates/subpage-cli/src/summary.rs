@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde::Serialize;
 use subpage::rules::Action;
 
-use crate::events::{Hex, WriteEvent, action_word};
 use crate::heat::PageHeat;
+use crate::hex::Hex;
 use crate::policy::PolicyRule;
+use crate::write_event::{WriteEvent, action_word};
 
 /// Most denials that a summary keeps whole.
 pub const MAX_FIRST_DENIALS: usize = 20;

@@ -7,6 +7,7 @@
 
 mod address_space;
 mod block;
+mod destination;
 mod elf;
 mod error;
 mod frame;
@@ -22,6 +23,7 @@ mod varint;
 mod write;
 mod writer;
 
+pub use destination::destination;
 pub use elf::{ElfError, Placement, program_names};
 pub use error::TraceError;
 pub use frame::{MAX_BLOCK_BYTES, MAX_BLOCK_WRITES, VERSION};

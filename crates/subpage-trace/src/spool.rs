@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::destination::destination;
 use crate::header::Header;
 use crate::lackey::LackeyReader;
 use crate::record::{Progress, RecordError};
@@ -38,16 +39,14 @@ impl Spool {
     /// Fails early, before a long recording, if `output` cannot be written.
     pub(crate) fn new(output: &Path) -> Result<Self, RecordError> {
         let failed = |source| RecordError::Output { path: output.to_owned(), source };
-        if output.is_dir() {
-            return Err(failed(io::ErrorKind::IsADirectory.into()));
-        }
-        if output.file_name().is_none() {
+        let target = destination(output).map_err(failed)?;
+        if target.file_name().is_none() {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         }
-        let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new(".")).to_owned();
         let file = tempfile::tempfile_in(&folder).map_err(failed)?;
-        Ok(Self { output: output.to_owned(), folder, file })
+        Ok(Self { output: target, folder, file })
     }
 
     /// Moves all writes of a text into the file; `note` sees each of them, and the input.

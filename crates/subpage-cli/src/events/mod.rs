@@ -2,20 +2,19 @@
 //!
 //! `docs/events.md` describes the JSON form; a change that breaks a reader raises [`VERSION`].
 
-mod hex;
 mod json;
 mod kinds;
 mod text;
 
-pub use hex::Hex;
 pub use json::write_json;
-pub use kinds::{ErrorEvent, Event, RuleEvent, StartEvent, Verdict, WriteEvent, action_word};
+pub use kinds::{ErrorEvent, Event, RuleEvent, StartEvent};
 pub use text::{SHOWN_PER_RULE, TextEvents};
 
 use std::io::{self, Write};
 
 use crate::policy::Mistakes;
 use crate::summary::Summary;
+use crate::write_event::WriteEvent;
 
 /// The version of the JSON form: the value of `v` in every line.
 pub const VERSION: u32 = 1;

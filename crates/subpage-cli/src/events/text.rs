@@ -5,10 +5,11 @@ use std::io::{self, Write};
 
 use unicode_width::UnicodeWidthStr;
 
-use super::{StartEvent, Verdict, WriteEvent};
+use super::StartEvent;
 use crate::summary::Summary;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, QUIET};
 use crate::terminal::{bytes, grouped, printable};
+use crate::write_event::{Verdict, WriteEvent};
 
 /// Writes of one rule that are shown whole; later ones are counted, and each power of ten is told.
 pub const SHOWN_PER_RULE: u64 = 20;

@@ -5,9 +5,9 @@ use subpage::rules::Action;
 
 use super::Enforcer;
 use super::tally::TouchIndex;
-use crate::events::Verdict;
 use crate::failure::Failure;
 use crate::policy::Policy;
+use crate::write_event::Verdict;
 
 /// Decides by the rules alone, without tables and without a processor: what the other backends
 /// must agree with.

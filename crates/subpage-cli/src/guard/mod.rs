@@ -14,16 +14,19 @@ use std::path::Path;
 use std::time::Instant;
 
 use subpage::address::ByteRange;
+use subpage_trace::destination;
 
 use crate::command_line::{BackendChoice, GuardArguments};
-use crate::events::{EventWriter, Hex, RuleEvent, StartEvent, Verdict};
+use crate::events::{EventWriter, RuleEvent, StartEvent};
 use crate::failure::{Failure, Status};
+use crate::hex::Hex;
 use crate::policy::{Draft, Policy, PolicySource};
 use crate::progress::Progress;
 use crate::report;
 use crate::summary::Summary;
 use crate::terminal::{ColorWhen, Output};
 use crate::trace_file::{TraceFile, bytes_of};
+use crate::write_event::Verdict;
 
 /// What enforces a policy.
 pub trait Enforcer {
@@ -134,6 +137,8 @@ fn check_report_path(path: &Path) -> Result<(), Failure> {
             path.display(),
             parent.display()
         ))),
-        _ => Ok(()),
+        _ => destination(path).map(|_| ()).map_err(|error| {
+            Failure::input(format_args!("cannot write the report {}", path.display()), &error)
+        }),
     }
 }

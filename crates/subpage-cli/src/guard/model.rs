@@ -8,9 +8,10 @@ use subpage::slots::{AddressSpace, SlotFlags, SlotId};
 use subpage_model::{Access, AccessKind, Features, Machine, Outcome, Setup};
 
 use super::Enforcer;
-use crate::events::Verdict;
 use crate::failure::Failure;
 use crate::policy::Policy;
+use crate::terminal::grouped;
+use crate::write_event::Verdict;
 
 /// Most guarded pages, counted rule by rule: 64 GiB, for which tables take up to 128 MiB.
 pub const MAX_PAGES: u64 = 1 << 24;
@@ -31,8 +32,10 @@ impl Model {
             rules.iter().fold(0_u64, |sum, rule| sum.saturating_add(rule.range.gfns().pages()));
         if pages > MAX_PAGES {
             return Err(Failure::Input(format!(
-                "the policy guards {pages} pages of 4 KiB; the model takes at most {MAX_PAGES} \
-                 (64 GiB): guard smaller ranges"
+                "the policy guards {} pages of 4 KiB; the model takes at most {} (64 GiB): guard \
+                 smaller ranges",
+                grouped(pages),
+                grouped(MAX_PAGES),
             )));
         }
         let no_memory = |error: DomainError| {

@@ -4,7 +4,7 @@ use serde::Serialize;
 use subpage::access::SUB_PAGE_BYTES;
 use subpage::address::{ByteRange, PAGE_BYTES};
 
-use crate::events::Hex;
+use crate::hex::Hex;
 
 /// The cost of protecting one range.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::{MixedPage, RangeCost};
 use crate::closing_table::per_write;
-use crate::events::{Hex, VERSION};
+use crate::events::VERSION;
 use crate::heat::CELLS;
+use crate::hex::Hex;
 use crate::policy::Names;
 use crate::terminal::style::{GOOD, HEADING, NAME, PLAIN, QUIET};
 use crate::terminal::{Align, Columns, bytes, grouped, printable, ratio};

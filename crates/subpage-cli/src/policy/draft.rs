@@ -39,7 +39,7 @@ const ADDRESS_HELP: &str = "a guest-physical address has at most 48 bits: below 
 /// A rule whose text is right; its place may still have to be found.
 #[derive(Debug, Clone)]
 pub struct DraftRule {
-    /// Its name, unique in the file.
+    /// Its name; one that is not unique in the file is among the mistakes.
     pub name: RuleName,
     /// Where it applies.
     pub place: Place,
@@ -81,20 +81,22 @@ impl Draft {
         let tables = rule_tables(&mut fields, has_syntax_errors);
         let mut first_uses: HashMap<RuleName, Range<usize>> = HashMap::new();
         for (table, span) in tables {
-            let rule = read_rule(table, &span, &mut mistakes);
-            let Some(rule) = rule else { continue };
-            if let Some(first) = first_uses.get(&rule.name) {
-                let line = source.text()[..first.start].matches('\n').count() + 1;
-                mistakes.push(Diagnostic::new(
-                    rule.span.clone(),
-                    format!("two rules are called `{}`", rule.name),
-                    format!("already in line {line}"),
-                    "give each rule a name of its own; reports tell rules apart by their names",
-                ));
-                continue;
+            let (name, rule) = read_rule(table, &span, &mut mistakes);
+            // Whatever else is wrong with either rule.
+            if let Some(name) = name {
+                if let Some(first) = first_uses.get(&name.value) {
+                    let line = source.text()[..first.start].matches('\n').count() + 1;
+                    mistakes.push(Diagnostic::new(
+                        name.span,
+                        format!("two rules are called `{}`", name.value),
+                        format!("already in line {line}"),
+                        "give each rule a name of its own; reports tell rules apart by their names",
+                    ));
+                } else {
+                    first_uses.insert(name.value, name.span);
+                }
             }
-            first_uses.insert(rule.name, rule.span.clone());
-            rules.push(rule);
+            rules.extend(rule);
         }
         Self { source, rules, mistakes }
     }
@@ -175,7 +177,7 @@ fn read_rule(
     table: &DeTable<'_>,
     span: &Range<usize>,
     mistakes: &mut Vec<Diagnostic>,
-) -> Option<DraftRule> {
+) -> (Option<Written<RuleName>>, Option<DraftRule>) {
     const OWNER_HELP: &str = "an owner is a number from 0 (the host) to 4294967295";
     let mut fields = Fields::new(table, "a rule", RULE_KEYS, mistakes);
     let name = read_name(&mut fields, span);
@@ -187,17 +189,17 @@ fn read_rule(
         .number("owner", 0, i128::from(u32::MAX), OWNER_HELP)
         .and_then(|owner| u32::try_from(owner.value).ok());
     let locked = fields.flag("locked", "write `locked = true`, or leave the key out");
-    let (name, place) = (name?, place?);
     // A rule with another mistake still has its place looked up, so that a wrong name of a region is
     // reported in the same run; the mistakes keep the policy from being used.
-    place_is_right.then_some(DraftRule {
+    let rule = name.as_ref().zip(place.filter(|_| place_is_right)).map(|(name, place)| DraftRule {
         name: name.value,
         place,
         action: action.unwrap_or(Action::Deny),
         owner: owner.map_or(Owner::HOST, Owner),
         locked: locked.unwrap_or(false),
-        span: name.span,
-    })
+        span: name.span.clone(),
+    });
+    (name, rule)
 }
 
 fn read_name(fields: &mut Fields<'_, '_>, span: &Range<usize>) -> Option<Written<RuleName>> {

@@ -7,6 +7,7 @@ mod page;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use subpage_trace::destination;
 use thiserror::Error;
 
 use crate::summary::Summary;
@@ -25,9 +26,12 @@ pub fn render(summary: &Summary) -> String {
 }
 
 /// Writes the page under `path`, whole or not at all: a new file takes the name when it is complete.
+///
+/// Fails as [`destination`] does, and where the file cannot be created or written.
 pub fn write(summary: &Summary, path: &Path) -> Result<(), ReportError> {
     let failed = |source| ReportError { path: path.to_owned(), source };
-    let directory = match path.parent() {
+    let target = destination(path).map_err(failed)?;
+    let directory = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
@@ -42,6 +46,6 @@ pub fn write(summary: &Summary, path: &Path) -> Result<(), ReportError> {
     let mut file = builder.tempfile_in(directory).map_err(failed)?;
     file.write_all(render(summary).as_bytes()).map_err(failed)?;
     file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
+    file.persist(&target).map_err(|error| failed(error.error))?;
     Ok(())
 }

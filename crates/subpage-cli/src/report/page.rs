@@ -4,9 +4,9 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{exits, heat_map};
 use crate::closing_table::per_write;
-use crate::events::WriteEvent;
 use crate::summary::{RuleSummary, Summary};
 use crate::terminal::{bytes, grouped, printable, ratio};
+use crate::write_event::WriteEvent;
 
 /// Nothing may be loaded and nothing may run, whatever a hostile name would try.
 const CONTENT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
@@ -59,7 +59,8 @@ fn headline(summary: &Summary) -> Markup {
             },
             [most, ..] => h1.text {
                 span.bad { (grouped(denied)) " writes denied" }
-                " by " (grouped(guilty.len() as u64)) " rules, most by " (printable(&most.name))
+                " by " (grouped(guilty.len() as u64)) " rules, "
+                (grouped(most.denied)) " of them by " (printable(&most.name))
             },
         }
         p.soft {

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -161,13 +163,28 @@ fn mistakes_of_a_policy_are_shown_where_they_are() {
     golden("policy-mistakes-json", &output);
 }
 
+/// A rule that is wrong in another way hides neither use of a name.
+#[test]
+fn a_name_used_twice_is_told_beside_other_mistakes() {
+    let place = Place::new();
+    let rule = |range| format!("[[rule]]\nname = \"twice\"\nrange = \"{range}\"\n");
+    for (first, second) in [("1..2", "5..1"), ("5..1", "1..2"), ("5..1", "5..1")] {
+        place.policy("twice.toml", &format!("version = 1\n{}{}", rule(first), rule(second)));
+        let output = place.run(&["guard", "--policy", "twice.toml", "server.sptrace"]);
+        assert_eq!(status(&output), 2);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains("two rules are called `twice`"), "{errors}");
+        assert!(errors.contains("the range is empty"), "{errors}");
+    }
+}
+
 #[test]
 fn bad_input_ends_with_2() {
     let place = Place::new();
     fs::write(place.path("text"), "not a trace at all, but text of some length").expect("file");
     let trace = fs::read(place.path("server.sptrace")).expect("trace");
     fs::write(place.path("cut.sptrace"), &trace[..trace.len() - 20]).expect("file");
-    let cases: [(&str, &[&str]); 10] = [
+    let cases: [(&str, &[&str]); 11] = [
         ("no-policy", &["guard", "--policy", "missing.toml", "server.sptrace"]),
         ("no-trace", &["guard", "--policy", "policy.toml", "missing.sptrace"]),
         ("no-trace-json", &["plan", "missing.sptrace", "--json"]),
@@ -181,6 +198,7 @@ fn bad_input_ends_with_2() {
             &["guard", "-p", "policy.toml", "--report", ".", "server.sptrace"],
         ),
         ("plan-no-name", &["plan", "server.sptrace", "--range", "helper"]),
+        ("plan-one-name-near", &["plan", "server.sptrace", "--range", "countres"]),
         ("plan-no-range", &["plan", "server.sptrace", "--range", "0x1000..x"]),
         ("plan-empty-range", &["plan", "server.sptrace", "--range", "0x1000..0x1000"]),
         ("record-nothing", &["record", "-o", "x.sptrace", "--from-lackey", "text"]),
@@ -279,10 +297,31 @@ fn a_full_disk_is_told() {
         return;
     }
     let place = Place::new();
-    let full = fs::File::options().write(true).open("/dev/full").expect("device");
-    let output = place.command(&["check"]).stdout(full).output().expect("starts");
-    assert_eq!(status(&output), 1);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write the output"));
+    for argument in ["check", "--help", "--version"] {
+        let full = fs::File::options().write(true).open("/dev/full").expect("device");
+        let output = place.command(&[argument]).stdout(full).output().expect("starts");
+        assert_eq!(status(&output), 1, "{argument}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write the output"));
+    }
+}
+
+/// A rename over a device would take it from every program of the machine.
+#[test]
+fn what_is_no_regular_file_is_not_replaced() {
+    let place = Place::new();
+    let _listener = UnixListener::bind(place.path("socket")).expect("socket");
+    fs::write(place.path("text"), " S 601000,8\n").expect("text");
+    for arguments in [
+        &["record", "-o", "socket", "--from-lackey", "text"][..],
+        &["guard", "-p", "policy.toml", "--report", "socket", "server.sptrace"],
+    ] {
+        let output = place.run(arguments);
+        assert_eq!(status(&output), 2, "{arguments:?}");
+        assert!(output.stdout.is_empty(), "found out before the run");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("name a regular file"));
+        let kind = fs::metadata(place.path("socket")).expect("still there").file_type();
+        assert!(kind.is_socket(), "{arguments:?}");
+    }
 }
 
 #[test]

@@ -41,5 +41,5 @@ proptest! {
 fn a_policy_that_guards_everything_is_refused() {
     let policy = Policy { rules: vec![rule("all", 0, 1 << 48, Action::Log, 1)] };
     let Err(failure) = Model::new(&policy) else { panic!("2^36 pages were guarded") };
-    assert!(format!("{failure:?}").contains("at most 16777216"), "{failure:?}");
+    assert!(format!("{failure:?}").contains("at most 16,777,216"), "{failure:?}");
 }

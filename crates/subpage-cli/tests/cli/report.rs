@@ -31,6 +31,13 @@ fn pages_hold_their_promises() {
         report::render(&runs::thirty().summary).contains("&lt;script&gt;alert(1)&lt;/script&gt;")
     );
     assert!(report::render(&runs::quiet().summary).contains("Nothing was denied"));
+    let mut several = runs::thirty().summary;
+    for rule in &mut several.rules {
+        rule.denied = 0;
+    }
+    (several.rules[0].denied, several.rules[1].denied) = (2, 3);
+    let page = report::render(&several);
+    assert!(page.contains("5 writes denied") && page.contains(" by 2 rules, 3 of them by "));
 }
 
 #[test]

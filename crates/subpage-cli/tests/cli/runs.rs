@@ -5,10 +5,12 @@ use std::time::Duration;
 use subpage::access::SubPage;
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, Owner, Rule, RuleName};
-use subpage_cli::events::{Hex, RuleEvent, StartEvent, Verdict, WriteEvent, action_word};
+use subpage_cli::events::{RuleEvent, StartEvent};
 use subpage_cli::heat::Heat;
+use subpage_cli::hex::Hex;
 use subpage_cli::policy::PolicyRule;
 use subpage_cli::summary::{MAX_FIRST_DENIALS, RuleSummary, Summary};
+use subpage_cli::write_event::{Verdict, WriteEvent, action_word};
 
 /// A rule of a made-up policy.
 pub(crate) fn rule(name: &str, start: u64, length: u64, action: Action, line: usize) -> PolicyRule {
