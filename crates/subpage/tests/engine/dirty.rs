@@ -117,6 +117,8 @@ fn a_logging_slot_is_not_merged_when_a_restriction_goes() {
     set(&mut domain, BASE, &[u32::MAX]);
     assert!(domain.mapping(Normal, gfn(BASE)).expect("mapped").entry.write());
     assert_eq!(harvest(&mut domain).len(), 512);
+    let armed = domain.mapping(Normal, gfn(BASE + 1)).expect("mapped");
+    assert!(!armed.entry.write(), "the next write has to trap");
     assert_eq!(trap(&mut domain, 4096), Answer::Resume, "the page is armed again");
     assert_eq!(harvest(&mut domain), [gfn(BASE + 1)]);
 }
@@ -132,4 +134,14 @@ fn a_large_leaf_stays_armed_when_its_first_page_is_dirty() {
     assert_eq!((leaf.level, leaf.entry.write()), (Level::L2, false));
     assert_eq!(trap(&mut domain, 4096), Answer::Resume);
     assert_eq!(harvest(&mut domain), [gfn(BASE), gfn(BASE + 1)]);
+}
+
+/// The part of a write in the next page traps by itself, and is dirty only then.
+#[test]
+fn a_write_across_a_page_end_marks_the_page_that_trapped() {
+    let mut domain = logging();
+    let exit = EptViolation { length: Some(8), ..write_violation(4092) };
+    let (answer, _) = domain.ept_violation(&mut RetryState::default(), &exit);
+    assert_eq!(answer, Answer::Resume);
+    assert_eq!(harvest(&mut domain), [gfn(BASE)]);
 }
