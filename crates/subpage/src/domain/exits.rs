@@ -89,8 +89,7 @@ pub enum Answer {
     /// The tables permitted it all along: invalidate this processor's translations, enter again.
     Retry,
     /// The tables cannot express that it is permitted, or a retry did not help: emulate the access; a
-    /// write through
-    /// [`Domain::authorize_write`], which also decides by the exact bytes.
+    /// write through [`Domain::authorize_write`], which also decides by the exact bytes.
     Emulate,
     /// The processor was updating accessed or dirty flags in a guest paging structure that lies in
     /// a restricted page. That is no write of the guest's: set the flags in software, or, if

@@ -16,10 +16,9 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// Starts tracking which sub-pages of `range` are written.
     ///
     /// A sub-page that a rule or a map holds is not armed: writes to it trap anyway, and those that
-    /// are let through are noted. Costs eight bytes a
-    /// page and an L1 table for each 2 MiB region. Fails if permissions are not enabled, the range
-    /// lies beyond the processor's width or shares a page with another tracked one, or memory is
-    /// short.
+    /// are let through are noted. Costs eight bytes a page and an L1 table for each 2 MiB region.
+    /// Fails if permissions are not enabled, the range lies beyond the processor's width or shares a
+    /// page with another tracked one, or memory is short.
     pub fn track(&mut self, range: ByteRange) -> Result<(TrackId, Invalidation), DomainError> {
         let sppt = self.enabled()?;
         self.check_width(range.gfns())?;

@@ -136,7 +136,7 @@ impl HeapFrames {
         Self::with_limit(u32::MAX as usize)
     }
 
-    /// At most `limit` frames at a time (and never more than 2^32 - 1).
+    /// At most `limit` frames at a time (and never more than 2^32).
     pub const fn with_limit(limit: usize) -> Self {
         Self { slots: Vec::new(), free: Vec::new(), in_use: 0, limit }
     }

@@ -2,7 +2,7 @@
 //!
 //! EPT and SPPT tables are 4 KiB frames of 512 entries. In a hypervisor they are physical memory
 //! that processors read while the engine writes; in a VMM or in the model they are ordinary memory
-//! that no processor walks. The engine sees both through [`TableFrames`] and holds no reference
+//! that no processor walks. The engine sees both through [`TableFrames`] and keeps no reference
 //! into a table, so the same code is right in both places without one `unsafe`.
 
 mod heap;

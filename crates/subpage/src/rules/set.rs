@@ -40,8 +40,8 @@ pub struct RuleSet {
     rules: Vec<ActiveRule>,
     /// The list read as a balanced tree: the middle of a run is its root, what is left and right of
     /// the middle are its subtrees. For each root, the highest last byte in its run, so that a search
-    /// passes over runs that end too early. Then a search costs what it finds and a logarithm, also
-    /// where one long rule spans many short ones.
+    /// passes over runs that end too early. Then a search meets a logarithm of rules for each that it
+    /// finds, and one more, also where one long rule spans many short ones.
     reach: Vec<Gpa>,
 }
 
@@ -166,7 +166,7 @@ impl RuleSet {
         self.rules.iter_mut().find(|active| active.id == id)
     }
 
-    /// The rules that guard at least one byte of `range`.
+    /// The rules that guard at least one byte of `range`, in no particular order.
     pub fn touching(&self, range: ByteRange) -> impl Iterator<Item = &ActiveRule> {
         let mut runs = ArrayVec::new();
         runs.push((0, self.rules.len()));

@@ -40,6 +40,9 @@ impl Sppt {
     /// Takes no branch on what the tables hold: whether an address has an L1 table is as random as
     /// the address, and a wrong guess costs more than the rest of the walk. From an absent entry on
     /// the walk goes through the root, which is always there, and what it reads does not count.
+    ///
+    /// # Panics
+    /// If the page's vector has a reserved bit set, which only damage from outside can cause.
     #[inline]
     pub fn vector<F: TableFrames>(self, frames: &F, gfn: Gfn) -> SppVector {
         let mut table = self.root;
@@ -64,6 +67,9 @@ impl Sppt {
     }
 
     /// Whether the region that one `level` entry stands for has no restricted page.
+    ///
+    /// # Panics
+    /// Like [`vector`](Self::vector), where `level` is that of a page.
     pub fn is_unrestricted<F: TableFrames>(self, frames: &F, level: Level, gfn: Gfn) -> bool {
         let mut table = self.root;
         for upper in [Level::L4, Level::L3, Level::L2] {
@@ -95,6 +101,9 @@ impl Sppt {
     }
 
     /// The first restricted page at or after `from`, for enumeration without a list.
+    ///
+    /// # Panics
+    /// Like [`vector`](Self::vector), for every page that is passed.
     pub fn next_restricted<F: TableFrames>(self, frames: &F, from: Gfn) -> Option<Gfn> {
         next_restricted_below(frames, self.root, Level::L4, Gfn::new(0), from)
     }

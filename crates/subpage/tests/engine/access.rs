@@ -160,3 +160,17 @@ fn one_call_may_empty_one_region_and_fill_its_neighbour() {
     set(&mut domain, BASE + 511, &[7, u32::MAX]);
     assert_eq!(domain.frames().heap.frames_in_use(), 4);
 }
+
+/// Two tokens joined are completed by whoever completes the later one, in either order.
+#[test]
+fn joined_tokens_complete_both_calls() {
+    for swapped in [false, true] {
+        let (mut domain, _) = guest(1);
+        let first = domain.set_access(gfn(BASE), &[map(1)]).expect("a good call");
+        let second = domain.set_access(gfn(BASE), &[map(u32::MAX)]).expect("a good call");
+        assert!(first.epoch() < second.epoch() && domain.retired_frames() == 3);
+        let joined = if swapped { second.and(first) } else { first.and(second) };
+        done(&mut domain, joined);
+        assert_eq!(domain.retired_frames(), 0);
+    }
+}

@@ -140,3 +140,14 @@ fn two_parts_of_one_write_stand_or_fall_together() {
     assert_eq!(allowed.and(allowed), Decision::Allowed);
     assert_eq!(AccessMap::ALL.count(), 32);
 }
+
+/// Of two parts of one write that both want a report, the first is reported.
+#[test]
+fn of_two_reports_the_first_stays() {
+    let report = |number| Decision::Reported {
+        rule: subpage::rules::RuleId(number),
+        at: bytes(number, 1).first(),
+    };
+    assert_eq!(report(1).and(report(2)), report(1));
+    assert_eq!(Decision::Allowed.and(report(2)), report(2));
+}

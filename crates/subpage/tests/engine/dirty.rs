@@ -6,7 +6,7 @@ use subpage::exit::{Delivery, EptQualification};
 use subpage::level::{Level, PageSize};
 use subpage::slots::{SlotFlags, SlotId};
 
-use crate::guest::{BASE, Normal, TestDomain, bytes, done, gfn, mapped, set};
+use crate::guest::{BASE, Normal, TestDomain, bytes, done, gfn, gfns, mapped, set};
 
 const SLOT: SlotId = SlotId(0);
 const LOGGING: SlotFlags = SlotFlags { read_only: false, log_dirty: true };
@@ -106,4 +106,42 @@ fn switching_the_log_off_opens_and_merges() {
     let place = domain.mapping(Normal, gfn(BASE)).expect("mapped");
     assert_eq!(place.level, Level::L2);
     assert!(place.entry.write());
+}
+
+/// Pages of which all are dirty have equal leaves, but a large one could not be armed page by page.
+#[test]
+fn a_logging_slot_is_not_merged_when_a_restriction_goes() {
+    let mut domain = logging();
+    set(&mut domain, BASE, &[1]);
+    domain.note_logged(Normal, (BASE..BASE + 512).map(gfn));
+    set(&mut domain, BASE, &[u32::MAX]);
+    assert!(domain.mapping(Normal, gfn(BASE)).expect("mapped").entry.write());
+    assert_eq!(harvest(&mut domain).len(), 512);
+    let armed = domain.mapping(Normal, gfn(BASE + 1)).expect("mapped");
+    assert!(!armed.entry.write(), "the next write has to trap");
+    assert_eq!(trap(&mut domain, 4096), Answer::Resume, "the page is armed again");
+    assert_eq!(harvest(&mut domain), [gfn(BASE + 1)]);
+}
+
+/// A large leaf stands for 512 pages, so its first page does not decide whether it is armed.
+#[test]
+fn a_large_leaf_stays_armed_when_its_first_page_is_dirty() {
+    let mut domain = logging();
+    domain.note_logged(Normal, [gfn(BASE)].into_iter());
+    let token = domain.protect(Normal, gfns(BASE, 512), true).expect("no split");
+    done(&mut domain, token);
+    let leaf = domain.mapping(Normal, gfn(BASE + 1)).expect("mapped");
+    assert_eq!((leaf.level, leaf.entry.write()), (Level::L2, false));
+    assert_eq!(trap(&mut domain, 4096), Answer::Resume);
+    assert_eq!(harvest(&mut domain), [gfn(BASE), gfn(BASE + 1)]);
+}
+
+/// The part of a write in the next page traps by itself, and is dirty only then.
+#[test]
+fn a_write_across_a_page_end_marks_the_page_that_trapped() {
+    let mut domain = logging();
+    let exit = EptViolation { length: Some(8), ..write_violation(4092) };
+    let (answer, _) = domain.ept_violation(&mut RetryState::default(), &exit);
+    assert_eq!(answer, Answer::Resume);
+    assert_eq!(harvest(&mut domain), [gfn(BASE)]);
 }
