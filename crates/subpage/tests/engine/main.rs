@@ -3,6 +3,7 @@
 mod access;
 mod decision;
 mod dirty;
+mod exits;
 mod export;
 mod failures;
 mod guest;

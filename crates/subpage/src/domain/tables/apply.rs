@@ -250,7 +250,8 @@ impl<F: TableFrames> Tables<F> {
             let gfn = Gfn::new(start.as_u64() + u64::from(at));
             let new = stored_vector(new[at as usize]);
             edit.opened |= new.is_unrestricted();
-            // Before a leaf that asks the table, after one that does not.
+            // Before a leaf that asks the table, after one that does not. Either order shows a
+            // processor the old permission or the new one; this one causes no needless exit.
             let asks = !new.is_unrestricted() && new != SppVector::NONE;
             if asks {
                 Sppt::store_vector(&mut self.frames, edit.table, gfn, new);
