@@ -117,10 +117,9 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             arming: Arming::Written(write),
             permit: |_, old| old,
         };
-        let plan = self.tables.plan(sppt, &ranges, &change)?;
         // Opening takes no right away, so the only thing a token could ask for is that frames of
         // emptied tables wait; they wait for whatever change comes next.
-        let _opened = self.tables.apply(sppt, plan, &self.slots, &ranges, &mut change);
+        let _opened = self.tables.change(sppt, &self.slots, &ranges, &mut change)?;
         self.counters.tracked += 1;
         Ok(())
     }

@@ -201,8 +201,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             arming: Arming::Keep,
             permit: |gfn, _| base(maps, gfn) & rules.permitted(gfn),
         };
-        let plan = self.tables.plan(sppt, &state.ranges, &change)?;
-        let token = self.tables.apply(sppt, plan, &self.slots, &state.ranges, &mut change);
+        let token = self.tables.change(sppt, &self.slots, &state.ranges, &mut change)?;
         self.rules = state.rules;
         self.hidden = hidden;
         self.tracking = tracking;

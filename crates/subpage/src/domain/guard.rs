@@ -40,8 +40,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             arming: Arming::Keep,
             permit: |gfn, old| old & added.permitted(gfn),
         };
-        let plan = self.tables.plan(sppt, &ranges, &change)?;
-        let token = self.tables.apply(sppt, plan, &self.slots, &ranges, &mut change);
+        let token = self.tables.change(sppt, &self.slots, &ranges, &mut change)?;
         self.hidden = hidden;
         self.rules.absorb(&added);
         self.next_rule = after;
@@ -70,8 +69,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
                 base & rules.permitted_but(gfn, Some(id))
             },
         };
-        let plan = self.tables.plan(sppt, &ranges, &change)?;
-        let token = self.tables.apply(sppt, plan, &self.slots, &ranges, &mut change);
+        let token = self.tables.change(sppt, &self.slots, &ranges, &mut change)?;
         self.hidden = hidden;
         self.rules.remove(id);
         Ok(token)

@@ -81,8 +81,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         arming: Arming,
     ) -> Result<Invalidation, DomainError> {
         let mut change = Repermit { tracking: &mut self.tracking, arming, permit: |_, old| old };
-        let plan = self.tables.plan(sppt, ranges, &change)?;
-        Ok(self.tables.apply(sppt, plan, &self.slots, ranges, &mut change))
+        Ok(self.tables.change(sppt, &self.slots, ranges, &mut change)?)
     }
 
     /// The tracked ranges with their numbers, ascending.

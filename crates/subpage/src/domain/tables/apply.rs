@@ -77,7 +77,7 @@ impl<F: TableFrames> Tables<F> {
     }
 
     /// Applies a planned change; cannot fail.
-    pub(crate) fn apply(
+    fn apply(
         &mut self,
         sppt: Sppt,
         mut plan: Plan,

@@ -48,7 +48,7 @@ pub(crate) struct Plan {
 
 impl<F: TableFrames> Tables<F> {
     /// Takes what the change needs; on failure nothing has changed.
-    pub(crate) fn plan(
+    pub(super) fn plan(
         &mut self,
         sppt: Sppt,
         ranges: &[GfnRange],
