@@ -1,0 +1,24 @@
+//! Guest-physical memory, to be read and written by the hypervisor.
+
+use subpage::address::Gpa;
+
+/// Some of the bytes are not memory of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotMemory;
+
+/// The guest's memory. Other virtual processors write it at any moment, so what is read once must
+/// not be read again to be checked.
+///
+/// These are the hypervisor's own accesses: whoever writes on behalf of the guest has asked the
+/// domain first.
+pub trait PhysicalMemory {
+    /// Copies `buffer.len()` bytes from `gpa`; all or an error.
+    fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), NotMemory>;
+
+    /// Copies `bytes` to `gpa`; all or none.
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotMemory>;
+
+    /// Sets `bits` in the eight bytes at `gpa`, a multiple of 8, as one locked operation, if they
+    /// still are `current`; the inner error is what they are instead.
+    fn set_bits(&self, gpa: Gpa, current: u64, bits: u64) -> Result<Result<(), u64>, NotMemory>;
+}

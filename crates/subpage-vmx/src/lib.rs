@@ -1,0 +1,14 @@
+//! A bare-metal VT-x hypervisor in which the processor itself enforces sub-page write permissions.
+//!
+//! The crate compiles in two ways. As an ordinary crate, for Clippy, documentation and unit tests:
+//! everything but the entry points is there. Bare-metal (`--cfg bare_metal`, or a target without an
+//! operating system), its programs are images that start from a reset ROM or from Multiboot2.
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod abi;
+pub mod guest;
