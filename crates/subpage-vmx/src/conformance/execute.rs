@@ -106,12 +106,13 @@ const RUN: usize = 16;
 
 /// Tells every word that differs, and takes it over.
 fn write_changes(now: &Arena, before: &mut Arena, out: &mut impl fmt::Write) -> fmt::Result {
-    for (run, (now, before)) in (0..).zip(now.chunks(RUN).zip(before.chunks_mut(RUN))) {
+    let starts = (0_u32..).step_by(RUN);
+    for (start, (now, before)) in starts.zip(now.chunks(RUN).zip(before.chunks_mut(RUN))) {
         let difference = now.iter().zip(&*before).fold(0, |all, (now, before)| all | now ^ before);
         if difference == 0 {
             continue;
         }
-        for (at, (now, before)) in (run * RUN as u32..).zip(now.iter().zip(before)) {
+        for (at, (now, before)) in (start..).zip(now.iter().zip(before)) {
             if now != before {
                 *before = *now;
                 write_change(out, at, *now)?;

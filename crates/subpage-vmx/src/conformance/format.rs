@@ -278,6 +278,10 @@ mod tests {
         Store { word: word.into(), value: value.into() }
     }
 
+    fn last_word() -> u32 {
+        u32::try_from(ARENA_WORDS - 1).expect("few words")
+    }
+
     fn batch() -> Vec<u8> {
         let mut bytes = Vec::new();
         let header = BatchHeader {
@@ -301,7 +305,7 @@ mod tests {
             };
             bytes.extend_from_slice(case.as_bytes());
             bytes.extend_from_slice(store(3, number.into()).as_bytes());
-            bytes.extend_from_slice(store(ARENA_WORDS as u32 - 1, u64::MAX).as_bytes());
+            bytes.extend_from_slice(store(last_word(), u64::MAX).as_bytes());
             bytes.extend_from_slice(StepHeader { stores: 0.into() }.as_bytes());
             bytes.extend_from_slice(StepHeader { stores: 1.into() }.as_bytes());
             bytes.extend_from_slice(store(5, 6).as_bytes());
@@ -356,7 +360,7 @@ mod tests {
             bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
             Batch::parse(&bytes).err()
         };
-        let words = ARENA_WORDS as u32;
+        let words = last_word() + 1;
         assert_eq!(at(8, 2), Some(FormatError::Version(2)));
         assert_eq!(at(24, words), Some(FormatError::Word(words)));
         assert_eq!(at(40, 4), Some(FormatError::Controls(4)));
