@@ -11,4 +11,11 @@ extern crate alloc;
 extern crate std;
 
 pub mod abi;
+pub mod boot;
 pub mod guest;
+pub mod machine;
+pub mod memory;
+pub mod processor;
+pub mod smp;
+pub mod vcpu;
+pub mod vmx;

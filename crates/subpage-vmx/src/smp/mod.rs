@@ -1,0 +1,8 @@
+//! Several processors: their start, and messages between the virtual ones.
+
+pub mod mailbox;
+#[cfg(bare_metal)]
+mod start;
+
+#[cfg(bare_metal)]
+pub use start::start_others;
