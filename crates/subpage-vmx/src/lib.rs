@@ -12,6 +12,7 @@ extern crate std;
 
 pub mod abi;
 pub mod boot;
+pub mod emulate;
 pub mod guest;
 pub mod machine;
 pub mod memory;
