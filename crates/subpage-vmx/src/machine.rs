@@ -11,6 +11,7 @@ use subpage::invalidate::{Invalidation, Shootdown};
 use crate::abi::feature;
 use crate::boot::MAX_PROCESSORS;
 use crate::boot::command_line::Denied;
+use crate::emulate::Processor;
 use crate::memory::frames::PhysicalFrames;
 use crate::memory::ram::GuestRam;
 use crate::processor::local_apic::{LocalApic, Message};
@@ -75,8 +76,10 @@ pub struct Machine {
     pub ram: GuestRam,
     /// The tables that processors walk.
     pub tables: Tables,
-    /// What the processors can do.
+    /// What the processors' VMX can do.
     pub capabilities: Capabilities,
+    /// What their paging can do.
+    pub processor: Processor,
     /// Bitmaps of ports and MSRs.
     pub bitmaps: Bitmaps,
     /// How it is set up.
@@ -103,6 +106,7 @@ impl Machine {
         ram: GuestRam,
         tables: Tables,
         capabilities: Capabilities,
+        processor: Processor,
         settings: Settings,
         processors: usize,
         apic: LocalApic,
@@ -115,6 +119,7 @@ impl Machine {
             ram,
             tables,
             capabilities,
+            processor,
             bitmaps: Bitmaps::new(),
             settings,
             processors,

@@ -3,7 +3,7 @@
 use crate::guest::Register;
 use crate::processor::console;
 use crate::vcpu::Vcpu;
-use crate::vcpu::events::Exception;
+use crate::emulate::Exception;
 use crate::vmx::field::ExitField;
 
 const DEBUG_OUTPUT: u64 = 0xE9;
@@ -23,7 +23,7 @@ impl Vcpu {
         let string = qualification & 1 << 4 != 0;
         let port = qualification >> 16 & 0xFFFF;
         if string {
-            self.inject(Exception::GeneralProtection(0));
+            self.inject(Exception::general_protection(0));
             return;
         }
         let mask = (1_u64 << (bytes * 8)) - 1;

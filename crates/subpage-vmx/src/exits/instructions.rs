@@ -8,7 +8,7 @@ use crate::abi;
 use crate::guest::Register;
 use crate::processor::{control, cpuid};
 use crate::vcpu::Vcpu;
-use crate::vcpu::events::Exception;
+use crate::emulate::Exception;
 use crate::vmx::field::GuestField as G;
 
 #[allow(clippy::cast_possible_truncation)] // Instructions that use the low half.
@@ -89,7 +89,7 @@ impl Vcpu {
             unsafe { control::set_xcr0(value) };
             self.skip_instruction();
         } else {
-            self.inject(Exception::GeneralProtection(0));
+            self.inject(Exception::general_protection(0));
         }
     }
 

@@ -1,8 +1,13 @@
 //! What happens when the guest exits: the loop, and which handler a reason has.
 
+mod delivery;
+mod denial;
 mod input_output;
 mod instructions;
 mod registers;
+mod step;
+mod store;
+mod violation;
 
 use core::fmt;
 
@@ -10,7 +15,7 @@ use subpage::exit::ExitReason;
 
 use crate::processor::control;
 use crate::smp::mailbox::Next;
-use crate::vcpu::events::Exception;
+use crate::emulate::Exception;
 use crate::vcpu::{Vcpu, context};
 use crate::vmx::field::{ExitField, GuestField as G};
 
@@ -44,6 +49,9 @@ pub mod reason {
     pub const INVVPID: ExitReason = ExitReason(53);
     pub const XSETBV: ExitReason = ExitReason(55);
 }
+
+/// #UD.
+const INVALID_OPCODE: Exception = Exception { vector: 6, error_code: None, address: None };
 
 /// Why the machine stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,7 +205,7 @@ impl Vcpu {
             | reason::MONITOR
             | reason::INVEPT
             | reason::INVVPID => {
-                self.inject(Exception::InvalidOpcode);
+                self.inject(INVALID_OPCODE);
                 Ok(())
             }
             other => Err(Stop::Unknown(other)),

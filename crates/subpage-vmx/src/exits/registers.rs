@@ -5,7 +5,7 @@ use crate::guest::Register;
 use crate::processor::msr::Msr;
 use crate::smp::mailbox::Mail;
 use crate::vcpu::Vcpu;
-use crate::vcpu::events::Exception;
+use crate::emulate::Exception;
 use crate::vmx::field::{ExitField, GuestField as G};
 
 /// The guest's APIC base: at its usual address, enabled, in x2APIC mode, for good.
@@ -80,7 +80,7 @@ impl Vcpu {
         };
         match result {
             Ok(()) => self.skip_instruction(),
-            Err(_) => self.inject(Exception::GeneralProtection(0)),
+            Err(_) => self.inject(Exception::general_protection(0)),
         }
         Ok(())
     }
@@ -99,7 +99,7 @@ impl Vcpu {
                 self.set_register(Register::Rdx, value >> 32);
                 self.skip_instruction();
             }
-            Err(Refused) => self.inject(Exception::GeneralProtection(0)),
+            Err(Refused) => self.inject(Exception::general_protection(0)),
         }
     }
 
@@ -107,7 +107,7 @@ impl Vcpu {
         let value = self.register(Register::Rax) & 0xFFFF_FFFF | self.register(Register::Rdx) << 32;
         match self.write_msr(low(self.register(Register::Rcx)), value) {
             Ok(()) => self.skip_instruction(),
-            Err(Refused) => self.inject(Exception::GeneralProtection(0)),
+            Err(Refused) => self.inject(Exception::general_protection(0)),
         }
     }
 

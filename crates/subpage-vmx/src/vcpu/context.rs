@@ -6,36 +6,30 @@
 use core::arch::naked_asm;
 use core::mem::offset_of;
 
+use crate::emulate::FxArea;
 use crate::guest::GeneralRegisters;
 use crate::vmx::CurrentVmcs;
 use crate::vmx::field::ControlField;
 
-/// What FXSAVE64 saves: x87, MXCSR and the low halves of the vector registers.
-///
-/// That is enough: the hypervisor is built for a baseline processor, whose SSE instructions leave
-/// the upper halves alone, so they stay in the processor as the guest left them.
-#[repr(C, align(16))]
-#[derive(Debug, Clone)]
-pub struct FxArea(pub [u8; 512]);
-
-impl FxArea {
-    /// As after reset: x87 control word 40H, MXCSR 1F80H, everything else 0.
-    pub const fn after_reset() -> Self {
-        let mut area = [0; 512];
-        area[0] = 0x40;
-        area[24] = 0x80;
-        area[25] = 0x1F;
-        Self(area)
-    }
+/// The x87 and SSE state after reset: control word 40H, MXCSR 1F80H, everything else 0.
+pub const fn fx_after_reset() -> FxArea {
+    let mut area = [0; 512];
+    area[0] = 0x40;
+    area[24] = 0x80;
+    area[25] = 0x1F;
+    FxArea(area)
 }
 
 /// A guest's registers that the VMCS does not hold. The slot of RSP is unused: the VMCS has it.
 #[repr(C, align(16))]
-#[derive(Debug, Clone)]
+#[allow(missing_debug_implementations)] // A wall of numbers.
 pub struct Context {
     /// General registers.
     pub registers: GeneralRegisters,
-    /// x87 and SSE registers.
+    /// What FXSAVE64 saves: x87, MXCSR and the low halves of the vector registers.
+    ///
+    /// That is enough: the hypervisor is built for a baseline processor, whose SSE instructions
+    /// leave the upper halves alone, so they stay in the processor as the guest left them.
     pub fx: FxArea,
 }
 

@@ -6,6 +6,7 @@
 use subpage::exit::{DeliveryFixup, VectoringInfo};
 
 use super::Vcpu;
+use crate::emulate::Exception;
 use crate::processor::control;
 use crate::vmx::controls::{PRIMARY_INTERRUPT_WINDOW, PRIMARY_MTF, PRIMARY_NMI_WINDOW};
 use crate::vmx::field::{ControlField, ExitField, GuestField as G};
@@ -21,40 +22,17 @@ const BLOCKING_BY_STI: u64 = 1 << 0;
 const BLOCKING_BY_MOV_SS: u64 = 1 << 1;
 const BLOCKING_BY_NMI: u64 = 1 << 3;
 
-/// An exception to inject.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exception {
-    /// #UD.
-    InvalidOpcode,
-    /// #DF.
-    DoubleFault,
-    /// #NP with a selector.
-    SegmentNotPresent(u32),
-    /// #SS with a selector.
-    StackFault(u32),
-    /// #GP with an error code.
-    GeneralProtection(u32),
-    /// #PF with an error code, and the address for CR2.
-    PageFault(u32, u64),
-}
-
 impl Vcpu {
     /// Injects an exception at the next entry. RIP is that of the instruction that causes it.
     pub fn inject(&mut self, exception: Exception) {
-        let (vector, error_code) = match exception {
-            Exception::InvalidOpcode => (6, None),
-            Exception::DoubleFault => (8, Some(0)),
-            Exception::SegmentNotPresent(code) => (11, Some(code)),
-            Exception::StackFault(code) => (12, Some(code)),
-            Exception::GeneralProtection(code) => (13, Some(code)),
-            Exception::PageFault(code, address) => {
-                control::set_cr2(address);
-                (14, Some(code))
-            }
-        };
-        let mut event = VALID | KIND_HARDWARE | vector;
+        if let Some(address) = exception.address {
+            control::set_cr2(address);
+        }
+        let mut event = VALID | KIND_HARDWARE | u64::from(exception.vector);
         // In real mode no error code is pushed, and entry refuses one.
-        if let Some(code) = error_code.filter(|_| self.vmcs.guest(G::CR0) & control::CR0_PE != 0) {
+        if let Some(code) =
+            exception.error_code.filter(|_| self.vmcs.guest(G::CR0) & control::CR0_PE != 0)
+        {
             event |= WITH_ERROR_CODE;
             self.vmcs.set_guest(G::ENTRY_ERROR_CODE, code.into());
         }

@@ -9,12 +9,13 @@ use alloc::boxed::Box;
 
 use subpage::domain::RetryState;
 
+use crate::emulate::{Processor, SystemTables, TableRegister, Trampoline};
 use crate::guest::{GeneralRegisters, Register, Segment, Segments, State};
 use crate::machine::Machine;
 use crate::memory::window::Window;
 use crate::vmx::CurrentVmcs;
 use crate::vmx::field::{ExitField, GuestField as G};
-use context::{Context, FxArea};
+use context::{Context, fx_after_reset};
 
 /// A virtual processor, bound to the processor it was made on.
 pub struct Vcpu {
@@ -28,6 +29,8 @@ pub struct Vcpu {
     pub context: Box<Context>,
     /// For stores on behalf of the guest.
     pub window: Window,
+    /// For instructions carried out on behalf of the guest.
+    pub trampoline: Trampoline,
     /// What it was last told to retry.
     pub retry: RetryState,
     /// One instruction is run with EPT's flags off: see [`crate::exits::step`].
@@ -36,7 +39,9 @@ pub struct Vcpu {
     pub task_priority: u64,
     /// The guest's x2APIC spurious-interrupt register.
     pub spurious: u64,
-    launched: bool,
+    /// Time-stamp counts that the engine took for the last denial.
+    pub last_decision: u64,
+    pub(crate) launched: bool,
     /// Primary controls as last written.
     primary: u32,
 }
@@ -50,17 +55,19 @@ pub const fn vpid(index: usize) -> u16 {
 impl Vcpu {
     /// Wraps what [`setup::prepare`] has filled in.
     pub fn new(machine: &'static Machine, index: usize, vmcs: CurrentVmcs, window: Window) -> Self {
-        let context = Context { registers: GeneralRegisters::default(), fx: FxArea::after_reset() };
+        let context = Context { registers: GeneralRegisters::default(), fx: fx_after_reset() };
         Self {
             machine,
             index,
             vmcs,
             context: Box::new(context),
             window,
+            trampoline,
             retry: RetryState::default(),
             stepping: false,
             task_priority: 0,
             spurious: 0xFF,
+            last_decision: 0,
             launched: false,
             primary: setup::primary(&machine.capabilities),
         }
@@ -115,6 +122,26 @@ impl Vcpu {
         self.vmcs.set_guest(G::RFLAGS, state.rflags);
     }
 
+    /// The system registers, for deliveries and for instructions that store them.
+    #[allow(clippy::cast_possible_truncation)] // The fields have these widths.
+    pub fn system_tables(&self) -> SystemTables {
+        let table = |base, limit| TableRegister {
+            base: self.vmcs.guest(base),
+            limit: self.vmcs.guest(limit) as u16,
+        };
+        SystemTables {
+            gdtr: table(G::GDTR_BASE, G::GDTR_LIMIT),
+            idtr: table(G::IDTR_BASE, G::IDTR_LIMIT),
+            ldtr: self.segment(setup::SEGMENT_FIELDS[6]),
+            tr: self.segment(setup::SEGMENT_FIELDS[7]),
+        }
+    }
+
+    /// What page walks go by.
+    pub const fn processor(&self) -> Processor {
+        self.machine.processor
+    }
+
     #[allow(clippy::cast_possible_truncation)] // The fields have these widths.
     fn segment(&self, [selector, base, limit, access]: [G; 4]) -> Segment {
         Segment {
@@ -165,7 +192,7 @@ impl Vcpu {
         self.context.registers = GeneralRegisters::default();
         // EDX after reset: family, model, stepping.
         self.context.registers[Register::Rdx] = u64::from(crate::processor::cpuid::leaf(1, 0).eax);
-        self.context.fx = FxArea::after_reset();
+        self.context.fx = fx_after_reset();
         self.task_priority = 0;
         self.spurious = 0xFF;
         self.retry = RetryState::default();
