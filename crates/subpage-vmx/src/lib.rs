@@ -13,3 +13,5 @@ extern crate std;
 pub mod abi;
 pub mod event;
 pub mod guest;
+pub mod hypercall;
+pub mod policy;
