@@ -122,3 +122,122 @@ pub fn load<F: TableFrames, O: Observer>(
     let policy = Policy { maps, rules: (rules.len(), locked), tracked: domain.tracked().count() };
     Ok((policy, token))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+    use std::vec;
+
+    use subpage::address::{ByteRange, GfnRange, Gpa, PhysicalWidth};
+    use subpage::frames::HeapFrames;
+    use subpage::rules::{Action, Owner, Rule, RuleName};
+    use subpage::slots::{AddressSpace, SlotFlags, SlotId};
+
+    use super::*;
+
+    fn domain() -> Domain<HeapFrames> {
+        let mut domain = Domain::new(HeapFrames::new(), PhysicalWidth::MAX);
+        domain.enable().expect("memory");
+        domain
+    }
+
+    fn bytes(first: u64, bytes: u64) -> ByteRange {
+        ByteRange::new(Gpa::new(first), bytes).expect("a range")
+    }
+
+    fn rule(range: ByteRange, locked: bool) -> Rule {
+        let name = RuleName::new("rule").expect("a name");
+        Rule { name, range, owner: Owner::HOST, action: Action::Deny, locked }
+    }
+
+    fn module() -> Vec<u8> {
+        let mut host = domain();
+        let pages = GfnRange::new(Gfn::new(0), 16).expect("pages");
+        let slot = (AddressSpace::Normal, SlotId(0));
+        host.add_slot(slot.0, slot.1, pages, SlotFlags::default()).expect("a slot");
+        let maps = [AccessMap::from_bits(!1), AccessMap::ALL, AccessMap::NONE];
+        let token = host.set_access(Gfn::new(4), &maps).expect("memory");
+        host.finish(&token.without_processors());
+        let rules = [rule(bytes(0x1000, 1), false), rule(bytes(0x4000, 0x2000), true)];
+        let (_, token) = host.add_rules(&rules).expect("memory");
+        host.finish(&token.without_processors());
+        let (_, token) = host.track(bytes(0x9000, 1)).expect("memory");
+        host.finish(&token.without_processors());
+        host.export().expect("memory")
+    }
+
+    #[test]
+    fn a_module_comes_into_force() {
+        let module = module();
+        let mut guest = domain();
+        let (policy, token) = load(&mut guest, &module).expect("a policy");
+        guest.finish(&token.without_processors());
+        assert_eq!(
+            policy.to_string(),
+            "policy: 2 rules (1 locked), 2 access maps, 1 tracked ranges"
+        );
+        assert_eq!(guest.export().as_deref(), Ok(&module[..]));
+        let maps = [3, 4, 5, 6, 7].map(|gfn| policy.maps.of(Gfn::new(gfn)).bits());
+        assert_eq!(maps, [u32::MAX, !1, u32::MAX, 0, u32::MAX]);
+    }
+
+    /// The room for maps follows from what one takes in a module.
+    #[test]
+    fn a_map_takes_twelve_bytes() {
+        let mut host = domain();
+        let pages = GfnRange::new(Gfn::new(0), 16).expect("pages");
+        host.add_slot(AddressSpace::Normal, SlotId(0), pages, SlotFlags::default())
+            .expect("a slot");
+        let mut length = host.export().expect("memory").len();
+        for gfn in 0..16 {
+            let token = host.set_access(Gfn::new(gfn), &[AccessMap::NONE]).expect("memory");
+            host.finish(&token.without_processors());
+            let longer = host.export().expect("memory").len();
+            assert_eq!(longer - length, MAP_RECORD_BYTES);
+            length = longer;
+        }
+    }
+
+    #[test]
+    fn what_is_no_policy_changes_nothing() {
+        let module = module();
+        let mut guest = domain();
+        for length in 0..module.len() {
+            let error = load(&mut guest, &module[..length]).expect_err("cut short");
+            assert!(error.to_string().starts_with("the policy module cannot be used: "));
+        }
+        for at in 0..module.len() {
+            let mut damaged = module.clone();
+            damaged[at] ^= 1 << (at % 8);
+            assert!(load(&mut guest, &damaged).is_err(), "byte {at}");
+        }
+        assert_eq!(
+            load(&mut guest, b"\x7fELF but certainly no policy at all")
+                .expect_err("ELF")
+                .to_string(),
+            "the policy module cannot be used: this is not exported subpage state"
+        );
+        let long = vec![0; MAX_BYTES + 1];
+        assert_eq!(
+            load(&mut guest, &long).expect_err("too long").to_string(),
+            "the policy module has 16777217 bytes; at most 16777216 are read"
+        );
+        assert_eq!(guest.export(), domain().export());
+        assert!(load(&mut guest, &module).is_ok(), "and a right one can follow");
+        let error = load(&mut guest, &module).expect_err("not empty");
+        assert_eq!(error, PolicyError::Import(ImportError::NotEmpty));
+    }
+
+    #[test]
+    fn a_policy_about_too_much_is_refused() {
+        let mut host = domain();
+        let whole = bytes(0, MAX_PAGES * 4096);
+        let (_, token) = host.add_rule(rule(whole, false)).expect("memory");
+        host.finish(&token.without_processors());
+        assert!(load(&mut domain(), &host.export().expect("memory")).is_ok());
+        let (_, token) = host.add_rule(rule(bytes(0, 1), false)).expect("memory");
+        host.finish(&token.without_processors());
+        let error = load(&mut domain(), &host.export().expect("memory")).expect_err("one more");
+        assert_eq!(error, PolicyError::Import(ImportError::TooManyPages));
+    }
+}
