@@ -4,14 +4,18 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use spin::{Mutex, MutexGuard, Once};
+use subpage::address::{Gfn, Hpa};
 use subpage::domain::Domain;
 use subpage::exit::ExitReason;
-use subpage::invalidate::{Invalidation, Shootdown};
+use subpage::invalidate::{Completed, Invalidation, Shootdown};
+use subpage::rules::RuleId;
 
 use crate::abi::feature;
 use crate::boot::MAX_PROCESSORS;
 use crate::boot::command_line::Denied;
 use crate::emulate::Processor;
+use crate::event::{Event, Line};
+use crate::hypercall::{self, Ledger, Response};
 use crate::memory::frames::PhysicalFrames;
 use crate::memory::ram::GuestRam;
 use crate::processor::local_apic::{LocalApic, Message};
@@ -25,13 +29,48 @@ use crate::vmx::structure::invalidate_ept_here;
 pub struct Shared {
     /// The engine's domain.
     pub domain: Domain<PhysicalFrames>,
+    /// Events, and what becomes of denied writes.
+    pub ledger: Ledger,
+    /// What becomes of a denied instruction if its rule does not say.
+    pub denied: Denied,
+    /// Memory of slots beside the guest's own, which only tests have.
+    #[cfg(feature = "test-hooks")]
+    pub hooks: crate::hooks::Hooks,
+}
+
+impl Shared {
+    /// Host page of a guest frame, if a slot holds it.
+    pub fn host_page(&self, ram: &GuestRam, gfn: Gfn) -> Option<Hpa> {
+        #[cfg(feature = "test-hooks")]
+        if let Some(hpa) = self.hooks.host_page(gfn) {
+            return Some(hpa);
+        }
+        ram.host(gfn.gpa())
+    }
+
+    /// What becomes of an instruction that `rule`, or an access map, denies.
+    pub fn response(&self, rule: Option<RuleId>) -> Denied {
+        match rule.map_or(Response::Default, |rule| self.ledger.responses.of(rule)) {
+            Response::Skip => Denied::Skip,
+            Response::GeneralProtection => Denied::Fault,
+            Response::Default => self.denied,
+        }
+    }
+
+    /// Takes an event into the ring, and prints it if that is wanted.
+    pub fn record(&mut self, event: &Event, settings: Settings) {
+        let sequence = self.ledger.events.push(event);
+        if settings.print_events {
+            let active = event.rule.and_then(|rule| self.domain.rules().get(rule));
+            let name = active.map(|active| &active.rule.name);
+            console::print_line(format_args!("{}", Line { sequence, event, name }));
+        }
+    }
 }
 
 /// How a machine is set up.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// What becomes of a denied instruction if its rule does not say.
-    pub denied: Denied,
     /// Print a line for each event.
     pub print_events: bool,
 }
@@ -84,6 +123,8 @@ pub struct Machine {
     pub bitmaps: Bitmaps,
     /// How it is set up.
     pub settings: Settings,
+    /// What guests are told about it.
+    pub told: hypercall::Machine,
     processors: usize,
     apic: LocalApic,
     apic_ids: [AtomicU32; MAX_PROCESSORS],
@@ -99,10 +140,10 @@ static STOPPING: AtomicBool = AtomicBool::new(false);
 const NOBODY: u32 = u32::MAX;
 
 impl Machine {
-    /// Makes the machine; `ram`, `tables` and `domain` belong together.
+    /// Makes the machine; `ram`, `tables` and the domain belong together.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
-        domain: Domain<PhysicalFrames>,
+        shared: Shared,
         ram: GuestRam,
         tables: Tables,
         capabilities: Capabilities,
@@ -111,8 +152,14 @@ impl Machine {
         processors: usize,
         apic: LocalApic,
     ) -> Result<Self, subpage::frames::OutOfFrames> {
+        let told = hypercall::Machine {
+            features: features(&tables),
+            #[allow(clippy::cast_possible_truncation)] // At most 16.
+            processors: processors as u32,
+            memory: ram.bytes(),
+        };
         Ok(Self {
-            shared: Mutex::new(Shared { domain }),
+            shared: Mutex::new(shared),
             board: Shootdown::new(processors)?,
             mail: Mailboxes::new(processors),
             exits: ExitCounters::new(),
@@ -122,26 +169,12 @@ impl Machine {
             processor,
             bitmaps: Bitmaps::new(),
             settings,
+            told,
             processors,
             apic,
             apic_ids: [const { AtomicU32::new(0) }; MAX_PROCESSORS],
             left_out: AtomicU32::new(NOBODY),
         })
-    }
-
-    /// The features word that guests see.
-    pub fn features(&self) -> u32 {
-        let mut word = 0;
-        if self.tables.sppt.is_some() {
-            word |= feature::SPP_HARDWARE;
-        }
-        if self.tables.accessed_dirty {
-            word |= feature::EPT_ACCESSED_DIRTY;
-        }
-        if cfg!(feature = "test-hooks") {
-            word |= feature::TEST_HOOKS;
-        }
-        word
     }
 
     /// Makes NMIs mean "invalidate" from now on.
@@ -190,6 +223,12 @@ impl Machine {
     ///
     /// Called with the lock held, so that nobody decides by the old tables meanwhile.
     pub fn complete(&self, shared: &mut Shared, cpu: usize, token: Invalidation) {
+        let done = self.invalidate(cpu, token);
+        shared.domain.finish(&done);
+    }
+
+    /// The first half of [`complete`](Self::complete): invalidates, and gives the proof.
+    pub fn invalidate(&self, cpu: usize, token: Invalidation) -> Completed {
         let mut token = token;
         if token.is_required() {
             self.board.request(&token);
@@ -201,14 +240,13 @@ impl Machine {
                 }
             }
         }
-        let done = loop {
+        loop {
             match self.board.poll(token) {
-                Ok(done) => break done,
+                Ok(done) => return done,
                 Err(waiting) => token = waiting,
             }
             core::hint::spin_loop();
-        };
-        shared.domain.finish(&done);
+        }
     }
 
     /// Acknowledges for the processor that a test wants left out.
@@ -244,6 +282,21 @@ impl Machine {
         console::print_line(format_args!("hypervisor: stopped: {reason}"));
         console::end_machine()
     }
+}
+
+/// The features word that guests see.
+const fn features(tables: &Tables) -> u32 {
+    let mut word = 0;
+    if tables.sppt.is_some() {
+        word |= feature::SPP_HARDWARE;
+    }
+    if tables.accessed_dirty {
+        word |= feature::EPT_ACCESSED_DIRTY;
+    }
+    if cfg!(feature = "test-hooks") {
+        word |= feature::TEST_HOOKS;
+    }
+    word
 }
 
 fn on_nmi(cpu: usize) {

@@ -2,13 +2,17 @@
 
 pub mod command_line;
 #[cfg(bare_metal)]
+#[allow(unsafe_code)]
 mod entry;
+mod guest_image;
 pub mod information;
 pub mod layout;
 mod program;
+pub mod start;
 
 #[cfg(bare_metal)]
 pub use entry::{STACK_BYTES, image, started_processors, trampoline};
+pub use guest_image::{GuestError, load as load_guest};
 pub use program::fatal;
 
 /// Most processors that the hypervisor uses.

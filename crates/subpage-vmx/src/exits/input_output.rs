@@ -1,9 +1,9 @@
 //! I/O ports: a console, and nothing else.
 
+use crate::emulate::Exception;
 use crate::guest::Register;
 use crate::processor::console;
 use crate::vcpu::Vcpu;
-use crate::emulate::Exception;
 use crate::vmx::field::ExitField;
 
 const DEBUG_OUTPUT: u64 = 0xE9;

@@ -4,11 +4,14 @@
 #![allow(unsafe_code)]
 
 use super::Stop;
-use crate::abi;
-use crate::guest::Register;
-use crate::processor::{control, cpuid};
-use crate::vcpu::Vcpu;
+use crate::abi::{self, Call};
 use crate::emulate::Exception;
+use crate::event::{Event, Line, Origin};
+use crate::guest::Register;
+use crate::hypercall::{self, Context, Outcome, Request};
+use crate::machine::Shared;
+use crate::processor::{console, control, cpuid};
+use crate::vcpu::Vcpu;
 use crate::vmx::field::GuestField as G;
 
 #[allow(clippy::cast_possible_truncation)] // Instructions that use the low half.
@@ -56,7 +59,7 @@ impl Vcpu {
             }
             abi::CPUID_FEATURES => {
                 result.eax = abi::VERSION;
-                result.ebx = self.machine.features();
+                result.ebx = self.machine.told.features;
                 result.ecx = 0;
                 result.edx = 0;
             }
@@ -74,7 +77,8 @@ impl Vcpu {
         const SSE: u64 = 1 << 1;
         const AVX: u64 = 1 << 2;
         const AVX512: u64 = 7 << 5;
-        let value = self.register(Register::Rdx) << 32 | u64::from(low(self.register(Register::Rax)));
+        let value =
+            self.register(Register::Rdx) << 32 | u64::from(low(self.register(Register::Rax)));
         let allowed = cpuid::xcr0_mask() & (X87 | SSE | AVX | AVX512);
         let wide = value & AVX512;
         let legal = low(self.register(Register::Rcx)) == 0
@@ -93,8 +97,53 @@ impl Vcpu {
         }
     }
 
+    /// A hypercall: the result is in RAX when what it asks for is in force on every processor.
     pub(super) fn vmcall(&mut self) -> Result<(), Stop> {
+        let rip = self.vmcs.guest(G::RIP);
         self.skip_instruction();
-        self.hypercall()
+        let call = Call(self.register(Register::Rax));
+        #[cfg(feature = "test-hooks")]
+        if call.0 >= Call::FIRST_TEST_HOOK && self.cpl() == 0 {
+            let result = self.test_hook(call.0)?;
+            self.set_register(Register::Rax, result);
+            return Ok(());
+        }
+        let request = Request {
+            call,
+            arguments: [Register::Rbx, Register::Rcx, Register::Rdx, Register::Rsi]
+                .map(|register| self.register(register)),
+            origin: Origin {
+                cpu: low(self.index as u64),
+                rip,
+                cr3: self.vmcs.guest(G::CR3),
+                cpl: self.cpl(),
+            },
+        };
+        let machine = self.machine;
+        let mut shared = machine.lock();
+        let Shared { domain, ledger, .. } = &mut *shared;
+        let print = machine.settings.print_events;
+        let mut heard = |sequence: u64, event: &Event| {
+            if print {
+                console::print_line(format_args!("{}", Line { sequence, event, name: None }));
+            }
+        };
+        let mut context = Context {
+            domain,
+            memory: &machine.ram,
+            ledger,
+            machine: &machine.told,
+            heard: &mut heard,
+        };
+        let result = match hypercall::dispatch(&request, &mut context) {
+            Outcome::Done { rax } => rax,
+            Outcome::Invalidate { token, then } => {
+                let done = machine.invalidate(self.index, token);
+                then.finish(&done, &mut context)
+            }
+            Outcome::Stop { rule } => return Err(Stop::Rule(rule)),
+        };
+        self.set_register(Register::Rax, result);
+        Ok(())
     }
 }

@@ -13,9 +13,9 @@ use core::fmt;
 
 use subpage::exit::ExitReason;
 
+use crate::emulate::Exception;
 use crate::processor::control;
 use crate::smp::mailbox::Next;
-use crate::emulate::Exception;
 use crate::vcpu::{Vcpu, context};
 use crate::vmx::field::{ExitField, GuestField as G};
 

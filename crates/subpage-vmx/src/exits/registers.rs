@@ -1,11 +1,11 @@
 //! Control registers and model-specific registers that exit.
 
 use super::Stop;
+use crate::emulate::Exception;
 use crate::guest::Register;
 use crate::processor::msr::Msr;
 use crate::smp::mailbox::Mail;
 use crate::vcpu::Vcpu;
-use crate::emulate::Exception;
 use crate::vmx::field::{ExitField, GuestField as G};
 
 /// The guest's APIC base: at its usual address, enabled, in x2APIC mode, for good.

@@ -12,7 +12,7 @@ use crate::emulate::{
     Access, Exception, Fault, GuestInstruction, Incomplete, Machine, Refusal, Scratch, Store,
     Window,
 };
-use crate::event::Outcome;
+use crate::event::Event;
 use crate::guest::State;
 use crate::machine::Shared;
 use crate::vcpu::Vcpu;
@@ -46,8 +46,7 @@ impl Trapped {
     pub(super) fn find(vcpu: &Vcpu) -> Option<Self> {
         let state = vcpu.state();
         let machine = vcpu.machine;
-        let instruction =
-            GuestInstruction::fetch(&machine.ram, machine.processor, &state).ok()?;
+        let instruction = GuestInstruction::fetch(&machine.ram, machine.processor, &state).ok()?;
         let store = Store::of(&instruction, &state);
         Some(Self { state, instruction, store })
     }
@@ -100,9 +99,7 @@ impl From<Refusal> for Obstacle {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Exception(exception) => Self::Exception(exception),
-            Refusal::Unsupported(_) => {
-                Self::Stop(Stop::CannotEmulate("software does not know it"))
-            }
+            Refusal::Unsupported(_) => Self::Stop(Stop::CannotEmulate("software does not know it")),
         }
     }
 }
@@ -112,10 +109,10 @@ impl Vcpu {
     pub(super) fn complete_store(
         &mut self,
         shared: &mut Shared,
-        trapped: Trapped,
+        trapped: &Trapped,
         exit: &EptViolation,
     ) -> Result<(), Stop> {
-        match self.try_complete(shared, &trapped, exit) {
+        match self.try_complete(shared, trapped, exit) {
             Ok(()) => Ok(()),
             Err(Obstacle::Exception(exception)) => {
                 self.inject(exception);
@@ -139,8 +136,11 @@ impl Vcpu {
         match decision {
             Decision::Denied { rule, at, stop } => {
                 let denial = denial_of(&pieces, exit, length, (rule, at, stop));
-                shared.domain.authorize_write(SPACE, pieces[0].bytes).map_err(|_| OUT_OF_MEMORY)?;
-                return Ok(self.deny_store(shared, Some(trapped), &denial, exit)?);
+                // Counts and reports it.
+                let piece = pieces.iter().find(|piece| piece.bytes.in_page(at.gfn()).is_some());
+                let bytes = piece.unwrap_or(&pieces[0]).bytes;
+                let _ = shared.domain.authorize_write(SPACE, bytes).map_err(|_| OUT_OF_MEMORY)?;
+                return Ok(self.deny(shared, Some(trapped), &denial, exit)?);
             }
             Decision::NotEligible { .. } => {
                 return Ok(self.drop_store(shared, trapped)?);
@@ -162,10 +162,13 @@ impl Vcpu {
         self.set_state(&state);
         self.end_emulated(&state);
         if let Some((rule, at, dry)) = reported {
-            let event = self.event(exit, Some(trapped), Outcome::Reported)
-                .of_write(pieces[0].bytes.first(), length, at, Some(rule))
-                .with_data(dry.scratch.bytes());
-            shared.record(event, &self.machine.settings);
+            let write = adjoining(&pieces).unwrap_or(pieces[0].bytes);
+            let event = Event::reported(rule, at, write, self.origin(&trapped.state))
+                .with_data(dry.scratch.bytes())
+                .with_instruction(trapped.instruction.bytes())
+                .with_qualification(exit.qualification.into());
+            let event = Event { gla: Some(store.linear()), ..event };
+            shared.record(&event, self.machine.settings);
         }
         Ok(())
     }
@@ -181,7 +184,8 @@ impl Vcpu {
     ) -> Result<Pieces, Obstacle> {
         let mut pieces = Pieces::new();
         let in_first = (PAGE_BYTES - linear % PAGE_BYTES).min(length);
-        for (start, bytes) in [(linear, in_first), (linear.wrapping_add(in_first), length - in_first)]
+        for (start, bytes) in
+            [(linear, in_first), (linear.wrapping_add(in_first), length - in_first)]
         {
             if bytes == 0 {
                 continue;
@@ -195,8 +199,8 @@ impl Vcpu {
                 }
             };
             let page = self.ready_page(shared, walk.gpa)?;
-            let bytes = ByteRange::new(walk.gpa, bytes)
-                .map_err(|_| Stop::NoMemory(walk.gpa.as_u64()))?;
+            let bytes =
+                ByteRange::new(walk.gpa, bytes).map_err(|_| Stop::NoMemory(walk.gpa.as_u64()))?;
             if pieces.try_push(Piece { bytes, page }).is_err() {
                 return Err(Stop::CannotEmulate("it is longer than two pages").into());
             }
@@ -274,10 +278,10 @@ impl Vcpu {
     pub(super) fn drop_write(
         &mut self,
         shared: &mut Shared,
-        trapped: Option<Trapped>,
+        trapped: Option<&Trapped>,
     ) -> Result<(), Stop> {
         match trapped {
-            Some(trapped) => self.drop_store(shared, &trapped),
+            Some(trapped) => self.drop_store(shared, trapped),
             None => {
                 self.skip_or_fault();
                 Ok(())

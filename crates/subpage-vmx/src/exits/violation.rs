@@ -1,10 +1,10 @@
 //! EPT violations and SPP events: what the engine answers, and doing it.
 
-use subpage::address::{Gpa, GfnRange, Hpa, PAGE_BYTES};
+use subpage::address::{GfnRange, Gpa, Hpa, PAGE_BYTES};
+use subpage::domain::HostPage;
 use subpage::domain::{Answer, EptViolation, SppEvent};
 use subpage::ept::MemoryType;
 use subpage::exit::{Delivery, EptQualification, SppQualification, VectoringInfo};
-use subpage::domain::HostPage;
 use subpage::level::PageSize;
 use subpage::slots::AddressSpace;
 
@@ -30,17 +30,16 @@ impl Vcpu {
     }
 
     pub(super) fn ept_violation(&mut self) -> Result<(), Stop> {
+        #[cfg(feature = "test-hooks")]
+        self.note_exit();
         let qualification = EptQualification::from(self.vmcs.exit(ExitField::QUALIFICATION));
         let gpa = self.vmcs.exit(ExitField::GUEST_PHYSICAL);
         let gpa = Gpa::try_new(gpa).map_err(|_| Stop::NoMemory(gpa))?;
         let gla = self.vmcs.exit(ExitField::GUEST_LINEAR);
         let delivery = self.delivery();
         let in_instruction = !delivery.vectoring.valid() && qualification.final_access();
-        let trapped = if qualification.write() && in_instruction {
-            Trapped::find(self)
-        } else {
-            None
-        };
+        let trapped =
+            if qualification.write() && in_instruction { Trapped::find(self) } else { None };
         let length = trapped.as_ref().and_then(|trapped| trapped.length_from(gla, gpa));
         let exit = EptViolation {
             qualification,
@@ -63,18 +62,18 @@ impl Vcpu {
             Answer::Emulate => {
                 let trapped = trapped.ok_or(Stop::CannotEmulate("it is no store"))?;
                 self.fix_up_delivery(fixup);
-                return self.complete_store(&mut shared, trapped, &exit);
+                return self.complete_store(&mut shared, &trapped, &exit);
             }
             Answer::Deny(denial) => {
                 self.last_decision = end.wrapping_sub(begin);
                 if !delivery.vectoring.valid() {
                     self.fix_up_delivery(fixup);
                 }
-                return self.deny(&mut shared, trapped, &denial, &exit);
+                return self.deny(&mut shared, trapped.as_ref(), &denial, &exit);
             }
             Answer::ReadOnlySlot(_) if !delivery.vectoring.valid() => {
                 self.fix_up_delivery(fixup);
-                return self.drop_write(&mut shared, trapped);
+                return self.drop_write(&mut shared, trapped.as_ref());
             }
             Answer::PageWalk { .. } => self.step_over_walk(&mut shared, gla),
             answer => self.obey(&mut shared, answer)?,
@@ -84,6 +83,8 @@ impl Vcpu {
     }
 
     pub(super) fn spp_event(&mut self) -> Result<(), Stop> {
+        #[cfg(feature = "test-hooks")]
+        self.note_exit();
         let qualification = SppQualification::from(self.vmcs.exit(ExitField::QUALIFICATION));
         let gpa = self.vmcs.exit(ExitField::GUEST_PHYSICAL);
         let gpa = Gpa::try_new(gpa).map_err(|_| Stop::NoMemory(gpa))?;
@@ -109,7 +110,7 @@ impl Vcpu {
             }
             let trapped = trapped.ok_or(Stop::CannotEmulate("it is no store"))?;
             self.fix_up_delivery(fixup);
-            return self.complete_store(&mut shared, trapped, &exit);
+            return self.complete_store(&mut shared, &trapped, &exit);
         }
         self.obey(&mut shared, answer)?;
         self.fix_up_delivery(fixup);

@@ -52,6 +52,11 @@ impl PhysicalFrames {
         (self.memory.end - self.untouched) / PAGE_BYTES + self.free.len() as u64
     }
 
+    /// How many frames are handed out.
+    pub fn in_use(&self) -> u64 {
+        (self.memory.end - self.memory.start) / PAGE_BYTES - self.left()
+    }
+
     fn bit(&self, frame: TableFrame) -> (usize, u64) {
         let hpa = frame.hpa().as_u64();
         assert!(self.memory.contains(&hpa), "{frame:?} is no table frame");

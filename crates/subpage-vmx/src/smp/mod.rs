@@ -2,6 +2,7 @@
 
 pub mod mailbox;
 #[cfg(bare_metal)]
+#[allow(unsafe_code)]
 mod start;
 
 #[cfg(bare_metal)]

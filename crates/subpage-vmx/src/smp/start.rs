@@ -1,7 +1,6 @@
 //! Starts the other processors.
 //!
 //! Unsafe because their first instructions are copied to a page below 1 MiB.
-#![allow(unsafe_code)]
 
 use crate::boot::{AP_TRAMPOLINE, MAX_PROCESSORS, started_processors, trampoline};
 use crate::processor::local_apic::{LocalApic, Message};

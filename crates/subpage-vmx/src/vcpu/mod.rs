@@ -41,6 +41,10 @@ pub struct Vcpu {
     pub spurious: u64,
     /// Time-stamp counts that the engine took for the last denial.
     pub last_decision: u64,
+    /// The last EPT violation or SPP event: reason, qualification, guest-physical address,
+    /// IDT-vectoring information, instruction length, RIP.
+    #[cfg(feature = "test-hooks")]
+    pub last_exit: [u64; 6],
     pub(crate) launched: bool,
     /// Primary controls as last written.
     primary: u32,
@@ -54,7 +58,13 @@ pub const fn vpid(index: usize) -> u16 {
 
 impl Vcpu {
     /// Wraps what [`setup::prepare`] has filled in.
-    pub fn new(machine: &'static Machine, index: usize, vmcs: CurrentVmcs, window: Window) -> Self {
+    pub fn new(
+        machine: &'static Machine,
+        index: usize,
+        vmcs: CurrentVmcs,
+        window: Window,
+        trampoline: Trampoline,
+    ) -> Self {
         let context = Context { registers: GeneralRegisters::default(), fx: fx_after_reset() };
         Self {
             machine,
@@ -68,6 +78,8 @@ impl Vcpu {
             task_priority: 0,
             spurious: 0xFF,
             last_decision: 0,
+            #[cfg(feature = "test-hooks")]
+            last_exit: [0; 6],
             launched: false,
             primary: setup::primary(&machine.capabilities),
         }
