@@ -21,7 +21,7 @@ const HEADLINE: u64 = 1_000_000;
 
 /// Counts that `rounds` calls of `body` take, each, above those of an empty loop.
 fn counts_each(rounds: u64, mut body: impl FnMut()) -> u64 {
-    let mut measure = |body: &mut dyn FnMut()| {
+    let measure = |body: &mut dyn FnMut()| {
         let begin = time_stamp();
         for _ in 0..rounds {
             body();
