@@ -17,6 +17,8 @@ pub enum Errno {
     NoMemory = 12,
     /// EFAULT: not memory of the guest, or a result may not be written there.
     Fault = 14,
+    /// EEXIST: it overlaps another, or its number is taken.
+    Exists = 17,
     /// EBUSY: a page of the range is tracked already.
     Busy = 16,
     /// ENODEV: sub-page permissions are not enabled.

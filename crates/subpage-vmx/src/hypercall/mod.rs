@@ -25,6 +25,8 @@ mod tests;
 pub use errno::Errno;
 pub use ledger::Ledger;
 pub use response::{Response, Responses};
+#[cfg(feature = "test-hooks")]
+pub(crate) use rules::rule_of;
 pub use rules::{GUEST, MAX_RULES};
 pub use tracking::MAX_TRACKED;
 

@@ -22,7 +22,7 @@ pub const MAX_RULES: usize = 1024;
 const LOCKED: u32 = 1;
 
 /// The rule and the response that a request asks for.
-fn rule_of(request: &RuleRequest) -> Result<(Rule, Response), Errno> {
+pub(crate) fn rule_of(request: &RuleRequest) -> Result<(Rule, Response), Errno> {
     let action = match request.action.get() {
         0 => Action::Log,
         1 => Action::AllowOnce,
