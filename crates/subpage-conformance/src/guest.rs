@@ -94,7 +94,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Fetches bytes of an instruction.
+    /// Fetches bytes of an instruction in one page.
     pub(crate) fn fetch(&mut self, linear: u64, bytes: &mut [u8]) -> Result<(), Stop> {
         let located = self.locate(AccessKind::Fetch, linear, bytes.len() as u64)?;
         self.load(&located, bytes);

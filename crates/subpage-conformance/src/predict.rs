@@ -113,12 +113,8 @@ impl Run {
             }
             match *instruction {
                 Instruction::Jump { to } => {
-                    let mut bytes = [0; 3];
-                    if let Err(stop) = self.guest.fetch(to, &mut bytes) {
+                    if let Err(stop) = self.fetch_vmcall(to) {
                         return self.stopped(stop, &At { rip: to, length: None });
-                    }
-                    if bytes != code::VMCALL {
-                        return Err(Useless);
                     }
                     return Ok(self.vmcall(to));
                 }
@@ -128,6 +124,24 @@ impl Run {
         }
         let end = guest::RIP + code.bytes.len() as u64 - code::VMCALL.len() as u64;
         Ok(self.vmcall(end))
+    }
+
+    /// Fetches a VMCALL, one page after the other: bytes of the first that begin another instruction
+    /// would let the processor do who knows what.
+    fn fetch_vmcall(&mut self, linear: u64) -> Result<(), Stop> {
+        let in_first = to_usize(0x1000 - linear % 0x1000).min(code::VMCALL.len());
+        let (first, second) = code::VMCALL.split_at(in_first);
+        for (linear, expected) in [(linear, first), (linear + in_first as u64, second)] {
+            let mut bytes = code::VMCALL;
+            let bytes = &mut bytes[..expected.len()];
+            if !expected.is_empty() {
+                self.guest.fetch(linear, bytes)?;
+            }
+            if bytes != expected {
+                return Err(Stop::Useless);
+            }
+        }
+        Ok(())
     }
 
     fn vmcall(&self, rip: u64) -> Outcome {
