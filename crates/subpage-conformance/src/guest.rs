@@ -34,13 +34,13 @@ type Located = ArrayVec<(Hpa, u64), 2>;
 /// A virtual processor in the middle of a step.
 pub(crate) struct Guest {
     /// Its memory, tables included.
-    pub arena: Arena,
+    pub(crate) arena: Arena,
     /// The model.
-    pub vcpu: Vcpu,
+    pub(crate) vcpu: Vcpu,
     /// Its pointers to EPT and SPPT.
-    pub roots: Roots,
+    pub(crate) roots: Roots,
     /// CR3.
-    pub cr3: u64,
+    pub(crate) cr3: u64,
 }
 
 const PRESENT: u64 = 1;

@@ -22,15 +22,21 @@ pub(crate) struct Useless;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Processor {
     /// Whether it has sub-page write permissions.
-    pub sub_page: bool,
+    pub(crate) sub_page: bool,
+    /// Whether EPT violations tell what the guest's paging structures allow.
+    pub(crate) advanced_information: bool,
     /// How it differs.
-    pub deviations: Deviations,
+    pub(crate) deviations: Deviations,
 }
 
 impl Processor {
     fn features(self) -> Features {
         let width = PhysicalWidth::try_new(40).expect("a legal width");
-        Features { sub_page_write_permissions: self.sub_page, ..Features::new(width) }
+        Features {
+            sub_page_write_permissions: self.sub_page,
+            advanced_information: self.advanced_information,
+            ..Features::new(width)
+        }
     }
 
     /// Predicts every step of a case.
