@@ -346,7 +346,7 @@ fn what_is_refused_says_why() {
         Err(Refusal::Unsupported(why)) => why,
         other => panic!("{code:02x?}: {other:?}"),
     };
-    let cases: [(&[u8], Unsupported); 19] = [
+    let cases: &[(&[u8], Unsupported)] = &[
         (&[0x8b, 0x03], Unsupported::NoStore),       // mov eax, [rbx]
         (&[0x89, 0xc3], Unsupported::NoStore),       // mov ebx, eax
         (&[0x39, 0x03], Unsupported::NoStore),       // cmp [rbx], eax
@@ -364,10 +364,19 @@ fn what_is_refused_says_why() {
         (&[0xdd, 0x33], Unsupported::ExtendedState), // fnsave
         (&[0x6c], Unsupported::PortInput),           // insb
         (&[0xc8, 0, 0, 1], Unsupported::NestedEnter), // enter 0, 1
-        (&[0x66, 0x0f, 0x38, 0xf8, 0x03], Unsupported::NoStore), // movdir64b
-        (&[0x0f, 0xc7, 0x33], Unsupported::Unlisted), // vmptrld
+        (&[0x66, 0x0f, 0x38, 0xf8, 0x03], Unsupported::Unlisted), // movdir64b
+        (&[0x0f, 0xc7, 0x33], Unsupported::NoStore), // vmptrld [rbx]
+        (&[0x0f, 0xc7, 0x3b], Unsupported::Unlisted), // vmptrst [rbx]
+        (&[0x8e, 0xd8], Unsupported::DescriptorMark), // mov ds, eax
+        (&[0x0f, 0xa1], Unsupported::DescriptorMark), // pop fs
+        (&[0x0f, 0xb2, 0x03], Unsupported::DescriptorMark), // lss eax, [rbx]
+        (&[0x0f, 0x00, 0xd8], Unsupported::DescriptorMark), // ltr ax
+        (&[0xff, 0x2b], Unsupported::DescriptorMark), // jmp far [rbx]
+        (&[0x48, 0xcf], Unsupported::DescriptorMark), // iretq
+        (&[0xc3], Unsupported::NoStore),             // ret
+        (&[0x58], Unsupported::NoStore),             // pop rax
     ];
-    for (code, why) in cases {
+    for &(code, why) in cases {
         assert_eq!(refusal(code), why, "{code:02x?}");
     }
 }

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use subpage::address::Gpa;
-use subpage_vmx::emulate::{Access, Exception, Fault, translate};
+use subpage_vmx::emulate::{Access, Exception, Fault, translate, translate_span};
 use subpage_vmx::guest::State;
 
 use crate::machine::{Flat, PROCESSOR, state_64};
@@ -312,6 +312,27 @@ fn without_paging_addresses_are_physical() {
     let way = translate(&Flat::new(0), PROCESSOR, &state, 0x1_2345_6789, READ).unwrap();
     assert_eq!(way.gpa.as_u64(), 0x2345_6789);
     assert!(way.marks.is_empty());
+}
+
+#[test]
+fn a_store_across_a_page_end_has_two_parts_that_need_not_be_neighbours() {
+    let memory = four_levels([P | W | U; 4]);
+    let write = Access { write: true, user: true, ..READ };
+    let span =
+        |bytes| translate_span(&memory, PROCESSOR, &long(), LINEAR & !0xfff | 0xff8, bytes, write);
+    let places = |bytes| {
+        let parts = span(bytes).unwrap();
+        parts.iter().map(|part| (part.translation.gpa.as_u64(), part.bytes)).collect::<Vec<_>>()
+    };
+    assert_eq!(places(8), [(0x7ff8, 8)]);
+    // The next page is absent, then it is somewhere else.
+    let next = (LINEAR | 0xfff) + 1;
+    assert_eq!(span(9).unwrap_err(), page_fault(next, 0b110));
+    memory.put(at(1) + 8, &(0x3000 | P | W | U).to_le_bytes());
+    assert_eq!(places(9), [(0x7ff8, 8), (0x3000, 1)]);
+    assert_eq!(places(512), [(0x7ff8, 8), (0x3000, 504)]);
+    memory.put(at(1) + 8, &(0x3000 | P | U).to_le_bytes());
+    assert_eq!(span(9).unwrap_err(), page_fault(next, 0b111));
 }
 
 proptest! {
