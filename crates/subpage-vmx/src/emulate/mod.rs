@@ -42,7 +42,7 @@ pub use fault::{Escalation, Exception, Fault};
 pub use fetch::{GuestInstruction, MAX_INSTRUCTION_BYTES};
 pub use form::Unsupported;
 pub use linear::{Part, read_linear, translate_span};
-pub use paging::{Access, Mark, Translation, translate};
+pub use paging::{Access, Mark, Translation, translate, walk_marks};
 pub use store::{MAX_STORE_BYTES, Refusal, Store};
 pub use substitute::Substitute;
 pub use trampoline::{CODE_BYTES, FxArea, Trampoline, TrampolineFault};

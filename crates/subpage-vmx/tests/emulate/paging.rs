@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use subpage::address::Gpa;
-use subpage_vmx::emulate::{Access, Exception, Fault, translate, translate_span};
+use subpage_vmx::emulate::{Access, Exception, Fault, translate, translate_span, walk_marks};
 use subpage_vmx::guest::State;
 
 use crate::machine::{Flat, PROCESSOR, state_64};
@@ -228,6 +228,26 @@ fn marks_are_the_flags_that_are_missing_and_setting_them_is_all_that_changes() {
         let again = translate(&memory, PROCESSOR, &long(), LINEAR, write).unwrap();
         assert!(again.marks.is_empty());
     }
+}
+
+#[test]
+fn a_walk_that_ends_in_a_fault_marks_what_led_there() {
+    let write = Access { write: true, user: true, ..READ };
+    for (level, flags) in
+        [(4, 0), (3, 0), (2, W), (1, 0), (1, P | W), (1, P | U), (2, PS | P | 1 << 14)]
+    {
+        let mut all = [P | W | U; 4];
+        all[4 - level as usize] = flags;
+        let memory = four_levels(all);
+        assert!(translate(&memory, PROCESSOR, &long(), LINEAR, write).is_err());
+        let marks = walk_marks(&memory, PROCESSOR, &long(), LINEAR, write);
+        let marks: Vec<_> = marks.iter().map(|mark| (mark.entry.as_u64(), mark.flags)).collect();
+        let expected: Vec<_> = (level + 1..=4).rev().map(|above| (at(above), A)).collect();
+        assert_eq!(marks, expected, "fault at level {level}");
+    }
+    let memory = four_levels([P | W | U; 4]);
+    let way = translate(&memory, PROCESSOR, &long(), LINEAR, write).unwrap();
+    assert_eq!(walk_marks(&memory, PROCESSOR, &long(), LINEAR, write), way.marks);
 }
 
 #[test]

@@ -300,6 +300,8 @@ impl Bench {
         // All eight in use, top of stack anywhere.
         fx.0[4] = 0xff;
         fx.0[3] = (random.below(8) << 3) as u8;
+        // Any x87 exceptions unmasked; the processor notes where they came from.
+        fx.0[0] = 0x40 | random.below(64) as u8;
         Registers { general, flags: random.next() & 0xcd5 | 0x202, fx }
     }
 
