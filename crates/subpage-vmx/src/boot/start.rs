@@ -260,7 +260,7 @@ unsafe fn information_block(address: u32) -> &'static [u8] {
     }
     let start = address as usize as *const u8;
     // SAFETY: by the contract; its first word is its size.
-    let size = unsafe { start.cast::<u32>().read() };
+    let size = unsafe { start.cast::<u32>().read_unaligned() };
     if !(16..=LARGEST_BLOCK).contains(&size) {
         fatal(format_args!("the Multiboot2 information at {address:#x} claims {size} bytes"));
     }
