@@ -11,4 +11,18 @@ extern crate alloc;
 extern crate std;
 
 pub mod abi;
+pub mod boot;
+pub mod emulate;
+pub mod event;
+pub mod exits;
 pub mod guest;
+#[cfg(feature = "test-hooks")]
+pub mod hooks;
+pub mod hypercall;
+pub mod machine;
+pub mod memory;
+pub mod policy;
+pub mod processor;
+pub mod smp;
+pub mod vcpu;
+pub mod vmx;

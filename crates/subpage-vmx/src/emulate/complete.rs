@@ -1,0 +1,115 @@
+//! Carrying a store out, on the guest's bytes or on a copy of them.
+
+use super::bits::RFLAGS_RF;
+use super::implied::{Surroundings, next_rip};
+use super::store::{count, repeats};
+use super::trampoline::Guest;
+use super::{Fault, FxArea, Processor, Store, SystemTables, Trampoline, TrampolineFault, Window};
+use crate::guest::{PhysicalMemory, State};
+
+/// Where the guest is after a completed store.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Behind the instruction (or at the target of a call). RFLAGS.RF is clear.
+    ///
+    /// What else ends with an instruction is the caller's: blocking by STI and MOV SS, and the
+    /// single-step trap if RFLAGS.TF is set.
+    Done,
+    /// At the same string instruction, with elements left to do.
+    Repeats,
+}
+
+/// Why a store was not carried out. Neither the state nor the window has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Incomplete {
+    /// Reading the instruction's source failed, or the target of a call is out of reach.
+    Fault(Fault),
+    /// Executing it failed.
+    Trampoline,
+}
+
+impl From<Fault> for Incomplete {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<TrampolineFault> for Incomplete {
+    fn from(_: TrampolineFault) -> Self {
+        Self::Trampoline
+    }
+}
+
+/// What completing an instruction needs besides the state.
+#[derive(Debug)]
+pub struct Machine<'a, M> {
+    /// The guest's memory, for the sources of PUSH, CALL, POP and MOVS.
+    pub memory: &'a M,
+    /// What page walks go by.
+    pub processor: Processor,
+    /// For SGDT, SIDT, SLDT and STR.
+    pub tables: &'a SystemTables,
+    /// Of the processor that this runs on.
+    pub trampoline: &'a mut Trampoline,
+    /// The guest's x87, MMX and SSE registers, as FXSAVE64 stored them at the exit. Any such
+    /// instruction changes them, so they are to be loaded again before the guest goes on.
+    pub fx: &'a mut FxArea,
+}
+
+impl<M: PhysicalMemory> Machine<'_, M> {
+    /// Carries `store` out on `window`, and moves `state` behind it.
+    ///
+    /// `state` must be that for which the store was found. On the guest's own bytes the effect on
+    /// memory is what the processor's would have been, including atomicity (a computed store is one
+    /// instruction for up to 8 bytes). Only what is stored goes through the window: the source of
+    /// a MOVS, PUSH, CALL or POP is read from `memory` without setting accessed flags, which the
+    /// processor has done when it got as far as the write.
+    ///
+    /// Panics if the window is not as long as the store.
+    pub fn complete(
+        &mut self,
+        store: &Store,
+        state: &mut State,
+        window: &mut Window<'_>,
+    ) -> Result<Progress, Incomplete> {
+        assert_eq!(window.length(), store.length(), "a window is as long as its store");
+        let instruction = store.instruction();
+        let next = next_rip(instruction, state);
+        let mut after;
+        let mut jumps = false;
+        if let Some(substitute) = store.substitute() {
+            after = *state;
+            let mut guest = Guest {
+                registers: &mut after.registers,
+                rflags: &mut after.rflags,
+                fx: self.fx,
+                rip: state.rip,
+                offset: store.offset(),
+            };
+            self.trampoline.run(substitute, window, &mut guest)?;
+        } else {
+            let surroundings = Surroundings {
+                memory: self.memory,
+                processor: self.processor,
+                tables: self.tables,
+            };
+            let effect = surroundings.effect(store, state)?;
+            window.store(&effect.bytes, effect.unit);
+            after = effect.after;
+            jumps = effect.jumps;
+        }
+        let progress =
+            if repeats(instruction) && store.is_string() && count(instruction, &after) != 0 {
+                Progress::Repeats
+            } else {
+                after.rflags &= !RFLAGS_RF;
+                if !jumps {
+                    after.rip = next;
+                }
+                Progress::Done
+            };
+        *state = after;
+        Ok(progress)
+    }
+}

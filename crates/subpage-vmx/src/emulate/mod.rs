@@ -1,0 +1,113 @@
+//! What a trapped instruction would write, and writing it in software.
+//!
+//! An EPT violation tells the address of a write, but neither its length nor its bytes. This module
+//! finds them out, and completes writes that are permitted:
+//!
+//! 1. [`GuestInstruction::fetch`] reads and decodes the instruction through the guest's own page tables;
+//! 2. [`Store::of`] tells where it writes and how many bytes;
+//! 3. [`translate`] tells which guest-physical bytes those are, and which entries of the guest's page
+//!    tables the processor would mark; the domain is asked about them;
+//! 4. [`Machine::complete`] carries the instruction out on a [`Window`]: on the guest's bytes, or on
+//!    a [`Scratch`] copy of them. The copy tells what would have been written, and leaves registers
+//!    and flags as if memory had taken the write and forgotten it, as a ROM does.
+//!
+//! An instruction with a memory operand is not interpreted. It is encoded anew with that operand
+//! replaced by a register that points into the window, and then the processor executes it: flags,
+//! atomicity and rounding are the processor's own. Only forms from an allow list get that far; none
+//! of them is privileged, transfers control or touches memory elsewhere. Pushes, calls and string
+//! instructions, whose destination is implied, are computed here.
+//!
+//! [`deliver`](deliver()) does the same for an interrupt or exception: it tells which frame would be
+//! pushed, where, and how the processor would be afterwards.
+
+mod complete;
+mod deliver;
+mod fault;
+mod fetch;
+mod form;
+mod implied;
+mod linear;
+mod paging;
+mod segment;
+mod store;
+mod substitute;
+mod trampoline;
+mod window;
+
+use subpage::address::PhysicalWidth;
+
+pub use complete::{Incomplete, Machine, Progress};
+pub use deliver::{Delivery, Event, EventKind, deliver};
+pub use fault::{Escalation, Exception, Fault};
+pub use fetch::{GuestInstruction, MAX_INSTRUCTION_BYTES};
+pub use form::Unsupported;
+pub use linear::read_linear;
+pub use paging::{Access, Mark, Translation, translate};
+pub use store::{MAX_STORE_BYTES, Refusal, Store};
+pub use substitute::Substitute;
+pub use trampoline::{CODE_BYTES, FxArea, Trampoline, TrampolineFault};
+pub use window::{Scratch, Window};
+
+use crate::guest::Segment;
+
+/// What the guest's processor offers, as CPUID tells the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Processor {
+    /// MAXPHYADDR: address bits at and above it are reserved in page-table entries.
+    pub physical_width: PhysicalWidth,
+    /// 1 GiB pages.
+    pub gigabyte_pages: bool,
+}
+
+/// A descriptor-table register: GDTR or IDTR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TableRegister {
+    /// Linear address of the table.
+    pub base: u64,
+    /// Limit in bytes.
+    pub limit: u16,
+}
+
+/// The system registers of a virtual processor that only some instructions and events need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct SystemTables {
+    pub gdtr: TableRegister,
+    pub idtr: TableRegister,
+    pub ldtr: Segment,
+    pub tr: Segment,
+}
+
+/// Bits of control registers, RFLAGS and EFER (SDM Vol. 3A, "Control Registers", Vol. 1, "EFLAGS
+/// Register", Vol. 3A, "Extended Feature Enable Register").
+mod bits {
+    pub(super) const CR0_PE: u64 = 1 << 0;
+    pub(super) const CR0_EM: u64 = 1 << 2;
+    pub(super) const CR0_TS: u64 = 1 << 3;
+    pub(super) const CR0_WP: u64 = 1 << 16;
+    pub(super) const CR0_PG: u64 = 1 << 31;
+    pub(super) const CR4_PSE: u64 = 1 << 4;
+    pub(super) const CR4_PAE: u64 = 1 << 5;
+    pub(super) const CR4_OSFXSR: u64 = 1 << 9;
+    pub(super) const CR4_UMIP: u64 = 1 << 11;
+    pub(super) const CR4_OSXSAVE: u64 = 1 << 18;
+    pub(super) const CR4_SMEP: u64 = 1 << 20;
+    pub(super) const CR4_SMAP: u64 = 1 << 21;
+    pub(super) const EFER_LMA: u64 = 1 << 10;
+    pub(super) const EFER_NXE: u64 = 1 << 11;
+    /// CF, PF, AF, ZF, SF and OF.
+    pub(super) const ARITHMETIC_FLAGS: u64 = 0x8d5;
+    pub(super) const RFLAGS_TF: u64 = 1 << 8;
+    pub(super) const RFLAGS_IF: u64 = 1 << 9;
+    pub(super) const RFLAGS_DF: u64 = 1 << 10;
+    pub(super) const RFLAGS_NT: u64 = 1 << 14;
+    pub(super) const RFLAGS_RF: u64 = 1 << 16;
+    pub(super) const RFLAGS_VM: u64 = 1 << 17;
+    pub(super) const RFLAGS_AC: u64 = 1 << 18;
+}
+
+/// Whether an address is canonical with 48 linear-address bits.
+const fn is_canonical(linear: u64) -> bool {
+    let top = linear >> 47;
+    top == 0 || top == 0x1_ffff
+}

@@ -1,0 +1,77 @@
+//! From an offset in a segment to a linear address.
+
+use iced_x86::Register as Name;
+
+use super::bits::{CR0_PE, RFLAGS_VM};
+use super::{Exception, is_canonical};
+use crate::guest::{Segment, State};
+
+/// The segment register that an instruction names.
+pub(super) const fn segment(state: &State, name: Name) -> Segment {
+    let segments = &state.segments;
+    match name {
+        Name::ES => segments.es,
+        Name::CS => segments.cs,
+        Name::SS => segments.ss,
+        Name::FS => segments.fs,
+        Name::GS => segments.gs,
+        _ => segments.ds,
+    }
+}
+
+/// The linear address of `bytes` at `offset`, if the segment permits the access.
+///
+/// In 64-bit mode only FS and GS have a base, and what is checked is that the address is canonical;
+/// elsewhere type and limit are checked (SDM Vol. 3A, "Limit Checking", "Type Checking"). Errors: #SS
+/// for the stack segment, #GP for any other.
+pub(super) fn linear(
+    state: &State,
+    name: Name,
+    offset: u64,
+    bytes: u64,
+    write: bool,
+) -> Result<u64, Exception> {
+    debug_assert!(bytes > 0, "an access has bytes");
+    let segment = segment(state, name);
+    let denied =
+        if name == Name::SS { Exception::stack(0) } else { Exception::general_protection(0) };
+    if state.is_64_bit() {
+        let base = if matches!(name, Name::FS | Name::GS) { segment.base } else { 0 };
+        let first = base.wrapping_add(offset);
+        let last = first.wrapping_add(bytes - 1);
+        let whole = is_canonical(first) && is_canonical(last) && first <= last;
+        return if whole { Ok(first) } else { Err(denied) };
+    }
+    let protected = state.cr0 & CR0_PE != 0 && state.rflags & RFLAGS_VM == 0;
+    if protected && !type_permits(segment, write) || !within_limit(segment, offset, bytes) {
+        return Err(denied);
+    }
+    Ok(segment.base.wrapping_add(offset) & 0xffff_ffff)
+}
+
+const fn type_permits(segment: Segment, write: bool) -> bool {
+    const UNUSABLE: u32 = 1 << 16;
+    const CODE: u32 = 1 << 3;
+    const READABLE_OR_WRITABLE: u32 = 1 << 1;
+    if segment.access & UNUSABLE != 0 {
+        return false;
+    }
+    let second = segment.access & READABLE_OR_WRITABLE != 0;
+    match (segment.access & CODE != 0, write) {
+        (true, true) => false,
+        (true, false) | (false, true) => second,
+        (false, false) => true,
+    }
+}
+
+const fn within_limit(segment: Segment, offset: u64, bytes: u64) -> bool {
+    const EXPAND_DOWN_DATA: u32 = 1 << 2;
+    const CODE: u32 = 1 << 3;
+    let limit = segment.limit as u64;
+    let Some(last) = offset.checked_add(bytes - 1) else { return false };
+    if segment.access & (CODE | EXPAND_DOWN_DATA) == EXPAND_DOWN_DATA {
+        let top = if segment.is_big() { 0xffff_ffff } else { 0xffff };
+        return offset > limit && last <= top;
+    }
+    last <= limit
+}
