@@ -17,7 +17,7 @@ use subpage::invalidate::Invalidation;
 /// Most pages that a policy may be about, counted rule by rule: 2^20, which is 4 GiB.
 pub const MAX_PAGES: u64 = 1 << 20;
 
-/// Longest module in bytes: 16 MiB, room for 160,000 rules.
+/// Longest module in bytes: 16 MiB, room for 170,000 rules.
 pub const MAX_BYTES: usize = 16 << 20;
 
 /// Bytes that one access map takes in a module.

@@ -5,8 +5,14 @@
 #![allow(unsafe_code)]
 
 #[cfg(bare_metal)]
+extern crate alloc;
+
+#[cfg(bare_metal)]
+subpage_vmx::bare_metal_program!();
+
+#[cfg(bare_metal)]
 mod rom {
-    use core::{arch::global_asm, panic::PanicInfo};
+    use core::arch::global_asm;
 
     use subpage_vmx::boot::{IMAGE_ENTRY, INFORMATION_ADDRESS};
 
@@ -18,7 +24,8 @@ mod rom {
         .code16
         .globl reset_vector
         reset_vector:
-            jmp rom_start
+            .byte 0xe9                            // jmp rom_start: offsets wrap at 64 KiB
+            .word rom_start - 0xFFFF0000 + 0x10000 - 0xFFF3
 
         .section .rom.code, "ax"
         .code16
@@ -62,11 +69,6 @@ mod rom {
 
     const fn multiboot2_magic() -> u32 {
         0x36D7_6289
-    }
-
-    #[panic_handler]
-    fn panic(_: &PanicInfo<'_>) -> ! {
-        loop {}
     }
 }
 

@@ -31,6 +31,7 @@ global_asm!(
         cli
         cld
         mov ebp, eax
+        mov esi, ebx
         // The program's zeroed memory, which holds stack and page tables.
         mov edi, offset image_bss_start
         mov ecx, offset image_end
@@ -67,7 +68,6 @@ global_asm!(
         cmp ecx, 2048
         jb 3b
         mov edi, ebp
-        mov esi, ebx
         mov ebp, offset boot_processor_start
     .globl boot_to_long_mode
     // EBP: where to go; EDI, ESI: its arguments; ESP: stack.

@@ -19,7 +19,7 @@ const INFORMATION: u64 = 0x5000;
 const PAGE: u64 = 4096;
 
 /// Least memory that a guest can start in.
-pub const LEAST_MEMORY: u64 = 2 << 20;
+const LEAST_MEMORY: u64 = 2 << 20;
 
 /// Why a guest cannot be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]

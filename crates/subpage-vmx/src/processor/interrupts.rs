@@ -30,6 +30,7 @@ global_asm!(
     .section .text.exceptions, "ax"
     // One stub of 16 bytes for each vector; those without an error code push a zero for it.
     .balign 16
+    .globl hypervisor_exception_stubs
     hypervisor_exception_stubs:
     .set vector, 0
     .rept 32

@@ -18,7 +18,15 @@ enum Step {
         arguments: [u64; 3],
         cpl: u8,
     },
-    /// Puts a well-formed or nearly well-formed request for a rule at an address.
+    /// A call about one of the guest's own rules or trackings, if it has one.
+    Own {
+        call: Call,
+        which: usize,
+        at: u64,
+        room: u64,
+    },
+    /// Puts a well-formed or nearly well-formed request for a rule at an address,
+    /// and makes it.
     PutRule {
         at: u64,
         gpa: u64,
@@ -77,10 +85,18 @@ fn step() -> impl Strategy<Value = Step> {
         number().prop_map(|id| [id, RESULT, 64]),
     ];
     let call = prop_oneof![12 => 0..10_u64, 1 => any::<u64>()];
+    let own = prop_oneof![
+        1 => Just(Call::RemoveRule),
+        1 => Just(Call::LockRule),
+        4 => Just(Call::Harvest),
+        1 => Just(Call::Untrack),
+    ];
     let cpl = prop_oneof![12 => Just(0_u8), 1 => 1..4_u8];
     prop_oneof![
         10 => (call, arguments, cpl)
             .prop_map(|(call, arguments, cpl)| Step::Call { call, arguments, cpl }),
+        6 => (own, any::<usize>(), address(), prop_oneof![1 => 0..4_u64, 4 => 4..100_u64])
+            .prop_map(|(call, which, at, room)| Step::Own { call, which, at, room }),
         3 => (
             prop_oneof![3 => Just(REQUEST), 1 => 0..RAM * PAGE - 128],
             address(),
@@ -197,6 +213,19 @@ fn run(guest: &mut Guest, step: Step) {
             guest.cpl = cpl;
             call(guest, Call(number), &arguments);
         }
+        Step::Own { call: own, which, at, room } => {
+            guest.cpl = 0;
+            let numbers: Vec<u64> = match own {
+                Call::RemoveRule | Call::LockRule => {
+                    let rules = guest.domain.rules().iter();
+                    rules.filter(|active| active.rule.owner == GUEST).map(|a| a.id.0).collect()
+                }
+                _ => guest.ledger.tracked.iter().map(|id| id.0).collect(),
+            };
+            if !numbers.is_empty() {
+                call(guest, own, &[numbers[which % numbers.len()], at, room]);
+            }
+        }
         Step::PutRule { at, gpa, bytes, action, response, flags, name } => {
             let mut request = rule(gpa, bytes);
             request.action = action.into();
@@ -206,6 +235,8 @@ fn run(guest: &mut Guest, step: Step) {
             request.name = [0; 64];
             request.name[..usize::from(name).min(64)].fill(b'r');
             guest.memory.put(at, request.as_bytes());
+            guest.cpl = 0;
+            call(guest, Call::AddRule, &[at]);
         }
         Step::PutMaps { at, gfn, pages, flags, maps } => {
             let mut bytes = gfn.to_le_bytes().to_vec();
