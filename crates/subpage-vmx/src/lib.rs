@@ -12,6 +12,7 @@ extern crate std;
 
 pub mod abi;
 pub mod boot;
+pub mod conformance;
 pub mod emulate;
 pub mod event;
 pub mod exits;
