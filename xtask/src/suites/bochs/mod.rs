@@ -221,8 +221,16 @@ fn run_all(
         }
         drop(sender);
         let mut count = Count::default();
+        let mut failed = Vec::new();
         for (job, done) in results {
-            count += report(session, job, done)?;
+            let result = report(session, job, done)?;
+            if result.failed > 0 {
+                failed.push(job.title.as_str());
+            }
+            count += result;
+        }
+        if !failed.is_empty() {
+            session.say(&format!("   failed here: {}", failed.join(", ")))?;
         }
         Ok(count)
     })
