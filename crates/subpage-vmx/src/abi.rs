@@ -142,8 +142,8 @@ pub struct EventRecord {
     pub length: U32,
     /// Virtual processor.
     pub cpu: U32,
-    /// What happened: 0 let through and reported, 1 denied and skipped, 2 denied with #GP, 3 the
-    /// guest was stopped.
+    /// What happened: 0 let through and reported, 1 denied and skipped, 2 denied with #GP (#DF for
+    /// part of a delivery), 3 the guest was stopped.
     pub outcome: U16,
     /// [`event_flag`] bits.
     pub flags: U16,

@@ -32,7 +32,8 @@ pub enum EventOutcome {
     LetThrough = 0,
     /// It had no effect, and the guest went on after the instruction.
     Skipped = 1,
-    /// It had no effect, and the guest got a general-protection exception.
+    /// It had no effect, and the guest got a general-protection exception; a double fault, if the
+    /// write was part of delivering an event.
     GeneralProtection = 2,
     /// It had no effect, and the guest was stopped.
     Stopped = 3,

@@ -37,7 +37,7 @@ use subpage::rules::RuleId;
 
 use crate::abi::{Call, VERSION, query};
 use crate::event::{Event, Origin};
-use crate::guest::{PhysicalMemory, Register, State};
+use crate::guest::PhysicalMemory;
 
 use tracking::Harvest;
 
@@ -61,19 +61,6 @@ pub struct Request {
     pub arguments: [u64; 4],
     /// Who calls; only CPL 0 may.
     pub origin: Origin,
-}
-
-impl Request {
-    /// The call that virtual processor `cpu` makes by VMCALL; `state` is that at the exit.
-    pub fn of(state: &State, cpu: u32) -> Self {
-        let registers = &state.registers;
-        Self {
-            call: Call(registers[Register::Rax]),
-            arguments: [Register::Rbx, Register::Rcx, Register::Rdx, Register::Rsi]
-                .map(|register| registers[register]),
-            origin: Origin::of(state, cpu),
-        }
-    }
 }
 
 /// What a call works on.

@@ -8,7 +8,6 @@ use subpage::uapi;
 
 use super::*;
 use crate::abi::{VERSION, query};
-use crate::guest::{Register, State};
 
 const ALL: [Call; 10] = [
     Call::Query,
@@ -52,21 +51,6 @@ fn queries() {
     assert_eq!(guest.call(Call::Query, &[query::MEMORY]), 40 * 4096);
     guest.fails(Call::Query, &[5], Errno::Invalid);
     guest.fails(Call::Query, &[u64::MAX], Errno::Invalid);
-}
-
-#[test]
-fn a_request_is_read_from_its_registers() {
-    let mut state = State { rip: 0x1234, cr3: 0x5000, cpl: 3, ..State::default() };
-    for (value, register) in
-        [Register::Rax, Register::Rbx, Register::Rcx, Register::Rdx, Register::Rsi]
-            .into_iter()
-            .enumerate()
-    {
-        state.registers[register] = value as u64 + 1;
-    }
-    let request = Request::of(&state, 7);
-    assert_eq!((request.call, request.arguments), (Call(1), [2, 3, 4, 5]));
-    assert_eq!(request.origin, Origin { cpu: 7, rip: 0x1234, cr3: 0x5000, cpl: 3 });
 }
 
 #[test]
