@@ -36,6 +36,8 @@ pub enum Command {
     Record(RecordArguments),
     /// Show which pages of a trace mix hot and cold data, and what protection would cost
     Plan(PlanArguments),
+    /// Turn a policy into the module that the bare-metal hypervisor loads
+    Compile(CompileArguments),
     /// Show what this machine offers, with the reason for each no
     Check {
         /// Print one JSON object
@@ -97,6 +99,20 @@ pub struct RecordArguments {
         value_hint = ValueHint::CommandWithArguments
     )]
     pub program: Vec<OsString>,
+}
+
+/// Arguments of `compile`.
+#[derive(Debug, Args)]
+pub struct CompileArguments {
+    /// The rules (TOML)
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub policy: PathBuf,
+    /// Names for `region` in the policy: the symbols of this file, where its load segments put them
+    #[arg(long, value_name = "ELF", value_hint = ValueHint::FilePath)]
+    pub symbols: Option<PathBuf>,
+    /// The module to write; it appears when it is complete
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
 }
 
 /// Arguments of `plan`.

@@ -4,11 +4,13 @@
 pub mod check;
 pub mod closing_table;
 pub mod command_line;
+pub mod compile_command;
 pub mod events;
 pub mod failure;
 pub mod guard;
 pub mod heat;
 pub mod hex;
+pub mod new_file;
 pub mod plan;
 pub mod plan_command;
 pub mod policy;

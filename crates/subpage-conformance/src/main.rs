@@ -1,3 +1,179 @@
 //! Compares the processor model with a processor: random tables, random accesses.
+//!
+//! A [generator](generate) makes cases: the words of EPT, SPPT and guest paging structures, and
+//! instructions that access memory through them. The [model](predict) says how each step ends and
+//! which words it changes; a bare-metal executor performs the same words on a processor and answers
+//! with the exit and with every word that changed. Each difference is a disagreement, and the first
+//! of each kind is [shrunk](shrink) to the smallest case that shows it.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod arena;
+mod case;
+mod code;
+mod describe;
+mod emulator;
+mod generate;
+mod guest;
+mod instruction;
+mod judge;
+mod layout;
+mod outcome;
+mod predict;
+mod session;
+mod shrink;
+
+use std::io::{Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use subpage_model::Deviations;
+
+use crate::case::Case;
+use crate::emulator::{Bochs, Emulator as _};
+use crate::generate::Predicted;
+use crate::judge::judge;
+use crate::outcome::Reason;
+use crate::predict::{Processor, Useless};
+use crate::session::Tally;
+use crate::shrink::Shown;
+
+/// Compares the processor model with a processor.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Operation,
+}
+
+#[derive(Subcommand)]
+enum Operation {
+    /// Compare random cases; the exit status is 0 only if there is no disagreement.
+    Run {
+        #[command(flatten)]
+        target: Target,
+        /// CPU models of Bochs; the accesses are shared out between them.
+        #[arg(long = "cpu-model", value_name = "MODEL",
+              default_values = ["tigerlake", "corei7_skylake_x"])]
+        models: Vec<String>,
+        /// Accesses to compare, at least.
+        #[arg(long, default_value_t = 24_000)]
+        accesses: usize,
+        /// Makes the cases of an earlier run again; otherwise each run makes its own.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Compare one case: the JSON text behind "case:" of an earlier run.
+    Replay {
+        #[command(flatten)]
+        target: Target,
+        /// CPU model of Bochs.
+        #[arg(long = "cpu-model", value_name = "MODEL", default_value = "tigerlake")]
+        model: String,
+        /// File with the case; `-` is standard input.
+        #[arg(long)]
+        case: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Target {
+    /// Program that performs cases as `PROGRAM bochs run-cases --model MODEL --cases FILE`.
+    #[arg(long, value_name = "PROGRAM")]
+    emulator: String,
+    /// What the model takes over from Bochs. `none` predicts the architecture, to show that
+    /// disagreements are found.
+    #[arg(long, value_enum, default_value_t = Predict::Bochs, hide = true)]
+    deviations: Predict,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Predict {
+    Bochs,
+    None,
+}
+
+impl Target {
+    fn processor(&self, model: &str) -> Processor {
+        let deviations = match self.deviations {
+            Predict::Bochs => Deviations::BOCHS,
+            Predict::None => Deviations::NONE,
+        };
+        Processor { sub_page: has_sub_page(model), deviations }
+    }
+
+    fn bochs(&self, model: &str) -> Bochs {
+        Bochs { program: self.emulator.clone(), model: model.to_owned() }
+    }
+}
+
+/// Whether a CPU model of Bochs 3.0 has sub-page write permissions.
+fn has_sub_page(model: &str) -> bool {
+    matches!(model, "tigerlake" | "corei7_icelake_u" | "sapphire_rapids" | "arrow_lake")
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Operation::Run { target, models, accesses, seed } => run(&target, &models, accesses, seed),
+        Operation::Replay { target, model, case } => replay(&target, &model, &case),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(target: &Target, models: &[String], accesses: usize, seed: Option<u64>) -> Result<bool> {
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "seed {seed} (repeat with --seed {seed})")?;
+    let mut total = Tally::default();
+    let share = accesses.div_ceil(models.len().max(1));
+    for (number, model) in (0..).zip(models) {
+        let (processor, mut bochs) = (target.processor(model), target.bochs(model));
+        let seed = seed.wrapping_add(number);
+        let tally = session::run(model, seed, share, processor, &mut bochs, &mut out)?;
+        total.accesses += tally.accesses;
+        total.disagreements += tally.disagreements;
+    }
+    let Tally { accesses, disagreements } = total;
+    writeln!(out, "conformance: {accesses} accesses, {disagreements} disagreements")?;
+    Ok(disagreements == 0)
+}
+
+fn replay(target: &Target, model: &str, file: &PathBuf) -> Result<bool> {
+    let mut text = String::new();
+    if file.as_os_str() == "-" {
+        std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
+    } else {
+        text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read {}", file.display()))?;
+    }
+    let text = text.trim().trim_start_matches("case:");
+    let case: Case = serde_json::from_str(text).context("this is not a case")?;
+    case.check()?;
+    let Ok(outcomes) = target.processor(model).predict(&case) else {
+        let Useless = Useless;
+        bail!("the model predicts nothing for this case: it leaves the memory set aside for it");
+    };
+    let predicted = [Predicted { case, outcomes }];
+    let answers = target.bochs(model).perform(std::slice::from_ref(&predicted[0].case))?;
+    let found = judge(&predicted, &answers);
+    let [predicted] = predicted;
+    let mut out = std::io::stdout().lock();
+    for (step, outcome) in predicted.outcomes.iter().enumerate() {
+        writeln!(out, "step {step}: predicted {}", Reason(outcome.reason))?;
+    }
+    let accesses = predicted.accesses();
+    let disagreements = found.len();
+    if let Some(disagreement) = found.into_iter().next() {
+        session::show(&Shown { predicted, disagreement }, &mut out)?;
+    }
+    writeln!(out, "conformance: {accesses} accesses, {disagreements} disagreements")?;
+    Ok(disagreements == 0)
+}

@@ -26,6 +26,19 @@ pub struct Deviations {
     ///
     /// Bochs 3.0.
     pub walk_reports_write_only: bool,
+    /// An access across a page end is done with its first page, flags included, before it looks at
+    /// the second: if that one exits, the accessed and dirty flags for EPT of the first are set,
+    /// though no byte was written.
+    ///
+    /// Bochs 3.0. The model sets no flag before both pages are checked; the architecture ties the
+    /// dirty flag to a write (SDM Vol. 3C, "Accessed and Dirty Flags for EPT").
+    pub pages_one_by_one: bool,
+    /// Bit 12 of a leaf that maps 2 MiB or 1 GiB is ignored, as if it were the PAT bit of an ordinary
+    /// paging-structure entry. The architecture reserves it: such a leaf is an EPT misconfiguration
+    /// (SDM Vol. 3C, "EPT Translation Mechanism", formats of the entries that map large pages).
+    ///
+    /// Bochs 3.0.
+    pub large_leaf_bit_12_ignored: bool,
 }
 
 impl Deviations {
@@ -35,6 +48,8 @@ impl Deviations {
         guest_ad_writes_bypass_ept: false,
         parts_not_atomic: false,
         walk_reports_write_only: false,
+        pages_one_by_one: false,
+        large_leaf_bit_12_ignored: false,
     };
 
     /// Bochs 2.8 to 3.0. Its cache is [`Staleness::UntilExit`](crate::Staleness::UntilExit).
@@ -43,5 +58,7 @@ impl Deviations {
         guest_ad_writes_bypass_ept: true,
         parts_not_atomic: true,
         walk_reports_write_only: true,
+        pages_one_by_one: true,
+        large_leaf_bit_12_ignored: true,
     };
 }

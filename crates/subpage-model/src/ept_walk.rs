@@ -10,6 +10,7 @@ use subpage::frames::{EntryIndex, TableFrame, TableFrames};
 use subpage::level::{Level, PageSize};
 
 use crate::decision::PageRights;
+use crate::deviations::Deviations;
 use crate::features::Features;
 use crate::rights::Rights;
 
@@ -102,17 +103,22 @@ pub fn walk<F: TableFrames>(
     start: Start,
     gpa: Gpa,
     features: &Features,
+    deviations: Deviations,
 ) -> Result<EptWalk, EptFault> {
     let mut steps = ArrayVec::new();
     let mut at = start;
     loop {
         let index = at.level.index(gpa.gfn());
         let bits = frames.load(at.table, index);
-        let entry = EptEntry::from(bits);
+        let mut entry = EptEntry::from(bits);
         if !is_present(entry, features) {
             return Err(EptFault::NotPresent);
         }
         let leaf = leaf_size(entry, at.level);
+        if deviations.large_leaf_bit_12_ignored && leaf.is_some_and(|size| size != PageSize::Size4K)
+        {
+            entry = EptEntry::from(bits & !(1 << 12));
+        }
         if is_misconfigured(entry, at.level, leaf, features) {
             return Err(EptFault::Misconfiguration);
         }

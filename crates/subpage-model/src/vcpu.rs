@@ -110,7 +110,8 @@ impl Vcpu {
     /// Performs an access up to its effect on memory: translation, permission, accessed and dirty
     /// flags, page-modification log.
     ///
-    /// Both pages of an access are checked before either has a flag set. The caller has made the
+    /// Both pages of an access are checked before either has a flag set, unless
+    /// [`pages_one_by_one`](Deviations::pages_one_by_one) is on. The caller has made the
     /// checks of a VM entry ([`Roots::check`]).
     ///
     /// # Panics
@@ -178,10 +179,16 @@ impl Vcpu {
     ) -> Result<Translation, Stop> {
         let mut checked = ArrayVec::<Checked, 2>::new();
         for piece in access.pieces() {
-            checked.push(self.check(roots, frames, access, piece)?);
+            let mut piece = self.check(roots, frames, access, piece)?;
+            if self.deviations.pages_one_by_one {
+                self.set_flags(roots, frames, &mut piece)?;
+            }
+            checked.push(piece);
         }
-        for piece in &mut checked {
-            self.set_flags(roots, frames, piece)?;
+        if !self.deviations.pages_one_by_one {
+            for piece in &mut checked {
+                self.set_flags(roots, frames, piece)?;
+            }
         }
         let mut bytes = checked.iter().map(|piece| byte(piece.mapping.frame, piece.piece));
         let first = bytes.next().expect("an access has a first piece");
@@ -207,7 +214,8 @@ impl Vcpu {
             }
         }
         let start = self.cache.ept_start(gfn, Start::root(roots.ept));
-        let walk = match ept_walk::walk(frames, start, piece.gpa(), &self.features) {
+        let walk = match ept_walk::walk(frames, start, piece.gpa(), &self.features, self.deviations)
+        {
             Ok(walk) => walk,
             Err(EptFault::Misconfiguration) => return Err(VmExit::ept_misconfiguration(piece)),
             Err(EptFault::NotPresent) => {

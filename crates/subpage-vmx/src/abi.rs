@@ -142,8 +142,8 @@ pub struct EventRecord {
     pub length: U32,
     /// Virtual processor.
     pub cpu: U32,
-    /// What happened: 0 let through and reported, 1 denied and skipped, 2 denied with #GP, 3 the
-    /// guest was stopped.
+    /// What happened: 0 let through and reported, 1 denied and skipped, 2 denied with #GP (#DF for
+    /// part of a delivery), 3 the guest was stopped.
     pub outcome: U16,
     /// [`event_flag`] bits.
     pub flags: U16,
@@ -199,3 +199,82 @@ pub struct BootInformation {
 }
 
 const _: () = assert!(size_of::<BootInformation>() == 64);
+
+#[cfg(test)]
+mod tests {
+    use core::mem::offset_of;
+    use std::format;
+
+    use super::*;
+
+    /// The reference for people.
+    const REFERENCE: &str = include_str!("../../../docs/hypercalls.md");
+
+    /// Offsets of fields, as the reference tells them and as the type has them.
+    macro_rules! layout {
+        ($section:literal, $record:ty { $($field:ident: $offset:literal, $bytes:literal;)+ }) => {
+            let (_, section) = REFERENCE.split_once($section).expect($section);
+            let mut end = 0;
+            $(
+                assert_eq!(offset_of!($record, $field), $offset, stringify!($field));
+                assert_eq!(end, $offset, "a gap before {}", stringify!($field));
+                end += $bytes;
+                let row = format!("| {} | {} | `{}` |", $offset, $bytes, stringify!($field));
+                let place = section.split("\n### ").next().and_then(|part| part.find(&row));
+                assert!(place.is_some(), "the reference has no row {row}");
+            )+
+            assert_eq!(size_of::<$record>(), end);
+        };
+    }
+
+    #[test]
+    fn layouts_are_those_of_the_reference() {
+        layout!("### 3 AddRule", RuleRequest {
+            gpa: 0, 8; bytes: 8, 8; action: 16, 4; response: 20, 4; flags: 24, 4;
+            reserved: 28, 2; name_length: 30, 2; name: 32, 64;
+        });
+        layout!("### 6 Track", WrittenRecord { gfn: 0, 8; written: 8, 4; reserved: 12, 4; });
+        layout!("### 9 ReadEvents", EventRecord {
+            sequence: 0, 8; rule: 8, 8; gpa: 16, 8; gla: 24, 8; at: 32, 8; rip: 40, 8;
+            cr3: 48, 8; qualification: 56, 8; length: 64, 4; cpu: 68, 4; outcome: 72, 2;
+            flags: 74, 2; instruction_length: 76, 1; cpl: 77, 1; data_length: 78, 1;
+            reserved: 79, 1; data: 80, 64; instruction: 144, 16;
+        });
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_reference() {
+        for (call, name) in [
+            (Call::Query, "Query"),
+            (Call::GetAccess, "GetAccess"),
+            (Call::SetAccess, "SetAccess"),
+            (Call::AddRule, "AddRule"),
+            (Call::RemoveRule, "RemoveRule"),
+            (Call::LockRule, "LockRule"),
+            (Call::Track, "Track"),
+            (Call::Harvest, "Harvest"),
+            (Call::Untrack, "Untrack"),
+            (Call::ReadEvents, "ReadEvents"),
+        ] {
+            assert!(REFERENCE.contains(&format!("\n| {} | {name} |", call.0)), "{name}");
+        }
+        for (word, register) in SIGNATURE.chunks_exact(4).zip(["Subp", "ageV", "T-x\\0"]) {
+            let word = u32::from_le_bytes(word.try_into().expect("four bytes"));
+            assert!(REFERENCE.contains(&format!("`{register}` ({word:08X}H)")), "{register}");
+        }
+        assert!(REFERENCE.contains(&format!("version: {VERSION:08X}H")));
+        let errno = crate::hypercall::Errno::NoCall.to_rax().cast_signed();
+        assert!(REFERENCE.contains(&format!("| {errno} | ENOSYS |")));
+    }
+
+    #[test]
+    fn a_guests_boot_information_is_64_bytes() {
+        assert_eq!(offset_of!(BootInformation, version), 16);
+        assert_eq!(offset_of!(BootInformation, processors), 20);
+        assert_eq!(offset_of!(BootInformation, memory), 24);
+        assert_eq!(offset_of!(BootInformation, command_line), 32);
+        assert_eq!(offset_of!(BootInformation, command_line_length), 40);
+        assert_eq!(offset_of!(BootInformation, free), 48);
+        assert_eq!(offset_of!(BootInformation, reserved), 56);
+    }
+}

@@ -10,16 +10,13 @@ pub use model::{MAX_PAGES, Model};
 pub use tally::Tally;
 
 use std::io::Write;
-use std::path::Path;
 use std::time::Instant;
-
-use subpage::address::ByteRange;
-use subpage_trace::destination;
 
 use crate::command_line::{BackendChoice, GuardArguments};
 use crate::events::{EventWriter, RuleEvent, StartEvent};
 use crate::failure::{Failure, Status};
 use crate::hex::Hex;
+use crate::new_file;
 use crate::policy::{Draft, Policy, PolicySource};
 use crate::progress::Progress;
 use crate::report;
@@ -27,6 +24,7 @@ use crate::summary::Summary;
 use crate::terminal::{ColorWhen, Output};
 use crate::trace_file::{TraceFile, bytes_of};
 use crate::write_event::Verdict;
+use subpage::address::ByteRange;
 
 /// What enforces a policy.
 pub trait Enforcer {
@@ -50,7 +48,7 @@ pub fn run(
 ) -> Result<Status, Failure> {
     // What is quick to find wrong is looked at before what takes long.
     if let Some(path) = &arguments.report {
-        check_report_path(path)?;
+        new_file::check(path, "the report")?;
     }
     let source = PolicySource::read(&arguments.policy).map_err(|error| Failure::bad(&error))?;
     let draft = Draft::parse(source);
@@ -120,25 +118,4 @@ fn replay<E: Enforcer, W: Write>(
     enforcer.name().clone_into(&mut summary.backend);
     summary.elapsed = Some(began.elapsed());
     Ok(summary)
-}
-
-/// A report that cannot be written is found out before the run, not after.
-fn check_report_path(path: &Path) -> Result<(), Failure> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if path.is_dir() {
-        return Err(Failure::Input(format!(
-            "cannot write the report {}: it is a directory; name a file",
-            path.display()
-        )));
-    }
-    match parent {
-        Some(parent) if !parent.is_dir() => Err(Failure::Input(format!(
-            "cannot write the report {}: there is no directory {}; create it first",
-            path.display(),
-            parent.display()
-        ))),
-        _ => destination(path).map(|_| ()).map_err(|error| {
-            Failure::input(format_args!("cannot write the report {}", path.display()), &error)
-        }),
-    }
 }

@@ -35,12 +35,23 @@ pub struct Policy {
 type SymbolFiles = HashMap<(PathBuf, AddressSpace), Result<Names, String>>;
 
 impl Draft {
-    /// Finds the address of every rule; `regions` are the names that the guest brings.
+    /// Finds the address of every rule; `regions` are the names that a trace brings.
     ///
     /// Reads the ELF files that the policy names, each once.
     pub fn resolve(self, regions: &Names) -> Result<Policy, Mistakes> {
+        let otherwise = if regions.is_empty() {
+            "this guest brings no names; give the rule a `range` or a `symbol`"
+        } else {
+            "the names of a trace are listed by `subpage plan TRACE --names`"
+        };
+        self.resolve_or(regions, otherwise)
+    }
+
+    /// The same for names from elsewhere; `otherwise` says what to do about a name that is not among
+    /// them and like none of them.
+    pub fn resolve_or(self, regions: &Names, otherwise: &str) -> Result<Policy, Mistakes> {
         let Draft { source, rules: drafts, mut mistakes } = self;
-        let mut resolver = Resolver { regions, files: HashMap::new(), searches: 0 };
+        let mut resolver = Resolver { regions, otherwise, files: HashMap::new(), searches: 0 };
         let mut rules = Vec::with_capacity(drafts.len());
         let (mut line, mut seen) = (1, 0);
         for draft in drafts {
@@ -70,6 +81,8 @@ impl Draft {
 
 struct Resolver<'a> {
     regions: &'a Names,
+    /// Advice for a region that is not there.
+    otherwise: &'a str,
     files: SymbolFiles,
     searches: usize,
 }
@@ -83,12 +96,8 @@ impl Resolver<'_> {
         match &draft.place {
             Place::Range(range) => Ok(*range),
             Place::Region { region, part } => {
-                let otherwise = if self.regions.is_empty() {
-                    "this guest brings no names; give the rule a `range` or a `symbol`"
-                } else {
-                    "the names of a trace are listed by `subpage plan TRACE --names`"
-                };
-                let found = find(self.regions, region, "region", otherwise, &mut self.searches)?;
+                let found =
+                    find(self.regions, region, "region", self.otherwise, &mut self.searches)?;
                 part_of(found, i128::from(found.start), part, region, AddressSpace::Virtual)
             }
             Place::Symbol { symbol, elf, space, bias, part } => {

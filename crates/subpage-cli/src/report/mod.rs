@@ -4,12 +4,12 @@ mod exits;
 mod heat_map;
 mod page;
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use subpage_trace::destination;
 use thiserror::Error;
 
+use crate::new_file;
 use crate::summary::Summary;
 
 /// Why no report was written.
@@ -25,27 +25,8 @@ pub fn render(summary: &Summary) -> String {
     page::render(summary).into_string()
 }
 
-/// Writes the page under `path`, whole or not at all: a new file takes the name when it is complete.
-///
-/// Fails as [`destination`] does, and where the file cannot be created or written.
+/// Writes the page under `path`, whole or not at all; fails as [`new_file::write`] does.
 pub fn write(summary: &Summary, path: &Path) -> Result<(), ReportError> {
-    let failed = |source| ReportError { path: path.to_owned(), source };
-    let target = destination(path).map_err(failed)?;
-    let directory = match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".subpage-report-").suffix(".html");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As any other new file: the process's umask takes away what it wants.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(directory).map_err(failed)?;
-    file.write_all(render(summary).as_bytes()).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(&target).map_err(|error| failed(error.error))?;
-    Ok(())
+    new_file::write(path, render(summary).as_bytes())
+        .map_err(|source| ReportError { path: path.to_owned(), source })
 }

@@ -2,6 +2,7 @@
 
 mod check;
 mod commands;
+mod compile;
 mod enforcers;
 mod events;
 mod policy;

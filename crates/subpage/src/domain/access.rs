@@ -85,8 +85,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         if self.tracking.is_empty() { stored } else { stored | self.tracking.armed(gfn) }
     }
 
-    /// What the access map alone permits of a page.
-    pub(super) fn base_map(&self, gfn: Gfn) -> AccessMap {
+    /// What the access map alone permits of a page, as it is underneath rules.
+    pub fn base_map(&self, gfn: Gfn) -> AccessMap {
         let under_rules = !self.rules.permitted(gfn) & !self.hidden.of(gfn);
         self.permitted(gfn) | under_rules
     }

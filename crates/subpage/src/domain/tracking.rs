@@ -62,6 +62,14 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         Ok((Pending::new(&token, written), token))
     }
 
+    /// How many pages a harvest of a tracked range would report now; fails if there is no such range.
+    ///
+    /// A caller with little room asks first: a harvest that is taken cannot be put back.
+    pub fn written_pages(&self, id: TrackId) -> Result<usize, DomainError> {
+        let tracked = self.tracking.get(id).ok_or(DomainError::NoSuchTracking(id))?;
+        Ok(tracked.written().count())
+    }
+
     /// Stops tracking a range; its sub-pages become writable again as far as permitted.
     ///
     /// Fails if there is no such range or memory is short.

@@ -38,7 +38,11 @@ fn written_sub_pages_are_harvested_once() {
     assert_eq!(write(&mut domain, 4090, 8), Decision::Allowed);
     assert_eq!(write(&mut domain, 0, 8), Decision::Allowed);
     assert_eq!(write(&mut domain, 256 + 8192, 8), Decision::Allowed);
+    assert_eq!(domain.written_pages(id), Ok(2));
+    assert_eq!(domain.written_pages(id), Ok(2), "asking changes nothing");
     assert_eq!(harvest(&mut domain, id), [(0, 1 << 31 | 1 << 2), (1, 1)]);
+    assert_eq!(domain.written_pages(id), Ok(0));
+    assert_eq!(domain.written_pages(TrackId(99)), Err(DomainError::NoSuchTracking(TrackId(99))));
     assert_eq!(harvest(&mut domain, id), []);
     assert_eq!(write(&mut domain, 300, 1), Decision::Allowed);
     assert_eq!(harvest(&mut domain, id), [(0, 1 << 2)]);

@@ -1,0 +1,136 @@
+//! `subpage compile`, up to the hypervisor that loads what it wrote.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use subpage::address::PhysicalWidth;
+use subpage::domain::Domain;
+use subpage::frames::HeapFrames;
+use subpage::rules::{Action, Owner, Rule};
+use subpage_cli::compile_command::{MAX_PAGES, compile};
+use subpage_cli::policy::{AddressSpace, Draft, Names, Policy, PolicySource, read_symbols};
+use subpage_vmx::policy;
+
+use crate::assert_golden;
+
+const POLICY: &str = "version = 1\n\
+    [[rule]]\nname = \"page tables\"\nrange = \"0x9000..0xb000\"\nlocked = true\n\
+    [[rule]]\nname = \"log\"\nrange = \"0x20_0080..0x20_0081\"\naction = \"log\"\nowner = 1\n";
+
+/// The program, which has symbols and load segments.
+const ELF: &str = env!("CARGO_BIN_EXE_subpage");
+
+fn run(directory: &Path, arguments: &[&str]) -> Output {
+    Command::new(ELF)
+        .arg("compile")
+        .args(arguments)
+        .current_dir(directory)
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program starts")
+}
+
+/// The rules that a hypervisor has after it has loaded a module.
+fn loaded(module: &[u8]) -> Vec<Rule> {
+    let mut domain = Domain::new(HeapFrames::new(), PhysicalWidth::MAX);
+    domain.enable().expect("memory");
+    let (_, token) = policy::load(&mut domain, module).expect("a policy");
+    domain.finish(&token.without_processors());
+    domain.rules().iter().map(|active| active.rule).collect()
+}
+
+fn resolved(text: &str) -> Policy {
+    let source = PolicySource::from_text(Path::new("policy.toml"), text.to_owned());
+    Draft::parse(source).resolve(&Names::default()).expect("a policy")
+}
+
+/// A directory with a policy, and the path of the module.
+fn place(policy: &str) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("directory");
+    fs::write(directory.path().join("policy.toml"), policy).expect("policy");
+    let module = directory.path().join("policy.bin");
+    (directory, module)
+}
+
+fn files(directory: &Path) -> usize {
+    fs::read_dir(directory).expect("directory").count()
+}
+
+#[test]
+fn the_hypervisor_loads_what_is_compiled() {
+    let (directory, module) = place(POLICY);
+    let output = run(directory.path(), &["--policy", "policy.toml", "-o", "policy.bin"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stdout.is_empty());
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "policy.bin  2 rules  232 B\n");
+    let bytes = fs::read(&module).expect("module");
+    let rules = loaded(&bytes);
+    let expected: Vec<Rule> = resolved(POLICY).rules.iter().map(|rule| rule.rule).collect();
+    assert_eq!(rules, expected);
+    assert_eq!((rules[0].locked, rules[0].owner), (true, Owner::HOST));
+    assert_eq!((rules[1].action, rules[1].owner), (Action::Log, Owner(1)));
+    // Written over, the same bytes, and nothing beside them.
+    let output = run(directory.path(), &["-p", "policy.toml", "--output", "policy.bin"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(fs::read(&module).expect("module"), bytes);
+    assert_eq!(files(directory.path()), 2);
+}
+
+#[test]
+fn regions_are_symbols_of_the_file() {
+    let text = "version = 1\n[[rule]]\nname = \"x\"\nregion = \"main\"\nlength = 1\n";
+    let (directory, module) = place(text);
+    let arguments = ["-p", "policy.toml", "--symbols", ELF, "-o", "policy.bin"];
+    let output = run(directory.path(), &arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let rules = loaded(&fs::read(module).expect("module"));
+    let names = read_symbols(Path::new(ELF), AddressSpace::Physical).expect("symbols");
+    let main = names.find("main").expect("every program has one").start;
+    assert_eq!((rules[0].range.first().as_u64(), rules[0].range.bytes()), (main, 1));
+}
+
+#[test]
+fn bad_input_ends_with_2_and_leaves_the_old_module() {
+    let (directory, module) = place("version = 1\n[[rule]]\nname = \"x\"\nregion = \"y z\"\n");
+    let at = directory.path();
+    fs::write(&module, "old").expect("file");
+    fs::write(at.join("text"), "not an ELF file").expect("file");
+    fs::write(
+        at.join("large.toml"),
+        POLICY.to_owned() + "[[rule]]\nname = \"large\"\nrange = \"0..0x1_0000_0000\"\n",
+    )
+    .expect("file");
+    let cases: [(&str, &[&str]); 7] = [
+        ("no-policy", &["-p", "missing.toml", "-o", "policy.bin"]),
+        ("no-names", &["-p", "policy.toml", "-o", "policy.bin"]),
+        ("no-such-symbol", &["-p", "policy.toml", "--symbols", ELF, "-o", "policy.bin"]),
+        ("not-elf", &["-p", "policy.toml", "--symbols", "text", "-o", "policy.bin"]),
+        ("too-large", &["-p", "large.toml", "-o", "policy.bin"]),
+        ("in-no-directory", &["-p", "policy.toml", "-o", "no/policy.bin"]),
+        ("is-a-directory", &["-p", "policy.toml", "-o", "."]),
+    ];
+    let mut all = String::new();
+    for (name, arguments) in cases {
+        let output = run(at, arguments);
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        assert!(output.stdout.is_empty(), "{name}");
+        let shown = arguments.join(" ").replace(ELF, "ELF");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        write!(all, "=== {name}: subpage compile {shown}\n{errors}").expect("a string");
+        assert_eq!(fs::read(&module).expect("module"), b"old", "{name}");
+        assert_eq!(files(at), 4, "{name}: something is left behind");
+    }
+    assert_golden("commands/compile-bad-input.txt", &all);
+    assert_eq!(run(at, &["-p", "policy.toml"]).status.code(), Some(2), "no output is named");
+}
+
+/// The limit is the hypervisor's, and what is just within it is loaded.
+#[test]
+fn the_largest_policy_is_loaded() {
+    assert_eq!(MAX_PAGES, policy::MAX_PAGES);
+    let text = "version = 1\n[[rule]]\nname = \"all\"\nrange = \"0..0x1_0000_0000\"\n";
+    assert_eq!(loaded(&compile(&resolved(text)).expect("within the limit")).len(), 1);
+}

@@ -1,0 +1,130 @@
+//! A case as it is generated, shrunk, saved and sent.
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use subpage_vmx::conformance::execute::stored;
+use subpage_vmx::conformance::format::{
+    ARENA_WORDS, BatchHeader, CaseHeader, SIGNATURE, StepHeader, VERSION, control,
+};
+use zerocopy::IntoBytes;
+
+use crate::instruction::Instruction;
+use crate::layout::{self, frame, harness};
+
+/// Instructions of a step, at most: the longest takes 60 bytes of the code page.
+const MAX_INSTRUCTIONS: usize = 32;
+
+/// One word to be stored: index in the arena, value.
+pub(crate) type Word = (u32, u64);
+
+/// One entry of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Step {
+    /// What the host stores first.
+    pub stores: Vec<Word>,
+    /// What the guest then does, until something exits.
+    pub instructions: Vec<Instruction>,
+}
+
+/// One case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Case {
+    /// The control "sub-page write permissions for EPT".
+    pub sub_page: bool,
+    /// EPTP bit 6.
+    pub accessed_dirty: bool,
+    /// CR3.
+    pub cr3: u64,
+    /// Tables and data at the start, behind [`layout::template`].
+    pub stores: Vec<Word>,
+    /// What happens.
+    pub steps: Vec<Step>,
+}
+
+impl Case {
+    /// A case without tables.
+    pub(crate) fn new(sub_page: bool, accessed_dirty: bool) -> Self {
+        Self {
+            sub_page,
+            accessed_dirty,
+            cr3: harness(frame::GUEST_L4),
+            stores: Vec::new(),
+            steps: Vec::new(),
+        }
+    }
+
+    /// Instructions that access memory on purpose.
+    pub(crate) fn accesses(&self) -> usize {
+        self.steps.iter().map(|step| step.instructions.len()).sum()
+    }
+
+    /// Checks what a file may have wrong: the executor takes no store outside of the arena, and a
+    /// step's code has one page.
+    pub(crate) fn check(&self) -> Result<()> {
+        let stores = self.steps.iter().flat_map(|step| &step.stores).chain(&self.stores);
+        if let Some((word, _)) = stores.into_iter().find(|(word, _)| *word as usize >= ARENA_WORDS)
+        {
+            bail!("a store names word {word} of an arena of {ARENA_WORDS} words");
+        }
+        for step in &self.steps {
+            if step.instructions.len() > MAX_INSTRUCTIONS {
+                bail!("a step has more than {MAX_INSTRUCTIONS} instructions");
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, number: u32, bytes: &mut Vec<u8>) {
+        let bit = |set, bit| if set { bit } else { 0 };
+        let controls = bit(self.sub_page, control::SUB_PAGE)
+            | bit(self.accessed_dirty, control::ACCESSED_DIRTY);
+        let header = CaseHeader {
+            number: number.into(),
+            controls: controls.into(),
+            ept: frame::EPT_L4.into(),
+            sppt: frame::SPPT_L4.into(),
+            cr3: self.cr3.into(),
+            stores: length(self.stores.len()).into(),
+            steps: length(self.steps.len()).into(),
+        };
+        bytes.extend_from_slice(header.as_bytes());
+        write_stores(&self.stores, bytes);
+        for step in &self.steps {
+            let code = crate::code::words(&step.instructions);
+            let stores = length(step.stores.len() + code.len());
+            bytes.extend_from_slice(StepHeader { stores: stores.into() }.as_bytes());
+            write_stores(&step.stores, bytes);
+            write_stores(&code, bytes);
+        }
+    }
+}
+
+/// Lengths of vectors that this program made.
+fn length(length: usize) -> u32 {
+    u32::try_from(length).expect("a case has fewer than 2^32 parts")
+}
+
+fn write_stores(words: &[Word], bytes: &mut Vec<u8>) {
+    for (word, value) in words {
+        bytes.extend_from_slice(stored(*word, *value).as_bytes());
+    }
+}
+
+/// The bytes of a batch; case i has the number i.
+pub(crate) fn batch(cases: &[Case]) -> Vec<u8> {
+    let template = layout::template();
+    let mut bytes = vec![0; size_of::<BatchHeader>()];
+    write_stores(template, &mut bytes);
+    for (number, case) in (0..).zip(cases) {
+        case.write(number, &mut bytes);
+    }
+    let header = BatchHeader {
+        signature: SIGNATURE,
+        version: VERSION.into(),
+        bytes: length(bytes.len()).into(),
+        stores: length(template.len()).into(),
+        cases: length(cases.len()).into(),
+    };
+    bytes[..size_of::<BatchHeader>()].copy_from_slice(header.as_bytes());
+    bytes
+}

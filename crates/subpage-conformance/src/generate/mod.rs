@@ -1,0 +1,274 @@
+//! Random cases: tables that are mostly good and here and there odd, and accesses to where they
+//! matter.
+
+mod accesses;
+mod entries;
+
+use fastrand::Rng;
+
+use crate::case::{Case, Step, Word};
+use crate::layout::{
+    DATA_PAGES, PAGES, WINDOW_L2, WINDOWS, frame, harness, host, window, window_l3, word,
+};
+use crate::outcome::Outcome;
+use crate::predict::Processor;
+use entries::{ept_leaf, ept_link, guest_entry, sppt_link, vector};
+
+/// Makes cases for one processor; the same seed makes the same cases.
+pub(crate) struct Generator {
+    random: Rng,
+    processor: Processor,
+}
+
+/// A case and what the model says about each of its steps.
+pub(crate) struct Predicted {
+    /// The case.
+    pub case: Case,
+    /// One for each step.
+    pub outcomes: Vec<Outcome>,
+}
+
+impl Predicted {
+    /// Instructions that are begun.
+    pub(crate) fn accesses(&self) -> usize {
+        self.outcomes.iter().map(|outcome| outcome.performed).sum()
+    }
+}
+
+/// A case in the making.
+struct Draft {
+    case: Case,
+    /// Per linear page the window's page that the guest maps there.
+    mapped: Vec<(u32, u32)>,
+    /// Per window and page the frame that the last leaf named.
+    frames: [[u32; PAGES as usize]; WINDOWS as usize],
+}
+
+impl Generator {
+    /// A generator of cases for `processor`.
+    pub(crate) fn new(seed: u64, processor: Processor) -> Self {
+        Self { random: Rng::with_seed(seed), processor }
+    }
+
+    /// The next case; those of no use are passed over.
+    pub(crate) fn case(&mut self) -> Predicted {
+        loop {
+            let case = self.draft();
+            if let Ok(outcomes) = self.processor.predict(&case) {
+                return Predicted { case, outcomes };
+            }
+        }
+    }
+
+    fn draft(&mut self) -> Case {
+        let random = &mut self.random;
+        let sub_page = self.processor.sub_page && chance(random, 90);
+        let mut draft = Draft {
+            case: Case::new(sub_page, random.bool()),
+            mapped: (0..PAGES).map(|_| (random.u32(..WINDOWS), random.u32(..DATA_PAGES))).collect(),
+            frames: [[0; PAGES as usize]; WINDOWS as usize],
+        };
+        let walks = chance(random, 35);
+        draft.tables(random, walks);
+        draft.guest_tables(random, walks);
+        for frame in 0..DATA_PAGES {
+            let index = random.u32(..512);
+            draft.case.stores.push((word(frame, index), random.u64(..)));
+        }
+        for _ in 0..random.u32(5..16) {
+            let step = draft.step(random);
+            draft.case.steps.push(step);
+        }
+        draft.case
+    }
+}
+
+/// True in so many of a hundred cases.
+fn chance(random: &mut Rng, percent: u32) -> bool {
+    random.u32(..100) < percent
+}
+
+impl Draft {
+    fn tables(&mut self, random: &mut Rng, walks: bool) {
+        let stores = &mut self.case.stores;
+        stores.push((word(frame::EPT_L4, 1), ept_link(random, host(frame::EPT_L3), 90)));
+        stores.push((word(frame::SPPT_L4, 1), sppt_link(random, host(frame::SPPT_L3))));
+        for window in 0..WINDOWS {
+            for place in 0..4 {
+                let store = Self::upper(random, window, place);
+                self.case.stores.push(store);
+            }
+            for page in 0..PAGES {
+                let leaf = self.leaf(random, window, page, walks);
+                self.case.stores.push(leaf);
+                self.case.stores.push((word(frame::SPPT_L1 + window, page), vector(random)));
+            }
+        }
+    }
+
+    /// An upper entry of a window: of the EPT level 3 and 2, of the SPPT level 3 and 2.
+    fn upper(random: &mut Rng, window: u32, place: u32) -> Word {
+        match place {
+            0 => {
+                let value = if chance(random, 4) {
+                    // 1 GiB at host-physical 0: the low 30 bits of the window are the arena's.
+                    ept_leaf(random, 0, 30)
+                } else {
+                    ept_link(random, host(frame::EPT_L2 + window), 92)
+                };
+                (word(frame::EPT_L3, window_l3(window)), value)
+            }
+            1 => {
+                let value = if chance(random, 10) {
+                    ept_leaf(random, host(0), 21)
+                } else {
+                    ept_link(random, host(frame::EPT_L1 + window), 90)
+                };
+                (word(frame::EPT_L2 + window, WINDOW_L2), value)
+            }
+            2 => {
+                let value = sppt_link(random, host(frame::SPPT_L2 + window));
+                (word(frame::SPPT_L3, window_l3(window)), value)
+            }
+            _ => {
+                let value = sppt_link(random, host(frame::SPPT_L1 + window));
+                (word(frame::SPPT_L2 + window, WINDOW_L2), value)
+            }
+        }
+    }
+
+    fn leaf(&mut self, random: &mut Rng, window: u32, page: u32, walks: bool) -> Word {
+        let table = page >= DATA_PAGES;
+        let target = if table || chance(random, 60) { page } else { random.u32(..DATA_PAGES) };
+        self.frames[window as usize][page as usize] = target;
+        let value = if table && (!walks || chance(random, 50)) {
+            host(target) | 0x37
+        } else {
+            ept_leaf(random, host(target), 12)
+        };
+        (word(frame::EPT_L1 + window, page), value)
+    }
+
+    /// The guest's tables for the linear window, each in the harness or in a window's page.
+    fn guest_tables(&mut self, random: &mut Rng, walks: bool) {
+        let harness_frames = [
+            frame::GUEST_L4,
+            frame::GUEST_TABLES,
+            frame::GUEST_TABLES + 1,
+            frame::GUEST_TABLES + 2,
+        ];
+        let mut places = [(0, 0); 4];
+        for (level, place) in (0..).zip(&mut places) {
+            let in_window = walks && chance(random, if level == 0 { 6 } else { 50 });
+            *place = if in_window {
+                let frame = frame::WINDOW_TABLES + level;
+                (window(random.u32(..WINDOWS), frame), frame)
+            } else {
+                let frame = harness_frames[level as usize];
+                (harness(frame), frame)
+            };
+        }
+        let [level_4, rest @ ..] = places;
+        self.case.cr3 = level_4.0;
+        let stores = &mut self.case.stores;
+        if level_4.1 != frame::GUEST_L4 {
+            // The harness must be reached from this root too.
+            stores.push((word(level_4.1, 0), harness(frame::GUEST_HARNESS) | 0x63));
+        }
+        let user = random.bool();
+        let mut table = (level_4.1, 1);
+        for (address, frame) in rest {
+            stores.push((word(table.0, table.1), guest_entry(random, address, user, 97)));
+            table = (frame, 0);
+        }
+        for (page, (number, target)) in (0..).zip(&self.mapped) {
+            let entry = guest_entry(random, window(*number, *target), user, 80);
+            stores.push((word(table.0, page), entry));
+        }
+    }
+
+    fn step(&mut self, random: &mut Rng) -> Step {
+        let mut step = Step::default();
+        while chance(random, 30) {
+            let change = self.change(random);
+            step.stores.push(change);
+        }
+        for number in 0..random.u32(1..4) {
+            let instruction = self.access(random, number == 0, &mut step.stores);
+            step.instructions.push(instruction);
+            if !instruction.continues() {
+                break;
+            }
+        }
+        step
+    }
+
+    /// A change of tables between two entries.
+    fn change(&mut self, random: &mut Rng) -> Word {
+        let (window, page) = self.mapped[random.usize(..self.mapped.len())];
+        match random.u32(..10) {
+            0..5 => self.leaf(random, window, page, true),
+            5..9 => (word(frame::SPPT_L1 + window, page), vector(random)),
+            _ => {
+                let place = random.u32(..4);
+                Self::upper(random, window, place)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use subpage_model::Deviations;
+
+    use super::*;
+    use crate::layout::linear;
+
+    const TIGER_LAKE: Processor = Processor { sub_page: true, deviations: Deviations::BOCHS };
+
+    #[test]
+    fn a_seed_makes_its_cases_again() {
+        let cases = |seed| {
+            let mut generator = Generator::new(seed, TIGER_LAKE);
+            (0..20).map(move |_| generator.case()).collect::<Vec<_>>()
+        };
+        let (first, second, other) = (cases(1), cases(1), cases(2));
+        for (first, second) in first.iter().zip(&second) {
+            assert_eq!(first.case, second.case);
+            assert_eq!(first.outcomes, second.outcomes);
+        }
+        assert!(first.iter().zip(&other).all(|(first, other)| first.case != other.case));
+    }
+
+    /// Every way a step can end is reached, by every kind of instruction that can end so.
+    #[test]
+    fn the_mixture_reaches_everything() {
+        let mut generator = Generator::new(7, TIGER_LAKE);
+        let (mut endings, mut kinds) = (HashSet::new(), HashSet::new());
+        let (mut walks, mut delivery, mut large) = (0, 0, 0);
+        for _ in 0..3000 {
+            let Predicted { case, outcomes } = generator.case();
+            for (step, outcome) in case.steps.iter().zip(outcomes) {
+                endings.insert((outcome.reason, outcome.qualification));
+                walks += u32::from(outcome.qualification.is_some_and(|bits| bits & 0x180 == 0x80));
+                delivery += u32::from(outcome.vectoring != 0);
+                if let Some(last) = outcome.performed.checked_sub(1) {
+                    kinds.insert((step.instructions[last].name(), outcome.reason));
+                }
+                large += u32::from(step.instructions.iter().any(|instruction| {
+                    matches!(instruction, crate::instruction::Instruction::Store { at, size, .. }
+                        if at % 4096 + size.bytes() > 4096 && *at >= linear(0))
+                }));
+            }
+        }
+        for reason in [0, 18, 48, 49, 66] {
+            let found = kinds.iter().filter(|(_, found)| *found == reason).count();
+            assert!(found >= 10, "reason {reason} with {found} kinds of instruction");
+        }
+        assert!(endings.contains(&(66, Some(0))) && endings.contains(&(66, Some(0x800))));
+        assert!(walks > 100 && delivery > 20 && large > 100, "{walks} {delivery} {large}");
+        assert!(endings.len() > 60, "{} endings", endings.len());
+    }
+}

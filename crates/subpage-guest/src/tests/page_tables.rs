@@ -1,0 +1,109 @@
+//! Guest page tables in restricted pages: the processor's walks are no writes of the guest, its
+//! translations are right, and a direct write to an entry is denied.
+
+use crate::hypervisor::hooks::{Counter, growth};
+use crate::hypervisor::set_access;
+use crate::memory::paging::{ACCESSED, DIRTY, PRESENT, Space, USER, WRITE};
+use crate::memory::{Bytes, frames};
+use crate::test;
+
+/// A mapped window with all its tables closed.
+fn closed(pages: [Bytes; 3]) -> Space {
+    let space = Space::new();
+    for (index, page) in pages.into_iter().enumerate() {
+        space.map(index as u64, page, WRITE | USER);
+    }
+    for table in [space.root, space.pointers, space.directory, space.table] {
+        set_access(table, 0);
+    }
+    space
+}
+
+/// Translations through closed tables are right, and accessed and dirty flags are kept.
+fn walks_through_protected_tables() {
+    let pages = core::array::from_fn(|_| frames::page());
+    for (index, page) in pages.iter().enumerate() {
+        page.write(0, 0x100 + index as u64);
+    }
+    let space = closed(pages);
+    let entry = |index: u64| space.table.read::<u64>(8 * index);
+    let denied = growth(Counter::Denied, || {
+        space.run(|| {
+            for round in 0..3 {
+                for index in 0..3 {
+                    let expected = 0x100 * (round + 1) + index;
+                    assert_eq!(Space::page(index).read::<u64>(0), expected, "page {index}");
+                    Space::page(index).write(0, expected + 0x100);
+                }
+            }
+        });
+    });
+    assert_eq!(denied, 0, "a page walk counted as a write of the guest");
+    for (index, page) in pages.iter().enumerate() {
+        assert_eq!(page.read::<u64>(0), 0x400 + index as u64);
+        assert_eq!(entry(index as u64) & (ACCESSED | DIRTY), ACCESSED | DIRTY, "entry {index}");
+    }
+    assert_eq!(space.table.read::<u64>(8 * 3), 0);
+    for table in [space.root, space.pointers, space.directory] {
+        let offset = if table == space.root { 8 } else { 0 };
+        assert_eq!(table.read::<u64>(offset) & (PRESENT | ACCESSED), PRESENT | ACCESSED);
+    }
+}
+test!(walks_through_protected_tables);
+
+/// A read sets the accessed flag only.
+fn reads_leave_the_dirty_flag() {
+    let pages = core::array::from_fn(|_| frames::page());
+    let space = closed(pages);
+    space.run(|| assert_eq!(Space::page(1).read::<u64>(8), 0));
+    let entry: u64 = space.table.read(8);
+    assert_eq!(entry & (ACCESSED | DIRTY), ACCESSED);
+    assert_eq!(space.table.read::<u64>(0) & (ACCESSED | DIRTY), 0, "page 0 was not touched");
+}
+test!(reads_leave_the_dirty_flag);
+
+/// The guest cannot change an entry of a closed table, neither by its own address nor by another
+/// mapping, but can one in a permitted sub-page.
+fn entries_in_protected_tables_are_closed() {
+    let pages: [Bytes; 3] = core::array::from_fn(|_| frames::page());
+    let space = closed(pages);
+    let stranger = frames::page();
+    stranger.write(0, 0xbad_u64);
+    let forged = stranger.address() | PRESENT | WRITE;
+    let entry: u64 = space.table.read(0);
+    let denied = growth(Counter::Denied, || {
+        space.table.write(0, forged);
+        space.table.write(0, 0_u8);
+        space.run(|| space.directory.write(0, 0_u64));
+    });
+    assert_eq!(denied, 3);
+    assert_eq!(space.table.read::<u64>(0) & !(ACCESSED | DIRTY), entry & !(ACCESSED | DIRTY));
+    space.run(|| assert_eq!(Space::page(0).read::<u64>(0), 0));
+    // Entries 16 to 31 lie in sub-page 1.
+    set_access(space.table, 1 << 1);
+    space.map(16, stranger, WRITE);
+    let value = space.run(|| {
+        Space::page(16).increment(0);
+        Space::page(16).read::<u64>(0)
+    });
+    assert_eq!(value, 0xbae);
+    assert_eq!(stranger.read::<u64>(0), 0xbae);
+}
+test!(entries_in_protected_tables_are_closed);
+
+/// A denied write whose page walk goes through closed tables is still denied, once.
+fn denied_write_behind_a_protected_table() {
+    let pages: [Bytes; 3] = core::array::from_fn(|_| frames::page());
+    let space = closed(pages);
+    set_access(pages[0], !1);
+    let denied = growth(Counter::Denied, || {
+        space.run(|| {
+            Space::page(0).write(0, 1_u64);
+            Space::page(0).write(0x80, 2_u64);
+        });
+    });
+    assert_eq!(denied, 1);
+    assert_eq!(pages[0].read::<u64>(0), 0);
+    assert_eq!(pages[0].read::<u64>(0x80), 2);
+}
+test!(denied_write_behind_a_protected_table);

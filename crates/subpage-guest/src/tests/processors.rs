@@ -1,0 +1,177 @@
+//! Several processors: a tightening is in force everywhere when its call returns (contract C1), no
+//! write is lost or doubled (C3), and a shoot-down that leaves one out is noticed.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::hypervisor::hooks::{self, Counter};
+use crate::hypervisor::set_access;
+use crate::memory::{Bytes, PAGE, frames};
+use crate::processor::apic::{Message, send};
+use crate::processor::exception;
+use crate::processor::start::{give, join, start, wait_for};
+use crate::test;
+
+/// The page that all write: a counter that is closed and opened at 0, one that never is at 80H, and
+/// at 100H and 180H bytes that are always closed.
+static SHARED: AtomicU64 = AtomicU64::new(0);
+/// Rounds of each writer.
+static ROUNDS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+static STOP: AtomicU64 = AtomicU64::new(0);
+
+fn shared() -> Bytes {
+    frames::again(SHARED.load(Ordering::Relaxed), PAGE)
+}
+
+fn rounds() -> u64 {
+    ROUNDS.iter().map(|rounds| rounds.load(Ordering::Acquire)).sum()
+}
+
+/// Locked increments of both counters, and an attempt at the closed bytes.
+fn write_counters(number: usize) {
+    let page = shared();
+    while STOP.load(Ordering::Relaxed) == 0 {
+        page.increment(0);
+        page.increment(0x80);
+        page.write(0x100, !0_u64);
+        ROUNDS[number].fetch_add(1, Ordering::Release);
+    }
+}
+
+/// Two processors write while a third tightens and loosens.
+fn tightening_holds_when_its_call_returns() {
+    let page = frames::page();
+    SHARED.store(page.address(), Ordering::Relaxed);
+    let closed_bytes = !(1 << 2 | 1 << 3);
+    set_access(page, closed_bytes);
+    let denied_before = Counter::Denied.get();
+    for number in [1, 2] {
+        start(number);
+        give(number, write_counters);
+    }
+    for round in 0..60 {
+        set_access(page, closed_bytes & !1);
+        let frozen = page.read::<u64>(0);
+        let begin = [1, 2].map(|number: usize| ROUNDS[number].load(Ordering::Acquire));
+        wait_for("both writers try again", || {
+            assert_eq!(page.read::<u64>(0), frozen, "round {round}: written after the call");
+            [1, 2]
+                .iter()
+                .zip(begin)
+                .all(|(number, begin)| ROUNDS[*number].load(Ordering::Acquire) > begin + 2)
+        });
+        assert_eq!(page.read::<u64>(0), frozen, "round {round}: written after the call");
+        set_access(page, closed_bytes);
+        wait_for("the counter goes on", || page.read::<u64>(0) > frozen + 2);
+    }
+    STOP.store(1, Ordering::Relaxed);
+    join(1);
+    join(2);
+    let attempts = rounds();
+    let denied = Counter::Denied.get() - denied_before;
+    let counted = page.read::<u64>(0);
+    assert_eq!(page.read::<u64>(0x80), attempts, "locked increments are lost or doubled");
+    assert_eq!(page.read::<u64>(0x100), 0, "closed bytes were written");
+    assert!(counted < attempts, "the counter was never closed to anybody");
+    assert_eq!(counted + denied, 2 * attempts, "each attempt is done or denied");
+}
+test!(tightening_holds_when_its_call_returns; cpus = 3; limit = 60);
+
+/// Stores without any exit, so that a translation stays as it is.
+fn write_without_exits(number: usize) {
+    let page = shared();
+    let mut value = 0_u64;
+    while STOP.load(Ordering::Relaxed) == 0 {
+        value += 1;
+        page.write(0, value);
+        ROUNDS[number].store(value, Ordering::Release);
+    }
+}
+
+/// Whether a write of processor 1 lands in the shared page in the next rounds.
+fn write_lands(page: Bytes) -> bool {
+    let before = page.read::<u64>(0);
+    let begin = ROUNDS[1].load(Ordering::Acquire);
+    wait_for("the writer goes on", || ROUNDS[1].load(Ordering::Acquire) > begin + 1000);
+    page.read::<u64>(0) != before
+}
+
+/// With one processor left out of the shoot-down its writes do land: the test above can fail. With
+/// it, they do not.
+fn a_left_out_processor_is_noticed() {
+    let page = frames::page();
+    SHARED.store(page.address(), Ordering::Relaxed);
+    start(1);
+    give(1, write_without_exits);
+    assert!(write_lands(page));
+    hooks::skip_shootdown(Some(1));
+    set_access(page, !1);
+    assert!(write_lands(page), "without a shoot-down no stale translation was used");
+    hooks::skip_shootdown(None);
+    set_access(page, !0);
+    assert!(write_lands(page));
+    set_access(page, !1);
+    assert!(!write_lands(page), "written after the call");
+    STOP.store(1, Ordering::Relaxed);
+    join(1);
+}
+test!(a_left_out_processor_is_noticed; cpus = 2; limit = 40);
+
+/// Closes and opens a page of its own, writes a common one, and closes a part of that.
+fn change_maps(number: usize) {
+    let pages = frames::again(SHARED.load(Ordering::Relaxed), 8 * PAGE);
+    let own = pages.page(number as u64);
+    for round in 0..100_u64 {
+        set_access(own, !1);
+        own.write(0, !0_u64);
+        assert_eq!(own.read::<u64>(0), round);
+        set_access(own, !0);
+        own.write(0, round + 1);
+        assert_eq!(own.read::<u64>(0), round + 1);
+        pages.page(7).increment(0x80 * number as u64);
+        set_access(pages.page(7), !(1 << 31));
+    }
+}
+
+/// All processors change permissions of pages of their own and of a common one at once.
+fn all_processors_change_permissions() {
+    let pages = frames::pages(8);
+    SHARED.store(pages.address(), Ordering::Relaxed);
+    for number in 1..4 {
+        start(number);
+        give(number, change_maps);
+    }
+    change_maps(0);
+    for number in 1..4 {
+        join(number);
+    }
+    for number in 0..4 {
+        assert_eq!(pages.page(7).read::<u64>(0x80 * number), 100);
+    }
+    pages.page(7).write(31 * 0x80, 1_u64);
+    assert_eq!(pages.page(7).read::<u64>(31 * 0x80), 0);
+}
+test!(all_processors_change_permissions; cpus = 4; limit = 60);
+
+/// NMIs of the guest's own arrive, however many shoot-downs there are meanwhile, and no shoot-down
+/// shows as an NMI in the guest.
+fn shootdowns_are_no_nmis_of_the_guest() {
+    let page = frames::page();
+    SHARED.store(page.address(), Ordering::Relaxed);
+    start(1);
+    give(1, write_without_exits);
+    for round in 0..50 {
+        set_access(page, if round % 2 == 0 { !1 } else { !0 });
+    }
+    assert_eq!(exception::interrupts(1, 2), 0, "a shoot-down reached the guest");
+    for round in 1..=20 {
+        send(1, Message::Nmi);
+        wait_for("the NMI arrives", || exception::interrupts(1, 2) == round);
+        set_access(page, if round % 2 == 0 { !1 } else { !0 });
+    }
+    let begin = ROUNDS[1].load(Ordering::Acquire);
+    wait_for("the writer goes on", || ROUNDS[1].load(Ordering::Acquire) > begin + 100);
+    assert_eq!(exception::interrupts(1, 2), 20);
+    STOP.store(1, Ordering::Relaxed);
+    join(1);
+}
+test!(shootdowns_are_no_nmis_of_the_guest; cpus = 2; limit = 40);

@@ -1,0 +1,123 @@
+//! The hypervisor's command line: `memory=32 cpus=2 denied=skip spp=on events=serial -- GUEST'S OWN`.
+
+use thiserror::Error;
+
+/// What the hypervisor was told at its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options<'a> {
+    /// `memory=MIB`: memory of the guest in MiB; without it, all that is left.
+    pub memory: Option<u64>,
+    /// `cpus=N`: processors to wait for and to use; without it, those that come at once.
+    pub processors: Option<usize>,
+    /// `denied=skip` or `denied=fault`: what becomes of an instruction whose write is denied by a
+    /// rule that does not say so itself.
+    pub denied: Denied,
+    /// `spp=off`: decide in software although the processor could.
+    pub use_spp: bool,
+    /// `ept-ad=off`: no accessed and dirty flags for EPT although the processor has them.
+    pub use_accessed_dirty: bool,
+    /// `events=serial`: print a line for each event; otherwise they go to the ring only.
+    pub print_events: bool,
+    /// Everything after ` -- `.
+    pub guest: &'a str,
+}
+
+/// What becomes of an instruction whose write is denied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    /// It completes without the write, as if the memory were a ROM.
+    Skip,
+    /// It gets #GP.
+    Fault,
+}
+
+/// A word of the command line that means nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error(
+    "command line: {word:?} is no option; there are memory=MIB, cpus=N (1 to 16), denied=skip|fault, \
+     spp=on|off, ept-ad=on|off, events=serial|ring, and `-- ` before the guest's own"
+)]
+pub struct BadOption<'a> {
+    /// The word.
+    pub word: &'a str,
+}
+
+impl<'a> Options<'a> {
+    /// Reads a command line; the first word may be the program's name (it has no `=`).
+    pub fn parse(line: &'a str) -> Result<Self, BadOption<'a>> {
+        let (own, guest) = match line.split_once("--") {
+            Some((own, guest)) => (own, guest.trim()),
+            None => (line, ""),
+        };
+        let mut options = Self {
+            memory: None,
+            processors: None,
+            denied: Denied::Skip,
+            use_spp: true,
+            use_accessed_dirty: true,
+            print_events: false,
+            guest,
+        };
+        for (position, word) in own.split_ascii_whitespace().enumerate() {
+            let bad = BadOption { word };
+            let Some((key, value)) = word.split_once('=') else {
+                if position == 0 {
+                    continue;
+                }
+                return Err(bad);
+            };
+            match (key, value) {
+                ("memory", _) => {
+                    let mib = value.parse().ok().filter(|mib| (1..=1 << 20).contains(mib));
+                    options.memory = Some(mib.ok_or(bad)?);
+                }
+                ("cpus", _) => {
+                    let count = value.parse().ok();
+                    let count = count.filter(|n| (1..=super::MAX_PROCESSORS).contains(n));
+                    options.processors = Some(count.ok_or(bad)?);
+                }
+                ("denied", "skip") => options.denied = Denied::Skip,
+                ("denied", "fault") => options.denied = Denied::Fault,
+                ("spp", "on") => options.use_spp = true,
+                ("spp", "off") => options.use_spp = false,
+                ("ept-ad", "on") => options.use_accessed_dirty = true,
+                ("ept-ad", "off") => options.use_accessed_dirty = false,
+                ("events", "serial") => options.print_events = true,
+                ("events", "ring") => options.print_events = false,
+                _ => return Err(bad),
+            }
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_is_read() {
+        let options = Options::parse(
+            "subpage memory=32 cpus=4 denied=fault spp=off ept-ad=off events=serial -- run=a b",
+        )
+        .expect("all are options");
+        let expected = Options {
+            memory: Some(32),
+            processors: Some(4),
+            denied: Denied::Fault,
+            use_spp: false,
+            use_accessed_dirty: false,
+            print_events: true,
+            guest: "run=a b",
+        };
+        assert_eq!(options, expected);
+    }
+
+    #[test]
+    fn what_means_nothing_is_named() {
+        for word in ["memory=", "memory=0", "cpus=17", "cpus=x", "spp=maybe", "quiet=1"] {
+            assert_eq!(Options::parse(word), Err(BadOption { word }));
+        }
+        assert_eq!(Options::parse("a b"), Err(BadOption { word: "b" }));
+    }
+}

@@ -1,0 +1,215 @@
+//! The Multiboot2 information block: command line, memory, modules.
+//!
+//! Read by code of our own and not by the crate `multiboot2`, which follows pointers through the
+//! block and asserts: a damaged block has to end in a line on the serial port.
+
+use core::ops::Range;
+
+use arrayvec::ArrayVec;
+use thiserror::Error;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+/// EAX at the entry: loaded by Multiboot2.
+pub const MAGIC: u32 = 0x36D7_6289;
+
+/// Largest block that is believed, in bytes.
+pub const LARGEST_BLOCK: u32 = 1 << 20;
+
+/// Most memory areas, and most modules, that are looked at.
+pub const MOST: usize = 32;
+
+/// A file that the boot loader has put into memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Module<'a> {
+    /// First word of its command line: `guest`, `policy`.
+    pub name: &'a str,
+    /// Where it lies.
+    pub range: Range<u64>,
+}
+
+/// What the boot loader tells, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Information<'a> {
+    /// The hypervisor's command line.
+    pub command_line: &'a str,
+    /// Usable memory as the loader lists it; no area is empty, none wraps.
+    pub memory: ArrayVec<Range<u64>, MOST>,
+    /// The modules.
+    pub modules: ArrayVec<Module<'a>, MOST>,
+}
+
+/// Why the block cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum InformationError {
+    /// EAX does not hold [`MAGIC`].
+    #[error("not loaded by Multiboot2 (EAX is {0:#x}, not 0x36d76289)")]
+    Magic(u32),
+    /// A size is impossible.
+    #[error("the Multiboot2 information is damaged at byte {0}")]
+    Damaged(usize),
+    /// A text is not UTF-8.
+    #[error("the Multiboot2 information has a text that is not UTF-8 at byte {0}")]
+    NotText(usize),
+    /// There is no memory map.
+    #[error("the Multiboot2 information has no memory map (tag 6)")]
+    NoMemoryMap,
+    /// More areas or modules than are looked at.
+    #[error("the Multiboot2 information lists more than 32 memory areas or modules")]
+    TooMany,
+}
+
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Tag {
+    kind: U32,
+    size: U32,
+}
+
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct ModuleTag {
+    start: U32,
+    end: U32,
+}
+
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Area {
+    base: U64,
+    bytes: U64,
+    kind: U32,
+    reserved: U32,
+}
+
+const TAG_END: u32 = 0;
+const TAG_COMMAND_LINE: u32 = 1;
+const TAG_MODULE: u32 = 3;
+const TAG_MEMORY_MAP: u32 = 6;
+const USABLE: u32 = 1;
+
+impl<'a> Information<'a> {
+    /// Reads a block; `block` begins with its header (Multiboot2, "Boot information format").
+    pub fn read(block: &'a [u8]) -> Result<Self, InformationError> {
+        let mut found = Self::default();
+        let mut has_map = false;
+        let mut at = 8;
+        loop {
+            let rest = block.get(at..).ok_or(InformationError::Damaged(at))?;
+            let (tag, _) = Tag::ref_from_prefix(rest).map_err(|_| InformationError::Damaged(at))?;
+            let size = tag.size.get() as usize;
+            let body = rest.get(8..size).ok_or(InformationError::Damaged(at))?;
+            match tag.kind.get() {
+                TAG_END => break,
+                TAG_COMMAND_LINE => found.command_line = text(body, at)?,
+                TAG_MODULE => found.add_module(body, at)?,
+                TAG_MEMORY_MAP => {
+                    has_map = true;
+                    found.add_areas(body, at)?;
+                }
+                _ => {}
+            }
+            at += size.checked_next_multiple_of(8).ok_or(InformationError::Damaged(at))?;
+        }
+        if has_map { Ok(found) } else { Err(InformationError::NoMemoryMap) }
+    }
+
+    fn add_module(&mut self, body: &'a [u8], at: usize) -> Result<(), InformationError> {
+        let damaged = InformationError::Damaged(at);
+        let (tag, name) = ModuleTag::ref_from_prefix(body).map_err(|_| damaged)?;
+        let range = u64::from(tag.start.get())..u64::from(tag.end.get());
+        if range.end < range.start {
+            return Err(damaged);
+        }
+        let name = text(name, at)?.split_ascii_whitespace().next().unwrap_or("");
+        let module = Module { name, range };
+        self.modules.try_push(module).map_err(|_| InformationError::TooMany)
+    }
+
+    fn add_areas(&mut self, body: &[u8], at: usize) -> Result<(), InformationError> {
+        let damaged = InformationError::Damaged(at);
+        let (header, entries) = Tag::ref_from_prefix(body).map_err(|_| damaged)?;
+        // The first word of this tag's body is the size of an entry, which may grow.
+        let entry_bytes = header.kind.get() as usize;
+        if entry_bytes < size_of::<Area>() {
+            return Err(damaged);
+        }
+        for entry in entries.chunks_exact(entry_bytes) {
+            let (area, _) = Area::ref_from_prefix(entry).map_err(|_| damaged)?;
+            let (base, bytes) = (area.base.get(), area.bytes.get());
+            if area.kind.get() != USABLE || bytes == 0 {
+                continue;
+            }
+            let end = base.checked_add(bytes).ok_or(damaged)?;
+            self.memory.try_push(base..end).map_err(|_| InformationError::TooMany)?;
+        }
+        Ok(())
+    }
+}
+
+/// A text that ends with a zero byte.
+fn text(bytes: &[u8], at: usize) -> Result<&str, InformationError> {
+    let length = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    core::str::from_utf8(&bytes[..length]).map_err(|_| InformationError::NotText(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+
+    fn tag(kind: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(u32::try_from(body.len() + 8).expect("small").to_le_bytes());
+        bytes.extend(body);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+
+    fn area(base: u64, bytes: u64, kind: u32) -> Vec<u8> {
+        let words = [base.to_le_bytes(), bytes.to_le_bytes(), u64::from(kind).to_le_bytes()];
+        words.concat()
+    }
+
+    fn block() -> Vec<u8> {
+        let mut map = [24_u32.to_le_bytes(), 0_u32.to_le_bytes()].concat();
+        map.extend(area(0, 0x9F000, 1));
+        map.extend(area(0x9F000, 0x1000, 2));
+        map.extend(area(0x10_0000, 0x700_0000, 1));
+        let module = [0x80_0000_u32.to_le_bytes(), 0x80_1000_u32.to_le_bytes()].concat();
+        let mut bytes = [0_u8; 8].to_vec();
+        bytes.extend(tag(1, b"subpage cpus=2\0"));
+        bytes.extend(tag(3, &[module.as_slice(), b"guest a b\0"].concat()));
+        bytes.extend(tag(0xBEEF, &[1, 2, 3]));
+        bytes.extend(tag(6, &map));
+        bytes.extend(tag(0, &[]));
+        bytes
+    }
+
+    #[test]
+    fn a_block_tells_all() {
+        let block = block();
+        let information = Information::read(&block).expect("well formed");
+        assert_eq!(information.command_line, "subpage cpus=2");
+        assert_eq!(information.memory.as_slice(), [0..0x9F000, 0x10_0000..0x710_0000]);
+        let module = Module { name: "guest", range: 0x80_0000..0x80_1000 };
+        assert_eq!(information.modules.as_slice(), [module]);
+    }
+
+    #[test]
+    fn a_block_cut_anywhere_is_refused_and_damage_never_panics() {
+        let block = block();
+        for length in 0..block.len() - 8 {
+            assert!(Information::read(&block[..length]).is_err(), "cut to {length} bytes");
+        }
+        for at in 0..block.len() {
+            for value in [0, 1, 7, 0x7F, 0xFF] {
+                let mut damaged = block.clone();
+                damaged[at] = value;
+                let _ = Information::read(&damaged);
+            }
+        }
+    }
+}

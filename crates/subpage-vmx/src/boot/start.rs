@@ -1,0 +1,369 @@
+//! The start of the hypervisor, in order: memory, capabilities, guest, tables, processors.
+//!
+//! Unsafe because here memory is divided and handed to those who own it from then on.
+#![allow(unsafe_code)]
+
+use alloc::boxed::Box;
+use core::ops::Range;
+
+use spin::Once;
+use subpage::address::{Gfn, GfnRange, Gpa, PAGE_BYTES, PhysicalWidth};
+use subpage::domain::{Domain, HostPage, ProcessorUse};
+use subpage::ept::MemoryType;
+use subpage::level::PageSize;
+use subpage::slots::{AddressSpace, SlotFlags, SlotId};
+
+use super::command_line::Options;
+use super::guest_image::{self, Entry};
+use super::information::{Information, LARGEST_BLOCK, MAGIC, Module};
+use super::layout::{self, Layout};
+use super::{MAX_PROCESSORS, fatal};
+use crate::emulate::{CODE_BYTES, Processor, Trampoline};
+use crate::guest::{Register, Segment};
+use crate::hypercall::Ledger;
+use crate::machine::{Machine, Settings, Shared};
+use crate::memory::Heap;
+use crate::memory::frames::PhysicalFrames;
+use crate::memory::ram::GuestRam;
+use crate::memory::window::Windows;
+use crate::policy::{self, HostMaps};
+use crate::processor::control::{CR0_NE, CR0_PE, CR0_PG, CR4_PAE, CR4_VMXE};
+use crate::processor::local_apic::LocalApic;
+use crate::processor::{console, control, cpuid, interrupts, segments};
+use crate::vcpu::setup::{self, Tables};
+use crate::vcpu::{Vcpu, vpid};
+use crate::vmx::controls::ENTRY_IA32E;
+use crate::vmx::field::{ControlField, GuestField as G};
+use crate::vmx::structure;
+
+/// Of the hypervisor's own memory, what the heap gets; the rest is table frames.
+const HEAP_BYTES: u64 = layout::OWN_BYTES / 2;
+
+/// What a bare-metal program brings to the start.
+#[allow(missing_debug_implementations)]
+pub struct Program {
+    /// The image, zeroed memory included.
+    pub image: Range<u64>,
+    /// The heap.
+    pub heap: &'static Heap,
+    /// Starts the other processors; returns how many there are then.
+    pub start_others: unsafe fn(LocalApic, Option<usize>) -> usize,
+}
+
+/// What processors that started later wait for.
+struct Ready {
+    machine: &'static Machine,
+    windows: Windows,
+    code: CodeBuffers,
+}
+
+// SAFETY: windows and code buffers are handed out once for each processor.
+unsafe impl Sync for Ready {}
+// SAFETY: likewise.
+unsafe impl Send for Ready {}
+
+static READY: Once<Ready> = Once::new();
+
+/// Memory that trampolines execute from.
+#[derive(Clone, Copy)]
+struct CodeBuffers(*mut [u8; CODE_BYTES]);
+
+/// Starts everything on the processor that came first, and runs its guest.
+///
+/// # Safety
+/// Once, from the entry code: long mode, the first 4 GiB mapped to themselves, nothing in use but
+/// the image; `magic` and `information` are what the boot loader left in EAX and EBX.
+pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) -> ! {
+    if magic != MAGIC {
+        fatal(format_args!("not loaded by Multiboot2 (EAX is {magic:#x}, not {MAGIC:#x})"));
+    }
+    // SAFETY: by the contract the block is where EBX says, and nobody writes it.
+    let block = unsafe { information_block(information) };
+    let information_range = block.as_ptr_range();
+    let told = Information::read(block).unwrap_or_else(|error| fatal(format_args!("{error}")));
+    let options =
+        Options::parse(told.command_line).unwrap_or_else(|error| fatal(format_args!("{error}")));
+    let layout = divide(program, &told, &options, information_range);
+    let heap = layout.own.start..layout.own.start + HEAP_BYTES;
+    // SAFETY: the layout gives this memory to nobody else.
+    unsafe { program.heap.give(heap) };
+    interrupts::install();
+    // SAFETY: the first thing on this processor; the boot code's flat segments are in use.
+    let bases = unsafe { segments::install(0) };
+    let apic = LocalApic::enable();
+    let capabilities = structure::read_registers()
+        .check()
+        .unwrap_or_else(|missing| fatal(format_args!("{missing}")));
+    // SAFETY: nothing else uses the page at the trampoline's address.
+    let processors = unsafe { (program.start_others)(apic, options.processors) };
+    if let Some(wanted) = options.processors.filter(|&wanted| processors < wanted) {
+        fatal(format_args!("cpus={wanted}, but only {processors} processors have started"));
+    }
+    let processors = options.processors.unwrap_or(processors);
+
+    // SAFETY: the layout gives this memory to the guest alone.
+    let ram = unsafe { clear(&layout.guest) };
+    let entry = load_guest(&told, &options, &ram, processors);
+    let width =
+        PhysicalWidth::try_new(cpuid::physical_width().clamp(32, 52)).unwrap_or(PhysicalWidth::MAX);
+    let frames = layout.own.start + HEAP_BYTES..layout.own.end;
+    // SAFETY: the layout gives this memory to nobody else.
+    let frames = unsafe { PhysicalFrames::new(frames) }
+        .unwrap_or_else(|error| fatal(format_args!("{error}")));
+    let mut domain = Domain::new(frames, width);
+    let spp = capabilities.sub_page_permissions && options.use_spp;
+    let accessed_dirty = capabilities.accessed_dirty && options.use_accessed_dirty;
+    domain.set_processor_use(ProcessorUse {
+        sub_page_permissions: spp,
+        ept_accessed_dirty: accessed_dirty,
+    });
+    let maps = prepare_domain(&mut domain, &told, &ram, capabilities.pages_2m);
+    let (Some(ept), Some(sppt)) = (domain.ept(AddressSpace::Normal), domain.sppt()) else {
+        fatal(format_args!("the guest has no memory mapped"));
+    };
+    let tables = Tables { ept: ept.root(), sppt: spp.then(|| sppt.root()), accessed_dirty };
+    let ledger = Ledger::new(maps).unwrap_or_else(|error| fatal(format_args!("{error}")));
+    let shared = Shared {
+        domain,
+        ledger,
+        denied: options.denied,
+        #[cfg(feature = "test-hooks")]
+        hooks: crate::hooks::Hooks::default(),
+    };
+    let processor = Processor {
+        physical_width: width,
+        gigabyte_pages: cpuid::leaf(0x8000_0001, 0).edx & 1 << 26 != 0,
+    };
+    let settings = Settings { print_events: options.print_events };
+    let machine =
+        Machine::new(shared, ram, tables, capabilities, processor, settings, processors, apic);
+    let machine: &'static Machine =
+        Box::leak(Box::new(machine.unwrap_or_else(|error| fatal(format_args!("{error}")))));
+    machine.publish();
+    let how = if spp { "by the processor (SPP)" } else { "in software (no SPP)" };
+    console::print_line(format_args!(
+        "hypervisor: sub-pages are protected {how}; EPT flags {}; {processors} processors; guest has \
+         {} MiB",
+        if accessed_dirty { "on" } else { "off" },
+        machine.ram.bytes() >> 20,
+    ));
+    // SAFETY: other processors wait for READY and change nothing; the second entry of the boot
+    // code's top table is free.
+    let windows = unsafe { Windows::install() };
+    let ready = READY.call_once(|| Ready { machine, windows, code: code_buffers() });
+    run(ready, 0, &bases, apic, Some(&entry))
+}
+
+/// Starts another processor's guest.
+///
+/// # Safety
+/// Once on each processor, from its entry code, with its number.
+pub unsafe fn application_processor(index: usize) -> ! {
+    let ready = loop {
+        if let Some(ready) = READY.get() {
+            break ready;
+        }
+        core::hint::spin_loop();
+    };
+    if index >= ready.machine.processors() {
+        loop {
+            control::halt();
+        }
+    }
+    // SAFETY: the first thing on this processor; the boot code's flat segments are in use.
+    let bases = unsafe { segments::install(index) };
+    let apic = LocalApic::enable();
+    run(ready, index, &bases, apic, None)
+}
+
+fn run(
+    ready: &'static Ready,
+    index: usize,
+    bases: &segments::Bases,
+    apic: LocalApic,
+    entry: Option<&Entry>,
+) -> ! {
+    let machine = ready.machine;
+    let idt = interrupts::install();
+    machine.set_apic_id(index, apic.id());
+    let capabilities = &machine.capabilities;
+    let mut vmcs =
+        structure::start(capabilities).unwrap_or_else(|error| fatal(format_args!("{error}")));
+    // SAFETY: bases and IDT are this processor's, and the tables live as long as the machine.
+    unsafe {
+        setup::prepare(
+            &mut vmcs,
+            capabilities,
+            bases,
+            idt,
+            &machine.tables,
+            &machine.bitmaps,
+            vpid(index),
+        );
+    }
+    // SAFETY: each processor comes here once.
+    let window = unsafe { ready.windows.of(index) };
+    let code = ready.code.0.wrapping_add(index);
+    // SAFETY: each processor has a buffer of its own in memory that is writable and executable;
+    // the exception handler recovers there; SSE is on since the entry code.
+    let trampoline = unsafe { Trampoline::new(code) };
+    let mut vcpu = Vcpu::new(machine, index, vmcs, window, trampoline);
+    vcpu.reset(0);
+    if let Some(entry) = entry {
+        start_in_64_bit_mode(&mut vcpu, entry);
+    }
+    vcpu.run()
+}
+
+/// The state that [`crate::abi::BootInformation`] describes.
+fn start_in_64_bit_mode(vcpu: &mut Vcpu, entry: &Entry) {
+    const CR0_EXTENSION_TYPE: u64 = 1 << 4;
+    const CR0_WP: u64 = 1 << 16;
+    const CR0_MP: u64 = 1 << 1;
+    const CR4_OSFXSR_OSXMMEXCPT: u64 = 3 << 9;
+    const EFER_LME_LMA: u64 = 1 << 8 | 1 << 10;
+    let cr0 = CR0_PE | CR0_MP | CR0_EXTENSION_TYPE | CR0_NE | CR0_WP | CR0_PG;
+    let cr4 = CR4_PAE | CR4_OSFXSR_OSXMMEXCPT;
+    let code = Segment { selector: 0x08, base: 0, limit: u32::MAX, access: 0xA09B };
+    let data = Segment { selector: 0x10, base: 0, limit: u32::MAX, access: 0xC093 };
+    for (number, fields) in setup::SEGMENT_FIELDS.into_iter().take(6).enumerate() {
+        let segment = if number == 1 { &code } else { &data };
+        setup::set_segment(&mut vcpu.vmcs, fields, segment);
+    }
+    for (field, value) in [
+        (G::CR0, cr0),
+        (G::CR0_SHADOW, cr0),
+        (G::CR3, entry.cr3),
+        (G::CR4, cr4 | CR4_VMXE),
+        (G::CR4_SHADOW, cr4),
+        (G::EFER, EFER_LME_LMA),
+        (G::GDTR_LIMIT, 0),
+        (G::IDTR_LIMIT, 0),
+        (G::RSP, entry.rsp),
+        (G::RIP, entry.rip),
+    ] {
+        vcpu.vmcs.set_guest(field, value);
+    }
+    let controls = vcpu.vmcs.control(ControlField::ENTRY) | u64::from(ENTRY_IA32E);
+    // SAFETY: EFER says the same.
+    unsafe { vcpu.vmcs.set_control(ControlField::ENTRY, controls) };
+    vcpu.set_register(Register::Rdi, entry.information);
+}
+
+/// The Multiboot2 block.
+///
+/// # Safety
+/// The memory at `address` is mapped, and nobody writes it.
+pub(crate) unsafe fn information_block(address: u32) -> &'static [u8] {
+    if address == 0 || !address.is_multiple_of(8) {
+        fatal(format_args!("no Multiboot2 information at {address:#x}"));
+    }
+    let start = address as usize as *const u8;
+    // SAFETY: by the contract; its first word is its size.
+    let size = unsafe { start.cast::<u32>().read_unaligned() };
+    if !(16..=LARGEST_BLOCK).contains(&size) {
+        fatal(format_args!("the Multiboot2 information at {address:#x} claims {size} bytes"));
+    }
+    // SAFETY: by the contract; the size is believable.
+    unsafe { core::slice::from_raw_parts(start, size as usize) }
+}
+
+fn divide(
+    program: &Program,
+    told: &Information<'_>,
+    options: &Options<'_>,
+    block: Range<*const u8>,
+) -> Layout {
+    let mut taken = arrayvec::ArrayVec::<Range<u64>, 40>::new();
+    taken.push(program.image.clone());
+    taken.push(block.start as u64..block.end as u64);
+    taken.extend(told.modules.iter().map(|module| module.range.clone()));
+    layout::divide(&told.memory, &taken, options.memory)
+        .unwrap_or_else(|error| fatal(format_args!("{error}")))
+}
+
+/// Fills the guest's memory with zeros.
+///
+/// # Safety
+/// Nobody else uses the memory.
+unsafe fn clear(memory: &Range<u64>) -> GuestRam {
+    let bytes = usize::try_from(memory.end - memory.start).expect("below 4 GiB");
+    let start = memory.start as *mut u8;
+    // SAFETY: by the contract; the range is mapped.
+    unsafe { start.write_bytes(0, bytes) };
+    // SAFETY: by the contract.
+    unsafe { GuestRam::new(memory.clone()) }
+}
+
+/// The contents of a module; empty if it lies where nothing is mapped.
+pub(crate) fn contents(module: &Module<'_>) -> &'static [u8] {
+    let Range { start, end } = module.range;
+    if start == 0 || end > layout::REACH {
+        return &[];
+    }
+    let bytes = usize::try_from(end - start).expect("below 4 GiB");
+    // SAFETY: the boot loader has put a file there, and the layout leaves it alone.
+    unsafe { core::slice::from_raw_parts(start as *const u8, bytes) }
+}
+
+fn load_guest(
+    told: &Information<'_>,
+    options: &Options<'_>,
+    ram: &GuestRam,
+    processors: usize,
+) -> Entry {
+    let Some(module) = told.modules.iter().find(|module| module.name == "guest") else {
+        fatal(format_args!("no Multiboot2 module is named \"guest\""));
+    };
+    #[allow(clippy::cast_possible_truncation)] // At most 16.
+    let processors = processors as u32;
+    guest_image::load(ram, ram.bytes(), contents(module), options.guest, processors)
+        .unwrap_or_else(|error| fatal(format_args!("{error}")))
+}
+
+/// Enables permissions, adds the guest's memory as slot 0, takes the policy, maps everything.
+fn prepare_domain(
+    domain: &mut Domain<PhysicalFrames>,
+    told: &Information<'_>,
+    ram: &GuestRam,
+    pages_2m: bool,
+) -> HostMaps {
+    let or_stop = |error| fatal(format_args!("cannot build the guest's tables: {error}"));
+    domain.enable().unwrap_or_else(or_stop);
+    let pages = GfnRange::new(Gfn::new(0), ram.bytes() / PAGE_BYTES)
+        .unwrap_or_else(|error| fatal(format_args!("{error}")));
+    let space = AddressSpace::Normal;
+    domain.add_slot(space, SlotId(0), pages, SlotFlags::default()).unwrap_or_else(or_stop);
+    let mut maps = HostMaps::default();
+    if let Some(module) = told.modules.iter().find(|module| module.name == "policy") {
+        let (policy, token) = policy::load(domain, contents(module))
+            .unwrap_or_else(|error| fatal(format_args!("{error}")));
+        // No processor walks the tables yet.
+        domain.finish(&token.without_processors());
+        console::print_line(format_args!("hypervisor: {policy}"));
+        maps = policy.maps;
+    }
+    let size = if pages_2m { PageSize::Size2M } else { PageSize::Size4K };
+    let mut gfn = Gfn::new(0);
+    while gfn <= pages.last() {
+        let hpa = ram.host(Gpa::new(gfn.as_u64() * PAGE_BYTES)).expect("within the memory");
+        let memory_type = MemoryType::WriteBack;
+        let page = HostPage { hpa, size, writable: true, executable: true, memory_type };
+        domain.map(space, gfn, page).unwrap_or_else(or_stop);
+        gfn = Gfn::new(gfn.as_u64() + size.frames());
+    }
+    maps
+}
+
+/// One page of memory for the code of all trampolines, known to the exception handler.
+fn code_buffers() -> CodeBuffers {
+    #[repr(C, align(4096))]
+    struct Page([[u8; CODE_BYTES]; MAX_PROCESSORS]);
+    let page = Box::leak(Box::new(Page([[0; CODE_BYTES]; MAX_PROCESSORS])));
+    let buffers = page.0.as_mut_ptr();
+    let start = buffers as usize;
+    let resume = usize::try_from(Trampoline::recovery_address()).expect("64 bits");
+    // SAFETY: that is what the trampoline's recovery address is for.
+    unsafe { interrupts::recover(start, start + CODE_BYTES * MAX_PROCESSORS, resume) };
+    CodeBuffers(buffers)
+}

@@ -1,0 +1,118 @@
+//! An event as one line of text for the serial port.
+
+use core::fmt;
+
+use super::{Event, EventOutcome};
+
+/// An event with its number, shown as one line without a line end.
+///
+/// The verdict comes first, in the words of `docs/events.md`, then `key=value` pairs; what is not
+/// known is left out. Addresses and bytes are hexadecimal, lengths are decimal.
+#[derive(Debug, Clone, Copy)]
+pub struct Line<'a> {
+    /// Number of the event.
+    pub sequence: u64,
+    /// The event.
+    pub event: &'a Event,
+    /// Name of the rule; a [`RuleName`](subpage::rules::RuleName) has no control characters.
+    pub name: Option<&'a subpage::rules::RuleName>,
+}
+
+struct Hex<'a>(&'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let event = self.event;
+        let (verdict, then) = match event.outcome {
+            EventOutcome::LetThrough => ("logged", None),
+            EventOutcome::Skipped => ("denied", Some("skip")),
+            EventOutcome::GeneralProtection => ("denied", Some("#GP")),
+            EventOutcome::Stopped => ("stopped", None),
+        };
+        write!(f, "event {} {verdict}", self.sequence)?;
+        match (event.rule, self.name) {
+            (Some(rule), Some(name)) => write!(f, " rule={} \"{name}\"", rule.0)?,
+            (Some(rule), None) => write!(f, " rule={}", rule.0)?,
+            (None, _) => write!(f, " map")?,
+        }
+        write!(f, " gpa={:#x}", event.gpa.as_u64())?;
+        if let Some(length) = event.length {
+            write!(f, " length={length}")?;
+        }
+        write!(f, " at={:#x}", event.at.as_u64())?;
+        if let Some(gla) = event.gla {
+            write!(f, " gla={gla:#x}")?;
+        }
+        let origin = event.origin;
+        write!(f, " rip={:#x} cr3={:#x}", origin.rip, origin.cr3)?;
+        write!(f, " cpl={} cpu={}", origin.cpl, origin.cpu)?;
+        if let Some(qualification) = event.qualification {
+            write!(f, " qualification={qualification:#x}")?;
+        }
+        if !event.instruction.is_empty() {
+            write!(f, " instruction={}", Hex(&event.instruction))?;
+        }
+        if !event.data.is_empty() {
+            write!(f, " data={}", Hex(&event.data))?;
+        }
+        if let Some(then) = then {
+            write!(f, " then={then}")?;
+        }
+        for (condition, word) in
+            [(event.during_delivery, " delivery"), (event.software, " software")]
+        {
+            if condition {
+                f.write_str(word)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use subpage::rules::RuleName;
+
+    use super::super::samples;
+    use super::*;
+
+    #[test]
+    fn all_fields_in_one_line() {
+        let event = samples::full();
+        let name = RuleName::new("helper path").expect("a name");
+        let line = Line { sequence: 12, event: &event, name: Some(&name) }.to_string();
+        assert_eq!(
+            line,
+            "event 12 denied rule=3 \"helper path\" gpa=0x8001fc length=8 at=0x800200 \
+             gla=0xffff8000008001fc rip=0x201234 cr3=0x300000 cpl=3 cpu=2 qualification=0x5aa \
+             instruction=488918 data=01020304050607f8 then=#GP delivery"
+        );
+    }
+
+    #[test]
+    fn what_is_unknown_is_left_out() {
+        let mut event = samples::sparse();
+        let line = |event: &Event| Line { sequence: 1, event, name: None }.to_string();
+        assert_eq!(
+            line(&event),
+            "event 1 logged rule=7 gpa=0x1000 at=0x1000 rip=0x0 cr3=0x0 cpl=0 cpu=0 software"
+        );
+        event.rule = None;
+        event.software = false;
+        event.outcome = EventOutcome::Stopped;
+        assert_eq!(
+            line(&event),
+            "event 1 stopped map gpa=0x1000 at=0x1000 rip=0x0 cr3=0x0 cpl=0 cpu=0"
+        );
+        event.outcome = EventOutcome::Skipped;
+        assert!(line(&event).ends_with("cpu=0 then=skip"));
+    }
+}

@@ -1,0 +1,113 @@
+//! An event as guests read it.
+
+use crate::abi::{EventRecord, event_flag};
+
+use super::Event;
+
+impl Event {
+    /// The record of the event with number `sequence`. A length beyond 32 bits becomes the highest.
+    pub fn record(&self, sequence: u64) -> EventRecord {
+        let mut flags = 0;
+        for (condition, flag) in [
+            (self.gla.is_some(), event_flag::LINEAR),
+            (self.during_delivery, event_flag::DELIVERY),
+            (self.software, event_flag::SOFTWARE),
+        ] {
+            flags |= if condition { flag } else { 0 };
+        }
+        let length = self.length.map_or(0, |length| u32::try_from(length).unwrap_or(u32::MAX));
+        EventRecord {
+            sequence: sequence.into(),
+            rule: self.rule.map_or(0, |rule| rule.0).into(),
+            gpa: self.gpa.as_u64().into(),
+            gla: self.gla.unwrap_or(0).into(),
+            at: self.at.as_u64().into(),
+            rip: self.origin.rip.into(),
+            cr3: self.origin.cr3.into(),
+            qualification: self.qualification.unwrap_or(0).into(),
+            length: length.into(),
+            cpu: self.origin.cpu.into(),
+            outcome: (self.outcome as u16).into(),
+            flags: flags.into(),
+            instruction_length: count(&self.instruction),
+            cpl: self.origin.cpl,
+            data_length: count(&self.data),
+            reserved: 0,
+            data: padded(&self.data),
+            instruction: padded(&self.instruction),
+        }
+    }
+}
+
+/// How many bytes there are; both lists hold at most 64.
+fn count(bytes: &[u8]) -> u8 {
+    u8::try_from(bytes.len()).expect("an event keeps at most 64 bytes")
+}
+
+/// The bytes with zeros after them.
+fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut padded = [0; N];
+    padded[..bytes.len()].copy_from_slice(bytes);
+    padded
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::{FromBytes, IntoBytes};
+
+    use super::super::samples;
+    use super::*;
+
+    /// Every byte of a record stands where the interface says.
+    #[test]
+    fn layout() {
+        let mut expected = [0; 160];
+        for (at, value) in [
+            (0, 5_u64),
+            (8, 3),
+            (16, 0x80_01FC),
+            (24, 0xFFFF_8000_0080_01FC),
+            (32, 0x80_0200),
+            (40, 0x20_1234),
+            (48, 0x30_0000),
+            (56, 0x5AA),
+        ] {
+            expected[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        expected[64] = 8; // length
+        expected[68] = 2; // cpu
+        expected[72] = 2; // outcome
+        expected[74] = 0b011; // linear, delivery
+        expected[76..80].copy_from_slice(&[3, 3, 8, 0]);
+        expected[80..88].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 0xF8]);
+        expected[144..147].copy_from_slice(&[0x48, 0x89, 0x18]);
+        assert_eq!(samples::full().record(5).as_bytes(), expected);
+    }
+
+    #[test]
+    fn what_is_unknown_is_zero() {
+        let record = samples::sparse().record(u64::MAX);
+        let mut expected = [0; 160];
+        expected[..8].fill(0xFF);
+        expected[8] = 7;
+        expected[17] = 0x10;
+        expected[33] = 0x10;
+        expected[74] = 0b100; // software
+        assert_eq!(record.as_bytes(), expected);
+        let mut map = samples::full();
+        map.rule = None;
+        map.length = Some(1 << 40);
+        let record = EventRecord::read_from_bytes(map.record(1).as_bytes()).expect("160 bytes");
+        assert_eq!((record.rule.get(), record.length.get()), (0, u32::MAX));
+    }
+
+    #[test]
+    fn long_texts_are_cut() {
+        let event = samples::sparse().with_data(&[7; 100]).with_instruction(&[9; 40]);
+        let record = event.record(1);
+        assert_eq!((record.data_length, record.instruction_length), (64, 15));
+        assert_eq!(record.data, [7; 64]);
+        assert_eq!(record.instruction[..15], [9; 15]);
+        assert_eq!(record.instruction[15], 0);
+    }
+}

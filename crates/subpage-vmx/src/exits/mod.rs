@@ -1,0 +1,237 @@
+//! What happens when the guest exits: the loop, and which handler a reason has.
+
+mod delivery;
+mod denial;
+mod input_output;
+mod instructions;
+mod registers;
+mod step;
+mod store;
+mod violation;
+
+use core::fmt;
+
+use subpage::exit::ExitReason;
+
+use crate::emulate::Exception;
+use crate::processor::control;
+use crate::smp::mailbox::Next;
+use crate::vcpu::{Vcpu, context};
+use crate::vmx::field::{ExitField, GuestField as G};
+
+/// Basic exit reasons beside those of the engine (SDM Vol. 3D, appendix "VMX Basic Exit Reasons").
+pub mod reason {
+    #![allow(missing_docs)]
+    use super::ExitReason;
+
+    pub const EXCEPTION_OR_NMI: ExitReason = ExitReason(0);
+    pub const EXTERNAL_INTERRUPT: ExitReason = ExitReason(1);
+    pub const TRIPLE_FAULT: ExitReason = ExitReason(2);
+    pub const INIT: ExitReason = ExitReason(3);
+    pub const INTERRUPT_WINDOW: ExitReason = ExitReason(7);
+    pub const NMI_WINDOW: ExitReason = ExitReason(8);
+    pub const CPUID: ExitReason = ExitReason(10);
+    pub const GETSEC: ExitReason = ExitReason(11);
+    pub const HLT: ExitReason = ExitReason(12);
+    pub const INVD: ExitReason = ExitReason(13);
+    pub const VMCALL: ExitReason = ExitReason(18);
+    pub const VMCLEAR: ExitReason = ExitReason(19);
+    pub const VMXON: ExitReason = ExitReason(27);
+    pub const CONTROL_REGISTER: ExitReason = ExitReason(28);
+    pub const INPUT_OUTPUT: ExitReason = ExitReason(30);
+    pub const RDMSR: ExitReason = ExitReason(31);
+    pub const WRMSR: ExitReason = ExitReason(32);
+    pub const INVALID_GUEST_STATE: ExitReason = ExitReason(33);
+    pub const MWAIT: ExitReason = ExitReason(36);
+    pub const MONITOR_TRAP: ExitReason = ExitReason(37);
+    pub const MONITOR: ExitReason = ExitReason(39);
+    pub const INVEPT: ExitReason = ExitReason(50);
+    pub const INVVPID: ExitReason = ExitReason(53);
+    pub const XSETBV: ExitReason = ExitReason(55);
+}
+
+/// #UD.
+const INVALID_OPCODE: Exception = Exception { vector: 6, error_code: None, address: None };
+
+/// Why the machine stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// A test asked for it.
+    Ended {
+        /// What it said.
+        status: u64,
+    },
+    /// Nobody will wake anybody.
+    AllHalted,
+    /// A fault during the delivery of a double fault.
+    TripleFault,
+    /// A rule with the action "stop" was violated.
+    Rule(subpage::rules::RuleId),
+    /// An access to an address that is not memory.
+    NoMemory(u64),
+    /// A fetch from memory that may not be executed.
+    NotExecutable(u64),
+    /// The hypervisor's own tables are damaged, or it has no memory for them.
+    Host(subpage::domain::HostError),
+    /// Something in the tables cannot be.
+    Misconfiguration(u64),
+    /// An instruction that cannot be completed in software.
+    CannotEmulate(&'static str),
+    /// The guest's state was refused.
+    InvalidState,
+    /// An exit that nothing here causes.
+    Unknown(ExitReason),
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Ended { status } => write!(f, "guest ended with status {status}"),
+            Self::AllHalted => f.write_str("every processor has halted"),
+            Self::TripleFault => f.write_str("triple fault"),
+            Self::Rule(id) => write!(f, "rule {} was violated", id.0),
+            Self::NoMemory(gpa) => write!(f, "access to {gpa:#x}, where no memory is"),
+            Self::NotExecutable(gpa) => write!(f, "fetch from {gpa:#x}, which is not executable"),
+            Self::Host(error) => write!(f, "the hypervisor cannot go on: {error:?}"),
+            Self::Misconfiguration(gpa) => write!(f, "EPT misconfiguration at {gpa:#x}"),
+            Self::CannotEmulate(what) => write!(f, "cannot complete the instruction: {what}"),
+            Self::InvalidState => f.write_str("the processor refuses the guest's state"),
+            Self::Unknown(reason) => write!(f, "unexpected {reason:?}"),
+        }
+    }
+}
+
+impl Vcpu {
+    /// Runs the guest for ever, or until something stops the machine.
+    pub fn run(mut self) -> ! {
+        self.machine.join(self.index);
+        loop {
+            if let Err(stop) = self.step() {
+                let (rip, index) = (self.vmcs.guest(G::RIP), self.index);
+                self.machine.stop(format_args!("{stop} (processor {index} at {rip:#x})"));
+            }
+        }
+    }
+
+    fn step(&mut self) -> Result<(), Stop> {
+        if self.machine.mail.is_filled(self.index) {
+            match self.machine.mail.next(self.index) {
+                Next::Run => self.deliver_mail(),
+                Next::Reset => {
+                    self.reset(0);
+                    return Ok(());
+                }
+                Next::Start(page) => {
+                    self.reset(page);
+                    return Ok(());
+                }
+                Next::Wait => {
+                    core::hint::spin_loop();
+                    return Ok(());
+                }
+                Next::AllWait => return Err(Stop::AllHalted),
+            }
+        }
+        self.enter();
+        self.handle()
+    }
+
+    /// Handles the exit that has just happened.
+    fn handle(&mut self) -> Result<(), Stop> {
+        let full = self.vmcs.exit(ExitField::REASON);
+        const ENTRY_FAILURE: u64 = 1 << 31;
+        if full & ENTRY_FAILURE != 0 {
+            return Err(Stop::InvalidState);
+        }
+        #[allow(clippy::cast_possible_truncation)] // Bits 15:0 are the basic reason.
+        let reason = ExitReason(full as u16);
+        self.machine.exits.count(reason);
+        match reason {
+            reason::VMCALL => self.vmcall(),
+            ExitReason::EPT_VIOLATION => self.ept_violation(),
+            ExitReason::SPP_EVENT => self.spp_event(),
+            reason::CPUID => {
+                self.cpuid();
+                Ok(())
+            }
+            reason::EXCEPTION_OR_NMI => self.exception_or_nmi(reason),
+            // Acknowledged by the exit; devices are not the guest's.
+            reason::EXTERNAL_INTERRUPT | reason::INIT => Ok(()),
+            reason::TRIPLE_FAULT => Err(Stop::TripleFault),
+            reason::INTERRUPT_WINDOW | reason::NMI_WINDOW => {
+                self.deliver_mail();
+                Ok(())
+            }
+            reason::HLT => {
+                self.skip_instruction();
+                let interrupts_on = self.vmcs.guest(G::RFLAGS) & 1 << 9 != 0;
+                self.machine.mail.halt(self.index, interrupts_on);
+                Ok(())
+            }
+            reason::INVD => {
+                // The guest's own lines must not be lost with those of others.
+                control::write_back_caches();
+                self.skip_instruction();
+                Ok(())
+            }
+            reason::CONTROL_REGISTER => self.control_register(),
+            reason::INPUT_OUTPUT => {
+                self.input_output();
+                Ok(())
+            }
+            reason::RDMSR => {
+                self.rdmsr();
+                Ok(())
+            }
+            reason::WRMSR => {
+                self.wrmsr();
+                Ok(())
+            }
+            reason::XSETBV => {
+                self.xsetbv();
+                Ok(())
+            }
+            reason::MONITOR_TRAP => {
+                self.step_done();
+                Ok(())
+            }
+            ExitReason::EPT_MISCONFIGURATION => {
+                Err(Stop::Misconfiguration(self.vmcs.exit(ExitField::GUEST_PHYSICAL)))
+            }
+            reason::INVALID_GUEST_STATE => Err(Stop::InvalidState),
+            ExitReason(19..=27)
+            | reason::GETSEC
+            | reason::MWAIT
+            | reason::MONITOR
+            | reason::INVEPT
+            | reason::INVVPID => {
+                self.inject(INVALID_OPCODE);
+                Ok(())
+            }
+            other => Err(Stop::Unknown(other)),
+        }
+    }
+
+    fn exception_or_nmi(&mut self, reason: ExitReason) -> Result<(), Stop> {
+        const KIND: u64 = 7 << 8;
+        const NMI: u64 = 2 << 8;
+        if self.vmcs.exit(ExitField::EVENT) & KIND != NMI {
+            // No exception is asked for by the exception bitmap.
+            return Err(Stop::Unknown(reason));
+        }
+        control::unblock_nmis();
+        self.machine.serve_invalidation(self.index);
+        // An NMI that interrupted the delivery of an event is no reason to lose that.
+        let delivery = self.delivery();
+        self.fix_up_delivery(delivery.fixup(false));
+        Ok(())
+    }
+
+    fn enter(&mut self) {
+        if context::run(&mut self.vmcs, &mut self.context, self.launched).is_err() {
+            let error = self.vmcs.error();
+            panic!("VM entry on processor {} failed with error {error}", self.index);
+        }
+        self.launched = true;
+    }
+}

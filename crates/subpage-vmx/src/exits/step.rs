@@ -1,0 +1,68 @@
+//! Guest page tables in restricted pages: stepping over a walk.
+//!
+//! With accessed and dirty flags for EPT on, the processor treats each read of a guest page table as
+//! a write, so a table in a write-protected page traps on every walk. The flags are set in software
+//! and one instruction is run with EPT's flags off, for this virtual processor alone: nothing is
+//! opened, for nobody (C1), and every store of the instruction is judged as always.
+//!
+//! Unsafe for the EPTP and the monitor trap flag.
+#![allow(unsafe_code)]
+
+use super::violation::SPACE;
+use crate::emulate::{self, Access};
+use crate::machine::Shared;
+use crate::vcpu::Vcpu;
+use crate::vmx::field::ControlField;
+
+/// More attempts at a walk than any sequence of changes by other processors is worth.
+const ATTEMPTS: u32 = 8;
+
+impl Vcpu {
+    /// Sets the flags of the walk for `linear` and lets the instruction pass.
+    pub(super) fn step_over_walk(&mut self, shared: &mut Shared, linear: u64) {
+        let state = self.state();
+        // The second time, with EPT's flags off, it can only be a flag that the processor wants to
+        // set: that of a write too.
+        let access = Access { write: self.stepping, ..Access::read_by(&state) };
+        for _ in 0..ATTEMPTS {
+            // Whatever is wrong with the walk, the processor will find out itself.
+            let Ok(walk) = self.translate(&state, linear, access) else { break };
+            let pages = walk.marks.iter().map(|mark| mark.entry.gfn());
+            shared.domain.note_logged(SPACE, pages);
+            if walk.mark_accessed(&self.machine.ram) != Ok(false) {
+                break;
+            }
+        }
+        if !self.stepping {
+            self.stepping = true;
+            self.set_eptp(false);
+            self.set_monitor_trap(true);
+        }
+    }
+
+    /// The instruction has passed.
+    pub(super) fn step_done(&mut self) {
+        if self.stepping {
+            self.stepping = false;
+            self.set_eptp(self.machine.tables.accessed_dirty);
+        }
+        self.set_monitor_trap(false);
+    }
+
+    fn set_eptp(&mut self, accessed_dirty: bool) {
+        let eptp = self.machine.tables.eptp(accessed_dirty);
+        // SAFETY: the same tables, with or without flags.
+        unsafe { self.vmcs.set_control(ControlField::EPTP, eptp) };
+        self.vmcs.invalidate_ept();
+    }
+
+    /// Translates a linear address as the guest's processor would.
+    pub(super) fn translate(
+        &self,
+        state: &crate::guest::State,
+        linear: u64,
+        access: Access,
+    ) -> Result<emulate::Translation, emulate::Fault> {
+        emulate::translate(&self.machine.ram, self.processor(), state, linear, access)
+    }
+}

@@ -1,0 +1,395 @@
+//! Completing a store in software, exactly: the decision about every byte and the store itself under
+//! one lock.
+
+use subpage::address::{ByteRange, Gpa, Hpa, PAGE_BYTES};
+use subpage::domain::{Decision, EptViolation};
+
+use arrayvec::ArrayVec;
+
+use super::violation::{OUT_OF_MEMORY, SPACE};
+use super::{INVALID_OPCODE, Stop};
+use crate::emulate::{
+    Access, Exception, Fault, GuestInstruction, Incomplete, Machine, Refusal, Scratch, Store,
+    Window,
+};
+use crate::event::Event;
+use crate::guest::State;
+use crate::machine::Shared;
+use crate::vcpu::Vcpu;
+
+/// The instruction that an exit interrupted, as far as it can be found out.
+pub(super) struct Trapped {
+    pub(super) state: State,
+    pub(super) instruction: GuestInstruction,
+    pub(super) store: Result<Store, Refusal>,
+}
+
+/// The part of a store in one page.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece {
+    pub(super) bytes: ByteRange,
+    page: Hpa,
+}
+
+/// At most two: no store of the allow list is longer than a page.
+pub(super) type Pieces = ArrayVec<Piece, 2>;
+
+/// What came of carrying a store out on a copy.
+pub(super) struct DryRun {
+    pub(super) scratch: Scratch,
+    pub(super) after: State,
+    /// The first byte of the write.
+    pub(super) gpa: Gpa,
+}
+
+impl Trapped {
+    /// Fetches and decodes; none if even that fails, because other processors have changed the
+    /// instruction or its mapping since.
+    pub(super) fn find(vcpu: &Vcpu) -> Option<Self> {
+        let state = vcpu.state();
+        let machine = vcpu.machine;
+        let instruction = GuestInstruction::fetch(&machine.ram, machine.processor, &state).ok()?;
+        let store = Store::of(&instruction, &state);
+        Some(Self { state, instruction, store })
+    }
+
+    /// How many bytes of the store lie from the trapped byte to the end of its page; none if it is
+    /// not this store's.
+    pub(super) fn length_from(&self, gla: u64, gpa: Gpa) -> Option<u64> {
+        let store = self.store.as_ref().ok()?;
+        let before = gla.checked_sub(store.linear())?;
+        let rest = (store.length() as u64).checked_sub(before).filter(|&rest| rest > 0)?;
+        Some(rest.min(PAGE_BYTES - u64::from(gpa.page_offset())))
+    }
+}
+
+/// Why a store cannot go on as planned.
+pub(super) enum Obstacle {
+    /// The guest gets this instead.
+    Exception(Exception),
+    /// The machine stops.
+    Stop(Stop),
+}
+
+impl From<Stop> for Obstacle {
+    fn from(stop: Stop) -> Self {
+        Self::Stop(stop)
+    }
+}
+
+impl From<Fault> for Obstacle {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Exception(exception) => Self::Exception(exception),
+            Fault::NotMemory(gpa) => Self::Stop(Stop::NoMemory(gpa)),
+        }
+    }
+}
+
+impl From<Incomplete> for Obstacle {
+    fn from(incomplete: Incomplete) -> Self {
+        match incomplete {
+            Incomplete::Fault(fault) => fault.into(),
+            Incomplete::Trampoline => {
+                Self::Stop(Stop::CannotEmulate("it faults outside of the guest"))
+            }
+        }
+    }
+}
+
+impl From<Refusal> for Obstacle {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Exception(exception) => Self::Exception(exception),
+            Refusal::Unsupported(_) => Self::Stop(Stop::CannotEmulate("software does not know it")),
+        }
+    }
+}
+
+impl Vcpu {
+    /// Completes the store of a trapped instruction, or denies it by its exact bytes.
+    pub(super) fn complete_store(
+        &mut self,
+        shared: &mut Shared,
+        trapped: &Trapped,
+        exit: &EptViolation,
+    ) -> Result<(), Stop> {
+        match self.try_complete(shared, trapped, exit) {
+            Ok(()) => Ok(()),
+            Err(Obstacle::Exception(exception)) => {
+                self.inject(exception);
+                Ok(())
+            }
+            Err(Obstacle::Stop(stop)) => Err(stop),
+        }
+    }
+
+    fn try_complete(
+        &mut self,
+        shared: &mut Shared,
+        trapped: &Trapped,
+        exit: &EptViolation,
+    ) -> Result<(), Obstacle> {
+        let store = trapped.store.as_ref().map_err(|&refusal| Obstacle::from(refusal))?;
+        let access = Access::write_by(&trapped.state);
+        let length = store.length() as u64;
+        let pieces = self.find_pieces(shared, &trapped.state, store.linear(), length, access)?;
+        let decision = decide(shared, &pieces);
+        match decision {
+            Decision::Denied { rule, at, stop } => {
+                let denial = denial_of(&pieces, exit, length, (rule, at, stop));
+                // Counts and reports it.
+                let piece = pieces.iter().find(|piece| piece.bytes.in_page(at.gfn()).is_some());
+                let bytes = piece.unwrap_or(&pieces[0]).bytes;
+                let _ = shared.domain.authorize_write(SPACE, bytes).map_err(|_| OUT_OF_MEMORY)?;
+                return Ok(self.deny(shared, Some(trapped), &denial, exit)?);
+            }
+            Decision::NotEligible { .. } => {
+                return Ok(self.drop_store(shared, trapped)?);
+            }
+            Decision::NotMapped { at } => return Err(Stop::NoMemory(at.as_u64()).into()),
+            Decision::Allowed | Decision::Reported { .. } => {}
+        }
+        // What is reported is reported with its bytes, and must not fail once it is spent.
+        let reported = match decision {
+            Decision::Reported { rule, at } => {
+                let dry = self.dry_run(trapped, &pieces)?;
+                Some((rule, at, dry))
+            }
+            _ => None,
+        };
+        authorize(shared, &pieces)?;
+        let mut state = trapped.state;
+        self.run_store(store, &pieces, &mut state)?;
+        self.set_state(&state);
+        self.end_emulated(&state);
+        if let Some((rule, at, dry)) = reported {
+            let write = adjoining(&pieces).unwrap_or(pieces[0].bytes);
+            let event = Event::reported(rule, at, write, self.origin(&trapped.state))
+                .with_data(dry.scratch.bytes())
+                .with_instruction(trapped.instruction.bytes())
+                .with_qualification(exit.qualification.into());
+            let event = Event { gla: Some(store.linear()), ..event };
+            shared.record(&event, self.machine.settings);
+        }
+        Ok(())
+    }
+
+    /// Translates a store and makes its pages ready: mapped, and writable for the host.
+    pub(super) fn find_pieces(
+        &mut self,
+        shared: &mut Shared,
+        state: &State,
+        linear: u64,
+        length: u64,
+        access: Access,
+    ) -> Result<Pieces, Obstacle> {
+        let mut pieces = Pieces::new();
+        let in_first = (PAGE_BYTES - linear % PAGE_BYTES).min(length);
+        for (start, bytes) in
+            [(linear, in_first), (linear.wrapping_add(in_first), length - in_first)]
+        {
+            if bytes == 0 {
+                continue;
+            }
+            let walk = loop {
+                let walk = self.translate(state, start, access)?;
+                let marked = walk.marks.iter().map(|mark| mark.entry.gfn());
+                shared.domain.note_logged(SPACE, marked);
+                if walk.mark_accessed(&self.machine.ram)? {
+                    break walk;
+                }
+            };
+            let page = self.ready_page(shared, walk.gpa)?;
+            let bytes =
+                ByteRange::new(walk.gpa, bytes).map_err(|_| Stop::NoMemory(walk.gpa.as_u64()))?;
+            if pieces.try_push(Piece { bytes, page }).is_err() {
+                return Err(Stop::CannotEmulate("it is longer than two pages").into());
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// Carries a store out on the guest's bytes.
+    fn run_store(
+        &mut self,
+        store: &Store,
+        pieces: &Pieces,
+        state: &mut State,
+    ) -> Result<(), Obstacle> {
+        let first = self.window.open(pieces[0].page, pieces.get(1).map(|piece| piece.page));
+        let offset = usize::from(pieces[0].bytes.first().page_offset());
+        let mut window = guest_window(first, offset, store.length());
+        let result = self.emulation(|machine| machine.complete(store, state, &mut window));
+        self.window.close();
+        let _ = result?;
+        Ok(())
+    }
+
+    /// Carries a store out on a copy of its bytes.
+    pub(super) fn dry_run(
+        &mut self,
+        trapped: &Trapped,
+        pieces: &Pieces,
+    ) -> Result<DryRun, Obstacle> {
+        let store = trapped.store.as_ref().map_err(|&refusal| Obstacle::from(refusal))?;
+        let mut current = [0; crate::emulate::MAX_STORE_BYTES];
+        let current = &mut current[..store.length()];
+        self.window.open(pieces[0].page, pieces.get(1).map(|piece| piece.page));
+        self.window.read(pieces[0].bytes.first().page_offset().into(), current);
+        self.window.close();
+        let mut scratch = Scratch::new(store.linear(), current);
+        let mut after = trapped.state;
+        let fx = self.context.fx;
+        let result =
+            self.emulation(|machine| machine.complete(store, &mut after, &mut scratch.window()));
+        if let Err(incomplete) = result {
+            self.context.fx = fx;
+            return Err(incomplete.into());
+        }
+        Ok(DryRun { scratch, after, gpa: pieces[0].bytes.first() })
+    }
+
+    fn emulation<T>(
+        &mut self,
+        work: impl FnOnce(&mut Machine<'_, crate::memory::ram::GuestRam>) -> T,
+    ) -> T {
+        let tables = self.system_tables();
+        let mut machine = Machine {
+            memory: &self.machine.ram,
+            processor: self.machine.processor,
+            tables: &tables,
+            trampoline: &mut self.trampoline,
+            fx: &mut self.context.fx,
+        };
+        work(&mut machine)
+    }
+
+    /// What goes with the end of an emulated instruction.
+    pub(super) fn end_emulated(&mut self, state: &State) {
+        use crate::vmx::field::GuestField as G;
+        const TF: u64 = 1 << 8;
+        const SINGLE_STEP: u64 = 1 << 14;
+        self.finish_instruction();
+        if state.rflags & TF != 0 {
+            self.vmcs.set_guest(G::PENDING_DEBUG, SINGLE_STEP);
+        }
+    }
+
+    /// A write to a read-only slot: the instruction completes, memory does not change.
+    pub(super) fn drop_write(
+        &mut self,
+        shared: &mut Shared,
+        trapped: Option<&Trapped>,
+    ) -> Result<(), Stop> {
+        if let Some(trapped) = trapped {
+            return self.drop_store(shared, trapped);
+        }
+        self.skip_or_fault();
+        Ok(())
+    }
+
+    fn drop_store(&mut self, shared: &mut Shared, trapped: &Trapped) -> Result<(), Stop> {
+        match self.try_dry(shared, trapped) {
+            Ok(dry) => {
+                self.set_state(&dry.after);
+                self.end_emulated(&dry.after);
+                Ok(())
+            }
+            Err(Obstacle::Exception(exception)) => {
+                self.inject(exception);
+                Ok(())
+            }
+            Err(Obstacle::Stop(Stop::CannotEmulate(_))) => {
+                self.skip_or_fault();
+                Ok(())
+            }
+            Err(Obstacle::Stop(stop)) => Err(stop),
+        }
+    }
+
+    /// Finds a store's bytes and carries it out on a copy of them.
+    pub(super) fn try_dry(
+        &mut self,
+        shared: &mut Shared,
+        trapped: &Trapped,
+    ) -> Result<DryRun, Obstacle> {
+        let store = trapped.store.as_ref().map_err(|&refusal| Obstacle::from(refusal))?;
+        let access = Access::write_by(&trapped.state);
+        let length = store.length() as u64;
+        let pieces = self.find_pieces(shared, &trapped.state, store.linear(), length, access)?;
+        self.dry_run(trapped, &pieces)
+    }
+
+    /// Goes behind an instruction that software cannot complete, by the length that the exit told;
+    /// where it told none, skipping would loop, so the guest gets #UD.
+    pub(super) fn skip_or_fault(&mut self) {
+        use crate::vmx::field::ExitField;
+        match self.vmcs.exit(ExitField::INSTRUCTION_LENGTH) {
+            length @ 1..=15 => self.skip(length),
+            _ => self.inject(INVALID_OPCODE),
+        }
+    }
+}
+
+/// The guest's bytes in the hypervisor's window.
+#[allow(unsafe_code)]
+fn guest_window(first: *mut u8, offset: usize, length: usize) -> Window<'static> {
+    // SAFETY: the window was opened over the one or two pages that hold the bytes, stays open until
+    // the store is done, and no reference covers guest memory.
+    unsafe { Window::new(first.wrapping_add(offset), length) }
+}
+
+/// The decision about all pieces: as one range if they adjoin, else joined.
+fn decide(shared: &Shared, pieces: &Pieces) -> Decision {
+    match adjoining(pieces) {
+        Some(whole) => shared.domain.check_write(SPACE, whole),
+        None => pieces
+            .iter()
+            .map(|piece| shared.domain.check_write(SPACE, piece.bytes))
+            .fold(Decision::Allowed, Decision::and),
+    }
+}
+
+/// Takes note of a write that is decided, and spends what it spends.
+fn authorize(shared: &mut Shared, pieces: &Pieces) -> Result<(), Stop> {
+    if let Some(whole) = adjoining(pieces) {
+        let decision = shared.domain.authorize_write(SPACE, whole).map_err(|_| OUT_OF_MEMORY)?;
+        assert!(decision.permits(), "decided and authorized under one lock");
+        return Ok(());
+    }
+    for piece in pieces {
+        // The second piece may meet an "allow once" that the first has spent for both.
+        let _ = shared.domain.authorize_write(SPACE, piece.bytes).map_err(|_| OUT_OF_MEMORY)?;
+    }
+    Ok(())
+}
+
+/// The bytes of all pieces as one range, if they are neighbours in guest-physical memory.
+fn adjoining(pieces: &Pieces) -> Option<ByteRange> {
+    let first = pieces[0].bytes;
+    match pieces.get(1) {
+        None => Some(first),
+        Some(second) if first.last().checked_add(1) == Some(second.bytes.first()) => {
+            ByteRange::new(first.first(), first.bytes() + second.bytes.bytes()).ok()
+        }
+        Some(_) => None,
+    }
+}
+
+fn denial_of(
+    pieces: &Pieces,
+    exit: &EptViolation,
+    length: u64,
+    (rule, at, stop): (Option<subpage::rules::RuleId>, Gpa, bool),
+) -> subpage::domain::Denial {
+    subpage::domain::Denial {
+        gpa: pieces[0].bytes.first(),
+        gla: exit.qualification.linear_valid().then_some(exit.gla),
+        length: Some(length),
+        at,
+        rule,
+        stop,
+        during_delivery: false,
+    }
+}

@@ -1,0 +1,94 @@
+//! The guest's memory, as the hypervisor reaches it.
+//!
+//! Unsafe because it is reached by physical addresses. No reference into it ever exists: guests
+//! write it at any moment, so every access is volatile or atomic.
+#![allow(unsafe_code)]
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use subpage::address::{Gpa, Hpa};
+
+use crate::guest::{NotMemory, PhysicalMemory};
+
+/// One run of host memory that the guest sees from address 0 on.
+#[derive(Debug, Clone)]
+pub struct GuestRam {
+    memory: Range<u64>,
+}
+
+impl GuestRam {
+    /// Takes a run of memory.
+    ///
+    /// # Safety
+    /// It is usable RAM, mapped at the same addresses for ever, and only guests and this object
+    /// use it.
+    pub const unsafe fn new(memory: Range<u64>) -> Self {
+        Self { memory }
+    }
+
+    /// How many bytes.
+    pub const fn bytes(&self) -> u64 {
+        self.memory.end - self.memory.start
+    }
+
+    /// Where a guest-physical address lies, if it is memory.
+    pub fn host(&self, gpa: Gpa) -> Option<Hpa> {
+        (gpa.as_u64() < self.bytes()).then(|| Hpa::new(self.memory.start + gpa.as_u64()))
+    }
+
+    /// Pointer to a run of bytes that lies in the memory.
+    fn pointer(&self, gpa: Gpa, length: usize) -> Result<*mut u8, NotMemory> {
+        let end = gpa.as_u64().checked_add(length as u64).ok_or(NotMemory)?;
+        if end > self.bytes() {
+            return Err(NotMemory);
+        }
+        Ok((self.memory.start + gpa.as_u64()) as usize as *mut u8)
+    }
+}
+
+#[allow(clippy::cast_ptr_alignment)] // Checked where it is done.
+impl PhysicalMemory for GuestRam {
+    fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), NotMemory> {
+        let pointer = self.pointer(gpa, buffer.len())?;
+        if buffer.len() == 8 && gpa.as_u64().is_multiple_of(8) {
+            // One load: half of an old page-table entry and half of a new one would be neither.
+            // SAFETY: eight aligned bytes inside the memory, accessed atomically.
+            let word = unsafe { &*pointer.cast::<AtomicU64>() };
+            buffer.copy_from_slice(&word.load(Ordering::SeqCst).to_le_bytes());
+            return Ok(());
+        }
+        if buffer.len() == 4 && gpa.as_u64().is_multiple_of(4) {
+            // SAFETY: four aligned bytes inside the memory, accessed atomically.
+            let word = unsafe { &*pointer.cast::<AtomicU32>() };
+            buffer.copy_from_slice(&word.load(Ordering::SeqCst).to_le_bytes());
+            return Ok(());
+        }
+        for (at, byte) in buffer.iter_mut().enumerate() {
+            // SAFETY: inside the memory; volatile, since the guest may write meanwhile.
+            *byte = unsafe { pointer.wrapping_add(at).read_volatile() };
+        }
+        Ok(())
+    }
+
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotMemory> {
+        let pointer = self.pointer(gpa, bytes.len())?;
+        for (at, &byte) in bytes.iter().enumerate() {
+            // SAFETY: inside the memory; volatile, since the guest may read meanwhile.
+            unsafe { pointer.wrapping_add(at).write_volatile(byte) };
+        }
+        Ok(())
+    }
+
+    fn set_bits(&self, gpa: Gpa, current: u64, bits: u64) -> Result<Result<(), u64>, NotMemory> {
+        if !gpa.as_u64().is_multiple_of(8) {
+            return Err(NotMemory);
+        }
+        let pointer = self.pointer(gpa, 8)?.cast::<AtomicU64>();
+        // SAFETY: eight aligned bytes inside the memory, accessed atomically.
+        let word = unsafe { &*pointer };
+        let new = current | bits;
+        let result = word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst);
+        Ok(result.map(|_| ()))
+    }
+}
