@@ -1,4 +1,7 @@
-//! The benchmarks: a release build of `subpage-bench`, with the arguments passed on.
+//! The benchmarks: those of the engine, which are a program of their own, and those of the
+//! hypervisor, which run in Bochs.
+
+pub(crate) mod vmx;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -6,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::workspace::Workspace;
 
-/// Runs the benchmark program on this terminal and hands on its exit status.
+/// Runs the program `subpage-bench` on this terminal and hands on its exit status.
 ///
 /// Standard output is the program's alone, so that `--json` can be piped.
 pub(crate) fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<ExitCode> {

@@ -1,6 +1,7 @@
 //! Runs one command to its end: output captured, time and output bounded, nothing left behind.
 
 use std::{
+    fs::File,
     io::{self, PipeReader, Read as _},
     os::unix::process::CommandExt as _,
     process::{Child, Command, ExitStatus, Stdio},
@@ -74,13 +75,27 @@ pub(crate) struct Finished {
 /// `on_line` sees each whole line as it comes. An error means that the command could not be
 /// started or waited for.
 pub(crate) fn run(
+    command: Command,
+    limits: &Limits<'_>,
+    on_line: &mut dyn FnMut(&str),
+) -> Result<Finished> {
+    run_with_errors_to(command, None, limits, on_line)
+}
+
+/// Like [`run`]; what the command writes to standard error goes to the file, if there is one.
+pub(crate) fn run_with_errors_to(
     mut command: Command,
+    errors: Option<File>,
     limits: &Limits<'_>,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<Finished> {
     let (reader, writer) = io::pipe().context("cannot make a pipe")?;
     command.process_group(0).stdin(Stdio::null());
-    command.stdout(writer.try_clone().context("cannot share a pipe")?).stderr(writer);
+    match errors {
+        Some(file) => command.stderr(file),
+        None => command.stderr(writer.try_clone().context("cannot share a pipe")?),
+    };
+    command.stdout(writer);
     let program = command.get_program().to_string_lossy().into_owned();
     let spawned = command.spawn().with_context(|| format!("cannot start {program}"));
     // The command holds the pipe's writing end: the output ends only once it is dropped.
@@ -246,6 +261,17 @@ mod tests {
         assert_eq!(finished.output, "one\ntwo\nthree\nend");
         assert_eq!(lines, ["one", "two", "three", "end"]);
         assert!(finished.ending.success());
+    }
+
+    #[test]
+    fn errors_can_go_elsewhere() {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let path = directory.path().join("errors");
+        let file = File::create(&path).expect("files can be written");
+        let command = shell("echo one; echo two >&2");
+        let finished = run_with_errors_to(command, Some(file), &in_time(), &mut |_| {});
+        assert_eq!(finished.expect("sh runs").output, "one\n");
+        assert_eq!(std::fs::read_to_string(path).expect("it is there"), "two\n");
     }
 
     #[test]

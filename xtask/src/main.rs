@@ -1,9 +1,11 @@
-//! Drives the project's tests and benchmarks: `cargo xtask test`, `cargo xtask bench`.
+//! Drives the project's tests and benchmarks: `cargo xtask test`, `cargo xtask bench`; and Bochs, in
+//! which the bare-metal images run: `cargo xtask bochs`.
 //!
 //! It depends on no other crate of the workspace, so that it runs when they do not build.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bochs;
 mod cargo_log;
 mod count;
 mod execute;
@@ -15,13 +17,13 @@ mod workspace;
 
 use std::{ffi::OsString, io, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 
 use crate::{
     prerequisites::Prerequisites,
     session::{Interrupt, Session},
-    suites::Suite,
+    suites::{Suite, Word, WordParser},
     workspace::Workspace,
 };
 
@@ -37,18 +39,28 @@ struct Arguments {
 enum Task {
     /// Run the tests; without a SUITE, install what they need and run all of them
     Test {
-        /// Suites to run, each once, in the order of the list below
-        #[arg(value_enum, value_name = "SUITE")]
-        suites: Vec<Suite>,
-        /// Run only tests whose name contains STR (unit, concurrency, property)
+        /// Suites to run, each once, in the order of the list below; behind bochs, parts of the
+        /// names of its tests
+        #[arg(value_parser = WordParser, value_name = "SUITE")]
+        words: Vec<Word>,
+        /// Run only tests whose name contains STR (unit, concurrency, property, bochs)
         #[arg(long, value_name = "STR", value_parser = test_name)]
         filter: Option<String>,
         /// End a suite that takes longer, and count it as hung
         #[arg(long, value_name = "MINUTES", default_value_t = 30,
               value_parser = clap::value_parser!(u64).range(1..=1440))]
         limit: u64,
+        /// Only print the names of the tests (bochs)
+        #[arg(long)]
+        list: bool,
     },
-    /// Run the benchmarks; all arguments go to subpage-bench
+    /// Find Bochs or build it, and install what that needs; or one of the COMMANDs
+    Bochs {
+        #[command(subcommand)]
+        task: Option<bochs::Task>,
+    },
+    /// Run the benchmarks; all arguments go to subpage-bench, except `vmx [--json]`: what the
+    /// hypervisor costs, in Bochs
     #[command(disable_help_flag = true)]
     Bench {
         /// For example --json, or the names of the benchmarks to run
@@ -78,17 +90,34 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
     match task {
-        Task::Bench { arguments } => bench::run(&workspace, &arguments),
-        Task::Test { suites, filter, limit } => {
+        Task::Bench { arguments } => match arguments.as_slice() {
+            [first, rest @ ..] if first == "vmx" => {
+                let json = rest == ["--json"];
+                ensure!(json || rest.is_empty(), "bench vmx takes --json and nothing else");
+                bench::vmx::run(&workspace, json)
+            }
+            _ => bench::run(&workspace, &arguments),
+        },
+        Task::Bochs { task } => bochs::run(&workspace, task),
+        Task::Test { words, filter, limit, list } => {
+            let (suites, names) = suites::divide(words)?;
             let selected = suites::select(&suites, filter.as_deref())?;
             let interrupt = Interrupt::install().context("cannot listen for signals")?;
-            let mut out = io::stdout().lock();
             let limit = Duration::from_secs(limit * 60);
+            if list {
+                ensure!(
+                    selected == [Suite::Bochs] && names.is_empty() && filter.is_none(),
+                    "--list is for the suite bochs alone"
+                );
+                return bochs::list_tests(&workspace, interrupt, limit);
+            }
+            let mut out = io::stdout().lock();
             let mut session = Session::new(&mut out, interrupt, limit);
             // Only the plain command may change the machine: who names a suite gets that suite.
             let install = suites.is_empty() && filter.is_none();
-            let prerequisites = Prerequisites::prepare(&mut session, install)?;
-            let plan = suites::Plan { workspace, prerequisites, filter };
+            let emulator = selected.iter().any(|suite| suite.needs_emulator());
+            let prerequisites = Prerequisites::prepare(&mut session, install, emulator)?;
+            let plan = suites::Plan { workspace, prerequisites, filter, names };
             suites::run(&mut session, &plan, &selected)
         }
     }

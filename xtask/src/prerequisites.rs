@@ -10,14 +10,17 @@ use std::{
 
 use anyhow::Result;
 
-use crate::session::Session;
+use crate::{
+    bochs::emulator::{self, Availability},
+    session::Session,
+};
 
 /// A program from a Debian package.
-struct Package {
-    program: &'static str,
-    name: &'static str,
-    why: &'static str,
-    otherwise: &'static str,
+pub(crate) struct Package {
+    pub(crate) program: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) why: &'static str,
+    pub(crate) otherwise: &'static str,
 }
 
 const VALGRIND: Package = Package {
@@ -43,28 +46,40 @@ pub(crate) struct Prerequisites {
     pub(crate) valgrind: bool,
     pub(crate) rustfmt: bool,
     pub(crate) clippy: bool,
+    pub(crate) emulator: Availability,
 }
 
 impl Prerequisites {
     /// Looks for everything, with `install` also gets what is missing, and prints what it does.
-    pub(crate) fn prepare(session: &mut Session<'_>, install: bool) -> Result<Self> {
+    /// Only with `emulator` it looks for Bochs, too, and builds it.
+    pub(crate) fn prepare(
+        session: &mut Session<'_>,
+        install: bool,
+        emulator: bool,
+    ) -> Result<Self> {
         session.begin("prerequisites")?;
         Ok(Self {
             rustfmt: component(session, &RUSTFMT, install)?,
             clippy: component(session, &CLIPPY, install)?,
             valgrind: package(session, &VALGRIND, install)?,
+            emulator: if emulator {
+                emulator::prepare(session, install)?
+            } else {
+                Err("no suite was to use it".into())
+            },
         })
     }
 }
 
-fn package(session: &mut Session<'_>, wanted: &Package, install: bool) -> Result<bool> {
+/// Whether the program is there; with `install` it gets what is missing, and prints what it does.
+pub(crate) fn package(session: &mut Session<'_>, wanted: &Package, install: bool) -> Result<bool> {
     let Package { program, name: package, why, otherwise } = wanted;
     if let Some(path) = found(program) {
         session.say(&format!("   found {program} at {} ({why})", path.display()))?;
         return Ok(true);
     }
     let obstacle = if !install {
-        Some("only `cargo xtask test` without arguments installs".to_owned())
+        Some("only `cargo xtask bochs`, and `test` without arguments, installs".to_owned())
     } else if found("apt-get").is_none() {
         Some("there is no apt-get here".to_owned())
     } else if !nix::unistd::geteuid().is_root() {
@@ -141,7 +156,8 @@ fn works(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
-fn found(program: &str) -> Option<PathBuf> {
+/// The program that a shell would start.
+pub(crate) fn found(program: &str) -> Option<PathBuf> {
     found_in(program, &env::var_os("PATH")?)
 }
 

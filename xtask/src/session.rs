@@ -64,6 +64,15 @@ impl<'a> Session<'a> {
         self.out.flush()
     }
 
+    pub(crate) fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    /// When the part that runs now has to be over.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
     pub(crate) fn interrupted(&self) -> bool {
         self.interrupt.raised()
     }

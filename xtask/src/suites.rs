@@ -1,14 +1,22 @@
 //! The suites: which there are, and the loop over them.
 
+pub(crate) mod bochs;
 mod cargo_test;
+mod conformance;
 mod documentation;
 mod lints;
 mod readme;
 
-use std::process::{Command, ExitCode};
+use std::{
+    ffi::OsStr,
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Result, bail};
-use clap::ValueEnum;
+use clap::{
+    ValueEnum,
+    builder::{EnumValueParser, PossibleValue, StringValueParser, TypedValueParser},
+};
 
 use crate::{
     count::Count,
@@ -33,6 +41,10 @@ pub(crate) enum Suite {
     Concurrency,
     /// A million random operations against a naive model
     Property,
+    /// The hypervisor with a guest that tests it, in Bochs; takes names of tests behind it
+    Bochs,
+    /// The processor model against Bochs, with random tables and accesses
+    Conformance,
     /// The documentation builds, the links in the pages lead somewhere
     Docs,
     /// The README's first command does what the README says
@@ -41,7 +53,12 @@ pub(crate) enum Suite {
 
 impl Suite {
     fn takes_filter(self) -> bool {
-        matches!(self, Self::Unit | Self::Concurrency | Self::Property)
+        matches!(self, Self::Unit | Self::Concurrency | Self::Property | Self::Bochs)
+    }
+
+    /// Whether it runs in Bochs.
+    pub(crate) fn needs_emulator(self) -> bool {
+        matches!(self, Self::Bochs | Self::Conformance)
     }
 
     fn run(self, session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
@@ -51,6 +68,8 @@ impl Suite {
             Self::Unit => cargo_test::unit(session, plan),
             Self::Concurrency => cargo_test::concurrency(session, plan),
             Self::Property => cargo_test::property(session, plan),
+            Self::Bochs => bochs::check(session, plan),
+            Self::Conformance => conformance::check(session, plan),
             Self::Docs => documentation::check(session, plan),
             Self::Readme => readme::check(session, plan),
         }
@@ -61,14 +80,80 @@ impl Suite {
     }
 }
 
+/// A word behind `cargo xtask test`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    Suite(Suite),
+    /// Part of the name of a test in Bochs.
+    Name(String),
+}
+
+/// Takes every word, but tells `--help` only of the suites.
+#[derive(Clone)]
+pub(crate) struct WordParser;
+
+impl TypedValueParser for WordParser {
+    type Value = Word;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Word, clap::Error> {
+        let suite = EnumValueParser::<Suite>::new().parse_ref(command, argument, value);
+        suite.map(Word::Suite).or_else(|_| {
+            StringValueParser::new().parse_ref(command, argument, value).map(Word::Name)
+        })
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(Suite::value_variants().iter().filter_map(ValueEnum::to_possible_value)))
+    }
+}
+
+/// The suites among the words, and the names of tests; names are for the suite `bochs`.
+pub(crate) fn divide(words: Vec<Word>) -> Result<(Vec<Suite>, Vec<String>)> {
+    let (mut suites, mut names) = (Vec::new(), Vec::new());
+    for word in words {
+        match word {
+            Word::Suite(suite) => suites.push(suite),
+            Word::Name(name) if suites.contains(&Suite::Bochs) && !name.is_empty() => {
+                names.push(name);
+            }
+            Word::Name(name) => {
+                let all: Vec<_> =
+                    Suite::value_variants().iter().map(|suite| suite.name()).collect();
+                bail!(
+                    "there is no suite {name:?}, only {}; names of tests can stand behind bochs",
+                    all.join(", ")
+                );
+            }
+        }
+    }
+    Ok((suites, names))
+}
+
 /// What the suites work with.
 pub(crate) struct Plan {
     pub(crate) workspace: Workspace,
     pub(crate) prerequisites: Prerequisites,
     pub(crate) filter: Option<String>,
+    /// Parts of the names of tests in Bochs; none means all.
+    pub(crate) names: Vec<String>,
 }
 
 impl Plan {
+    /// Whether the test in Bochs is one that the user wants.
+    fn selects(&self, test: &str) -> bool {
+        self.filter.as_ref().is_none_or(|part| test.contains(part))
+            && (self.names.is_empty() || self.names.iter().any(|part| test.contains(part)))
+    }
+
+    fn selects_by_name(&self) -> bool {
+        self.filter.is_some() || !self.names.is_empty()
+    }
+
     /// A cargo command whose output can be read by a program.
     fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = self.workspace.cargo(arguments);
@@ -151,9 +236,26 @@ mod tests {
     }
 
     #[test]
+    fn names_stand_behind_the_suite_that_has_them() {
+        let name = || Word::Name("split".into());
+        let (suites, names) =
+            divide(vec![Word::Suite(Suite::Bochs), name()]).expect("nothing to refuse");
+        assert_eq!((suites, names), (vec![Suite::Bochs], vec!["split".to_owned()]));
+        for words in [
+            vec![name()],
+            vec![name(), Word::Suite(Suite::Bochs)],
+            vec![Word::Suite(Suite::Unit), name()],
+            vec![Word::Suite(Suite::Bochs), Word::Name(String::new())],
+        ] {
+            let error = divide(words).expect_err("not a suite");
+            assert!(error.to_string().contains("there is no suite"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_filter_is_for_tests_with_names() {
         let selected = select(&[], Some("split")).expect("nothing to refuse");
-        assert_eq!(selected, [Suite::Unit, Suite::Concurrency, Suite::Property]);
+        assert_eq!(selected, [Suite::Unit, Suite::Concurrency, Suite::Property, Suite::Bochs]);
         let error = select(&[Suite::Unit, Suite::Docs], Some("split")).expect_err("docs has none");
         assert!(error.to_string().contains("suite docs"), "{error}");
     }

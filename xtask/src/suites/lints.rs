@@ -1,9 +1,12 @@
-//! Formatting and lints: one check each.
+//! Formatting and lints: one check for the format, one each for the lints of the ordinary and of
+//! the bare-metal build.
+
+use std::process::Command;
 
 use anyhow::Result;
 
 use super::Plan;
-use crate::{count::Count, session::Session};
+use crate::{bochs::images, count::Count, session::Session};
 
 pub(super) fn fmt(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     if !plan.prerequisites.rustfmt {
@@ -19,11 +22,28 @@ pub(super) fn clippy(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         return Ok(Count::SKIPPED);
     }
     let arguments = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
-    check(session, plan, &arguments)
+    let mut count = check(session, plan, &arguments)?;
+    // What is compiled only into the images.
+    let arguments = [
+        "clippy",
+        "--package=subpage-vmx",
+        "--package=subpage-guest",
+        "--features=subpage-vmx/test-hooks",
+        "--lib",
+        "--bins",
+    ];
+    let mut command = images::bare_metal(&plan.workspace, &arguments);
+    command.args(["--", "--deny", "warnings"]);
+    count += run(session, command)?;
+    Ok(count)
 }
 
 fn check(session: &mut Session<'_>, plan: &Plan, arguments: &[&str]) -> Result<Count> {
-    let finished = session.run(plan.cargo(arguments), &mut |_| None)?;
+    run(session, plan.cargo(arguments))
+}
+
+fn run(session: &mut Session<'_>, command: Command) -> Result<Count> {
+    let finished = session.run(command, &mut |_| None)?;
     if !finished.ending.success() {
         session.show(&finished.output)?;
     }

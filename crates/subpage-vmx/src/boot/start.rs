@@ -18,7 +18,7 @@ use super::guest_image::{self, Entry};
 use super::information::{Information, LARGEST_BLOCK, MAGIC, Module};
 use super::layout::{self, Layout};
 use super::{MAX_PROCESSORS, fatal};
-use crate::emulate::{CODE_BYTES, Processor, Trampoline};
+use crate::emulate::{self, CODE_BYTES, Processor, Trampoline};
 use crate::guest::{Register, Segment};
 use crate::hypercall::Ledger;
 use crate::machine::{Machine, Settings, Shared};
@@ -87,6 +87,7 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
     let heap = layout.own.start..layout.own.start + HEAP_BYTES;
     // SAFETY: the layout gives this memory to nobody else.
     unsafe { program.heap.give(heap) };
+    emulate::prepare();
     interrupts::install();
     // SAFETY: the first thing on this processor; the boot code's flat segments are in use.
     let bases = unsafe { segments::install(0) };
@@ -260,7 +261,7 @@ pub(crate) unsafe fn information_block(address: u32) -> &'static [u8] {
     }
     let start = address as usize as *const u8;
     // SAFETY: by the contract; its first word is its size.
-    let size = unsafe { start.cast::<u32>().read() };
+    let size = unsafe { start.cast::<u32>().read_unaligned() };
     if !(16..=LARGEST_BLOCK).contains(&size) {
         fatal(format_args!("the Multiboot2 information at {address:#x} claims {size} bytes"));
     }

@@ -5,8 +5,8 @@
 //!
 //! 1. [`GuestInstruction::fetch`] reads and decodes the instruction through the guest's own page tables;
 //! 2. [`Store::of`] tells where it writes and how many bytes;
-//! 3. [`translate`] tells which guest-physical bytes those are, and which entries of the guest's page
-//!    tables the processor would mark; the domain is asked about them;
+//! 3. [`translate_span`] tells which guest-physical bytes those are, and which entries of the guest's
+//!    page tables the processor would mark; the domain is asked about them;
 //! 4. [`Machine::complete`] carries the instruction out on a [`Window`]: on the guest's bytes, or on
 //!    a [`Scratch`] copy of them. The copy tells what would have been written, and leaves registers
 //!    and flags as if memory had taken the write and forgotten it, as a ROM does.
@@ -41,14 +41,14 @@ pub use deliver::{Delivery, Event, EventKind, deliver};
 pub use fault::{Escalation, Exception, Fault};
 pub use fetch::{GuestInstruction, MAX_INSTRUCTION_BYTES};
 pub use form::Unsupported;
-pub use linear::read_linear;
-pub use paging::{Access, Mark, Translation, translate};
+pub use linear::{Part, read_linear, translate_span};
+pub use paging::{Access, Mark, Translation, translate, walk_marks};
 pub use store::{MAX_STORE_BYTES, Refusal, Store};
 pub use substitute::Substitute;
 pub use trampoline::{CODE_BYTES, FxArea, Trampoline, TrampolineFault};
 pub use window::{Scratch, Window};
 
-use crate::guest::Segment;
+use crate::guest::{Segment, State};
 
 /// What the guest's processor offers, as CPUID tells the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +76,16 @@ pub struct SystemTables {
     pub idtr: TableRegister,
     pub ldtr: Segment,
     pub tr: Segment,
+}
+
+/// Builds the tables of the decoder and the encoder, about 1 MiB of heap, so that no exit has to.
+///
+/// They are built at their first use otherwise. Afterwards an instruction needs no more than some
+/// ten bytes of heap for a moment.
+pub fn prepare() {
+    // MOV [BX + SI], AX: a default state is in real mode.
+    let code = GuestInstruction::decode(&State::default(), &[0x89, 0x00]).expect("an instruction");
+    Substitute::for_operand(code.instruction(), false).expect("a form of the allow list");
 }
 
 /// Bits of control registers, RFLAGS and EFER (SDM Vol. 3A, "Control Registers", Vol. 1, "EFLAGS

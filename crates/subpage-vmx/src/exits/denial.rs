@@ -55,10 +55,12 @@ impl Vcpu {
             event = event.with_instruction(trapped.instruction.bytes());
             if let Ok(store) = &trapped.store {
                 event.length = Some(store.length() as u64);
+                event.gla = Some(store.linear());
             }
         }
         if let Some(dry) = &dry {
             event = event.with_data(dry.scratch.bytes());
+            event.gpa = dry.gpa;
         }
         // In software, what the processor could not have decided by its tables.
         event.software = self.machine.tables.sppt.is_none();
@@ -68,10 +70,7 @@ impl Vcpu {
         }
         match (response, dry) {
             (Denied::Fault, _) => self.inject(Exception::general_protection(0)),
-            (Denied::Skip, Some(dry)) => {
-                self.set_state(&dry.after);
-                self.end_emulated(&dry.after);
-            }
+            (Denied::Skip, Some(dry)) => self.take_dry_run(&dry),
             (Denied::Skip, None) => self.skip_or_fault(),
         }
         Ok(())
