@@ -8,7 +8,7 @@ use subpage_vmx::abi::event_flag;
 use crate::hypervisor::hooks::{self, Break, Counter, Event, ExitField, growth};
 use crate::hypervisor::{Events, drain_events, has_spp, set_access};
 use crate::memory::{Bytes, SUB_PAGE, frames};
-use crate::processor::exception::{self, COUNT, COUNTED_ON_TEST_STACK};
+use crate::processor::exception::{self, COUNT, COUNTED_ON_TEST_STACK, Exception};
 use crate::processor::tables::set_test_stack;
 use crate::test;
 
@@ -35,15 +35,6 @@ impl Stage {
 
     fn frame(&self) -> [u64; 5] {
         core::array::from_fn(|index| self.page.read(FRAME + 8 * index as u64))
-    }
-
-    /// Stores a frame, so that IRET finds its way when the delivery could not store its own.
-    fn prepare(&self, injected: bool) -> [u64; 5] {
-        let frame = exception::frame_of(self.rsp, injected);
-        for (index, word) in frame.iter().enumerate() {
-            self.page.write(FRAME + 8 * index as u64, *word);
-        }
-        frame
     }
 
     /// Checks that the delivery stored its own frame.
@@ -100,59 +91,66 @@ fn interrupt_frame_while_sppt_entry_is_missing() {
 }
 test!(interrupt_frame_while_sppt_entry_is_missing, spp);
 
+/// Raises or injects the interrupt; returns what came instead of its handler.
+fn interrupt(stage: &Stage, injected: bool) -> Option<Exception> {
+    let (vector, kind) = (COUNTED_ON_TEST_STACK, Event::External as u64);
+    exception::catch(|| {
+        if injected {
+            exception::inject_from(stage.rsp, vector, kind);
+        } else {
+            exception::interrupt_from(stage.rsp);
+        }
+    })
+}
+
 /// The frame is denied: not a byte of it is stored, the denial is reported as part of a delivery, and
-/// the guest goes on. An injected event has no instruction length, and does not loop.
+/// the guest gets a double fault. An injected event has no instruction length, and does not loop.
 fn interrupt_frame_denied() {
     let stage = Stage::new();
     let events = Events::with_room(8);
     for injected in [false, true] {
         set_access(stage.page, !0);
-        let prepared = stage.prepare(injected);
+        stage.page.fill(0x55);
         set_access(stage.page, !(1 << 4));
         drain_events();
         let violations = Counter::Exits(48).get();
         let denied = growth(Counter::Denied, || {
-            if injected {
-                exception::inject_from(stage.rsp, COUNTED_ON_TEST_STACK, Event::External as u64);
-            } else {
-                exception::interrupt_from(stage.rsp);
-            }
+            let exception = interrupt(&stage, injected).expect("the handler cannot be started");
+            assert_eq!((exception.vector, exception.error), (8, 0));
         });
         let violations = Counter::Exits(48).get() - violations;
         assert_eq!(denied, 1, "injected: {injected}");
-        assert_eq!(stage.frame(), prepared, "injected: {injected}");
-        assert!((1..=5).contains(&violations), "{violations} EPT violations");
+        assert_eq!(violations, 1, "injected: {injected}");
+        assert_eq!(stage.frame(), [0x5555_5555_5555_5555; 5], "injected: {injected}");
         let event = events.only();
         assert_eq!(event.flags.get() & event_flag::DELIVERY, event_flag::DELIVERY);
         assert_eq!(event.at.get() & !127, stage.page.address() + 4 * SUB_PAGE);
-        assert_eq!(event.outcome.get(), 1);
+        assert_eq!(event.outcome.get(), 2);
+        assert_eq!(COUNT.load(Ordering::Relaxed), 0, "the handler ran without a frame");
     }
-    // As on a ROM: the handler has run, and returned by the frame that was there.
-    assert_eq!(COUNT.load(Ordering::Relaxed), 2);
     set_access(stage.page, !0);
-    exception::interrupt_from(stage.rsp);
-    assert_eq!(COUNT.load(Ordering::Relaxed), 3);
-    stage.check_stored(false);
+    assert_eq!(interrupt(&stage, true), None);
+    assert_eq!(COUNT.load(Ordering::Relaxed), 1);
+    stage.check_stored(true);
 }
 test!(interrupt_frame_denied);
 
 /// A frame across the end of a denied sub-page: what may not be written is not.
 fn interrupt_frame_partly_denied() {
     let stage = Stage::new();
-    set_access(stage.page, !0);
-    stage.prepare(false);
+    stage.page.fill(0x55);
     // The frame's last 16 bytes in sub-page 5, the others in sub-page 4.
     set_test_stack(stage.page.address() + TOP + 16);
-    let lower = stage.page.part(FRAME + 16, 24);
-    for (index, word) in exception::frame_of(stage.rsp, false).iter().enumerate() {
-        stage.page.write(FRAME + 16 + 8 * index as u64, *word);
-    }
-    let before: [u8; 24] = lower.to_array();
     set_access(stage.page, !(1 << 4));
-    let denied = growth(Counter::Denied, || exception::interrupt_from(stage.rsp));
-    assert!(denied >= 1);
-    assert_eq!(lower.to_array::<24>(), before);
-    assert_eq!(COUNT.load(Ordering::Relaxed), 1);
+    let denied = growth(Counter::Denied, || {
+        let exception = interrupt(&stage, false).expect("the handler cannot be started");
+        assert_eq!(exception.vector, 8);
+    });
+    assert_eq!(denied, 1);
+    for offset in 0..SUB_PAGE {
+        assert_eq!(stage.page.sub_page(4).read::<u8>(offset), 0x55, "byte {offset:#x}");
+    }
+    assert_eq!(COUNT.load(Ordering::Relaxed), 0);
 }
 test!(interrupt_frame_partly_denied);
 

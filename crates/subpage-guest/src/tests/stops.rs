@@ -21,7 +21,7 @@ fn unmapped_memory() {
     passed();
     nothing.write(0, 1_u64);
 }
-test!(unmapped_memory; stop = "slot");
+test!(unmapped_memory; stop = "memory");
 
 /// A load where no slot is.
 fn unmapped_memory_read() {
@@ -29,7 +29,7 @@ fn unmapped_memory_read() {
     passed();
     nothing.read::<u64>(0);
 }
-test!(unmapped_memory_read; stop = "slot");
+test!(unmapped_memory_read; stop = "memory");
 
 /// A rule that stops the guest.
 fn rule_that_stops() {
@@ -41,7 +41,7 @@ fn rule_that_stops() {
     passed();
     page.write(15, 1_u8);
 }
-test!(rule_that_stops; stop = "rule");
+test!(rule_that_stops; stop = "violated");
 
 /// Somebody damaged the SPPT.
 fn damaged_sppt() {
@@ -51,11 +51,11 @@ fn damaged_sppt() {
     passed();
     page.write(0x80, 1_u64);
 }
-test!(damaged_sppt, spp; stop = "SPPT");
+test!(damaged_sppt, spp; stop = "DamagedSppt");
 
 /// All processors halt with interrupts off.
 fn all_processors_halt() {
     passed();
     halt();
 }
-test!(all_processors_halt; stop = "halt");
+test!(all_processors_halt; stop = "halted");

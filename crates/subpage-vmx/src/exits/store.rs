@@ -38,6 +38,8 @@ pub(super) type Pieces = ArrayVec<Piece, 2>;
 pub(super) struct DryRun {
     pub(super) scratch: Scratch,
     pub(super) after: State,
+    /// The first byte of the write.
+    pub(super) gpa: Gpa,
 }
 
 impl Trapped {
@@ -238,14 +240,14 @@ impl Vcpu {
         self.window.close();
         let mut scratch = Scratch::new(store.linear(), current);
         let mut after = trapped.state;
-        let fx = self.context.fx.clone();
+        let fx = self.context.fx;
         let result =
             self.emulation(|machine| machine.complete(store, &mut after, &mut scratch.window()));
         if let Err(incomplete) = result {
             self.context.fx = fx;
             return Err(incomplete.into());
         }
-        Ok(DryRun { scratch, after })
+        Ok(DryRun { scratch, after, gpa: pieces[0].bytes.first() })
     }
 
     fn emulation<T>(
@@ -280,13 +282,11 @@ impl Vcpu {
         shared: &mut Shared,
         trapped: Option<&Trapped>,
     ) -> Result<(), Stop> {
-        match trapped {
-            Some(trapped) => self.drop_store(shared, trapped),
-            None => {
-                self.skip_or_fault();
-                Ok(())
-            }
+        if let Some(trapped) = trapped {
+            return self.drop_store(shared, trapped);
         }
+        self.skip_or_fault();
+        Ok(())
     }
 
     fn drop_store(&mut self, shared: &mut Shared, trapped: &Trapped) -> Result<(), Stop> {
