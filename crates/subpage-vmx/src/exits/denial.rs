@@ -57,8 +57,10 @@ impl Vcpu {
                 event.length = Some(store.length() as u64);
             }
         }
-        if let Some(dry) = &dry {
+        if let (Some(dry), Some(Ok(store))) = (&dry, trapped.map(|trapped| &trapped.store)) {
             event = event.with_data(dry.scratch.bytes());
+            event.gpa = dry.gpa;
+            event.gla = Some(store.linear());
         }
         // In software, what the processor could not have decided by its tables.
         event.software = self.machine.tables.sppt.is_none();

@@ -36,6 +36,8 @@ pub(super) type Pieces = ArrayVec<Piece, 2>;
 
 /// What came of carrying a store out on a copy.
 pub(super) struct DryRun {
+    /// Its first byte: a trap tells of the page that trapped, which may be the second.
+    pub(super) gpa: Gpa,
     pub(super) scratch: Scratch,
     pub(super) after: State,
 }
@@ -245,7 +247,7 @@ impl Vcpu {
             self.context.fx = fx;
             return Err(incomplete.into());
         }
-        Ok(DryRun { scratch, after })
+        Ok(DryRun { gpa: pieces[0].bytes.first(), scratch, after })
     }
 
     fn emulation<T>(
