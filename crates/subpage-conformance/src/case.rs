@@ -114,7 +114,7 @@ fn write_stores(words: &[Word], bytes: &mut Vec<u8>) {
 pub(crate) fn batch(cases: &[Case]) -> Vec<u8> {
     let template = layout::template();
     let mut bytes = vec![0; size_of::<BatchHeader>()];
-    write_stores(&template, &mut bytes);
+    write_stores(template, &mut bytes);
     for (number, case) in (0..).zip(cases) {
         case.write(number, &mut bytes);
     }

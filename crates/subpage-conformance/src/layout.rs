@@ -4,6 +4,8 @@
 //! of them good. The other half is what cases play with. The two meet only in the roots: entry 0 of
 //! a level-4 table belongs to the harness, entry 1 to the case.
 
+use std::sync::OnceLock;
+
 use subpage_vmx::conformance::format::{ARENA, guest};
 
 /// Frames of 4 KiB, by their place in the arena.
@@ -105,7 +107,12 @@ pub(crate) const VECTOR: u8 = 0x40;
 pub(crate) const HANDLER: u64 = guest::RIP + 0xF00;
 
 /// Words that every case begins with: the harness.
-pub(crate) fn template() -> Vec<(u32, u64)> {
+pub(crate) fn template() -> &'static [(u32, u64)] {
+    static TEMPLATE: OnceLock<Vec<(u32, u64)>> = OnceLock::new();
+    TEMPLATE.get_or_init(make_template)
+}
+
+fn make_template() -> Vec<(u32, u64)> {
     let mut words = Vec::new();
     ept_harness(&mut words);
     guest_harness(&mut words);

@@ -32,7 +32,8 @@ pub(crate) struct Outcome {
     pub error: Option<u32>,
     /// IDT-vectoring information.
     pub vectoring: u32,
-    /// VM-exit instruction length.
+    /// VM-exit instruction length. The architecture leaves it open at most of these exits; Bochs
+    /// always gives the length of an instruction that it has fetched.
     pub length: Option<u32>,
     /// RIP.
     pub rip: u64,

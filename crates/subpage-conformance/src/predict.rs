@@ -43,7 +43,7 @@ impl Processor {
         };
         roots.check(&self.features()).map_err(|_| Useless)?;
         let mut arena = Arena::new();
-        arena.store_words(&layout::template());
+        arena.store_words(layout::template());
         arena.store_words(&case.stores);
         let vcpu = Vcpu::new(self.features(), self.deviations, Staleness::UntilExit);
         let guest = Guest { arena, vcpu, roots, cr3: case.cr3 };

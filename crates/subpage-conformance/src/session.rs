@@ -1,6 +1,6 @@
 //! One run: batches of fresh cases until there were enough, and each kind of disagreement shrunk.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 
 use anyhow::{Context, Result};
@@ -42,6 +42,7 @@ pub(crate) fn run(
     let mut generator = Generator::new(seed, processor);
     let mut tally = Tally::default();
     let mut known = HashSet::new();
+    let mut endings = BTreeMap::<u32, usize>::new();
     while tally.accesses < accesses {
         let mut predicted = Vec::new();
         let mut in_batch = 0;
@@ -61,7 +62,12 @@ pub(crate) fn run(
             u32::try_from(number).is_ok_and(|case| answers.answers.contains_key(&(case, 0)))
         };
         let compared = predicted.iter().enumerate().filter(|(number, _)| answered(*number));
-        tally.accesses += compared.map(|(_, case)| case.accesses()).sum::<usize>();
+        for (_, case) in compared {
+            tally.accesses += case.accesses();
+            for outcome in &case.outcomes {
+                *endings.entry(outcome.reason).or_default() += 1;
+            }
+        }
         tally.disagreements += found.len();
         let mut cases: Vec<_> = predicted.into_iter().map(Some).collect();
         for disagreement in found {
@@ -90,8 +96,15 @@ pub(crate) fn run(
             break;
         }
     }
+    let endings: Vec<_> =
+        endings.iter().map(|(reason, steps)| format!("{} {steps}", Reason(*reason))).collect();
+    writeln!(out, "{name}: steps by how they end: {}", endings.join(", "))?;
     if known.len() > SHOWN {
-        writeln!(out, "{name}: {} kinds of disagreement more:", known.len() - SHOWN)?;
+        writeln!(
+            out,
+            "{name}: {} kinds of disagreement, of which {SHOWN} are shown:",
+            known.len()
+        )?;
         let mut kinds: Vec<_> = known.into_iter().collect();
         kinds.sort();
         for kind in kinds {
@@ -143,7 +156,7 @@ mod tests {
         let (tally, out, _) = compare(Deviations::BOCHS, 5000);
         assert_eq!(tally.disagreements, 0, "{out}");
         assert!(tally.accesses >= 5000);
-        assert!(out.ends_with("fake: 5000 of 5000 accesses, 0 disagreements\n"));
+        assert!(out.contains("fake: 5000 of 5000 accesses, 0 disagreements\n"));
     }
 
     /// Each known deviation that the processor does not have is found, and shrunk to a case of one

@@ -62,13 +62,14 @@ pub(crate) fn shrink(
     Ok(best)
 }
 
-/// What makes a case large, most important first: steps, accesses, stores, bits.
+/// What makes a case large, most important first: steps, accesses, stores, bits and controls.
 fn measure(case: &Case) -> (usize, usize, usize, u64) {
     let stores = || case.steps.iter().flat_map(|step| &step.stores).chain(&case.stores);
     let instructions = case.steps.iter().flat_map(|step| &step.instructions);
     let bits = stores().map(|(_, value)| u64::from(value.count_ones())).sum::<u64>();
     let operands = instructions.map(effort).sum::<u64>();
-    (case.steps.len(), case.accesses(), stores().count(), bits + operands)
+    let controls = u64::from(case.sub_page) + u64::from(case.accessed_dirty);
+    (case.steps.len(), case.accesses(), stores().count(), bits + operands + controls)
 }
 
 /// How much an instruction does.
@@ -126,17 +127,8 @@ fn simplifications(shown: &Shown) -> Vec<Case> {
     for stores in fewer_words(&case.stores) {
         found.push(Case { stores, ..case.clone() });
     }
-    for off in
-        [Case { sub_page: false, ..case.clone() }, Case { accessed_dirty: false, ..case.clone() }]
-    {
-        // A control that is not needed is worth a round, though the case has as many parts.
-        if off != case {
-            let mut off = off;
-            if off.stores.pop().is_some() {
-                found.push(off);
-            }
-        }
-    }
+    found.push(Case { sub_page: false, ..case.clone() });
+    found.push(Case { accessed_dirty: false, ..case });
     found
 }
 

@@ -5,6 +5,10 @@
 //! operating system), its programs are images that start from a reset ROM or from Multiboot2.
 #![no_std]
 #![deny(unsafe_code)]
+// The hypervisor is for 64-bit processors only: addresses and `usize` have the same width.
+#![cfg(target_pointer_width = "64")]
+// A constant that one step needs stands beside that step.
+#![allow(clippy::items_after_statements)]
 
 extern crate alloc;
 #[cfg(test)]
@@ -21,6 +25,8 @@ pub mod guest;
 pub mod hooks;
 pub mod hypercall;
 pub mod machine;
+// Addresses are 64 bits wide, and so is `usize` here.
+#[allow(clippy::cast_possible_truncation)]
 pub mod memory;
 pub mod policy;
 pub mod processor;

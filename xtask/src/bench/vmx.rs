@@ -14,7 +14,7 @@ use crate::{
     bochs::{
         configuration::Logging,
         emulator,
-        images::{Hooks, Images},
+        images::{Images, Purpose},
         probe,
     },
     session::{Interrupt, Session},
@@ -51,7 +51,7 @@ pub(crate) fn run(workspace: &Workspace, json: bool) -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     };
-    let Some(images) = Images::build(&mut session, workspace, Hooks::With)? else {
+    let Some(images) = Images::build(&mut session, workspace, Purpose::Test)? else {
         return Ok(ExitCode::FAILURE);
     };
     let mut figures = Vec::new();

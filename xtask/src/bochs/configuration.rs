@@ -207,11 +207,7 @@ fn tail(path: &Path) -> io::Result<Vec<String>> {
     let mut lines = VecDeque::new();
     for line in String::from_utf8_lossy(&bytes).lines() {
         let line = line.trim_end();
-        // The end that the program inside asked for is no news.
-        if line.is_empty()
-            || line.bytes().all(|byte| byte == b'=')
-            || line.contains("shutdown requested")
-        {
+        if line.is_empty() || line.bytes().all(|byte| byte == b'=') || is_routine(line) {
             continue;
         }
         if lines.len() == LOG_LINES {
@@ -220,6 +216,19 @@ fn tail(path: &Path) -> io::Result<Vec<String>> {
         lines.push_back(line.to_owned());
     }
     Ok(lines.into())
+}
+
+/// What Bochs says in every run, or of every EPT violation; the end that the program inside asked
+/// for is no news either.
+fn is_routine(line: &str) -> bool {
+    const ROUTINE: [&str; 5] = [
+        "VMEXIT: ",
+        "Shutdown port: shutdown requested",
+        "BXSHARE not set",
+        "reading configuration from",
+        "Bochs is exiting with the following message",
+    ];
+    ROUTINE.iter().any(|routine| line.contains(routine))
 }
 
 #[cfg(test)]

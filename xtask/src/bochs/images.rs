@@ -36,13 +36,52 @@ pub(crate) const ROOM: u64 = BLOCK - IMAGE_ADDRESS;
 /// Set by the conformance suite for the programs that it starts: images that are already built.
 pub(crate) const DIRECTORY_VARIABLE: &str = "SUBPAGE_IMAGES";
 
-/// Who the images are for.
+/// What the images are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Hooks {
+pub(crate) enum Purpose {
     /// To guard something: the hypervisor has no call that breaks things.
-    Without,
+    Guard,
     /// To be tested: the hypervisor breaks things for a guest that asks for it.
-    With,
+    Test,
+    /// To judge the processor model.
+    Conformance,
+}
+
+impl Purpose {
+    /// Name of the directory.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Guard => "images",
+            Self::Test => "test-images",
+            Self::Conformance => "conformance-images",
+        }
+    }
+
+    /// What cargo has to build, one call after the other.
+    fn builds(self) -> &'static [&'static [&'static str]] {
+        const HOOKS: &str = "--features=subpage-vmx/test-hooks";
+        const VMX: &str = "--package=subpage-vmx";
+        const GUEST: &str = "--package=subpage-guest";
+        match self {
+            // Together, the hypervisor would have the features that the guest asks for.
+            Self::Guard => &[
+                &[GUEST, "--bin=subpage-guest"],
+                &[VMX, "--bin=subpage-reset-rom", "--bin=subpage-hypervisor"],
+            ],
+            Self::Test => &[&[
+                VMX,
+                GUEST,
+                HOOKS,
+                "--bin=subpage-reset-rom",
+                "--bin=subpage-hypervisor",
+                "--bin=subpage-guest",
+            ]],
+            // The hooks make it the same library as that of the tests, which is there already.
+            Self::Conformance => {
+                &[&[VMX, HOOKS, "--bin=subpage-reset-rom", "--bin=subpage-conformance-image"]]
+            }
+        }
+    }
 }
 
 /// The images of one build.
@@ -84,49 +123,28 @@ impl Images {
     pub(crate) fn build(
         session: &mut Session<'_>,
         workspace: &Workspace,
-        hooks: Hooks,
+        purpose: Purpose,
     ) -> Result<Option<Self>> {
         let start = Instant::now();
-        let mut arguments = vec!["build", "--release", "--package=subpage-vmx", "--bins"];
-        arguments.push("--package=subpage-guest");
-        let (name, hooks) = match hooks {
-            Hooks::Without => ("images", false),
-            Hooks::With => ("test-images", true),
-        };
-        if hooks {
-            arguments.push("--features=subpage-vmx/test-hooks");
+        for arguments in purpose.builds() {
+            let arguments = [&["build", "--release"], *arguments].concat();
             if !run(session, bare_metal(workspace, &arguments))? {
                 return Ok(None);
-            }
-        } else {
-            // Together with the guest it would be built with the features that the guest needs.
-            arguments.pop();
-            for package in ["--package=subpage-guest", "--package=subpage-vmx"] {
-                let arguments = ["build", "--release", package, "--bins"];
-                if !run(session, bare_metal(workspace, &arguments))? {
-                    return Ok(None);
-                }
             }
         }
         let target = target_directory(workspace);
         let built = target.join(TARGET).join("release");
-        let images = Self::at(target.join(name));
+        let images = Self::at(target.join(purpose.name()));
         fs::create_dir_all(&images.directory).context("cannot make a directory for the images")?;
-        let conversions = [
-            ("subpage-reset-rom", images.rom(), Form::Flat { base: ROM_ADDRESS, room: ROM_BYTES }),
-            (
-                "subpage-hypervisor",
-                images.hypervisor(),
-                Form::Flat { base: IMAGE_ADDRESS, room: ROOM },
-            ),
-            (
-                "subpage-conformance-image",
-                images.conformance(),
-                Form::Flat { base: IMAGE_ADDRESS, room: ROOM },
-            ),
-            ("subpage-guest", images.guest(), Form::Elf),
-        ];
-        for (program, image, form) in conversions {
+        let rom = ("subpage-reset-rom", images.rom(), Form::ROM);
+        let hypervisor = ("subpage-hypervisor", images.hypervisor(), Form::IMAGE);
+        let conformance = ("subpage-conformance-image", images.conformance(), Form::IMAGE);
+        let guest = ("subpage-guest", images.guest(), Form::Elf);
+        let made = match purpose {
+            Purpose::Guard | Purpose::Test => vec![rom, hypervisor, guest],
+            Purpose::Conformance => vec![rom, conformance],
+        };
+        for (program, image, form) in made {
             let elf = built.join(program);
             let elf = fs::read(&elf).with_context(|| format!("cannot read {}", elf.display()))?;
             let bytes = form.convert(elf).with_context(|| format!("the image {program}"))?;
@@ -150,6 +168,9 @@ enum Form {
 }
 
 impl Form {
+    const ROM: Self = Self::Flat { base: ROM_ADDRESS, room: ROM_BYTES };
+    const IMAGE: Self = Self::Flat { base: IMAGE_ADDRESS, room: ROOM };
+
     fn convert(self, elf: Vec<u8>) -> Result<Vec<u8>> {
         match self {
             Self::Flat { base, room } => {

@@ -24,7 +24,7 @@ use crate::{
 };
 use configuration::{Logging, Run};
 use emulator::Emulator;
-use images::{Hooks, Images};
+use images::{Images, Purpose};
 use machine::{Contents, Machine};
 
 /// What `cargo xtask bochs` can do besides getting Bochs.
@@ -94,8 +94,8 @@ pub(crate) fn run(workspace: &Workspace, task: Option<Task>) -> Result<ExitCode>
     let success = match task {
         None => ready(&mut session, true)?.is_some(),
         Some(Task::Build { test_hooks }) => {
-            let hooks = if test_hooks { Hooks::With } else { Hooks::Without };
-            Images::build(&mut session, workspace, hooks)?.is_some()
+            let purpose = if test_hooks { Purpose::Test } else { Purpose::Guard };
+            Images::build(&mut session, workspace, purpose)?.is_some()
         }
         Some(Task::Run(arguments)) => run_guest(&mut session, workspace, arguments)?,
         Some(Task::RunCases { model, cases, cpus, limit }) => {
@@ -136,7 +136,7 @@ fn run_guest(
     arguments: RunArguments,
 ) -> Result<bool> {
     let Some(emulator) = ready(session, false)? else { return Ok(false) };
-    let Some(images) = Images::build(session, workspace, Hooks::With)? else { return Ok(false) };
+    let Some(images) = Images::build(session, workspace, Purpose::Test)? else { return Ok(false) };
     let guest = arguments.guest.unwrap_or_else(|| images.guest());
     let mut modules = vec![("guest".to_owned(), Contents::File(guest))];
     if let Some(policy) = arguments.policy {
@@ -196,7 +196,7 @@ fn run_cases(
         (Emulator { program }, Images::at(directory))
     } else {
         let Some(emulator) = ready(session, false)? else { return Ok(false) };
-        let Some(images) = Images::build(session, workspace, Hooks::With)? else {
+        let Some(images) = Images::build(session, workspace, Purpose::Conformance)? else {
             return Ok(false);
         };
         (emulator, images)

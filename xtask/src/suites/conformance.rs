@@ -8,7 +8,7 @@ use super::Plan;
 use crate::{
     bochs::{
         emulator::PROGRAM_VARIABLE,
-        images::{self, Hooks, Images},
+        images::{self, Images, Purpose},
     },
     count::Count,
     session::Session,
@@ -25,7 +25,7 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
             return Ok(Count::SKIPPED);
         }
     };
-    let Some(images) = Images::build(session, &plan.workspace, Hooks::With)? else {
+    let Some(images) = Images::build(session, &plan.workspace, Purpose::Conformance)? else {
         return Ok(Count::FAILED);
     };
     let own = env::current_exe().context("cannot tell where this program is")?;

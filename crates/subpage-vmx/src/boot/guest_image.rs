@@ -58,7 +58,7 @@ pub enum GuestError {
     LittleMemory,
 }
 
-const COMMAND_LINE_ROOM: usize = PAGE as usize - size_of::<BootInformation>();
+const COMMAND_LINE_ROOM: usize = 4096 - size_of::<BootInformation>();
 
 impl From<NotMemory> for GuestError {
     fn from(_: NotMemory) -> Self {

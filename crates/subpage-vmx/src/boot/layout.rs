@@ -109,9 +109,10 @@ mod tests {
 
     #[test]
     fn too_little_is_said() {
-        let error = divide(&[MIB..9 * MIB], &[], None).expect_err("8 MiB");
+        let error = divide(core::slice::from_ref(&(MIB..9 * MIB)), &[], None).expect_err("8 MiB");
         assert_eq!((error.purpose, error.largest), ("the hypervisor", 8 << 10));
-        let error = divide(&[MIB..30 * MIB], &[], Some(16)).expect_err("13 MiB");
+        let error =
+            divide(core::slice::from_ref(&(MIB..30 * MIB)), &[], Some(16)).expect_err("13 MiB");
         assert_eq!((error.purpose, error.wanted), ("the guest", 16));
         let one = core::slice::from_ref(&(0..MIB));
         assert!(divide(one, &[], None).is_err(), "nothing above 1 MiB");

@@ -254,13 +254,13 @@ fn start_in_64_bit_mode(vcpu: &mut Vcpu, entry: &Entry) {
 ///
 /// # Safety
 /// The memory at `address` is mapped, and nobody writes it.
-unsafe fn information_block(address: u32) -> &'static [u8] {
+pub(crate) unsafe fn information_block(address: u32) -> &'static [u8] {
     if address == 0 || !address.is_multiple_of(8) {
         fatal(format_args!("no Multiboot2 information at {address:#x}"));
     }
     let start = address as usize as *const u8;
     // SAFETY: by the contract; its first word is its size.
-    let size = unsafe { start.cast::<u32>().read() };
+    let size = unsafe { start.cast::<u32>().read_unaligned() };
     if !(16..=LARGEST_BLOCK).contains(&size) {
         fatal(format_args!("the Multiboot2 information at {address:#x} claims {size} bytes"));
     }
@@ -296,7 +296,7 @@ unsafe fn clear(memory: &Range<u64>) -> GuestRam {
 }
 
 /// The contents of a module; empty if it lies where nothing is mapped.
-fn contents(module: &Module<'_>) -> &'static [u8] {
+pub(crate) fn contents(module: &Module<'_>) -> &'static [u8] {
     let Range { start, end } = module.range;
     if start == 0 || end > layout::REACH {
         return &[];

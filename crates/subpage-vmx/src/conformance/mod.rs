@@ -10,3 +10,5 @@
 pub mod answer;
 pub mod execute;
 pub mod format;
+pub mod processor;
+pub mod start;

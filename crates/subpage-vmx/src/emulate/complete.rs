@@ -86,6 +86,7 @@ impl<M: PhysicalMemory> Machine<'_, M> {
                 fx: self.fx,
                 rip: state.rip,
                 offset: store.offset(),
+                x87_opcode: store.x87_opcode(),
             };
             self.trampoline.run(substitute, window, &mut guest)?;
         } else {

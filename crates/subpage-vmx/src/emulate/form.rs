@@ -4,7 +4,9 @@
 //! privileged, and none of those that are executed transfers control or has a second access to
 //! memory.
 
-use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
 use thiserror::Error;
 
 use super::bits::{CR0_EM, CR0_PE, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, CR4_UMIP, RFLAGS_VM};
@@ -13,7 +15,8 @@ use crate::guest::State;
 /// Why an instruction is not completed in software.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Unsupported {
-    /// Memory must have changed since the processor trapped.
+    /// Nothing that the instruction names or implies is written: its bytes must have changed since
+    /// the processor trapped, or the processor wrote on its own account (a walk, a delivery).
     #[error("the instruction writes no memory")]
     NoStore,
     /// A far call, which pushes two values and may change the privilege level.
@@ -34,6 +37,9 @@ pub enum Unsupported {
     /// FXSAVE outside of 64-bit mode, whose format is not that of the hypervisor's own mode.
     #[error("FXSAVE outside of 64-bit mode")]
     FxsaveFormat,
+    /// A segment or task register is loaded, which sets a flag in a descriptor.
+    #[error("a load of a segment or task register")]
+    DescriptorMark,
     /// INS, whose bytes come from a port.
     #[error("input from a port to memory")]
     PortInput,
@@ -81,7 +87,7 @@ impl Form {
             return Err(refusal);
         }
         if instruction.op_count() == 0 || instruction.op0_kind() != OpKind::Memory {
-            return Err(Unsupported::NoStore);
+            return Err(without_form(instruction));
         }
         if is_general(instruction.mnemonic()) && instruction.encoding() == EncodingKind::Legacy {
             let by_register = matches!(
@@ -109,11 +115,7 @@ impl Form {
             enabled(instruction, state)?;
             return Ok(Self::Operand { extended: true });
         }
-        Err(if reads_only(instruction.mnemonic()) {
-            Unsupported::NoStore
-        } else {
-            Unsupported::Unlisted
-        })
+        Err(without_form(instruction))
     }
 }
 
@@ -220,26 +222,34 @@ const fn refused(mnemonic: Mnemonic) -> Option<Unsupported> {
     })
 }
 
-/// Instructions that may have a memory operand 0 and only read it.
-const fn reads_only(mnemonic: Mnemonic) -> bool {
-    matches!(
-        mnemonic,
-        Mnemonic::Cmp
-            | Mnemonic::Test
-            | Mnemonic::Bt
-            | Mnemonic::Jmp
-            | Mnemonic::Mul
-            | Mnemonic::Imul
-            | Mnemonic::Div
-            | Mnemonic::Idiv
-            | Mnemonic::Nop
-            | Mnemonic::Fld
-            | Mnemonic::Fild
-            | Mnemonic::Fldcw
-            | Mnemonic::Ldmxcsr
-            | Mnemonic::Fxrstor
-            | Mnemonic::Fxrstor64
-    )
+/// Why an instruction has no form: it writes no memory, or it is not on the list.
+fn without_form(instruction: &Instruction) -> Unsupported {
+    let loads_task_register_or_code_segment = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Ltr | Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+    ) || matches!(
+        instruction.code(),
+        Code::Jmp_ptr1616 | Code::Jmp_ptr1632 | Code::Jmp_m1616 | Code::Jmp_m1632 | Code::Jmp_m1664
+    );
+    let writes = |access: OpAccess| {
+        !matches!(
+            access,
+            OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+        )
+    };
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info(instruction);
+    let loads_segment = info
+        .used_registers()
+        .iter()
+        .any(|used| used.register().is_segment_register() && writes(used.access()));
+    if loads_task_register_or_code_segment || loads_segment {
+        Unsupported::DescriptorMark
+    } else if info.used_memory().iter().any(|used| writes(used.access())) {
+        Unsupported::Unlisted
+    } else {
+        Unsupported::NoStore
+    }
 }
 
 /// Writes of operand 0 that use general registers only.

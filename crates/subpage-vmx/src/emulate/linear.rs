@@ -1,9 +1,10 @@
 //! Reads of guest memory by linear address.
 
+use arrayvec::ArrayVec;
 use subpage::address::PAGE_BYTES;
 
 use super::bits::EFER_LMA;
-use super::{Access, Fault, Processor, translate};
+use super::{Access, Fault, Processor, Translation, translate};
 use crate::guest::{PhysicalMemory, State};
 
 /// The linear address `bytes` after `linear`; linear addresses of 32 bits wrap.
@@ -47,4 +48,41 @@ pub(super) fn read_number<M: PhysicalMemory>(
     let mut buffer = [0; 8];
     read_linear(memory, processor, state, linear, access, &mut buffer[..bytes])?;
     Ok(u64::from_le_bytes(buffer))
+}
+
+/// The part of a store that lies in one page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Where it begins, and what the walk has to mark.
+    pub translation: Translation,
+    /// How many bytes, at least 1. They do not cross a page end.
+    pub bytes: u64,
+}
+
+/// The one or two pages to which `bytes` from `linear` on go, in order.
+///
+/// Two linear pages that follow each other need not do so in guest-physical memory: decide about
+/// each part and join the decisions.
+///
+/// Panics if there are no bytes or more than a page of them.
+pub fn translate_span<M: PhysicalMemory>(
+    memory: &M,
+    processor: Processor,
+    state: &State,
+    linear: u64,
+    bytes: usize,
+    access: Access,
+) -> Result<ArrayVec<Part, 2>, Fault> {
+    let bytes = bytes as u64;
+    assert!(0 < bytes && bytes <= PAGE_BYTES, "a store goes to one or two pages");
+    let linear = advance(state, linear, 0);
+    let first = bytes.min(PAGE_BYTES - linear % PAGE_BYTES);
+    let mut parts = ArrayVec::new();
+    for (linear, bytes) in [(linear, first), (advance(state, linear, first), bytes - first)] {
+        if bytes > 0 {
+            let translation = translate(memory, processor, state, linear, access)?;
+            parts.push(Part { translation, bytes });
+        }
+    }
+    Ok(parts)
 }

@@ -5,8 +5,8 @@
 //!
 //! 1. [`GuestInstruction::fetch`] reads and decodes the instruction through the guest's own page tables;
 //! 2. [`Store::of`] tells where it writes and how many bytes;
-//! 3. [`translate`] tells which guest-physical bytes those are, and which entries of the guest's page
-//!    tables the processor would mark; the domain is asked about them;
+//! 3. [`translate_span`] tells which guest-physical bytes those are, and which entries of the guest's
+//!    page tables the processor would mark; the domain is asked about them;
 //! 4. [`Machine::complete`] carries the instruction out on a [`Window`]: on the guest's bytes, or on
 //!    a [`Scratch`] copy of them. The copy tells what would have been written, and leaves registers
 //!    and flags as if memory had taken the write and forgotten it, as a ROM does.
@@ -41,8 +41,8 @@ pub use deliver::{Delivery, Event, EventKind, deliver};
 pub use fault::{Escalation, Exception, Fault};
 pub use fetch::{GuestInstruction, MAX_INSTRUCTION_BYTES};
 pub use form::Unsupported;
-pub use linear::read_linear;
-pub use paging::{Access, Mark, Translation, translate};
+pub use linear::{Part, read_linear, translate_span};
+pub use paging::{Access, Mark, Translation, translate, walk_marks};
 pub use store::{MAX_STORE_BYTES, Refusal, Store};
 pub use substitute::Substitute;
 pub use trampoline::{CODE_BYTES, FxArea, Trampoline, TrampolineFault};

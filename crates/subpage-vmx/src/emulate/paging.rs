@@ -274,8 +274,8 @@ fn load<M: PhysicalMemory>(memory: &M, at: u64, bytes: u8) -> Result<(Gpa, u64, 
 
 /// Translates `linear` for an access, as the processor of `state` would.
 ///
-/// Sets no flags; see [`Translation::mark_accessed`]. Outside of 64-bit mode linear addresses have 32
-/// bits, and the rest of `linear` is ignored. A linear address that is not canonical is #GP(0).
+/// Sets no flags; see [`Translation::mark_accessed`]. Outside of IA-32e mode linear addresses have
+/// 32 bits, and the rest of `linear` is ignored. A linear address that is not canonical is #GP(0).
 pub fn translate<M: PhysicalMemory>(
     memory: &M,
     processor: Processor,
@@ -283,17 +283,45 @@ pub fn translate<M: PhysicalMemory>(
     linear: u64,
     access: Access,
 ) -> Result<Translation, Fault> {
+    let mut marks = ArrayVec::new();
+    let gpa = walk(memory, processor, state, linear, access, &mut marks)?;
+    Ok(Translation { gpa, marks })
+}
+
+/// The entries that a walk for an access marks, also if it ends in a fault.
+///
+/// The processor may set the accessed flag of every entry that it uses on the way to a fault, but
+/// neither flag of the entry that faults (SDM Vol. 3A, "Accessed and Dirty Flags").
+pub fn walk_marks<M: PhysicalMemory>(
+    memory: &M,
+    processor: Processor,
+    state: &State,
+    linear: u64,
+    access: Access,
+) -> ArrayVec<Mark, 4> {
+    let mut marks = ArrayVec::new();
+    // The caller asks for the marks; what became of the access is `translate`'s to say.
+    let _ = walk(memory, processor, state, linear, access, &mut marks);
+    marks
+}
+
+fn walk<M: PhysicalMemory>(
+    memory: &M,
+    processor: Processor,
+    state: &State,
+    linear: u64,
+    access: Access,
+    marks: &mut ArrayVec<Mark, 4>,
+) -> Result<Gpa, Fault> {
     let format = Format::of(state);
     let linear = if format == Format::Level4 { linear } else { linear & 0xffff_ffff };
     if !is_canonical(linear) {
         return Err(Exception::general_protection(0).into());
     }
     if state.cr0 & CR0_PG == 0 {
-        let gpa = Gpa::try_new(linear).map_err(|_| Fault::NotMemory(linear))?;
-        return Ok(Translation { gpa, marks: ArrayVec::new() });
+        return Gpa::try_new(linear).map_err(|_| Fault::NotMemory(linear));
     }
     let mut rights = Rights { write: true, user: true, execute: true };
-    let mut marks = ArrayVec::new();
     let mut table = format.root(state.cr3);
     let mut level = format.levels();
     loop {
@@ -307,24 +335,24 @@ pub fn translate<M: PhysicalMemory>(
             return Err(page_fault(state, linear, access, code::PROTECTION | code::RESERVED));
         }
         // A PDPTE of PAE paging has neither rights nor flags.
-        if !(format == Format::Pae && level == 3) {
+        let has_flags = !(format == Format::Pae && level == 3);
+        if has_flags {
             rights.write &= value & WRITABLE != 0;
             rights.user &= value & USER != 0;
             rights.execute &= format == Format::Bits32 || value & NO_EXECUTE == 0;
-            let dirty = if leaf && access.write { DIRTY } else { 0 };
-            let flags = (ACCESSED | dirty) & !value;
-            if flags != 0 {
-                marks.push(Mark { entry, entry_bytes: format.entry_bytes(), flags, current });
-            }
+        }
+        if leaf && !rights.permit(state, access) {
+            return Err(page_fault(state, linear, access, code::PROTECTION));
+        }
+        let dirty = if leaf && access.write { DIRTY } else { 0 };
+        let flags = (ACCESSED | dirty) & !value;
+        if has_flags && flags != 0 {
+            marks.push(Mark { entry, entry_bytes: format.entry_bytes(), flags, current });
         }
         let address = format.address(level, leaf, value);
         if leaf {
-            if !rights.permit(state, access) {
-                return Err(page_fault(state, linear, access, code::PROTECTION));
-            }
             let physical = address | linear & ((1 << format.shift(level)) - 1);
-            let gpa = Gpa::try_new(physical).map_err(|_| Fault::NotMemory(physical))?;
-            return Ok(Translation { gpa, marks });
+            return Gpa::try_new(physical).map_err(|_| Fault::NotMemory(physical));
         }
         table = address;
         level -= 1;

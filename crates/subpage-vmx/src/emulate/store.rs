@@ -42,6 +42,7 @@ pub struct Store {
     form: Form,
     substitute: Option<Substitute>,
     instruction: Instruction,
+    x87_opcode: Option<u16>,
 }
 
 impl Store {
@@ -50,6 +51,7 @@ impl Store {
     /// Segmentation has been checked as the processor does; paging has not, that is
     /// [`translate`](super::translate)'s.
     pub fn of(instruction: &GuestInstruction, state: &State) -> Result<Self, Refusal> {
+        let x87_opcode = x87_opcode(instruction.bytes());
         let instruction = *instruction.instruction();
         let form = Form::of(&instruction, state)?;
         let (name, offset, length) = destination(&instruction, form, state)?;
@@ -59,7 +61,7 @@ impl Store {
             Form::BitString => Some(Substitute::for_bit_string(&instruction, state)?),
             _ => None,
         };
-        Ok(Self { linear, length, offset, form, substitute, instruction })
+        Ok(Self { linear, length, offset, form, substitute, instruction, x87_opcode })
     }
 
     /// Linear address of the first byte.
@@ -80,6 +82,11 @@ impl Store {
         self.offset
     }
 
+    /// What the x87 notes as the opcode of an instruction of its own.
+    pub(super) const fn x87_opcode(&self) -> Option<u16> {
+        self.x87_opcode
+    }
+
     pub(super) const fn form(&self) -> Form {
         self.form
     }
@@ -97,6 +104,16 @@ impl Store {
     pub const fn substitute(&self) -> Option<&Substitute> {
         self.substitute.as_ref()
     }
+}
+
+/// The last-instruction opcode of an x87 instruction: the low three bits of its first opcode byte,
+/// and its ModRM byte (SDM Vol. 1, "Last Instruction Opcode").
+///
+/// Of no meaning for other instructions. No prefix that goes with x87 is between D8H and DFH.
+fn x87_opcode(bytes: &[u8]) -> Option<u16> {
+    let first = bytes.iter().position(|byte| matches!(byte, 0xd8..=0xdf))?;
+    let modrm = bytes.get(first + 1)?;
+    Some(u16::from(bytes[first] & 7) << 8 | u16::from(*modrm))
 }
 
 /// Segment, offset and length of the destination.

@@ -20,6 +20,7 @@ pub struct Substitute {
     /// Stands for RSP.
     stack_pointer: Option<Register>,
     extended: bool,
+    /// Whether x87 notes the instruction, and where it goes.
     x87: bool,
 }
 

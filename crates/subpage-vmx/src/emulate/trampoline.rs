@@ -23,6 +23,7 @@ pub const CODE_BYTES: usize = 64;
 pub struct FxArea(pub [u8; 512]);
 
 impl FxArea {
+    const FOP: usize = 6;
     const FIP: usize = 8;
     const FDP: usize = 16;
     const MXCSR: usize = 24;
@@ -243,7 +244,7 @@ impl Trampoline {
     /// by a handler that may have interrupted a call on the same trampoline, which `&mut` forbids
     /// anyway.
     ///
-    /// `rip` and `offset` are what an x87 instruction leaves in FIP and FDP: the guest's, not the
+    /// An x87 instruction leaves the guest's addresses and opcode in FIP, FDP and FOP, not the
     /// hypervisor's.
     pub(super) fn run(
         &mut self,
@@ -291,10 +292,13 @@ impl Trampoline {
         Ok(())
     }
 
-    /// Puts the guest's addresses where the x87 has noted the hypervisor's.
+    /// Puts the guest's addresses and opcode where the x87 has noted the hypervisor's.
     fn hide_addresses(&self, fx: &mut FxArea, window: &Window<'_>, guest: &Guest<'_>) {
         if self.contains(fx.pointer(FxArea::FIP)) {
             fx.set_pointer(FxArea::FIP, guest.rip);
+            if let Some(opcode) = guest.x87_opcode {
+                fx.0[FxArea::FOP..FxArea::FOP + 2].copy_from_slice(&opcode.to_le_bytes());
+            }
         }
         if fx.pointer(FxArea::FDP) == window.address() {
             fx.set_pointer(FxArea::FDP, guest.offset);
@@ -327,4 +331,6 @@ pub(super) struct Guest<'a> {
     pub(super) rip: u64,
     /// Offset of the destination in its segment.
     pub(super) offset: u64,
+    /// What FOP is to say, if the instruction is one of the x87's.
+    pub(super) x87_opcode: Option<u16>,
 }

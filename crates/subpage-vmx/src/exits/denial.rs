@@ -55,12 +55,12 @@ impl Vcpu {
             event = event.with_instruction(trapped.instruction.bytes());
             if let Ok(store) = &trapped.store {
                 event.length = Some(store.length() as u64);
+                event.gla = Some(store.linear());
             }
         }
-        if let (Some(dry), Some(Ok(store))) = (&dry, trapped.map(|trapped| &trapped.store)) {
+        if let Some(dry) = &dry {
             event = event.with_data(dry.scratch.bytes());
             event.gpa = dry.gpa;
-            event.gla = Some(store.linear());
         }
         // In software, what the processor could not have decided by its tables.
         event.software = self.machine.tables.sppt.is_none();

@@ -132,7 +132,7 @@ impl Vcpu {
                 Next::AllWait => return Err(Stop::AllHalted),
             }
         }
-        self.enter()?;
+        self.enter();
         self.handle()
     }
 
@@ -227,12 +227,11 @@ impl Vcpu {
         Ok(())
     }
 
-    fn enter(&mut self) -> Result<(), Stop> {
+    fn enter(&mut self) {
         if context::run(&mut self.vmcs, &mut self.context, self.launched).is_err() {
             let error = self.vmcs.error();
             panic!("VM entry on processor {} failed with error {error}", self.index);
         }
         self.launched = true;
-        Ok(())
     }
 }

@@ -116,11 +116,9 @@ impl Vcpu {
             Msr::APIC_BASE => APIC_BASE | if self.index == 0 { BOOTSTRAP } else { 0 },
             Msr::EFER => self.vmcs.guest(G::EFER),
             Msr::PAT => self.vmcs.guest(G::PAT),
-            // Locked without VMX.
-            Msr::FEATURE_CONTROL => 1,
             Msr::BIOS_SIGN_ID | Msr::MTRR_CAP | Msr::MTRR_DEF_TYPE => 0,
-            // Fast strings.
-            Msr::MISC_ENABLE => 1,
+            // Locked without VMX; fast strings.
+            Msr::FEATURE_CONTROL | Msr::MISC_ENABLE => 1,
             _ => match number {
                 X2APIC_ID => self.index as u64,
                 // Version 14H, six local vectors.

@@ -36,10 +36,10 @@ pub(super) type Pieces = ArrayVec<Piece, 2>;
 
 /// What came of carrying a store out on a copy.
 pub(super) struct DryRun {
-    /// Its first byte: a trap tells of the page that trapped, which may be the second.
-    pub(super) gpa: Gpa,
     pub(super) scratch: Scratch,
     pub(super) after: State,
+    /// The first byte of the write.
+    pub(super) gpa: Gpa,
 }
 
 impl Trapped {
@@ -240,14 +240,14 @@ impl Vcpu {
         self.window.close();
         let mut scratch = Scratch::new(store.linear(), current);
         let mut after = trapped.state;
-        let fx = self.context.fx.clone();
+        let fx = self.context.fx;
         let result =
             self.emulation(|machine| machine.complete(store, &mut after, &mut scratch.window()));
         if let Err(incomplete) = result {
             self.context.fx = fx;
             return Err(incomplete.into());
         }
-        Ok(DryRun { gpa: pieces[0].bytes.first(), scratch, after })
+        Ok(DryRun { scratch, after, gpa: pieces[0].bytes.first() })
     }
 
     fn emulation<T>(
@@ -282,13 +282,11 @@ impl Vcpu {
         shared: &mut Shared,
         trapped: Option<&Trapped>,
     ) -> Result<(), Stop> {
-        match trapped {
-            Some(trapped) => self.drop_store(shared, trapped),
-            None => {
-                self.skip_or_fault();
-                Ok(())
-            }
+        if let Some(trapped) = trapped {
+            return self.drop_store(shared, trapped);
         }
+        self.skip_or_fault();
+        Ok(())
     }
 
     fn drop_store(&mut self, shared: &mut Shared, trapped: &Trapped) -> Result<(), Stop> {

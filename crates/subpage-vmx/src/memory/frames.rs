@@ -77,7 +77,7 @@ impl PhysicalFrames {
         let entry = frame.hpa().as_u64() as usize as *const AtomicU64;
         // SAFETY: the frame lies in the pool, which is mapped at its physical address and used for
         // nothing else; an index is below 512; all accesses are atomic.
-        unsafe { &*entry.add(index.get()) }
+        unsafe { &*entry.wrapping_add(index.get()) }
     }
 }
 

@@ -47,6 +47,7 @@ impl GuestRam {
     }
 }
 
+#[allow(clippy::cast_ptr_alignment)] // Checked where it is done.
 impl PhysicalMemory for GuestRam {
     fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), NotMemory> {
         let pointer = self.pointer(gpa, buffer.len())?;
@@ -65,7 +66,7 @@ impl PhysicalMemory for GuestRam {
         }
         for (at, byte) in buffer.iter_mut().enumerate() {
             // SAFETY: inside the memory; volatile, since the guest may write meanwhile.
-            *byte = unsafe { pointer.add(at).read_volatile() };
+            *byte = unsafe { pointer.wrapping_add(at).read_volatile() };
         }
         Ok(())
     }
@@ -74,7 +75,7 @@ impl PhysicalMemory for GuestRam {
         let pointer = self.pointer(gpa, bytes.len())?;
         for (at, &byte) in bytes.iter().enumerate() {
             // SAFETY: inside the memory; volatile, since the guest may read meanwhile.
-            unsafe { pointer.add(at).write_volatile(byte) };
+            unsafe { pointer.wrapping_add(at).write_volatile(byte) };
         }
         Ok(())
     }

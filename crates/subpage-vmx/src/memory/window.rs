@@ -49,7 +49,7 @@ impl Windows {
         let top = (control::cr3() & !(PAGE_BYTES - 1)) as usize as *mut u64;
         // SAFETY: the top table is mapped at its address, by the contract its second entry is free,
         // and absent entries are not cached.
-        unsafe { top.add(1).write_volatile(pointers as u64 | PRESENT_WRITABLE) };
+        unsafe { top.wrapping_add(1).write_volatile(pointers as u64 | PRESENT_WRITABLE) };
         Self { table }
     }
 
@@ -94,7 +94,7 @@ impl Window {
                 hpa.as_u64() | PRESENT_WRITABLE | NO_EXECUTE
             });
             // SAFETY: the window's own entries.
-            unsafe { self.entries.add(number).write_volatile(entry) };
+            unsafe { self.entries.wrapping_add(number).write_volatile(entry) };
             control::invalidate_page(self.base + number as u64 * PAGE_BYTES);
         }
         self.base as usize as *mut u8
@@ -116,7 +116,7 @@ impl Window {
     pub fn close(&mut self) {
         for number in 0..2 {
             // SAFETY: the window's own entries.
-            unsafe { self.entries.add(number).write_volatile(0) };
+            unsafe { self.entries.wrapping_add(number).write_volatile(0) };
             control::invalidate_page(self.base + number as u64 * PAGE_BYTES);
         }
     }

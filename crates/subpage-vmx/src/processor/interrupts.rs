@@ -184,7 +184,9 @@ pub fn install() -> u64 {
         table
     });
     let base = &raw const *table as u64;
-    let register = TableRegister { limit: (size_of::<Table>() - 1) as u16, base };
+    #[allow(clippy::cast_possible_truncation)] // 511.
+    const LIMIT: u16 = (VECTORS * size_of::<Gate>() - 1) as u16;
+    let register = TableRegister { limit: LIMIT, base };
     // SAFETY: the table lives for ever and each gate leads to a stub that saves everything.
     unsafe { asm!("lidt [{}]", in(reg) &raw const register, options(nostack)) };
     base

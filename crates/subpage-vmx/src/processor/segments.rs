@@ -86,6 +86,7 @@ pub unsafe fn install(index: usize) -> Bases {
             reserved4: 0,
             io_map_base: 104,
         },
+        #[allow(clippy::large_stack_arrays)] // Once, on a stack of 64 KiB.
         interrupt_stacks: [const { Stack([0; STACK_BYTES]) }; 3],
     }));
     let tops = area
@@ -94,7 +95,7 @@ pub unsafe fn install(index: usize) -> Bases {
         .map(|stack| core::ptr::from_ref(stack) as u64 + STACK_BYTES as u64);
     area.task.interrupt_stacks = [tops[0], tops[1], tops[2], 0, 0, 0, 0];
     let task = &raw const area.task as u64;
-    area.gdt[4] = 103 | (task & 0xFF_FFFF) << 16 | 0x89 << 40 | (task >> 24 & 0xFF) << 56;
+    area.gdt[4] = 0x67 | (task & 0xFF_FFFF) << 16 | 0x89 << 40 | (task >> 24 & 0xFF) << 56;
     area.gdt[5] = task >> 32;
     let gdt = &raw const area.gdt as u64;
     let gs = &raw const *area as u64;

@@ -69,6 +69,7 @@ pub enum Missing {
 }
 
 /// What is there, once nothing necessary is missing.
+#[allow(clippy::struct_excessive_bools)] // Each is a bit of a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
     /// Bits 30:0 of IA32_VMX_BASIC.
@@ -96,11 +97,11 @@ pub struct Capabilities {
 impl Registers {
     /// Finds out what is there, or the first thing that is missing.
     pub fn check(&self) -> Result<Capabilities, Missing> {
+        const LOCKED: u64 = 1;
+        const VMX_OUTSIDE_SMX: u64 = 1 << 2;
         if self.cpuid_1_ecx & 1 << 5 == 0 {
             return Err(Missing::Vmx);
         }
-        const LOCKED: u64 = 1;
-        const VMX_OUTSIDE_SMX: u64 = 1 << 2;
         if self.feature_control & (LOCKED | VMX_OUTSIDE_SMX) == LOCKED {
             return Err(Missing::TurnedOff);
         }
@@ -179,7 +180,7 @@ mod tests {
         secondary: 0x02D7_7FFF_0000_0000,
         exit: 0x01FF_FFFF_0003_6DFB,
         entry: 0x0003_FFFF_0000_11FB,
-        ept_vpid: 0xF01_0634_4141 | 1 << 26 | 1 << 20 | 1 << 41,
+        ept_vpid: 0xF01_06F3_4141,
     };
 
     #[test]

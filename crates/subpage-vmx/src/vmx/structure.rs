@@ -135,6 +135,7 @@ impl CurrentVmcs {
         self.write(field.0, value);
     }
 
+    #[allow(clippy::unused_self)] // The object is the proof that there is a current VMCS.
     fn read(&self, field: u32) -> u64 {
         // SAFETY: an object of this type exists in VMX root operation only.
         let value = unsafe { instructions::vmread(field) };

@@ -21,7 +21,7 @@ use crate::{
     bochs::{
         configuration::{Logging, Run},
         emulator::Emulator,
-        images::{Hooks, Images},
+        images::{Images, Purpose},
         machine::{Contents, MEMORY_MIB, Machine},
         probe,
     },
@@ -81,7 +81,7 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         }
     };
     let start = Instant::now();
-    let Some(images) = Images::build(session, &plan.workspace, Hooks::With)? else {
+    let Some(images) = Images::build(session, &plan.workspace, Purpose::Test)? else {
         return Ok(Count::FAILED);
     };
     let Some(tests) = list(session, emulator, &images)? else {
@@ -108,7 +108,7 @@ pub(crate) fn print_list(
     workspace: &Workspace,
     emulator: &Emulator,
 ) -> Result<bool> {
-    let Some(images) = Images::build(session, workspace, Hooks::With)? else { return Ok(false) };
+    let Some(images) = Images::build(session, workspace, Purpose::Test)? else { return Ok(false) };
     let Some(tests) = list(session, emulator, &images)? else { return Ok(false) };
     let mut out = io::stdout().lock();
     for test in &tests {
@@ -221,8 +221,16 @@ fn run_all(
         }
         drop(sender);
         let mut count = Count::default();
+        let mut failed = Vec::new();
         for (job, done) in results {
-            count += report(session, job, done)?;
+            let result = report(session, job, done)?;
+            if result.failed > 0 {
+                failed.push(job.title.as_str());
+            }
+            count += result;
+        }
+        if !failed.is_empty() {
+            session.say(&format!("   failed here: {}", failed.join(", ")))?;
         }
         Ok(count)
     })

@@ -1,0 +1,104 @@
+//! Fetching instructions: across pages, up to absent ones, with privilege.
+
+use subpage_vmx::emulate::{Exception, Fault, GuestInstruction};
+
+use crate::machine::{Flat, PROCESSOR, state_16, state_32, state_64};
+
+/// Linear 5000H leads to 8000H, 6000H to 3000H, and 7000H is absent.
+fn memory() -> Flat {
+    let memory = Flat::new(0x10000);
+    memory.put(0x1000, &0x2007_u64.to_le_bytes());
+    memory.put(0x2000, &0x9007_u64.to_le_bytes());
+    memory.put(0x9000, &0xa007_u64.to_le_bytes());
+    memory.put(0xa000 + 5 * 8, &0x8005_u64.to_le_bytes());
+    memory.put(0xa000 + 6 * 8, &0x3005_u64.to_le_bytes());
+    memory
+}
+
+/// MOV QWORD PTR [RAX + 11223344H], 55667788H
+const MOVE: [u8; 11] = [0x48, 0xc7, 0x80, 0x44, 0x33, 0x22, 0x11, 0x88, 0x77, 0x66, 0x55];
+
+#[test]
+fn an_instruction_may_begin_in_one_page_and_end_in_another() {
+    for before in 1..MOVE.len() {
+        let memory = memory();
+        memory.put(0x9000 - before as u64, &MOVE[..before]);
+        memory.put(0x3000, &MOVE[before..]);
+        // What follows in the neighbouring frame is something else; the entry is at 9000H anyway.
+        let mut state = state_64();
+        state.rip = 0x6000 - before as u64;
+        let instruction = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap();
+        assert_eq!(instruction.bytes(), MOVE);
+    }
+}
+
+#[test]
+fn what_follows_an_instruction_may_be_absent() {
+    let memory = memory();
+    memory.put(0x4000 - MOVE.len() as u64, &MOVE);
+    let mut state = state_64();
+    state.rip = 0x7000 - MOVE.len() as u64;
+    let instruction = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap();
+    assert_eq!(instruction.bytes(), MOVE);
+
+    // One byte later it is cut off, and the fault is at the absent page.
+    memory.put(0x4000 - MOVE.len() as u64 + 1, &MOVE[..10]);
+    state.rip += 1;
+    let fault = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap_err();
+    assert_eq!(fault, Exception::page_fault(0x7000, 0b1_0100).into());
+}
+
+#[test]
+fn bytes_that_are_no_instruction_are_an_exception() {
+    let memory = memory();
+    let invalid = Fault::Exception(Exception { vector: 6, error_code: None, address: None });
+    let mut state = state_64();
+    state.rip = 0x5000;
+    // LOCK with a register; PUSH ES in 64-bit mode; sixteen prefixes.
+    for bytes in [&[0xf0, 0x01, 0xc0][..], &[0x06], &[0x66; 16]] {
+        memory.put(0x8000, bytes);
+        assert_eq!(GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap_err(), invalid);
+    }
+    // Invalid already, so the next page is not asked for.
+    memory.put(0x3ffd, &[0xf0, 0x01, 0xc0]);
+    state.rip = 0x6ffd;
+    assert_eq!(GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap_err(), invalid);
+}
+
+#[test]
+fn fetches_respect_privilege_and_canonical_addresses() {
+    let memory = memory();
+    memory.put(0x8000, &MOVE);
+    memory.put(0xa000 + 5 * 8, &0x8001_u64.to_le_bytes());
+    let mut state = state_64();
+    state.rip = 0x5000;
+    let fault = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap_err();
+    assert_eq!(fault, Exception::page_fault(0x5000, 0b1_0101).into());
+    state.cpl = 0;
+    assert!(GuestInstruction::fetch(&memory, PROCESSOR, &state).is_ok());
+    state.rip = 0x8000_0000_0000;
+    let fault = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap_err();
+    assert_eq!(fault, Exception::general_protection(0).into());
+}
+
+#[test]
+fn outside_of_64_bit_mode_base_and_limit_count() {
+    let memory = Flat::new(0x20000);
+    // MOV [BX], AL
+    memory.put(0x1_2345, &[0x88, 0x07]);
+    let mut state = state_16();
+    state.segments.cs.base = 0x1_2000;
+    state.rip = 0x345;
+    let instruction = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap();
+    assert_eq!(instruction.bytes(), [0x88, 0x07]);
+    state.segments.cs.limit = 0x345;
+    let fault = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap_err();
+    assert_eq!(fault, Exception::general_protection(0).into());
+
+    // Addresses wrap at 4 GiB.
+    let mut state = state_32();
+    state.segments.cs.base = 0xffff_f000;
+    state.rip = 0x1_3345;
+    let instruction = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap();
+    assert_eq!(instruction.bytes(), [0x88, 0x07]);
+}

@@ -1,0 +1,205 @@
+//! A guest to emulate for: memory, page tables, registers, a trampoline.
+
+use std::cell::RefCell;
+use std::num::NonZeroUsize;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use subpage::address::{Gpa, PhysicalWidth};
+use subpage_vmx::emulate::{CODE_BYTES, Processor, SystemTables, TableRegister, Trampoline};
+use subpage_vmx::guest::{NotMemory, PhysicalMemory, Segment, State};
+
+pub(crate) const PROCESSOR: Processor = Processor {
+    physical_width: match PhysicalWidth::try_new(40) {
+        Ok(width) => width,
+        Err(_) => panic!("40 bits are a width"),
+    },
+    gigabyte_pages: true,
+};
+
+pub(crate) const TABLES: SystemTables = SystemTables {
+    gdtr: TableRegister { base: 0x1122_3344_5566, limit: 0x77 },
+    idtr: TableRegister { base: 0x0111_2222_3333, limit: 0xfff },
+    ldtr: Segment { selector: 0x48, base: 0, limit: 0, access: 0x1_0000 },
+    tr: Segment { selector: 0x40, base: 0, limit: 0x67, access: 0x8b },
+};
+
+/// Memory from guest-physical address 0 on.
+pub(crate) struct Flat(pub RefCell<Vec<u8>>);
+
+impl Flat {
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self(RefCell::new(vec![0; bytes]))
+    }
+
+    pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
+        self.write(Gpa::new(at), bytes).unwrap();
+    }
+
+    pub(crate) fn get<const N: usize>(&self, at: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.read(Gpa::new(at), &mut bytes).unwrap();
+        bytes
+    }
+}
+
+fn span(at: Gpa, length: usize, limit: usize) -> Result<std::ops::Range<usize>, NotMemory> {
+    let start = usize::try_from(at.as_u64()).map_err(|_| NotMemory)?;
+    let end = start.checked_add(length).ok_or(NotMemory)?;
+    if end <= limit { Ok(start..end) } else { Err(NotMemory) }
+}
+
+impl PhysicalMemory for Flat {
+    fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), NotMemory> {
+        let memory = self.0.borrow();
+        buffer.copy_from_slice(&memory[span(gpa, buffer.len(), memory.len())?]);
+        Ok(())
+    }
+
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotMemory> {
+        let mut memory = self.0.borrow_mut();
+        let span = span(gpa, bytes.len(), memory.len())?;
+        memory[span].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn set_bits(&self, gpa: Gpa, current: u64, bits: u64) -> Result<Result<(), u64>, NotMemory> {
+        assert_eq!(gpa.as_u64() % 8, 0, "locked operations are on aligned memory");
+        let mut now = [0; 8];
+        self.read(gpa, &mut now)?;
+        let now = u64::from_le_bytes(now);
+        if now != current {
+            return Ok(Err(now));
+        }
+        self.write(gpa, &(now | bits).to_le_bytes())?;
+        Ok(Ok(()))
+    }
+}
+
+/// Pages of this process, below 2 GiB, so that an absolute address reaches them.
+pub(crate) struct Pages {
+    pub(crate) first: *mut u8,
+    pub(crate) bytes: usize,
+}
+
+impl Pages {
+    pub(crate) fn new(bytes: usize, protection: ProtFlags) -> Self {
+        let length = NonZeroUsize::new(bytes).unwrap();
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_32BIT;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice.
+        let first = unsafe { mmap_anonymous(None, length, protection, flags) }.unwrap();
+        Self { first: first.as_ptr().cast(), bytes }
+    }
+
+    pub(crate) fn writable(bytes: usize) -> Self {
+        Self::new(bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    pub(crate) fn executable(bytes: usize) -> Self {
+        let all = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE | ProtFlags::PROT_EXEC;
+        Self::new(bytes, all)
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.first.expose_provenance() as u64
+    }
+
+    /// All the bytes, as they are now.
+    pub(crate) fn copy(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.bytes];
+        // SAFETY: readable, and nobody writes meanwhile.
+        unsafe { self.first.copy_to_nonoverlapping(bytes.as_mut_ptr(), self.bytes) };
+        bytes
+    }
+
+    pub(crate) fn put(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.bytes);
+        let to = self.first.wrapping_add(offset);
+        // SAFETY: within the mapping, which is writable.
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        let first = std::ptr::NonNull::new(self.first.cast()).unwrap();
+        // SAFETY: the mapping is this value's, and nothing points into it any more.
+        unsafe { munmap(first, self.bytes) }.unwrap();
+    }
+}
+
+/// A trampoline with its memory.
+pub(crate) struct OwnTrampoline {
+    pub(crate) trampoline: Trampoline,
+    _code: Pages,
+}
+
+impl OwnTrampoline {
+    pub(crate) fn new() -> Self {
+        let pages = Pages::executable(4096);
+        let code: *mut [u8; CODE_BYTES] = pages.first.cast();
+        // SAFETY: the memory is writable and executable, and lives as long. Where a test has the
+        // instruction fault, its signal handler continues at the recovery address.
+        let trampoline = unsafe { Trampoline::new(code) };
+        Self { trampoline, _code: pages }
+    }
+}
+
+/// A state in 64-bit mode with paging, at CPL 3.
+pub(crate) fn state_64() -> State {
+    let mut state = State {
+        rflags: 0x202,
+        cr0: 0x8005_0033,
+        cr3: 0x1000,
+        cr4: 0x4_06a0,
+        efer: 0xd01,
+        cpl: 3,
+        ..State::default()
+    };
+    let data = Segment { selector: 0x2b, base: 0, limit: !0, access: 0xc0f3 };
+    state.segments.ds = data;
+    state.segments.es = data;
+    state.segments.ss = data;
+    state.segments.fs = data;
+    state.segments.gs = data;
+    state.segments.cs = Segment { selector: 0x33, base: 0, limit: !0, access: 0xa0fb };
+    state
+}
+
+/// A state in protected mode with flat segments of 32 bits and no paging, at CPL 0.
+pub(crate) fn state_32() -> State {
+    let mut state = state_64();
+    state.cr0 = 0x11;
+    state.cr4 = 0x600;
+    state.efer = 0;
+    state.cpl = 0;
+    state.segments.cs.access = 0xc09b;
+    for segment in [
+        &mut state.segments.ds,
+        &mut state.segments.es,
+        &mut state.segments.ss,
+        &mut state.segments.fs,
+        &mut state.segments.gs,
+    ] {
+        segment.access = 0xc093;
+    }
+    state
+}
+
+/// A state in real mode.
+pub(crate) fn state_16() -> State {
+    let mut state = state_32();
+    state.cr0 = 0x10;
+    let segments = &mut state.segments;
+    for segment in [
+        &mut segments.cs,
+        &mut segments.ds,
+        &mut segments.es,
+        &mut segments.ss,
+        &mut segments.fs,
+        &mut segments.gs,
+    ] {
+        *segment = Segment { selector: 0, base: 0, limit: 0xffff, access: 0x93 };
+    }
+    segments.cs.access = 0x9b;
+    state
+}
