@@ -116,7 +116,8 @@ impl Mailboxes {
         });
         Self {
             boxes: Mutex::new(boxes.collect()),
-            filled: [const { AtomicBool::new(false) }; MAX_PROCESSORS],
+            // Who waits for a start-up must not enter the guest before it has come.
+            filled: core::array::from_fn(|number| AtomicBool::new(number != 0)),
         }
     }
 
@@ -254,10 +255,13 @@ mod tests {
     #[test]
     fn a_processor_starts_after_init_and_start_up() {
         let mail = Mailboxes::new(2);
+        assert!(!mail.is_filled(0));
+        assert!(mail.is_filled(1), "it would enter the guest without a start-up");
         assert_eq!(mail.next(1), Next::Wait);
         mail.send(1, Mail::Init);
         mail.send(1, Mail::StartUp(8));
         assert_eq!(mail.next(1), Next::Reset);
+        assert!(mail.is_filled(1), "it would enter the guest without a start-up");
         assert_eq!(mail.next(1), Next::Start(8));
         assert_eq!(mail.next(1), Next::Run);
         mail.send(1, Mail::StartUp(9));
