@@ -18,7 +18,7 @@ use super::guest_image::{self, Entry};
 use super::information::{Information, LARGEST_BLOCK, MAGIC, Module};
 use super::layout::{self, Layout};
 use super::{MAX_PROCESSORS, fatal};
-use crate::emulate::{CODE_BYTES, Processor, Trampoline};
+use crate::emulate::{self, CODE_BYTES, Processor, Trampoline};
 use crate::guest::{Register, Segment};
 use crate::hypercall::Ledger;
 use crate::machine::{Machine, Settings, Shared};
@@ -87,6 +87,7 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
     let heap = layout.own.start..layout.own.start + HEAP_BYTES;
     // SAFETY: the layout gives this memory to nobody else.
     unsafe { program.heap.give(heap) };
+    emulate::prepare();
     interrupts::install();
     // SAFETY: the first thing on this processor; the boot code's flat segments are in use.
     let bases = unsafe { segments::install(0) };

@@ -54,6 +54,10 @@ pub struct Machine<'a, M> {
     pub trampoline: &'a mut Trampoline,
     /// The guest's x87, MMX and SSE registers, as FXSAVE64 stored them at the exit. Any such
     /// instruction changes them, so they are to be loaded again before the guest goes on.
+    ///
+    /// Also on a copy of the destination: FSTP pops. Whoever asks what an instruction would write
+    /// and then does not let it happen, or does it again on the guest's bytes, passes a copy of these
+    /// as well.
     pub fx: &'a mut FxArea,
 }
 

@@ -9,7 +9,7 @@ use bitfield_struct::bitfield;
 
 use super::bits::{EFER_LMA, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM};
 use super::linear::read_linear;
-use super::{Access, Exception, Fault, Processor, SystemTables, is_canonical};
+use super::{Access, Escalation, Exception, Fault, Processor, SystemTables, is_canonical};
 use crate::guest::{PhysicalMemory, Register, Segment, State};
 
 /// Where an event comes from.
@@ -36,6 +36,19 @@ pub struct Event {
     pub error_code: Option<u32>,
     /// Where it comes from.
     pub kind: EventKind,
+}
+
+impl Event {
+    /// What becomes of `exception` if it arose while this event was being delivered.
+    ///
+    /// An interrupt, or INT n, is benign whatever its vector: only exceptions that the processor
+    /// found escalate.
+    pub const fn escalate(&self, exception: Exception) -> Escalation {
+        match self.kind {
+            EventKind::Exception => exception.while_delivering(self.vector),
+            EventKind::Interrupt | EventKind::Software { .. } => Escalation::Deliver(exception),
+        }
+    }
 }
 
 /// What a delivery does.
@@ -72,7 +85,7 @@ struct Context<'a, M> {
 ///
 /// RFLAGS.RF in the frame is 1 for fault-class exceptions and 0 for everything else. Errors: the
 /// exception that comes up instead, which may escalate
-/// ([`Exception::while_delivering`]). IA-32e mode only.
+/// ([`Event::escalate`]). IA-32e mode only.
 ///
 /// Panics outside of IA-32e mode.
 pub fn deliver<M: PhysicalMemory>(

@@ -48,7 +48,7 @@ pub use substitute::Substitute;
 pub use trampoline::{CODE_BYTES, FxArea, Trampoline, TrampolineFault};
 pub use window::{Scratch, Window};
 
-use crate::guest::Segment;
+use crate::guest::{Segment, State};
 
 /// What the guest's processor offers, as CPUID tells the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +76,16 @@ pub struct SystemTables {
     pub idtr: TableRegister,
     pub ldtr: Segment,
     pub tr: Segment,
+}
+
+/// Builds the tables of the decoder and the encoder, about 1 MiB of heap, so that no exit has to.
+///
+/// They are built at their first use otherwise. Afterwards an instruction needs no more than some
+/// ten bytes of heap for a moment.
+pub fn prepare() {
+    // MOV [BX + SI], AX: a default state is in real mode.
+    let code = GuestInstruction::decode(&State::default(), &[0x89, 0x00]).expect("an instruction");
+    Substitute::for_operand(code.instruction(), false).expect("a form of the allow list");
 }
 
 /// Bits of control registers, RFLAGS and EFER (SDM Vol. 3A, "Control Registers", Vol. 1, "EFLAGS

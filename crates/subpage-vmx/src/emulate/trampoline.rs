@@ -204,7 +204,10 @@ impl Trampoline {
     ///    continue at [`recovery_address`](Self::recovery_address) with all registers as they were,
     ///    and pushes its frame where the bytes below RSP do not matter (they never do) or on a stack
     ///    of its own;
-    /// 3. SSE is enabled (CR4.OSFXSR set, CR0.EM and CR0.TS clear) where [`run`](Self::run) is called.
+    /// 3. SSE is enabled (CR4.OSFXSR set, CR0.EM and CR0.TS clear) where an instruction is executed.
+    ///
+    /// AVX stores need CR4.OSXSAVE as well, and the guest's XCR0; without them they fault, which is
+    /// reported like any other fault.
     pub unsafe fn new(code: *mut [u8; CODE_BYTES]) -> Self {
         let mut host_fx = FxArea::INITIAL;
         // SAFETY: 512 aligned bytes to store to; SSE is enabled.

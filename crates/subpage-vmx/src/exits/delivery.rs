@@ -32,7 +32,7 @@ impl Vcpu {
             Ok(()) => Ok(()),
             Err(Obstacle::Stop(stop)) => Err(stop),
             Err(Obstacle::Exception(exception)) => {
-                match exception.while_delivering(delivery.vectoring.vector()) {
+                match self.event_of(delivery).escalate(exception) {
                     Escalation::Deliver(exception) => {
                         self.inject(exception);
                         Ok(())

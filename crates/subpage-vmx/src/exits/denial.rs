@@ -70,10 +70,7 @@ impl Vcpu {
         }
         match (response, dry) {
             (Denied::Fault, _) => self.inject(Exception::general_protection(0)),
-            (Denied::Skip, Some(dry)) => {
-                self.set_state(&dry.after);
-                self.end_emulated(&dry.after);
-            }
+            (Denied::Skip, Some(dry)) => self.take_dry_run(&dry),
             (Denied::Skip, None) => self.skip_or_fault(),
         }
         Ok(())

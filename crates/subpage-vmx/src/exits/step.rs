@@ -25,10 +25,12 @@ impl Vcpu {
         // set: that of a write too.
         let access = Access { write: self.stepping, ..Access::read_by(&state) };
         for _ in 0..ATTEMPTS {
-            // Whatever is wrong with the walk, the processor will find out itself.
-            let Ok(walk) = self.translate(&state, linear, access) else { break };
-            let pages = walk.marks.iter().map(|mark| mark.entry.gfn());
-            shared.domain.note_logged(SPACE, pages);
+            // Whatever is wrong with the walk, the processor will find out itself; until then it
+            // marks what it has used.
+            let marks =
+                emulate::walk_marks(&self.machine.ram, self.processor(), &state, linear, access);
+            shared.domain.note_logged(SPACE, marks.iter().map(|mark| mark.entry.gfn()));
+            let walk = emulate::Translation { gpa: subpage::address::Gpa::new(0), marks };
             if walk.mark_accessed(&self.machine.ram) != Ok(false) {
                 break;
             }

@@ -9,8 +9,8 @@ use arrayvec::ArrayVec;
 use super::violation::{OUT_OF_MEMORY, SPACE};
 use super::{INVALID_OPCODE, Stop};
 use crate::emulate::{
-    Access, Exception, Fault, GuestInstruction, Incomplete, Machine, Refusal, Scratch, Store,
-    Window,
+    Access, Exception, Fault, FxArea, GuestInstruction, Incomplete, Machine, Refusal, Scratch,
+    Store, Window,
 };
 use crate::event::Event;
 use crate::guest::State;
@@ -38,6 +38,7 @@ pub(super) type Pieces = ArrayVec<Piece, 2>;
 pub(super) struct DryRun {
     pub(super) scratch: Scratch,
     pub(super) after: State,
+    fx_after: FxArea,
     /// The first byte of the write.
     pub(super) gpa: Gpa,
 }
@@ -176,6 +177,9 @@ impl Vcpu {
     }
 
     /// Translates a store and makes its pages ready: mapped, and writable for the host.
+    ///
+    /// The walk marks the guest's page tables as a processor's would. Those marks are no writes of the
+    /// guest, so rules do not forbid them, wherever the tables lie; their pages count as dirty.
     pub(super) fn find_pieces(
         &mut self,
         shared: &mut Shared,
@@ -243,11 +247,10 @@ impl Vcpu {
         let fx = self.context.fx;
         let result =
             self.emulation(|machine| machine.complete(store, &mut after, &mut scratch.window()));
-        if let Err(incomplete) = result {
-            self.context.fx = fx;
-            return Err(incomplete.into());
-        }
-        Ok(DryRun { scratch, after, gpa: pieces[0].bytes.first() })
+        // The instruction has not happened, unless it is decided that it has.
+        let fx_after = core::mem::replace(&mut self.context.fx, fx);
+        let _ = result?;
+        Ok(DryRun { scratch, after, fx_after, gpa: pieces[0].bytes.first() })
     }
 
     fn emulation<T>(
@@ -292,8 +295,7 @@ impl Vcpu {
     fn drop_store(&mut self, shared: &mut Shared, trapped: &Trapped) -> Result<(), Stop> {
         match self.try_dry(shared, trapped) {
             Ok(dry) => {
-                self.set_state(&dry.after);
-                self.end_emulated(&dry.after);
+                self.take_dry_run(&dry);
                 Ok(())
             }
             Err(Obstacle::Exception(exception)) => {
@@ -306,6 +308,13 @@ impl Vcpu {
             }
             Err(Obstacle::Stop(stop)) => Err(stop),
         }
+    }
+
+    /// The instruction has happened, but memory has forgotten what it was told, as a ROM does.
+    pub(super) fn take_dry_run(&mut self, dry: &DryRun) {
+        self.context.fx = dry.fx_after;
+        self.set_state(&dry.after);
+        self.end_emulated(&dry.after);
     }
 
     /// Finds a store's bytes and carries it out on a copy of them.

@@ -33,7 +33,7 @@ pub struct Vcpu {
     pub trampoline: Trampoline,
     /// What it was last told to retry.
     pub retry: RetryState,
-    /// One instruction is run with EPT's flags off: see [`crate::exits::step`].
+    /// One instruction is run with EPT's flags off, to step over a walk of the guest's page tables.
     pub stepping: bool,
     /// CR8 as the guest sees it.
     pub task_priority: u64,

@@ -276,4 +276,13 @@ fn exceptions_during_delivery_escalate() {
         assert_eq!(gp.while_delivering(first), on_gp, "#GP after {first}");
         assert_eq!(pf.while_delivering(first), on_pf, "#PF after {first}");
     }
+    // INT n and interrupts are benign, also with the vector of an exception.
+    for kind in [INTERRUPT, INT_N] {
+        for vector in [8, 13, 14] {
+            let event = Event { vector, error_code: None, kind };
+            assert_eq!(event.escalate(gp), Escalation::Deliver(gp));
+        }
+    }
+    let event = Event { vector: 13, error_code: Some(0), kind: EXCEPTION };
+    assert_eq!(event.escalate(gp), Escalation::Deliver(double));
 }

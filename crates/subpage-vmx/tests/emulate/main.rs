@@ -6,6 +6,7 @@
 #![allow(clippy::cast_possible_truncation)]
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+mod atomicity;
 mod delivery;
 mod faults;
 mod fetching;
