@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use arrayvec::ArrayVec;
-use spin::Mutex;
+use spin::mutex::TicketMutex;
 
 use crate::boot::MAX_PROCESSORS;
 
@@ -94,7 +94,8 @@ pub struct Deliverable {
 /// All boxes.
 #[derive(Debug)]
 pub struct Mailboxes {
-    boxes: Mutex<ArrayVec<Box, MAX_PROCESSORS>>,
+    /// In turns: processors that wait ask again and again, and would keep the others out.
+    boxes: TicketMutex<ArrayVec<Box, MAX_PROCESSORS>>,
     /// Something lies in the box: looked at before each entry without the lock.
     filled: [AtomicBool; MAX_PROCESSORS],
 }
@@ -115,7 +116,7 @@ impl Mailboxes {
             in_service: Vectors::default(),
         });
         Self {
-            boxes: Mutex::new(boxes.collect()),
+            boxes: TicketMutex::new(boxes.collect()),
             // Who waits for a start-up must not enter the guest before it has come.
             filled: core::array::from_fn(|number| AtomicBool::new(number != 0)),
         }
