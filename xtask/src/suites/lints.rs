@@ -26,6 +26,8 @@ pub(super) fn clippy(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     // What is compiled only into the images.
     let arguments = [
         "clippy",
+        // The same procedural macros as for the images themselves.
+        "--release",
         "--package=subpage-vmx",
         "--package=subpage-guest",
         "--features=subpage-vmx/test-hooks",
