@@ -68,15 +68,16 @@ pub(super) fn ept_leaf(random: &mut Rng, page: u64, order: u32) -> u64 {
         9 => random.u64(..8),
         _ => READ | EXECUTE | SUB_PAGE,
     };
-    if rights & 7 == 0 {
+    if rights & (READ | WRITE | EXECUTE) == 0 {
         return absent(random, page);
     }
     let kind = if chance(random, 92) { 6 } else { random.u64(..8) };
     let mut leaf = page | kind << 3 | rights;
     if order > 12 {
         leaf |= LARGE;
-        if chance(random, 15) {
-            leaf |= 1 << random.u32(12..order);
+        if chance(random, 20) {
+            // Bit 12 is the PAT bit of ordinary large pages, the others are reserved there too.
+            leaf |= 1 << if random.bool() { 12 } else { random.u32(12..order) };
         }
     } else if chance(random, 5) {
         // Ignored in an entry of the last level.
