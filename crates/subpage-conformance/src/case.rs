@@ -21,24 +21,24 @@ pub(crate) type Word = (u32, u64);
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Step {
     /// What the host stores first.
-    pub stores: Vec<Word>,
+    pub(crate) stores: Vec<Word>,
     /// What the guest then does, until something exits.
-    pub instructions: Vec<Instruction>,
+    pub(crate) instructions: Vec<Instruction>,
 }
 
 /// One case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Case {
     /// The control "sub-page write permissions for EPT".
-    pub sub_page: bool,
+    pub(crate) sub_page: bool,
     /// EPTP bit 6.
-    pub accessed_dirty: bool,
+    pub(crate) accessed_dirty: bool,
     /// CR3.
-    pub cr3: u64,
+    pub(crate) cr3: u64,
     /// Tables and data at the start, behind [`layout::template`].
-    pub stores: Vec<Word>,
+    pub(crate) stores: Vec<Word>,
     /// What happens.
-    pub steps: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
 }
 
 impl Case {

@@ -22,9 +22,9 @@ const RDI: u8 = 7;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Code {
     /// The bytes from [`guest::RIP`] on.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     /// Per instruction the linear address and the length of the one that makes the access.
-    pub accesses: Vec<(u64, u8)>,
+    pub(crate) accesses: Vec<(u64, u8)>,
 }
 
 impl Code {

@@ -13,9 +13,9 @@ use crate::case::{self, Case};
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
     /// By case and step.
-    pub answers: HashMap<(u32, u32), Answer>,
+    pub(crate) answers: HashMap<(u32, u32), Answer>,
     /// Why the batch did not end, in the executor's last words; none if it did.
-    pub broken_off: Option<String>,
+    pub(crate) broken_off: Option<String>,
 }
 
 /// Performs batches.
@@ -27,7 +27,7 @@ pub(crate) trait Emulator {
 /// Bochs, started by `PROGRAM bochs run-cases`.
 pub(crate) struct Bochs {
     /// The program.
-    pub program: String,
+    pub(crate) program: String,
     /// CPU model.
     pub(crate) model: String,
 }
@@ -100,9 +100,9 @@ pub(crate) mod tests {
 
     /// The model in the place of the processor.
     pub(crate) struct Modelled {
-        pub processor: Processor,
+        pub(crate) processor: Processor,
         /// Batches performed.
-        pub batches: usize,
+        pub(crate) batches: usize,
     }
 
     impl Emulator for Modelled {

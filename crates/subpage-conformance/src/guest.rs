@@ -34,13 +34,13 @@ type Located = ArrayVec<(Hpa, u64), 2>;
 /// A virtual processor in the middle of a step.
 pub(crate) struct Guest {
     /// Its memory, tables included.
-    pub arena: Arena,
+    pub(crate) arena: Arena,
     /// The model.
-    pub vcpu: Vcpu,
+    pub(crate) vcpu: Vcpu,
     /// Its pointers to EPT and SPPT.
-    pub roots: Roots,
+    pub(crate) roots: Roots,
     /// CR3.
-    pub cr3: u64,
+    pub(crate) cr3: u64,
 }
 
 const PRESENT: u64 = 1;
@@ -94,7 +94,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Fetches bytes of an instruction.
+    /// Fetches bytes of an instruction in one page.
     pub(crate) fn fetch(&mut self, linear: u64, bytes: &mut [u8]) -> Result<(), Stop> {
         let located = self.locate(AccessKind::Fetch, linear, bytes.len() as u64)?;
         self.load(&located, bytes);

@@ -10,14 +10,14 @@ use crate::outcome::{Difference, EXCEPTION, Outcome, Reason, VMCALL};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Disagreement {
     /// Index of the case in its batch.
-    pub case: usize,
+    pub(crate) case: usize,
     /// The step.
-    pub step: usize,
+    pub(crate) step: usize,
     /// What differs; empty if there was no answer.
-    pub differences: Vec<Difference>,
+    pub(crate) differences: Vec<Difference>,
     /// What was predicted and what was seen, in short: disagreements with the same signature are
     /// likely to be one.
-    pub signature: String,
+    pub(crate) signature: String,
 }
 
 /// Finds every case with a disagreement.

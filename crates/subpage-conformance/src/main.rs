@@ -55,7 +55,7 @@ enum Operation {
         target: Target,
         /// CPU models of Bochs; the accesses are shared out between them.
         #[arg(long = "cpu-model", value_name = "MODEL",
-              default_values = ["tigerlake", "corei7_skylake_x"])]
+              default_values = ["tigerlake", "corei7_skylake_x", "corei7_haswell_4770"])]
         models: Vec<String>,
         /// Accesses to compare, at least.
         #[arg(long, default_value_t = 24_000)]
@@ -100,17 +100,16 @@ impl Target {
             Predict::Bochs => Deviations::BOCHS,
             Predict::None => Deviations::NONE,
         };
-        Processor { sub_page: has_sub_page(model), deviations }
+        // CPU models of Bochs 3.0 with AVX and flags for EPT, by what else they have (`cpu/cpudb/intel`).
+        let sub_page =
+            matches!(model, "tigerlake" | "corei7_icelake_u" | "sapphire_rapids" | "arrow_lake");
+        let old = matches!(model, "corei7_haswell_4770" | "broadwell_ult");
+        Processor { sub_page, advanced_information: !old, deviations }
     }
 
     fn bochs(&self, model: &str) -> Bochs {
         Bochs { program: self.emulator.clone(), model: model.to_owned() }
     }
-}
-
-/// Whether a CPU model of Bochs 3.0 has sub-page write permissions.
-fn has_sub_page(model: &str) -> bool {
-    matches!(model, "tigerlake" | "corei7_icelake_u" | "sapphire_rapids" | "arrow_lake")
 }
 
 fn main() -> ExitCode {

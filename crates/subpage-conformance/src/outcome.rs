@@ -19,41 +19,41 @@ pub(crate) const REGISTERS: [&str; 8] = ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Outcome {
     /// Exit reason.
-    pub reason: u32,
+    pub(crate) reason: u32,
     /// Exit qualification.
-    pub qualification: Option<u64>,
+    pub(crate) qualification: Option<u64>,
     /// Guest-physical address.
-    pub gpa: Option<u64>,
+    pub(crate) gpa: Option<u64>,
     /// Guest-linear address.
-    pub gla: Option<u64>,
+    pub(crate) gla: Option<u64>,
     /// VM-exit interruption information.
-    pub event: Option<u32>,
+    pub(crate) event: Option<u32>,
     /// VM-exit interruption error code.
-    pub error: Option<u32>,
+    pub(crate) error: Option<u32>,
     /// IDT-vectoring information.
-    pub vectoring: u32,
+    pub(crate) vectoring: u32,
     /// VM-exit instruction length. The architecture leaves it open at most of these exits; Bochs
     /// always gives the length of an instruction that it has fetched.
-    pub length: Option<u32>,
+    pub(crate) length: Option<u32>,
     /// RIP.
-    pub rip: u64,
+    pub(crate) rip: u64,
     /// [`REGISTERS`].
-    pub registers: [u64; 8],
+    pub(crate) registers: [u64; 8],
     /// Words of the arena that the step changed.
-    pub changed: Vec<Word>,
+    pub(crate) changed: Vec<Word>,
     /// How many of the step's instructions were begun; no processor tells.
-    pub performed: usize,
+    pub(crate) performed: usize,
 }
 
 /// One field in which an observation is not what was predicted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Difference {
     /// Name of the field.
-    pub field: &'static str,
+    pub(crate) field: &'static str,
     /// What the model says.
-    pub predicted: String,
+    pub(crate) predicted: String,
     /// What the processor did.
-    pub observed: String,
+    pub(crate) observed: String,
 }
 
 impl Outcome {

@@ -22,15 +22,21 @@ pub(crate) struct Useless;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Processor {
     /// Whether it has sub-page write permissions.
-    pub sub_page: bool,
+    pub(crate) sub_page: bool,
+    /// Whether EPT violations tell what the guest's paging structures allow.
+    pub(crate) advanced_information: bool,
     /// How it differs.
-    pub deviations: Deviations,
+    pub(crate) deviations: Deviations,
 }
 
 impl Processor {
     fn features(self) -> Features {
         let width = PhysicalWidth::try_new(40).expect("a legal width");
-        Features { sub_page_write_permissions: self.sub_page, ..Features::new(width) }
+        Features {
+            sub_page_write_permissions: self.sub_page,
+            advanced_information: self.advanced_information,
+            ..Features::new(width)
+        }
     }
 
     /// Predicts every step of a case.
@@ -113,12 +119,8 @@ impl Run {
             }
             match *instruction {
                 Instruction::Jump { to } => {
-                    let mut bytes = [0; 3];
-                    if let Err(stop) = self.guest.fetch(to, &mut bytes) {
+                    if let Err(stop) = self.fetch_vmcall(to) {
                         return self.stopped(stop, &At { rip: to, length: None });
-                    }
-                    if bytes != code::VMCALL {
-                        return Err(Useless);
                     }
                     return Ok(self.vmcall(to));
                 }
@@ -128,6 +130,24 @@ impl Run {
         }
         let end = guest::RIP + code.bytes.len() as u64 - code::VMCALL.len() as u64;
         Ok(self.vmcall(end))
+    }
+
+    /// Fetches a VMCALL, one page after the other: bytes of the first that begin another instruction
+    /// would let the processor do who knows what.
+    fn fetch_vmcall(&mut self, linear: u64) -> Result<(), Stop> {
+        let in_first = to_usize(0x1000 - linear % 0x1000).min(code::VMCALL.len());
+        let (first, second) = code::VMCALL.split_at(in_first);
+        for (linear, expected) in [(linear, first), (linear + in_first as u64, second)] {
+            let mut bytes = code::VMCALL;
+            let bytes = &mut bytes[..expected.len()];
+            if !expected.is_empty() {
+                self.guest.fetch(linear, bytes)?;
+            }
+            if bytes != expected {
+                return Err(Stop::Useless);
+            }
+        }
+        Ok(())
     }
 
     fn vmcall(&self, rip: u64) -> Outcome {

@@ -23,9 +23,9 @@ const SHOWN: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Tally {
     /// Accesses compared.
-    pub accesses: usize,
+    pub(crate) accesses: usize,
     /// Cases that showed a disagreement.
-    pub disagreements: usize,
+    pub(crate) disagreements: usize,
 }
 
 /// Compares at least `accesses` accesses of random cases.
@@ -141,7 +141,8 @@ mod tests {
     use crate::emulator::tests::Modelled;
     use subpage_vmx::conformance::format::Batch;
 
-    const BOCHS: Processor = Processor { sub_page: true, deviations: Deviations::BOCHS };
+    const BOCHS: Processor =
+        Processor { sub_page: true, advanced_information: true, deviations: Deviations::BOCHS };
 
     fn compare(observed: Deviations, accesses: usize) -> (Tally, String, usize) {
         let processor = Processor { deviations: observed, ..BOCHS };

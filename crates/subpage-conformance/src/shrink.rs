@@ -16,9 +16,9 @@ use crate::predict::Processor;
 /// A case with its disagreement.
 pub(crate) struct Shown {
     /// The case and its prediction.
-    pub predicted: Predicted,
+    pub(crate) predicted: Predicted,
     /// What differs.
-    pub disagreement: Disagreement,
+    pub(crate) disagreement: Disagreement,
 }
 
 /// Rounds after which a case is small enough.

@@ -3,7 +3,8 @@
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use spin::{Mutex, MutexGuard, Once};
+use spin::Once;
+use spin::mutex::{TicketMutex, TicketMutexGuard};
 use subpage::address::{Gfn, Hpa};
 use subpage::domain::Domain;
 use subpage::exit::ExitReason;
@@ -105,7 +106,9 @@ impl ExitCounters {
 
 /// A virtual machine.
 pub struct Machine {
-    shared: Mutex<Shared>,
+    /// Whoever asks first has it first: no virtual processor can keep another from making progress
+    /// (contract C8).
+    shared: TicketMutex<Shared>,
     board: Shootdown,
     /// Messages between virtual processors.
     pub mail: Mailboxes,
@@ -159,7 +162,7 @@ impl Machine {
             memory: ram.bytes(),
         };
         Ok(Self {
-            shared: Mutex::new(shared),
+            shared: TicketMutex::new(shared),
             board: Shootdown::new(processors)?,
             mail: Mailboxes::new(processors),
             exits: ExitCounters::new(),
@@ -194,7 +197,7 @@ impl Machine {
     }
 
     /// Takes the lock. NMIs, and so invalidations that others ask for, are served meanwhile.
-    pub fn lock(&self) -> MutexGuard<'_, Shared> {
+    pub fn lock(&self) -> TicketMutexGuard<'_, Shared> {
         self.shared.lock()
     }
 

@@ -23,9 +23,9 @@ pub(crate) struct Generator {
 /// A case and what the model says about each of its steps.
 pub(crate) struct Predicted {
     /// The case.
-    pub case: Case,
+    pub(crate) case: Case,
     /// One for each step.
-    pub outcomes: Vec<Outcome>,
+    pub(crate) outcomes: Vec<Outcome>,
 }
 
 impl Predicted {
@@ -226,7 +226,8 @@ mod tests {
     use super::*;
     use crate::layout::linear;
 
-    const TIGER_LAKE: Processor = Processor { sub_page: true, deviations: Deviations::BOCHS };
+    const TIGER_LAKE: Processor =
+        Processor { sub_page: true, advanced_information: true, deviations: Deviations::BOCHS };
 
     #[test]
     fn a_seed_makes_its_cases_again() {

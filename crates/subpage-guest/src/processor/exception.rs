@@ -82,6 +82,7 @@ static RECORDS: [Record; MAX_PROCESSORS] = [const { Record::new() }; MAX_PROCESS
 global_asm!(
     ".text",
     ".balign 16",
+    ".globl guest_exception_entries",
     "guest_exception_entries:",
     "guest_vector = 0",
     ".rept 256",

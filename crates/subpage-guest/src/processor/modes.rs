@@ -15,6 +15,7 @@ const REAL_ARGUMENTS: u64 = 0xf00;
 // A processor after SIPI: writes a word to DS:BX and says so. CS is REAL_MODE / 16.
 global_asm!(
     ".section .rodata.real_mode, \"a\"",
+    ".globl guest_real_mode, guest_real_mode_end",
     "guest_real_mode:",
     ".code16",
     "cli",
@@ -38,6 +39,7 @@ global_asm!(
 // RDI: address below 4 GiB, ESI: value. Goes to 32-bit code, turns paging off, stores, comes back.
 global_asm!(
     ".text",
+    ".globl guest_without_paging",
     "guest_without_paging:",
     "pushq %rbx",
     "pushq %rbp",

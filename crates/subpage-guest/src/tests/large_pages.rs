@@ -19,8 +19,8 @@ fn large_page_splits_and_merges() {
     for other in [0, 299, 300, 301, 511] {
         assert_eq!(leaf(region.page(other)), PAGE);
     }
-    page.sub_page(9).write(0, 0_u64);
-    assert_ne!(page.sub_page(9).read::<u64>(0), 0);
+    page.sub_page(9).write(0, 5_u64);
+    assert_eq!(page.sub_page(9).read::<u64>(0), 0);
     region.page(301).write(0, 5_u64);
     region.check_words(Some((301, 5)));
     region.page(301).write(0, 301 * PAGE);

@@ -33,10 +33,15 @@ impl Stage {
     }
 
     fn set(&mut self, maps: [Access; 2]) {
-        assert_eq!(set_maps(self.pages.gfn(), &[!0, !0]), 2);
-        self.pages.fill(OLD);
         self.maps = maps;
-        assert_eq!(set_maps(self.pages.gfn(), &maps), 2);
+        self.reset(0, self.pages.length());
+    }
+
+    /// Gives some bytes their old value, for which the pages are open for a moment.
+    fn reset(&self, offset: u64, length: u64) {
+        assert_eq!(set_maps(self.pages.gfn(), &[!0, !0]), 2);
+        self.pages.part(offset, length).fill(OLD);
+        assert_eq!(set_maps(self.pages.gfn(), &self.maps), 2);
     }
 
     /// Whether sub-page `index`, counted over both pages, may be written.
@@ -78,7 +83,7 @@ impl Stage {
             "{} stores nothing that can be seen",
             form.name
         );
-        place.fill_if(OLD, |at| self.permits((offset + at) / SUB_PAGE));
+        self.reset(offset, form.span());
         drain_events();
         let violations = Counter::Exits(48).get();
         let denials = Counter::Denied.get();
@@ -153,7 +158,6 @@ fn check_all(forms: &[Form]) {
             0xa00,
         ] {
             stage.check(form, offset);
-            stage.pages.fill_if(OLD, |at| stage.permits(at / SUB_PAGE));
         }
         for maps in [[!0 << 31, !0 - 2], [!0 << 31, !1], [!0 >> 1, !0 - 2], [!0 >> 1, !1]] {
             stage.set(maps);
@@ -162,15 +166,6 @@ fn check_all(forms: &[Form]) {
                 stage.set(maps);
                 stage.check(form, PAGE - span / 2 - form.length / 2);
             }
-        }
-    }
-}
-
-impl Bytes {
-    /// Stores `value` in the bytes that `choose` picks by their offset.
-    fn fill_if(self, value: u8, choose: impl Fn(u64) -> bool) {
-        for offset in (0..self.length()).filter(|offset| choose(*offset)) {
-            self.write(offset, value);
         }
     }
 }

@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use arrayvec::ArrayVec;
-use spin::Mutex;
+use spin::mutex::TicketMutex;
 
 use crate::boot::MAX_PROCESSORS;
 
@@ -94,7 +94,8 @@ pub struct Deliverable {
 /// All boxes.
 #[derive(Debug)]
 pub struct Mailboxes {
-    boxes: Mutex<ArrayVec<Box, MAX_PROCESSORS>>,
+    /// In turns: processors that wait ask again and again, and would keep the others out.
+    boxes: TicketMutex<ArrayVec<Box, MAX_PROCESSORS>>,
     /// Something lies in the box: looked at before each entry without the lock.
     filled: [AtomicBool; MAX_PROCESSORS],
 }
@@ -115,8 +116,9 @@ impl Mailboxes {
             in_service: Vectors::default(),
         });
         Self {
-            boxes: Mutex::new(boxes.collect()),
-            filled: [const { AtomicBool::new(false) }; MAX_PROCESSORS],
+            boxes: TicketMutex::new(boxes.collect()),
+            // Who waits for a start-up must not enter the guest before it has come.
+            filled: core::array::from_fn(|number| AtomicBool::new(number != 0)),
         }
     }
 
@@ -254,10 +256,13 @@ mod tests {
     #[test]
     fn a_processor_starts_after_init_and_start_up() {
         let mail = Mailboxes::new(2);
+        assert!(!mail.is_filled(0));
+        assert!(mail.is_filled(1), "it would enter the guest without a start-up");
         assert_eq!(mail.next(1), Next::Wait);
         mail.send(1, Mail::Init);
         mail.send(1, Mail::StartUp(8));
         assert_eq!(mail.next(1), Next::Reset);
+        assert!(mail.is_filled(1), "it would enter the guest without a start-up");
         assert_eq!(mail.next(1), Next::Start(8));
         assert_eq!(mail.next(1), Next::Run);
         mail.send(1, Mail::StartUp(9));
