@@ -127,8 +127,11 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         exit: &EptViolation,
     ) -> (Answer, DeliveryFixup) {
         self.counters.ept_violations += 1;
-        let answer = self.answer_violation(retry, exit).unwrap_or_else(host_error);
-        self.count(answer);
+        let answer = match self.answer_violation(retry, exit) {
+            Ok(answer) => answer,
+            Err(error) => host_error(error),
+        };
+        self.count(&answer);
         (answer, exit.delivery.fixup(exit.qualification.nmi_unblocked()))
     }
 
@@ -273,11 +276,11 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         } else {
             Answer::Emulate
         };
-        self.count(answer);
+        self.count(&answer);
         (answer, exit.delivery.fixup(exit.qualification.nmi_unblocked()))
     }
 
-    fn count(&mut self, answer: Answer) {
+    fn count(&mut self, answer: &Answer) {
         match answer {
             Answer::Retry => self.counters.retries += 1,
             Answer::Emulate => self.counters.emulations += 1,

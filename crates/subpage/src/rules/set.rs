@@ -176,8 +176,12 @@ impl RuleSet {
     /// Calls `each` with the rules of [`touching`](Self::touching): without the list of runs that an
     /// iterator carries with it, which costs a decision more than its search.
     fn visit<'a>(&'a self, range: ByteRange, each: &mut impl FnMut(&'a ActiveRule)) {
-        self.visit_in(range, 0, self.rules.len(), each);
+        if !self.rules.is_empty() {
+            self.visit_in(range, 0, self.rules.len(), each);
+        }
     }
+
+    /// Visits the run of rules `start..end`, which is not empty.
 
     fn visit_in<'a>(
         &'a self,
@@ -187,16 +191,20 @@ impl RuleSet {
         each: &mut impl FnMut(&'a ActiveRule),
     ) {
         let middle = start + (end - start) / 2;
-        if start == end || self.reach[middle] < range.first() {
+        if self.reach[middle] < range.first() {
             return;
         }
-        self.visit_in(range, start, middle, each);
+        if start < middle {
+            self.visit_in(range, start, middle, each);
+        }
         let active = &self.rules[middle];
         if active.rule.range.first() <= range.last() {
             if active.rule.range.last() >= range.first() {
                 each(active);
             }
-            self.visit_in(range, middle + 1, end, each);
+            if middle + 1 < end {
+                self.visit_in(range, middle + 1, end, each);
+            }
         }
     }
 
