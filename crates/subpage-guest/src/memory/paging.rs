@@ -97,7 +97,12 @@ impl Space {
     /// The page at `index` of the window, by its linear address. To be used only while these page
     /// tables are [in use](Self::run), and where a page is mapped.
     pub const fn page(index: u64) -> Bytes {
-        Bytes::taken(Self::linear(index), PAGE)
+        Self::pages(index, 1)
+    }
+
+    /// As [`page`](Self::page), for several pages.
+    pub const fn pages(first: u64, count: u64) -> Bytes {
+        Bytes::taken(Self::linear(first), count * PAGE)
     }
 
     /// Linear address of page `index` of the window.

@@ -107,3 +107,35 @@ fn denied_write_behind_a_protected_table() {
     assert_eq!(pages[0].read::<u64>(0x80), 2);
 }
 test!(denied_write_behind_a_protected_table);
+
+/// A store across the end of a linear page, whose two parts lie in guest-physical pages that are no
+/// neighbours: each part is judged where it lies, and both or none take effect.
+fn store_across_distant_pages() {
+    let pages: [Bytes; 3] = core::array::from_fn(|_| frames::page());
+    let space = Space::new();
+    // The linear neighbour of the first page is the last one, and the other way round.
+    for (index, page) in [(0, pages[0]), (1, pages[2]), (2, pages[1])] {
+        space.map(index, page, WRITE | USER);
+    }
+    let store = |first: u64, value: u64| {
+        space.run(|| Space::pages(first, 2).write(0xffc, value));
+    };
+    let ends = |lower: Bytes, upper: Bytes| (lower.read::<u32>(0xffc), upper.read::<u32>(0));
+    // A closed neighbour in guest-physical memory is none of the store's business.
+    set_access(pages[0], 1 << 31);
+    set_access(pages[1], 0);
+    set_access(pages[2], 1);
+    let denied = growth(Counter::Denied, || store(0, 0x1111_1111_2222_2222));
+    assert_eq!((denied, ends(pages[0], pages[2])), (0, (0x2222_2222, 0x1111_1111)));
+    set_access(pages[2], !1);
+    let denied = growth(Counter::Denied, || store(0, 0x3333_3333_4444_4444));
+    assert_eq!((denied, ends(pages[0], pages[2])), (1, (0x2222_2222, 0x1111_1111)));
+    set_access(pages[2], 0x8000_0001);
+    let denied = growth(Counter::Denied, || store(1, 0x5555_5555_6666_6666));
+    assert_eq!((denied, ends(pages[2], pages[1])), (1, (0, 0)));
+    set_access(pages[1], 1);
+    let denied = growth(Counter::Denied, || store(1, 0x5555_5555_6666_6666));
+    assert_eq!((denied, ends(pages[2], pages[1])), (0, (0x6666_6666, 0x5555_5555)));
+    assert_eq!(pages[2].read::<u32>(0), 0x1111_1111);
+}
+test!(store_across_distant_pages);

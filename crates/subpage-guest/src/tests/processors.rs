@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::hypervisor::hooks::{self, Counter};
-use crate::hypervisor::set_access;
+use crate::hypervisor::{Action, Rule, add_rule, set_access};
 use crate::memory::{Bytes, PAGE, frames};
 use crate::processor::apic::{Message, send};
 use crate::processor::exception;
@@ -175,3 +175,115 @@ fn shootdowns_are_no_nmis_of_the_guest() {
     join(1);
 }
 test!(shootdowns_are_no_nmis_of_the_guest; cpus = 2; limit = 40);
+
+/// How often each processor does what it does in the tests below.
+const TURNS: u64 = 400;
+
+/// Increments a counter in a sub-page that a rule holds elsewhere, and tries the rule's bytes.
+fn write_beside_a_rule(number: usize) {
+    let page = shared();
+    for _ in 0..TURNS {
+        page.increment(0x108);
+        page.exchange_add(0x110, 1);
+        page.write(0x100, !0_u64);
+        // Not locked, but a counter of its own in the same sub-page.
+        let own = 0x140 + 8 * number as u64;
+        page.write(own, page.read::<u64>(own) + 1);
+    }
+}
+
+/// Locked operations that software completes are as atomic as those of the processor.
+fn stores_in_software_are_atomic() {
+    let page = frames::page();
+    SHARED.store(page.address(), Ordering::Relaxed);
+    add_rule(&Rule::new("fine", page.part(0x100, 8), Action::Deny));
+    let denied = hooks::growth(Counter::Denied, || {
+        for number in [1, 2] {
+            start(number);
+            give(number, write_beside_a_rule);
+        }
+        write_beside_a_rule(0);
+        for number in [1, 2] {
+            join(number);
+        }
+    });
+    assert_eq!(denied, 3 * TURNS);
+    assert_eq!(page.read::<u64>(0x100), 0);
+    assert_eq!(page.read::<u64>(0x108), 3 * TURNS, "lock inc");
+    assert_eq!(page.read::<u64>(0x110), 3 * TURNS, "lock xadd");
+    for number in 0..3 {
+        assert_eq!(page.read::<u64>(0x140 + 8 * number), TURNS, "processor {number}");
+    }
+}
+test!(stores_in_software_are_atomic; cpus = 3; limit = 60);
+
+/// While one processor's writes are let through, no other gets through beside them (C1).
+fn letting_through_opens_nothing() {
+    let page = frames::page();
+    SHARED.store(page.address(), Ordering::Relaxed);
+    add_rule(&Rule::new("log", page.part(0x100, 8), Action::Log));
+    add_rule(&Rule::new("deny", page.part(0x108, 8), Action::Deny));
+    set_access(page, !(1 << 3));
+    start(1);
+    give(1, |number| {
+        let page = shared();
+        while STOP.load(Ordering::Relaxed) == 0 {
+            page.write(0x108, !0_u64);
+            page.write(0x180, !0_u64);
+            ROUNDS[number].fetch_add(1, Ordering::Release);
+        }
+    });
+    wait_for("the other processor writes", || rounds() > 2);
+    let reported = hooks::growth(Counter::Reported, || {
+        for value in 1..=TURNS {
+            page.increment(0x100);
+            assert_eq!(page.read::<u64>(0x100), value);
+            assert_eq!(page.read::<u64>(0x108), 0, "after {value} writes");
+            assert_eq!(page.read::<u64>(0x180), 0, "after {value} writes");
+        }
+    });
+    assert_eq!(reported, TURNS);
+    let begin = rounds();
+    wait_for("the other processor writes on", || rounds() > begin + 2);
+    STOP.store(1, Ordering::Relaxed);
+    join(1);
+    assert_eq!((page.read::<u64>(0x108), page.read::<u64>(0x180)), (0, 0));
+}
+test!(letting_through_opens_nothing; cpus = 2; limit = 40);
+
+/// Cells of [`allow_once_is_once_for_all_processors`].
+const CELLS: u64 = 30;
+
+/// Waits for the others, and increments each cell.
+fn increment_cells(_: usize) {
+    let page = shared();
+    ROUNDS[0].fetch_add(1, Ordering::Release);
+    wait_for("all processors are there", || ROUNDS[0].load(Ordering::Acquire) == 3);
+    for cell in 0..CELLS {
+        page.increment(0x100 + 8 * cell);
+    }
+}
+
+/// Of all processors' writes to the bytes of a rule "allow once", one takes effect.
+fn allow_once_is_once_for_all_processors() {
+    let page = frames::page();
+    SHARED.store(page.address(), Ordering::Relaxed);
+    for cell in 0..CELLS {
+        add_rule(&Rule::new("once", page.part(0x100 + 8 * cell, 8), Action::AllowOnce));
+    }
+    let (reported, denied) = (Counter::Reported.get(), Counter::Denied.get());
+    for number in [1, 2] {
+        start(number);
+        give(number, increment_cells);
+    }
+    increment_cells(0);
+    for number in [1, 2] {
+        join(number);
+    }
+    for cell in 0..CELLS {
+        assert_eq!(page.read::<u64>(0x100 + 8 * cell), 1, "cell {cell}");
+    }
+    assert_eq!(Counter::Reported.get() - reported, CELLS);
+    assert_eq!(Counter::Denied.get() - denied, 2 * CELLS);
+}
+test!(allow_once_is_once_for_all_processors; cpus = 3; limit = 40);
