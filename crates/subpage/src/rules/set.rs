@@ -182,7 +182,6 @@ impl RuleSet {
     }
 
     /// Visits the run of rules `start..end`, which is not empty.
-
     fn visit_in<'a>(
         &'a self,
         range: ByteRange,
