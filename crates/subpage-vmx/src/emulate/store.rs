@@ -51,13 +51,28 @@ impl Store {
     /// Segmentation has been checked as the processor does; paging has not, that is
     /// [`translate`](super::translate)'s.
     pub fn of(instruction: &GuestInstruction, state: &State) -> Result<Self, Refusal> {
+        Self::with_substitute(instruction, state, None)
+    }
+
+    /// The same; `known` is the [`lasting_substitute`](Self::lasting_substitute) of an earlier store
+    /// of the same instruction, if it had one.
+    pub(super) fn with_substitute(
+        instruction: &GuestInstruction,
+        state: &State,
+        known: Option<&Substitute>,
+    ) -> Result<Self, Refusal> {
         let x87_opcode = x87_opcode(instruction.bytes());
         let instruction = *instruction.instruction();
         let form = Form::of(&instruction, state)?;
         let (name, offset, length) = destination(&instruction, form, state)?;
         let linear = segment::linear(state, name, offset, length as u64, true)?;
         let substitute = match form {
-            Form::Operand { extended } => Some(Substitute::for_operand(&instruction, extended)?),
+            Form::Operand { extended } => {
+                match known.filter(|known| known.is_extended() == extended) {
+                    Some(known) => Some(known.clone()),
+                    None => Some(Substitute::for_operand(&instruction, extended)?),
+                }
+            }
             Form::BitString => Some(Substitute::for_bit_string(&instruction, state)?),
             _ => None,
         };
@@ -98,6 +113,11 @@ impl Store {
     /// Whether a repeat prefix means something.
     pub(super) const fn is_string(&self) -> bool {
         matches!(self.form, Form::StoreString | Form::MoveString)
+    }
+
+    /// What is executed in the instruction's place, if that depends on the instruction alone.
+    pub(super) fn lasting_substitute(&self) -> Option<&Substitute> {
+        self.substitute.as_ref().filter(|_| matches!(self.form, Form::Operand { .. }))
     }
 
     /// What is executed in the instruction's place; none if its store is computed.

@@ -46,11 +46,11 @@ pub(super) struct DryRun {
 impl Trapped {
     /// Fetches and decodes; none if even that fails, because other processors have changed the
     /// instruction or its mapping since.
-    pub(super) fn find(vcpu: &Vcpu) -> Option<Self> {
+    pub(super) fn find(vcpu: &mut Vcpu) -> Option<Self> {
         let state = vcpu.state();
         let machine = vcpu.machine;
-        let instruction = GuestInstruction::fetch(&machine.ram, machine.processor, &state).ok()?;
-        let store = Store::of(&instruction, &state);
+        let found = vcpu.recent.find(&machine.ram, machine.processor, &state);
+        let (instruction, store) = found.ok()?;
         Some(Self { state, instruction, store })
     }
 

@@ -9,7 +9,7 @@ use alloc::boxed::Box;
 
 use subpage::domain::RetryState;
 
-use crate::emulate::{Processor, SystemTables, TableRegister, Trampoline};
+use crate::emulate::{Processor, Recent, SystemTables, TableRegister, Trampoline};
 use crate::guest::{GeneralRegisters, Register, Segment, Segments, State};
 use crate::machine::Machine;
 use crate::memory::window::Window;
@@ -31,6 +31,8 @@ pub struct Vcpu {
     pub window: Window,
     /// For instructions carried out on behalf of the guest.
     pub trampoline: Trampoline,
+    /// Instructions that trapped lately.
+    pub recent: Recent,
     /// What it was last told to retry.
     pub retry: RetryState,
     /// One instruction is run with EPT's flags off, to step over a walk of the guest's page tables.
@@ -73,6 +75,7 @@ impl Vcpu {
             context: Box::new(context),
             window,
             trampoline,
+            recent: Recent::default(),
             retry: RetryState::default(),
             stepping: false,
             task_priority: 0,

@@ -1,6 +1,6 @@
 //! Fetching instructions: across pages, up to absent ones, with privilege.
 
-use subpage_vmx::emulate::{Exception, Fault, GuestInstruction};
+use subpage_vmx::emulate::{Exception, Fault, GuestInstruction, Recent, Store};
 
 use crate::machine::{Flat, PROCESSOR, state_16, state_32, state_64};
 
@@ -101,4 +101,36 @@ fn outside_of_64_bit_mode_base_and_limit_count() {
     state.rip = 0x1_3345;
     let instruction = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap();
     assert_eq!(instruction.bytes(), [0x88, 0x07]);
+}
+
+/// What is remembered is what would be found anew: the same bytes in another state have the store of
+/// that state, other bytes at the same address are another instruction, and an address that is
+/// fetched from no more is a fault.
+#[test]
+fn a_remembered_instruction_is_the_one_that_is_there() {
+    let memory = memory();
+    let mut recent = Recent::default();
+    let mut state = state_64();
+    state.rip = 0x5000;
+    let mut check = |memory: &Flat, state: &subpage_vmx::guest::State| {
+        let (instruction, store) = recent.find(memory, PROCESSOR, state).unwrap();
+        let fresh = GuestInstruction::fetch(memory, PROCESSOR, state).unwrap();
+        assert_eq!(instruction.bytes(), fresh.bytes());
+        let (store, expected) = (store.unwrap(), Store::of(&fresh, state).unwrap());
+        assert_eq!((store.linear(), store.length()), (expected.linear(), expected.length()));
+        assert_eq!(store.substitute(), expected.substitute());
+    };
+    // MOV [RAX + 11223344H], 55667788H; MOV [RDX], RCX; LOCK INC QWORD PTR [RAX]; BTS [RAX], RCX
+    let all: [&[u8]; 4] =
+        [&MOVE, &[0x48, 0x89, 0x0a], &[0xf0, 0x48, 0xff, 0x00], &[0x48, 0x0f, 0xab, 0x08]];
+    for bytes in all {
+        memory.put(0x8000, bytes);
+        for (rax, rcx) in [(0x1000, 3), (0x2000, 3), (0x2000, 130)] {
+            state.registers.0[0] = rax;
+            state.registers.0[1] = rcx;
+            check(&memory, &state);
+        }
+    }
+    memory.put(0xa000 + 5 * 8, &0_u64.to_le_bytes());
+    assert!(recent.find(&memory, PROCESSOR, &state).is_err(), "the page is gone");
 }

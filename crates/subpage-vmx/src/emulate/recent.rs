@@ -1,0 +1,67 @@
+//! Instructions that trapped lately.
+//!
+//! A counter beside guarded bytes traps at the same instruction again and again. Decoding it and
+//! finding what executes in its place costs more than all the rest of completing its store, and
+//! depends on nothing but its bytes: so both are kept for as long as the bytes stay the same.
+
+use super::linear::read_linear;
+use super::store::Refusal;
+use super::{Access, Fault, GuestInstruction, MAX_INSTRUCTION_BYTES, Processor, Store, Substitute};
+use crate::guest::{PhysicalMemory, State};
+
+/// How many are kept: a loop's worth.
+const ENTRIES: usize = 8;
+
+#[derive(Debug, Clone)]
+struct Entry {
+    rip: u64,
+    instruction: GuestInstruction,
+    substitute: Option<Substitute>,
+}
+
+/// Decoded instructions of 64-bit code, by address.
+#[derive(Debug, Clone, Default)]
+pub struct Recent {
+    entries: [Option<Entry>; ENTRIES],
+}
+
+impl Recent {
+    /// Fetches the instruction at RIP and finds its store, as [`GuestInstruction::fetch`] and
+    /// [`Store::of`] do.
+    ///
+    /// The bytes are read anew each time, through the guest's page tables as they are now.
+    pub fn find<M: PhysicalMemory>(
+        &mut self,
+        memory: &M,
+        processor: Processor,
+        state: &State,
+    ) -> Result<(GuestInstruction, Result<Store, Refusal>), Fault> {
+        if !state.is_64_bit() {
+            let instruction = GuestInstruction::fetch(memory, processor, state)?;
+            let store = Store::of(&instruction, state);
+            return Ok((instruction, store));
+        }
+        #[allow(clippy::cast_possible_truncation)] // Less than the number of entries.
+        let slot = &mut self.entries[(state.rip ^ state.rip >> 4) as usize % ENTRIES];
+        if let Some(entry) = slot
+            && entry.rip == state.rip
+            && super::is_canonical(state.rip)
+        {
+            let known = entry.instruction.bytes();
+            let mut bytes = [0; MAX_INSTRUCTION_BYTES];
+            let bytes = &mut bytes[..known.len()];
+            let access = Access::fetch_by(state);
+            read_linear(memory, processor, state, state.rip, access, bytes)?;
+            if *bytes == *known {
+                let store =
+                    Store::with_substitute(&entry.instruction, state, entry.substitute.as_ref());
+                return Ok((entry.instruction, store));
+            }
+        }
+        let instruction = GuestInstruction::fetch(memory, processor, state)?;
+        let store = Store::of(&instruction, state);
+        let substitute = store.as_ref().ok().and_then(Store::lasting_substitute).cloned();
+        *slot = Some(Entry { rip: state.rip, instruction, substitute });
+        Ok((instruction, store))
+    }
+}
