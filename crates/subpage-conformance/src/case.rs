@@ -58,8 +58,8 @@ impl Case {
         self.steps.iter().map(|step| step.instructions.len()).sum()
     }
 
-    /// Checks what a file may have wrong: the executor takes no store outside of the arena, and a
-    /// step's code has one page.
+    /// Checks what a file may have wrong: the executor takes no store outside of the arena, a step's
+    /// code has one page, and not every operand can be predicted.
     pub(crate) fn check(&self) -> Result<()> {
         let stores = self.steps.iter().flat_map(|step| &step.stores).chain(&self.stores);
         if let Some((word, _)) = stores.into_iter().find(|(word, _)| *word as usize >= ARENA_WORDS)
@@ -69,6 +69,16 @@ impl Case {
         for step in &self.steps {
             if step.instructions.len() > MAX_INSTRUCTIONS {
                 bail!("a step has more than {MAX_INSTRUCTIONS} instructions");
+            }
+            if let Some(instruction) = step.instructions.iter().find(|it| !it.is_sound()) {
+                bail!("an instruction has operands that nothing is predicted for: {instruction}");
+            }
+            let late = step.instructions.iter().skip(1).any(Instruction::needs_initial_flags);
+            let ends = step.instructions.iter().rev().skip(1).any(|it| !it.continues());
+            if late || ends {
+                bail!(
+                    "an INT is not the first instruction of its step, or a step goes on behind one"
+                );
             }
         }
         Ok(())

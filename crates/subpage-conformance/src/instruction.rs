@@ -185,6 +185,29 @@ impl Instruction {
         matches!(self, Self::Interrupt { .. })
     }
 
+    /// Whether the operands are ones that the prediction knows what to do with: addresses that no
+    /// length carries out of the lower half of the linear-address space, and aligned where the
+    /// instruction demands it.
+    pub(crate) fn is_sound(&self) -> bool {
+        let inside = |address: u64| (1 << 20..1 << 46).contains(&address);
+        match *self {
+            Self::Load { at, .. }
+            | Self::Store { at, .. }
+            | Self::Modify { at, .. }
+            | Self::LoadWide { at, .. }
+            | Self::Fill { at, .. } => inside(at),
+            Self::CompareExchange16 { at, .. } | Self::SaveState { at } => {
+                inside(at) && at.is_multiple_of(16)
+            }
+            Self::StoreWide { at, source, .. } => inside(at) && source <= 0x1000 - 32,
+            Self::Push { stack, .. } | Self::Call { stack } | Self::Interrupt { stack } => {
+                inside(stack)
+            }
+            Self::Copy { from, to, .. } => inside(from) && inside(to),
+            Self::Jump { to } => inside(to),
+        }
+    }
+
     /// Name of the kind, to tell disagreements apart.
     pub(crate) const fn name(&self) -> &'static str {
         match self {
@@ -250,5 +273,21 @@ impl fmt::Display for Instruction {
             }
             Self::Jump { to } => write!(f, "{name} to {to:#x}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operands_from_a_file_are_judged() {
+        let store = |at| Instruction::Store { at, size: Size::Quad, value: 0 }.is_sound();
+        assert!(store(1 << 39));
+        assert!(!store(0) && !store(u64::MAX) && !store(1 << 46));
+        assert!(Instruction::SaveState { at: 1 << 39 }.is_sound());
+        assert!(!Instruction::SaveState { at: (1 << 39) + 8 }.is_sound());
+        let wide = |source| Instruction::StoreWide { at: 1 << 39, size: Wide::Ymm, source };
+        assert!(wide(0xFE0).is_sound() && !wide(0xFE1).is_sound());
     }
 }

@@ -46,19 +46,20 @@ extern "sysv64" fn main(information: *const [u8; size_of::<BootInformation>()]) 
     let bytes = unsafe { information.read_unaligned() };
     let information = BootInformation::read_from_bytes(&bytes).expect("as many bytes as it has");
     let command_line = information.command_line.get() as *const u8;
-    let length = (information.command_line_length.get() as usize).min(256);
-    // SAFETY: only this function, which runs once, names the array.
-    let copy = unsafe { &mut *(&raw mut COMMAND_LINE) };
-    for (index, byte) in copy[..length].iter_mut().enumerate() {
-        // SAFETY: the hypervisor says that so many bytes are there.
-        let from = unsafe { command_line.add(index) };
-        // SAFETY: as above; memory of the guest, which is mapped.
-        *byte = unsafe { from.read() };
+    let length = usize::try_from(information.command_line_length.get()).unwrap_or(256).min(256);
+    let to = (&raw mut COMMAND_LINE).cast::<u8>();
+    for index in 0..length {
+        // SAFETY: the hypervisor says that so many bytes are there, in memory that is mapped.
+        let byte = unsafe { command_line.wrapping_add(index).read() };
+        // SAFETY: within the array, which only this function names; it runs once.
+        unsafe { to.wrapping_add(index).write(byte) };
     }
+    // SAFETY: the array's first bytes, written above and never again.
+    let copy = unsafe { core::slice::from_raw_parts(to, length) };
     memory::frames::initialise(information.free.get(), information.memory.get());
     processor::initialise_first(information.processors.get());
     assert_eq!(information.signature[..12], subpage_vmx::abi::SIGNATURE, "whose guest is this?");
-    match core::str::from_utf8(&copy[..length]).ok().and_then(command_line::parse) {
+    match core::str::from_utf8(copy).ok().and_then(command_line::parse) {
         Some(Request::List) => registry::list(),
         Some(Request::Run(name)) => registry::run(name),
         Some(Request::Bench) => bench::run(),
@@ -148,11 +149,9 @@ unsafe extern "C" fn memset(to: *mut u8, value: i32, bytes: usize) -> *mut u8 {
 unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, bytes: usize) -> i32 {
     for index in 0..bytes {
         // SAFETY: the caller's pointers are good for so many bytes.
-        let (left, right) = unsafe { (left.add(index), right.add(index)) };
+        let left = unsafe { left.wrapping_add(index).read_volatile() };
         // SAFETY: as above.
-        let left = unsafe { left.read_volatile() };
-        // SAFETY: as above.
-        let right = unsafe { right.read_volatile() };
+        let right = unsafe { right.wrapping_add(index).read_volatile() };
         if left != right {
             return i32::from(left) - i32::from(right);
         }

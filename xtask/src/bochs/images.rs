@@ -141,7 +141,12 @@ impl Images {
         let conformance = ("subpage-conformance-image", images.conformance(), Form::IMAGE);
         let guest = ("subpage-guest", images.guest(), Form::Elf);
         let made = match purpose {
-            Purpose::Guard | Purpose::Test => vec![rom, hypervisor, guest],
+            Purpose::Guard => {
+                // A boot loader wants the file as it was linked.
+                let elf = images.directory.join("subpage-hypervisor.elf");
+                vec![rom, hypervisor, ("subpage-hypervisor", elf, Form::Elf), guest]
+            }
+            Purpose::Test => vec![rom, hypervisor, guest],
             Purpose::Conformance => vec![rom, conformance],
         };
         for (program, image, form) in made {

@@ -21,6 +21,17 @@ fn ignored(random: &mut Rng) -> u64 {
     1 << bits[random.usize(..bits.len())]
 }
 
+/// An EPT entry without R, W and X: all else is nothing to the processor.
+fn absent(random: &mut Rng, address: u64) -> u64 {
+    let rest = match random.u32(..4) {
+        0 => address,
+        // Executable in user mode, where that means something.
+        1 => address | 1 << 10,
+        _ => random.u64(..),
+    };
+    rest & !(READ | WRITE | EXECUTE)
+}
+
 /// An EPT entry that names the table at `table`; plain in `good` of a hundred cases.
 pub(super) fn ept_link(random: &mut Rng, table: u64, good: u32) -> u64 {
     let plain = table | READ | WRITE | EXECUTE;
@@ -33,8 +44,7 @@ pub(super) fn ept_link(random: &mut Rng, table: u64, good: u32) -> u64 {
         6 => table | READ,
         7 => table | EXECUTE,
         8 => table | WRITE | EXECUTE,
-        // Absent, with all else in place.
-        9 => table,
+        9 => absent(random, table),
         10 => 0,
         // Bit 6:3, or bit 7: a leaf that is not aligned, or an entry of the root.
         11 => plain | 1 << random.u32(3..8),
@@ -58,12 +68,16 @@ pub(super) fn ept_leaf(random: &mut Rng, page: u64, order: u32) -> u64 {
         9 => random.u64(..8),
         _ => READ | EXECUTE | SUB_PAGE,
     };
+    if rights & (READ | WRITE | EXECUTE) == 0 {
+        return absent(random, page);
+    }
     let kind = if chance(random, 92) { 6 } else { random.u64(..8) };
     let mut leaf = page | kind << 3 | rights;
     if order > 12 {
         leaf |= LARGE;
-        if chance(random, 15) {
-            leaf |= 1 << random.u32(12..order);
+        if chance(random, 20) {
+            // Bit 12 is the PAT bit of ordinary large pages, the others are reserved there too.
+            leaf |= 1 << if random.bool() { 12 } else { random.u32(12..order) };
         }
     } else if chance(random, 5) {
         // Ignored in an entry of the last level.

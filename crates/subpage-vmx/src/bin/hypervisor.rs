@@ -30,9 +30,9 @@ mod entry {
     /// # Safety
     /// Called once on each other processor, by the entry code.
     #[unsafe(no_mangle)]
-    unsafe extern "C" fn application_processor_start(index: u64) -> ! {
+    unsafe extern "C" fn application_processor_start(index: usize) -> ! {
         // SAFETY: the entry code has just come here with the processor's number.
-        unsafe { start::application_processor(index as usize) }
+        unsafe { start::application_processor(index) }
     }
 }
 

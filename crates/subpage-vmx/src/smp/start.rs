@@ -25,12 +25,13 @@ pub unsafe fn start_others(apic: LocalApic, wanted: Option<usize>) -> usize {
     let page = AP_TRAMPOLINE as usize as *mut u8;
     for (at, &byte) in code.iter().enumerate() {
         // SAFETY: by the contract the page is free; the code is shorter than a page.
-        unsafe { page.add(at).write_volatile(byte) };
+        unsafe { page.wrapping_add(at).write_volatile(byte) };
     }
+    const PAGE: u8 = (AP_TRAMPOLINE >> 12).to_le_bytes()[0];
     apic.send_to_others(Message::Init);
     wait(PATIENCE / 20, None);
     for _ in 0..2 {
-        apic.send_to_others(Message::StartUp((AP_TRAMPOLINE >> 12) as u8));
+        apic.send_to_others(Message::StartUp(PAGE));
         wait(PATIENCE / 20, wanted);
     }
     wait(PATIENCE, wanted);

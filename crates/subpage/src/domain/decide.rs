@@ -145,6 +145,9 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         if denied.is_empty() {
             return Decision::Allowed;
         }
+        if self.rules.is_empty() {
+            return denied_by_map(bytes, denied.into());
+        }
         let strongest = self.rules.strongest(bytes);
         if let Some(active) = strongest.filter(|active| active.effect() >= Action::Deny) {
             return by_rule(active, bytes);

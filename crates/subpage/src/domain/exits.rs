@@ -11,6 +11,7 @@ use crate::address::{ByteRange, Gpa};
 use crate::exit::{Delivery, DeliveryFixup, EptQualification, SppQualification};
 use crate::frames::TableFrames;
 use crate::level::Level;
+use crate::rules::RuleId;
 use crate::slots::AddressSpace;
 use crate::sppt::SpptEntry;
 
@@ -126,8 +127,11 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         exit: &EptViolation,
     ) -> (Answer, DeliveryFixup) {
         self.counters.ept_violations += 1;
-        let answer = self.answer_violation(retry, exit).unwrap_or_else(host_error);
-        self.count(answer);
+        let answer = match self.answer_violation(retry, exit) {
+            Ok(answer) => answer,
+            Err(error) => host_error(error),
+        };
+        self.count(&answer);
         (answer, exit.delivery.fixup(exit.qualification.nmi_unblocked()))
     }
 
@@ -141,6 +145,21 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let Some(slot) = self.slots[exit.space.index()].find(gfn) else {
             return Ok(Answer::NoSlot(gpa));
         };
+        let read_only = slot.read_only;
+        let stores = exit.qualification.write() && !exit.qualification.is_page_walk();
+        let mut decided = None;
+        if stores && !read_only {
+            // Without a decoded length only the addressed byte is certain to be written.
+            let Ok(write) = ByteRange::new(gpa, exit.length.unwrap_or(1).max(1)) else {
+                return Ok(Answer::NoSlot(Gpa::MAX));
+            };
+            let decision = self.check_write(exit.space, write);
+            if let Decision::Denied { rule, at, stop } = decision {
+                // Whatever the page is mapped to: that is not looked at.
+                return Ok(self.deny(exit, rule, at, stop));
+            }
+            decided = Some((write, decision));
+        }
         let Some(place) = self.mapping(exit.space, gfn) else { return Ok(Answer::Map(gpa)) };
         if !exit.qualification.write() {
             // A leaf of this engine is readable, so a read or a fetch that trapped met a stale
@@ -154,40 +173,32 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
                 Answer::Emulate
             });
         }
-        if slot.read_only {
-            return Ok(Answer::ReadOnlySlot(gpa));
-        }
-        if exit.qualification.is_page_walk() {
-            if !place.entry.host_writable() {
-                return Ok(Answer::MakeWritable(gpa));
-            }
-            return self.answer_page_walk(retry, exit);
-        }
-        // Without a decoded length only the addressed byte is certain to be written.
-        let Ok(write) = ByteRange::new(gpa, exit.length.unwrap_or(1).max(1)) else {
-            return Ok(Answer::NoSlot(Gpa::MAX));
-        };
-        match self.check_write(exit.space, write) {
-            Decision::Denied { rule, at, stop } => {
-                let denial = Denial {
-                    gpa,
-                    gla: exit.qualification.linear_valid().then_some(exit.gla),
-                    length: exit.length,
-                    at,
-                    rule,
-                    stop,
-                    during_delivery: exit.delivery.vectoring.valid(),
-                };
-                self.report(&denial);
-                Ok(Answer::Deny(denial))
-            }
-            Decision::NotMapped { at } => Ok(Answer::NoSlot(at)),
-            Decision::NotEligible { at } => Ok(Answer::ReadOnlySlot(at)),
+        let host_writable = place.entry.host_writable();
+        match decided {
+            None if read_only => Ok(Answer::ReadOnlySlot(gpa)),
+            None if !host_writable => Ok(Answer::MakeWritable(gpa)),
+            None => self.answer_page_walk(retry, exit),
+            Some((_, Decision::NotMapped { at })) => Ok(Answer::NoSlot(at)),
+            Some((_, Decision::NotEligible { at })) => Ok(Answer::ReadOnlySlot(at)),
             // Also before an emulation, which would write the shared page itself (D9).
-            _ if !place.entry.host_writable() => Ok(Answer::MakeWritable(gpa)),
-            Decision::Reported { .. } => Ok(Answer::Emulate),
-            Decision::Allowed => self.open_for(retry, exit, write),
+            Some(_) if !host_writable => Ok(Answer::MakeWritable(gpa)),
+            Some((write, Decision::Allowed)) => self.open_for(retry, exit, write),
+            Some((_, Decision::Reported { .. } | Decision::Denied { .. })) => Ok(Answer::Emulate),
         }
+    }
+
+    fn deny(&mut self, exit: &EptViolation, rule: Option<RuleId>, at: Gpa, stop: bool) -> Answer {
+        let denial = Denial {
+            gpa: exit.gpa,
+            gla: exit.qualification.linear_valid().then_some(exit.gla),
+            length: exit.length,
+            at,
+            rule,
+            stop,
+            during_delivery: exit.delivery.vectoring.valid(),
+        };
+        self.report(&denial);
+        Answer::Deny(denial)
     }
 
     /// A permitted write trapped: find out what it waits for.
@@ -265,11 +276,11 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         } else {
             Answer::Emulate
         };
-        self.count(answer);
+        self.count(&answer);
         (answer, exit.delivery.fixup(exit.qualification.nmi_unblocked()))
     }
 
-    fn count(&mut self, answer: Answer) {
+    fn count(&mut self, answer: &Answer) {
         match answer {
             Answer::Retry => self.counters.retries += 1,
             Answer::Emulate => self.counters.emulations += 1,

@@ -173,6 +173,40 @@ impl RuleSet {
         Touching { set: self, range, runs }
     }
 
+    /// Calls `each` with the rules of [`touching`](Self::touching): without the list of runs that an
+    /// iterator carries with it, which costs a decision more than its search.
+    fn visit<'a>(&'a self, range: ByteRange, each: &mut impl FnMut(&'a ActiveRule)) {
+        if !self.rules.is_empty() {
+            self.visit_in(range, 0, self.rules.len(), each);
+        }
+    }
+
+    /// Visits the run of rules `start..end`, which is not empty.
+    fn visit_in<'a>(
+        &'a self,
+        range: ByteRange,
+        start: usize,
+        end: usize,
+        each: &mut impl FnMut(&'a ActiveRule),
+    ) {
+        let middle = start + (end - start) / 2;
+        if self.reach[middle] < range.first() {
+            return;
+        }
+        if start < middle {
+            self.visit_in(range, start, middle, each);
+        }
+        let active = &self.rules[middle];
+        if active.rule.range.first() <= range.last() {
+            if active.rule.range.last() >= range.first() {
+                each(active);
+            }
+            if middle + 1 < end {
+                self.visit_in(range, middle + 1, end, each);
+            }
+        }
+    }
+
     /// What the rules leave writable of a page: the AND over all of them.
     pub fn permitted(&self, gfn: Gfn) -> AccessMap {
         self.permitted_but(gfn, None)
@@ -180,11 +214,15 @@ impl RuleSet {
 
     /// The same without the rule `but`.
     pub(crate) fn permitted_but(&self, gfn: Gfn, but: Option<RuleId>) -> AccessMap {
-        let page = ByteRange::of_pages(GfnRange::one(gfn));
-        self.touching(page)
-            .filter(|active| Some(active.id) != but)
-            .filter_map(|active| active.rule.range.in_page(gfn))
-            .fold(AccessMap::ALL, |map, bytes| map & !AccessMap::touched_by(bytes))
+        let mut map = AccessMap::ALL;
+        self.visit(ByteRange::of_pages(GfnRange::one(gfn)), &mut |active| {
+            if Some(active.id) != but
+                && let Some(bytes) = active.rule.range.in_page(gfn)
+            {
+                map = map & !AccessMap::touched_by(bytes);
+            }
+        });
+        map
     }
 
     /// How many rules hold the sub-page that contains `gpa`.
@@ -226,6 +264,13 @@ impl RuleSet {
 
     /// The strongest rule that guards one of the bytes; among equals the oldest.
     pub(crate) fn strongest(&self, bytes: ByteRange) -> Option<&ActiveRule> {
-        self.touching(bytes).max_by_key(|active| (active.effect(), core::cmp::Reverse(active.id)))
+        let mut strongest: Option<&ActiveRule> = None;
+        self.visit(bytes, &mut |active| {
+            let rank = |active: &ActiveRule| (active.effect(), core::cmp::Reverse(active.id));
+            if strongest.is_none_or(|best| rank(best) < rank(active)) {
+                strongest = Some(active);
+            }
+        });
+        strongest
     }
 }

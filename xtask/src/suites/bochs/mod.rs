@@ -5,6 +5,7 @@ mod protocol;
 mod refusals;
 
 use std::{
+    cmp::Reverse,
     io::{self, Write as _},
     sync::{
         atomic::{AtomicUsize, Ordering},
@@ -36,7 +37,7 @@ use refusals::Refusal;
 const AT_ONCE: usize = 2;
 
 /// For all of the suite; the tests that have not run by then are counted as failed.
-const SUITE_LIMIT: Duration = Duration::from_secs(7 * 60);
+const SUITE_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// To list the tests, the guest does next to nothing.
 const LIST_LIMIT: Duration = Duration::from_secs(30);
@@ -188,6 +189,8 @@ fn jobs(images: &Images, tests: &[Listed], selected: &dyn Fn(&str) -> bool) -> V
             }
         }
     }
+    // The long ones first, so that none of them is left over for one of the runners alone.
+    jobs.sort_by_key(|job| Reverse(job.limit));
     jobs
 }
 
@@ -316,6 +319,17 @@ mod tests {
         );
         assert_eq!(jobs[0].machine.command_line, "subpage memory=32 cpus=2 -- run=everywhere");
         assert_eq!(jobs[0].machine.processors, 2);
+    }
+
+    #[test]
+    fn long_tests_begin_first() {
+        let mut long = listed("long", Hardware::WithSpp);
+        long.limit = Duration::from_secs(60);
+        let tests = [listed("short", Hardware::WithSpp), long];
+        let images = Images::at(PathBuf::from("/images"));
+        let jobs = jobs(&images, &tests, &|name| ["long", "short"].contains(&name));
+        let titles: Vec<_> = jobs.iter().map(|job| job.title.as_str()).collect();
+        assert_eq!(titles, ["long on tigerlake", "short on tigerlake"]);
     }
 
     #[test]
