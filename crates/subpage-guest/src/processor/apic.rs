@@ -1,6 +1,6 @@
 //! The x2APIC: identification, interrupts between processors.
-
-#![allow(unsafe_code)] // Registers of the APIC are model-specific registers.
+//!
+//! Unsafe: its registers are model-specific registers.
 
 use super::registers::{read_msr, write_msr};
 

@@ -1,5 +1,7 @@
 //! The processor as this guest sets it up: tables, exceptions, the APIC, other processors.
 
+// Registers of the APIC are model-specific registers.
+#[allow(unsafe_code)]
 pub mod apic;
 // Exceptions are entered and left by assembly, and a caught one continues elsewhere.
 #[allow(unsafe_code)]

@@ -1,4 +1,6 @@
 //! Stacks.
+//!
+//! Unsafe: a stack is shared memory that no lock guards; the processor whose it is alone uses it.
 
 use core::cell::UnsafeCell;
 

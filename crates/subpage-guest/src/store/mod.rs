@@ -1,4 +1,6 @@
 //! Stores in every form: instructions that write, with known registers before and after.
+//!
+//! Unsafe in one place: where a form, which is assembly, is called.
 
 // Each form is a piece of assembly.
 #[allow(unsafe_code)]

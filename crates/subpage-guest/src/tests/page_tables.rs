@@ -7,25 +7,48 @@ use crate::memory::paging::{ACCESSED, DIRTY, PRESENT, Space, USER, WRITE};
 use crate::memory::{Bytes, frames};
 use crate::test;
 
-/// A mapped window with all its tables closed.
-fn closed(pages: [Bytes; 3]) -> Space {
+/// Which tables of the window are closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closed {
+    /// All: each instruction's own fetch goes through a closed table.
+    All,
+    /// All but the root: only walks for the window meet one.
+    BelowRoot,
+}
+
+/// A mapped window with closed tables.
+fn closed(pages: [Bytes; 3], which: Closed) -> Space {
     let space = Space::new();
     for (index, page) in pages.into_iter().enumerate() {
         space.map(index as u64, page, WRITE | USER);
     }
-    for table in [space.root, space.pointers, space.directory, space.table] {
+    for table in [space.pointers, space.directory, space.table] {
         set_access(table, 0);
+    }
+    if which == Closed::All {
+        set_access(space.root, 0);
     }
     space
 }
 
 /// Translations through closed tables are right, and accessed and dirty flags are kept.
 fn walks_through_protected_tables() {
+    check_walks(Closed::All);
+}
+test!(walks_through_protected_tables);
+
+/// The same where instructions are fetched through open tables.
+fn data_walks_through_protected_tables() {
+    check_walks(Closed::BelowRoot);
+}
+test!(data_walks_through_protected_tables);
+
+fn check_walks(which: Closed) {
     let pages = core::array::from_fn(|_| frames::page());
     for (index, page) in pages.iter().enumerate() {
         page.write(0, 0x100 + index as u64);
     }
-    let space = closed(pages);
+    let space = closed(pages, which);
     let entry = |index: u64| space.table.read::<u64>(8 * index);
     let denied = growth(Counter::Denied, || {
         space.run(|| {
@@ -49,16 +72,16 @@ fn walks_through_protected_tables() {
         assert_eq!(table.read::<u64>(offset) & (PRESENT | ACCESSED), PRESENT | ACCESSED);
     }
 }
-test!(walks_through_protected_tables);
-
 /// A read sets the accessed flag only.
 fn reads_leave_the_dirty_flag() {
-    let pages = core::array::from_fn(|_| frames::page());
-    let space = closed(pages);
-    space.run(|| assert_eq!(Space::page(1).read::<u64>(8), 0));
-    let entry: u64 = space.table.read(8);
-    assert_eq!(entry & (ACCESSED | DIRTY), ACCESSED);
-    assert_eq!(space.table.read::<u64>(0) & (ACCESSED | DIRTY), 0, "page 0 was not touched");
+    for which in [Closed::All, Closed::BelowRoot] {
+        let pages = core::array::from_fn(|_| frames::page());
+        let space = closed(pages, which);
+        space.run(|| assert_eq!(Space::page(1).read::<u64>(8), 0));
+        let entry: u64 = space.table.read(8);
+        assert_eq!(entry & (ACCESSED | DIRTY), ACCESSED, "{which:?}");
+        assert_eq!(space.table.read::<u64>(0) & (ACCESSED | DIRTY), 0, "page 0 was not touched");
+    }
 }
 test!(reads_leave_the_dirty_flag);
 
@@ -66,7 +89,7 @@ test!(reads_leave_the_dirty_flag);
 /// mapping, but can one in a permitted sub-page.
 fn entries_in_protected_tables_are_closed() {
     let pages: [Bytes; 3] = core::array::from_fn(|_| frames::page());
-    let space = closed(pages);
+    let space = closed(pages, Closed::All);
     let stranger = frames::page();
     stranger.write(0, 0xbad_u64);
     let forged = stranger.address() | PRESENT | WRITE;
@@ -94,7 +117,7 @@ test!(entries_in_protected_tables_are_closed);
 /// A denied write whose page walk goes through closed tables is still denied, once.
 fn denied_write_behind_a_protected_table() {
     let pages: [Bytes; 3] = core::array::from_fn(|_| frames::page());
-    let space = closed(pages);
+    let space = closed(pages, Closed::All);
     set_access(pages[0], !1);
     let denied = growth(Counter::Denied, || {
         space.run(|| {
