@@ -7,6 +7,7 @@ mod refusals;
 use std::{
     cmp::Reverse,
     io::{self, Write as _},
+    path::PathBuf,
     sync::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
@@ -89,7 +90,20 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         return Ok(Count::FAILED);
     };
     let selected = |name: &str| plan.selects(name);
-    let jobs = jobs(&images, &tests, &selected);
+    let mut jobs = jobs(&images, &tests, &selected);
+    if selected(refusals::POLICY.name) {
+        let Some(module) = policy_module(session, plan)? else { return Ok(Count::FAILED) };
+        for model in [probe::WITH_SPP, probe::WITHOUT_SPP] {
+            let mut machine = guest(&images, model, 1, "list");
+            machine.modules.push(("policy".to_owned(), Contents::File(module.clone())));
+            jobs.push(Job {
+                title: format!("{} on {model}", refusals::POLICY.name),
+                machine,
+                limit: refusals::LIMIT,
+                expected: Expected::Refusal(&refusals::POLICY),
+            });
+        }
+    }
     if jobs.is_empty() {
         if plan.selects_by_name() {
             session.say("   no test has such a name")?;
@@ -101,6 +115,19 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     }
     let deadline = session.deadline().min(start + SUITE_LIMIT);
     run_all(session, emulator, &jobs, deadline)
+}
+
+/// Makes a policy module with the tool; none if that fails, which has been said.
+fn policy_module(session: &mut Session<'_>, plan: &Plan) -> Result<Option<PathBuf>> {
+    let module = plan.workspace.separate_target("bare-metal").join("policy.subpage");
+    let mut command = plan.cargo(&["run", "--quiet", "--release", "--package", "subpage-cli"]);
+    command.args(["--", "compile", "--policy", refusals::POLICY_SOURCE, "-o"]).arg(&module);
+    let finished = session.run(command, &mut |_| None)?;
+    if finished.ending.success() {
+        return Ok(Some(module));
+    }
+    session.show(&finished.output)?;
+    Ok(None)
 }
 
 /// Prints the names of the tests, one a line with what they need, and nothing else.
@@ -120,7 +147,7 @@ pub(crate) fn print_list(
         };
         writeln!(out, "{} ({processors}, {} CPU)", test.name, test.processors)?;
     }
-    for refusal in refusals::ALL {
+    for refusal in refusals::ALL.iter().chain([&refusals::POLICY]) {
         writeln!(out, "{} (a start that is refused)", refusal.name)?;
     }
     Ok(true)

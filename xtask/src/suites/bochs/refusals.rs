@@ -29,6 +29,14 @@ impl Refusal {
     }
 }
 
+/// A policy, made by the tool, that is in force from the guest's first instruction on: it guards the
+/// guest itself, its data included, so the first store to it ends the machine.
+pub(super) const POLICY: Refusal =
+    Refusal { name: "policy_in_force", reason: "rule 1 was violated", alter: |_| {} };
+
+/// The policy, and the arguments that make a module of it.
+pub(super) const POLICY_SOURCE: &str = "examples/hypervisor/policy.toml";
+
 pub(super) const ALL: &[Refusal] = &[
     Refusal {
         name: "no_64_bit_mode",
