@@ -123,6 +123,13 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         if slot.read_only {
             return Decision::NotEligible { at: bytes.first() };
         }
+        self.check_in_slot(bytes)
+    }
+
+    /// Decides about bytes of one page, which a slot holds that is not read-only.
+    #[inline]
+    pub(super) fn check_in_slot(&self, bytes: ByteRange) -> Decision {
+        let gfn = bytes.first().gfn();
         let denied = SppVector::touched_by(bytes).without(self.tables.vector(gfn));
         // Asked before `denied`: the domain answers the same every time, and what remains then needs
         // no branch if the caller wants to know no more than yes or no.
@@ -141,18 +148,22 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             return Decision::Allowed;
         }
         let gfn = bytes.first().gfn();
-        let denied = denied.to_map() & !self.tracking.armed(gfn);
-        if denied.is_empty() {
+        let denied = if self.tracking.is_empty() {
+            denied
+        } else {
+            SppVector::from(denied.to_map() & !self.tracking.armed(gfn))
+        };
+        if denied == SppVector::NONE {
             return Decision::Allowed;
         }
         if self.rules.is_empty() {
-            return denied_by_map(bytes, denied.into());
+            return denied_by_map(bytes, denied);
         }
         let strongest = self.rules.strongest(bytes);
         if let Some(active) = strongest.filter(|active| active.effect() >= Action::Deny) {
             return by_rule(active, bytes);
         }
-        let by_map = denied & (self.rules.permitted(gfn) | self.hidden.of(gfn));
+        let by_map = denied.to_map() & (self.rules.permitted(gfn) | self.hidden.of(gfn));
         if !by_map.is_empty() {
             return denied_by_map(bytes, by_map.into());
         }

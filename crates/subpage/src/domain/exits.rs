@@ -153,7 +153,11 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             let Ok(write) = ByteRange::new(gpa, exit.length.unwrap_or(1).max(1)) else {
                 return Ok(Answer::NoSlot(Gpa::MAX));
             };
-            let decision = self.check_write(exit.space, write);
+            let decision = if write.last().gfn() == gfn {
+                self.check_in_slot(write)
+            } else {
+                self.check_write(exit.space, write)
+            };
             if let Decision::Denied { rule, at, stop } = decision {
                 // Whatever the page is mapped to: that is not looked at.
                 return Ok(self.deny(exit, rule, at, stop));

@@ -175,9 +175,16 @@ impl RuleSet {
 
     /// Calls `each` with the rules of [`touching`](Self::touching): without the list of runs that an
     /// iterator carries with it, which costs a decision more than its search.
+    #[inline]
     fn visit<'a>(&'a self, range: ByteRange, each: &mut impl FnMut(&'a ActiveRule)) {
-        if !self.rules.is_empty() {
-            self.visit_in(range, 0, self.rules.len(), each);
+        match self.rules.as_slice() {
+            [] => {}
+            [active] => {
+                if active.rule.range.intersection(range).is_some() {
+                    each(active);
+                }
+            }
+            _ => self.visit_in(range, 0, self.rules.len(), each),
         }
     }
 
