@@ -139,6 +139,9 @@ pub struct Machine {
 static MACHINE: Once<&'static Machine> = Once::new();
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
+/// Number of a local APIC that has not started yet; no APIC has it, since it means all.
+const UNKNOWN: u32 = u32::MAX;
+
 /// No processor is left out of invalidations.
 const NOBODY: u32 = u32::MAX;
 
@@ -175,7 +178,7 @@ impl Machine {
             told,
             processors,
             apic,
-            apic_ids: [const { AtomicU32::new(0) }; MAX_PROCESSORS],
+            apic_ids: [const { AtomicU32::new(UNKNOWN) }; MAX_PROCESSORS],
             left_out: AtomicU32::new(NOBODY),
         })
     }
@@ -270,7 +273,10 @@ impl Machine {
 
     /// Makes processor `cpu` exit, if it is in the guest.
     pub fn kick(&self, cpu: usize) {
-        self.apic.send(self.apic_ids[cpu].load(Ordering::Acquire), Message::Nmi);
+        let id = self.apic_ids[cpu].load(Ordering::Acquire);
+        if id != UNKNOWN {
+            self.apic.send(id, Message::Nmi);
+        }
     }
 
     /// Prints the last line, and ends.
@@ -281,8 +287,17 @@ impl Machine {
                 control::halt();
             }
         }
-        self.apic.send_to_others(Message::Nmi);
-        console::print_line(format_args!("hypervisor: stopped: {reason}"));
+        let own = self.apic.id();
+        let silence = || {
+            // Only those that have said how they are reached: others have no handler for NMIs.
+            for id in &self.apic_ids[..self.processors] {
+                let id = id.load(Ordering::Acquire);
+                if id != own && id != UNKNOWN {
+                    self.apic.send(id, Message::Nmi);
+                }
+            }
+        };
+        console::print_last_line(format_args!("hypervisor: stopped: {reason}"), silence);
         console::end_machine()
     }
 }

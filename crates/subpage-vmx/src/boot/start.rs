@@ -31,7 +31,7 @@ use crate::processor::control::{CR0_NE, CR0_PE, CR0_PG, CR4_PAE, CR4_VMXE};
 use crate::processor::local_apic::LocalApic;
 use crate::processor::{console, control, cpuid, interrupts, segments};
 use crate::vcpu::setup::{self, Tables};
-use crate::vcpu::{Vcpu, vpid};
+use crate::vcpu::{Vcpu, context, vpid};
 use crate::vmx::controls::ENTRY_IA32E;
 use crate::vmx::field::{ControlField, GuestField as G};
 use crate::vmx::structure;
@@ -366,5 +366,8 @@ fn code_buffers() -> CodeBuffers {
     let resume = usize::try_from(Trampoline::recovery_address()).expect("64 bits");
     // SAFETY: that is what the trampoline's recovery address is for.
     unsafe { interrupts::recover(start, start + CODE_BYTES * MAX_PROCESSORS, resume) };
+    // SAFETY: nothing of an entry has happened where that range ends, and the code behind it undoes
+    // what has.
+    unsafe { interrupts::cut_short(context::cut_short()) };
     CodeBuffers(buffers)
 }

@@ -10,6 +10,8 @@ use alloc::boxed::Box;
 use super::answer::Exit;
 use super::execute::{Arena, Pointers, Processor};
 use super::format::{ARENA, guest};
+use core::sync::atomic::AtomicBool;
+
 use crate::guest::{GeneralRegisters, Register, Segment};
 use crate::processor::control::{CR0_NE, CR0_PE, CR0_PG, CR4_OSXSAVE, CR4_PAE, CR4_VMXE};
 use crate::processor::segments::Bases;
@@ -175,7 +177,9 @@ impl Processor for VmxProcessor {
             self.vmcs.set_guest(field, value);
         }
         self.context.registers = GeneralRegisters::default();
-        let entered = context::run(&mut self.vmcs, &mut self.context, self.launched);
+        // Nobody sends messages here.
+        static NO_NMI: AtomicBool = AtomicBool::new(false);
+        let entered = context::run(&mut self.vmcs, &mut self.context, self.launched, &NO_NMI);
         entered.map_err(|_| InstructionError(self.vmcs.error()))?;
         self.launched = true;
         Ok(self.exit())

@@ -43,12 +43,23 @@ impl Vcpu {
                 result.ebx = result.ebx & 0x00FF_FFFF | low(self.index as u64) << 24;
             }
             7 if subleaf == 0 => {
-                // No 57-bit addresses, no enclaves, no key locker, no protection keys for PT walks
-                // that are done here.
+                // What `CR4_NOT_OFFERED` refuses, and no enclaves.
                 const LA57: u32 = 1 << 16;
+                const PROTECTION_KEYS: u32 = 1 << 3 | 1 << 4 | 1 << 31;
+                const SHADOW_STACKS: u32 = 1 << 7;
+                const KEY_LOCKER: u32 = 1 << 23;
+                const USER_INTERRUPTS: u32 = 1 << 5;
+                const BRANCH_TRACKING: u32 = 1 << 20;
                 const SGX: u32 = 1 << 2;
-                result.ecx &= !LA57;
+                result.ecx &= !(LA57 | PROTECTION_KEYS | SHADOW_STACKS | KEY_LOCKER);
+                result.edx &= !(USER_INTERRUPTS | BRANCH_TRACKING);
                 result.ebx &= !SGX;
+            }
+            7 if subleaf == 1 => {
+                const FRED_LKGS: u32 = 3 << 17;
+                const LINEAR_ADDRESS_SEPARATION: u32 = 1 << 6;
+                const LINEAR_ADDRESS_MASKING: u32 = 1 << 26;
+                result.eax &= !(FRED_LKGS | LINEAR_ADDRESS_SEPARATION | LINEAR_ADDRESS_MASKING);
             }
             0xB | 0x1F => result.edx = low(self.index as u64),
             abi::CPUID_SIGNATURE => {

@@ -10,13 +10,15 @@ mod store;
 mod violation;
 
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use subpage::exit::ExitReason;
 
 use crate::emulate::Exception;
-use crate::processor::control;
+use crate::processor::{control, interrupts};
 use crate::smp::mailbox::Next;
-use crate::vcpu::{Vcpu, context};
+use crate::vcpu::Vcpu;
+use crate::vcpu::context::{self, Ran};
 use crate::vmx::field::{ExitField, GuestField as G};
 
 /// Basic exit reasons beside those of the engine (SDM Vol. 3D, appendix "VMX Basic Exit Reasons").
@@ -114,6 +116,8 @@ impl Vcpu {
     }
 
     fn step(&mut self) -> Result<(), Stop> {
+        // From here on an NMI, and so a message, is noticed before the entry.
+        self.nmi_came().store(false, Ordering::SeqCst);
         if self.machine.mail.is_filled(self.index) {
             match self.machine.mail.next(self.index) {
                 Next::Run => self.deliver_mail(),
@@ -132,8 +136,10 @@ impl Vcpu {
                 Next::AllWait => return Err(Stop::AllHalted),
             }
         }
-        self.enter();
-        self.handle()
+        match self.enter() {
+            Ran::Exited => self.handle(),
+            Ran::NotYet => Ok(()),
+        }
     }
 
     /// Handles the exit that has just happened.
@@ -227,11 +233,17 @@ impl Vcpu {
         Ok(())
     }
 
-    fn enter(&mut self) {
-        if context::run(&mut self.vmcs, &mut self.context, self.launched).is_err() {
+    fn nmi_came(&self) -> &'static AtomicBool {
+        interrupts::nmi_came(self.index)
+    }
+
+    fn enter(&mut self) -> Ran {
+        let nmi = self.nmi_came();
+        let Ok(ran) = context::run(&mut self.vmcs, &mut self.context, self.launched, nmi) else {
             let error = self.vmcs.error();
             panic!("VM entry on processor {} failed with error {error}", self.index);
-        }
-        self.launched = true;
+        };
+        self.launched |= ran == Ran::Exited;
+        ran
     }
 }

@@ -10,6 +10,7 @@
 
 use super::violation::SPACE;
 use crate::emulate::{self, Access};
+use crate::guest::State;
 use crate::machine::Shared;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::ControlField;
@@ -21,19 +22,15 @@ impl Vcpu {
     /// Sets the flags of the walk for `linear` and lets the instruction pass.
     pub(super) fn step_over_walk(&mut self, shared: &mut Shared, linear: u64) {
         let state = self.state();
-        // The second time, with EPT's flags off, it can only be a flag that the processor wants to
-        // set: that of a write too.
-        let access = Access { write: self.stepping, ..Access::read_by(&state) };
-        for _ in 0..ATTEMPTS {
-            // Whatever is wrong with the walk, the processor will find out itself; until then it
-            // marks what it has used.
-            let marks =
-                emulate::walk_marks(&self.machine.ram, self.processor(), &state, linear, access);
-            shared.domain.note_logged(SPACE, marks.iter().map(|mark| mark.entry.gfn()));
-            let walk = emulate::Translation { gpa: subpage::address::Gpa::new(0), marks };
-            if walk.mark_accessed(&self.machine.ram) != Ok(false) {
-                break;
-            }
+        if self.stepping {
+            // The second time, with EPT's flags off, it can only be a flag that the processor wants
+            // to set: that of a write too, and at CPL 3 also that of an access to a system table or
+            // to the stack of a handler, which are not made with the guest's privilege.
+            self.mark_walk(shared, &state, linear, Access::write_by(&state));
+            let system = Access { write: true, ..Access::SYSTEM_READ };
+            self.mark_walk(shared, &state, linear, system);
+        } else {
+            self.mark_walk(shared, &state, linear, Access::read_by(&state));
         }
         if !self.stepping {
             self.stepping = true;
@@ -42,8 +39,24 @@ impl Vcpu {
         }
     }
 
+    fn mark_walk(&self, shared: &mut Shared, state: &State, linear: u64, access: Access) {
+        for _ in 0..ATTEMPTS {
+            // Whatever is wrong with the walk, the processor will find out itself; until then it
+            // marks what it has used.
+            let marks =
+                emulate::walk_marks(&self.machine.ram, self.processor(), state, linear, access);
+            shared.domain.note_logged(SPACE, marks.iter().map(|mark| mark.entry.gfn()));
+            let walk = emulate::Translation { gpa: subpage::address::Gpa::new(0), marks };
+            if walk.mark_accessed(&self.machine.ram) != Ok(false) {
+                break;
+            }
+        }
+    }
+
     /// The instruction has passed.
     pub(super) fn step_done(&mut self) {
+        // Whatever traps now is not what was retried before.
+        self.retry = subpage::domain::RetryState::default();
         if self.stepping {
             self.stepping = false;
             self.set_eptp(self.machine.tables.accessed_dirty);

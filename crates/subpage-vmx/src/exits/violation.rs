@@ -56,6 +56,11 @@ impl Vcpu {
         let (answer, fixup) = shared.domain.ept_violation(&mut self.retry, &exit);
         let end = control::time_stamp();
         match answer {
+            // The page has been opened and closed again since the first time: a walk is stepped over
+            // either way.
+            Answer::Emulate if qualification.is_page_walk() => {
+                self.step_over_walk(&mut shared, gla);
+            }
             Answer::Emulate if delivery.vectoring.valid() => {
                 return self.deliver_in_software(&mut shared, delivery, &exit);
             }

@@ -6,7 +6,7 @@
 
 use core::fmt::{self, Write};
 
-use spin::Mutex;
+use spin::mutex::TicketMutex;
 
 use super::port;
 
@@ -26,7 +26,8 @@ struct Console {
     uart_is_dead: bool,
 }
 
-static CONSOLE: Mutex<Console> = Mutex::new(Console { uart_is_dead: false });
+/// In turns: a guest that prints without end must not keep the last line away.
+static CONSOLE: TicketMutex<Console> = TicketMutex::new(Console { uart_is_dead: false });
 
 impl Console {
     fn byte(&mut self, byte: u8) {
@@ -59,6 +60,15 @@ impl Write for Console {
 /// Prints a line.
 pub fn print_line(line: fmt::Arguments<'_>) {
     let mut console = CONSOLE.lock();
+    // Writing to the console cannot fail.
+    let _ = writeln!(console, "{line}");
+}
+
+/// Prints the last line; `silence` stops the other processors for good, none of which holds the
+/// console then.
+pub fn print_last_line(line: fmt::Arguments<'_>, silence: impl FnOnce()) {
+    let mut console = CONSOLE.lock();
+    silence();
     // Writing to the console cannot fail.
     let _ = writeln!(console, "{line}");
 }

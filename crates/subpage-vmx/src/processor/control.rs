@@ -25,6 +25,11 @@ pub const CR4_VMXE: u64 = 1 << 13;
 pub const CR4_SMXE: u64 = 1 << 14;
 /// CR4.PCIDE, process-context identifiers.
 pub const CR4_PCIDE: u64 = 1 << 17;
+/// CR4 bits of what guests are not offered, since stores in software would not obey it: 57-bit
+/// addresses (12), VMX (13), SMX (14), protection keys (22, 24), control-flow enforcement (23), user
+/// interrupts (25), and what is above.
+pub const CR4_NOT_OFFERED: u64 =
+    CR4_LA57 | CR4_VMXE | CR4_SMXE | 1 << 22 | 1 << 23 | 1 << 24 | 1 << 25 | !0 << 26;
 /// CR4.OSXSAVE, XSAVE and XCR0.
 pub const CR4_OSXSAVE: u64 = 1 << 18;
 

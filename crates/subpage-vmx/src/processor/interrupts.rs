@@ -5,9 +5,11 @@
 #![allow(unsafe_code)]
 
 use core::arch::{asm, global_asm};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use spin::Once;
+
+use crate::boot::MAX_PROCESSORS;
 
 use super::segments::{self, STACK_EXCEPTION, STACK_FATAL, STACK_NMI};
 
@@ -103,6 +105,27 @@ static ON_NMI: Once<fn(usize)> = Once::new();
 /// Code that may fault, and where it goes on if it does.
 static RECOVERABLE: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
 
+/// Code that an NMI cuts short, and where it goes on then.
+static CUT_SHORT: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
+
+/// Processors on which an NMI has come since they last cleared it.
+static NMI_CAME: [AtomicBool; MAX_PROCESSORS] = [const { AtomicBool::new(false) }; MAX_PROCESSORS];
+
+/// Set by each NMI that comes to processor `cpu` while it does not run the guest.
+pub fn nmi_came(cpu: usize) -> &'static AtomicBool {
+    &NMI_CAME[cpu]
+}
+
+/// NMIs that interrupt instructions in `start..end` continue at `resume`.
+///
+/// # Safety
+/// The code at `resume` copes with whatever state the code in the range leaves.
+pub unsafe fn cut_short([start, end, resume]: [usize; 3]) {
+    for (word, value) in CUT_SHORT.iter().zip([start, end, resume]) {
+        word.store(value, Ordering::Release);
+    }
+}
+
 /// Names what NMIs are for, once; the function must take no lock and no memory.
 pub fn on_nmi(handler: fn(usize)) {
     ON_NMI.call_once(|| handler);
@@ -120,8 +143,16 @@ pub unsafe fn recover(start: usize, end: usize, resume: usize) {
 
 extern "C" fn handle(frame: &mut Frame) {
     if frame.vector == NMI {
+        let cpu = segments::processor_index();
+        if let Some(came) = NMI_CAME.get(cpu) {
+            came.store(true, Ordering::Release);
+        }
         if let Some(handler) = ON_NMI.get() {
-            handler(segments::processor_index());
+            handler(cpu);
+        }
+        let [start, end, resume] = [0, 1, 2].map(|i| CUT_SHORT[i].load(Ordering::Acquire) as u64);
+        if (start..end).contains(&frame.rip) {
+            frame.rip = resume;
         }
         return;
     }

@@ -5,6 +5,7 @@
 
 use core::arch::naked_asm;
 use core::mem::offset_of;
+use core::sync::atomic::AtomicBool;
 
 use crate::emulate::FxArea;
 use crate::guest::GeneralRegisters;
@@ -39,13 +40,14 @@ const HOST_RSP: u32 = ControlField::HOST_RSP.0;
 /// MXCSR as compiled code expects it.
 static MXCSR: u32 = 0x1F80;
 
-/// Enters the guest; returns 0 after a VM exit, 1 if the entry instruction failed.
+/// Enters the guest; returns 0 after a VM exit, 1 if the entry instruction failed, 2 if an NMI came
+/// before the entry: if `*nmi` is not 0, or later by the NMI handler (see [`cut_short`]).
 ///
 /// # Safety
 /// A VMCS is current whose host state is this hypervisor, with [`exit_point`] as RIP; `context` is
-/// exclusively the caller's; `launched` tells whether this VMCS has been launched.
+/// exclusively the caller's; `launched` tells whether this VMCS has been launched; `nmi` can be read.
 #[unsafe(naked)]
-unsafe extern "sysv64" fn enter(context: *mut Context, launched: u64) -> u64 {
+unsafe extern "sysv64" fn enter(context: *mut Context, launched: u64, nmi: *const bool) -> u64 {
     naked_asm!(
         "push rbp",
         "push rbx",
@@ -56,6 +58,10 @@ unsafe extern "sysv64" fn enter(context: *mut Context, launched: u64) -> u64 {
         "push rdi",
         "mov eax, {host_rsp}",
         "vmwrite rax, rsp",
+        "cmp byte ptr [rdx], 0",
+        ".globl hypervisor_entry_begins",
+        "hypervisor_entry_begins:",
+        "jne hypervisor_entry_cut_short",
         "fxrstor64 [rdi + {fx}]",
         "test rsi, rsi",
         "mov rax, [rdi + 0x00]",
@@ -79,9 +85,18 @@ unsafe extern "sysv64" fn enter(context: *mut Context, launched: u64) -> u64 {
         "2:",
         "vmresume",
         "3:",
+        ".globl hypervisor_entry_ends",
+        "hypervisor_entry_ends:",
         // Still here: the entry instruction failed. No register of the guest has changed.
         "ldmxcsr [rip + {mxcsr}]",
         "mov eax, 1",
+        "jmp 4f",
+        // Likewise, with RSP as above wherever the NMI came.
+        ".globl hypervisor_entry_cut_short",
+        "hypervisor_entry_cut_short:",
+        "ldmxcsr [rip + {mxcsr}]",
+        "mov eax, 2",
+        "4:",
         "pop rdi",
         "pop r15",
         "pop r14",
@@ -140,13 +155,44 @@ pub fn exit_address() -> u64 {
     exit_point as *const () as u64
 }
 
+unsafe extern "sysv64" {
+    fn hypervisor_entry_begins();
+    fn hypervisor_entry_ends();
+    fn hypervisor_entry_cut_short();
+}
+
+/// An NMI between the last look at what others want and the entry would be forgotten in the guest:
+/// where it interrupts instructions from the first address up to the second, its handler has to
+/// return to the third.
+pub fn cut_short() -> [usize; 3] {
+    [hypervisor_entry_begins, hypervisor_entry_ends, hypervisor_entry_cut_short]
+        .map(|label: unsafe extern "sysv64" fn()| label as usize)
+}
+
+/// How an attempt to run the guest ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ran {
+    /// With an exit.
+    Exited,
+    /// An NMI came before the entry: the guest has not run.
+    NotYet,
+}
+
 /// The entry instruction failed; the VM-instruction error field tells why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryFailed;
 
-/// Runs the guest until its next exit.
-pub fn run(_: &mut CurrentVmcs, context: &mut Context, launched: bool) -> Result<(), EntryFailed> {
+/// Runs the guest until its next exit, unless an NMI has come since `nmi` was cleared.
+pub fn run(
+    _: &mut CurrentVmcs,
+    context: &mut Context,
+    launched: bool,
+    nmi: &AtomicBool,
+) -> Result<Ran, EntryFailed> {
     // SAFETY: whoever holds the VMCS has set up its host state (`setup`); the context is borrowed.
-    let failed = unsafe { enter(context, launched.into()) };
-    if failed == 0 { Ok(()) } else { Err(EntryFailed) }
+    match unsafe { enter(context, launched.into(), nmi.as_ptr()) } {
+        0 => Ok(Ran::Exited),
+        1 => Err(EntryFailed),
+        _ => Ok(Ran::NotYet),
+    }
 }

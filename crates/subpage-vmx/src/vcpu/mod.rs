@@ -183,6 +183,12 @@ impl Vcpu {
         }
         self.vmcs.set_guest(G::RIP, rip);
         self.finish_instruction();
+        const TF: u64 = 1 << 8;
+        const SINGLE_STEP: u64 = 1 << 14;
+        if self.vmcs.guest(G::RFLAGS) & TF != 0 {
+            let pending = self.vmcs.guest(G::PENDING_DEBUG);
+            self.vmcs.set_guest(G::PENDING_DEBUG, pending | SINGLE_STEP);
+        }
     }
 
     /// What goes with the end of an instruction.

@@ -9,7 +9,7 @@ use subpage::address::Gpa;
 use super::Vcpu;
 use crate::guest::PhysicalMemory;
 use crate::processor::control::{
-    CR0_CD, CR0_NE, CR0_NW, CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, CR4_PCIDE, CR4_SMXE, CR4_VMXE,
+    CR0_CD, CR0_NE, CR0_NW, CR0_PE, CR0_PG, CR4_NOT_OFFERED, CR4_PAE, CR4_PCIDE, CR4_VMXE,
 };
 use crate::vmx::controls::ENTRY_IA32E;
 use crate::vmx::field::{ControlField, GuestField as G};
@@ -64,9 +64,9 @@ impl Vcpu {
     /// Completes a MOV to CR4.
     ///
     /// Bits that the processor does not have make the next entry fail; only those arrive here that
-    /// differ from what the guest sees in VMXE, SMXE or LA57, which guests do not have.
+    /// differ from what the guest sees in those that guests do not have.
     pub fn set_cr4(&mut self, value: u64) -> Result<(), NotAllowed> {
-        if value & (CR4_VMXE | CR4_SMXE | CR4_LA57) != 0 {
+        if value & CR4_NOT_OFFERED != 0 {
             return Err(NotAllowed);
         }
         self.vmcs.set_guest(G::CR4_SHADOW, value);

@@ -9,16 +9,16 @@ use subpage::frames::TableFrame;
 
 use super::context::exit_address;
 use crate::guest::Segment;
-use crate::processor::control::{self, CR0_CD, CR0_NE, CR0_NW, CR4_LA57, CR4_SMXE, CR4_VMXE};
+use crate::processor::control::{self, CR0_CD, CR0_NE, CR0_NW, CR4_NOT_OFFERED, CR4_VMXE};
 use crate::processor::msr::{self, Msr};
 use crate::processor::segments::{self, Bases};
 use crate::vmx::controls::{
-    ENTRY_LOAD_EFER, ENTRY_LOAD_PAT, EXIT_ACKNOWLEDGE_INTERRUPT, EXIT_HOST_64, EXIT_LOAD_EFER,
-    EXIT_LOAD_PAT, EXIT_SAVE_EFER, EXIT_SAVE_PAT, PIN_EXTERNAL_INTERRUPT, PIN_NMI,
-    PIN_VIRTUAL_NMIS, PRIMARY_CR8_LOAD, PRIMARY_CR8_STORE, PRIMARY_HLT, PRIMARY_IO_BITMAPS,
-    PRIMARY_MONITOR, PRIMARY_MSR_BITMAPS, PRIMARY_MWAIT, PRIMARY_SECONDARY, SECONDARY_EPT,
-    SECONDARY_INVPCID, SECONDARY_RDTSCP, SECONDARY_SPP, SECONDARY_UNRESTRICTED_GUEST,
-    SECONDARY_VPID, SECONDARY_XSAVES,
+    ENTRY_LOAD_DEBUG, ENTRY_LOAD_EFER, ENTRY_LOAD_PAT, EXIT_ACKNOWLEDGE_INTERRUPT, EXIT_HOST_64,
+    EXIT_LOAD_EFER, EXIT_LOAD_PAT, EXIT_SAVE_DEBUG, EXIT_SAVE_EFER, EXIT_SAVE_PAT,
+    PIN_EXTERNAL_INTERRUPT, PIN_NMI, PIN_VIRTUAL_NMIS, PRIMARY_CR8_LOAD, PRIMARY_CR8_STORE,
+    PRIMARY_HLT, PRIMARY_IO_BITMAPS, PRIMARY_MONITOR, PRIMARY_MSR_BITMAPS, PRIMARY_MWAIT,
+    PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_INVPCID, SECONDARY_RDTSCP, SECONDARY_SPP,
+    SECONDARY_UNRESTRICTED_GUEST, SECONDARY_VPID, SECONDARY_XSAVES,
 };
 use crate::vmx::field::{ControlField as C, GuestField as G};
 use crate::vmx::{Capabilities, CurrentVmcs};
@@ -28,6 +28,9 @@ use crate::vmx::{Capabilities, CurrentVmcs};
 const EPTP_WRITE_BACK_4_LEVELS: u64 = 6 | 3 << 3;
 /// EPTP bit 6.
 const EPTP_ACCESSED_DIRTY: u64 = 1 << 6;
+
+/// Entry controls outside of IA-32e mode. With the debug controls, DR7 outlasts an exit.
+const ENTRY: u32 = ENTRY_LOAD_DEBUG | ENTRY_LOAD_EFER | ENTRY_LOAD_PAT;
 
 /// The tables that a virtual processor walks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +126,8 @@ pub unsafe fn prepare(
         | SECONDARY_INVPCID
         | SECONDARY_XSAVES
         | spp;
-    let exit = EXIT_HOST_64
+    let exit = EXIT_SAVE_DEBUG
+        | EXIT_HOST_64
         | EXIT_ACKNOWLEDGE_INTERRUPT
         | EXIT_SAVE_EFER
         | EXIT_LOAD_EFER
@@ -142,7 +146,7 @@ pub unsafe fn prepare(
     write(C::PRIMARY, primary(capabilities).into());
     write(C::SECONDARY, capabilities.secondary.adjust(secondary).into());
     write(C::EXIT, capabilities.exit.adjust(exit).into());
-    write(C::ENTRY, capabilities.entry.adjust(ENTRY_LOAD_EFER | ENTRY_LOAD_PAT).into());
+    write(C::ENTRY, capabilities.entry.adjust(ENTRY).into());
     for (field, value) in [
         (C::EXCEPTION_BITMAP, 0),
         (C::PAGE_FAULT_MASK, 0),
@@ -158,7 +162,7 @@ pub unsafe fn prepare(
         (C::MSR_BITMAP, &raw const *bitmaps.msr as u64),
         (C::EPTP, tables.eptp(tables.accessed_dirty)),
         (C::CR0_MASK, CR0_NE | CR0_NW | CR0_CD),
-        (C::CR4_MASK, CR4_VMXE | CR4_SMXE | CR4_LA57),
+        (C::CR4_MASK, CR4_NOT_OFFERED),
         (C::HOST_ES, segments::DATA.into()),
         (C::HOST_CS, segments::CODE.into()),
         (C::HOST_SS, segments::DATA.into()),
@@ -272,7 +276,7 @@ pub fn reset(vmcs: &mut CurrentVmcs, capabilities: &Capabilities, page: u8) {
     ] {
         vmcs.set_guest(field, value);
     }
-    let entry = capabilities.entry.adjust(ENTRY_LOAD_EFER | ENTRY_LOAD_PAT);
+    let entry = capabilities.entry.adjust(ENTRY);
     // SAFETY: not IA-32e mode, which is what EFER and CR0 above say.
     unsafe { vmcs.set_control(C::ENTRY, entry.into()) };
 }

@@ -27,6 +27,7 @@ pub const SECONDARY_INVPCID: u32 = 1 << 12;
 pub const SECONDARY_XSAVES: u32 = 1 << 20;
 pub const SECONDARY_SPP: u32 = 1 << 23;
 
+pub const EXIT_SAVE_DEBUG: u32 = 1 << 2;
 pub const EXIT_HOST_64: u32 = 1 << 9;
 pub const EXIT_ACKNOWLEDGE_INTERRUPT: u32 = 1 << 15;
 pub const EXIT_SAVE_PAT: u32 = 1 << 18;
@@ -34,6 +35,7 @@ pub const EXIT_LOAD_PAT: u32 = 1 << 19;
 pub const EXIT_SAVE_EFER: u32 = 1 << 20;
 pub const EXIT_LOAD_EFER: u32 = 1 << 21;
 
+pub const ENTRY_LOAD_DEBUG: u32 = 1 << 2;
 pub const ENTRY_IA32E: u32 = 1 << 9;
 pub const ENTRY_LOAD_PAT: u32 = 1 << 14;
 pub const ENTRY_LOAD_EFER: u32 = 1 << 15;

@@ -63,8 +63,10 @@ impl Shootdown {
     }
 
     /// Processor `cpu`: it has invalidated everything since it was told `epoch`.
+    ///
+    /// A later acknowledgement stays: a kick can be served between taking a number and this.
     pub fn acknowledge(&self, cpu: usize, epoch: Epoch) {
-        self.acknowledged[cpu].store(epoch.0, Ordering::Release);
+        self.acknowledged[cpu].fetch_max(epoch.0, Ordering::Release);
     }
 
     /// Processor `cpu`: it is outside the guest until it [`enter`](Self::enter)s again.
