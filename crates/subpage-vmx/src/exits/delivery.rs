@@ -30,6 +30,10 @@ impl Vcpu {
     ) -> Result<(), Stop> {
         match self.try_deliver(shared, delivery, exit) {
             Ok(()) => Ok(()),
+            Err(Obstacle::Again) => {
+                self.fix_up_delivery(delivery.fixup(false));
+                Ok(())
+            }
             Err(Obstacle::Stop(stop)) => Err(stop),
             Err(Obstacle::Exception(exception)) => {
                 match self.event_of(delivery).escalate(exception) {

@@ -40,7 +40,7 @@ impl Vcpu {
                 self.inject(exception);
                 return Ok(());
             }
-            Some(Err(Obstacle::Stop(_))) | None => None,
+            Some(Err(Obstacle::Stop(_) | Obstacle::Again)) | None => None,
         };
         let response = shared.response(denial.rule);
         let outcome = match response {

@@ -30,6 +30,7 @@ pub mod reason {
     pub const EXTERNAL_INTERRUPT: ExitReason = ExitReason(1);
     pub const TRIPLE_FAULT: ExitReason = ExitReason(2);
     pub const INIT: ExitReason = ExitReason(3);
+    pub const TASK_SWITCH: ExitReason = ExitReason(9);
     pub const INTERRUPT_WINDOW: ExitReason = ExitReason(7);
     pub const NMI_WINDOW: ExitReason = ExitReason(8);
     pub const CPUID: ExitReason = ExitReason(10);
@@ -183,6 +184,11 @@ impl Vcpu {
             reason::CONTROL_REGISTER => self.control_register(),
             reason::INPUT_OUTPUT => {
                 self.input_output();
+                Ok(())
+            }
+            // Task switches by hardware are not virtualized.
+            reason::TASK_SWITCH => {
+                self.inject(Exception::general_protection(0));
                 Ok(())
             }
             reason::RDMSR => {

@@ -153,7 +153,7 @@ impl Vcpu {
                 }
                 X2APIC_SPURIOUS if value <= 0x1FF => self.spurious = value,
                 X2APIC_COMMAND => self.send_message(value)?,
-                X2APIC_SELF if value <= 0xFF => {
+                X2APIC_SELF if (16..=0xFF).contains(&value) => {
                     self.machine.mail.send(self.index, Mail::Fixed(low(value).to_le_bytes()[0]));
                 }
                 _ => return Err(Refused),

@@ -10,7 +10,7 @@ use super::violation::{OUT_OF_MEMORY, SPACE};
 use super::{INVALID_OPCODE, Stop};
 use crate::emulate::{
     Access, Exception, Fault, FxArea, GuestInstruction, Incomplete, Machine, Refusal, Scratch,
-    Store, Window,
+    Store, Translation, Unsupported, Window,
 };
 use crate::event::Event;
 use crate::guest::State;
@@ -70,6 +70,8 @@ pub(super) enum Obstacle {
     Exception(Exception),
     /// The machine stops.
     Stop(Stop),
+    /// Nothing is as it was at the exit: the guest runs on, and traps again if it has to.
+    Again,
 }
 
 impl From<Stop> for Obstacle {
@@ -102,6 +104,8 @@ impl From<Refusal> for Obstacle {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Exception(exception) => Self::Exception(exception),
+            // The instruction that trapped did store: another processor has exchanged it since.
+            Refusal::Unsupported(Unsupported::NoStore) => Self::Again,
             Refusal::Unsupported(_) => Self::Stop(Stop::CannotEmulate("software does not know it")),
         }
     }
@@ -116,9 +120,14 @@ impl Vcpu {
         exit: &EptViolation,
     ) -> Result<(), Stop> {
         match self.try_complete(shared, trapped, exit) {
-            Ok(()) => Ok(()),
+            Ok(()) | Err(Obstacle::Again) => Ok(()),
             Err(Obstacle::Exception(exception)) => {
                 self.inject(exception);
+                Ok(())
+            }
+            // A program must not be able to stop the machine that its kernel runs on.
+            Err(Obstacle::Stop(Stop::CannotEmulate(_))) if trapped.state.cpl == 3 => {
+                self.inject(INVALID_OPCODE);
                 Ok(())
             }
             Err(Obstacle::Stop(stop)) => Err(stop),
@@ -196,14 +205,7 @@ impl Vcpu {
             if bytes == 0 {
                 continue;
             }
-            let walk = loop {
-                let walk = self.translate(state, start, access)?;
-                let marked = walk.marks.iter().map(|mark| mark.entry.gfn());
-                shared.domain.note_logged(SPACE, marked);
-                if walk.mark_accessed(&self.machine.ram)? {
-                    break walk;
-                }
-            };
+            let walk = self.marked_walk(shared, state, start, access)?;
             let page = self.ready_page(shared, walk.gpa)?;
             let bytes =
                 ByteRange::new(walk.gpa, bytes).map_err(|_| Stop::NoMemory(walk.gpa.as_u64()))?;
@@ -212,6 +214,30 @@ impl Vcpu {
             }
         }
         Ok(pieces)
+    }
+
+    /// Walks the guest's page tables and marks them.
+    ///
+    /// Other processors may change the entries between the walk and the marks, again and again. They
+    /// must not keep the machine's lock that way: after some attempts the guest runs on, and traps
+    /// again.
+    fn marked_walk(
+        &mut self,
+        shared: &mut Shared,
+        state: &State,
+        linear: u64,
+        access: Access,
+    ) -> Result<Translation, Obstacle> {
+        const ATTEMPTS: u32 = 8;
+        for _ in 0..ATTEMPTS {
+            let walk = self.translate(state, linear, access)?;
+            let marked = walk.marks.iter().map(|mark| mark.entry.gfn());
+            shared.domain.note_logged(SPACE, marked);
+            if walk.mark_accessed(&self.machine.ram)? {
+                return Ok(walk);
+            }
+        }
+        Err(Obstacle::Again)
     }
 
     /// Carries a store out on the guest's bytes.
@@ -306,6 +332,7 @@ impl Vcpu {
                 self.skip_or_fault();
                 Ok(())
             }
+            Err(Obstacle::Again) => Ok(()),
             Err(Obstacle::Stop(stop)) => Err(stop),
         }
     }

@@ -64,6 +64,11 @@ impl Vcpu {
             Answer::Emulate if delivery.vectoring.valid() => {
                 return self.deliver_in_software(&mut shared, delivery, &exit);
             }
+            // The instruction cannot even be fetched any more: another processor has changed it or
+            // its mapping, and this one has to find that out itself.
+            Answer::Emulate if trapped.is_none() && qualification.write() => {
+                self.vmcs.invalidate_ept();
+            }
             Answer::Emulate => {
                 let trapped = trapped.ok_or(Stop::CannotEmulate("it is no store"))?;
                 self.fix_up_delivery(fixup);
@@ -113,8 +118,11 @@ impl Vcpu {
             if delivery.vectoring.valid() {
                 return self.deliver_in_software(&mut shared, delivery, &exit);
             }
-            let trapped = trapped.ok_or(Stop::CannotEmulate("it is no store"))?;
             self.fix_up_delivery(fixup);
+            let Some(trapped) = trapped else {
+                self.vmcs.invalidate_ept();
+                return Ok(());
+            };
             return self.complete_store(&mut shared, &trapped, &exit);
         }
         self.obey(&mut shared, answer)?;

@@ -28,7 +28,11 @@ impl Vcpu {
         if let Some(address) = exception.address {
             control::set_cr2(address);
         }
+        const RF: u64 = 1 << 16;
         let mut event = VALID | KIND_HARDWARE | u64::from(exception.vector);
+        // A fault is pushed with RF set, so that a breakpoint at its instruction is hit once (SDM
+        // Vol. 3B, "Instruction-Breakpoint Exception Condition").
+        self.vmcs.set_guest(G::RFLAGS, self.vmcs.guest(G::RFLAGS) | RF);
         // In real mode no error code is pushed, and entry refuses one.
         if let Some(code) =
             exception.error_code.filter(|_| self.vmcs.guest(G::CR0) & control::CR0_PE != 0)
