@@ -42,9 +42,6 @@ pub struct Information<'a> {
 /// Why the block cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum InformationError {
-    /// EAX does not hold [`MAGIC`].
-    #[error("not loaded by Multiboot2 (EAX is {0:#x}, not 0x36d76289)")]
-    Magic(u32),
     /// A size is impossible.
     #[error("the Multiboot2 information is damaged at byte {0}")]
     Damaged(usize),

@@ -141,7 +141,10 @@ impl Vcpu {
             Answer::Map(gpa) => self.map_page(shared, gpa),
             Answer::MakeWritable(gpa) => self.make_writable(shared, gpa),
             Answer::NotExecutable(gpa) => Err(Stop::NotExecutable(gpa.as_u64())),
-            Answer::ReadOnlySlot(_) => Err(Stop::TripleFault),
+            // Other stores are dropped; here there is no instruction to go on behind.
+            Answer::ReadOnlySlot(_) => {
+                Err(Stop::CannotEmulate("it is a delivery onto a read-only stack"))
+            }
             Answer::NoSlot(gpa) => Err(Stop::NoMemory(gpa.as_u64())),
             Answer::Host(error) => Err(Stop::Host(error)),
             Answer::Emulate | Answer::PageWalk { .. } | Answer::Deny(_) => {

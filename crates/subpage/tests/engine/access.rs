@@ -3,6 +3,7 @@
 use subpage::access::{AccessMap, SppVector};
 use subpage::address::{AddressError, GfnRange};
 use subpage::domain::DomainError;
+use subpage::invalidate::Shootdown;
 use subpage::level::Level;
 use subpage::slots::{SlotFlags, SlotId};
 
@@ -89,6 +90,26 @@ fn a_token_that_asks_nothing_frees_nothing_of_an_earlier_one() {
     assert_eq!(domain.retired_frames(), 3, "the first change is not in force yet");
     done(&mut domain, first);
     assert_eq!(domain.retired_frames(), 0);
+}
+
+/// A processor that was interrupted between its invalidation and its acknowledgement, and has served
+/// a later change in the meantime, must not take that back: the initiator would wait for ever.
+#[test]
+fn an_acknowledgement_never_goes_back() {
+    let (mut domain, _) = guest(512);
+    let board = Shootdown::new(1).expect("memory");
+    let now = board.enter(0);
+    board.acknowledge(0, now);
+    let first = domain.set_access(gfn(BASE), &[map(!1)]).expect("a good call");
+    board.request(&first);
+    let earlier = board.pending(0).expect("the first change");
+    let second = domain.set_access(gfn(BASE), &[map(!3)]).expect("a good call");
+    board.request(&second);
+    let later = board.pending(0).expect("the second change");
+    board.acknowledge(0, later);
+    board.acknowledge(0, earlier);
+    assert_eq!(board.pending(0), None);
+    domain.finish(&board.poll(first.and(second)).expect("both are in force"));
 }
 
 #[test]
