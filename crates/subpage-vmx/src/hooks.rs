@@ -18,11 +18,11 @@ use zerocopy::FromBytes;
 use crate::abi::RuleRequest;
 use crate::boot::command_line::Denied;
 use crate::exits::Stop;
-use crate::guest::{PhysicalMemory, Register};
 use crate::hypercall::{Errno, rule_of};
 use crate::machine::Shared;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::{ExitField, GuestField as G};
+use subpage_emulate::guest::{PhysicalMemory, Register};
 
 const SPACE: AddressSpace = AddressSpace::Normal;
 

@@ -17,10 +17,8 @@ extern crate std;
 pub mod abi;
 pub mod boot;
 pub mod conformance;
-pub mod emulate;
 pub mod event;
 pub mod exits;
-pub mod guest;
 #[cfg(feature = "test-hooks")]
 pub mod hooks;
 pub mod hypercall;

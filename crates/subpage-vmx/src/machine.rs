@@ -14,7 +14,6 @@ use subpage::rules::RuleId;
 use crate::abi::feature;
 use crate::boot::MAX_PROCESSORS;
 use crate::boot::command_line::Denied;
-use crate::emulate::Processor;
 use crate::event::{Event, Line};
 use crate::hypercall::{self, Ledger, Response};
 use crate::memory::frames::PhysicalFrames;
@@ -25,6 +24,7 @@ use crate::smp::mailbox::Mailboxes;
 use crate::vcpu::setup::{Bitmaps, Tables};
 use crate::vmx::Capabilities;
 use crate::vmx::structure::invalidate_ept_here;
+use subpage_emulate::Processor;
 
 /// Tables, rules, events: everything that is changed under the one lock.
 pub struct Shared {

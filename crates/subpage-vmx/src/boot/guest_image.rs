@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
 use crate::abi::{self, BootInformation};
-use crate::guest::{NotMemory, PhysicalMemory};
+use subpage_emulate::guest::{NotMemory, PhysicalMemory};
 
 /// The top page table.
 const TOP_TABLE: u64 = 0x1000;

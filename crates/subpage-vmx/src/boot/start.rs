@@ -18,8 +18,6 @@ use super::guest_image::{self, Entry};
 use super::information::{Information, LARGEST_BLOCK, MAGIC, Module};
 use super::layout::{self, Layout};
 use super::{MAX_PROCESSORS, fatal};
-use crate::emulate::{self, CODE_BYTES, Processor, Trampoline};
-use crate::guest::{Register, Segment};
 use crate::hypercall::Ledger;
 use crate::machine::{Machine, Settings, Shared};
 use crate::memory::Heap;
@@ -35,6 +33,8 @@ use crate::vcpu::{Vcpu, context, vpid};
 use crate::vmx::controls::ENTRY_IA32E;
 use crate::vmx::field::{ControlField, GuestField as G};
 use crate::vmx::structure;
+use subpage_emulate::guest::{Register, Segment};
+use subpage_emulate::{CODE_BYTES, Processor, Trampoline};
 
 /// Of the hypervisor's own memory, what the heap gets; the rest is table frames.
 const HEAP_BYTES: u64 = layout::OWN_BYTES / 2;
@@ -87,7 +87,7 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
     let heap = layout.own.start..layout.own.start + HEAP_BYTES;
     // SAFETY: the layout gives this memory to nobody else.
     unsafe { program.heap.give(heap) };
-    emulate::prepare();
+    subpage_emulate::prepare();
     interrupts::install();
     // SAFETY: the first thing on this processor; the boot code's flat segments are in use.
     let bases = unsafe { segments::install(0) };

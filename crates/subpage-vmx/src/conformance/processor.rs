@@ -12,7 +12,6 @@ use super::execute::{Arena, Pointers, Processor};
 use super::format::{ARENA, guest};
 use core::sync::atomic::AtomicBool;
 
-use crate::guest::{GeneralRegisters, Register, Segment};
 use crate::processor::control::{CR0_NE, CR0_PE, CR0_PG, CR4_OSXSAVE, CR4_PAE, CR4_VMXE};
 use crate::processor::segments::Bases;
 use crate::vcpu::context::{self, Context, fx_after_reset};
@@ -23,6 +22,7 @@ use crate::vmx::structure::{self, VmxError};
 use crate::vmx::{Capabilities, CurrentVmcs};
 use subpage::address::Hpa;
 use subpage::frames::TableFrame;
+use subpage_emulate::guest::{GeneralRegisters, Register, Segment};
 
 /// Any number but 0, which is the host's.
 const VPID: u16 = 1;

@@ -16,7 +16,7 @@ use subpage::address::{ByteRange, Gpa};
 use subpage::domain::Denial;
 use subpage::rules::RuleId;
 
-use crate::guest::State;
+use subpage_emulate::guest::State;
 
 /// Most bytes of a write that an event keeps: 64, the longest ordinary store.
 pub const DATA_BYTES: usize = 64;

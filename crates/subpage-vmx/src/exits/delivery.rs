@@ -8,12 +8,12 @@ use subpage::exit::{Delivery, VectoringInfo};
 use super::Stop;
 use super::store::Obstacle;
 use super::violation::{OUT_OF_MEMORY, SPACE};
-use crate::emulate::{self, Access, Escalation, Event, EventKind, Fault};
-use crate::guest::PhysicalMemory;
 use crate::machine::Shared;
 use crate::vcpu::Vcpu;
 use crate::vcpu::setup::{SEGMENT_FIELDS, set_segment};
 use crate::vmx::field::{ExitField, GuestField as G};
+use subpage_emulate::guest::PhysicalMemory;
+use subpage_emulate::{Access, Escalation, Event, EventKind, Fault};
 
 const EFER_LMA: u64 = 1 << 10;
 const CS: usize = 1;
@@ -60,7 +60,8 @@ impl Vcpu {
         let tables = self.system_tables();
         let event = self.event_of(delivery);
         let machine = self.machine;
-        let planned = emulate::deliver(&machine.ram, machine.processor, &state, &tables, &event)?;
+        let planned =
+            subpage_emulate::deliver(&machine.ram, machine.processor, &state, &tables, &event)?;
         let access = planned.access();
         let length = planned.frame.len() as u64;
         let pieces = self.find_pieces(shared, &state, planned.linear, length, access)?;
@@ -137,7 +138,7 @@ impl Vcpu {
         Ok(())
     }
 
-    fn start_handler(&mut self, after: &crate::guest::State, vectoring: VectoringInfo) {
+    fn start_handler(&mut self, after: &subpage_emulate::guest::State, vectoring: VectoringInfo) {
         const NMI: u8 = 2;
         const BLOCKING_BY_NMI: u64 = 1 << 3;
         self.set_state(after);

@@ -5,11 +5,11 @@ use subpage::domain::{Denial, EptViolation};
 use super::Stop;
 use super::store::{Obstacle, Trapped};
 use crate::boot::command_line::Denied;
-use crate::emulate::Exception;
 use crate::event::{Event, EventOutcome, Origin};
-use crate::guest::State;
 use crate::machine::Shared;
 use crate::vcpu::Vcpu;
+use subpage_emulate::Exception;
+use subpage_emulate::guest::State;
 
 /// #DF.
 const DOUBLE_FAULT: Exception = Exception { vector: 8, error_code: Some(0), address: None };

@@ -1,10 +1,10 @@
 //! I/O ports: a console, and nothing else.
 
-use crate::emulate::Exception;
-use crate::guest::Register;
 use crate::processor::console;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::ExitField;
+use subpage_emulate::Exception;
+use subpage_emulate::guest::Register;
 
 const DEBUG_OUTPUT: u64 = 0xE9;
 const UART_FIRST: u64 = 0x3F8;

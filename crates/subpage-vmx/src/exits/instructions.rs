@@ -5,14 +5,14 @@
 
 use super::Stop;
 use crate::abi::{self, Call};
-use crate::emulate::Exception;
 use crate::event::{Event, Line, Origin};
-use crate::guest::Register;
 use crate::hypercall::{self, Context, Outcome, Request};
 use crate::machine::Shared;
 use crate::processor::{console, control, cpuid};
 use crate::vcpu::Vcpu;
 use crate::vmx::field::GuestField as G;
+use subpage_emulate::Exception;
+use subpage_emulate::guest::Register;
 
 #[allow(clippy::cast_possible_truncation)] // Instructions that use the low half.
 const fn low(value: u64) -> u32 {

@@ -14,12 +14,12 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use subpage::exit::ExitReason;
 
-use crate::emulate::Exception;
 use crate::processor::{control, interrupts};
 use crate::smp::mailbox::Next;
 use crate::vcpu::Vcpu;
 use crate::vcpu::context::{self, Ran};
 use crate::vmx::field::{ExitField, GuestField as G};
+use subpage_emulate::Exception;
 
 /// Basic exit reasons beside those of the engine (SDM Vol. 3D, appendix "VMX Basic Exit Reasons").
 pub mod reason {

@@ -1,12 +1,12 @@
 //! Control registers and model-specific registers that exit.
 
 use super::Stop;
-use crate::emulate::Exception;
-use crate::guest::Register;
 use crate::processor::msr::Msr;
 use crate::smp::mailbox::Mail;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::{ExitField, GuestField as G};
+use subpage_emulate::Exception;
+use subpage_emulate::guest::Register;
 
 /// The guest's APIC base: at its usual address, enabled, in x2APIC mode, for good.
 const APIC_BASE: u64 = 0xFEE0_0000 | 1 << 11 | 1 << 10;

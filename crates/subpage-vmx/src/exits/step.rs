@@ -9,11 +9,11 @@
 #![allow(unsafe_code)]
 
 use super::violation::SPACE;
-use crate::emulate::{self, Access};
-use crate::guest::State;
 use crate::machine::Shared;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::ControlField;
+use subpage_emulate::Access;
+use subpage_emulate::guest::State;
 
 /// More attempts at a walk than any sequence of changes by other processors is worth.
 const ATTEMPTS: u32 = 8;
@@ -43,10 +43,15 @@ impl Vcpu {
         for _ in 0..ATTEMPTS {
             // Whatever is wrong with the walk, the processor will find out itself; until then it
             // marks what it has used.
-            let marks =
-                emulate::walk_marks(&self.machine.ram, self.processor(), state, linear, access);
+            let marks = subpage_emulate::walk_marks(
+                &self.machine.ram,
+                self.processor(),
+                state,
+                linear,
+                access,
+            );
             shared.domain.note_logged(SPACE, marks.iter().map(|mark| mark.entry.gfn()));
-            let walk = emulate::Translation { gpa: subpage::address::Gpa::new(0), marks };
+            let walk = subpage_emulate::Translation { gpa: subpage::address::Gpa::new(0), marks };
             if walk.mark_accessed(&self.machine.ram) != Ok(false) {
                 break;
             }
@@ -74,10 +79,10 @@ impl Vcpu {
     /// Translates a linear address as the guest's processor would.
     pub(super) fn translate(
         &self,
-        state: &crate::guest::State,
+        state: &subpage_emulate::guest::State,
         linear: u64,
         access: Access,
-    ) -> Result<emulate::Translation, emulate::Fault> {
-        emulate::translate(&self.machine.ram, self.processor(), state, linear, access)
+    ) -> Result<subpage_emulate::Translation, subpage_emulate::Fault> {
+        subpage_emulate::translate(&self.machine.ram, self.processor(), state, linear, access)
     }
 }

@@ -8,14 +8,14 @@ use arrayvec::ArrayVec;
 
 use super::violation::{OUT_OF_MEMORY, SPACE};
 use super::{INVALID_OPCODE, Stop};
-use crate::emulate::{
+use crate::event::Event;
+use crate::machine::Shared;
+use crate::vcpu::Vcpu;
+use subpage_emulate::guest::State;
+use subpage_emulate::{
     Access, Exception, Fault, FxArea, GuestInstruction, Incomplete, Machine, Refusal, Scratch,
     Store, Translation, Unsupported, Window,
 };
-use crate::event::Event;
-use crate::guest::State;
-use crate::machine::Shared;
-use crate::vcpu::Vcpu;
 
 /// The instruction that an exit interrupted, as far as it can be found out.
 pub(super) struct Trapped {
@@ -263,7 +263,7 @@ impl Vcpu {
         pieces: &Pieces,
     ) -> Result<DryRun, Obstacle> {
         let store = trapped.store.as_ref().map_err(|&refusal| Obstacle::from(refusal))?;
-        let mut current = [0; crate::emulate::MAX_STORE_BYTES];
+        let mut current = [0; subpage_emulate::MAX_STORE_BYTES];
         let current = &mut current[..store.length()];
         self.window.open(pieces[0].page, pieces.get(1).map(|piece| piece.page));
         self.window.read(pieces[0].bytes.first().page_offset().into(), current);

@@ -9,7 +9,7 @@ use subpage::frames::TableFrames;
 use subpage::uapi::{self, Fault, HEADER_BYTES, MAX_PAGES, RequestMemory};
 
 use crate::event::Origin;
-use crate::guest::PhysicalMemory;
+use subpage_emulate::guest::PhysicalMemory;
 
 use super::buffer::bytes_at;
 use super::{Context, Errno, Outcome, Refusal, after, done};

@@ -6,7 +6,7 @@ use subpage::frames::TableFrames;
 use subpage::slots::AddressSpace;
 
 use crate::event::{Event, EventOutcome, Origin};
-use crate::guest::PhysicalMemory;
+use subpage_emulate::guest::PhysicalMemory;
 
 use super::{Context, Errno, Refusal};
 

@@ -37,7 +37,7 @@ use subpage::rules::RuleId;
 
 use crate::abi::{Call, VERSION, query};
 use crate::event::{Event, Origin};
-use crate::guest::PhysicalMemory;
+use subpage_emulate::guest::PhysicalMemory;
 
 use tracking::Harvest;
 

@@ -7,7 +7,7 @@ use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
 use zerocopy::FromBytes;
 
 use crate::abi::{NAME_BYTES, RuleRequest};
-use crate::guest::PhysicalMemory;
+use subpage_emulate::guest::PhysicalMemory;
 
 use super::buffer::SPACE;
 use super::{Context, Errno, Outcome, Refusal, Response, after, done};

@@ -6,7 +6,7 @@ use zerocopy::IntoBytes;
 
 use crate::abi::EventRecord;
 use crate::event::{DATA_BYTES, Origin};
-use crate::guest::PhysicalMemory;
+use subpage_emulate::guest::PhysicalMemory;
 
 use super::buffer::bytes_at;
 use super::{Context, Errno, Outcome, Refusal, done};

@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 
 use crate::abi::WrittenRecord;
 use crate::event::{DATA_BYTES, Origin};
-use crate::guest::PhysicalMemory;
+use subpage_emulate::guest::PhysicalMemory;
 
 use super::buffer::{SPACE, bytes_at};
 use super::{Context, Continuation, Errno, Outcome, Refusal, after, done};

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use subpage::address::{Gpa, Hpa};
 
-use crate::guest::{NotMemory, PhysicalMemory};
+use subpage_emulate::guest::{NotMemory, PhysicalMemory};
 
 /// One run of host memory that the guest sees from address 0 on.
 #[derive(Debug, Clone)]

@@ -7,10 +7,10 @@ use core::arch::naked_asm;
 use core::mem::offset_of;
 use core::sync::atomic::AtomicBool;
 
-use crate::emulate::FxArea;
-use crate::guest::GeneralRegisters;
 use crate::vmx::CurrentVmcs;
 use crate::vmx::field::ControlField;
+use subpage_emulate::FxArea;
+use subpage_emulate::guest::GeneralRegisters;
 
 /// The x87 and SSE state after reset: control word 40H, MXCSR 1F80H, everything else 0.
 pub const fn fx_after_reset() -> FxArea {

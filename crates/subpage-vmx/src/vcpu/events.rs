@@ -6,10 +6,10 @@
 use subpage::exit::{DeliveryFixup, VectoringInfo};
 
 use super::Vcpu;
-use crate::emulate::Exception;
 use crate::processor::control;
 use crate::vmx::controls::{PRIMARY_INTERRUPT_WINDOW, PRIMARY_MTF, PRIMARY_NMI_WINDOW};
 use crate::vmx::field::{ControlField, ExitField, GuestField as G};
+use subpage_emulate::Exception;
 
 const VALID: u64 = 1 << 31;
 const WITH_ERROR_CODE: u64 = 1 << 11;

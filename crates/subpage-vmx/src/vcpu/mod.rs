@@ -9,13 +9,13 @@ use alloc::boxed::Box;
 
 use subpage::domain::RetryState;
 
-use crate::emulate::{Processor, Recent, SystemTables, TableRegister, Trampoline};
-use crate::guest::{GeneralRegisters, Register, Segment, Segments, State};
 use crate::machine::Machine;
 use crate::memory::window::Window;
 use crate::vmx::CurrentVmcs;
 use crate::vmx::field::{ExitField, GuestField as G};
 use context::{Context, fx_after_reset};
+use subpage_emulate::guest::{GeneralRegisters, Register, Segment, Segments, State};
+use subpage_emulate::{Processor, Recent, SystemTables, TableRegister, Trampoline};
 
 /// A virtual processor, bound to the processor it was made on.
 pub struct Vcpu {

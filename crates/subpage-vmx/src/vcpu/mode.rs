@@ -7,12 +7,12 @@
 use subpage::address::Gpa;
 
 use super::Vcpu;
-use crate::guest::PhysicalMemory;
 use crate::processor::control::{
     CR0_CD, CR0_NE, CR0_NW, CR0_PE, CR0_PG, CR4_NOT_OFFERED, CR4_PAE, CR4_PCIDE, CR4_VMXE,
 };
 use crate::vmx::controls::ENTRY_IA32E;
 use crate::vmx::field::{ControlField, GuestField as G};
+use subpage_emulate::guest::PhysicalMemory;
 
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;

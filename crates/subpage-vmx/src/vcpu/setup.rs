@@ -8,7 +8,6 @@ use alloc::boxed::Box;
 use subpage::frames::TableFrame;
 
 use super::context::exit_address;
-use crate::guest::Segment;
 use crate::processor::control::{self, CR0_CD, CR0_NE, CR0_NW, CR4_NOT_OFFERED, CR4_VMXE};
 use crate::processor::msr::{self, Msr};
 use crate::processor::segments::{self, Bases};
@@ -22,6 +21,7 @@ use crate::vmx::controls::{
 };
 use crate::vmx::field::{ControlField as C, GuestField as G};
 use crate::vmx::{Capabilities, CurrentVmcs};
+use subpage_emulate::guest::Segment;
 
 /// EPTP bits 2:0 and 5:3: write-back tables, four levels (SDM Vol. 3C, "Extended-Page-Table
 /// Pointer").

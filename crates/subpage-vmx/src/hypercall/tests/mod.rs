@@ -24,8 +24,8 @@ use super::buffer::SPACE;
 use super::{Context, Errno, Ledger, Machine, Outcome, Request, dispatch};
 use crate::abi::{Call, RuleRequest, feature};
 use crate::event::{Event, Origin};
-use crate::guest::{NotMemory, PhysicalMemory};
 use crate::policy::HostMaps;
+use subpage_emulate::guest::{NotMemory, PhysicalMemory};
 
 const PAGE: u64 = 4096;
 

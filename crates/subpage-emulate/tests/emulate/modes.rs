@@ -1,10 +1,10 @@
 //! What this processor cannot be asked directly: other modes, segments, privilege.
 
-use subpage_vmx::emulate::{
+use subpage_emulate::guest::{Register, State};
+use subpage_emulate::{
     Exception, FxArea, GuestInstruction, Incomplete, Machine, Progress, Refusal, Scratch, Store,
     Unsupported,
 };
-use subpage_vmx::guest::{Register, State};
 
 use crate::machine::{Flat, OwnTrampoline, PROCESSOR, TABLES, state_16, state_32, state_64};
 

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use subpage_vmx::emulate::{FxArea, GuestInstruction, Machine, Store, Window, prepare};
-use subpage_vmx::guest::{Register, State};
+use subpage_emulate::guest::{Register, State};
+use subpage_emulate::{FxArea, GuestInstruction, Machine, Store, Window, prepare};
 
 use crate::machine::{Flat, OwnTrampoline, PROCESSOR, Pages, TABLES, state_64};
 

@@ -3,8 +3,8 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, byte_ptr, dword_ptr, edi, esi, qword_ptr};
-use subpage_vmx::emulate::{FxArea, GuestInstruction, Machine, Progress, Store, Window};
-use subpage_vmx::guest::{GeneralRegisters, Register, State};
+use subpage_emulate::guest::{GeneralRegisters, Register, State};
+use subpage_emulate::{FxArea, GuestInstruction, Machine, Progress, Store, Window};
 
 use crate::machine::{OwnTrampoline, PROCESSOR, TABLES};
 use crate::native::{DATA_BYTES, Native, Registers};

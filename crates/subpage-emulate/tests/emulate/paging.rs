@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use subpage::address::Gpa;
-use subpage_vmx::emulate::{Access, Exception, Fault, translate, translate_span, walk_marks};
-use subpage_vmx::guest::State;
+use subpage_emulate::guest::State;
+use subpage_emulate::{Access, Exception, Fault, translate, translate_span, walk_marks};
 
 use crate::machine::{Flat, PROCESSOR, state_64};
 

@@ -2,8 +2,8 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use subpage_vmx::emulate::{FxArea, GuestInstruction, Machine, Progress, Scratch, Store, Window};
-use subpage_vmx::guest::{GeneralRegisters, Register};
+use subpage_emulate::guest::{GeneralRegisters, Register};
+use subpage_emulate::{FxArea, GuestInstruction, Machine, Progress, Scratch, Store, Window};
 
 use crate::machine::{OwnTrampoline, PROCESSOR, TABLES};
 use crate::native::{DATA_BYTES, Native, Registers};

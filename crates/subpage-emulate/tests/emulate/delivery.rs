@@ -1,9 +1,9 @@
 //! Delivery of interrupts and exceptions in IA-32e mode.
 
-use subpage_vmx::emulate::{
+use subpage_emulate::guest::{Register, Segment, State};
+use subpage_emulate::{
     Delivery, Escalation, Event, EventKind, Exception, Fault, SystemTables, TableRegister, deliver,
 };
-use subpage_vmx::guest::{Register, Segment, State};
 
 use crate::machine::{Flat, PROCESSOR, state_64};
 

@@ -19,12 +19,26 @@
 //!
 //! [`deliver`](deliver()) does the same for an interrupt or exception: it tells which frame would be
 //! pushed, where, and how the processor would be afterwards.
+//!
+//! The bare-metal hypervisor and the VMM on KVM share it: the exits that they get differ, what a store
+//! is does not. `unsafe` is in two modules, `trampoline` and `window`.
+#![no_std]
+#![deny(unsafe_code)]
+// Addresses and `usize` have the same width.
+#![cfg(target_pointer_width = "64")]
+// A constant that one step needs stands beside that step.
+#![allow(clippy::items_after_statements)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 mod complete;
 mod deliver;
 mod fault;
 mod fetch;
 mod form;
+pub mod guest;
 mod implied;
 mod linear;
 mod paging;

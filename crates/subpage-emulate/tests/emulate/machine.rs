@@ -5,8 +5,8 @@ use std::num::NonZeroUsize;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use subpage::address::{Gpa, PhysicalWidth};
-use subpage_vmx::emulate::{CODE_BYTES, Processor, SystemTables, TableRegister, Trampoline};
-use subpage_vmx::guest::{NotMemory, PhysicalMemory, Segment, State};
+use subpage_emulate::guest::{NotMemory, PhysicalMemory, Segment, State};
+use subpage_emulate::{CODE_BYTES, Processor, SystemTables, TableRegister, Trampoline};
 
 pub(crate) const PROCESSOR: Processor = Processor {
     physical_width: match PhysicalWidth::try_new(40) {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use nix::libc;
 use nix::sys::mman::ProtFlags;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use subpage_vmx::emulate::{
+use subpage_emulate::{
     FxArea, GuestInstruction, Incomplete, Machine, Progress, Scratch, Store, Trampoline, Window,
 };
 

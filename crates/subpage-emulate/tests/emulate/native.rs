@@ -5,8 +5,8 @@ use iced_x86::code_asm::{
     rdi, rdx, rsi, rsp,
 };
 use subpage::address::Gpa;
-use subpage_vmx::emulate::FxArea;
-use subpage_vmx::guest::{GeneralRegisters, NotMemory, PhysicalMemory};
+use subpage_emulate::FxArea;
+use subpage_emulate::guest::{GeneralRegisters, NotMemory, PhysicalMemory};
 
 use crate::machine::{Flat, Pages, state_64};
 
@@ -134,7 +134,7 @@ impl Native {
     }
 
     /// The state with which the guest stands at `rip`.
-    pub(crate) fn state(registers: &Registers, rip: u64) -> subpage_vmx::guest::State {
+    pub(crate) fn state(registers: &Registers, rip: u64) -> subpage_emulate::guest::State {
         let mut state = state_64();
         state.registers = registers.general;
         state.rflags = registers.flags;

@@ -5,10 +5,10 @@ use iced_x86::{
     Register as Name, RflagsBits as Bits,
 };
 use proptest::prelude::*;
-use subpage_vmx::emulate::{
+use subpage_emulate::guest::State;
+use subpage_emulate::{
     FxArea, GuestInstruction, MAX_STORE_BYTES, Machine, Scratch, Store, Substitute,
 };
-use subpage_vmx::guest::State;
 
 use crate::machine::{Flat, OwnTrampoline, PROCESSOR, TABLES, state_16, state_32, state_64};
 

@@ -1,6 +1,6 @@
 //! Fetching instructions: across pages, up to absent ones, with privilege.
 
-use subpage_vmx::emulate::{Exception, Fault, GuestInstruction, Recent, Store};
+use subpage_emulate::{Exception, Fault, GuestInstruction, Recent, Store};
 
 use crate::machine::{Flat, PROCESSOR, state_16, state_32, state_64};
 
@@ -112,7 +112,7 @@ fn a_remembered_instruction_is_the_one_that_is_there() {
     let mut recent = Recent::default();
     let mut state = state_64();
     state.rip = 0x5000;
-    let mut check = |memory: &Flat, state: &subpage_vmx::guest::State| {
+    let mut check = |memory: &Flat, state: &subpage_emulate::guest::State| {
         let (instruction, store) = recent.find(memory, PROCESSOR, state).unwrap();
         let fresh = GuestInstruction::fetch(memory, PROCESSOR, state).unwrap();
         assert_eq!(instruction.bytes(), fresh.bytes());
