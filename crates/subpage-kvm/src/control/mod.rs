@@ -1,0 +1,3 @@
+//! Control while the guest runs: requests over a Unix socket.
+
+pub mod protocol;

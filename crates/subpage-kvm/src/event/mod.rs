@@ -1,0 +1,65 @@
+//! What is told about a write that met a rule or an access map.
+
+use serde::Serialize;
+
+/// What became of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It had no effect.
+    Denied,
+    /// It had no effect and the guest was stopped.
+    Stopped,
+    /// It took effect.
+    Logged,
+    /// It took effect; the next one will not.
+    AllowedOnce,
+}
+
+/// A write that met a rule or an access map, as it happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Number of this event, from 1, without gaps.
+    pub seq: u64,
+    /// What became of the write.
+    pub verdict: Verdict,
+    /// Number of the rule that decided; none if an access map did.
+    pub rule: Option<u64>,
+    /// Its name; empty for an access map.
+    pub rule_name: String,
+    /// The rule's action, as policies spell it; `deny` for an access map.
+    pub action: &'static str,
+    /// Number of the write among those that trapped, from 1.
+    pub write: u64,
+    /// The virtual processor that wrote.
+    pub vcpu: u32,
+    /// Address of the writing instruction.
+    pub rip: Option<u64>,
+    /// KVM told of the write before it changed RIP. Where it is false, KVM had carried the
+    /// instruction out already, and `rip` was found by decoding backwards.
+    pub rip_exact: bool,
+    /// Privilege level, 0..=3.
+    pub cpl: u8,
+    /// Page-table base.
+    pub cr3: u64,
+    /// Guest-physical address of the first byte of the write.
+    pub gpa: u64,
+    /// Guest-linear address of that byte, if known.
+    pub gla: Option<u64>,
+    /// First byte that the rule or map holds.
+    pub at: u64,
+    /// Bytes that the write stored, or would have stored.
+    pub bytes: Vec<u8>,
+    /// The bytes of the instruction, if it was found.
+    pub instruction: Vec<u8>,
+    /// The instruction in words, Intel syntax.
+    pub text: Option<String>,
+}
+
+impl Event {
+    /// Index, in its page, of the sub-page of the first byte that the rule or map holds: 0..=31.
+    #[allow(clippy::cast_possible_truncation)] // At most 31.
+    pub const fn sub_page(&self) -> u8 {
+        (self.at % 4096 / 128) as u8
+    }
+}

@@ -1,0 +1,175 @@
+//! The guest's memory: one file, mapped twice.
+//!
+//! *Direct* is the VMM's own mapping, always readable and writable. *View* is what KVM maps the guest
+//! to: a page of it may be made read-only, and then every write of the guest to it leaves the guest.
+
+mod physical;
+mod view;
+
+use std::fs::File;
+use std::sync::Arc;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use subpage::address::{ByteRange, Gfn, GfnRange, Gpa, PAGE_BYTES};
+use thiserror::Error;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+
+pub use view::{View, ViewError};
+
+/// Where memory stops below 4 GiB: from there to 4 GiB are the addresses of devices.
+pub const HOLE_START: u64 = 0xc000_0000;
+
+/// Where memory goes on above the hole.
+pub const HOLE_END: u64 = 1 << 32;
+
+/// Least guest memory in bytes: 2 MiB.
+pub const MIN_BYTES: u64 = 2 << 20;
+
+/// Why guest memory could not be made.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The size is not one.
+    #[error("guest memory of {bytes} bytes is not a multiple of 4096 from 2 MiB to 255 GiB")]
+    Size {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// The host has no memory, or no address space, for it.
+    #[error("cannot get {bytes} bytes of guest memory: {cause}")]
+    Host {
+        /// What was asked for.
+        bytes: u64,
+        /// What the host said.
+        cause: String,
+    },
+}
+
+/// A run of guest memory without a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// Its pages.
+    pub pages: GfnRange,
+    /// Offset of its first byte in the file.
+    pub offset: u64,
+}
+
+/// Guest memory.
+#[derive(Debug, Clone)]
+pub struct Ram {
+    direct: GuestMemoryMmap,
+    view: Arc<View>,
+    file: Arc<File>,
+    regions: Vec<Region>,
+    bytes: u64,
+}
+
+impl Ram {
+    /// Makes zeroed memory of `bytes`: from address 0 to 3 GiB, the rest from 4 GiB on.
+    ///
+    /// The host's memory is taken page by page as the guest touches it.
+    pub fn new(bytes: u64) -> Result<Self, MemoryError> {
+        if !(MIN_BYTES..=255 << 30).contains(&bytes) || !bytes.is_multiple_of(PAGE_BYTES) {
+            return Err(MemoryError::Size { bytes });
+        }
+        let host = |cause: String| MemoryError::Host { bytes, cause };
+        let file = memfd_create(c"subpage-guest", MFdFlags::MFD_CLOEXEC)
+            .map_err(|error| host(error.to_string()))?;
+        let file = File::from(file);
+        file.set_len(bytes).map_err(|error| host(error.to_string()))?;
+        let file = Arc::new(file);
+        let regions = regions(bytes);
+        let direct = map(&regions, &file).map_err(host)?;
+        let view = View::new(map(&regions, &file).map_err(host)?);
+        Ok(Self { direct, view: Arc::new(view), file, regions, bytes })
+    }
+
+    /// The VMM's own mapping. Whoever writes to it on behalf of the guest has asked the domain first.
+    pub const fn direct(&self) -> &GuestMemoryMmap {
+        &self.direct
+    }
+
+    /// What KVM maps the guest to.
+    pub const fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+
+    /// The file behind both.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The runs of memory, ascending.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// Size in bytes.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether all of a range is memory.
+    pub fn holds(&self, range: ByteRange) -> bool {
+        self.regions.iter().any(|region| {
+            region.pages.contains(range.first().gfn()) && region.pages.contains(range.last().gfn())
+        })
+    }
+
+    /// Offset of a page in the file; none if it is no memory.
+    pub fn offset(&self, gfn: Gfn) -> Option<u64> {
+        let region = self.regions.iter().find(|region| region.pages.contains(gfn))?;
+        let page = gfn.as_u64() - region.pages.first().as_u64();
+        Some(region.offset + page * PAGE_BYTES)
+    }
+}
+
+fn regions(bytes: u64) -> Vec<Region> {
+    let run = |start: u64, bytes: u64, offset: u64| Region {
+        pages: GfnRange::new(Gpa::new(start).gfn(), bytes / PAGE_BYTES).expect("checked above"),
+        offset,
+    };
+    let low = bytes.min(HOLE_START);
+    let mut regions = vec![run(0, low, 0)];
+    if bytes > low {
+        regions.push(run(HOLE_END, bytes - low, low));
+    }
+    regions
+}
+
+fn map(regions: &[Region], file: &Arc<File>) -> Result<GuestMemoryMmap, String> {
+    let ranges: Vec<_> = regions
+        .iter()
+        .map(|region| {
+            let bytes = usize::try_from(region.pages.pages() * PAGE_BYTES).expect("64 bits");
+            let start = GuestAddress(region.pages.first().gpa().as_u64());
+            (start, bytes, Some(FileOffset::from_arc(Arc::clone(file), region.offset)))
+        })
+        .collect();
+    GuestMemoryMmap::from_ranges_with_files(&ranges).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes as _;
+
+    use super::*;
+
+    #[test]
+    fn memory_goes_on_behind_the_hole() {
+        let ram = Ram::new(HOLE_START + 0x2000).expect("address space");
+        assert_eq!(ram.regions().len(), 2);
+        assert_eq!(ram.offset(Gpa::new(HOLE_END).gfn()), Some(HOLE_START));
+        assert_eq!(ram.offset(Gpa::new(HOLE_START).gfn()), None);
+        let write = |at| ByteRange::new(Gpa::new(at), 8).expect("eight bytes");
+        assert!(ram.holds(write(HOLE_END + 0x1ff8)) && !ram.holds(write(HOLE_START - 4)));
+        ram.direct().write_obj(7_u64, GuestAddress(HOLE_END)).expect("memory");
+        assert_eq!(ram.direct().read_obj::<u64>(GuestAddress(HOLE_END)).expect("memory"), 7);
+    }
+
+    #[test]
+    fn wrong_sizes_are_refused() {
+        for bytes in [0, MIN_BYTES - 4096, MIN_BYTES + 1, u64::MAX & !0xfff] {
+            assert!(matches!(Ram::new(bytes), Err(MemoryError::Size { .. })), "{bytes}");
+        }
+    }
+}
