@@ -13,8 +13,8 @@ use crate::machine::Shared;
 use crate::vcpu::Vcpu;
 use subpage_emulate::guest::State;
 use subpage_emulate::{
-    Access, Exception, Fault, FxArea, GuestInstruction, Incomplete, Machine, Refusal, Scratch,
-    Store, Translation, Unsupported, Window,
+    Access, Exception, Extended, Fault, FxArea, GuestInstruction, Incomplete, Machine, Refusal,
+    Scratch, Store, Translation, Unsupported, Window,
 };
 
 /// The instruction that an exit interrupted, as far as it can be found out.
@@ -289,7 +289,7 @@ impl Vcpu {
             processor: self.machine.processor,
             tables: &tables,
             trampoline: &mut self.trampoline,
-            fx: &mut self.context.fx,
+            extended: Extended::Fx(&mut self.context.fx),
         };
         work(&mut machine)
     }
