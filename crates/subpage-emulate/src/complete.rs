@@ -3,7 +3,7 @@
 use super::bits::RFLAGS_RF;
 use super::implied::{Surroundings, next_rip};
 use super::store::{count, repeats};
-use super::trampoline::Guest;
+use super::trampoline::{Addresses, Guest};
 use super::{Extended, Fault, Processor, Store, SystemTables, Trampoline, TrampolineFault, Window};
 use crate::guest::{PhysicalMemory, State};
 
@@ -88,9 +88,11 @@ impl<M: PhysicalMemory> Machine<'_, M> {
                 registers: &mut after.registers,
                 rflags: &mut after.rflags,
                 extended: self.extended.reborrow(),
-                rip: state.rip,
-                offset: store.offset(),
-                x87_opcode: store.x87_opcode(),
+                addresses: Addresses {
+                    rip: state.rip,
+                    offset: store.offset(),
+                    x87_opcode: store.x87_opcode(),
+                },
             };
             self.trampoline.run(substitute, window, &mut guest)?;
         } else {

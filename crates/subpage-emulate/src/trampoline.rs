@@ -96,40 +96,6 @@ fn mask_mxcsr(area: &mut [u8], mask: u32) {
     area[offset::MXCSR..offset::MXCSR + 4].copy_from_slice(&mxcsr.to_le_bytes());
 }
 
-/// A copy of a guest's extended registers, which an instruction works on.
-#[derive(Debug, Clone, Copy)]
-enum Working {
-    None,
-    Fx(FxArea),
-    Xsave(XsaveArea, u64),
-}
-
-impl Working {
-    fn of(extended: &Extended<'_>) -> Self {
-        match extended {
-            Extended::Fx(fx) => Self::Fx(**fx),
-            Extended::Xsave { area, components } => Self::Xsave(**area, *components),
-        }
-    }
-
-    fn bytes(&mut self) -> Option<&mut [u8]> {
-        match self {
-            Self::None => None,
-            Self::Fx(fx) => Some(&mut fx.0),
-            Self::Xsave(area, _) => Some(&mut area.0),
-        }
-    }
-
-    /// The instruction has happened.
-    fn give_back(self, extended: &mut Extended<'_>) {
-        match (self, extended) {
-            (Self::Fx(from), Extended::Fx(to)) => **to = from,
-            (Self::Xsave(from, _), Extended::Xsave { area, .. }) => **area = from,
-            _ => {}
-        }
-    }
-}
-
 /// The instruction faulted in the hypervisor; nothing of the guest has changed.
 ///
 /// The window was not mapped, or the processor does not have the instruction, or a pending x87
@@ -367,16 +333,18 @@ impl Trampoline {
             self.context.registers[stand_in as usize] = guest.registers[Register::Rsp];
         }
         self.context.flags = *guest.rflags & ARITHMETIC_FLAGS;
-        let mut working =
-            if substitute.is_extended() { Working::of(&guest.extended) } else { Working::None };
-        self.context.components = match working {
-            Working::Xsave(_, components) => components,
-            Working::None | Working::Fx(_) => 0,
+        // FXSAVE's form is worked on as a copy, because its MXCSR may have to be mended. XSAVE's is
+        // what this processor has stored; it is only written when the instruction has happened.
+        let mut copy = None;
+        (self.context.guest, self.context.components) = match &mut guest.extended {
+            _ if !substitute.is_extended() => (ptr::null_mut(), 0),
+            Extended::Fx(fx) => {
+                let copy = copy.insert(**fx);
+                mask_mxcsr(&mut copy.0, self.mxcsr_mask);
+                (copy.0.as_mut_ptr(), 0)
+            }
+            Extended::Xsave { area, components } => (area.0.as_mut_ptr(), *components),
         };
-        self.context.guest = working.bytes().map_or(ptr::null_mut(), |bytes| {
-            mask_mxcsr(bytes, self.mxcsr_mask);
-            bytes.as_mut_ptr()
-        });
         // SAFETY: the context is filled in; its code is a substitute's, which accesses the window
         // and nothing else. The window's length is that of the store for which the substitute was
         // made (asserted by the caller), and its memory is writable.
@@ -394,24 +362,32 @@ impl Trampoline {
             guest.registers[Register::Rsp] = self.context.registers[stand_in as usize];
         }
         *guest.rflags = *guest.rflags & !ARITHMETIC_FLAGS | self.context.flags & ARITHMETIC_FLAGS;
-        if let Some(bytes) = working.bytes()
-            && substitute.is_x87()
-        {
-            self.hide_addresses(bytes, window, guest);
+        let hide = substitute.is_x87();
+        let addresses = guest.addresses;
+        match (copy, &mut guest.extended) {
+            (Some(mut fx), Extended::Fx(to)) => {
+                if hide {
+                    self.hide_addresses(&mut fx.0, window.address(), &addresses);
+                }
+                **to = fx;
+            }
+            (_, Extended::Xsave { area, .. }) if hide => {
+                self.hide_addresses(&mut area.0, window.address(), &addresses);
+            }
+            _ => {}
         }
-        working.give_back(&mut guest.extended);
         Ok(())
     }
 
     /// Puts the guest's addresses and opcode where the x87 has noted the hypervisor's.
-    fn hide_addresses(&self, area: &mut [u8], window: &Window<'_>, guest: &Guest<'_>) {
+    fn hide_addresses(&self, area: &mut [u8], window: u64, guest: &Addresses) {
         if self.contains(pointer(area, offset::FIP)) {
             area[offset::FIP..offset::FIP + 8].copy_from_slice(&guest.rip.to_le_bytes());
             if let Some(opcode) = guest.x87_opcode {
                 area[offset::FOP..offset::FOP + 2].copy_from_slice(&opcode.to_le_bytes());
             }
         }
-        if pointer(area, offset::FDP) == window.address() {
+        if pointer(area, offset::FDP) == window {
             area[offset::FDP..offset::FDP + 8].copy_from_slice(&guest.offset.to_le_bytes());
         }
     }
@@ -438,6 +414,13 @@ pub(super) struct Guest<'a> {
     pub(super) registers: &'a mut GeneralRegisters,
     pub(super) rflags: &'a mut u64,
     pub(super) extended: Extended<'a>,
+    /// What the x87 is to note of the instruction.
+    pub(super) addresses: Addresses,
+}
+
+/// The addresses that an instruction has in the guest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Addresses {
     /// Address of the instruction.
     pub(super) rip: u64,
     /// Offset of the destination in its segment.
