@@ -14,7 +14,7 @@ use super::SnapshotError;
 use crate::vcpu::Processor;
 
 /// The state of one processor between two instructions.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct ProcessorState {
     registers: kvm_regs,
     special: kvm_sregs,
