@@ -10,6 +10,7 @@ mod reset;
 mod save;
 mod watch;
 
+pub(crate) use create::open;
 pub use create::{Configuration, TrapChoice, nowhere};
 pub use ending::Ending;
 pub use error::VmError;
