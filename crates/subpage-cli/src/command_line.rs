@@ -107,8 +107,9 @@ pub struct CompileArguments {
     /// The rules (TOML)
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub policy: PathBuf,
-    /// Names for `region` in the policy: the symbols of this file, where its load segments put them
-    #[arg(long, value_name = "ELF", value_hint = ValueHint::FilePath)]
+    /// Names for `region` in the policy: the symbols of an ELF file, where its load segments put them,
+    /// or of a list as /proc/kallsyms or System.map, at their values minus 0xffffffff80000000
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub symbols: Option<PathBuf>,
     /// The module to write; it appears when it is complete
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]

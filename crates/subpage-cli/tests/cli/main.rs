@@ -5,6 +5,7 @@ mod commands;
 mod compile;
 mod enforcers;
 mod events;
+mod kallsyms;
 mod policy;
 mod report;
 mod runs;
