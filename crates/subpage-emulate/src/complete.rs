@@ -3,8 +3,8 @@
 use super::bits::RFLAGS_RF;
 use super::implied::{Surroundings, next_rip};
 use super::store::{count, repeats};
-use super::trampoline::Guest;
-use super::{Fault, FxArea, Processor, Store, SystemTables, Trampoline, TrampolineFault, Window};
+use super::trampoline::{Addresses, Guest};
+use super::{Extended, Fault, Processor, Store, SystemTables, Trampoline, TrampolineFault, Window};
 use crate::guest::{PhysicalMemory, State};
 
 /// Where the guest is after a completed store.
@@ -52,13 +52,13 @@ pub struct Machine<'a, M> {
     pub tables: &'a SystemTables,
     /// Of the processor that this runs on.
     pub trampoline: &'a mut Trampoline,
-    /// The guest's x87, MMX and SSE registers, as FXSAVE64 stored them at the exit. Any such
-    /// instruction changes them, so they are to be loaded again before the guest goes on.
+    /// The guest's extended registers at the exit. An instruction that uses them changes them, so they
+    /// are to be loaded again before the guest goes on.
     ///
     /// Also on a copy of the destination: FSTP pops. Whoever asks what an instruction would write
     /// and then does not let it happen, or does it again on the guest's bytes, passes a copy of these
     /// as well.
-    pub fx: &'a mut FxArea,
+    pub extended: Extended<'a>,
 }
 
 impl<M: PhysicalMemory> Machine<'_, M> {
@@ -87,10 +87,12 @@ impl<M: PhysicalMemory> Machine<'_, M> {
             let mut guest = Guest {
                 registers: &mut after.registers,
                 rflags: &mut after.rflags,
-                fx: self.fx,
-                rip: state.rip,
-                offset: store.offset(),
-                x87_opcode: store.x87_opcode(),
+                extended: self.extended.reborrow(),
+                addresses: Addresses {
+                    rip: state.rip,
+                    offset: store.offset(),
+                    x87_opcode: store.x87_opcode(),
+                },
             };
             self.trampoline.run(substitute, window, &mut guest)?;
         } else {

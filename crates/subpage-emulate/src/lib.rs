@@ -61,7 +61,7 @@ pub use paging::{Access, Mark, Translation, translate, walk_marks};
 pub use recent::Recent;
 pub use store::{MAX_STORE_BYTES, Refusal, Store};
 pub use substitute::Substitute;
-pub use trampoline::{CODE_BYTES, FxArea, Trampoline, TrampolineFault};
+pub use trampoline::{CODE_BYTES, Extended, FxArea, Trampoline, TrampolineFault, XsaveArea};
 pub use window::{Scratch, Window};
 
 use crate::guest::{Segment, State};

@@ -22,40 +22,78 @@ pub const CODE_BYTES: usize = 64;
 #[repr(C, align(16))]
 pub struct FxArea(pub [u8; 512]);
 
+/// Extended state in the standard format of XSAVE, with room for all but AMX: the first 512 bytes are
+/// those of FXSAVE64, the next 64 the header (SDM Vol. 1, "XSAVE Area").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct XsaveArea(pub [u8; 4096]);
+
+/// The guest's extended registers, to be worked on.
+#[derive(Debug)]
+pub enum Extended<'a> {
+    /// x87, MMX and SSE registers, as FXSAVE64 stored them. All else is taken from the processor,
+    /// where baseline x86-64 code of a hypervisor has left the guest's.
+    Fx(&'a mut FxArea),
+    /// All registers of the components in a mask like that of XCR0, as XSAVE64 stored them.
+    Xsave {
+        /// The registers.
+        area: &'a mut XsaveArea,
+        /// Components that both the guest and this processor have enabled; x87 and SSE among them.
+        components: u64,
+    },
+}
+
+impl Extended<'_> {
+    /// The same registers for a shorter time.
+    pub(super) fn reborrow(&mut self) -> Extended<'_> {
+        match self {
+            Self::Fx(fx) => Extended::Fx(fx),
+            Self::Xsave { area, components } => Extended::Xsave { area, components: *components },
+        }
+    }
+}
+
+/// Offsets in the first 512 bytes of either area.
+mod offset {
+    pub(super) const FOP: usize = 6;
+    pub(super) const FIP: usize = 8;
+    pub(super) const FDP: usize = 16;
+    pub(super) const MXCSR: usize = 24;
+    pub(super) const MXCSR_MASK: usize = 28;
+}
+
+/// The state after FNINIT, with all SSE exceptions masked.
+const fn initial<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes[0] = 0x7f;
+    bytes[1] = 0x03;
+    bytes[offset::MXCSR] = 0x80;
+    bytes[offset::MXCSR + 1] = 0x1f;
+    bytes
+}
+
 impl FxArea {
-    const FOP: usize = 6;
-    const FIP: usize = 8;
-    const FDP: usize = 16;
-    const MXCSR: usize = 24;
-    const MXCSR_MASK: usize = 28;
-
     /// The state after FNINIT, with all SSE exceptions masked.
-    pub const INITIAL: Self = {
-        let mut bytes = [0; 512];
-        bytes[0] = 0x7f;
-        bytes[1] = 0x03;
-        bytes[Self::MXCSR] = 0x80;
-        bytes[Self::MXCSR + 1] = 0x1f;
-        Self(bytes)
-    };
+    pub const INITIAL: Self = Self(initial());
+}
 
-    fn word(&self, at: usize) -> u32 {
-        u32::from_le_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
-    }
+impl XsaveArea {
+    /// All components in their initial configuration.
+    pub const INITIAL: Self = Self(initial());
+}
 
-    fn pointer(&self, at: usize) -> u64 {
-        u64::from(self.word(at)) | u64::from(self.word(at + 4)) << 32
-    }
+fn word(area: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([area[at], area[at + 1], area[at + 2], area[at + 3]])
+}
 
-    fn set_pointer(&mut self, at: usize, to: u64) {
-        self.0[at..at + 8].copy_from_slice(&to.to_le_bytes());
-    }
+fn pointer(area: &[u8], at: usize) -> u64 {
+    u64::from(word(area, at)) | u64::from(word(area, at + 4)) << 32
+}
 
-    /// Clears the bits of MXCSR that FXRSTOR would refuse.
-    fn mask_mxcsr(&mut self, mask: u32) {
-        let mxcsr = self.word(Self::MXCSR) & mask;
-        self.0[Self::MXCSR..Self::MXCSR + 4].copy_from_slice(&mxcsr.to_le_bytes());
-    }
+/// Clears the bits of MXCSR that restoring it would refuse.
+fn mask_mxcsr(area: &mut [u8], mask: u32) {
+    let mxcsr = word(area, offset::MXCSR) & mask;
+    area[offset::MXCSR..offset::MXCSR + 4].copy_from_slice(&mxcsr.to_le_bytes());
 }
 
 /// The instruction faulted in the hypervisor; nothing of the guest has changed.
@@ -67,13 +105,17 @@ pub struct TrampolineFault;
 
 /// What the assembly below works on.
 #[derive(Debug)]
-#[repr(C, align(16))]
+#[repr(C, align(64))]
 struct Context {
-    host_fx: FxArea,
+    /// What is the hypervisor's while the guest's extended registers are loaded.
+    host: XsaveArea,
     registers: [u64; 16],
     flags: u64,
     code: u64,
-    guest_fx: *mut FxArea,
+    /// The guest's extended registers; null if the instruction uses none.
+    guest: *mut u8,
+    /// Components for XSAVE and XRSTOR; 0 to use FXSAVE and FXRSTOR.
+    components: u64,
 }
 
 global_asm!(
@@ -88,11 +130,20 @@ global_asm!(
     "push r13",
     "push r14",
     "push r15",
-    "mov rax, [rdi + {guest_fx}]",
-    "test rax, rax",
+    "mov rcx, [rdi + {guest}]",
+    "test rcx, rcx",
     "jz 2f",
-    "fxsave64 [rdi + {host_fx}]",
-    "fxrstor64 [rax]",
+    "mov rax, [rdi + {components}]",
+    "test rax, rax",
+    "jz 6f",
+    "mov rdx, rax",
+    "shr rdx, 32",
+    "xsave64 [rdi + {host}]",
+    "xrstor64 [rcx]",
+    "jmp 2f",
+    "6:",
+    "fxsave64 [rdi + {host}]",
+    "fxrstor64 [rcx]",
     "2:",
     // The guest's arithmetic flags among the hypervisor's own other flags.
     "pushfq",
@@ -141,11 +192,20 @@ global_asm!(
     "pushfq",
     "pop rax",
     "mov [rdi + {flags}], rax",
-    "mov rax, [rdi + {guest_fx}]",
-    "test rax, rax",
+    "mov rcx, [rdi + {guest}]",
+    "test rcx, rcx",
     "jz 3f",
-    "fxsave64 [rax]",
-    "fxrstor64 [rdi + {host_fx}]",
+    "mov rax, [rdi + {components}]",
+    "test rax, rax",
+    "jz 7f",
+    "mov rdx, rax",
+    "shr rdx, 32",
+    "xsave64 [rcx]",
+    "xrstor64 [rdi + {host}]",
+    "jmp 3f",
+    "7:",
+    "fxsave64 [rcx]",
+    "fxrstor64 [rdi + {host}]",
     "3:",
     "xor eax, eax",
     "4:",
@@ -160,17 +220,26 @@ global_asm!(
     // The exception handler continues here, with RSP as it was at the fault.
     "subpage_emulate_recover:",
     "pop rdi",
-    "cmp qword ptr [rdi + {guest_fx}], 0",
+    "cmp qword ptr [rdi + {guest}], 0",
     "je 5f",
-    "fxrstor64 [rdi + {host_fx}]",
+    "mov rax, [rdi + {components}]",
+    "test rax, rax",
+    "jz 8f",
+    "mov rdx, rax",
+    "shr rdx, 32",
+    "xrstor64 [rdi + {host}]",
+    "jmp 5f",
+    "8:",
+    "fxrstor64 [rdi + {host}]",
     "5:",
     "mov eax, 1",
     "jmp 4b",
-    host_fx = const offset_of!(Context, host_fx),
+    host = const offset_of!(Context, host),
     registers = const offset_of!(Context, registers),
     flags = const offset_of!(Context, flags),
     code = const offset_of!(Context, code),
-    guest_fx = const offset_of!(Context, guest_fx),
+    guest = const offset_of!(Context, guest),
+    components = const offset_of!(Context, components),
     other_flags = const !(ARITHMETIC_FLAGS.cast_signed()),
 );
 
@@ -206,24 +275,25 @@ impl Trampoline {
     ///    of its own;
     /// 3. SSE is enabled (CR4.OSFXSR set, CR0.EM and CR0.TS clear) where an instruction is executed.
     ///
-    /// AVX stores need CR4.OSXSAVE as well, and the guest's XCR0; without them they fault, which is
-    /// reported like any other fault.
+    /// AVX stores, and extended registers in the format of XSAVE, need CR4.OSXSAVE as well, and an XCR0
+    /// that enables the components; without them they fault, which is reported like any other fault.
     pub unsafe fn new(code: *mut [u8; CODE_BYTES]) -> Self {
-        let mut host_fx = FxArea::INITIAL;
+        let mut host = XsaveArea::INITIAL;
         // SAFETY: 512 aligned bytes to store to; SSE is enabled.
-        unsafe { core::arch::x86_64::_fxsave64(host_fx.0.as_mut_ptr()) };
+        unsafe { core::arch::x86_64::_fxsave64(host.0.as_mut_ptr()) };
         // 0 stands for a processor without DAZ (SDM Vol. 1, "Guidelines for Writing to the MXCSR
         // Register").
-        let mxcsr_mask = match host_fx.word(FxArea::MXCSR_MASK) {
+        let mxcsr_mask = match word(&host.0, offset::MXCSR_MASK) {
             0 => 0xffbf,
             mask => mask,
         };
         let context = Context {
-            host_fx,
+            host,
             registers: [0; 16],
             flags: 0,
             code: code.expose_provenance() as u64,
-            guest_fx: ptr::null_mut(),
+            guest: ptr::null_mut(),
+            components: 0,
         };
         Self { code, context, mxcsr_mask }
     }
@@ -241,9 +311,8 @@ impl Trampoline {
 
     /// Executes `substitute` on `window` with the guest's registers and arithmetic flags.
     ///
-    /// The x87, MMX and SSE registers come from `fx` and go there; the upper halves of the YMM and
-    /// ZMM registers, and the opmask registers, are taken from the processor, where baseline x86-64
-    /// code of the hypervisor has left the guest's. On a fault nothing has changed. Not to be called
+    /// Extended registers come from `guest.extended` and go there. On a fault nothing has changed. Not
+    /// to be called
     /// by a handler that may have interrupted a call on the same trampoline, which `&mut` forbids
     /// anyway.
     ///
@@ -264,11 +333,18 @@ impl Trampoline {
             self.context.registers[stand_in as usize] = guest.registers[Register::Rsp];
         }
         self.context.flags = *guest.rflags & ARITHMETIC_FLAGS;
-        let mut fx = substitute.is_extended().then_some(*guest.fx);
-        self.context.guest_fx = fx.as_mut().map_or(ptr::null_mut(), |fx| {
-            fx.mask_mxcsr(self.mxcsr_mask);
-            ptr::from_mut(fx)
-        });
+        // FXSAVE's form is worked on as a copy, because its MXCSR may have to be mended. XSAVE's is
+        // what this processor has stored; it is only written when the instruction has happened.
+        let mut copy = None;
+        (self.context.guest, self.context.components) = match &mut guest.extended {
+            _ if !substitute.is_extended() => (ptr::null_mut(), 0),
+            Extended::Fx(fx) => {
+                let copy = copy.insert(**fx);
+                mask_mxcsr(&mut copy.0, self.mxcsr_mask);
+                (copy.0.as_mut_ptr(), 0)
+            }
+            Extended::Xsave { area, components } => (area.0.as_mut_ptr(), *components),
+        };
         // SAFETY: the context is filled in; its code is a substitute's, which accesses the window
         // and nothing else. The window's length is that of the store for which the substitute was
         // made (asserted by the caller), and its memory is writable.
@@ -286,25 +362,33 @@ impl Trampoline {
             guest.registers[Register::Rsp] = self.context.registers[stand_in as usize];
         }
         *guest.rflags = *guest.rflags & !ARITHMETIC_FLAGS | self.context.flags & ARITHMETIC_FLAGS;
-        if let Some(mut fx) = fx {
-            if substitute.is_x87() {
-                self.hide_addresses(&mut fx, window, guest);
+        let hide = substitute.is_x87();
+        let addresses = guest.addresses;
+        match (copy, &mut guest.extended) {
+            (Some(mut fx), Extended::Fx(to)) => {
+                if hide {
+                    self.hide_addresses(&mut fx.0, window.address(), &addresses);
+                }
+                **to = fx;
             }
-            *guest.fx = fx;
+            (_, Extended::Xsave { area, .. }) if hide => {
+                self.hide_addresses(&mut area.0, window.address(), &addresses);
+            }
+            _ => {}
         }
         Ok(())
     }
 
     /// Puts the guest's addresses and opcode where the x87 has noted the hypervisor's.
-    fn hide_addresses(&self, fx: &mut FxArea, window: &Window<'_>, guest: &Guest<'_>) {
-        if self.contains(fx.pointer(FxArea::FIP)) {
-            fx.set_pointer(FxArea::FIP, guest.rip);
+    fn hide_addresses(&self, area: &mut [u8], window: u64, guest: &Addresses) {
+        if self.contains(pointer(area, offset::FIP)) {
+            area[offset::FIP..offset::FIP + 8].copy_from_slice(&guest.rip.to_le_bytes());
             if let Some(opcode) = guest.x87_opcode {
-                fx.0[FxArea::FOP..FxArea::FOP + 2].copy_from_slice(&opcode.to_le_bytes());
+                area[offset::FOP..offset::FOP + 2].copy_from_slice(&opcode.to_le_bytes());
             }
         }
-        if fx.pointer(FxArea::FDP) == window.address() {
-            fx.set_pointer(FxArea::FDP, guest.offset);
+        if pointer(area, offset::FDP) == window {
+            area[offset::FDP..offset::FDP + 8].copy_from_slice(&guest.offset.to_le_bytes());
         }
     }
 
@@ -329,7 +413,14 @@ impl Trampoline {
 pub(super) struct Guest<'a> {
     pub(super) registers: &'a mut GeneralRegisters,
     pub(super) rflags: &'a mut u64,
-    pub(super) fx: &'a mut FxArea,
+    pub(super) extended: Extended<'a>,
+    /// What the x87 is to note of the instruction.
+    pub(super) addresses: Addresses,
+}
+
+/// The addresses that an instruction has in the guest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Addresses {
     /// Address of the instruction.
     pub(super) rip: u64,
     /// Offset of the destination in its segment.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use subpage_emulate::guest::{Register, State};
-use subpage_emulate::{FxArea, GuestInstruction, Machine, Store, Window, prepare};
+use subpage_emulate::{Extended, FxArea, GuestInstruction, Machine, Store, Window, prepare};
 
 use crate::machine::{Flat, OwnTrampoline, PROCESSOR, Pages, TABLES, state_64};
 
@@ -23,7 +23,7 @@ fn repeat(code: &[u8], window: (*mut u8, usize), mut each: impl FnMut(&mut State
             processor: PROCESSOR,
             tables: &TABLES,
             trampoline: &mut own.trampoline,
-            fx: &mut FxArea::INITIAL.clone(),
+            extended: Extended::Fx(&mut FxArea::INITIAL.clone()),
         };
         // SAFETY: the bytes are mapped and writable, and the other thread's are accesses by atomic
         // operations through a raw pointer.

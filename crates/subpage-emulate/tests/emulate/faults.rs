@@ -7,7 +7,8 @@ use nix::libc;
 use nix::sys::mman::ProtFlags;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use subpage_emulate::{
-    FxArea, GuestInstruction, Incomplete, Machine, Progress, Scratch, Store, Trampoline, Window,
+    Extended, FxArea, GuestInstruction, Incomplete, Machine, Progress, Scratch, Store, Trampoline,
+    Window,
 };
 
 use crate::machine::{Flat, OwnTrampoline, PROCESSOR, Pages, TABLES, state_64};
@@ -62,7 +63,13 @@ fn machine<'a>(
     fx: &'a mut FxArea,
 ) -> Machine<'a, Flat> {
     let trampoline = &mut own.trampoline;
-    Machine { memory, processor: PROCESSOR, tables: &TABLES, trampoline, fx }
+    Machine {
+        memory,
+        processor: PROCESSOR,
+        tables: &TABLES,
+        trampoline,
+        extended: Extended::Fx(fx),
+    }
 }
 
 #[test]

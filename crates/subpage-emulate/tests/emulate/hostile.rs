@@ -7,7 +7,7 @@ use iced_x86::{
 use proptest::prelude::*;
 use subpage_emulate::guest::State;
 use subpage_emulate::{
-    FxArea, GuestInstruction, MAX_STORE_BYTES, Machine, Scratch, Store, Substitute,
+    Extended, FxArea, GuestInstruction, MAX_STORE_BYTES, Machine, Scratch, Store, Substitute,
 };
 
 use crate::machine::{Flat, OwnTrampoline, PROCESSOR, TABLES, state_16, state_32, state_64};
@@ -83,7 +83,7 @@ fn judge(own: &mut OwnTrampoline, mut state: State, code: &[u8]) -> bool {
         processor: PROCESSOR,
         tables: &TABLES,
         trampoline: &mut own.trampoline,
-        fx: &mut FxArea::INITIAL.clone(),
+        extended: Extended::Fx(&mut FxArea::INITIAL.clone()),
     };
     if machine.complete(&store, &mut state, &mut scratch.window()).is_err() {
         assert_eq!(state, before, "what fails changes nothing");

@@ -2,8 +2,8 @@
 
 use subpage_emulate::guest::{Register, State};
 use subpage_emulate::{
-    Exception, FxArea, GuestInstruction, Incomplete, Machine, Progress, Refusal, Scratch, Store,
-    Unsupported,
+    Exception, Extended, FxArea, GuestInstruction, Incomplete, Machine, Progress, Refusal, Scratch,
+    Store, Unsupported,
 };
 
 use crate::machine::{Flat, OwnTrampoline, PROCESSOR, TABLES, state_16, state_32, state_64};
@@ -27,7 +27,7 @@ fn done(memory: &Flat, before: &State, code: &[u8]) -> (u64, Vec<u8>, State) {
         processor: PROCESSOR,
         tables: &TABLES,
         trampoline: &mut own.trampoline,
-        fx: &mut FxArea::INITIAL.clone(),
+        extended: Extended::Fx(&mut FxArea::INITIAL.clone()),
     };
     let progress = machine.complete(&store, &mut state, &mut scratch.window()).unwrap();
     assert_eq!(progress, Progress::Done);
@@ -258,7 +258,7 @@ fn calls_out_of_reach_push_nothing() {
         processor: PROCESSOR,
         tables: &TABLES,
         trampoline: &mut own.trampoline,
-        fx: &mut FxArea::INITIAL.clone(),
+        extended: Extended::Fx(&mut FxArea::INITIAL.clone()),
     };
     let got = machine.complete(&call, &mut state, &mut scratch.window());
     let gp = Exception::general_protection(0);
@@ -296,7 +296,7 @@ fn sources_are_read_with_the_guests_privilege() {
             processor: PROCESSOR,
             tables: &TABLES,
             trampoline: &mut own.trampoline,
-            fx: &mut FxArea::INITIAL.clone(),
+            extended: Extended::Fx(&mut FxArea::INITIAL.clone()),
         };
         let got = machine.complete(&store, &mut state, &mut scratch.window());
         let fault = Exception::page_fault(0x5008, 0b101);

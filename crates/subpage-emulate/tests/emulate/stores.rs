@@ -3,7 +3,9 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use subpage_emulate::guest::{GeneralRegisters, Register};
-use subpage_emulate::{FxArea, GuestInstruction, Machine, Progress, Scratch, Store, Window};
+use subpage_emulate::{
+    Extended, FxArea, GuestInstruction, Machine, Progress, Scratch, Store, Window,
+};
 
 use crate::machine::{OwnTrampoline, PROCESSOR, TABLES};
 use crate::native::{DATA_BYTES, Native, Registers};
@@ -384,7 +386,7 @@ impl Bench {
             processor: PROCESSOR,
             tables: &TABLES,
             trampoline: &mut self.own.trampoline,
-            fx,
+            extended: Extended::Fx(fx),
         }
     }
 

@@ -4,7 +4,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, byte_ptr, dword_ptr, edi, esi, qword_ptr};
 use subpage_emulate::guest::{GeneralRegisters, Register, State};
-use subpage_emulate::{FxArea, GuestInstruction, Machine, Progress, Store, Window};
+use subpage_emulate::{Extended, FxArea, GuestInstruction, Machine, Progress, Store, Window};
 
 use crate::machine::{OwnTrampoline, PROCESSOR, TABLES};
 use crate::native::{DATA_BYTES, Native, Registers};
@@ -32,7 +32,7 @@ fn emulate(native: &Native, registers: &Registers, rip: u64) -> (State, usize) {
             processor: PROCESSOR,
             tables: &TABLES,
             trampoline: &mut own.trampoline,
-            fx: &mut fx,
+            extended: Extended::Fx(&mut fx),
         };
         elements += 1;
         match machine.complete(&store, &mut state, &mut window).unwrap() {

@@ -2,7 +2,7 @@
 //! one lock.
 
 use subpage::address::{ByteRange, Gpa, Hpa, PAGE_BYTES};
-use subpage::domain::{Decision, EptViolation};
+use subpage::domain::{Decision, EptViolation, WriteParts};
 
 use arrayvec::ArrayVec;
 
@@ -13,8 +13,8 @@ use crate::machine::Shared;
 use crate::vcpu::Vcpu;
 use subpage_emulate::guest::State;
 use subpage_emulate::{
-    Access, Exception, Fault, FxArea, GuestInstruction, Incomplete, Machine, Refusal, Scratch,
-    Store, Translation, Unsupported, Window,
+    Access, Exception, Extended, Fault, FxArea, GuestInstruction, Incomplete, Machine, Refusal,
+    Scratch, Store, Translation, Unsupported, Window,
 };
 
 /// The instruction that an exit interrupted, as far as it can be found out.
@@ -144,14 +144,13 @@ impl Vcpu {
         let access = Access::write_by(&trapped.state);
         let length = store.length() as u64;
         let pieces = self.find_pieces(shared, &trapped.state, store.linear(), length, access)?;
-        let decision = decide(shared, &pieces);
+        let parts = parts_of(&pieces);
+        let decision = shared.domain.check_write_parts(SPACE, &parts);
         match decision {
             Decision::Denied { rule, at, stop } => {
                 let denial = denial_of(&pieces, exit, length, (rule, at, stop));
                 // Counts and reports it.
-                let piece = pieces.iter().find(|piece| piece.bytes.in_page(at.gfn()).is_some());
-                let bytes = piece.unwrap_or(&pieces[0]).bytes;
-                let _ = shared.domain.authorize_write(SPACE, bytes).map_err(|_| OUT_OF_MEMORY)?;
+                let _ = authorize(shared, &parts)?;
                 return Ok(self.deny(shared, Some(trapped), &denial, exit)?);
             }
             Decision::NotEligible { .. } => {
@@ -168,14 +167,14 @@ impl Vcpu {
             }
             _ => None,
         };
-        authorize(shared, &pieces)?;
+        let authorized = authorize(shared, &parts)?;
+        assert!(authorized.permits(), "decided and authorized under one lock");
         let mut state = trapped.state;
         self.run_store(store, &pieces, &mut state)?;
         self.set_state(&state);
         self.end_emulated(&state);
         if let Some((rule, at, dry)) = reported {
-            let write = adjoining(&pieces).unwrap_or(pieces[0].bytes);
-            let event = Event::reported(rule, at, write, self.origin(&trapped.state))
+            let event = Event::reported(rule, at, parts.first(), self.origin(&trapped.state))
                 .with_data(dry.scratch.bytes())
                 .with_instruction(trapped.instruction.bytes())
                 .with_qualification(exit.qualification.into());
@@ -289,7 +288,7 @@ impl Vcpu {
             processor: self.machine.processor,
             tables: &tables,
             trampoline: &mut self.trampoline,
-            fx: &mut self.context.fx,
+            extended: Extended::Fx(&mut self.context.fx),
         };
         work(&mut machine)
     }
@@ -376,41 +375,17 @@ fn guest_window(first: *mut u8, offset: usize, length: usize) -> Window<'static>
     unsafe { Window::new(first.wrapping_add(offset), length) }
 }
 
-/// The decision about all pieces: as one range if they adjoin, else joined.
-fn decide(shared: &Shared, pieces: &Pieces) -> Decision {
-    match adjoining(pieces) {
-        Some(whole) => shared.domain.check_write(SPACE, whole),
-        None => pieces
-            .iter()
-            .map(|piece| shared.domain.check_write(SPACE, piece.bytes))
-            .fold(Decision::Allowed, Decision::and),
+/// All bytes of a store, for the decision.
+fn parts_of(pieces: &Pieces) -> WriteParts {
+    match pieces.get(1) {
+        None => WriteParts::one(pieces[0].bytes),
+        Some(second) => WriteParts::two(pieces[0].bytes, second.bytes),
     }
 }
 
 /// Takes note of a write that is decided, and spends what it spends.
-fn authorize(shared: &mut Shared, pieces: &Pieces) -> Result<(), Stop> {
-    if let Some(whole) = adjoining(pieces) {
-        let decision = shared.domain.authorize_write(SPACE, whole).map_err(|_| OUT_OF_MEMORY)?;
-        assert!(decision.permits(), "decided and authorized under one lock");
-        return Ok(());
-    }
-    for piece in pieces {
-        // The second piece may meet an "allow once" that the first has spent for both.
-        let _ = shared.domain.authorize_write(SPACE, piece.bytes).map_err(|_| OUT_OF_MEMORY)?;
-    }
-    Ok(())
-}
-
-/// The bytes of all pieces as one range, if they are neighbours in guest-physical memory.
-fn adjoining(pieces: &Pieces) -> Option<ByteRange> {
-    let first = pieces[0].bytes;
-    match pieces.get(1) {
-        None => Some(first),
-        Some(second) if first.last().checked_add(1) == Some(second.bytes.first()) => {
-            ByteRange::new(first.first(), first.bytes() + second.bytes.bytes()).ok()
-        }
-        Some(_) => None,
-    }
+fn authorize(shared: &mut Shared, parts: &WriteParts) -> Result<Decision, Stop> {
+    shared.domain.authorize_write_parts(SPACE, parts).map_err(|_| OUT_OF_MEMORY)
 }
 
 fn denial_of(

@@ -17,6 +17,7 @@ mod export;
 
 mod guard;
 mod memory;
+mod parts;
 mod tables;
 mod tracking;
 
@@ -28,6 +29,7 @@ pub use exits::{Answer, EptViolation, HostError, RetryState, SppEvent};
 pub use export::ImportError;
 
 pub use memory::HostPage;
+pub use parts::WriteParts;
 
 use crate::address::{GfnRange, PhysicalWidth};
 use crate::frames::TableFrames;
