@@ -1,6 +1,10 @@
 //! Requests and replies: one JSON object a line in each direction.
 
+use std::fmt;
+
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// A rule as a request names it: by number or by its name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +18,7 @@ pub enum RuleRef {
 
 /// A rule to be added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NewRule {
     /// 1 to 62 bytes of UTF-8 without control characters.
     pub name: String,
@@ -33,30 +38,60 @@ pub struct NewRule {
 
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "kebab-case")]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// State of the guest, rules, trackings and counts.
     Show,
-    /// What may be written of `pages` pages (1..=512) from frame `gfn`.
-    Get { gfn: u64, pages: u32 },
-    /// Sets the access maps of the pages from frame `gfn`, all or none (1..=512 of them).
-    Set { gfn: u64, maps: Vec<u32> },
+    /// What may be written of some pages.
+    Get {
+        /// Frame number of the first.
+        gfn: u64,
+        /// How many, 1..=512.
+        pages: u32,
+    },
+    /// Sets the access maps of some pages, all or none.
+    Set {
+        /// Frame number of the first.
+        gfn: u64,
+        /// One map a page, 1..=512 of them; bit i: sub-page i may be written.
+        maps: Vec<u32>,
+    },
     /// Adds a rule.
     Add(NewRule),
     /// Removes a rule.
-    Remove { rule: RuleRef },
+    Remove {
+        /// Which.
+        rule: RuleRef,
+    },
     /// Locks a rule.
-    Lock { rule: RuleRef },
+    Lock {
+        /// Which.
+        rule: RuleRef,
+    },
     /// Every event from now on; no other request follows on this connection.
     Watch,
     /// Tracks which sub-pages of a range are written.
-    Track { start: u64, length: u64 },
+    Track {
+        /// First guest-physical byte.
+        start: u64,
+        /// Bytes, at least 1.
+        length: u64,
+    },
     /// Pages written since the last harvest, which are armed again.
-    Harvest { track: u64 },
+    Harvest {
+        /// Number of the tracking.
+        track: u64,
+    },
     /// Stops tracking.
-    Untrack { track: u64 },
+    Untrack {
+        /// Number of the tracking.
+        track: u64,
+    },
     /// Saves rules, vectors, tracking, memory and processors to a file of the server's machine.
-    Save { path: String },
+    Save {
+        /// Path as the server sees it.
+        path: String,
+    },
     /// Ends the guest.
     Stop,
 }
@@ -121,23 +156,43 @@ pub struct Shown {
 }
 
 /// What a request gives.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// The object does not tell which of these it is: [`Request::reply`] reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Reply {
     /// To `show`.
     Shown(Box<Shown>),
-    /// To `get`: one map a page.
-    Maps { maps: Vec<u32> },
-    /// To `set`: how many pages.
-    Pages { pages: u32 },
-    /// To `add`: the rule's number.
-    Rule { rule: u64 },
-    /// To `track`: the tracking's number.
-    Track { track: u64 },
+    /// To `get`.
+    Maps {
+        /// One map a page; bit i: sub-page i may be written.
+        maps: Vec<u32>,
+    },
+    /// To `set`.
+    Pages {
+        /// How many pages were set: all that were asked for.
+        pages: u32,
+    },
+    /// To `add`.
+    Rule {
+        /// The rule's number.
+        rule: u64,
+    },
+    /// To `track`.
+    Track {
+        /// The tracking's number.
+        track: u64,
+    },
     /// To `harvest`.
-    Harvest { written: Vec<Written> },
-    /// To `save`: bytes of the file.
-    Saved { saved: u64 },
+    Harvest {
+        /// The written pages, ascending.
+        written: Vec<Written>,
+    },
+    /// To `save`.
+    Saved {
+        /// Bytes of the file.
+        saved: u64,
+    },
     /// To everything else.
     Done {},
 }
@@ -148,6 +203,99 @@ pub struct Refusal {
     /// The errno name of the KVM series where it has one (`EPERM`, `EINVAL`, `ENOENT`, `ENOMEM`,
     /// `EFAULT`, `EBUSY`), else `EIO`.
     pub code: String,
-    /// What, where and what to do.
+    /// What, where and what to do. It may quote the request: escape it before it reaches a terminal.
     pub error: String,
 }
+
+impl Refusal {
+    /// A refusal.
+    pub fn new(code: &str, error: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), error: error.into() }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.error, self.code)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Characters of a mistake that are told: it may quote a whole request.
+const MISTAKE_CHARACTERS: usize = 300;
+
+impl Request {
+    /// The request in one line of a client, with or without the line's end. What is not a request is
+    /// refused with `EINVAL`.
+    pub fn parse(line: &[u8]) -> Result<Self, Refusal> {
+        Self::read(line).map_err(|mistake| {
+            let mistake: String = mistake.chars().take(MISTAKE_CHARACTERS).collect();
+            Refusal::new("EINVAL", format!("not a request: {mistake}; docs/control.md lists them"))
+        })
+    }
+
+    fn read(line: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(line).map_err(|mistake| mistake.to_string())?;
+        let request = serde_json::from_str(text).map_err(|mistake| mistake.to_string())?;
+        // serde refuses unknown fields of all others by itself.
+        if matches!(request, Self::Show | Self::Watch | Self::Stop) {
+            let fields: Map<String, Value> =
+                serde_json::from_str(text).map_err(|mistake| mistake.to_string())?;
+            if let Some(field) = fields.keys().find(|field| *field != "op") {
+                return Err(format!("unknown field `{field}`, there is only `op`"));
+            }
+        }
+        Ok(request)
+    }
+
+    /// Reads the fields of a reply to this request. Fields that it does not know are skipped: a
+    /// newer server may send more. For `watch` it is [`Reply::Done`]; the events follow.
+    pub fn reply(&self, mut fields: Map<String, Value>) -> Result<Reply, serde_json::Error> {
+        Ok(match self {
+            Self::Show => Reply::Shown(serde_json::from_value(Value::Object(fields))?),
+            Self::Get { .. } => Reply::Maps { maps: take(&mut fields, "maps")? },
+            Self::Set { .. } => Reply::Pages { pages: take(&mut fields, "pages")? },
+            Self::Add(_) => Reply::Rule { rule: take(&mut fields, "rule")? },
+            Self::Track { .. } => Reply::Track { track: take(&mut fields, "track")? },
+            Self::Harvest { .. } => Reply::Harvest { written: take(&mut fields, "written")? },
+            Self::Save { .. } => Reply::Saved { saved: take(&mut fields, "saved")? },
+            Self::Remove { .. }
+            | Self::Lock { .. }
+            | Self::Watch
+            | Self::Untrack { .. }
+            | Self::Stop => Reply::Done {},
+        })
+    }
+}
+
+fn take<T: DeserializeOwned>(
+    fields: &mut Map<String, Value>,
+    name: &'static str,
+) -> Result<T, serde_json::Error> {
+    let value = fields.remove(name).ok_or_else(|| serde_json::Error::missing_field(name))?;
+    serde_json::from_value(value)
+}
+
+/// A line of the server: what became of a request.
+#[derive(Debug, Serialize)]
+pub(super) struct Answer<T> {
+    ok: bool,
+    #[serde(flatten)]
+    fields: T,
+}
+
+impl<T: Serialize> Answer<T> {
+    /// To a request that was done.
+    pub(super) const fn done(fields: T) -> Self {
+        Self { ok: true, fields }
+    }
+
+    /// To one that was not.
+    pub(super) const fn refused(fields: T) -> Self {
+        Self { ok: false, fields }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,12 @@
-//! What is told about a write that met a rule or an access map.
+//! What is told about a write that met a rule or an access map, and to whom.
+
+mod broadcast;
+mod json;
 
 use serde::Serialize;
+
+pub use broadcast::{Broadcast, Delivery, Subscription};
+pub use json::VERSION;
 
 /// What became of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -16,7 +22,16 @@ pub enum Verdict {
     AllowedOnce,
 }
 
+impl Verdict {
+    /// Whether the write had no effect.
+    pub const fn is_denial(self) -> bool {
+        matches!(self, Self::Denied | Self::Stopped)
+    }
+}
+
 /// A write that met a rule or an access map, as it happened.
+///
+/// As JSON it is the object that `docs/events.md` describes, with `v` and `type`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// Number of this event, from 1, without gaps.
@@ -50,7 +65,7 @@ pub struct Event {
     pub at: u64,
     /// Bytes that the write stored, or would have stored.
     pub bytes: Vec<u8>,
-    /// The bytes of the instruction, if it was found.
+    /// The bytes of the instruction; empty if it was not found.
     pub instruction: Vec<u8>,
     /// The instruction in words, Intel syntax.
     pub text: Option<String>,
@@ -61,5 +76,33 @@ impl Event {
     #[allow(clippy::cast_possible_truncation)] // At most 31.
     pub const fn sub_page(&self) -> u8 {
         (self.at % 4096 / 128) as u8
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::{Event, Verdict};
+
+    /// A denied write, number `seq`.
+    pub(crate) fn event(seq: u64) -> Event {
+        Event {
+            seq,
+            verdict: Verdict::Denied,
+            rule: Some(7),
+            rule_name: "helper path".to_owned(),
+            action: "deny",
+            write: 145,
+            vcpu: 1,
+            rip: Some(0x40_1234),
+            rip_exact: true,
+            cpl: 3,
+            cr3: 0x1000,
+            gpa: 0x10_e17d,
+            gla: Some(0xffff_8000_0010_e17d),
+            at: 0x10_e180,
+            bytes: vec![0, 0xab, 1, 0xff],
+            instruction: vec![0x89, 0x07],
+            text: Some("mov [rdi],eax".to_owned()),
+        }
     }
 }

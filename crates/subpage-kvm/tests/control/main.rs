@@ -1,0 +1,195 @@
+//! The control socket, over real sockets, with an operator that has no guest.
+
+mod clients;
+mod hostile;
+mod stopping;
+mod watching;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread;
+
+use serde_json::Value;
+use subpage_kvm::control::protocol::{Refusal, Reply, Request, Shown};
+use subpage_kvm::control::{Client, Operator, Server};
+use subpage_kvm::event::{Broadcast, Event, Subscription, Verdict};
+use tempfile::TempDir;
+
+/// Does nothing but remember what it was asked for.
+struct Fake {
+    events: Broadcast,
+    /// Events that wait for a watcher at most.
+    capacity: usize,
+    asked: Mutex<Vec<Request>>,
+    /// `save` waits here twice: when it begins, and before it ends.
+    save: Barrier,
+}
+
+impl Operator for Fake {
+    fn perform(&self, request: Request) -> Result<Reply, Refusal> {
+        self.asked.lock().expect("no thread panics with it").push(request.clone());
+        match request {
+            Request::Show => Ok(Reply::Shown(Box::new(shown()))),
+            Request::Get { pages, .. } => {
+                // More than 512, so that a reply can be large.
+                Ok(Reply::Maps { maps: vec![u32::MAX; usize::try_from(pages).expect("64 bits")] })
+            }
+            Request::Save { .. } => {
+                self.save.wait();
+                self.save.wait();
+                Ok(Reply::Saved { saved: 42 })
+            }
+            Request::Remove { .. } => Err(Refusal::new("EPERM", "rule 7 is locked")),
+            Request::Watch => panic!("the server does this"),
+            Request::Set { maps, .. } => {
+                Ok(Reply::Pages { pages: u32::try_from(maps.len()).expect("a line is short") })
+            }
+            Request::Add(_) => Ok(Reply::Rule { rule: 1 }),
+            Request::Track { .. } => Ok(Reply::Track { track: 1 }),
+            Request::Harvest { .. } => Ok(Reply::Harvest { written: Vec::new() }),
+            Request::Lock { .. } | Request::Untrack { .. } | Request::Stop => Ok(Reply::Done {}),
+        }
+    }
+
+    fn subscribe(&self) -> Subscription {
+        self.events.subscribe(self.capacity)
+    }
+}
+
+fn shown() -> Shown {
+    Shown {
+        state: "running".to_owned(),
+        failure: None,
+        cpus: 1,
+        memory: 1 << 21,
+        rules: Vec::new(),
+        trackings: Vec::new(),
+        trapped_pages: 0,
+        writes: 0,
+    }
+}
+
+/// A served socket in a directory of its own.
+struct Served {
+    server: Option<Server>,
+    fake: Arc<Fake>,
+    path: PathBuf,
+    _directory: TempDir,
+}
+
+impl Served {
+    fn new() -> Self {
+        Self::with_capacity(1000)
+    }
+
+    fn with_capacity(capacity: usize) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("guest.sock");
+        let fake = Arc::new(Fake {
+            events: Broadcast::new(),
+            capacity,
+            asked: Mutex::default(),
+            save: Barrier::new(2),
+        });
+        let operator: Arc<dyn Operator> = Arc::<Fake>::clone(&fake);
+        let server = Server::listen(&path, operator).expect("a fresh directory");
+        assert_eq!(server.path(), path);
+        Self { server: Some(server), fake, path, _directory: directory }
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(&self.path).expect("the server listens")
+    }
+
+    fn raw(&self) -> Raw {
+        Raw::new(UnixStream::connect(&self.path).expect("the server listens"))
+    }
+
+    fn asked(&self) -> Vec<Request> {
+        self.fake.asked.lock().expect("no thread panics with it").clone()
+    }
+
+    fn publish(&self, seq: u64) {
+        self.fake.events.publish(Arc::new(event(seq)));
+    }
+
+    /// Waits until so many clients watch.
+    fn wait_for_watchers(&self, count: usize) {
+        while self.fake.events.subscribers() != count {
+            thread::yield_now();
+        }
+    }
+}
+
+/// A client that sends what it likes.
+struct Raw {
+    stream: UnixStream,
+    lines: BufReader<UnixStream>,
+}
+
+impl Raw {
+    fn new(stream: UnixStream) -> Self {
+        let lines = BufReader::new(stream.try_clone().expect("descriptors are free"));
+        Self { stream, lines }
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("the server reads");
+    }
+
+    /// The next line, which has to be a JSON object.
+    fn line(&mut self) -> Value {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).expect("the connection is there");
+        assert!(line.ends_with('\n'), "half a line: {line:?}");
+        let value: Value = serde_json::from_str(&line).expect("a line is JSON");
+        assert!(value.is_object(), "{value}");
+        value
+    }
+
+    fn ask(&mut self, line: &str) -> Value {
+        self.send(line.as_bytes());
+        self.send(b"\n");
+        self.line()
+    }
+
+    fn end_of_input(&self) {
+        self.stream.shutdown(Shutdown::Write).expect("it is connected");
+    }
+
+    /// Everything up to the end. A connection that is closed over bytes that nobody read is reset:
+    /// that is an end too.
+    fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        match self.lines.read_to_end(&mut rest) {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        }
+        rest
+    }
+}
+
+fn event(seq: u64) -> Event {
+    Event {
+        seq,
+        verdict: Verdict::Logged,
+        rule: Some(1),
+        rule_name: "counter".to_owned(),
+        action: "log",
+        write: seq,
+        vcpu: 0,
+        rip: Some(0x1000),
+        rip_exact: true,
+        cpl: 0,
+        cr3: 0,
+        gpa: 0x2000,
+        gla: None,
+        at: 0x2000,
+        bytes: vec![0; 64],
+        instruction: vec![0x90; 15],
+        text: None,
+    }
+}
