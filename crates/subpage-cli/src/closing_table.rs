@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use crate::summary::{RuleSummary, Summary};
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, PLAIN, QUIET};
-use crate::terminal::{Align, Columns, bytes, grouped, printable, ratio};
+use crate::terminal::{Align, Columns, bytes, grouped, plural, printable, ratio};
 
 /// Writes the rules, the totals and the exits at both granularities, with ANSI colours.
 pub fn write(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
@@ -32,10 +32,6 @@ pub fn write(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     exits(summary).write(out, 0)
 }
 
-fn plural(count: u64, noun: &str) -> String {
-    if count == 1 { noun.to_owned() } else { format!("{noun}s") }
-}
-
 fn rules(summary: &Summary) -> Columns {
     use Align::{Left, Right};
     let mut table = Columns::new(&[Left, Left, Right, Right, Right, Right, Left]);
@@ -60,7 +56,7 @@ fn rules(summary: &Summary) -> Columns {
 fn first_denial(rule: &RuleSummary) -> String {
     let Some(first) = &rule.first_denial else { return "–".to_owned() };
     let mut text = format!("write {} at {}", grouped(first.write), first.gpa);
-    if let Some(pc) = first.pc {
+    if let Some(pc) = first.pc_text() {
         let _ = write!(text, " by {pc}");
     }
     if let Some(symbol) = &first.pc_symbol {

@@ -8,7 +8,7 @@ mod text;
 
 pub use json::write_json;
 pub use kinds::{ErrorEvent, Event, RuleEvent, StartEvent};
-pub use text::{SHOWN_PER_RULE, TextEvents};
+pub use text::{SHOWN_PER_RULE, TextEvents, write_line};
 
 use std::io::{self, Write};
 
@@ -53,7 +53,7 @@ impl<W: Write> EventWriter<W> {
     pub fn shows(&self, write: &WriteEvent) -> bool {
         match self {
             Self::Json(_) => true,
-            Self::Text(text) => text.shows(&write.rule),
+            Self::Text(text) => text.shows(write),
         }
     }
 

@@ -31,7 +31,7 @@ struct Seen {
 /// Writes events as lines, with ANSI colours.
 pub struct TextEvents<W: Write> {
     out: W,
-    seen: HashMap<String, Seen>,
+    seen: HashMap<Option<String>, Seen>,
     shown: u64,
     name_columns: usize,
 }
@@ -77,8 +77,8 @@ impl<W: Write> TextEvents<W> {
         self.out.flush()
     }
 
-    pub(super) fn shows(&self, rule: &str) -> bool {
-        self.seen.get(rule).is_none_or(|seen| !seen.told || is_power_of_ten(seen.count + 1))
+    pub(super) fn shows(&self, write: &WriteEvent) -> bool {
+        self.seen.get(&write.rule).is_none_or(|seen| !seen.told || is_power_of_ten(seen.count + 1))
     }
 
     pub(super) fn write(&mut self, write: &WriteEvent) -> io::Result<()> {
@@ -92,7 +92,7 @@ impl<W: Write> TextEvents<W> {
             self.shown += 1;
             return self.whole(write);
         }
-        let name = printable(&write.rule);
+        let name = printable(write.rule_name());
         if !seen.told {
             seen.told = true;
             writeln!(
@@ -114,31 +114,7 @@ impl<W: Write> TextEvents<W> {
     }
 
     fn whole(&mut self, write: &WriteEvent) -> io::Result<()> {
-        let style = match write.verdict {
-            Verdict::Denied | Verdict::Stopped => DENIED,
-            Verdict::Logged | Verdict::AllowedOnce => LOGGED,
-        };
-        let name = printable(&write.rule);
-        write!(
-            self.out,
-            "{style}{:12}{style:#}  {NAME}{name}{NAME:#}{:pad$}  {:>2} {} at {}  {QUIET}sub-page {:2}  \
-             write {}{QUIET:#}",
-            write.verdict.word(),
-            "",
-            write.length,
-            if write.length == 1 { "byte " } else { "bytes" },
-            write.gpa,
-            write.sub_page,
-            grouped(write.write),
-            pad = self.name_columns.saturating_sub(name.width()),
-        )?;
-        if let Some(pc) = write.pc {
-            write!(self.out, "  {QUIET}by{QUIET:#} {pc}")?;
-        }
-        if let Some(symbol) = &write.pc_symbol {
-            write!(self.out, " {QUIET}in{QUIET:#} {}", printable(symbol))?;
-        }
-        writeln!(self.out)?;
+        write_line(&mut self.out, write, self.name_columns)?;
         // A person watches, and the next event may be minutes away.
         self.out.flush()
     }
@@ -159,6 +135,44 @@ impl<W: Write> TextEvents<W> {
     pub(super) fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
+}
+
+/// Writes one event as one line, the rule's name `name_columns` wide or wider, with ANSI colours.
+pub fn write_line(out: &mut impl Write, write: &WriteEvent, name_columns: usize) -> io::Result<()> {
+    let style = match write.verdict {
+        Verdict::Denied | Verdict::Stopped => DENIED,
+        Verdict::Logged | Verdict::AllowedOnce => LOGGED,
+    };
+    let name = printable(write.rule_name());
+    write!(
+        out,
+        "{style}{:12}{style:#}  {NAME}{name}{NAME:#}{:pad$}  {:>2} {} at {}  {QUIET}sub-page {:2}  \
+         write {}{QUIET:#}",
+        write.verdict.word(),
+        "",
+        write.length,
+        if write.length == 1 { "byte " } else { "bytes" },
+        write.gpa,
+        write.sub_page,
+        grouped(write.write),
+        pad = name_columns.saturating_sub(name.width()),
+    )?;
+    if let Some(pc) = write.pc_text() {
+        write!(out, "  {QUIET}by{QUIET:#} {pc}")?;
+    }
+    if let Some(symbol) = &write.pc_symbol {
+        write!(out, " {QUIET}in{QUIET:#} {}", printable(symbol))?;
+    }
+    if let Some(live) = &write.live {
+        write!(out, "  {QUIET}vcpu {} cpl {}{QUIET:#}", write.vcpu, live.cpl)?;
+        if let Some(gla) = live.gla {
+            write!(out, "  {QUIET}gla {gla}{QUIET:#}")?;
+        }
+        if let Some(text) = &live.text {
+            write!(out, "  {}", printable(text))?;
+        }
+    }
+    writeln!(out)
 }
 
 fn is_power_of_ten(count: u64) -> bool {

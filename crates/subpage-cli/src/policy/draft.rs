@@ -101,6 +101,11 @@ impl Draft {
         Self { source, rules, mistakes }
     }
 
+    /// The text.
+    pub fn source(&self) -> &PolicySource {
+        &self.source
+    }
+
     /// The rules that are right so far, in the order of the file.
     pub fn rules(&self) -> &[DraftRule] {
         &self.rules

@@ -5,7 +5,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::{exits, heat_map};
 use crate::closing_table::per_write;
 use crate::summary::{RuleSummary, Summary};
-use crate::terminal::{bytes, grouped, printable, ratio};
+use crate::terminal::{bytes, grouped, plural, printable, ratio};
 use crate::write_event::WriteEvent;
 
 /// Nothing may be loaded and nothing may run, whatever a hostile name would try.
@@ -73,10 +73,6 @@ fn headline(summary: &Summary) -> Markup {
             }
         }
     }
-}
-
-pub(super) fn plural(count: u64, noun: &str) -> String {
-    if count == 1 { noun.to_owned() } else { format!("{noun}s") }
 }
 
 fn card(label: &str, value: &str, remark: &str, class: &str) -> Markup {
@@ -180,12 +176,12 @@ fn denial_row(denial: &WriteEvent) -> Markup {
     html! {
         tr {
             td.n { (grouped(denial.write)) }
-            td.name { (printable(&denial.rule)) }
+            td.name { (printable(denial.rule_name())) }
             td { code { (denial.gpa) } }
             td.n { (denial.length) }
             td.n { (denial.sub_page) }
             td.text {
-                @if let Some(pc) = denial.pc { code { (pc) } } @else { span.soft { "not known" } }
+                @if let Some(pc) = denial.pc_text() { code { (pc) } } @else { span.soft { "not known" } }
                 @if let Some(symbol) = &denial.pc_symbol { " " (printable(symbol)) }
             }
         }

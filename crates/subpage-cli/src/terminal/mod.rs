@@ -7,6 +7,6 @@ mod printable;
 pub mod style;
 
 pub use columns::{Align, Columns};
-pub use numbers::{bytes, grouped, ratio};
+pub use numbers::{bytes, grouped, plural, ratio};
 pub use output::{ColorWhen, Output};
 pub use printable::printable;

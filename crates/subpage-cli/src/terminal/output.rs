@@ -53,6 +53,11 @@ impl Output {
         self.terminal
     }
 
+    /// Whether the reader has gone, so that nothing more is written.
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
     fn tolerate<T>(&mut self, result: io::Result<T>, instead: T) -> io::Result<T> {
         match result {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {

@@ -3,6 +3,7 @@
 mod check;
 mod commands;
 mod compile;
+mod ctl;
 mod enforcers;
 mod events;
 mod kallsyms;

@@ -10,7 +10,7 @@ use subpage_cli::heat::Heat;
 use subpage_cli::hex::Hex;
 use subpage_cli::policy::PolicyRule;
 use subpage_cli::summary::{MAX_FIRST_DENIALS, RuleSummary, Summary};
-use subpage_cli::write_event::{Verdict, WriteEvent, action_word};
+use subpage_cli::write_event::{Verdict, WriteEvent};
 
 /// A rule of a made-up policy.
 pub(crate) fn rule(name: &str, start: u64, length: u64, action: Action, line: usize) -> PolicyRule {
@@ -62,8 +62,8 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
         let Some(decider) = decider else { continue };
         let event = WriteEvent {
             seq: events.len() as u64 + 1,
-            rule: rules[decider].rule.name.as_str().to_owned(),
-            action: action_word(rules[decider].rule.action),
+            rule: Some(rules[decider].rule.name.as_str().to_owned()),
+            action: rules[decider].rule.action,
             verdict: if denied { Verdict::Denied } else { Verdict::Logged },
             write: number,
             gpa: Hex(*address),
@@ -75,6 +75,7 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
             pc: (*pc != 0).then_some(Hex(*pc)),
             pc_symbol: (*pc == 0x40_11d6).then(|| "parse_record".to_owned()),
             vcpu: 0,
+            live: None,
         };
         if denied {
             summaries[decider].first_denial.get_or_insert_with(|| event.clone());
