@@ -33,6 +33,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod accesses;
 mod complete;
 mod deliver;
 mod fault;
@@ -57,7 +58,7 @@ pub use fault::{Escalation, Exception, Fault};
 pub use fetch::{GuestInstruction, MAX_INSTRUCTION_BYTES};
 pub use form::Unsupported;
 pub use linear::{Part, read_linear, translate_span};
-pub use paging::{Access, Mark, Translation, translate, walk_marks};
+pub use paging::{Access, Mark, Translation, translate, walk_entries, walk_marks};
 pub use recent::Recent;
 pub use store::{MAX_STORE_BYTES, Refusal, Store};
 pub use substitute::Substitute;
@@ -93,6 +94,9 @@ pub struct SystemTables {
     pub ldtr: Segment,
     pub tr: Segment,
 }
+
+/// Most accesses to memory of one instruction that [`GuestInstruction::accesses`] tells of.
+pub const MAX_ACCESSES: usize = 8;
 
 /// Builds the tables of the decoder and the encoder, about 1 MiB of heap, so that no exit has to.
 ///

@@ -284,7 +284,7 @@ pub fn translate<M: PhysicalMemory>(
     access: Access,
 ) -> Result<Translation, Fault> {
     let mut marks = ArrayVec::new();
-    let gpa = walk(memory, processor, state, linear, access, &mut marks)?;
+    let gpa = walk(memory, processor, state, linear, access, |_, mark| marks.extend(mark))?;
     Ok(Translation { gpa, marks })
 }
 
@@ -301,8 +301,22 @@ pub fn walk_marks<M: PhysicalMemory>(
 ) -> ArrayVec<Mark, 4> {
     let mut marks = ArrayVec::new();
     // The caller asks for the marks; what became of the access is `translate`'s to say.
-    let _ = walk(memory, processor, state, linear, access, &mut marks);
+    let _ = walk(memory, processor, state, linear, access, |_, mark| marks.extend(mark));
     marks
+}
+
+/// The entries of the guest's page tables that a walk reads, from the root on, also if it ends in a
+/// fault.
+pub fn walk_entries<M: PhysicalMemory>(
+    memory: &M,
+    processor: Processor,
+    state: &State,
+    linear: u64,
+) -> ArrayVec<Gpa, 4> {
+    let mut entries = ArrayVec::new();
+    let access = Access::read_by(state);
+    let _ = walk(memory, processor, state, linear, access, |entry, _| entries.push(entry));
+    entries
 }
 
 fn walk<M: PhysicalMemory>(
@@ -311,7 +325,7 @@ fn walk<M: PhysicalMemory>(
     state: &State,
     linear: u64,
     access: Access,
-    marks: &mut ArrayVec<Mark, 4>,
+    mut entry_used: impl FnMut(Gpa, Option<Mark>),
 ) -> Result<Gpa, Fault> {
     let format = Format::of(state);
     let linear = if format == Format::Level4 { linear } else { linear & 0xffff_ffff };
@@ -328,10 +342,12 @@ fn walk<M: PhysicalMemory>(
         let at = table + format.index(linear, level) * u64::from(format.entry_bytes());
         let (entry, current, value) = load(memory, at, format.entry_bytes())?;
         if value & PRESENT == 0 {
+            entry_used(entry, None);
             return Err(page_fault(state, linear, access, 0));
         }
         let leaf = format.is_leaf(state, level, value);
         if value & format.reserved(processor, state, level, leaf) != 0 {
+            entry_used(entry, None);
             return Err(page_fault(state, linear, access, code::PROTECTION | code::RESERVED));
         }
         // A PDPTE of PAE paging has neither rights nor flags.
@@ -342,13 +358,13 @@ fn walk<M: PhysicalMemory>(
             rights.execute &= format == Format::Bits32 || value & NO_EXECUTE == 0;
         }
         if leaf && !rights.permit(state, access) {
+            entry_used(entry, None);
             return Err(page_fault(state, linear, access, code::PROTECTION));
         }
         let dirty = if leaf && access.write { DIRTY } else { 0 };
         let flags = (ACCESSED | dirty) & !value;
-        if has_flags && flags != 0 {
-            marks.push(Mark { entry, entry_bytes: format.entry_bytes(), flags, current });
-        }
+        let mark = Mark { entry, entry_bytes: format.entry_bytes(), flags, current };
+        entry_used(entry, (has_flags && flags != 0).then_some(mark));
         let address = format.address(level, leaf, value);
         if leaf {
             let physical = address | linear & ((1 << format.shift(level)) - 1);

@@ -48,7 +48,10 @@ impl Window<'_> {
     /// units of `unit` bytes, a power of two up to 8, from the last to the first.
     ///
     /// From the last, because stacks grow that way: pushing several registers writes in that order.
-    pub(super) fn store(&mut self, bytes: &[u8], unit: usize) {
+    ///
+    /// # Panics
+    /// If there are more or fewer bytes than the window has, or `unit` is not as described.
+    pub fn store(&mut self, bytes: &[u8], unit: usize) {
         assert_eq!(bytes.len(), self.length, "a window is as long as its store");
         let unit = if matches!(bytes.len(), 1 | 2 | 4 | 8) { bytes.len() } else { unit };
         assert!(matches!(unit, 1 | 2 | 4 | 8) && bytes.len().is_multiple_of(unit));

@@ -5,6 +5,7 @@
 
 mod physical;
 mod view;
+mod window;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use thiserror::Error;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 pub use view::{View, ViewError};
+pub use window::NoWindow;
 
 /// Where memory stops below 4 GiB: from there to 4 GiB are the addresses of devices.
 pub const HOLE_START: u64 = 0xc000_0000;

@@ -1,0 +1,102 @@
+//! Counts of what trapped.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use subpage::access::SUB_PAGE_BYTES;
+use subpage::address::{ByteRange, Gpa};
+use subpage::domain::WriteParts;
+use subpage::rules::RuleSet;
+
+use crate::event::{Event, Verdict};
+
+/// What one rule did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuleCounts {
+    /// Writes that touched a sub-page of the rule.
+    pub checked: u64,
+    /// Of these, writes that took effect and were reported because of it.
+    pub logged: u64,
+    /// Of these, writes that had no effect because of it.
+    pub denied: u64,
+    /// The first of the denied.
+    pub first_denial: Option<Arc<Event>>,
+}
+
+/// Counts since the guest was made.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger {
+    writes: u64,
+    bytes: u64,
+    guarded: u64,
+    events: u64,
+    rules: BTreeMap<u64, RuleCounts>,
+}
+
+impl Ledger {
+    /// Writes that trapped.
+    pub const fn writes(&self) -> u64 {
+        self.writes
+    }
+
+    /// Bytes of those writes.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Of those writes, the ones that touched a sub-page with a rule: what would still trap with
+    /// sub-page permissions in the processor.
+    pub const fn guarded(&self) -> u64 {
+        self.guarded
+    }
+
+    /// Events so far.
+    pub const fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// What a rule did.
+    pub fn rule(&self, rule: u64) -> RuleCounts {
+        self.rules.get(&rule).cloned().unwrap_or_default()
+    }
+
+    /// Counts a write that trapped.
+    pub(crate) fn count(&mut self, rules: &RuleSet, write: &WriteParts) {
+        self.writes += 1;
+        self.bytes += write.bytes();
+        let mut guarded = false;
+        for run in write.runs() {
+            for active in rules.touching(whole_sub_pages(*run)) {
+                guarded = true;
+                self.rules.entry(active.id.0).or_default().checked += 1;
+            }
+        }
+        self.guarded += u64::from(guarded);
+    }
+
+    /// Numbers an event and counts it for its rule.
+    pub(crate) fn record(&mut self, mut event: Event) -> Arc<Event> {
+        self.events += 1;
+        event.seq = self.events;
+        event.write = self.writes;
+        let event = Arc::new(event);
+        if let Some(rule) = event.rule {
+            let counts = self.rules.entry(rule).or_default();
+            match event.verdict {
+                Verdict::Logged | Verdict::AllowedOnce => counts.logged += 1,
+                Verdict::Denied | Verdict::Stopped => {
+                    counts.denied += 1;
+                    counts.first_denial.get_or_insert_with(|| Arc::clone(&event));
+                }
+            }
+        }
+        event
+    }
+}
+
+/// The bytes of all sub-pages that a run touches.
+fn whole_sub_pages(run: ByteRange) -> ByteRange {
+    let first = run.first().as_u64() / SUB_PAGE_BYTES * SUB_PAGE_BYTES;
+    let last = run.last().as_u64() / SUB_PAGE_BYTES * SUB_PAGE_BYTES + SUB_PAGE_BYTES - 1;
+    ByteRange::new(Gpa::new(first), last - first + 1).expect("sub-pages of guest memory")
+}

@@ -1,0 +1,84 @@
+//! Why a snapshot cannot be made or taken.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Why a snapshot was not saved or restored.
+#[derive(Debug, Error)]
+pub enum SnapshotError {
+    /// KVM refuses something about a processor.
+    #[error("KVM cannot {what} of processor {number}: {error}")]
+    Processor {
+        /// What was asked, as the end of a sentence.
+        what: &'static str,
+        /// Which processor.
+        number: u32,
+        /// What the kernel says.
+        error: vmm_sys_util::errno::Error,
+    },
+    /// A processor has an exit in progress that cannot be completed.
+    #[error("processor {number} is in the middle of an exit ({found}); try again")]
+    Busy {
+        /// Which processor.
+        number: u32,
+        /// Which exit.
+        found: String,
+    },
+    /// KVM refuses something about its devices.
+    #[error("KVM cannot {what}: {error}")]
+    Chip {
+        /// What was asked, as the end of a sentence.
+        what: &'static str,
+        /// What the kernel says.
+        error: vmm_sys_util::errno::Error,
+    },
+    /// The file cannot be written; an older one of the name is as it was.
+    #[error("cannot save to {}: {error}; what was there before is untouched", .path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// What the host says.
+        error: io::Error,
+    },
+    /// The file cannot be read.
+    #[error("cannot read the snapshot {}: {error}", .path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the host says.
+        error: io::Error,
+    },
+    /// It is another file.
+    #[error("{} is not a snapshot of a guest", .path.display())]
+    NotSnapshot {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// Its format is another one.
+    #[error("the snapshot has version {found}; this program reads version {known}")]
+    Version {
+        /// What the file says.
+        found: u32,
+        /// What is known here.
+        known: u32,
+    },
+    /// Its bytes are not those that were written.
+    #[error("the snapshot is damaged or cut short: its checksum does not match")]
+    Checksum,
+    /// A part of it means nothing.
+    #[error("the snapshot holds something that cannot be: {0}")]
+    Content(String),
+    /// It was made for another machine.
+    #[error(
+        "the snapshot is of a guest with {cpus} processors and {memory} bytes of memory; this machine \
+         has others"
+    )]
+    OtherMachine {
+        /// Processors of the snapshot.
+        cpus: u32,
+        /// Bytes of memory of the snapshot.
+        memory: u64,
+    },
+}

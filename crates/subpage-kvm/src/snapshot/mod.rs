@@ -1,0 +1,9 @@
+//! A guest at rest: its memory, processors, devices, rules, vectors and tracking, in a file.
+
+mod chips;
+mod error;
+mod processor_state;
+
+pub use chips::Chips;
+pub use error::SnapshotError;
+pub use processor_state::ProcessorState;

@@ -1,0 +1,126 @@
+//! All of a processor's state that KVM has.
+//!
+//! Unsafe because extended state is handed to KVM by pointer.
+#![allow(unsafe_code)]
+
+use kvm_bindings::{
+    KVM_MP_STATE_RUNNABLE, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::VcpuExit;
+use serde::{Deserialize, Serialize};
+
+use super::SnapshotError;
+use crate::vcpu::Processor;
+
+/// The state of one processor between two instructions.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProcessorState {
+    registers: kvm_regs,
+    special: kvm_sregs,
+    extended: kvm_xsave,
+    controls: kvm_xcrs,
+    msrs: Vec<kvm_msr_entry>,
+    events: kvm_vcpu_events,
+    debug: kvm_debugregs,
+    local_apic: kvm_lapic_state,
+    activity: kvm_mp_state,
+}
+
+/// Most MSRs in one request to KVM.
+const AT_ONCE: usize = 64;
+
+impl ProcessorState {
+    /// Reads it. `msrs` are the numbers of those that KVM wants saved.
+    ///
+    /// What is pending of the last exit is completed first, so that nothing of it is in KVM alone.
+    pub fn save(processor: &mut Processor, msrs: &[u32]) -> Result<Self, SnapshotError> {
+        let number = processor.number;
+        let failed = |what| move |error| SnapshotError::Processor { what, number, error };
+        processor.fd.set_kvm_immediate_exit(1);
+        match processor.fd.run() {
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            // A store of several exits is taken in whole before its processor is let go of.
+            Ok(VcpuExit::Intr) => {}
+            other => {
+                let found = format!("{other:?}");
+                return Err(SnapshotError::Busy { number, found });
+            }
+        }
+        processor.fd.set_kvm_immediate_exit(0);
+        let fd = &processor.fd;
+        Ok(Self {
+            // Also completes what a start-up interrupt has begun.
+            activity: fd.get_mp_state().map_err(failed("read the activity state"))?,
+            registers: fd.get_regs().map_err(failed("read the registers"))?,
+            special: fd.get_sregs().map_err(failed("read the system registers"))?,
+            extended: fd.get_xsave().map_err(failed("read the extended state"))?,
+            controls: fd.get_xcrs().map_err(failed("read XCR0"))?,
+            msrs: read_msrs(processor, msrs)?,
+            events: fd.get_vcpu_events().map_err(failed("read the events"))?,
+            debug: fd.get_debug_regs().map_err(failed("read the debug registers"))?,
+            local_apic: fd.get_lapic().map_err(failed("read the local APIC"))?,
+        })
+    }
+
+    /// Sets it.
+    pub fn restore(&self, processor: &mut Processor) -> Result<(), SnapshotError> {
+        let number = processor.number;
+        let failed = |what| move |error| SnapshotError::Processor { what, number, error };
+        let fd = &processor.fd;
+        // CPUID was set when the processor was made. XCR0 goes before what it enables, the APIC's
+        // base (in the system registers) before the APIC, and events last of all.
+        fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })
+            .map_err(failed("set the activity state"))?;
+        fd.set_regs(&self.registers).map_err(failed("set the registers"))?;
+        fd.set_sregs(&self.special).map_err(failed("set the system registers"))?;
+        fd.set_xcrs(&self.controls).map_err(failed("set XCR0"))?;
+        // SAFETY: no state beyond the 4096 bytes was asked for by arch_prctl: AMX is not offered.
+        unsafe { fd.set_xsave(&self.extended) }.map_err(failed("set the extended state"))?;
+        fd.set_debug_regs(&self.debug).map_err(failed("set the debug registers"))?;
+        fd.set_lapic(&self.local_apic).map_err(failed("set the local APIC"))?;
+        write_msrs(processor, &self.msrs)?;
+        fd.set_mp_state(self.activity).map_err(failed("set the activity state"))?;
+        fd.set_vcpu_events(&self.events).map_err(failed("set the events"))?;
+        processor.recent = subpage_emulate::Recent::default();
+        Ok(())
+    }
+}
+
+fn read_msrs(processor: &Processor, numbers: &[u32]) -> Result<Vec<kvm_msr_entry>, SnapshotError> {
+    let mut entries = Vec::with_capacity(numbers.len());
+    let mut rest = numbers;
+    while !rest.is_empty() {
+        let take = rest.len().min(AT_ONCE);
+        let asked: Vec<_> = rest[..take]
+            .iter()
+            .map(|&index| kvm_msr_entry { index, ..kvm_msr_entry::default() })
+            .collect();
+        let mut msrs = Msrs::from_entries(&asked).expect("at most AT_ONCE");
+        let read = processor.fd.get_msrs(&mut msrs).map_err(|error| SnapshotError::Processor {
+            what: "read the model-specific registers",
+            number: processor.number,
+            error,
+        })?;
+        entries.extend_from_slice(&msrs.as_slice()[..read]);
+        // KVM stops at the first that this guest does not have: that one is left out.
+        rest = &rest[if read < take { read + 1 } else { take }..];
+    }
+    Ok(entries)
+}
+
+fn write_msrs(processor: &Processor, entries: &[kvm_msr_entry]) -> Result<(), SnapshotError> {
+    let mut rest = entries;
+    while !rest.is_empty() {
+        let take = rest.len().min(AT_ONCE);
+        let msrs = Msrs::from_entries(&rest[..take]).expect("at most AT_ONCE");
+        let written = processor.fd.set_msrs(&msrs).map_err(|error| SnapshotError::Processor {
+            what: "set the model-specific registers",
+            number: processor.number,
+            error,
+        })?;
+        // One that was read and cannot be written is one that KVM only lets be read.
+        rest = &rest[if written < take { written + 1 } else { take }..];
+    }
+    Ok(())
+}

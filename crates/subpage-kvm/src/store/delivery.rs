@@ -1,0 +1,179 @@
+//! Interrupts and exceptions whose frame goes to a page that traps: delivered here.
+
+use kvm_bindings::kvm_vcpu_events;
+use subpage::address::Gpa;
+use subpage::domain::Decision;
+use subpage_emulate::guest::PhysicalMemory as _;
+use subpage_emulate::{Access, Escalation, Event, EventKind, Exception, Fault, deliver as plan};
+
+use super::inject::inject;
+use super::report::{Account, Outcome, report};
+use super::trapped::{Obstacle, find_parts};
+use super::Next;
+use crate::guard::{Guard, SPACE};
+use crate::vcpu::{Interrupted, Processor};
+use crate::vm::{Ending, Machine};
+
+const EFER_LMA: u64 = 1 << 10;
+const NMI: u8 = 2;
+const DOUBLE_FAULT: Exception = Exception { vector: 8, error_code: Some(0), address: None };
+
+/// Whether KVM was about to deliver an event when the exit happened.
+pub(super) const fn is_pending(events: &kvm_vcpu_events) -> bool {
+    events.exception.injected != 0 || events.interrupt.injected != 0 || events.nmi.injected != 0
+}
+
+fn event_of(events: &kvm_vcpu_events) -> Event {
+    if events.exception.injected != 0 {
+        let exception = &events.exception;
+        let error_code = (exception.has_error_code != 0).then_some(exception.error_code);
+        // INT3 and INTO have one byte.
+        let kind = match exception.nr {
+            3 | 4 => EventKind::Software { instruction_bytes: 1 },
+            _ => EventKind::Exception,
+        };
+        return Event { vector: exception.nr, error_code, kind };
+    }
+    if events.nmi.injected != 0 {
+        return Event { vector: NMI, error_code: None, kind: EventKind::Interrupt };
+    }
+    // INT n has two bytes.
+    let kind = match events.interrupt.soft {
+        0 => EventKind::Interrupt,
+        _ => EventKind::Software { instruction_bytes: 2 },
+    };
+    Event { vector: events.interrupt.nr, error_code: None, kind }
+}
+
+/// Pushes the frame of the event that KVM could not deliver, decided by its exact bytes, and starts
+/// the handler.
+pub(super) fn deliver(
+    machine: &Machine,
+    processor: &Processor,
+    at: &Interrupted,
+) -> Result<Next, Obstacle> {
+    let events = processor.events()?;
+    let event = event_of(&events);
+    match try_deliver(machine, processor, at, &event) {
+        Err(Obstacle::Exception(exception)) => match event.escalate(exception) {
+            Escalation::Deliver(exception) => {
+                forget(processor, &events, false)?;
+                Ok(inject(processor, at, exception)?)
+            }
+            Escalation::Shutdown => Ok(Next::End(Ending::TripleFault { rip: at.state.rip })),
+        },
+        result => result,
+    }
+}
+
+fn try_deliver(
+    machine: &Machine,
+    processor: &Processor,
+    at: &Interrupted,
+    event: &Event,
+) -> Result<Next, Obstacle> {
+    if at.state.efer & EFER_LMA == 0 {
+        let reason = "an event's frame goes to a guarded page outside of IA-32e mode";
+        return Err(Obstacle::Cannot(reason.into()));
+    }
+    let planned = plan(&machine.ram, machine.walks, &at.state, &at.tables, event)?;
+    let mut guard = machine.guard();
+    let length = planned.frame.len() as u64;
+    let (linear, access) = (planned.linear, planned.access());
+    let parts = find_parts(machine, &mut guard, &at.state, linear, length, access)?;
+    if !parts.runs().iter().any(|run| guard.traps_write(*run)) {
+        return Err(Obstacle::NotOurs);
+    }
+    guard.ledger_count(&parts);
+    let decision = guard.domain_mut().authorize_write_parts(SPACE, &parts);
+    let decision = decision.map_err(|_| {
+        Obstacle::Cannot("the engine has no memory left for a record of a write".into())
+    })?;
+    let account = Account {
+        vcpu: processor.number,
+        state: &at.state,
+        parts: &parts,
+        bytes: &planned.frame,
+        gla: Some(linear),
+        instruction: None,
+        exact: true,
+    };
+    match decision {
+        Decision::Allowed => {}
+        Decision::Reported { rule, at } => {
+            report(machine, &mut guard, Outcome::Reported { rule, at }, &account);
+        }
+        Decision::Denied { rule, at: first, stop } => {
+            let outcome = Outcome::Denied { rule, at: first, stop };
+            let told = report(machine, &mut guard, outcome, &account);
+            drop(guard);
+            if stop {
+                return Ok(Next::End(Ending::Stopped { event: told }));
+            }
+            return denied(processor, at, event);
+        }
+        Decision::NotEligible { at } | Decision::NotMapped { at } => {
+            let at = at.as_u64();
+            return Err(Obstacle::Cannot(format!("there is no memory at {at:#x}")));
+        }
+    }
+    let mut rest = planned.frame.as_slice();
+    for run in parts.runs() {
+        let (now, later) = rest.split_at(usize::try_from(run.bytes()).expect("a frame's bytes"));
+        rest = later;
+        let at: Gpa = run.first();
+        machine.ram.write(at, now).map_err(|_| Fault::NotMemory(at.as_u64()))?;
+    }
+    if let Some(descriptor) = planned.mark_descriptor {
+        mark_descriptor(machine, &mut guard, at, descriptor);
+    }
+    drop(guard);
+    processor.start_handler(at, &planned.after)?;
+    forget(processor, &processor.events()?, event.vector == NMI)?;
+    Ok(Next::Enter)
+}
+
+/// The frame may not be pushed: there is no instruction to skip, and repeating would loop. The guest
+/// gets a double fault; if that cannot be delivered either, it is a triple fault.
+fn denied(processor: &Processor, at: &Interrupted, event: &Event) -> Result<Next, Obstacle> {
+    if event.kind == EventKind::Exception && event.vector == DOUBLE_FAULT.vector {
+        return Ok(Next::End(Ending::TripleFault { rip: at.state.rip }));
+    }
+    forget(processor, &processor.events()?, false)?;
+    Ok(inject(processor, at, DOUBLE_FAULT)?)
+}
+
+/// The event is not to be delivered by KVM any more.
+fn forget(
+    processor: &Processor,
+    events: &kvm_vcpu_events,
+    in_nmi: bool,
+) -> Result<(), Obstacle> {
+    let mut events = *events;
+    events.exception.injected = 0;
+    events.interrupt.injected = 0;
+    events.nmi.injected = 0;
+    if in_nmi {
+        events.nmi.masked = 1;
+    }
+    Ok(processor.set_events(&events)?)
+}
+
+/// Sets the accessed flag of a code descriptor, if it may be written; a processor would fail to
+/// deliver where it may not, but the flag tells nobody anything.
+fn mark_descriptor(machine: &Machine, guard: &mut Guard, at: &Interrupted, linear: u64) {
+    let access = Access { write: true, ..Access::SYSTEM_READ };
+    let Ok(parts) = find_parts(machine, guard, &at.state, linear, 1, access) else { return };
+    if !guard.domain().check_write_parts(SPACE, &parts).permits() {
+        return;
+    }
+    let Ok(_) = guard.domain_mut().authorize_write_parts(SPACE, &parts) else { return };
+    let byte = parts.first().first().as_u64();
+    let unit = Gpa::new(byte & !7);
+    let mut current = [0; 8];
+    if machine.ram.read(unit, &mut current).is_ok() {
+        let bit = 1 << ((byte % 8) * 8);
+        // If another processor has changed the descriptor meanwhile, it is another one.
+        let _ = machine.ram.set_bits(unit, u64::from_le_bytes(current), bit);
+    }
+}

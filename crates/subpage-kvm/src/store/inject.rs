@@ -1,0 +1,51 @@
+//! Exceptions for the guest.
+
+use subpage_emulate::Exception;
+
+use super::{Failure, Next};
+use crate::vcpu::{Interrupted, Processor};
+
+/// Has the guest receive an exception in place of the instruction at RIP.
+pub(super) fn inject(
+    processor: &Processor,
+    at: &Interrupted,
+    exception: Exception,
+) -> Result<Next, Failure> {
+    if let Some(address) = exception.address {
+        processor.set_page_fault_address(at, address)?;
+    }
+    let mut events = processor.events()?;
+    events.exception.injected = 1;
+    events.exception.pending = 0;
+    events.exception.nr = exception.vector;
+    events.exception.has_error_code = u8::from(exception.error_code.is_some());
+    events.exception.error_code = exception.error_code.unwrap_or(0);
+    processor.set_events(&events)?;
+    Ok(Next::Enter)
+}
+
+/// What ends with a completed instruction: blocking by STI and MOV SS, and, if RFLAGS.TF was set, the
+/// single-step trap begins.
+pub(super) fn end_instruction(processor: &Processor, before: &Interrupted) -> Result<(), Failure> {
+    const TF: u64 = 1 << 8;
+    const SINGLE_STEP: u64 = 1 << 14;
+    const DEBUG: u8 = 1;
+    let stepping = before.state.rflags & TF != 0;
+    let mut events = processor.events()?;
+    if events.interrupt.shadow == 0 && !stepping {
+        return Ok(());
+    }
+    events.interrupt.shadow = 0;
+    events.flags |= kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
+    if stepping {
+        let mut debug = processor.debug_registers()?;
+        debug.dr6 |= SINGLE_STEP;
+        processor.set_debug_registers(&debug)?;
+        events.exception.injected = 1;
+        events.exception.pending = 0;
+        events.exception.nr = DEBUG;
+        events.exception.has_error_code = 0;
+    }
+    processor.set_events(&events)?;
+    Ok(())
+}

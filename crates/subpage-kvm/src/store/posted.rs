@@ -1,0 +1,214 @@
+//! Stores that KVM has carried out but for memory.
+//!
+//! KVM's emulator reads the operands, changes the registers, advances RIP, and reports what memory is
+//! to get in exits of at most eight bytes each. One store may take several: all are collected before
+//! the first byte is decided about, by letting KVM complete the exit without entering the guest.
+//! A denied write is then simply not done: the registers are what a ROM would have left.
+
+use arrayvec::ArrayVec;
+use kvm_ioctls::VcpuExit;
+use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
+use subpage::domain::{Decision, WriteParts};
+
+use super::backwards::find_before;
+use super::report::{Account, Outcome, report};
+use super::{Failure, Next};
+use crate::guard::SPACE;
+use crate::vcpu::{Kick, Processor};
+use crate::vm::{Ending, Machine};
+
+/// Bytes of the longest store that KVM's emulator makes, and room beyond.
+const MAX_BYTES: usize = 512;
+
+/// Exits of one store at most.
+const MAX_PIECES: usize = MAX_BYTES / 8 + 2;
+
+/// One store as KVM reports it: pieces in the order of the exits.
+#[derive(Debug, Clone)]
+pub(crate) struct Posted {
+    pieces: ArrayVec<(Gpa, ArrayVec<u8, 8>), MAX_PIECES>,
+}
+
+/// Why the rest of a store could not be collected.
+enum Broken {
+    /// KVM reports more than one store can have.
+    TooLong,
+    /// Another exit where the rest of a store was to come.
+    Unexpected,
+}
+
+impl Posted {
+    /// The first piece; none if KVM reports an address or length that no store has.
+    pub(crate) fn new(address: u64, data: &[u8]) -> Option<Self> {
+        let mut posted = Self { pieces: ArrayVec::new() };
+        posted.push(address, data).ok()?;
+        Some(posted)
+    }
+
+    fn push(&mut self, address: u64, data: &[u8]) -> Result<(), Broken> {
+        let gpa = Gpa::try_new(address).map_err(|_| Broken::TooLong)?;
+        let bytes: ArrayVec<u8, 8> = data.try_into().map_err(|_| Broken::TooLong)?;
+        if bytes.is_empty() {
+            return Err(Broken::Unexpected);
+        }
+        self.pieces.try_push((gpa, bytes)).map_err(|_| Broken::TooLong)
+    }
+
+    /// Whether KVM may have more of this store to report: it cuts after eight bytes and at page ends.
+    fn may_go_on(&self) -> bool {
+        self.pieces.last().is_some_and(|(gpa, bytes)| {
+            bytes.len() == 8
+                || (gpa.as_u64() + bytes.len() as u64).is_multiple_of(PAGE_BYTES)
+        })
+    }
+
+    /// Lets KVM complete the exit and takes in what it has more of the same store.
+    fn collect(&mut self, processor: &mut Processor, kick: Kick) -> Result<(), Broken> {
+        while self.may_go_on() {
+            kick.raise();
+            match processor.fd.run() {
+                Err(error) if error.errno() == libc::EINTR => return Ok(()),
+                Ok(VcpuExit::MmioWrite(address, data)) => {
+                    let mut copy = [0; 8];
+                    let length = data.len().min(8);
+                    copy[..length].copy_from_slice(&data[..length]);
+                    self.push(address, &copy[..length])?;
+                }
+                _ => return Err(Broken::Unexpected),
+            }
+        }
+        Ok(())
+    }
+
+    /// All bytes for the decision; none if they are not one or two runs.
+    fn parts(&self) -> Option<WriteParts> {
+        let mut runs: ArrayVec<ByteRange, 2> = ArrayVec::new();
+        for (gpa, bytes) in &self.pieces {
+            let piece = ByteRange::new(*gpa, bytes.len() as u64).ok()?;
+            match runs.last_mut() {
+                Some(run) if run.last().checked_add(1) == Some(piece.first()) => {
+                    *run = ByteRange::new(run.first(), run.bytes() + piece.bytes()).ok()?;
+                }
+                _ => runs.try_push(piece).ok()?,
+            }
+        }
+        match runs.as_slice() {
+            &[one] => Some(WriteParts::one(one)),
+            &[first, second] => Some(WriteParts::two(first, second)),
+            _ => None,
+        }
+    }
+
+    /// The bytes, first byte first.
+    fn bytes(&self) -> ArrayVec<u8, { MAX_PIECES * 8 }> {
+        self.pieces.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect()
+    }
+}
+
+/// Decides about a store that KVM reports, and does it or not.
+pub(crate) fn posted(
+    machine: &Machine,
+    processor: &mut Processor,
+    kick: Kick,
+    mut posted: Posted,
+) -> Result<Next, Failure> {
+    let vcpu = processor.number;
+    let failed = |reason: &str| Failure {
+        vcpu,
+        rip: None,
+        instruction: Vec::new(),
+        reason: reason.to_owned(),
+    };
+    match posted.collect(processor, kick) {
+        Ok(()) => {}
+        Err(Broken::TooLong) => return Err(failed("KVM reports a store of more than 512 bytes")),
+        Err(Broken::Unexpected) => {
+            return Err(failed("KVM reports something else in the middle of a store"));
+        }
+    }
+    let parts = posted.parts().ok_or_else(|| failed("KVM reports one store to three places"))?;
+    let mut guard = machine.guard();
+    guard.ledger_count(&parts);
+    let decision = guard
+        .domain_mut()
+        .authorize_write_parts(SPACE, &parts)
+        .map_err(|_| failed("the engine has no memory left for a record of a write"))?;
+    let outcome = match decision {
+        Decision::Allowed => None,
+        Decision::Reported { rule, at } => Some(Outcome::Reported { rule, at }),
+        Decision::Denied { rule, at, stop } => Some(Outcome::Denied { rule, at, stop }),
+        // An address of no memory: a device that is not there.
+        Decision::NotEligible { .. } | Decision::NotMapped { .. } => return Ok(Next::Enter),
+    };
+    if decision.permits() {
+        for (gpa, bytes) in &posted.pieces {
+            store(machine, *gpa, bytes);
+        }
+    }
+    if let Some(outcome) = outcome {
+        let at = processor.interrupted()?;
+        let bytes = posted.bytes();
+        let found = find_before(machine, &at, &parts, &bytes);
+        let account = Account {
+            vcpu,
+            state: &at.state,
+            parts: &parts,
+            bytes: &bytes,
+            gla: found.as_ref().map(|found| found.linear),
+            instruction: found.as_ref().map(|found| (found.rip, found.instruction.bytes())),
+            exact: false,
+        };
+        let event = report(machine, &mut guard, outcome, &account);
+        if let Outcome::Denied { stop: true, .. } = outcome {
+            return Ok(Next::End(Ending::Stopped { event }));
+        }
+    }
+    let idle = parts.runs().iter().any(|run| guard.is_idle_trap(run.first().gfn()));
+    Ok(if idle { Next::Settle } else { Next::Enter })
+}
+
+/// Stores one piece, with one instruction if it has 1, 2, 4 or 8 bytes.
+fn store(machine: &Machine, gpa: Gpa, bytes: &[u8]) {
+    let range = ByteRange::new(gpa, bytes.len() as u64).expect("a piece was a range before");
+    machine
+        .ram
+        .with_window(&WriteParts::one(range), |window| window.store(bytes, 1))
+        .expect("what is permitted lies in a slot, which is memory");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn posted(pieces: &[(u64, usize)]) -> Posted {
+        let mut posted = Posted { pieces: ArrayVec::new() };
+        for (at, length) in pieces {
+            assert!(posted.push(*at, &[7; 8][..*length]).is_ok());
+        }
+        posted
+    }
+
+    #[test]
+    fn pieces_that_adjoin_are_one_run() {
+        let parts = posted(&[(0x1ff8, 8), (0x2000, 8), (0x2008, 2)]).parts().expect("one run");
+        assert_eq!((parts.runs().len(), parts.bytes()), (1, 18));
+        let parts = posted(&[(0x1ffc, 4), (0x9000, 4)]).parts().expect("two runs");
+        assert_eq!((parts.runs().len(), parts.bytes()), (2, 8));
+        assert_eq!(posted(&[(0x1000, 8), (0x3000, 8), (0x5000, 8)]).parts(), None);
+    }
+
+    #[test]
+    fn only_full_pieces_and_those_at_a_page_end_may_go_on() {
+        assert!(posted(&[(0x1000, 8)]).may_go_on());
+        assert!(posted(&[(0x1ffd, 3)]).may_go_on());
+        assert!(!posted(&[(0x1000, 4)]).may_go_on());
+        assert!(!posted(&[(0x1000, 8), (0x1008, 2)]).may_go_on());
+    }
+
+    #[test]
+    fn what_no_store_has_is_refused() {
+        assert!(Posted::new(1 << 48, &[0]).is_none());
+        assert!(Posted::new(0, &[]).is_none());
+        assert!(Posted::new(0, &[0; 9]).is_none());
+    }
+}

@@ -1,0 +1,433 @@
+//! Stores that left the guest before they happened: carried out here, exactly.
+//!
+//! The decision about every byte and the store itself are made under the guard's lock, by executing
+//! the same instruction on the guest's bytes (`subpage-emulate`). All writes of all processors to a
+//! page that traps go through this lock, so a locked instruction is atomic among them, and the
+//! processor's own lock makes it atomic towards writes that do not trap.
+
+use arrayvec::ArrayVec;
+use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
+use subpage::domain::{Decision, WriteParts};
+use subpage_emulate::guest::{PhysicalMemory as _, State};
+use subpage_emulate::{
+    Access, Exception, Extended, Fault, GuestInstruction, Incomplete, MAX_STORE_BYTES,
+    Machine as Emulation, Progress, Refusal, Scratch, Store, Translation, Unsupported, Window,
+    XsaveArea, translate,
+};
+
+use super::inject::{end_instruction, inject};
+use super::report::{Account, Outcome, report};
+use super::{Failure, Next, delivery, walk};
+use crate::guard::{Guard, SPACE};
+use crate::vcpu::{Interrupted, Processor};
+use crate::vm::{Ending, Machine};
+
+/// Elements of a repeated string instruction that are carried out before the processor is let go:
+/// each one that traps costs an exit otherwise.
+const ELEMENTS: u32 = 256;
+
+/// How often the same place may trap without visible progress.
+const PATIENCE: u32 = 64;
+
+/// Why KVM did not let an instruction happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Some access of it needs a page that may not be written (KVM_RUN gives EFAULT).
+    Fault,
+    /// KVM's emulator does not know it, or failed at it.
+    Emulation,
+    /// An interrupt or exception could not be delivered.
+    Delivery,
+    /// The processor was found at the same place as some time before.
+    Stuck,
+}
+
+/// Why a store is not done.
+pub(super) enum Obstacle {
+    /// The guest gets this instead.
+    Exception(Exception),
+    /// Nothing is as it was at the exit: the guest runs on, and traps again if it has to.
+    Again,
+    /// None of the instruction's stores goes to a page that traps.
+    NotOurs,
+    /// The guest cannot go on.
+    Cannot(String),
+    /// KVM fails.
+    Failed(Failure),
+}
+
+impl From<Failure> for Obstacle {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<crate::vcpu::ProcessorError> for Obstacle {
+    fn from(error: crate::vcpu::ProcessorError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<Fault> for Obstacle {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Exception(exception) => Self::Exception(exception),
+            Fault::NotMemory(gpa) => Self::Cannot(format!("there is no memory at {gpa:#x}")),
+        }
+    }
+}
+
+impl From<Refusal> for Obstacle {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Exception(exception) => Self::Exception(exception),
+            Refusal::Unsupported(Unsupported::NoStore) => Self::NotOurs,
+            Refusal::Unsupported(why) => {
+                Self::Cannot(format!("neither KVM nor this program carries out {why}"))
+            }
+        }
+    }
+}
+
+impl From<Incomplete> for Obstacle {
+    fn from(incomplete: Incomplete) -> Self {
+        match incomplete {
+            Incomplete::Fault(fault) => fault.into(),
+            Incomplete::Trampoline => Self::Cannot("it faults when it is carried out here".into()),
+        }
+    }
+}
+
+/// Handles an exit from an instruction that has not happened.
+pub(crate) fn trapped(
+    machine: &Machine,
+    processor: &mut Processor,
+    cause: Cause,
+) -> Result<Next, Failure> {
+    let at = processor.interrupted()?;
+    let mut code = None;
+    let result = if delivery::is_pending(&processor.events()?) {
+        delivery::deliver(machine, processor, &at)
+    } else {
+        instruction(machine, processor, &at, cause, &mut code)
+    };
+    match result {
+        Ok(next) => Ok(next),
+        Err(Obstacle::Again) => {
+            if processor.stuck.visit(at.state.rip) > PATIENCE {
+                let reason = "its store traps again and again although it is permitted";
+                return Err(failure(processor, &at, code.as_ref(), reason));
+            }
+            Ok(Next::Enter)
+        }
+        Err(Obstacle::Exception(exception)) => inject(processor, &at, exception),
+        Err(Obstacle::NotOurs) => match cause {
+            Cause::Stuck => Ok(Next::Enter),
+            Cause::Fault => {
+                let visits = processor.stuck.visit(at.state.rip);
+                walk::help(machine, &at, code.as_ref(), visits).ok_or_else(|| {
+                    let reason = "KVM reports a write to a guarded page that it does not make";
+                    failure(processor, &at, code.as_ref(), reason)
+                })
+            }
+            Cause::Emulation => {
+                let reason = "KVM cannot emulate the instruction";
+                Err(failure(processor, &at, code.as_ref(), reason))
+            }
+            Cause::Delivery => {
+                let reason = "KVM cannot deliver an interrupt or exception";
+                Err(failure(processor, &at, code.as_ref(), reason))
+            }
+        },
+        Err(Obstacle::Cannot(reason)) => Err(failure(processor, &at, code.as_ref(), &reason)),
+        Err(Obstacle::Failed(failure)) => Err(failure),
+    }
+}
+
+fn failure(
+    processor: &Processor,
+    at: &Interrupted,
+    code: Option<&GuestInstruction>,
+    reason: &str,
+) -> Failure {
+    Failure {
+        vcpu: processor.number,
+        rip: Some(at.state.rip),
+        instruction: code.map_or_else(Vec::new, |code| code.bytes().to_vec()),
+        reason: reason.to_owned(),
+    }
+}
+
+/// Carries out the instruction at RIP, if it stores to a page that traps.
+fn instruction(
+    machine: &Machine,
+    processor: &mut Processor,
+    at: &Interrupted,
+    cause: Cause,
+    code: &mut Option<GuestInstruction>,
+) -> Result<Next, Obstacle> {
+    let mut work = Work { machine, at, state: at.state, extended: None, settle: false };
+    for element in 0..ELEMENTS {
+        let state = work.state;
+        let found = processor.recent.find(&machine.ram, machine.walks, &state);
+        let (instruction, store) = match found {
+            Ok(found) => found,
+            // It cannot even be fetched: KVM finds that out itself, unless it just has.
+            Err(Fault::Exception(exception)) if cause == Cause::Emulation => {
+                return Err(Obstacle::Exception(exception));
+            }
+            Err(_) if element == 0 => return Err(Obstacle::NotOurs),
+            Err(_) => break,
+        };
+        *code = Some(instruction);
+        let result = match &store {
+            Ok(store) => work.element(processor, &instruction, store),
+            Err(refusal) => Err((*refusal).into()),
+        };
+        match result {
+            Ok(Step::Done) => break,
+            Ok(Step::Repeats) => {}
+            Ok(Step::End(ending)) => {
+                work.finish(processor)?;
+                return Ok(Next::End(ending));
+            }
+            // What has been done stays done; the rest is found out when the guest gets there.
+            Err(_) if element > 0 => break,
+            Err(obstacle) => return Err(obstacle),
+        }
+    }
+    processor.stuck.reset();
+    work.finish(processor)?;
+    Ok(if work.settle { Next::Settle } else { Next::Enter })
+}
+
+/// What came of one store.
+enum Step {
+    /// The processor is behind the instruction.
+    Done,
+    /// It is at the same string instruction with elements left.
+    Repeats,
+    /// A rule stops the guest.
+    End(Ending),
+}
+
+struct Work<'a> {
+    machine: &'a Machine,
+    at: &'a Interrupted,
+    /// The registers as the guest will have them.
+    state: State,
+    /// Extended registers, if an instruction used them.
+    extended: Option<Box<XsaveArea>>,
+    /// A page traps that need not.
+    settle: bool,
+}
+
+impl Work<'_> {
+    /// Decides about one store and carries it out: on the guest's bytes if it is permitted, on a copy
+    /// of them if not, so that registers and flags are what a ROM would have left.
+    fn element(
+        &mut self,
+        processor: &mut Processor,
+        instruction: &GuestInstruction,
+        store: &Store,
+    ) -> Result<Step, Obstacle> {
+        let machine = self.machine;
+        if store.substitute().is_some_and(subpage_emulate::Substitute::is_extended)
+            && self.extended.is_none()
+        {
+            self.extended = Some(processor.extended()?);
+        }
+        let mut guard = machine.guard();
+        let length = store.length() as u64;
+        let access = Access::write_by(&self.state);
+        let parts = find_parts(machine, &mut guard, &self.state, store.linear(), length, access)?;
+        if !parts.runs().iter().any(|run| guard.traps_write(*run)) {
+            return Err(Obstacle::NotOurs);
+        }
+        guard.ledger_count(&parts);
+        let decision = guard.domain().check_write_parts(SPACE, &parts);
+        let outcome = match decision {
+            Decision::Allowed => None,
+            Decision::Reported { rule, at } => Some(Outcome::Reported { rule, at }),
+            Decision::Denied { rule, at, stop } => Some(Outcome::Denied { rule, at, stop }),
+            Decision::NotEligible { at } | Decision::NotMapped { at } => {
+                let at = at.as_u64();
+                return Err(Obstacle::Cannot(format!("there is no memory at {at:#x}")));
+            }
+        };
+        let before = self.state;
+        // What is reported is reported with its bytes.
+        let mut copy = None;
+        if outcome.is_some() {
+            let mut current = [0; MAX_STORE_BYTES];
+            let current = &mut current[..store.length()];
+            read(machine, &parts, current)?;
+            let mut scratch = Scratch::new(store.linear(), current);
+            let mut after = before;
+            let mut extended = self.extended.clone();
+            let progress = self.complete(
+                processor,
+                store,
+                &mut after,
+                &mut extended,
+                &mut scratch.window(),
+            )?;
+            copy = Some((scratch, after, extended, progress));
+        }
+        let authorized = guard.domain_mut().authorize_write_parts(SPACE, &parts);
+        let authorized = authorized.map_err(|_| {
+            Obstacle::Cannot("the engine has no memory left for a record of a write".into())
+        })?;
+        assert_eq!(authorized.permits(), decision.permits(), "decided under one lock");
+        let progress = if decision.permits() {
+            let mut after = before;
+            let mut extended = self.extended.take();
+            let progress = machine
+                .ram
+                .with_window(&parts, |window| {
+                    self.complete(processor, store, &mut after, &mut extended, window)
+                })
+                .map_err(|_| Obstacle::Cannot("the host cannot map the guest's bytes".into()))?;
+            self.extended = extended;
+            let progress = progress?;
+            self.state = after;
+            progress
+        } else {
+            let (_, after, extended, progress) = copy.as_mut().expect("denied writes have a copy");
+            self.state = *after;
+            self.extended = extended.take();
+            *progress
+        };
+        let mut ending = None;
+        if let Some(outcome) = outcome {
+            let bytes = copy.as_ref().map_or(&[][..], |(scratch, ..)| scratch.bytes());
+            let account = Account {
+                vcpu: processor.number,
+                state: &before,
+                parts: &parts,
+                bytes,
+                gla: Some(store.linear()),
+                instruction: Some((before.rip, instruction.bytes())),
+                exact: true,
+            };
+            let event = report(machine, &mut guard, outcome, &account);
+            if let Outcome::Denied { stop: true, .. } = outcome {
+                ending = Some(Ending::Stopped { event });
+            }
+        }
+        self.settle |= parts.runs().iter().any(|run| guard.is_idle_trap(run.first().gfn()));
+        Ok(match (ending, progress) {
+            (Some(ending), _) => Step::End(ending),
+            (None, Progress::Done) => Step::Done,
+            (None, Progress::Repeats) => Step::Repeats,
+        })
+    }
+
+    fn complete(
+        &self,
+        processor: &mut Processor,
+        store: &Store,
+        state: &mut State,
+        extended: &mut Option<Box<XsaveArea>>,
+        window: &mut Window<'_>,
+    ) -> Result<Progress, Obstacle> {
+        // An instruction without extended registers does not look at them.
+        let mut unused = subpage_emulate::FxArea::INITIAL;
+        let components = processor.xstate;
+        let extended = match extended {
+            Some(area) if components != 0 => Extended::Xsave { area, components },
+            Some(_) => return Err(Obstacle::Cannot("this host has no XSAVE".into())),
+            None => Extended::Fx(&mut unused),
+        };
+        let machine = self.machine;
+        let tables = &self.at.tables;
+        let progress = processor.trampoline.with(|trampoline| {
+            let mut emulation = Emulation {
+                memory: &machine.ram,
+                processor: machine.walks,
+                tables,
+                trampoline,
+                extended,
+            };
+            emulation.complete(store, state, window)
+        });
+        Ok(progress?)
+    }
+
+    /// Gives the registers back to KVM.
+    fn finish(&mut self, processor: &Processor) -> Result<(), Obstacle> {
+        if let Some(area) = &self.extended {
+            processor.set_extended(area)?;
+        }
+        processor.go_on(&self.state)?;
+        end_instruction(processor, self.at)?;
+        Ok(())
+    }
+}
+
+/// Translates a store and marks the page tables as a processor's walk would.
+///
+/// Those marks are no writes of the guest, so rules do not forbid them, wherever the tables lie.
+pub(super) fn find_parts(
+    machine: &Machine,
+    guard: &mut Guard,
+    state: &State,
+    linear: u64,
+    length: u64,
+    access: Access,
+) -> Result<WriteParts, Obstacle> {
+    let in_first = (PAGE_BYTES - linear % PAGE_BYTES).min(length);
+    let mut runs: ArrayVec<ByteRange, 2> = ArrayVec::new();
+    for (start, bytes) in [(linear, in_first), (linear.wrapping_add(in_first), length - in_first)] {
+        if bytes == 0 {
+            continue;
+        }
+        let walk = marked_walk(machine, guard, state, start, access)?;
+        let gpa = walk.gpa;
+        let beyond = || Obstacle::Cannot(format!("there is no memory at {:#x}", gpa.as_u64()));
+        let run = ByteRange::new(gpa, bytes).map_err(|_| beyond())?;
+        if !machine.ram.holds(run) {
+            return Err(beyond());
+        }
+        runs.push(run);
+    }
+    Ok(match runs.as_slice() {
+        &[one] => WriteParts::one(one),
+        &[first, second] => WriteParts::two(first, second),
+        _ => unreachable!("a store has bytes"),
+    })
+}
+
+/// Other processors may change the entries between the walk and the marks, again and again. They must
+/// not keep the guard's lock that way: after some attempts the guest runs on, and traps again.
+fn marked_walk(
+    machine: &Machine,
+    guard: &mut Guard,
+    state: &State,
+    linear: u64,
+    access: Access,
+) -> Result<Translation, Obstacle> {
+    const ATTEMPTS: u32 = 8;
+    for _ in 0..ATTEMPTS {
+        let walk = translate(&machine.ram, machine.walks, state, linear, access)?;
+        let marked = walk.marks.iter().map(|mark| mark.entry.gfn());
+        guard.domain_mut().note_logged(SPACE, marked);
+        if walk.mark_accessed(&machine.ram)? {
+            return Ok(walk);
+        }
+    }
+    Err(Obstacle::Again)
+}
+
+/// Reads the bytes that a write goes to.
+fn read(machine: &Machine, parts: &WriteParts, buffer: &mut [u8]) -> Result<(), Obstacle> {
+    let mut rest = buffer;
+    for run in parts.runs() {
+        let bytes = usize::try_from(run.bytes()).expect("at most MAX_STORE_BYTES");
+        let (now, later) = rest.split_at_mut(bytes);
+        let at: Gpa = run.first();
+        machine.ram.read(at, now).map_err(|_| Obstacle::from(Fault::NotMemory(at.as_u64())))?;
+        rest = later;
+    }
+    Ok(())
+}

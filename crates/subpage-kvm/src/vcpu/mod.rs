@@ -1,0 +1,12 @@
+//! A virtual processor: its state, its thread, its exits.
+
+pub mod cpuid;
+mod kick;
+mod processor;
+pub mod registers;
+mod run;
+pub mod trampoline;
+
+pub use kick::Kick;
+pub use processor::{Interrupted, Processor, ProcessorError};
+pub(crate) use run::run;

@@ -1,0 +1,237 @@
+//! One processor's file, and what is asked of it.
+//!
+//! Unsafe because extended state is handed to KVM by pointer.
+#![allow(unsafe_code)]
+
+use kvm_bindings::{
+    KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_debugregs, kvm_enable_cap, kvm_mp_state,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xsave,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use subpage_emulate::guest::State;
+use subpage_emulate::{Recent, SystemTables, XsaveArea};
+use thiserror::Error;
+
+use super::registers;
+use super::trampoline::OwnTrampoline;
+
+/// A request to KVM about a processor failed.
+#[derive(Debug, Clone, Copy, Error)]
+#[error("KVM cannot {what} of processor {number}: {error}")]
+pub struct ProcessorError {
+    /// What was asked, as the end of a sentence.
+    pub what: &'static str,
+    /// Which processor.
+    pub number: u32,
+    /// What the kernel says.
+    pub error: vmm_sys_util::errno::Error,
+}
+
+/// A virtual processor. Whoever holds it may use it: its thread while it runs, everybody else while
+/// the machine is paused.
+pub struct Processor {
+    /// KVM's file.
+    pub fd: VcpuFd,
+    /// 0 is the one that boots.
+    pub number: u32,
+    /// Instructions that trapped lately.
+    pub(crate) recent: Recent,
+    /// Where substitutes of its instructions are executed.
+    pub(crate) trampoline: OwnTrampoline,
+    /// Components of extended state that both the guest and this host may have.
+    pub(crate) xstate: u64,
+    /// RIP and how often the processor was found there without having gone on.
+    pub(crate) stuck: Stuck,
+    /// Where the watch found it last.
+    seen_at: Option<u64>,
+}
+
+/// How often a processor came back to the same place for the same reason.
+#[derive(Debug, Default)]
+pub(crate) struct Stuck {
+    rip: u64,
+    times: u32,
+}
+
+impl Stuck {
+    /// Counts a visit to `rip`; 1 the first time in a row.
+    pub(crate) fn visit(&mut self, rip: u64) -> u32 {
+        if self.rip != rip {
+            self.rip = rip;
+            self.times = 0;
+        }
+        self.times = self.times.saturating_add(1);
+        self.times
+    }
+
+    /// The processor has gone on.
+    pub(crate) fn reset(&mut self) {
+        self.times = 0;
+    }
+}
+
+/// A processor where an exit left it.
+#[derive(Debug, Clone, Copy)]
+pub struct Interrupted {
+    /// Registers.
+    pub state: State,
+    /// Registers of the system, for SGDT and its kin, and for events.
+    pub tables: SystemTables,
+    special: kvm_sregs,
+}
+
+impl Processor {
+    /// Makes the processor with a number and tells the guest's CPUID.
+    pub fn new(
+        vm: &VmFd,
+        number: u32,
+        cpuid: &kvm_bindings::CpuId,
+    ) -> Result<Self, ProcessorError> {
+        let failed = |what| move |error| ProcessorError { what, number, error };
+        let fd = vm.create_vcpu(number.into()).map_err(failed("make the file"))?;
+        fd.set_cpuid2(cpuid).map_err(failed("set the features"))?;
+        // KVM's own writes to guest memory for the guest's convenience ask nobody: without the
+        // feature bits, which are gone from CPUID, it then refuses them. Older kernels cannot.
+        let enforce = kvm_enable_cap {
+            cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+            args: [1, 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        let _ = fd.enable_cap(&enforce);
+        Ok(Self {
+            fd,
+            number,
+            recent: Recent::default(),
+            trampoline: OwnTrampoline::new(),
+            xstate: super::trampoline::components(),
+            stuck: Stuck::default(),
+            seen_at: None,
+        })
+    }
+
+    fn failed(&self, what: &'static str) -> impl Fn(vmm_sys_util::errno::Error) -> ProcessorError {
+        let number = self.number;
+        move |error| ProcessorError { what, number, error }
+    }
+
+    /// Sets the registers with which it starts.
+    pub fn start_at(
+        &self,
+        registers: &kvm_regs,
+        special: impl FnOnce(kvm_sregs) -> kvm_sregs,
+    ) -> Result<(), ProcessorError> {
+        let from = self.fd.get_sregs().map_err(self.failed("read the system registers"))?;
+        self.fd.set_sregs(&special(from)).map_err(self.failed("set the system registers"))?;
+        self.fd.set_regs(registers).map_err(self.failed("set the registers"))
+    }
+
+    /// Lets it wait for a start-up interrupt, as processors other than the first do.
+    pub fn wait_for_start_up(&self) -> Result<(), ProcessorError> {
+        self.fd
+            .set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_UNINITIALIZED })
+            .map_err(self.failed("set the activity state"))
+    }
+
+    /// Reads where it is.
+    pub fn interrupted(&self) -> Result<Interrupted, ProcessorError> {
+        let registers = self.fd.get_regs().map_err(self.failed("read the registers"))?;
+        let special = self.fd.get_sregs().map_err(self.failed("read the system registers"))?;
+        Ok(Interrupted {
+            state: registers::state(&registers, &special),
+            tables: registers::system_tables(&special),
+            special,
+        })
+    }
+
+    /// Sets the general registers, RIP and RFLAGS of `after`.
+    pub fn go_on(&self, after: &State) -> Result<(), ProcessorError> {
+        self.fd.set_regs(&registers::general(after)).map_err(self.failed("set the registers"))
+    }
+
+    /// Starts a handler: also CS and SS of `after`.
+    pub fn start_handler(
+        &self,
+        from: &Interrupted,
+        after: &State,
+    ) -> Result<(), ProcessorError> {
+        let mut special = from.special;
+        special.cs = registers::kvm_segment_of(&after.segments.cs);
+        special.ss = registers::kvm_segment_of(&after.segments.ss);
+        // Pending external interrupts are given back with the events.
+        special.interrupt_bitmap = [0; 4];
+        self.fd.set_sregs(&special).map_err(self.failed("set the system registers"))?;
+        self.go_on(after)
+    }
+
+    /// Events that KVM is delivering or has pending.
+    pub fn events(&self) -> Result<kvm_vcpu_events, ProcessorError> {
+        self.fd.get_vcpu_events().map_err(self.failed("read the events"))
+    }
+
+    /// Sets the events.
+    pub fn set_events(&self, events: &kvm_vcpu_events) -> Result<(), ProcessorError> {
+        self.fd.set_vcpu_events(events).map_err(self.failed("set the events"))
+    }
+
+    /// The debug registers.
+    pub fn debug_registers(&self) -> Result<kvm_debugregs, ProcessorError> {
+        self.fd.get_debug_regs().map_err(self.failed("read the debug registers"))
+    }
+
+    /// Sets the debug registers.
+    pub fn set_debug_registers(&self, to: &kvm_debugregs) -> Result<(), ProcessorError> {
+        self.fd.set_debug_regs(to).map_err(self.failed("set the debug registers"))
+    }
+
+    /// Sets CR2.
+    pub fn set_page_fault_address(
+        &self,
+        from: &Interrupted,
+        address: u64,
+    ) -> Result<(), ProcessorError> {
+        let special = kvm_sregs { cr2: address, interrupt_bitmap: [0; 4], ..from.special };
+        self.fd.set_sregs(&special).map_err(self.failed("set the system registers"))
+    }
+
+    /// The suberror of the exit `KVM_EXIT_INTERNAL_ERROR` that has just happened.
+    pub(crate) fn internal_error(&mut self) -> u32 {
+        // SAFETY: a plain number; of this exit, KVM has filled in this part of the union.
+        unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror }
+    }
+
+    /// Whether nothing can wake the processor any more: halted with interrupts off, or never started.
+    pub(crate) fn is_halted_for_good(&self, at: &Interrupted) -> Result<bool, ProcessorError> {
+        const INTERRUPTS: u64 = 1 << 9;
+        let activity = self.fd.get_mp_state().map_err(self.failed("read the activity state"))?;
+        Ok(match activity.mp_state {
+            KVM_MP_STATE_HALTED => at.state.rflags & INTERRUPTS == 0,
+            KVM_MP_STATE_UNINITIALIZED => true,
+            _ => false,
+        })
+    }
+
+    /// Whether the watch has found the processor at the same place the last time.
+    pub(crate) fn found_again(&mut self, rip: u64) -> bool {
+        self.seen_at.replace(rip) == Some(rip)
+    }
+
+    /// The extended state in the format of XSAVE.
+    pub fn extended(&self) -> Result<Box<XsaveArea>, ProcessorError> {
+        let from = self.fd.get_xsave().map_err(self.failed("read the extended state"))?;
+        let mut area = Box::new(XsaveArea::INITIAL);
+        for (to, word) in area.0.chunks_exact_mut(4).zip(from.region) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        Ok(area)
+    }
+
+    /// Sets the extended state.
+    pub fn set_extended(&self, area: &XsaveArea) -> Result<(), ProcessorError> {
+        let mut to = kvm_xsave::default();
+        for (word, from) in to.region.iter_mut().zip(area.0.chunks_exact(4)) {
+            *word = u32::from_le_bytes(from.try_into().expect("four bytes"));
+        }
+        // SAFETY: no state beyond the 4096 bytes was asked for by arch_prctl: AMX is not offered.
+        unsafe { self.fd.set_xsave(&to) }.map_err(self.failed("set the extended state"))
+    }
+}

@@ -1,0 +1,170 @@
+//! The thread of a processor: into the guest, out again, and what the exit asks for.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kvm_ioctls::VcpuExit;
+
+use super::{Kick, Processor};
+use crate::devices::PortEffect;
+use crate::metrics::ExitKind;
+use crate::store::{Cause, Failure, Next, Posted, posted, trapped};
+use crate::vm::{Ending, Machine};
+
+/// Suberrors of `KVM_EXIT_INTERNAL_ERROR`.
+const EMULATION: u32 = 1;
+const DELIVERY: u32 = 3;
+
+/// Runs processor `number` until the machine ends.
+pub(crate) fn run(machine: &Arc<Machine>, number: usize) {
+    machine.gate.enlist(number);
+    while let Some(mut processor) = machine.gate.enter(number) {
+        let next = turns(machine, &mut processor, number);
+        // Whoever changes slots takes all processors, this one too.
+        drop(processor);
+        match next {
+            Ok(None | Some(Next::Enter)) => {}
+            Ok(Some(Next::Settle)) => machine.settle(),
+            Ok(Some(Next::HoldTables(pages))) => machine.hold_tables(&pages),
+            Ok(Some(Next::Reset)) => machine.reset(),
+            Ok(Some(Next::End(ending))) => machine.end(ending),
+            Err(failure) => machine.end(Ending::Failed(failure)),
+        }
+    }
+    machine.gate.delist(number);
+}
+
+/// Runs a processor until it has to be let go of.
+fn turns(
+    machine: &Machine,
+    processor: &mut Processor,
+    number: usize,
+) -> Result<Option<Next>, Failure> {
+    let kick = machine.gate.kick_of(number);
+    while machine.gate.may_run(number) {
+        match turn(machine, processor, kick)? {
+            Next::Enter => {}
+            next => return Ok(Some(next)),
+        }
+    }
+    Ok(None)
+}
+
+/// What an exit was, when KVM's buffer is no longer borrowed.
+enum Exit {
+    Store(Posted),
+    Trapped(Cause),
+    Port(PortEffect),
+    Nothing(ExitKind),
+    End(Ending),
+    Strange(String),
+}
+
+/// One stay in the guest.
+fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next, Failure> {
+    let vcpu = processor.number;
+    let exit = match processor.fd.run() {
+        Ok(VcpuExit::MmioWrite(address, data)) => match Posted::new(address, data) {
+            Some(posted) => Exit::Store(posted),
+            None => Exit::Nothing(ExitKind::Mmio),
+        },
+        Ok(VcpuExit::MmioRead(_, data)) => {
+            // A device that is not there.
+            data.fill(0xff);
+            Exit::Nothing(ExitKind::Mmio)
+        }
+        Ok(VcpuExit::IoOut(port, data)) => Exit::Port(machine.ports().write(port, data)),
+        Ok(VcpuExit::IoIn(port, data)) => {
+            machine.ports().read(port, data);
+            Exit::Port(PortEffect::None)
+        }
+        // Kernels from 6.8 on may say so beside EFAULT.
+        Ok(VcpuExit::MemoryFault { .. }) => Exit::Trapped(Cause::Fault),
+        Ok(VcpuExit::InternalError) => internal_error(processor),
+        Ok(VcpuExit::Hlt) => Exit::Nothing(ExitKind::Hlt),
+        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Exit::Nothing(ExitKind::Interrupted),
+        Ok(VcpuExit::Shutdown) => {
+            let rip = processor.interrupted()?.state.rip;
+            Exit::End(Ending::TripleFault { rip })
+        }
+        Ok(VcpuExit::SystemEvent(..)) => Exit::End(Ending::PoweredOff),
+        Ok(VcpuExit::FailEntry(reason, _)) => {
+            Exit::Strange(format!("the processor refuses the entry, hardware reason {reason:#x}"))
+        }
+        Ok(other) => Exit::Strange(format!("KVM left the guest for {other:?}")),
+        Err(error) => match error.errno() {
+            libc::EFAULT => Exit::Trapped(Cause::Fault),
+            libc::EINTR | libc::EAGAIN => return interrupted(machine, processor),
+            _ => Exit::Strange(format!("KVM cannot run the processor: {error}")),
+        },
+    };
+    match exit {
+        Exit::Store(store) => {
+            let began = Instant::now();
+            machine.metrics.exit(ExitKind::Mmio);
+            let next = posted(machine, processor, kick, store);
+            machine.metrics.trap(began.elapsed());
+            next
+        }
+        Exit::Trapped(cause) => {
+            let began = Instant::now();
+            let kind = if cause == Cause::Fault { ExitKind::Fault } else { ExitKind::Emulation };
+            machine.metrics.exit(kind);
+            let next = trapped(machine, processor, cause);
+            machine.metrics.trap(began.elapsed());
+            next
+        }
+        Exit::Port(effect) => {
+            machine.metrics.exit(ExitKind::Io);
+            Ok(match effect {
+                PortEffect::None => Next::Enter,
+                PortEffect::Reset => Next::Reset,
+                PortEffect::PowerOff => Next::End(Ending::PoweredOff),
+                PortEffect::Exit { code } => Next::End(Ending::Exited { code }),
+            })
+        }
+        Exit::Nothing(kind) => {
+            machine.metrics.exit(kind);
+            Ok(Next::Enter)
+        }
+        Exit::End(ending) => {
+            machine.metrics.exit(ExitKind::Other);
+            Ok(Next::End(ending))
+        }
+        Exit::Strange(reason) => {
+            machine.metrics.exit(ExitKind::Other);
+            let rip = processor.interrupted().ok().map(|at| at.state.rip);
+            Err(Failure { vcpu, rip, instruction: Vec::new(), reason })
+        }
+    }
+}
+
+fn internal_error(processor: &mut Processor) -> Exit {
+    match processor.internal_error() {
+        EMULATION => Exit::Trapped(Cause::Emulation),
+        DELIVERY => Exit::Trapped(Cause::Delivery),
+        other => Exit::Strange(format!("KVM has an internal error, suberror {other}")),
+    }
+}
+
+/// A signal got the processor out: somebody wants it, or the watch asks whether it gets on.
+fn interrupted(machine: &Machine, processor: &mut Processor) -> Result<Next, Failure> {
+    machine.metrics.exit(ExitKind::Interrupted);
+    if !machine.watch.asks(processor.number) {
+        return Ok(Next::Enter);
+    }
+    let at = processor.interrupted()?;
+    if processor.is_halted_for_good(&at)? {
+        return Ok(if machine.watch.halted(processor.number) {
+            Next::End(Ending::Halted)
+        } else {
+            Next::Enter
+        });
+    }
+    // KVM's emulator starts some stores over and over (SGDT to a page that traps). Where a processor
+    // is found twice at the same store to such a page, it is carried out here.
+    if processor.found_again(at.state.rip) {
+        return trapped(machine, processor, Cause::Stuck);
+    }
+    Ok(Next::Enter)
+}

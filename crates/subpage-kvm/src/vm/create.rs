@@ -1,0 +1,191 @@
+//! Making a virtual machine.
+//!
+//! Unsafe because a processor's byte for leaving the guest is kept beside the processor.
+#![allow(unsafe_code)]
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::ending::EndingCell;
+use super::{Gate, Machine, Vm, VmError, kick_signal};
+use crate::devices::Ports;
+use crate::event::Broadcast;
+use crate::guard::Guard;
+use crate::memory::Ram;
+use crate::metrics::Metrics;
+use crate::trap::{PageSet, Slots, TrapBy, Traps};
+use crate::vcpu::{Kick, Processor, cpuid};
+use crate::vm::watch::Watch;
+
+/// Pages below 4 GiB that KVM takes for itself on Intel processors: they must not be memory.
+const IDENTITY_MAP: u64 = 0xfffb_c000;
+const TASK_STATE: usize = 0xfffb_d000;
+
+/// Interrupt line of the first serial port.
+const SERIAL_LINE: u32 = 4;
+
+/// How pages are to be made to trap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TrapChoice {
+    /// By slots for one processor, by the view for several.
+    #[default]
+    Auto,
+    /// By read-only slots; for several processors that is not exact for locked instructions.
+    Slots,
+    /// By the read-only view.
+    View,
+}
+
+/// What a virtual machine has.
+#[derive(Debug, Clone)]
+pub struct Configuration {
+    /// Virtual processors, at least 1.
+    pub cpus: u32,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// How pages are made to trap.
+    pub trap: TrapChoice,
+    /// Most memory slots to use; none for as many as KVM has.
+    pub slots: Option<usize>,
+    /// A reset that the guest asks for starts it again; otherwise it ends it.
+    pub reboots: bool,
+}
+
+impl Default for Configuration {
+    /// One processor and 128 MiB; resets end the guest.
+    fn default() -> Self {
+        Self { cpus: 1, memory: 128 << 20, trap: TrapChoice::Auto, slots: None, reboots: false }
+    }
+}
+
+impl Vm {
+    /// Makes a machine without a guest. What its serial port sends goes to `serial`.
+    pub fn new(
+        configuration: &Configuration,
+        serial: Box<dyn Write + Send>,
+    ) -> Result<Self, VmError> {
+        let kvm = open()?;
+        let failed = |what| move |error| VmError::Kvm { what, error };
+        let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(254);
+        if !(1..=most).contains(&configuration.cpus) {
+            return Err(VmError::Processors { cpus: configuration.cpus, most });
+        }
+        let ram = Ram::new(configuration.memory)?;
+        let vm = Arc::new(kvm.create_vm().map_err(failed("make a virtual machine"))?);
+        vm.set_identity_map_address(IDENTITY_MAP).map_err(failed("place its identity map"))?;
+        vm.set_tss_address(TASK_STATE).map_err(failed("place its task state"))?;
+        vm.create_irq_chip().map_err(failed("make an interrupt controller"))?;
+        let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
+        vm.create_pit2(timer).map_err(failed("make a timer"))?;
+        let line = EventFd::new(EFD_NONBLOCK).map_err(VmError::Thread)?;
+        vm.register_irqfd(&line, SERIAL_LINE).map_err(failed("connect the serial port"))?;
+        let ports = Ports::new(serial, line, ram.bytes());
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("tell the processor's features"))?;
+        let guard = guard(&kvm, &vm, &ram, &supported, configuration)?;
+        let mut processors = Vec::new();
+        for number in 0..configuration.cpus {
+            let cpuid = cpuid::for_guest(&supported, number, configuration.cpus);
+            let mut processor = Processor::new(&vm, number, &cpuid)?;
+            // SAFETY: the gate keeps the byte beside the processor, and both go together.
+            let kick = unsafe { Kick::new(&mut processor.fd) };
+            processors.push((processor, kick));
+        }
+        catch_kicks();
+        subpage_emulate::prepare();
+        Ok(Self {
+            machine: Arc::new(Machine {
+                vm,
+                walks: cpuid::processor(&supported),
+                guard: Mutex::new(guard),
+                ports: Mutex::new(ports),
+                events: Broadcast::new(),
+                metrics: Arc::new(Metrics::new()),
+                watch: Watch::new(processors.len()),
+                gate: Gate::new(processors),
+                ending: EndingCell::default(),
+                start: Mutex::new(None),
+                reboots: configuration.reboots,
+                ram,
+            }),
+            threads: Vec::new(),
+        })
+    }
+}
+
+/// Opens KVM and checks that it has all that this program cannot do without.
+pub(crate) fn open() -> Result<Kvm, VmError> {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => VmError::NoKvm,
+        libc::EACCES | libc::EPERM => VmError::NoPermission,
+        _ => VmError::Open(error),
+    })?;
+    let version = kvm.get_api_version();
+    if u32::try_from(version) != Ok(KVM_API_VERSION) {
+        return Err(VmError::ApiVersion(version));
+    }
+    for (capability, name) in [
+        (Cap::UserMemory, "memory slots (KVM_CAP_USER_MEMORY)"),
+        (Cap::ImmediateExit, "leaving the guest at once (KVM_CAP_IMMEDIATE_EXIT, kernel 4.11)"),
+        (Cap::Irqchip, "an interrupt controller (KVM_CAP_IRQCHIP)"),
+        (Cap::Irqfd, "interrupts by event descriptors (KVM_CAP_IRQFD)"),
+        (Cap::Pit2, "a timer (KVM_CAP_PIT2)"),
+        (Cap::ExtCpuid, "CPUID (KVM_CAP_EXT_CPUID)"),
+        (Cap::VcpuEvents, "a processor's events (KVM_CAP_VCPU_EVENTS)"),
+        (Cap::Xsave, "extended state (KVM_CAP_XSAVE)"),
+    ] {
+        if !kvm.check_extension(capability) {
+            return Err(VmError::Missing(name));
+        }
+    }
+    Ok(kvm)
+}
+
+fn guard(
+    kvm: &Kvm,
+    vm: &Arc<VmFd>,
+    ram: &Ram,
+    supported: &CpuId,
+    configuration: &Configuration,
+) -> Result<Guard, VmError> {
+    let has = usize::try_from(vm.check_extension_int(Cap::NrMemslots)).unwrap_or(32);
+    let limit = configuration.slots.map_or(has, |slots| slots.min(has));
+    let mut slots = Slots::new(Arc::clone(vm), limit);
+    slots.apply(ram, &PageSet::new()).map_err(crate::trap::TrapError::from).map_err(trap)?;
+    let by = match configuration.trap {
+        TrapChoice::Slots => TrapBy::Slots,
+        TrapChoice::View => TrapBy::View,
+        TrapChoice::Auto if configuration.cpus == 1 && kvm.check_extension(Cap::ReadonlyMem) => {
+            TrapBy::Slots
+        }
+        TrapChoice::Auto => TrapBy::View,
+    };
+    let width = cpuid::processor(supported).physical_width;
+    Ok(Guard::new(ram, width, Traps::new(by, slots))?)
+}
+
+fn trap(error: crate::trap::TrapError) -> VmError {
+    crate::guard::ChangeError::from(error).into()
+}
+
+/// Lets the signal that gets processors out of the guest do nothing else.
+fn catch_kicks() {
+    extern "C" fn nothing(_: i32) {}
+    // Without SA_RESTART: KVM_RUN is to return.
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing.
+    let _ = unsafe { sigaction(kick_signal(), &action) }.expect("a signal of this process");
+}
+
+/// Where the output of a guest's serial port goes that nobody wants.
+pub fn nowhere() -> Box<dyn Write + Send> {
+    Box::new(io::sink())
+}

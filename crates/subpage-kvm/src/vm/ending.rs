@@ -1,0 +1,97 @@
+//! How a guest ends.
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::event::Event;
+use crate::store::Failure;
+
+/// Why the guest does not run any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// It has switched itself off.
+    PoweredOff,
+    /// It has written a status to the exit port.
+    Exited {
+        /// The byte.
+        code: u8,
+    },
+    /// All processors have halted, and nothing can wake them.
+    Halted,
+    /// A rule with the action `stop` was met.
+    Stopped {
+        /// By this write.
+        event: Arc<Event>,
+    },
+    /// A triple fault.
+    TripleFault {
+        /// Where.
+        rip: u64,
+    },
+    /// It has asked for a reset, and was not to be started again.
+    Reset,
+    /// KVM, or this program, cannot carry on with it. Its state is kept.
+    Failed(Failure),
+    /// Somebody asked for it.
+    Requested,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PoweredOff => f.write_str("the guest has switched itself off"),
+            Self::Exited { code } => write!(f, "the guest has exited with {code}"),
+            Self::Halted => f.write_str("the guest has halted"),
+            Self::Stopped { event } => {
+                write!(f, "the rule {:?} has stopped the guest", event.rule_name)
+            }
+            Self::TripleFault { rip } => write!(f, "the guest has had a triple fault at {rip:#x}"),
+            Self::Reset => f.write_str("the guest has asked for a reset"),
+            Self::Failed(failure) => failure.fmt(f),
+            Self::Requested => f.write_str("the guest was ended on request"),
+        }
+    }
+}
+
+/// The ending of a machine, once it is there. The first one counts.
+#[derive(Debug, Default)]
+pub(crate) struct EndingCell {
+    ending: Mutex<Option<Ending>>,
+    known: Condvar,
+}
+
+impl EndingCell {
+    /// Sets the ending; false if there was one.
+    pub(crate) fn set(&self, ending: Ending) -> bool {
+        let mut cell = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = cell.is_none();
+        if first {
+            *cell = Some(ending);
+        }
+        self.known.notify_all();
+        first
+    }
+
+    /// The ending, if there is one.
+    pub(crate) fn get(&self) -> Option<Ending> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for an ending, at most so long; whether there is one.
+    pub(crate) fn wait(&self, at_most: Duration) -> bool {
+        let deadline = Instant::now().checked_add(at_most);
+        let mut cell = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        while cell.is_none() {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            cell = match left {
+                Some(Duration::ZERO) => return false,
+                Some(left) => {
+                    self.known.wait_timeout(cell, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.known.wait(cell).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        true
+    }
+}

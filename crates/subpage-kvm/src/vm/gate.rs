@@ -1,0 +1,165 @@
+//! Who may use the processors: their own threads, or whoever has paused the machine.
+//!
+//! A processor's thread holds the processor while it runs and lets go of it when the gate closes.
+//! Pausing closes the gate, kicks the processors out of the guest, and takes them one after the other.
+//! So there is no list of who has stopped: a processor that can be held has stopped.
+//!
+//! Order of locks: first the pause, then processors, then the guard. A thread that holds the guard
+//! never waits for a processor.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::vcpu::{Kick, Processor};
+
+/// A processor, and how to get it out of the guest.
+pub(crate) struct Seat {
+    processor: Mutex<Processor>,
+    kick: Kick,
+    thread: Mutex<Option<Thread>>,
+}
+
+/// The thread of a processor, to be signalled.
+#[derive(Debug, Clone, Copy)]
+struct Thread(nix::sys::pthread::Pthread);
+
+/// The gate of a machine.
+pub(crate) struct Gate {
+    seats: Vec<Seat>,
+    closed: AtomicBool,
+    ended: AtomicBool,
+    /// Held by whoever has paused the machine.
+    pause: Mutex<()>,
+    /// Whether the gate is closed, for those who wait for it.
+    waiting: Mutex<()>,
+    opened: Condvar,
+}
+
+/// The machine is paused: no processor is in the guest, and all are ours.
+pub(crate) struct Paused<'a> {
+    pub(crate) processors: Vec<MutexGuard<'a, Processor>>,
+    gate: &'a Gate,
+    _pause: MutexGuard<'a, ()>,
+}
+
+impl Gate {
+    pub(crate) fn new(processors: Vec<(Processor, Kick)>) -> Arc<Self> {
+        let seats = processors
+            .into_iter()
+            .map(|(processor, kick)| Seat {
+                processor: Mutex::new(processor),
+                kick,
+                thread: Mutex::new(None),
+            })
+            .collect();
+        Arc::new(Self {
+            seats,
+            closed: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            pause: Mutex::new(()),
+            waiting: Mutex::new(()),
+            opened: Condvar::new(),
+        })
+    }
+
+    /// How many processors there are.
+    pub(crate) fn processors(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// The calling thread is that of processor `number` from now on.
+    pub(crate) fn enlist(&self, number: usize) {
+        *lock(&self.seats[number].thread) = Some(Thread(nix::sys::pthread::pthread_self()));
+    }
+
+    /// The calling thread ends: it is not to be signalled any more.
+    pub(crate) fn delist(&self, number: usize) {
+        *lock(&self.seats[number].thread) = None;
+    }
+
+    /// Waits until the gate is open and takes the processor; none when the machine has ended.
+    pub(crate) fn enter(&self, number: usize) -> Option<MutexGuard<'_, Processor>> {
+        loop {
+            let mut waiting = lock(&self.waiting);
+            while self.closed.load(Ordering::SeqCst) && !self.has_ended() {
+                waiting = self.opened.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            }
+            drop(waiting);
+            if self.has_ended() {
+                return None;
+            }
+            let processor = lock(&self.seats[number].processor);
+            // Whoever paused in between waits for the processor: it is let go of at once.
+            if !self.closed.load(Ordering::SeqCst) {
+                return Some(processor);
+            }
+        }
+    }
+
+    /// The byte that gets processor `number` out of the guest.
+    pub(crate) fn kick_of(&self, number: usize) -> Kick {
+        self.seats[number].kick
+    }
+
+    /// Whether the thread that holds processor `number` may go on with it; to be asked before each
+    /// `KVM_RUN`.
+    pub(crate) fn may_run(&self, number: usize) -> bool {
+        // First the byte, then the question: a kick between the two is seen by `KVM_RUN`.
+        self.seats[number].kick.clear();
+        !self.closed.load(Ordering::SeqCst) && !self.has_ended()
+    }
+
+    /// Gets processor `number` out of the guest for a moment.
+    pub(crate) fn kick(&self, number: usize) {
+        let seat = &self.seats[number];
+        seat.kick.raise();
+        // Held while signalling: the thread cannot end meanwhile.
+        let thread = lock(&seat.thread);
+        if let Some(Thread(thread)) = *thread {
+            // A thread that is just ending needs no signal.
+            let _ = nix::sys::pthread::pthread_kill(thread, super::kick_signal());
+        }
+    }
+
+    fn kick_all(&self) {
+        for number in 0..self.seats.len() {
+            self.kick(number);
+        }
+    }
+
+    /// Stops all processors; they go on when the value is dropped. The caller holds no processor.
+    pub(crate) fn pause(&self) -> Paused<'_> {
+        let pause = lock(&self.pause);
+        self.closed.store(true, Ordering::SeqCst);
+        self.kick_all();
+        let processors = self.seats.iter().map(|seat| lock(&seat.processor)).collect();
+        Paused { processors, gate: self, _pause: pause }
+    }
+
+    /// Ends the machine: no processor enters the guest again.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        drop(lock(&self.waiting));
+        self.opened.notify_all();
+        self.kick_all();
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.gate.closed.store(false, Ordering::SeqCst);
+        self.processors.clear();
+        drop(lock(&self.gate.waiting));
+        self.gate.opened.notify_all();
+    }
+}
+
+/// A lock whose holder has panicked is taken all the same: the machine is ending, and its processors
+/// have to be stopped whatever state they are in.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

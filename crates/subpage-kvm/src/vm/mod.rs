@@ -1,0 +1,206 @@
+//! A virtual machine: memory, processors, devices, and the guard over its memory.
+
+mod change;
+mod create;
+mod ending;
+mod error;
+mod gate;
+mod operator;
+mod reset;
+mod watch;
+
+pub use create::{Configuration, TrapChoice};
+pub use ending::Ending;
+pub use error::VmError;
+pub use operator::VmOperator;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use kvm_ioctls::VmFd;
+use nix::sys::signal::Signal;
+use subpage_emulate::Processor as Walks;
+
+use crate::boot;
+use crate::devices::Ports;
+use crate::event::{Broadcast, Subscription};
+use crate::guard::{Guard, Ledger};
+use crate::memory::Ram;
+use crate::metrics::Metrics;
+use crate::trap::TrapBy;
+use crate::vcpu::{self, Processor};
+use ending::EndingCell;
+pub(crate) use gate::{Gate, Paused};
+use watch::Watch;
+
+/// What gets a processor's thread out of `KVM_RUN`.
+pub(crate) const fn kick_signal() -> Signal {
+    Signal::SIGUSR1
+}
+
+/// What all threads of a machine share.
+pub(crate) struct Machine {
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) ram: Ram,
+    pub(crate) walks: Walks,
+    guard: Mutex<Guard>,
+    ports: Mutex<Ports>,
+    pub(crate) events: Broadcast,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) watch: Watch,
+    pub(crate) ending: EndingCell,
+    pub(crate) start: Mutex<Option<reset::Start>>,
+    pub(crate) reboots: bool,
+}
+
+impl Machine {
+    /// The guard. Everything that happens to guarded memory happens under this lock.
+    ///
+    /// # Panics
+    /// If a thread has panicked with it: what it guards may be half changed.
+    pub(crate) fn guard(&self) -> MutexGuard<'_, Guard> {
+        self.guard.lock().expect("the guard is whole")
+    }
+
+    pub(crate) fn ports(&self) -> MutexGuard<'_, Ports> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the machine; the first ending counts.
+    pub(crate) fn end(&self, ending: Ending) {
+        self.ending.set(ending);
+        self.gate.end();
+    }
+
+    /// Stops the processors if a change of slots needs that.
+    pub(crate) fn pause_if(&self, needed: bool) -> Option<Paused<'_>> {
+        needed.then(|| self.gate.pause())
+    }
+}
+
+/// A virtual machine whose memory can be guarded.
+///
+/// Dropping it ends the guest.
+pub struct Vm {
+    machine: Arc<Machine>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Vm {
+    /// Loads a guest and sets up the processors: the first at its entry, the others waiting to be
+    /// started. After a reset of the guest the same is done again.
+    pub fn load(&mut self, request: &boot::Request<'_>) -> Result<boot::Boot, VmError> {
+        let boot = boot::load(&self.machine.ram, request)?;
+        let paused = self.machine.gate.pause();
+        reset::set_up(&paused.processors, &boot)?;
+        let start = reset::Start::new(&self.machine, &paused, request)?;
+        *self.machine.start.lock().unwrap_or_else(PoisonError::into_inner) = Some(start);
+        Ok(boot)
+    }
+
+    /// Does `work` on the processors; none of them is in the guest meanwhile.
+    pub fn with_processors<T>(&self, work: impl FnOnce(&mut [&mut Processor]) -> T) -> T {
+        let mut paused = self.machine.gate.pause();
+        let mut processors: Vec<&mut Processor> =
+            paused.processors.iter_mut().map(|held| &mut **held).collect();
+        work(&mut processors)
+    }
+
+    /// Starts the processors' threads. The guest runs from then on.
+    pub fn start(&mut self) -> Result<(), VmError> {
+        for number in 0..self.machine.gate.processors() {
+            let machine = Arc::clone(&self.machine);
+            self.spawn(format!("vcpu {number}"), move || {
+                // A panic must not leave the others running unguarded, and is told by its hook.
+                let run = std::panic::AssertUnwindSafe(|| vcpu::run(&machine, number));
+                if std::panic::catch_unwind(run).is_err() {
+                    let reason = "this program has a bug: its message is above".to_owned();
+                    let vcpu = u32::try_from(number).unwrap_or(0);
+                    let failure = crate::store::Failure {
+                        vcpu,
+                        rip: None,
+                        instruction: Vec::new(),
+                        reason,
+                    };
+                    machine.gate.delist(number);
+                    machine.end(Ending::Failed(failure));
+                }
+            })?;
+        }
+        let machine = Arc::clone(&self.machine);
+        self.spawn("watch".to_owned(), move || watch::run(&machine))
+    }
+
+    fn spawn(
+        &mut self,
+        name: String,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<(), VmError> {
+        let thread = thread::Builder::new().name(name).spawn(work).map_err(VmError::Thread)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Waits until the guest ends, at most so long; none if it still runs.
+    pub fn wait(&self, at_most: Duration) -> Option<Ending> {
+        self.machine.ending.wait(at_most).then(|| self.machine.ending.get()).flatten()
+    }
+
+    /// Ends the guest, if it has not ended.
+    pub fn stop(&self) {
+        self.machine.end(Ending::Requested);
+    }
+
+    /// Events from now on; at most `capacity` wait to be taken, others are dropped and counted.
+    pub fn subscribe(&self, capacity: usize) -> Subscription {
+        self.machine.events.subscribe(capacity)
+    }
+
+    /// Ends all subscriptions, after what is in them: no event follows.
+    pub fn close_events(&self) {
+        self.machine.events.close();
+    }
+
+    /// For the control socket, and for calls from other threads.
+    pub fn operator(&self) -> VmOperator {
+        VmOperator::new(Arc::clone(&self.machine))
+    }
+
+    /// Counts of the guest's exits.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.machine.metrics)
+    }
+
+    /// Counts of what trapped so far.
+    pub fn ledger(&self) -> Ledger {
+        self.machine.guard().ledger.clone()
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &Ram {
+        &self.machine.ram
+    }
+
+    /// How pages are made to trap.
+    pub fn traps_by(&self) -> TrapBy {
+        self.machine.guard().traps().by()
+    }
+
+    /// Puts bytes into the serial port, as many as it has room for; how many.
+    pub fn serial_input(&self, bytes: &[u8]) -> usize {
+        self.machine.ports().input(bytes)
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.stop();
+        self.machine.events.close();
+        for thread in self.threads.drain(..) {
+            // A panic of it has been told.
+            let _ = thread.join();
+        }
+    }
+}

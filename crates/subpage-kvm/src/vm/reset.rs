@@ -1,0 +1,102 @@
+//! Starting the guest, and starting it again.
+
+use std::path::{Path, PathBuf};
+use std::sync::{MutexGuard, PoisonError};
+
+use super::{Ending, Machine, Paused, VmError};
+use crate::boot::{self, Boot};
+use crate::snapshot::{Chips, ProcessorState};
+use crate::store::Failure;
+use crate::vcpu::Processor;
+
+/// What a reset goes back to.
+pub(crate) struct Start {
+    image: PathBuf,
+    initrd: Option<PathBuf>,
+    command_line: String,
+    load_address: Option<u64>,
+    processors: Vec<ProcessorState>,
+    chips: Chips,
+}
+
+impl Start {
+    /// Keeps what is needed to start again; the processors are set up.
+    pub(crate) fn new(
+        machine: &Machine,
+        paused: &Paused<'_>,
+        request: &boot::Request<'_>,
+    ) -> Result<Self, VmError> {
+        let processors = paused
+            .processors
+            .iter()
+            .map(|processor| ProcessorState::at_rest(processor, &machine.msrs))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            image: request.image.to_owned(),
+            initrd: request.initrd.map(Path::to_owned),
+            command_line: request.command_line.to_owned(),
+            load_address: request.load_address,
+            processors,
+            chips: Chips::save(&machine.vm)?,
+        })
+    }
+}
+
+/// Sets the processors up: the first at the guest's entry, the others waiting to be started.
+pub(super) fn set_up(
+    processors: &[MutexGuard<'_, Processor>],
+    boot: &Boot,
+) -> Result<(), VmError> {
+    for processor in processors {
+        if processor.number == 0 {
+            processor.start_at(&boot.registers(), |from| boot.special_registers(from))?;
+        } else {
+            processor.wait_for_start_up()?;
+        }
+    }
+    Ok(())
+}
+
+impl Machine {
+    /// The guest asks for a reset: everything but memory and the guard goes back to the start, and
+    /// the image is loaded anew. Rules stay (contract C5), and so do "allow once" rules that were
+    /// used.
+    pub(crate) fn reset(&self) {
+        if !self.reboots {
+            self.end(Ending::Reset);
+            return;
+        }
+        let mut paused = self.gate.pause();
+        if let Err(error) = self.try_reset(&mut paused) {
+            drop(paused);
+            self.end(Ending::Failed(Failure {
+                vcpu: 0,
+                rip: None,
+                instruction: Vec::new(),
+                reason: format!("it cannot be started again: {error}"),
+            }));
+        }
+    }
+
+    fn try_reset(&self, paused: &mut Paused<'_>) -> Result<(), VmError> {
+        let start = self.start.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(start) = start.as_ref() else {
+            // A restored guest has no image.
+            self.end(Ending::Reset);
+            return Ok(());
+        };
+        let request = boot::Request {
+            image: &start.image,
+            initrd: start.initrd.as_deref(),
+            command_line: &start.command_line,
+            load_address: start.load_address,
+            cpus: u32::try_from(paused.processors.len()).expect("a u32 was asked for"),
+        };
+        let boot = boot::load(&self.ram, &request)?;
+        start.chips.restore(&self.vm)?;
+        for (state, processor) in start.processors.iter().zip(&mut paused.processors) {
+            state.restore(processor)?;
+        }
+        set_up(&paused.processors, &boot)
+    }
+}
