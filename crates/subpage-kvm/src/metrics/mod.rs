@@ -1,1 +1,338 @@
-//! metrics
+//! Counts and times, and the server that shows them to Prometheus. `docs/metrics.md` lists them.
+//!
+//! Recording takes atomic operations only, except for counts by rule, which are kept where a write is
+//! denied or logged anyhow.
+
+mod address;
+mod http;
+mod rules;
+mod server;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::core::{Collector, Metric as PrometheusMetric};
+use prometheus::proto::{Counter, Gauge, Metric, MetricFamily, MetricType};
+use prometheus::{Histogram, HistogramOpts, IntCounter, Opts, TextEncoder};
+
+use crate::event::Broadcast;
+use rules::RuleCounts;
+
+pub use address::parse_address;
+pub use rules::{MAX_RULES, OTHER_RULES};
+pub use server::{MetricsError, MetricsServer};
+
+/// Why a virtual processor left the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExitKind {
+    /// An access to an I/O port.
+    Io,
+    /// An access to an address without memory, or a write that KVM took out of read-only memory.
+    Mmio,
+    /// An access that the host's mapping forbids: `KVM_RUN` gave `EFAULT`.
+    Fault,
+    /// An instruction that KVM could not emulate.
+    Emulation,
+    /// HLT.
+    Hlt,
+    /// A signal.
+    Interrupted,
+    /// Anything else.
+    Other,
+}
+
+impl ExitKind {
+    /// All of them, in the order of their numbers.
+    const ALL: [Self; 7] = [
+        Self::Io,
+        Self::Mmio,
+        Self::Fault,
+        Self::Emulation,
+        Self::Hlt,
+        Self::Interrupted,
+        Self::Other,
+    ];
+
+    /// The value of the label `kind`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Io => "io",
+            Self::Mmio => "mmio",
+            Self::Fault => "fault",
+            Self::Emulation => "emulation",
+            Self::Hlt => "hlt",
+            Self::Interrupted => "interrupted",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Upper bounds of the buckets of `subpage_trap_seconds`: 1 µs to 10 ms.
+const TRAP_BUCKETS: [f64; 13] =
+    [1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2];
+
+/// What is counted.
+#[derive(Debug)]
+pub struct Metrics {
+    /// By number of the kind.
+    exits: [IntCounter; ExitKind::ALL.len()],
+    checks: IntCounter,
+    writes_trapped: IntCounter,
+    trap: Histogram,
+    denials: RuleCounts,
+    logged: RuleCounts,
+    events: Arc<Broadcast>,
+}
+
+impl Metrics {
+    /// All zero. Subscribers and their losses are asked of `events` whenever they are shown.
+    pub fn new(events: Arc<Broadcast>) -> Self {
+        let counter =
+            |name: &str, help: &str| IntCounter::new(name, help).expect("the name is a valid one");
+        let exits = |kind: ExitKind| {
+            let name = Opts::new("subpage_exits_total", "Exits of virtual processors to the VMM.");
+            let name = name.const_label("kind", kind.label());
+            IntCounter::with_opts(name).expect("the name is a valid one")
+        };
+        let trap =
+            HistogramOpts::new("subpage_trap_seconds", "Time that a trapped write took to handle.")
+                .buckets(TRAP_BUCKETS.to_vec());
+        Self {
+            exits: ExitKind::ALL.map(exits),
+            checks: counter("subpage_checks_total", "Decisions about writes."),
+            writes_trapped: counter(
+                "subpage_writes_trapped_total",
+                "Writes to pages with a restricted sub-page.",
+            ),
+            trap: Histogram::with_opts(trap).expect("the bounds ascend"),
+            denials: RuleCounts::new("subpage_denials_total", "Writes that were denied."),
+            logged: RuleCounts::new("subpage_logged_total", "Writes that took effect, reported."),
+            events,
+        }
+    }
+
+    /// A virtual processor left the guest.
+    pub fn exit(&self, kind: ExitKind) {
+        self.exits[kind as usize].inc();
+    }
+
+    /// So many decisions about writes were made.
+    pub fn checks(&self, count: u64) {
+        self.checks.inc_by(count);
+    }
+
+    /// A write trapped, and handling it took `time`.
+    pub fn write_trapped(&self, time: Duration) {
+        self.writes_trapped.inc();
+        self.trap.observe(time.as_secs_f64());
+    }
+
+    /// A write was denied by the rule of this name, or by an access map.
+    pub fn denied(&self, rule: Option<&str>) {
+        self.denials.count(rule);
+    }
+
+    /// A write took effect and was reported, because of the rule of this name.
+    pub fn logged(&self, rule: Option<&str>) {
+        self.logged.count(rule);
+    }
+
+    /// Everything, in Prometheus' text format 0.0.4.
+    pub fn encode(&self) -> String {
+        let mut families = self.exits[0].collect();
+        if let Some(exits) = families.first_mut() {
+            exits.set_metric(self.exits.iter().map(PrometheusMetric::metric).collect());
+        }
+        families.extend(self.checks.collect());
+        families.extend(self.writes_trapped.collect());
+        families.extend(self.trap.collect());
+        families.push(self.denials.family());
+        families.push(self.logged.family());
+
+        let mut dropped = Counter::default();
+        dropped.set_value(to_f64(self.events.dropped_total()));
+        let mut metric = Metric::default();
+        metric.set_counter(dropped);
+        families.push(family(
+            "subpage_events_dropped_total",
+            "Events that subscribers lost because they did not keep up.",
+            MetricType::COUNTER,
+            vec![metric],
+        ));
+
+        let mut subscribers = Gauge::default();
+        subscribers.set_value(to_f64(u64::try_from(self.events.subscribers()).unwrap_or(u64::MAX)));
+        families.push(family(
+            "subpage_subscribers",
+            "Subscribers of events now.",
+            MetricType::GAUGE,
+            vec![Metric::from_gauge(subscribers)],
+        ));
+
+        // The encoder takes a family without a sample for a mistake.
+        families.retain(|family| !family.get_metric().is_empty());
+        TextEncoder::new().encode_to_string(&families).expect("names and samples are valid")
+    }
+}
+
+fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
+}
+
+#[allow(clippy::cast_precision_loss)] // The format's numbers are such; exact up to 2^53.
+const fn to_f64(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::{ExitKind, Metrics};
+    use crate::event::{Broadcast, tests::event};
+
+    fn metrics() -> Metrics {
+        Metrics::new(Arc::new(Broadcast::new()))
+    }
+
+    #[test]
+    fn nothing_has_happened() {
+        assert_eq!(
+            metrics().encode(),
+            "\
+# HELP subpage_exits_total Exits of virtual processors to the VMM.
+# TYPE subpage_exits_total counter
+subpage_exits_total{kind=\"io\"} 0
+subpage_exits_total{kind=\"mmio\"} 0
+subpage_exits_total{kind=\"fault\"} 0
+subpage_exits_total{kind=\"emulation\"} 0
+subpage_exits_total{kind=\"hlt\"} 0
+subpage_exits_total{kind=\"interrupted\"} 0
+subpage_exits_total{kind=\"other\"} 0
+# HELP subpage_checks_total Decisions about writes.
+# TYPE subpage_checks_total counter
+subpage_checks_total 0
+# HELP subpage_writes_trapped_total Writes to pages with a restricted sub-page.
+# TYPE subpage_writes_trapped_total counter
+subpage_writes_trapped_total 0
+# HELP subpage_trap_seconds Time that a trapped write took to handle.
+# TYPE subpage_trap_seconds histogram
+subpage_trap_seconds_bucket{le=\"0.000001\"} 0
+subpage_trap_seconds_bucket{le=\"0.000002\"} 0
+subpage_trap_seconds_bucket{le=\"0.000005\"} 0
+subpage_trap_seconds_bucket{le=\"0.00001\"} 0
+subpage_trap_seconds_bucket{le=\"0.00002\"} 0
+subpage_trap_seconds_bucket{le=\"0.00005\"} 0
+subpage_trap_seconds_bucket{le=\"0.0001\"} 0
+subpage_trap_seconds_bucket{le=\"0.0002\"} 0
+subpage_trap_seconds_bucket{le=\"0.0005\"} 0
+subpage_trap_seconds_bucket{le=\"0.001\"} 0
+subpage_trap_seconds_bucket{le=\"0.002\"} 0
+subpage_trap_seconds_bucket{le=\"0.005\"} 0
+subpage_trap_seconds_bucket{le=\"0.01\"} 0
+subpage_trap_seconds_bucket{le=\"+Inf\"} 0
+subpage_trap_seconds_sum 0
+subpage_trap_seconds_count 0
+# HELP subpage_events_dropped_total Events that subscribers lost because they did not keep up.
+# TYPE subpage_events_dropped_total counter
+subpage_events_dropped_total 0
+# HELP subpage_subscribers Subscribers of events now.
+# TYPE subpage_subscribers gauge
+subpage_subscribers 0
+"
+        );
+    }
+
+    #[test]
+    fn the_documentation_lists_them_all() {
+        let documentation = include_str!("../../../../docs/metrics.md");
+        for line in metrics().encode().lines().filter(|line| line.starts_with("# TYPE ")) {
+            let name = line.split(' ').nth(2).expect("a name");
+            assert!(documentation.contains(&format!("| `{name}` |")), "{name}");
+        }
+        for kind in ExitKind::ALL {
+            assert!(documentation.contains(&format!("| `{}` |", kind.label())), "{kind:?}");
+        }
+        assert!(documentation.contains(super::OTHER_RULES));
+    }
+
+    #[test]
+    fn everything_is_counted_under_its_name() {
+        let events = Arc::new(Broadcast::new());
+        let metrics = Metrics::new(Arc::clone(&events));
+        for (number, kind) in ExitKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, number, "numbers are indices");
+            for _ in 0..=number {
+                metrics.exit(kind);
+            }
+        }
+        metrics.checks(3);
+        metrics.write_trapped(Duration::from_micros(1));
+        metrics.write_trapped(Duration::from_micros(15));
+        metrics.write_trapped(Duration::from_secs(1));
+        metrics.denied(Some("helper path"));
+        metrics.denied(Some("helper path"));
+        metrics.denied(None);
+        metrics.logged(Some("counter"));
+        let _subscription = events.subscribe(1);
+        events.publish(Arc::new(event(1)));
+        events.publish(Arc::new(event(2)));
+
+        let text = metrics.encode();
+        for line in [
+            "subpage_exits_total{kind=\"io\"} 1",
+            "subpage_exits_total{kind=\"mmio\"} 2",
+            "subpage_exits_total{kind=\"fault\"} 3",
+            "subpage_exits_total{kind=\"emulation\"} 4",
+            "subpage_exits_total{kind=\"hlt\"} 5",
+            "subpage_exits_total{kind=\"interrupted\"} 6",
+            "subpage_exits_total{kind=\"other\"} 7",
+            "subpage_checks_total 3",
+            "subpage_writes_trapped_total 3",
+            "subpage_trap_seconds_bucket{le=\"0.000001\"} 1",
+            "subpage_trap_seconds_bucket{le=\"0.00001\"} 1",
+            "subpage_trap_seconds_bucket{le=\"0.00002\"} 2",
+            "subpage_trap_seconds_bucket{le=\"0.01\"} 2",
+            "subpage_trap_seconds_bucket{le=\"+Inf\"} 3",
+            "subpage_trap_seconds_count 3",
+            "subpage_denials_total{rule=\"\"} 1",
+            "subpage_denials_total{rule=\"helper path\"} 2",
+            "subpage_logged_total{rule=\"counter\"} 1",
+            "subpage_events_dropped_total 1",
+            "subpage_subscribers 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn several_threads_count() {
+        let metrics = metrics();
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        metrics.exit(ExitKind::Mmio);
+                        metrics.write_trapped(Duration::from_micros(3));
+                        metrics.denied(Some("rule"));
+                    }
+                });
+            }
+        });
+        let text = metrics.encode();
+        for line in [
+            "subpage_exits_total{kind=\"mmio\"} 4000",
+            "subpage_trap_seconds_count 4000",
+            "subpage_denials_total{rule=\"rule\"} 4000",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+        }
+    }
+}

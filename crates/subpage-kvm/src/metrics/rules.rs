@@ -1,0 +1,113 @@
+//! Counts by rule. Names are anything that a policy says, so they are compared whole: the crate's own
+//! families tell label values apart by a 64-bit hash, for which two names can be made equal.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use prometheus::proto::{Counter, LabelPair, Metric, MetricFamily, MetricType};
+
+use super::{family, to_f64};
+
+/// Rules that get a count of their own: the first that have something to count.
+pub const MAX_RULES: usize = 10_000;
+
+/// The label of all further rules together. No rule has this name: it is too long for one.
+pub const OTHER_RULES: &str = "all rules that came after the first 10000 with a count of their own";
+
+/// Longest name of a rule in bytes.
+const MAX_NAME_BYTES: usize = 62;
+const _: () = assert!(OTHER_RULES.len() > MAX_NAME_BYTES && MAX_RULES == 10_000);
+
+/// One counter for each rule.
+#[derive(Debug)]
+pub(super) struct RuleCounts {
+    name: &'static str,
+    help: &'static str,
+    counts: Mutex<BTreeMap<String, u64>>,
+}
+
+impl RuleCounts {
+    pub(super) const fn new(name: &'static str, help: &'static str) -> Self {
+        Self { name, help, counts: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Adds one to the count of the rule of this name; without one it was an access map.
+    pub(super) fn count(&self, rule: Option<&str>) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let rule = rule.unwrap_or_default();
+        if let Some(count) = counts.get_mut(rule) {
+            *count = count.saturating_add(1);
+            return;
+        }
+        let room = counts.len() < MAX_RULES;
+        let name = if room { rule } else { OTHER_RULES };
+        let count = counts.entry(name.to_owned()).or_default();
+        *count = count.saturating_add(1);
+    }
+
+    /// All counts, in the order of the names.
+    pub(super) fn family(&self) -> MetricFamily {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let metric = |(name, count): (&String, &u64)| {
+            let mut label = LabelPair::default();
+            label.set_name("rule".to_owned());
+            label.set_value(name.clone());
+            let mut counter = Counter::default();
+            counter.set_value(to_f64(*count));
+            let mut metric = Metric::from_label(vec![label]);
+            metric.set_counter(counter);
+            metric
+        };
+        let metrics = counts.iter().map(metric).collect();
+        family(self.name, self.help, MetricType::COUNTER, metrics)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::TextEncoder;
+
+    use super::{MAX_RULES, OTHER_RULES, RuleCounts};
+
+    fn encode(counts: &RuleCounts) -> Vec<String> {
+        let text = TextEncoder::new().encode_to_string(&[counts.family()]).expect("it is valid");
+        text.lines().skip(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn hostile_names_stay_in_their_quotes() {
+        let counts = RuleCounts::new("n", "Help.");
+        for name in ["a\"} 1\nevil 2", "\\", "\\n", "\u{1b}[31m\u{202e}", "é"] {
+            counts.count(Some(name));
+        }
+        assert_eq!(
+            encode(&counts),
+            [
+                r#"n{rule="\u{1b}[31m\u{202e}"} 1"#
+                    .replace("\\u{1b}", "\u{1b}")
+                    .replace("\\u{202e}", "\u{202e}")
+                    .as_str(),
+                r#"n{rule="\\"} 1"#,
+                r#"n{rule="\\n"} 1"#,
+                r#"n{rule="a\"} 1\nevil 2"} 1"#,
+                r#"n{rule="é"} 1"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn rules_beyond_the_limit_are_counted_together() {
+        let counts = RuleCounts::new("n", "Help.");
+        counts.count(None);
+        for number in 0..MAX_RULES + 5 {
+            counts.count(Some(&format!("rule {number}")));
+        }
+        counts.count(Some("rule 0"));
+        counts.count(None);
+        let lines = encode(&counts);
+        assert_eq!(lines.len(), MAX_RULES + 1);
+        assert!(lines.contains(&"n{rule=\"\"} 2".to_owned()));
+        assert!(lines.contains(&"n{rule=\"rule 0\"} 2".to_owned()));
+        assert!(lines.contains(&format!("n{{rule=\"{OTHER_RULES}\"}} 6")));
+    }
+}
