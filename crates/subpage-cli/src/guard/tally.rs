@@ -236,6 +236,7 @@ impl Tally {
             sub_pages_protected: self.sub_pages.count(),
             stopped_at: self.stopped_at,
             elapsed: None,
+            live: None,
             first_denials: self.first_denials,
             heat_omitted: self.heat.omitted(),
             heat: self.heat.into_pages(),

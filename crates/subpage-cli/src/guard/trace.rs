@@ -52,6 +52,7 @@ fn replay<E: Enforcer, W: Write>(
         policy: policy_name.clone(),
         backend: enforcer.name().to_owned(),
         rules: policy.rules.iter().map(RuleEvent::from).collect(),
+        live: None,
     })?;
     let began = Instant::now();
     let mut tally = Tally::new(policy);

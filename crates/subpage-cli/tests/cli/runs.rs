@@ -101,6 +101,7 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
         sub_pages_protected: guarded().map(|page| u64::from(page.guarded().count())).sum(),
         stopped_at: None,
         elapsed: Some(Duration::from_millis(40)),
+        live: None,
         first_denials,
         heat,
         heat_omitted,
@@ -111,6 +112,7 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
         policy: "policy.toml".to_owned(),
         backend: "model".to_owned(),
         rules: rules.iter().map(RuleEvent::from).collect(),
+        live: None,
     };
     Run { start, events, summary }
 }
