@@ -5,10 +5,10 @@ use std::io::{self, Write};
 
 use unicode_width::UnicodeWidthStr;
 
-use super::StartEvent;
+use super::{FailedEvent, LiveStart, StartEvent};
 use crate::summary::Summary;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, QUIET};
-use crate::terminal::{bytes, grouped, printable};
+use crate::terminal::{bytes, grouped, plural, printable};
 use crate::write_event::{Verdict, WriteEvent};
 
 /// Writes of one rule that are shown whole; later ones are counted, and each power of ten is told.
@@ -72,6 +72,9 @@ impl<W: Write> TextEvents<W> {
         if start.rules.len() > 10 {
             writeln!(self.out, "  {QUIET}… and {} more{QUIET:#}", grouped(rules - 10))?;
         }
+        if let Some(live) = &start.live {
+            live_start(&mut self.out, live)?;
+        }
         writeln!(self.out)?;
         // Before the progress bar, which goes to another stream.
         self.out.flush()
@@ -119,6 +122,17 @@ impl<W: Write> TextEvents<W> {
         self.out.flush()
     }
 
+    pub(super) fn failed(&mut self, failed: &FailedEvent) -> io::Result<()> {
+        let control = printable(&failed.control);
+        writeln!(
+            self.out,
+            "{DENIED}the guest cannot go on:{DENIED:#} {}\n  it is kept as it is: {QUIET}subpage ctl \
+             {control} show{QUIET:#} asks it; Ctrl-C, or {QUIET}subpage ctl {control} stop{QUIET:#}, \
+             ends it",
+            printable(&failed.message),
+        )
+    }
+
     pub(super) fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         if !self.seen.is_empty() {
             writeln!(self.out)?;
@@ -135,6 +149,25 @@ impl<W: Write> TextEvents<W> {
     pub(super) fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
+}
+
+fn live_start(out: &mut impl Write, live: &LiveStart) -> io::Result<()> {
+    let trap = match live.trap {
+        "view" => "write-protected pages of the host",
+        _ => "read-only memory slots",
+    };
+    let cpus = u64::from(live.cpus);
+    let (count, memory) = (grouped(cpus), bytes(live.memory));
+    writeln!(
+        out,
+        "  {QUIET}{count} {}, {memory}; trapped by {trap}{QUIET:#}",
+        plural(cpus, "cpu")
+    )?;
+    writeln!(out, "  {QUIET}control{QUIET:#}  subpage ctl {} show", printable(&live.control))?;
+    if let Some(metrics) = &live.metrics {
+        writeln!(out, "  {QUIET}metrics{QUIET:#}  {}", printable(metrics))?;
+    }
+    Ok(())
 }
 
 /// Writes one event as one line, the rule's name `name_columns` wide or wider, with ANSI colours.
