@@ -11,5 +11,13 @@ pub mod boot;
 pub mod control;
 pub mod devices;
 pub mod event;
+pub mod guard;
 pub mod memory;
 pub mod metrics;
+pub mod snapshot;
+mod store;
+pub mod trap;
+pub mod vcpu;
+pub mod vm;
+
+pub use store::Failure;

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::error::ControlError;
 use super::socket::system;
 
-/// A path for a control socket, in a directory that only this user can change.
+/// A path for a control socket, in a directory that only this user can enter.
 #[derive(Debug)]
 pub struct SocketPath {
     path: PathBuf,

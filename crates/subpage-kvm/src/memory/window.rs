@@ -64,10 +64,9 @@ impl Joined {
         };
         let both = NonZeroUsize::new(2 * PAGE).ok_or(NoWindow)?;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice.
-        let place = unsafe {
-            mmap_anonymous(None, both, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE)
-        }
-        .map_err(|_| NoWindow)?;
+        let place =
+            unsafe { mmap_anonymous(None, both, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) }
+                .map_err(|_| NoWindow)?;
         let joined = Self(place);
         for (number, page) in [first, last].into_iter().enumerate() {
             let offset = ram.offset(page.gfn()).ok_or(NoWindow)?;

@@ -14,7 +14,7 @@ use super::SnapshotError;
 use crate::vcpu::Processor;
 
 /// The state of one processor between two instructions.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct ProcessorState {
     registers: kvm_regs,
     special: kvm_sregs,
@@ -31,23 +31,26 @@ pub struct ProcessorState {
 const AT_ONCE: usize = 64;
 
 impl ProcessorState {
-    /// Reads it. `msrs` are the numbers of those that KVM wants saved.
-    ///
-    /// What is pending of the last exit is completed first, so that nothing of it is in KVM alone.
+    /// Completes what is pending of the last exit, so that nothing of it is in KVM alone, and reads
+    /// the state. `msrs` are the numbers of the registers that KVM wants saved.
     pub fn save(processor: &mut Processor, msrs: &[u32]) -> Result<Self, SnapshotError> {
+        processor.fd.set_kvm_immediate_exit(1);
+        let result = match processor.fd.run() {
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Ok(()),
+            // A store of several exits is taken in whole before its processor is let go of.
+            Ok(VcpuExit::Intr) => Ok(()),
+            other => Err(format!("{other:?}")),
+        };
+        processor.fd.set_kvm_immediate_exit(0);
+        let number = processor.number;
+        result.map_err(|found| SnapshotError::Busy { number, found })?;
+        Self::at_rest(processor, msrs)
+    }
+
+    /// The state of a processor with no exit pending.
+    pub(crate) fn at_rest(processor: &Processor, msrs: &[u32]) -> Result<Self, SnapshotError> {
         let number = processor.number;
         let failed = |what| move |error| SnapshotError::Processor { what, number, error };
-        processor.fd.set_kvm_immediate_exit(1);
-        match processor.fd.run() {
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
-            // A store of several exits is taken in whole before its processor is let go of.
-            Ok(VcpuExit::Intr) => {}
-            other => {
-                let found = format!("{other:?}");
-                return Err(SnapshotError::Busy { number, found });
-            }
-        }
-        processor.fd.set_kvm_immediate_exit(0);
         let fd = &processor.fd;
         Ok(Self {
             // Also completes what a start-up interrupt has begun.

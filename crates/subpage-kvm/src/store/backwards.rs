@@ -8,7 +8,9 @@
 
 use subpage::domain::WriteParts;
 use subpage_emulate::guest::{Register, State};
-use subpage_emulate::{Access, GuestInstruction, MAX_INSTRUCTION_BYTES, Store, read_linear, translate};
+use subpage_emulate::{
+    Access, GuestInstruction, MAX_INSTRUCTION_BYTES, Store, read_linear, translate,
+};
 
 use crate::vcpu::Interrupted;
 use crate::vm::Machine;
@@ -66,10 +68,8 @@ impl Search<'_> {
             if instruction.bytes().len() != length {
                 return None;
             }
-            let guesses = [at, State { rip, ..self.before_push() }, State {
-                rip,
-                ..self.before_string()
-            }];
+            let guesses =
+                [at, State { rip, ..self.before_push() }, State { rip, ..self.before_string() }];
             let linear = guesses.iter().find_map(|before| self.stores(&instruction, before))?;
             Some(Found { rip, linear, instruction })
         })
@@ -118,8 +118,7 @@ impl Search<'_> {
         // The instruction may be the last one of its page: as much as there is.
         for bytes in (1..=length).rev() {
             let code = &mut code[..bytes];
-            if read_linear(&machine.ram, machine.walks, self.after, linear, access, code).is_ok()
-            {
+            if read_linear(&machine.ram, machine.walks, self.after, linear, access, code).is_ok() {
                 return Some(code.to_vec());
             }
         }

@@ -6,10 +6,10 @@ use subpage::domain::Decision;
 use subpage_emulate::guest::PhysicalMemory as _;
 use subpage_emulate::{Access, Escalation, Event, EventKind, Exception, Fault, deliver as plan};
 
+use super::Next;
 use super::inject::inject;
 use super::report::{Account, Outcome, report};
 use super::trapped::{Obstacle, find_parts};
-use super::Next;
 use crate::guard::{Guard, SPACE};
 use crate::vcpu::{Interrupted, Processor};
 use crate::vm::{Ending, Machine};
@@ -144,11 +144,7 @@ fn denied(processor: &Processor, at: &Interrupted, event: &Event) -> Result<Next
 }
 
 /// The event is not to be delivered by KVM any more.
-fn forget(
-    processor: &Processor,
-    events: &kvm_vcpu_events,
-    in_nmi: bool,
-) -> Result<(), Obstacle> {
+fn forget(processor: &Processor, events: &kvm_vcpu_events, in_nmi: bool) -> Result<(), Obstacle> {
     let mut events = *events;
     events.exception.injected = 0;
     events.interrupt.injected = 0;

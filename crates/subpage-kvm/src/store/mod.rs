@@ -15,6 +15,7 @@ mod trapped;
 mod walk;
 
 pub(crate) use posted::{Posted, posted};
+pub(crate) use report::action_word;
 pub(crate) use trapped::{Cause, trapped};
 
 use std::fmt;
@@ -70,11 +71,6 @@ impl fmt::Display for Failure {
 
 impl From<ProcessorError> for Failure {
     fn from(error: ProcessorError) -> Self {
-        Self {
-            vcpu: error.number,
-            rip: None,
-            instruction: Vec::new(),
-            reason: error.to_string(),
-        }
+        Self { vcpu: error.number, rip: None, instruction: Vec::new(), reason: error.to_string() }
     }
 }

@@ -57,8 +57,7 @@ impl Posted {
     /// Whether KVM may have more of this store to report: it cuts after eight bytes and at page ends.
     fn may_go_on(&self) -> bool {
         self.pieces.last().is_some_and(|(gpa, bytes)| {
-            bytes.len() == 8
-                || (gpa.as_u64() + bytes.len() as u64).is_multiple_of(PAGE_BYTES)
+            bytes.len() == 8 || (gpa.as_u64() + bytes.len() as u64).is_multiple_of(PAGE_BYTES)
         })
     }
 

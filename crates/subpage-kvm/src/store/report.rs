@@ -75,9 +75,10 @@ pub(super) fn report(
         text: account.instruction.map(|(rip, bytes)| disassemble(state, rip, bytes)),
     };
     let event = guard.ledger.record(event);
+    let name = event.rule.map(|_| event.rule_name.as_str());
     match verdict {
-        Verdict::Denied | Verdict::Stopped => machine.metrics.denied(&event.rule_name),
-        Verdict::Logged | Verdict::AllowedOnce => machine.metrics.logged(&event.rule_name),
+        Verdict::Denied | Verdict::Stopped => machine.metrics.denied(name),
+        Verdict::Logged | Verdict::AllowedOnce => machine.metrics.logged(name),
     }
     machine.events.publish(Arc::clone(&event));
     event

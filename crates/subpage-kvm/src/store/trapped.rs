@@ -265,13 +265,8 @@ impl Work<'_> {
             let mut scratch = Scratch::new(store.linear(), current);
             let mut after = before;
             let mut extended = self.extended.clone();
-            let progress = self.complete(
-                processor,
-                store,
-                &mut after,
-                &mut extended,
-                &mut scratch.window(),
-            )?;
+            let progress =
+                self.complete(processor, store, &mut after, &mut extended, &mut scratch.window())?;
             copy = Some((scratch, after, extended, progress));
         }
         let authorized = guard.domain_mut().authorize_write_parts(SPACE, &parts);

@@ -41,7 +41,8 @@ pub(super) fn help(
                 let marks = walk_marks(&machine.ram, machine.walks, state, linear, access);
                 guard.domain_mut().note_logged(SPACE, marks.iter().map(|mark| mark.entry.gfn()));
                 let gpa = subpage::address::Gpa::new(0);
-                if Translation { gpa, marks }.mark_accessed(&machine.ram) != Ok(false) {
+                let walk = Translation { gpa, marks };
+                if walk.mark_accessed(&machine.ram) != Ok(false) {
                     break;
                 }
             }

@@ -66,9 +66,8 @@ mod tests {
 
     #[test]
     fn exactly_the_read_only_pages_are_read_only() {
-        let closed: PageSet = [pages(0, 1), pages(7, 2), pages(99, 1), pages(1049, 1)]
-            .into_iter()
-            .collect();
+        let closed: PageSet =
+            [pages(0, 1), pages(7, 2), pages(99, 1), pages(1049, 1)].into_iter().collect();
         let slots = plan(&regions(), &closed);
         let shape: Vec<_> = slots
             .iter()

@@ -46,7 +46,11 @@ impl PageSet {
         let mut runs = Vec::new();
         while let (Some(a), Some(b)) = (mine.peek(), others.peek()) {
             runs.extend(a.intersection(**b));
-            if a.last() < b.last() { mine.next() } else { others.next() };
+            if a.last() < b.last() {
+                mine.next()
+            } else {
+                others.next()
+            };
         }
         Self { runs }
     }
@@ -127,7 +131,9 @@ mod tests {
     fn bits(set: &PageSet) -> u64 {
         let runs = set.runs();
         assert!(runs.windows(2).all(|two| two[0].last().as_u64() + 1 < two[1].first().as_u64()));
-        (0..SPACE).filter(|&page| set.contains(Gfn::new(page))).fold(0, |bits, page| bits | 1 << page)
+        (0..SPACE)
+            .filter(|&page| set.contains(Gfn::new(page)))
+            .fold(0, |bits, page| bits | 1 << page)
     }
 
     proptest! {

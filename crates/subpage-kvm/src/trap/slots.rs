@@ -106,9 +106,8 @@ impl Slots {
         let key = |slot: &PlannedSlot| slot.pages.first();
         for number in 0..self.active.len() {
             let Some(slot) = self.active[number] else { continue };
-            let stays = wanted
-                .binary_search_by_key(&key(&slot), key)
-                .is_ok_and(|at| wanted[at] == slot);
+            let stays =
+                wanted.binary_search_by_key(&key(&slot), key).is_ok_and(|at| wanted[at] == slot);
             if !stays {
                 self.set(ram, number, None)?;
             }

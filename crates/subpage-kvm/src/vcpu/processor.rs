@@ -4,8 +4,8 @@
 #![allow(unsafe_code)]
 
 use kvm_bindings::{
-    KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_debugregs, kvm_enable_cap, kvm_mp_state,
-    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xsave,
+    KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED,
+    kvm_debugregs, kvm_enable_cap, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use subpage_emulate::guest::State;
@@ -149,11 +149,7 @@ impl Processor {
     }
 
     /// Starts a handler: also CS and SS of `after`.
-    pub fn start_handler(
-        &self,
-        from: &Interrupted,
-        after: &State,
-    ) -> Result<(), ProcessorError> {
+    pub fn start_handler(&self, from: &Interrupted, after: &State) -> Result<(), ProcessorError> {
         let mut special = from.special;
         special.cs = registers::kvm_segment_of(&after.segments.cs);
         special.ss = registers::kvm_segment_of(&after.segments.ss);

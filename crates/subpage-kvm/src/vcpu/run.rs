@@ -103,7 +103,7 @@ fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next
             let began = Instant::now();
             machine.metrics.exit(ExitKind::Mmio);
             let next = posted(machine, processor, kick, store);
-            machine.metrics.trap(began.elapsed());
+            machine.metrics.write_trapped(began.elapsed());
             next
         }
         Exit::Trapped(cause) => {
@@ -111,7 +111,7 @@ fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next
             let kind = if cause == Cause::Fault { ExitKind::Fault } else { ExitKind::Emulation };
             machine.metrics.exit(kind);
             let next = trapped(machine, processor, cause);
-            machine.metrics.trap(began.elapsed());
+            machine.metrics.write_trapped(began.elapsed());
             next
         }
         Exit::Port(effect) => {

@@ -95,8 +95,8 @@ impl Machine {
     }
 
     pub(crate) fn untrack(&self, track: TrackId) -> Result<(), ChangeError> {
-        let ((), _) = self
-            .change(&PageSet::new(), |domain| domain.untrack(track).map(|token| ((), token)))?;
+        let ((), _) =
+            self.change(&PageSet::new(), |domain| domain.untrack(track).map(|token| ((), token)))?;
         Ok(())
     }
 }

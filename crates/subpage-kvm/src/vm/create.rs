@@ -99,6 +99,9 @@ impl Vm {
             let kick = unsafe { Kick::new(&mut processor.fd) };
             processors.push((processor, kick));
         }
+        let msrs = kvm.get_msr_index_list().map_err(failed("list the registers to save"))?;
+        let events = Arc::new(Broadcast::new());
+        let msrs = msrs.as_slice().to_vec();
         catch_kicks();
         subpage_emulate::prepare();
         Ok(Self {
@@ -107,8 +110,9 @@ impl Vm {
                 walks: cpuid::processor(&supported),
                 guard: Mutex::new(guard),
                 ports: Mutex::new(ports),
-                events: Broadcast::new(),
-                metrics: Arc::new(Metrics::new()),
+                metrics: Arc::new(Metrics::new(Arc::clone(&events))),
+                events,
+                msrs,
                 watch: Watch::new(processors.len()),
                 gate: Gate::new(processors),
                 ending: EndingCell::default(),

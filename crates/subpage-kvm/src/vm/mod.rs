@@ -9,7 +9,7 @@ mod operator;
 mod reset;
 mod watch;
 
-pub use create::{Configuration, TrapChoice};
+pub use create::{Configuration, TrapChoice, nowhere};
 pub use ending::Ending;
 pub use error::VmError;
 pub use operator::VmOperator;
@@ -46,7 +46,9 @@ pub(crate) struct Machine {
     pub(crate) walks: Walks,
     guard: Mutex<Guard>,
     ports: Mutex<Ports>,
-    pub(crate) events: Broadcast,
+    pub(crate) events: Arc<Broadcast>,
+    /// Numbers of the model-specific registers that KVM wants saved.
+    pub(crate) msrs: Vec<u32>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) watch: Watch,
@@ -118,12 +120,8 @@ impl Vm {
                 if std::panic::catch_unwind(run).is_err() {
                     let reason = "this program has a bug: its message is above".to_owned();
                     let vcpu = u32::try_from(number).unwrap_or(0);
-                    let failure = crate::store::Failure {
-                        vcpu,
-                        rip: None,
-                        instruction: Vec::new(),
-                        reason,
-                    };
+                    let failure =
+                        crate::store::Failure { vcpu, rip: None, instruction: Vec::new(), reason };
                     machine.gate.delist(number);
                     machine.end(Ending::Failed(failure));
                 }
@@ -133,11 +131,7 @@ impl Vm {
         self.spawn("watch".to_owned(), move || watch::run(&machine))
     }
 
-    fn spawn(
-        &mut self,
-        name: String,
-        work: impl FnOnce() + Send + 'static,
-    ) -> Result<(), VmError> {
+    fn spawn(&mut self, name: String, work: impl FnOnce() + Send + 'static) -> Result<(), VmError> {
         let thread = thread::Builder::new().name(name).spawn(work).map_err(VmError::Thread)?;
         self.threads.push(thread);
         Ok(())

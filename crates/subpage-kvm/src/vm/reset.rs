@@ -43,10 +43,7 @@ impl Start {
 }
 
 /// Sets the processors up: the first at the guest's entry, the others waiting to be started.
-pub(super) fn set_up(
-    processors: &[MutexGuard<'_, Processor>],
-    boot: &Boot,
-) -> Result<(), VmError> {
+pub(super) fn set_up(processors: &[MutexGuard<'_, Processor>], boot: &Boot) -> Result<(), VmError> {
     for processor in processors {
         if processor.number == 0 {
             processor.start_at(&boot.registers(), |from| boot.special_registers(from))?;

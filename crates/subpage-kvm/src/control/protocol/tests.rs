@@ -152,31 +152,3 @@ fn what_is_not_a_request_is_refused_briefly() {
         assert!(error.len() < 2_000 && error.starts_with("not a request: "), "{error}");
     }
 }
-
-/// The examples of the documentation, and that none is missing.
-#[test]
-fn the_documentation_tells_the_truth() {
-    let text = include_str!("../../../../../docs/control.md");
-    let mut told = std::collections::BTreeSet::new();
-    for block in text.split("```json\n").skip(1) {
-        let example = block.split("```").next().expect("split gives at least one");
-        let (line, answer) = example.trim_end().split_once('\n').expect("a request and its answer");
-        let request = Request::parse(line.as_bytes()).expect(line);
-        assert_eq!(serde_json::to_string(&request).expect("JSON"), line);
-        let Ok(Value::Object(mut fields)) = serde_json::from_str(answer) else {
-            panic!("not an object: {answer}")
-        };
-        let written = if fields.remove("ok") == Some(json!(true)) {
-            let reply = request.reply(fields).expect(answer);
-            told.insert(serde_json::to_value(&request).expect("JSON")["op"].to_string());
-            serde_json::to_string(&Answer::done(reply))
-        } else {
-            let refusal: Refusal = serde_json::from_value(Value::Object(fields)).expect(answer);
-            serde_json::to_string(&Answer::refused(refusal))
-        };
-        assert_eq!(written.expect("JSON"), answer);
-    }
-    for (_, line, _, _) in all() {
-        assert!(told.contains(&line["op"].to_string()), "{} has no example", line["op"]);
-    }
-}

@@ -1,0 +1,232 @@
+//! What clients of the control socket may ask for.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use subpage::access::AccessMap;
+use subpage::address::{AddressError, ByteRange, Gfn, Gpa};
+use subpage::domain::{DomainError, ImportError};
+use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
+use subpage::track::TrackId;
+
+use super::{Ending, Machine};
+use crate::control::Operator;
+use crate::control::protocol::{
+    NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownRule, ShownTracking, Written,
+};
+use crate::event::Subscription;
+use crate::guard::ChangeError;
+use crate::snapshot::SnapshotError;
+use crate::store::action_word;
+
+/// Most pages of one `get` or `set`, as in the KVM series.
+const MAX_PAGES: u32 = 512;
+
+/// How many events may wait for a client that watches.
+const QUEUE: usize = 4096;
+
+/// Does what clients ask of a machine.
+#[derive(Clone)]
+pub struct VmOperator {
+    machine: Arc<Machine>,
+}
+
+impl VmOperator {
+    pub(super) const fn new(machine: Arc<Machine>) -> Self {
+        Self { machine }
+    }
+}
+
+impl Operator for VmOperator {
+    fn perform(&self, request: Request) -> Result<Reply, Refusal> {
+        let machine = &*self.machine;
+        match request {
+            Request::Show => Ok(Reply::Shown(Box::new(show(machine)))),
+            Request::Get { gfn, pages } => get(machine, gfn, pages),
+            Request::Set { gfn, maps } => set(machine, gfn, &maps),
+            Request::Add(new) => {
+                let rule = machine.add_rules(&[rule_of(&new)?]).map_err(refusal)?;
+                Ok(Reply::Rule { rule: rule.0 })
+            }
+            Request::Remove { rule } => {
+                let rule = find(machine, &rule)?;
+                machine.remove_rule(rule, Owner::HOST).map_err(refusal)?;
+                Ok(Reply::Done {})
+            }
+            Request::Lock { rule } => {
+                let rule = find(machine, &rule)?;
+                machine.lock_rule(rule, Owner::HOST).map_err(refusal)?;
+                Ok(Reply::Done {})
+            }
+            Request::Watch => Err(refuse("EINVAL", "watch is not a request like the others")),
+            Request::Track { start, length } => {
+                let track = machine.track(range(start, length)?).map_err(refusal)?;
+                Ok(Reply::Track { track: track.0 })
+            }
+            Request::Harvest { track } => {
+                let pages = machine.harvest(TrackId(track)).map_err(refusal)?;
+                let written = pages
+                    .iter()
+                    .map(|page| Written { gfn: page.gfn.as_u64(), sub_pages: page.written.bits() })
+                    .collect();
+                Ok(Reply::Harvest { written })
+            }
+            Request::Untrack { track } => {
+                machine.untrack(TrackId(track)).map_err(refusal)?;
+                Ok(Reply::Done {})
+            }
+            Request::Save { path } => {
+                let saved = machine.save(Path::new(&path)).map_err(|error| snapshot(&error))?;
+                Ok(Reply::Saved { saved })
+            }
+            Request::Stop => {
+                machine.end(Ending::Requested);
+                Ok(Reply::Done {})
+            }
+        }
+    }
+
+    fn subscribe(&self) -> Subscription {
+        self.machine.events.subscribe(QUEUE)
+    }
+}
+
+fn show(machine: &Machine) -> Shown {
+    let guard = machine.guard();
+    let domain = guard.domain();
+    let rules = domain
+        .rules()
+        .iter()
+        .map(|active| {
+            let counts = guard.ledger.rule(active.id.0);
+            let rule = &active.rule;
+            ShownRule {
+                rule: active.id.0,
+                new: NewRule {
+                    name: rule.name.to_string(),
+                    start: rule.range.first().as_u64(),
+                    length: rule.range.bytes(),
+                    action: action_word(rule.action).to_owned(),
+                    owner: rule.owner.0,
+                    locked: rule.locked,
+                },
+                spent: active.spent,
+                checked: counts.checked,
+                logged: counts.logged,
+                denied: counts.denied,
+            }
+        })
+        .collect();
+    let trackings = domain
+        .tracked()
+        .map(|(track, range)| ShownTracking {
+            track: track.0,
+            start: range.first().as_u64(),
+            length: range.bytes(),
+        })
+        .collect();
+    let (state, failure) = match machine.ending.get() {
+        None => ("running", None),
+        Some(Ending::Failed(failure)) => ("failed", Some(failure.to_string())),
+        Some(_) => ("ended", None),
+    };
+    Shown {
+        state: state.to_owned(),
+        failure,
+        cpus: u32::try_from(machine.gate.processors()).expect("a u32 was asked for"),
+        memory: machine.ram.bytes(),
+        rules,
+        trackings,
+        trapped_pages: guard.traps().trapped().pages(),
+        writes: guard.ledger.writes(),
+    }
+}
+
+fn get(machine: &Machine, gfn: u64, pages: u32) -> Result<Reply, Refusal> {
+    if pages == 0 || pages > MAX_PAGES {
+        return Err(refuse("EINVAL", "a request is for 1 to 512 pages"));
+    }
+    let first = Gfn::try_new(gfn).map_err(|error| address(&error))?;
+    let mut maps = vec![AccessMap::ALL; pages as usize];
+    machine.guard().domain().get_access(first, &mut maps).map_err(|error| refusal(error.into()))?;
+    Ok(Reply::Maps { maps: maps.iter().map(|map| map.bits()).collect() })
+}
+
+fn set(machine: &Machine, gfn: u64, maps: &[u32]) -> Result<Reply, Refusal> {
+    let pages = u32::try_from(maps.len()).ok().filter(|pages| (1..=MAX_PAGES).contains(pages));
+    let pages = pages.ok_or_else(|| refuse("EINVAL", "a request is for 1 to 512 pages"))?;
+    let first = Gfn::try_new(gfn).map_err(|error| address(&error))?;
+    let maps: Vec<_> = maps.iter().map(|&bits| AccessMap::from_bits(bits)).collect();
+    machine.set_access(first, &maps).map_err(refusal)?;
+    Ok(Reply::Pages { pages })
+}
+
+fn range(start: u64, length: u64) -> Result<ByteRange, Refusal> {
+    let first = Gpa::try_new(start).map_err(|error| address(&error))?;
+    ByteRange::new(first, length).map_err(|error| address(&error))
+}
+
+fn rule_of(new: &NewRule) -> Result<Rule, Refusal> {
+    let action = match new.action.as_str() {
+        "log" => Action::Log,
+        "allow-once" => Action::AllowOnce,
+        "deny" => Action::Deny,
+        "stop" => Action::Stop,
+        _ => return Err(refuse("EINVAL", "the actions are log, allow-once, deny and stop")),
+    };
+    Ok(Rule {
+        name: RuleName::new(&new.name).map_err(|error| refuse("EINVAL", &error.to_string()))?,
+        range: range(new.start, new.length)?,
+        owner: Owner(new.owner),
+        action,
+        locked: new.locked,
+    })
+}
+
+fn find(machine: &Machine, rule: &RuleRef) -> Result<RuleId, Refusal> {
+    let name = match rule {
+        RuleRef::Number(number) => return Ok(RuleId(*number)),
+        RuleRef::Name(name) => name,
+    };
+    let guard = machine.guard();
+    let mut named =
+        guard.domain().rules().iter().filter(|active| active.rule.name.as_str() == name);
+    match (named.next(), named.next()) {
+        (Some(active), None) => Ok(active.id),
+        (None, _) => Err(refuse("ENOENT", &format!("no rule has the name {name:?}"))),
+        (Some(_), Some(_)) => Err(refuse(
+            "EINVAL",
+            &format!("several rules have the name {name:?}: give the number instead"),
+        )),
+    }
+}
+
+fn refuse(code: &str, error: &str) -> Refusal {
+    Refusal { code: code.to_owned(), error: error.to_owned() }
+}
+
+fn address(error: &AddressError) -> Refusal {
+    refuse("EINVAL", &error.to_string())
+}
+
+/// The errno of the KVM series for a refused change.
+fn refusal(error: ChangeError) -> Refusal {
+    let code = match &error {
+        ChangeError::Domain(DomainError::Address(_)) => "EINVAL",
+        ChangeError::Domain(DomainError::NoSlot(_)) | ChangeError::NotMemory { .. } => "EFAULT",
+        ChangeError::Domain(DomainError::OutOfMemory) | ChangeError::Trap(_) => "ENOMEM",
+        ChangeError::Domain(DomainError::Locked(_) | DomainError::NotOwner { .. }) => "EPERM",
+        ChangeError::Domain(DomainError::NoSuchRule(_) | DomainError::NoSuchTracking(_)) => {
+            "ENOENT"
+        }
+        ChangeError::Domain(DomainError::AlreadyTracked(_)) => "EBUSY",
+        ChangeError::Domain(DomainError::NotEnabled) => "ENODEV",
+        ChangeError::Domain(_) | ChangeError::Import(ImportError::Domain(_)) => "EINVAL",
+        ChangeError::Import(_) => "EIO",
+    };
+    refuse(code, &error.to_string())
+}
+
+fn snapshot(error: &SnapshotError) -> Refusal {
+    refuse("EIO", &error.to_string())
+}

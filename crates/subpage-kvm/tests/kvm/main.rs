@@ -1,0 +1,6 @@
+//! Guests on KVM. Where there is none, each test says so and passes.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#![allow(clippy::unwrap_used)] // a test says by panicking that something failed
+
+mod basics;
+mod guest;
