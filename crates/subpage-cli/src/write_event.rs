@@ -20,8 +20,8 @@ pub fn action_word(action: Action) -> &'static str {
     }
 }
 
-/// The action for a word.
-fn action(word: &str) -> Option<Action> {
+/// The action for a word of policies and events.
+pub fn action_of_word(word: &str) -> Option<Action> {
     ACTIONS.into_iter().find(|action| action_word(*action) == word)
 }
 
@@ -139,7 +139,7 @@ impl From<&event::Event> for WriteEvent {
         Self {
             seq: event.seq,
             rule: event.rule.map(|_| event.rule_name.clone()),
-            action: action(event.action).expect("an event has an action"),
+            action: action_of_word(event.action).expect("an event has an action"),
             verdict: event.verdict.into(),
             write: event.write,
             gpa: Hex(event.gpa),
@@ -188,7 +188,7 @@ mod word_of_action {
         deserializer: D,
     ) -> Result<Action, D::Error> {
         let word = String::deserialize(deserializer)?;
-        super::action(&word)
+        super::action_of_word(&word)
             .ok_or_else(|| D::Error::invalid_value(Unexpected::Str(&word), &"an action"))
     }
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
+use subpage_kvm::metrics::parse_address;
 
-use super::values::{parse_bytes, parse_gpa, parse_listen, parse_seconds};
+use super::values::{parse_bytes, parse_gpa, parse_seconds};
 
 /// Most virtual processors of a guest.
 pub const MAX_CPUS: u16 = 64;
@@ -29,12 +30,12 @@ pub enum BackendChoice {
 /// How writes to guarded pages are made to leave the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum TrapChoice {
-    /// What this kernel's KVM does exactly
+    /// By slots for one processor, by the view for several
     #[default]
     Auto,
-    /// Read-only memory slots
+    /// By read-only memory slots; with several processors that is not exact for locked instructions
     Slots,
-    /// Write-protected pages of the host's mapping
+    /// By write-protected pages of the host's mapping
     View,
 }
 
@@ -113,8 +114,8 @@ pub struct MachineArguments {
     /// Where `subpage ctl` reaches the guest: a socket to create [default: one of its own, printed]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub control: Option<PathBuf>,
-    /// Serve metrics for Prometheus here: a port of this machine alone, or ADDRESS:PORT
-    #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
+    /// Serve metrics for Prometheus at [HOST:]PORT; without a host, for this machine alone
+    #[arg(long, value_name = "[HOST:]PORT", value_parser = parse_address)]
     pub metrics: Option<SocketAddr>,
     /// How writes to guarded pages are trapped [default: auto]
     #[arg(long, value_enum, value_name = "HOW")]

@@ -1,6 +1,5 @@
 //! Numbers, sizes and ranges as they are written on the command line.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use parse_size::{ByteSuffix, Config};
@@ -96,19 +95,6 @@ pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "not a number of seconds above 0".to_owned())
 }
 
-/// Where to listen: `ADDRESS:PORT`, or a port of the loopback address alone.
-pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
-    let port = text.strip_prefix(':').unwrap_or(text);
-    if let Ok(port) = port.parse() {
-        return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
-    }
-    text.parse().map_err(|_| {
-        "not an address to listen on; write a port of this machine's loopback, 9100, or \
-         ADDRESS:PORT"
-            .to_owned()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,17 +178,6 @@ mod tests {
         assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
         for text in ["0", "-1", "", "NaN", "inf", "1e30", "1s", "0.0000001"] {
             assert!(parse_seconds(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_port_alone_is_of_the_loopback() {
-        assert_eq!(parse_listen("9100").map(|at| at.to_string()), Ok("127.0.0.1:9100".to_owned()));
-        assert_eq!(parse_listen(":0").map(|at| at.to_string()), Ok("127.0.0.1:0".to_owned()));
-        assert_eq!(parse_listen("0.0.0.0:1").map(|at| at.to_string()), Ok("0.0.0.0:1".to_owned()));
-        assert_eq!(parse_listen("[::1]:1").map(|at| at.to_string()), Ok("[::1]:1".to_owned()));
-        for text in ["", ":", "localhost:1", "70000", "1.2.3.4"] {
-            assert!(parse_listen(text).is_err(), "{text}");
         }
     }
 }

@@ -3,6 +3,7 @@
 mod byte_rules;
 mod guest;
 mod intervals;
+mod machine;
 mod model;
 mod tally;
 mod trace;
@@ -54,9 +55,8 @@ pub fn run(
             let denied = summary.denied() > 0;
             (summary, if denied { Status::Denied } else { Status::Clean })
         }
-        Guest::Image { .. } | Guest::Saved { .. } => {
-            return Err(Failure::Input("guests on KVM come with the next commit".to_owned()));
-        }
+        Guest::Image { image, policy } => machine::run(image, draft(policy)?, arguments, color)?,
+        Guest::Saved { .. } => return Err(Failure::Input("restoring comes later".to_owned())),
     };
     if let Some(path) = &arguments.report {
         report::write(&summary, path).map_err(|error| Failure::bad(&error))?;
