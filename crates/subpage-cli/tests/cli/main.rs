@@ -3,8 +3,10 @@
 mod check;
 mod commands;
 mod compile;
+mod ctl;
 mod enforcers;
 mod events;
+mod kallsyms;
 mod policy;
 mod report;
 mod runs;
