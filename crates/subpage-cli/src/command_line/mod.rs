@@ -23,7 +23,8 @@ Exit status:
   1  internal error
   2  bad input: the command line, a policy, a guest, a file that cannot be read or written
   3  at least one write was denied (guard only)
-  4  the guest failed, KVM stopped it, or its time was up (guard only)";
+  4  nothing was denied, but the guest failed, KVM could not go on with it, or its time was up
+     (guard only)";
 
 const GUARD_USAGE: &str = "\
 subpage guard [OPTIONS] --policy <FILE> <GUEST>

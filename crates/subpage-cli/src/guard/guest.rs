@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use subpage_kvm::boot::sniff;
 use subpage_trace::MAGIC;
 
 use crate::command_line::{BackendChoice, GuardArguments};
@@ -46,8 +47,12 @@ pub(super) fn of(arguments: &GuardArguments) -> Result<Guest<'_>, Failure> {
     }
     let image = arguments.guest.as_deref().expect("clap requires it without `--restore`");
     let policy = arguments.policy.as_deref().expect("clap requires it without `--restore`");
-    let is_trace = arguments.backend == BackendChoice::Model || is_trace(image)?;
-    if !is_trace {
+    let content = match arguments.backend {
+        BackendChoice::Model => Content::Trace,
+        BackendChoice::Auto | BackendChoice::Kvm => content(image)?,
+    };
+    if content != Content::Trace {
+        check_load_address(image, content, arguments.machine.load_address)?;
         return Ok(Guest::Image { image, policy });
     }
     if arguments.backend == BackendChoice::Kvm {
@@ -69,16 +74,48 @@ pub(super) fn of(arguments: &GuardArguments) -> Result<Guest<'_>, Failure> {
     Ok(Guest::Trace { trace: image, policy })
 }
 
-/// Whether a file begins as traces do.
-fn is_trace(path: &Path) -> Result<bool, Failure> {
+/// What a file is by its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Trace,
+    /// ELF of any kind, or a Linux kernel: it says itself where it is loaded.
+    Image,
+    /// Anything else.
+    Bytes,
+}
+
+fn content(path: &Path) -> Result<Content, Failure> {
     let failed =
         |error| Failure::input(format_args!("cannot read the guest {}", path.display()), &error);
     // What cannot be read twice is read once, as a trace: an image has to be a regular file.
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Ok(true);
+        return Ok(Content::Trace);
     }
-    let mut magic = Vec::new();
+    let mut head = Vec::new();
     let file = File::open(path).map_err(failed)?;
-    file.take(MAGIC.len() as u64).read_to_end(&mut magic).map_err(failed)?;
-    Ok(magic == MAGIC)
+    file.take(MAGIC.len() as u64).read_to_end(&mut head).map_err(failed)?;
+    if head == MAGIC {
+        return Ok(Content::Trace);
+    }
+    let known = sniff(path).map_err(|error| Failure::bad(&error))?.is_some();
+    Ok(if known || head.starts_with(b"\x7fELF") { Content::Image } else { Content::Bytes })
+}
+
+fn check_load_address(
+    image: &Path,
+    content: Content,
+    load_address: Option<u64>,
+) -> Result<(), Failure> {
+    let image = image.display();
+    match (content, load_address) {
+        (Content::Image, Some(_)) => Err(Failure::Input(format!(
+            "`--load-address` does not fit {image}, which says itself where it is loaded: leave it \
+             out"
+        ))),
+        (Content::Bytes, None) => Err(Failure::Input(format!(
+            "{image} is neither a trace, an ELF file nor a Linux kernel (bzImage); if it is a flat \
+             file of code, give its `--load-address`"
+        ))),
+        _ => Ok(()),
+    }
 }

@@ -7,6 +7,7 @@ mod ctl;
 mod enforcers;
 mod events;
 mod kallsyms;
+mod kvm;
 mod policy;
 mod report;
 mod runs;
