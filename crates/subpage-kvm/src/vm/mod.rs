@@ -80,11 +80,6 @@ impl Machine {
         self.ending.set(ending);
         self.gate.end();
     }
-
-    /// Stops the processors if a change of slots needs that.
-    pub(crate) fn pause_if(&self, needed: bool) -> Option<Paused<'_>> {
-        needed.then(|| self.gate.pause())
-    }
 }
 
 /// A virtual machine whose memory can be guarded.
