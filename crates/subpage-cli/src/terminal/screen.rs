@@ -247,7 +247,7 @@ mod tests {
         let seen = Seen::default();
         let screen = Screen::of(output(&seen, false), None);
         let mut console = screen.console();
-        for _ in 0..2 * LONGEST_PARTIAL + 1 {
+        for _ in 0..=2 * LONGEST_PARTIAL {
             console.write_all(b"x").expect("memory");
         }
         assert_eq!(seen.text().len(), 2 * LONGEST_PARTIAL);
