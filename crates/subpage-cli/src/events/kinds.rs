@@ -1,11 +1,12 @@
 //! What can be reported.
 
 use serde::Serialize;
+use subpage_kvm::control::protocol::ShownRule;
 
 use crate::hex::Hex;
 use crate::policy::PolicyRule;
 use crate::summary::Summary;
-use crate::write_event::{Verdict, WriteEvent, action_word};
+use crate::write_event::{Verdict, WriteEvent, action_of_word, action_word};
 
 /// One line of output.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -101,6 +102,21 @@ impl From<&PolicyRule> for RuleEvent {
             owner: rule.owner.0,
             locked: rule.locked,
             line: Some(*line as u64),
+        }
+    }
+}
+
+impl From<&ShownRule> for RuleEvent {
+    fn from(shown: &ShownRule) -> Self {
+        let rule = &shown.new;
+        Self {
+            name: rule.name.clone(),
+            action: action_of_word(&rule.action).map_or("deny", action_word),
+            start: Hex(rule.start),
+            length: rule.length,
+            owner: rule.owner,
+            locked: rule.locked,
+            line: None,
         }
     }
 }

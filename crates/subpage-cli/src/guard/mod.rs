@@ -56,7 +56,7 @@ pub fn run(
             (summary, if denied { Status::Denied } else { Status::Clean })
         }
         Guest::Image { image, policy } => machine::run(image, draft(policy)?, arguments, color)?,
-        Guest::Saved { .. } => return Err(Failure::Input("restoring comes later".to_owned())),
+        Guest::Saved { file } => machine::restore(file, arguments, color)?,
     };
     if let Some(path) = &arguments.report {
         report::write(&summary, path).map_err(|error| Failure::bad(&error))?;

@@ -7,12 +7,17 @@ use anstream::adapter::StripBytes;
 
 use super::{ColorWhen, Output};
 
+/// Bytes of a line that the console has not ended for which it is shown at once.
+const LONGEST_PARTIAL: usize = 4096;
+
 /// What both write to.
 struct Shared {
     lines: Output,
     /// Where the console goes if not to the same stream.
     console: Option<Output>,
-    /// The console has written a part of a line.
+    /// What the console has sent of a line that is not shown yet.
+    partial: Vec<u8>,
+    /// A part of a line of the console is shown.
     mid_line: bool,
     /// Both are seen on the same screen.
     together: bool,
@@ -20,7 +25,8 @@ struct Shared {
 
 /// Standard output for this program's lines, and a place for a guest's console.
 ///
-/// Lines appear whole: where the console stands in the middle of one, a new one is begun first.
+/// Lines of both appear whole. What the console sends is shown when its line ends, or at the next
+/// [`Screen::flush`]; where it then stands in the middle of a line, other lines begin a new one first.
 #[derive(Clone)]
 pub struct Screen {
     shared: Arc<Mutex<Shared>>,
@@ -52,7 +58,7 @@ impl Screen {
     fn of(lines: Output, console: Option<Output>) -> Self {
         let together =
             console.as_ref().is_none_or(|console| console.is_terminal() && lines.is_terminal());
-        let shared = Shared { lines, console, mid_line: false, together };
+        let shared = Shared { lines, console, partial: Vec::new(), mid_line: false, together };
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
 
@@ -74,15 +80,15 @@ impl Screen {
     /// Passes on what is buffered, the part of a line that the console is in included.
     pub fn flush(&self) -> io::Result<()> {
         let mut shared = self.lock();
-        if let Some(console) = &mut shared.console {
-            console.flush()?;
-        }
+        shared.show_partial()?;
         shared.lines.flush()
     }
 
     /// The console writes no more: ends the line that it is in.
     pub fn end_console(&self) -> io::Result<()> {
-        self.lock().begin_line(true)
+        let mut shared = self.lock();
+        shared.show_partial()?;
+        shared.begin_line(true)
     }
 
     /// Whoever panicked in between has written a part of a line at most.
@@ -94,6 +100,22 @@ impl Screen {
 impl Shared {
     fn console(&mut self) -> &mut Output {
         self.console.as_mut().unwrap_or(&mut self.lines)
+    }
+
+    /// Shows what the console has sent.
+    fn show_partial(&mut self) -> io::Result<()> {
+        let partial = std::mem::take(&mut self.partial);
+        for byte in &partial {
+            match byte {
+                b'\n' => self.mid_line = false,
+                // Back at the start of the line, whatever is in it.
+                b'\r' => {}
+                _ => self.mid_line = true,
+            }
+        }
+        let console = self.console();
+        console.write_all(&partial)?;
+        console.flush()
     }
 
     fn begin_line(&mut self, always: bool) -> io::Result<()> {
@@ -127,27 +149,17 @@ impl Write for Lines {
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut shared = self.screen.lock();
-        let mut ended = false;
         for text in self.escapes.strip_next(bytes) {
-            shared.console().write_all(text)?;
-            for byte in text {
-                match byte {
-                    b'\n' => (shared.mid_line, ended) = (false, true),
-                    // Back at the start of the line, whatever was in it.
-                    b'\r' => {}
-                    _ => shared.mid_line = true,
-                }
-            }
+            shared.partial.extend_from_slice(text);
         }
-        // A serial port sends byte by byte: what is no whole line waits for `Screen::flush`.
-        if ended {
-            shared.console().flush()?;
+        if shared.partial.len() >= LONGEST_PARTIAL || shared.partial.ends_with(b"\n") {
+            shared.show_partial()?;
         }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // vm-superio flushes behind every byte; see `write`.
+        // A serial port sends, and flushes, byte by byte.
         Ok(())
     }
 }
@@ -185,12 +197,18 @@ mod tests {
         let screen = Screen::of(output(&seen, false), None);
         let (mut lines, mut console) = (screen.lines(), screen.console());
         let mut play = || -> io::Result<()> {
-            write!(console, "booting\r\nlogin: ")?;
+            write!(console, "booting\r\nstar")?;
             write!(lines, "denied ")?;
-            write!(console, "root")?;
+            write!(console, "ted\r\n")?;
             write!(lines, "a\ndenied b\n")?;
-            write!(console, "\r\n\r")?;
+            // Only a prompt that is seen is left in the middle of its line.
+            write!(console, "login: ")?;
             writeln!(lines, "denied c")?;
+            screen.flush()?;
+            writeln!(lines, "denied d")?;
+            write!(console, "root\r\n\r")?;
+            screen.flush()?;
+            writeln!(lines, "denied e")?;
             write!(console, "# ")?;
             screen.end_console()?;
             writeln!(lines, "the end")?;
@@ -199,7 +217,8 @@ mod tests {
         play().expect("memory");
         assert_eq!(
             seen.text(),
-            "booting\r\nlogin: root\ndenied a\ndenied b\n\r\n\rdenied c\n# \nthe end\n"
+            "booting\r\nstarted\r\ndenied a\ndenied b\ndenied c\nlogin: \ndenied d\nroot\r\n\r\
+             denied e\n# \nthe end\n"
         );
     }
 
@@ -211,6 +230,7 @@ mod tests {
             let (mut lines, mut console) = (screen.lines(), screen.console());
             let mut play = || -> io::Result<()> {
                 write!(console, "login: ")?;
+                screen.flush()?;
                 writeln!(lines, "{{}}")?;
                 write!(console, "more")?;
                 screen.flush()
@@ -220,6 +240,17 @@ mod tests {
             screen.end_console().expect("memory");
             assert_eq!(apart.text(), format!("{console_text}\n"));
         }
+    }
+
+    #[test]
+    fn a_line_without_end_is_not_kept_for_ever() {
+        let seen = Seen::default();
+        let screen = Screen::of(output(&seen, false), None);
+        let mut console = screen.console();
+        for _ in 0..=2 * LONGEST_PARTIAL {
+            console.write_all(b"x").expect("memory");
+        }
+        assert_eq!(seen.text().len(), 2 * LONGEST_PARTIAL);
     }
 
     /// Byte by byte, as a serial port sends them.

@@ -15,10 +15,40 @@ use crate::summary::{LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
 use crate::write_event::{WriteEvent, action_of_word, action_word};
 
 /// A rule that the run began with.
-struct Known {
+pub(super) struct Known {
     id: u64,
     range: ByteRange,
     summary: RuleSummary,
+}
+
+impl Known {
+    /// A rule of the policy, with its number.
+    pub(super) fn of_policy(id: u64, rule: &PolicyRule) -> Self {
+        Self { id, range: rule.rule.range, summary: RuleSummary::new(rule) }
+    }
+
+    /// A rule that is in force, or was, wherever it came from.
+    ///
+    /// # Panics
+    /// If its bytes are no range of guest memory: the machine did not take it.
+    pub(super) fn of_machine(id: u64, rule: &NewRule) -> Self {
+        let range = Gpa::try_new(rule.start)
+            .and_then(|first| ByteRange::new(first, rule.length))
+            .expect("the machine took this rule");
+        let summary = RuleSummary {
+            name: rule.name.clone(),
+            action: action_of_word(&rule.action).map_or("deny", action_word),
+            start: Hex(rule.start),
+            length: rule.length,
+            line: None,
+            checked: 0,
+            allowed: 0,
+            logged: 0,
+            denied: 0,
+            first_denial: None,
+        };
+        Self { id, range, summary }
+    }
 }
 
 /// Collects from the events what the machine's own counts do not say.
@@ -31,12 +61,8 @@ pub(super) struct Count {
 }
 
 impl Count {
-    /// Of no event, under rules with their numbers.
-    pub(super) fn new<'r>(rules: impl IntoIterator<Item = (u64, &'r PolicyRule)>) -> Self {
-        let rules: Vec<_> = rules
-            .into_iter()
-            .map(|(id, rule)| Known { id, range: rule.rule.range, summary: RuleSummary::new(rule) })
-            .collect();
+    /// Of no event.
+    pub(super) fn new(rules: Vec<Known>) -> Self {
         let ranges: Vec<_> = rules.iter().map(|rule| rule.range).collect();
         Self {
             rules,
@@ -92,18 +118,11 @@ impl Count {
         added: &[(u64, NewRule)],
         end: RunEnd,
     ) -> Summary {
-        let mut ranges: Vec<_> = self.rules.iter().map(|rule| rule.range).collect();
-        let mut rules = Vec::with_capacity(self.rules.len() + added.len());
-        for known in self.rules {
-            rules.push(counted(known.summary, ledger.rule(known.id)));
-        }
-        for (id, rule) in added {
-            let range = Gpa::try_new(rule.start)
-                .and_then(|first| ByteRange::new(first, rule.length))
-                .expect("the machine took this rule");
-            ranges.push(range);
-            rules.push(counted(summary_of(rule), ledger.rule(*id)));
-        }
+        let Self { mut rules, heat, first_denials, denied_by_maps, dropped } = self;
+        rules.extend(added.iter().map(|(id, rule)| Known::of_machine(*id, rule)));
+        let ranges: Vec<_> = rules.iter().map(|rule| rule.range).collect();
+        let rules =
+            rules.into_iter().map(|rule| counted(rule.summary, ledger.rule(rule.id))).collect();
         Summary {
             guest: String::new(),
             policy: String::new(),
@@ -121,29 +140,13 @@ impl Count {
                 kind: end.kind,
                 exit_code: end.exit_code,
                 message: end.message,
-                denied_by_maps: self.denied_by_maps,
-                events_dropped: self.dropped,
+                denied_by_maps,
+                events_dropped: dropped,
             }),
-            first_denials: self.first_denials,
-            heat_omitted: self.heat.omitted(),
-            heat: self.heat.into_pages(),
+            first_denials,
+            heat_omitted: heat.omitted(),
+            heat: heat.into_pages(),
         }
-    }
-}
-
-/// A rule that was added while the guest ran.
-fn summary_of(rule: &NewRule) -> RuleSummary {
-    RuleSummary {
-        name: rule.name.clone(),
-        action: action_of_word(&rule.action).map_or("deny", action_word),
-        start: Hex(rule.start),
-        length: rule.length,
-        line: None,
-        checked: 0,
-        allowed: 0,
-        logged: 0,
-        denied: 0,
-        first_denial: None,
     }
 }
 

@@ -14,12 +14,13 @@ use std::time::Instant;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use subpage::rules::Rule;
 use subpage_kvm::boot::{self, Boot};
-use subpage_kvm::control::{Server, SocketPath, default_path};
+use subpage_kvm::control::protocol::{Reply, Request, Shown};
+use subpage_kvm::control::{Operator, Server, SocketPath, default_path};
 use subpage_kvm::metrics::MetricsServer;
 use subpage_kvm::trap::TrapBy;
 use subpage_kvm::vm::{self, Configuration, Vm};
 
-use self::count::Count;
+use self::count::{Count, Known};
 use self::desk::Desk;
 use self::supervise::{Limits, supervise};
 use crate::command_line::{
@@ -52,14 +53,16 @@ pub(super) fn run(
         .resolve_or(&names.list, names.otherwise)
         .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
     let screen = Screen::new(color, arguments.json);
-    let mut vm = make(asked, &screen)?;
+    let mut vm = Vm::new(&configuration(asked), Box::new(screen.console()))
+        .map_err(|error| Failure::bad(&error))?;
     let boot = load(&mut vm, image, asked)?;
     names::check_place(&names, &boot, asked)?;
     let rules: Vec<Rule> = policy.rules.iter().map(|rule| rule.rule).collect();
     check_memory(&vm, &policy, &policy_name)?;
     let first = vm.add_rules(&rules).map_err(|error| Failure::bad(&error))?;
 
-    let count = Count::new((first.0..).zip(&policy.rules));
+    let known = (first.0..).zip(&policy.rules).map(|(id, rule)| Known::of_policy(id, rule));
+    let count = Count::new(known.collect());
     let start = StartEvent {
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         guest: image.display().to_string(),
@@ -69,6 +72,39 @@ pub(super) fn run(
         live: None,
     };
     go(vm, start, count, arguments, &screen)
+}
+
+/// Goes on with a saved guest under the rules that it had, and tells what happens.
+pub(super) fn restore(
+    file: &Path,
+    arguments: &GuardArguments,
+    color: ColorWhen,
+) -> Result<(Summary, Status), Failure> {
+    let screen = Screen::new(color, arguments.json);
+    let configuration = configuration(&arguments.machine);
+    let vm = Vm::restore(file, &configuration, Box::new(screen.console()))
+        .map_err(|error| Failure::bad(&error))?;
+    let rules = show(&vm)?.rules;
+    let count =
+        Count::new(rules.iter().map(|shown| Known::of_machine(shown.rule, &shown.new)).collect());
+    let name = file.display().to_string();
+    let start = StartEvent {
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        guest: name.clone(),
+        // The rules are in it.
+        policy: name,
+        backend: "kvm".to_owned(),
+        rules: rules.iter().map(RuleEvent::from).collect(),
+        live: None,
+    };
+    go(vm, start, count, arguments, &screen)
+}
+
+fn show(vm: &Vm) -> Result<Shown, Failure> {
+    match vm.operator().perform(Request::Show) {
+        Ok(Reply::Shown(shown)) => Ok(*shown),
+        other => Err(Failure::Internal(format!("the machine does not show itself: {other:?}"))),
+    }
 }
 
 /// Starts a guest that is loaded and guarded, and stays with it until its end.
@@ -90,7 +126,7 @@ fn go(
         .map_err(|error| Failure::bad(&error))?;
     let control = socket.server.path().display().to_string();
     start.live = Some(LiveStart {
-        cpus: cpus(asked),
+        cpus: show(&vm)?.cpus,
         memory: vm.ram().bytes(),
         trap: match vm.traps_by() {
             TrapBy::Slots => "slots",
@@ -136,8 +172,8 @@ fn cpus(asked: &MachineArguments) -> u32 {
     asked.cpus.map_or(1, u32::from)
 }
 
-fn make(asked: &MachineArguments, screen: &Screen) -> Result<Vm, Failure> {
-    let configuration = Configuration {
+fn configuration(asked: &MachineArguments) -> Configuration {
+    Configuration {
         cpus: cpus(asked),
         memory: asked.memory.unwrap_or(DEFAULT_MEMORY),
         trap: match asked.trap.unwrap_or_default() {
@@ -146,8 +182,7 @@ fn make(asked: &MachineArguments, screen: &Screen) -> Result<Vm, Failure> {
             TrapChoice::View => vm::TrapChoice::View,
         },
         ..Configuration::default()
-    };
-    Vm::new(&configuration, Box::new(screen.console())).map_err(|error| Failure::bad(&error))
+    }
 }
 
 fn load(vm: &mut Vm, image: &Path, asked: &MachineArguments) -> Result<Boot, Failure> {
