@@ -4,3 +4,7 @@
 
 mod basics;
 mod guest;
+mod privilege;
+mod random;
+mod stepper;
+mod store_forms;
