@@ -83,7 +83,7 @@ impl Search<'_> {
         let mut before = *self.after;
         let by = instruction.instruction().stack_pointer_increment();
         let pointer = &mut before.registers[Register::Rsp];
-        *pointer = pointer.wrapping_sub_signed(by.into());
+        *pointer = pointer.wrapping_sub(i64::from(by).cast_unsigned());
         before
     }
 

@@ -245,6 +245,7 @@ impl Work<'_> {
             return Err(Obstacle::NotOurs);
         }
         guard.ledger_count(&parts);
+        machine.metrics.checks(1);
         let decision = guard.domain().check_write_parts(SPACE, &parts);
         let outcome = match decision {
             Decision::Allowed => None,
@@ -310,7 +311,7 @@ impl Work<'_> {
                 ending = Some(Ending::Stopped { event });
             }
         }
-        self.settle |= parts.runs().iter().any(|run| guard.is_idle_trap(run.first().gfn()));
+        self.settle |= decision.permits() && guard.after_write(&machine.ram, &parts);
         Ok(match (ending, progress) {
             (Some(ending), _) => Step::End(ending),
             (None, Progress::Done) => Step::Done,
@@ -386,9 +387,9 @@ pub(super) fn find_parts(
         }
         runs.push(run);
     }
-    Ok(match runs.as_slice() {
-        &[one] => WriteParts::one(one),
-        &[first, second] => WriteParts::two(first, second),
+    Ok(match *runs.as_slice() {
+        [one] => WriteParts::one(one),
+        [first, second] => WriteParts::two(first, second),
         _ => unreachable!("a store has bytes"),
     })
 }

@@ -1,5 +1,7 @@
 //! Changing what is guarded while the guest runs. When a call returns, its change is in force.
 
+use std::sync::MutexGuard;
+
 use subpage::access::AccessMap;
 use subpage::address::{ByteRange, Gfn, GfnRange};
 use subpage::domain::{Domain, DomainError};
@@ -7,11 +9,15 @@ use subpage::frames::HeapFrames;
 use subpage::invalidate::{Completed, Invalidation};
 use subpage::rules::{Owner, Rule, RuleId};
 use subpage::track::{TrackId, WrittenPage};
+use subpage_emulate::table_frames;
 
-use super::{Ending, Machine, Vm, VmError};
+use super::{Ending, Machine, Paused, Vm, VmError};
 use crate::guard::{ChangeError, Guard};
 use crate::store::Failure;
-use crate::trap::{PageSet, pages_of};
+use crate::trap::{PageSet, TrapBy, pages_of};
+
+/// How many tables of a processor are looked at for guarded ones: those of 64 GiB of memory.
+const MAX_TABLES: usize = 1 << 15;
 
 impl Machine {
     /// Changes permissions of the pages in `touched`.
@@ -20,18 +26,55 @@ impl Machine {
         touched: &PageSet,
         change: impl FnOnce(&mut Domain<HeapFrames>) -> Result<(T, Invalidation), E>,
     ) -> Result<(T, Completed), ChangeError> {
-        // Asked before the lock is taken for good: who waits for processors must not hold it.
-        let needs_pause = self.guard().traps().needs_pause();
-        let _paused = self.pause_if(needs_pause);
-        let mut guard = self.guard();
-        guard.change(&self.ram, touched, change)
+        let needs_pause = |guard: &Guard| {
+            let traps = guard.traps();
+            traps.needs_pause() || !touched.difference(traps.trapped()).is_empty()
+        };
+        let (paused, mut guard) = self.hold(needs_pause);
+        let fresh = touched.difference(guard.traps().trapped());
+        let result = guard.change(&self.ram, touched, change)?;
+        if let Some(paused) = &paused
+            && guard.traps().by() == TrapBy::View
+        {
+            let tables = self.tables_among(paused, &fresh);
+            // Where that fails the tables trap as every other page does, which is no less guarded.
+            let _ = guard.traps_mut().hold_tables(&self.ram, &tables);
+        }
+        Ok(result)
+    }
+
+    /// Takes the guard, and before it all processors if `needs_pause` says so of the guard as it is
+    /// then: who waits for processors must not hold the guard.
+    fn hold(
+        &self,
+        needs_pause: impl Fn(&Guard) -> bool,
+    ) -> (Option<Paused<'_>>, MutexGuard<'_, Guard>) {
+        let guard = self.guard();
+        if !needs_pause(&guard) {
+            return (None, guard);
+        }
+        drop(guard);
+        let paused = self.gate.pause();
+        (Some(paused), self.guard())
+    }
+
+    /// Those of the pages that hold page tables of a processor.
+    ///
+    /// Where KVM walks page tables itself it sets accessed flags through the host's mapping, and gives
+    /// the guest a page fault if it cannot; in a read-only slot it sets none.
+    fn tables_among(&self, paused: &Paused<'_>, pages: &PageSet) -> PageSet {
+        let found = paused.processors.iter().filter_map(|processor| {
+            // A processor that cannot be asked has other troubles, which its exits tell.
+            let state = processor.interrupted().ok()?.state;
+            Some(table_frames(&self.ram, self.walks, &state, MAX_TABLES))
+        });
+        pages_of(found.flatten().map(GfnRange::one)).intersection(pages)
     }
 
     /// Opens pages that need not trap any more.
     pub(crate) fn settle(&self) {
-        let needs_pause = self.guard().traps().needs_pause();
-        let _paused = self.pause_if(needs_pause);
-        self.guard().settle(&self.ram);
+        let (_paused, mut guard) = self.hold(|guard| guard.traps().needs_pause());
+        guard.settle(&self.ram);
     }
 
     /// Puts trapping pages that hold page tables of the guest into read-only slots.

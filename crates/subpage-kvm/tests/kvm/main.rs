@@ -6,5 +6,6 @@ mod basics;
 mod guest;
 mod privilege;
 mod random;
+mod snapshot;
 mod stepper;
 mod store_forms;

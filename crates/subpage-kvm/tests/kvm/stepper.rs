@@ -31,8 +31,6 @@ pub(crate) struct Registers {
 /// Such a guest.
 pub(crate) struct Stepper {
     pub(crate) guest: Guest,
-    /// Whether AVX can be used.
-    pub(crate) avx: bool,
 }
 
 impl Stepper {
@@ -40,13 +38,13 @@ impl Stepper {
     pub(crate) fn new(configuration: &Configuration, level: Level, window: &[Option<u64>]) -> Self {
         let mut guest = Guest::new(configuration, spin);
         write_tables(&guest, window);
-        let avx = guest.vm.with_processors(|processors| {
+        guest.vm.with_processors(|processors| {
             place(processors[0], level, CODE);
             halt(processors[0]);
-            enable_avx(processors[0])
+            enable_avx(processors[0]);
         });
         guest.vm.start().expect("threads");
-        Self { guest, avx }
+        Self { guest }
     }
 
     /// The code that executes `code` at `rip` and then spins.

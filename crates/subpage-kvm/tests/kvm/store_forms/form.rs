@@ -157,7 +157,7 @@ impl Form {
             let mut bytes = [0; 16];
             bytes[..current.len()].copy_from_slice(current);
             let value = u128::from_le_bytes(bytes);
-            let part = |bits: u32| (value >> bits) as u64;
+            let part = |bits: u32| u64::try_from(value >> bits & u128::from(u64::MAX)).unwrap();
             match (self.place, self.bytes) {
                 (Place::R10(_), 8) => {
                     (general.rax, general.rdx) = (part(0) & 0xffff_ffff, part(32));
@@ -186,7 +186,7 @@ fn extended(random: &mut Random) -> Box<XsaveArea> {
         bytes[at..at + 10].copy_from_slice(&random.bytes(10));
         // Some are numbers of a size that integers have.
         if random.below(2) == 0 {
-            let exponent = 0x3fff_u16 + random.below(30).to_le_bytes()[0] as u16;
+            let exponent = 0x3fff_u16 + u16::try_from(random.below(30)).unwrap();
             bytes[at + 8..at + 10].copy_from_slice(&exponent.to_le_bytes());
             bytes[at + 7] |= 0x80;
         }

@@ -51,7 +51,7 @@ fn masked_stores_end_the_guest_with_their_bytes_and_leave_memory() {
                 let ending = guest.run();
                 let context = format!("{name}, {:?} at {level:?}: {ending}", configuration.trap);
                 assert!(guest.read(PAGE) == before, "{context}");
-                let bytes = assemble(0, |code| store(code));
+                let bytes = assemble(0, store);
                 if let Ending::Failed(failure) = &ending {
                     let prepared = assemble(0, prepare).len() as u64;
                     assert_eq!(failure.rip, Some(crate::guest::CODE + prepared), "{context}");
