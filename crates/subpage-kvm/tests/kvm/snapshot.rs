@@ -82,7 +82,7 @@ fn damaged_snapshots_are_refused() {
     let guest = counter(&small());
     guest.vm.save(&path).unwrap();
     let whole = fs::read(&path).unwrap();
-    let header = u64::from_le_bytes(whole[12..20].try_into().unwrap()) as usize;
+    let header = usize::try_from(u64::from_le_bytes(whole[12..20].try_into().unwrap())).unwrap();
     let interesting = [0, 8, 12, 19, 20, 21, 20 + header, 28 + header, whole.len() - 33];
     let spread = (0..40).map(|part| part * whole.len() / 40);
     for at in interesting.into_iter().chain(spread) {
