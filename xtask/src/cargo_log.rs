@@ -18,16 +18,10 @@ struct Section {
     title: String,
     doc_tests: bool,
     text: String,
-    results: Vec<TestResult>,
+    /// Of each line `test result: …`.
+    results: Vec<Count>,
     /// Cargo reported the program as failed.
     failed: bool,
-}
-
-/// The numbers of a line `test result: …`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct TestResult {
-    count: Count,
-    filtered_out: u64,
 }
 
 impl CargoLog {
@@ -62,15 +56,12 @@ impl CargoLog {
 
     /// The sum over all programs, of which `success` is cargo's own verdict.
     ///
-    /// A failure that no test accounts for (no build, a crash) counts as one. With
-    /// `filtered_as_skipped`, tests that a `--skip` has kept out count as skipped.
-    pub(crate) fn count(&self, success: bool, filtered_as_skipped: bool) -> Count {
+    /// A failure that no test accounts for (no build, a crash) counts as one. Tests that a filter
+    /// has kept out are not counted.
+    pub(crate) fn count(&self, success: bool) -> Count {
         let mut sum = Count::default();
         for section in &self.sections {
             sum += section.count();
-            if filtered_as_skipped {
-                sum.skipped += section.result().filtered_out;
-            }
         }
         if !success && sum.failed == 0 {
             sum += Count::FAILED;
@@ -102,20 +93,19 @@ impl Section {
         Some(Self { title, doc_tests, text: String::new(), results: Vec::new(), failed: false })
     }
 
-    fn result(&self) -> TestResult {
-        let mut sum = TestResult { count: Count::default(), filtered_out: 0 };
+    fn result(&self) -> Count {
+        let mut sum = Count::default();
         // rustdoc runs its tests in several groups. Another program has one result, the last:
         // what stands above is the repeated output of a failed test.
         let first = if self.doc_tests { 0 } else { self.results.len().saturating_sub(1) };
         for result in &self.results[first..] {
-            sum.count += result.count;
-            sum.filtered_out += result.filtered_out;
+            sum += *result;
         }
         sum
     }
 
     fn count(&self) -> Count {
-        let mut count = self.result().count;
+        let mut count = self.result();
         if self.failed && count.failed == 0 {
             // A crash: no test answers for it.
             count += Count::FAILED;
@@ -125,7 +115,7 @@ impl Section {
 }
 
 /// Reads `test result: ok. 4 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; …`.
-fn test_result(line: &str) -> Option<TestResult> {
+fn test_result(line: &str) -> Option<Count> {
     let rest = line.strip_prefix("test result: ")?;
     let rest = rest.strip_prefix("ok. ").or_else(|| rest.strip_prefix("FAILED. "))?;
     let mut parts = rest.split("; ");
@@ -138,9 +128,13 @@ fn test_result(line: &str) -> Option<TestResult> {
     let skipped = number("ignored")?;
     // Benchmarks that `cargo test` runs once to see that they work.
     let measured = number("measured")?;
-    let filtered_out = number("filtered out")?;
-    let passed = passed.checked_add(measured)?;
-    Some(TestResult { count: Count { passed, failed, skipped }, filtered_out })
+    number("filtered out")?;
+    Some(Count { passed: passed.checked_add(measured)?, failed, skipped })
+}
+
+/// The names in what `cargo test -- --list` prints.
+pub(crate) fn listed(output: &str) -> impl Iterator<Item = &str> {
+    output.lines().filter_map(|line| line.strip_suffix(": test"))
 }
 
 #[cfg(test)]
@@ -202,27 +196,26 @@ all doctests ran in 1.19s; merged doctests compilation took 0.64s
     #[test]
     fn sections_are_summed() {
         let log = read(&[BUILD, PASSED, DOC_TESTS].concat());
-        assert_eq!(log.count(true, false), Count { passed: 7, failed: 0, skipped: 1 });
-        assert_eq!(log.count(true, true), Count { passed: 7, failed: 0, skipped: 3 });
+        assert_eq!(log.count(true), Count { passed: 7, failed: 0, skipped: 1 });
     }
 
     #[test]
     fn repeated_output_of_a_failed_test_is_not_counted() {
         let log = read(&[BUILD, PASSED, REPEATED].concat());
-        assert_eq!(log.count(false, false), Count { passed: 5, failed: 1, skipped: 1 });
+        assert_eq!(log.count(false), Count { passed: 5, failed: 1, skipped: 1 });
     }
 
     #[test]
     fn a_crash_is_a_failure() {
         let log = read(&[BUILD, CRASHED, PASSED].concat());
-        assert_eq!(log.count(false, false), Count { passed: 4, failed: 1, skipped: 1 });
+        assert_eq!(log.count(false), Count { passed: 4, failed: 1, skipped: 1 });
     }
 
     #[test]
     fn a_failed_build_is_a_failure() {
         let text = "error[E0425]: cannot find value `x`\nerror: could not compile `probe`\n";
         let log = read(text);
-        assert_eq!(log.count(false, false), Count::FAILED);
+        assert_eq!(log.count(false), Count::FAILED);
         assert_eq!(log.failures(), text);
     }
 
@@ -265,7 +258,19 @@ all doctests ran in 1.19s; merged doctests compilation took 0.64s
             assert_eq!(test_result(line), None, "{line}");
         }
         let line = "test result: ok. 4 passed; 0 failed; 0 ignored; 2 measured; 0 filtered out";
-        let count = Count { passed: 6, failed: 0, skipped: 0 };
-        assert_eq!(test_result(line), Some(TestResult { count, filtered_out: 0 }));
+        assert_eq!(test_result(line), Some(Count { passed: 6, failed: 0, skipped: 0 }));
+    }
+
+    #[test]
+    fn listed_tests_are_lines_among_what_cargo_says() {
+        let text = "    Finished `test` profile
+     Running tests/probe.rs (target/debug/deps/probe-01)
+a::b: test
+c: benchmark
+c::d: test
+
+2 tests, 1 benchmark
+";
+        assert_eq!(listed(text).collect::<Vec<_>>(), ["a::b", "c::d"]);
     }
 }

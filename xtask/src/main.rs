@@ -43,7 +43,8 @@ enum Task {
         /// names of its tests
         #[arg(value_parser = WordParser, value_name = "SUITE")]
         words: Vec<Word>,
-        /// Run only tests whose name contains STR (unit, concurrency, property, bochs)
+        /// Run only tests whose name contains STR (unit, concurrency, property, kvm,
+        /// bochs)
         #[arg(long, value_name = "STR", value_parser = test_name)]
         filter: Option<String>,
         /// End a suite that takes longer, and count it as hung

@@ -4,6 +4,7 @@ pub(crate) mod bochs;
 mod cargo_test;
 mod conformance;
 mod documentation;
+mod kvm;
 mod lints;
 mod readme;
 
@@ -35,12 +36,14 @@ pub(crate) enum Suite {
     Fmt,
     /// Clippy and the house's lints, warnings being errors
     Clippy,
-    /// The tests of all crates, doc tests included
+    /// The tests of all crates that need no KVM, doc tests included
     Unit,
     /// The interleavings of the engine's concurrent parts, by loom
     Concurrency,
     /// A million random operations against a naive model
     Property,
+    /// Guests on KVM: the VMM, the example, and the tool with them
+    Kvm,
     /// The hypervisor with a guest that tests it, in Bochs; takes names of tests behind it
     Bochs,
     /// The processor model against Bochs, with random tables and accesses
@@ -53,7 +56,7 @@ pub(crate) enum Suite {
 
 impl Suite {
     fn takes_filter(self) -> bool {
-        matches!(self, Self::Unit | Self::Concurrency | Self::Property | Self::Bochs)
+        matches!(self, Self::Unit | Self::Concurrency | Self::Property | Self::Kvm | Self::Bochs)
     }
 
     /// Whether it runs in Bochs.
@@ -68,6 +71,7 @@ impl Suite {
             Self::Unit => cargo_test::unit(session, plan),
             Self::Concurrency => cargo_test::concurrency(session, plan),
             Self::Property => cargo_test::property(session, plan),
+            Self::Kvm => kvm::check(session, plan),
             Self::Bochs => bochs::check(session, plan),
             Self::Conformance => conformance::check(session, plan),
             Self::Docs => documentation::check(session, plan),
@@ -255,7 +259,8 @@ mod tests {
     #[test]
     fn a_filter_is_for_tests_with_names() {
         let selected = select(&[], Some("split")).expect("nothing to refuse");
-        assert_eq!(selected, [Suite::Unit, Suite::Concurrency, Suite::Property, Suite::Bochs]);
+        let named = [Suite::Unit, Suite::Concurrency, Suite::Property, Suite::Kvm, Suite::Bochs];
+        assert_eq!(selected, named);
         let error = select(&[Suite::Unit, Suite::Docs], Some("split")).expect_err("docs has none");
         assert!(error.to_string().contains("suite docs"), "{error}");
     }

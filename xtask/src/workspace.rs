@@ -7,12 +7,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 /// The checkout that cargo works on.
 #[derive(Debug)]
 pub(crate) struct Workspace {
     root: PathBuf,
     target: PathBuf,
+    test_programs: Vec<String>,
 }
 
 impl Workspace {
@@ -24,18 +26,27 @@ impl Workspace {
             .output()
             .context("cannot start cargo")?;
         ensure!(output.status.success(), "cargo metadata failed: {}", output.status);
-        let metadata: serde_json::Value =
+        let metadata: Value =
             serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
         let directory = |key: &str| {
             let path = metadata[key].as_str();
             path.map(PathBuf::from).with_context(|| format!("cargo metadata names no {key}"))
         };
-        Ok(Self { root: directory("workspace_root")?, target: directory("target_directory")? })
+        Ok(Self {
+            root: directory("workspace_root")?,
+            target: directory("target_directory")?,
+            test_programs: test_programs(&metadata),
+        })
     }
 
     /// The directory of the workspace's `Cargo.toml`.
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The names of the programs under `tests` of all crates, each once.
+    pub(crate) fn test_programs(&self) -> &[String] {
+        &self.test_programs
     }
 
     /// A build directory of its own inside the usual one, for a build with other flags.
@@ -54,4 +65,39 @@ impl Workspace {
 /// The cargo that started this program, so that `cargo +TOOLCHAIN xtask` keeps its toolchain.
 fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+fn test_programs(metadata: &Value) -> Vec<String> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut programs: Vec<_> = list(&metadata["packages"])
+        .iter()
+        .flat_map(|package| list(&package["targets"]))
+        .filter(|target| list(&target["kind"]).iter().any(|kind| kind == "test"))
+        .filter_map(|target| target["name"].as_str().map(str::to_owned))
+        .collect();
+    programs.sort_unstable();
+    programs.dedup();
+    programs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_programs_are_targets_of_one_kind() {
+        let metadata = serde_json::json!({ "packages": [
+            { "targets": [
+                { "kind": ["lib"], "name": "engine" },
+                { "kind": ["test"], "name": "property" },
+                { "kind": ["test"], "name": "model" },
+            ] },
+            { "targets": [
+                { "kind": ["bin"], "name": "tool" },
+                { "kind": ["test"], "name": "model" },
+            ] },
+        ] });
+        assert_eq!(test_programs(&metadata), ["model", "property"]);
+        assert!(test_programs(&serde_json::json!({})).is_empty());
+    }
 }

@@ -4,8 +4,12 @@ use std::{env, process::Command};
 
 use anyhow::Result;
 
-use super::Plan;
-use crate::{cargo_log::CargoLog, count::Count, session::Session};
+use super::{Plan, kvm};
+use crate::{
+    cargo_log::{CargoLog, listed},
+    count::Count,
+    session::Session,
+};
 
 /// Part of the name of every test that cannot run without Valgrind.
 const NEEDS_VALGRIND: &str = "needs_valgrind";
@@ -13,13 +17,25 @@ const NEEDS_VALGRIND: &str = "needs_valgrind";
 /// Random operations of the long property test.
 const PROPERTY_OPERATIONS: &str = "1000000";
 
+/// Which tests of the programs that cargo runs.
+pub(super) enum Names<'a> {
+    All,
+    /// Those that do not have this in their name.
+    Without(&'a str),
+    /// Those that have this in their name.
+    With(&'a str),
+}
+
 pub(super) fn unit(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
-    let mut count = Count::default();
-    // cargo runs doc tests apart from all others.
-    for targets in ["--all-targets", "--doc"] {
-        let command = plan.cargo(&["test", "--workspace", targets, "--no-fail-fast"]);
-        count += run(session, plan, command)?;
+    let mut arguments = vec!["--workspace", "--lib", "--bins", "--examples", "--benches"];
+    let programs = plan.workspace.test_programs().iter().map(String::as_str);
+    for program in programs.filter(|program| !kvm::runs(program)) {
+        arguments.extend(["--test", program]);
     }
+    let mut count = run(session, plan, &arguments, &Names::All)?;
+    count += run(session, plan, &kvm::MIXED, &Names::Without(kvm::PART))?;
+    // cargo runs doc tests apart from all others.
+    count += run(session, plan, &["--workspace", "--doc"], &Names::All)?;
     at_least_one(session, plan, count)
 }
 
@@ -32,32 +48,120 @@ pub(super) fn concurrency(session: &mut Session<'_>, plan: &Plan) -> Result<Coun
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         // Other flags in the usual directory would build everything anew each time.
         .env("CARGO_TARGET_DIR", plan.workspace.separate_target("loom"));
-    let count = run(session, plan, command)?;
+    command.args(&plan.filter);
+    let count = counted(session, command)?;
     at_least_one(session, plan, count)
 }
 
 pub(super) fn property(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     // The test profile is optimised and has every check on.
     let mut command = plan.cargo(&["test", "--package", "subpage-model", "--test", "property"]);
-    command.env("SUBPAGE_PROPERTY_OPERATIONS", PROPERTY_OPERATIONS);
-    let count = run(session, plan, command)?;
+    command.env("SUBPAGE_PROPERTY_OPERATIONS", PROPERTY_OPERATIONS).args(&plan.filter);
+    let count = counted(session, command)?;
     at_least_one(session, plan, count)
 }
 
-fn run(session: &mut Session<'_>, plan: &Plan, mut command: Command) -> Result<Count> {
-    command.args(&plan.filter);
-    if !plan.prerequisites.valgrind {
-        command.args(["--", "--skip", NEEDS_VALGRIND]);
+/// Runs tests of what `targets` selects, those with the plan's filter in their name.
+pub(super) fn run(
+    session: &mut Session<'_>,
+    plan: &Plan,
+    targets: &[&str],
+    names: &Names<'_>,
+) -> Result<Count> {
+    let mut command = cargo_test(plan, targets);
+    let skipped_names = skips(plan, names);
+    match (names, &plan.filter) {
+        (Names::With(part), Some(filter)) => {
+            // A test has to have both in its name; the program itself takes either.
+            let Some(all) = list(session, plan, targets, part)? else {
+                return Ok(Count::FAILED);
+            };
+            let wanted = |name: &&String| {
+                name.contains(filter) && !skipped_names.iter().any(|skip| name.contains(skip))
+            };
+            let wanted: Vec<_> = all.iter().filter(wanted).collect();
+            if wanted.is_empty() {
+                return Ok(Count::default());
+            }
+            command.args(["--", "--exact"]).args(wanted);
+        }
+        (_, filter) => {
+            if let Names::With(part) = names {
+                command.arg(part);
+            }
+            command.args(filter);
+            if !skipped_names.is_empty() {
+                command.arg("--");
+            }
+            for name in &skipped_names {
+                command.args(["--skip", name]);
+            }
+        }
     }
+    let mut count = counted(session, command)?;
     // With a filter, what is left out was not asked for.
-    let left_out_is_skipped = !plan.prerequisites.valgrind && plan.filter.is_none();
+    if !plan.prerequisites.valgrind && plan.filter.is_none() {
+        let all = list(session, plan, targets, NEEDS_VALGRIND)?.unwrap_or_default();
+        let here = all.iter().filter(|name| names.has(name));
+        count.skipped += here.count() as u64;
+    }
+    Ok(count)
+}
 
+impl Names<'_> {
+    /// Whether a test is among them.
+    pub(super) fn has(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Without(part) => !name.contains(part),
+            Self::With(part) => name.contains(part),
+        }
+    }
+}
+
+/// Parts of the names of tests that are left out.
+fn skips<'a>(plan: &Plan, names: &Names<'a>) -> Vec<&'a str> {
+    let mut skips = Vec::new();
+    if let Names::Without(part) = names {
+        skips.push(*part);
+    }
+    if !plan.prerequisites.valgrind {
+        skips.push(NEEDS_VALGRIND);
+    }
+    skips
+}
+
+fn cargo_test(plan: &Plan, targets: &[&str]) -> Command {
+    let mut command = plan.cargo(&["test", "--no-fail-fast"]);
+    command.args(targets);
+    command
+}
+
+/// The names of the tests that have `part` in it; none if they could not be built.
+fn list(
+    session: &mut Session<'_>,
+    plan: &Plan,
+    targets: &[&str],
+    part: &str,
+) -> Result<Option<Vec<String>>> {
+    let mut command = cargo_test(plan, targets);
+    command.args([part, "--", "--list"]);
+    let finished = session.run(command, &mut |_| None)?;
+    if !finished.ending.success() {
+        session.show(&finished.output)?;
+        return Ok(None);
+    }
+    Ok(Some(listed(&finished.output).map(str::to_owned).collect()))
+}
+
+/// Runs a `cargo test` and counts what it tells.
+fn counted(session: &mut Session<'_>, command: Command) -> Result<Count> {
     let mut log = CargoLog::default();
     let finished = session.run(command, &mut |line| log.line(line))?;
     if let Some(summary) = log.last_summary() {
         session.say(&format!("   {summary}"))?;
     }
-    let count = log.count(finished.ending.success(), left_out_is_skipped);
+    let count = log.count(finished.ending.success());
     if count.failed > 0 {
         session.show(&log.failures())?;
     }
@@ -65,7 +169,11 @@ fn run(session: &mut Session<'_>, plan: &Plan, mut command: Command) -> Result<C
 }
 
 /// A suite that runs nothing must not look like one that passes.
-fn at_least_one(session: &mut Session<'_>, plan: &Plan, mut count: Count) -> Result<Count> {
+pub(super) fn at_least_one(
+    session: &mut Session<'_>,
+    plan: &Plan,
+    mut count: Count,
+) -> Result<Count> {
     if plan.filter.is_none() && !count.ran() {
         session.say("   failed: there was no test to run")?;
         count += Count::FAILED;

@@ -18,7 +18,7 @@ use crate::vcpu::{Kick, Processor};
 use crate::vm::{Ending, Machine};
 
 /// Bytes of the longest store that KVM's emulator makes (one of AVX), and room beyond.
-const MAX_BYTES: usize = 128;
+const MAX_BYTES: usize = 64;
 
 /// Exits of one store at most.
 const MAX_PIECES: usize = MAX_BYTES / 8 + 2;
@@ -114,6 +114,13 @@ pub(crate) fn posted(
 ) -> Result<Next, Failure> {
     // Beyond what can be memory.
     let Some(mut posted) = Posted::new(address, data) else { return Ok(Next::Enter) };
+    if let Some(parts) = posted.parts()
+        && posted.may_go_on()
+        && let Some(next) = at_once(machine, &posted, &parts)
+    {
+        processor.store_may_go_on = true;
+        return Ok(next);
+    }
     let vcpu = processor.number;
     let failed = |reason: &str| Failure {
         vcpu,
@@ -173,6 +180,52 @@ pub(crate) fn posted(
     }
     let settle = decision.permits() && guard.after_write(&machine.ram, &parts);
     Ok(if settle { Next::Settle } else { Next::Enter })
+}
+
+/// Does a piece of a store of which every byte is permitted, however it goes on; none if that is not so.
+fn at_once(machine: &Machine, posted: &Posted, parts: &WriteParts) -> Option<Next> {
+    let piece = parts.first();
+    let whole = ByteRange::new(piece.first(), MAX_BYTES as u64).ok()?;
+    if whole.last().gfn() != piece.first().gfn() || !machine.ram.holds(whole) {
+        return None;
+    }
+    let mut guard = machine.guard();
+    if guard.domain().check_write(SPACE, whole) != Decision::Allowed {
+        return None;
+    }
+    // Without memory for its records, the engine says so once more on the long way.
+    let decision = guard.domain_mut().authorize_write(SPACE, piece).ok()?;
+    assert_eq!(decision, Decision::Allowed, "decided under one lock");
+    guard.ledger_count(parts);
+    machine.metrics.checks(1);
+    for (gpa, bytes) in &posted.pieces {
+        store(machine, *gpa, bytes);
+    }
+    let settle = guard.after_write(&machine.ram, parts);
+    Some(if settle { Next::Settle } else { Next::Enter })
+}
+
+/// Lets KVM report what is left of a store whose first piece was done at once.
+///
+/// To be called before the processor is let go of: others may change the rules then.
+pub(crate) fn finish(
+    machine: &Machine,
+    processor: &mut Processor,
+    kick: Kick,
+) -> Result<(), Failure> {
+    while std::mem::take(&mut processor.store_may_go_on) {
+        kick.raise();
+        let (address, data) = match processor.fd.run() {
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                (address, data.iter().copied().take(8).collect::<ArrayVec<u8, 8>>())
+            }
+            // Nothing was left.
+            _ => return Ok(()),
+        };
+        // It is permitted as its first piece was; whether pages are opened can wait.
+        let _ = self::posted(machine, processor, kick, address, &data)?;
+    }
+    Ok(())
 }
 
 /// Stores one piece, with one instruction if it has 1, 2, 4 or 8 bytes.

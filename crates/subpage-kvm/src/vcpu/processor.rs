@@ -42,6 +42,8 @@ pub struct Processor {
     pub(crate) xstate: u64,
     /// RIP and how often the processor was found there without having gone on.
     pub(crate) stuck: Stuck,
+    /// The last exit was a piece of a store that may go on.
+    pub(crate) store_may_go_on: bool,
     /// Where the watch found it last.
     seen_at: Option<u64>,
 }
@@ -105,6 +107,7 @@ impl Processor {
             trampoline: OwnTrampoline::new(),
             xstate: super::trampoline::components(),
             stuck: Stuck::default(),
+            store_may_go_on: false,
             seen_at: None,
         })
     }

@@ -9,7 +9,7 @@ use kvm_ioctls::VcpuExit;
 use super::{Kick, Processor};
 use crate::devices::PortEffect;
 use crate::metrics::ExitKind;
-use crate::store::{Cause, Failure, Next, posted, trapped};
+use crate::store::{Cause, Failure, Next, finish, posted, trapped};
 use crate::vm::{Ending, Machine};
 
 /// Suberrors of `KVM_EXIT_INTERNAL_ERROR`.
@@ -43,11 +43,16 @@ fn turns(
 ) -> Result<Option<Next>, Failure> {
     let kick = machine.gate.kick_of(number);
     while machine.gate.may_run(number) {
+        processor.store_may_go_on = false;
         match turn(machine, processor, kick)? {
             Next::Enter => {}
-            next => return Ok(Some(next)),
+            next => {
+                finish(machine, processor, kick)?;
+                return Ok(Some(next));
+            }
         }
     }
+    finish(machine, processor, kick)?;
     Ok(None)
 }
 

@@ -1,7 +1,5 @@
 //! Changing what is guarded while the guest runs. When a call returns, its change is in force.
 
-use std::sync::MutexGuard;
-
 use subpage::access::AccessMap;
 use subpage::address::{ByteRange, Gfn, GfnRange};
 use subpage::domain::{Domain, DomainError};
@@ -26,36 +24,18 @@ impl Machine {
         touched: &PageSet,
         change: impl FnOnce(&mut Domain<HeapFrames>) -> Result<(T, Invalidation), E>,
     ) -> Result<(T, Completed), ChangeError> {
-        let needs_pause = |guard: &Guard| {
-            let traps = guard.traps();
-            traps.needs_pause() || !touched.difference(traps.trapped()).is_empty()
-        };
-        let (paused, mut guard) = self.hold(needs_pause);
+        // Also where no slot changes: a store of which a part is done finds the rules that it began
+        // with, because its thread holds the processor.
+        let paused = self.gate.pause();
+        let mut guard = self.guard();
         let fresh = touched.difference(guard.traps().trapped());
         let result = guard.change(&self.ram, touched, change)?;
-        if let Some(paused) = &paused
-            && guard.traps().by() == TrapBy::View
-        {
-            let tables = self.tables_among(paused, &fresh);
+        if guard.traps().by() == TrapBy::View {
+            let tables = self.tables_among(&paused, &fresh);
             // Where that fails the tables trap as every other page does, which is no less guarded.
             let _ = guard.traps_mut().hold_tables(&self.ram, &tables);
         }
         Ok(result)
-    }
-
-    /// Takes the guard, and before it all processors if `needs_pause` says so of the guard as it is
-    /// then: who waits for processors must not hold the guard.
-    fn hold(
-        &self,
-        needs_pause: impl Fn(&Guard) -> bool,
-    ) -> (Option<Paused<'_>>, MutexGuard<'_, Guard>) {
-        let guard = self.guard();
-        if !needs_pause(&guard) {
-            return (None, guard);
-        }
-        drop(guard);
-        let paused = self.gate.pause();
-        (Some(paused), self.guard())
     }
 
     /// Those of the pages that hold page tables of a processor.
@@ -73,8 +53,8 @@ impl Machine {
 
     /// Opens pages that need not trap any more.
     pub(crate) fn settle(&self) {
-        let (_paused, mut guard) = self.hold(|guard| guard.traps().needs_pause());
-        guard.settle(&self.ram);
+        let _paused = self.gate.pause();
+        self.guard().settle(&self.ram);
     }
 
     /// Puts trapping pages that hold page tables of the guest into read-only slots.

@@ -4,4 +4,8 @@
 
 mod basics;
 mod guest;
+mod privilege;
+mod random;
 mod snapshot;
+mod stepper;
+mod store_forms;
