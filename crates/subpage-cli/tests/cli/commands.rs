@@ -299,6 +299,30 @@ fn colours_follow_the_option_and_the_environment() {
     assert!(!coloured(never));
 }
 
+/// A kernel that moves itself is not where its symbols say.
+#[test]
+fn a_kernel_that_may_move_is_told() {
+    let place = Place::new();
+    let mut image = vec![0; 0x400];
+    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    fs::write(place.path("bzImage"), image).expect("file");
+    fs::write(place.path("System.map"), "ffffffff81000000 T _text\n").expect("list");
+    let of_symbol = "version = 1\n[[rule]]\nname = \"x\"\nregion = \"_text\"\nlength = 1\n";
+    place.policy("symbol.toml", of_symbol);
+    place.policy("range.toml", "version = 1\n[[rule]]\nname = \"x\"\nrange = \"1..2\"\n");
+    let told = |policy, line: &str| {
+        let arguments = ["guard", "-p", policy, "--symbols", "System.map", "--cmdline", line];
+        let output = place.run(&[&arguments[..], &["bzImage"]].concat());
+        assert_eq!(status(&output), 2, "it is no whole kernel");
+        String::from_utf8_lossy(&output.stderr).contains("nokaslr")
+    };
+    assert!(told("symbol.toml", "console=ttyS0"));
+    assert!(told("symbol.toml", "nokaslrx"));
+    assert!(!told("symbol.toml", "console=ttyS0 nokaslr"));
+    assert!(!told("range.toml", "console=ttyS0"));
+}
+
 /// A reader that goes away early is no crash, and the status is that of the whole run.
 #[test]
 fn a_closed_pipe_is_no_crash() {
