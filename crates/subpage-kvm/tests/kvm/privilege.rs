@@ -1,7 +1,9 @@
 //! Guests at either privilege level: page tables of their own that CPL 3 may use, and a window of
 //! linear addresses whose pages lie anywhere.
 
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs};
+use kvm_bindings::{
+    KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs,
+};
 use subpage_kvm::vcpu::Processor;
 
 use crate::guest::{CODE, Guest};
@@ -22,8 +24,14 @@ pub(crate) const STACK: u64 = 0x61_8000;
 pub(crate) const ENTRY: u64 = 0x67;
 const LARGE: u64 = 0x80;
 
-/// IOPL 3: CPL 3 may use ports. And the bit that is always set.
-const FLAGS: u64 = 0x3002;
+/// Task state with a map of ports: CPL 3 may use all of those below 0x100. (A KVM that runs CPL 3
+/// without the processor's help does not keep IOPL.)
+const TASK_STATE: u64 = 0x60_4000;
+const TASK_STATE_BYTES: u64 = 0x68;
+const PORT_MAP_BYTES: u64 = 0x20;
+
+/// The bit that is always set.
+const FLAGS: u64 = 2;
 
 /// A privilege level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,24 +63,38 @@ pub(crate) fn write_tables(guest: &Guest, window: &[Option<u64>]) {
         put(identity + page * 8, page << 21 | ENTRY | LARGE);
     }
     put(directory, WINDOW_TABLE | ENTRY);
+    let port_map = u16::try_from(TASK_STATE_BYTES).expect("an offset");
+    guest.write(TASK_STATE + TASK_STATE_BYTES - 2, &port_map.to_le_bytes());
+    guest.write(TASK_STATE + TASK_STATE_BYTES + PORT_MAP_BYTES, &[0xff]);
     for (number, gpa) in (0..).zip(window) {
         put(WINDOW_TABLE + number * 8, gpa.map_or(0, |gpa| gpa | ENTRY));
     }
 }
 
-/// Puts one processor at `rip`, at a level, with the tables of [`write_tables`].
-pub(crate) fn place(processor: &Processor, level: Level, rip: u64) {
-    let fd = &processor.fd;
-    let special = fd.get_sregs().unwrap();
-    fd.set_sregs(&special_registers(&special, level)).unwrap();
-    let rsp = STACK - u64::from(processor.number) * 0x1000;
-    fd.set_regs(&kvm_regs { rip, rsp, rflags: FLAGS, ..kvm_regs::default() }).unwrap();
+/// Puts processors at `rip`, each at its level, with the tables of [`write_tables`], ready to run.
+pub(crate) fn place(processors: &[&mut Processor], rip: u64, levels: &[Level]) {
+    // The others are in the state after a reset.
+    let first = processors[0].fd.get_sregs().unwrap();
+    for (processor, level) in processors.iter().zip(levels) {
+        let fd = &processor.fd;
+        let apic_base = fd.get_sregs().unwrap().apic_base;
+        let special = kvm_sregs { apic_base, ..special_registers(&first, *level) };
+        fd.set_sregs(&special).unwrap();
+        let rsp = STACK - u64::from(processor.number) * 0x1000;
+        fd.set_regs(&kvm_regs { rip, rsp, rflags: FLAGS, ..kvm_regs::default() }).unwrap();
+        fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }).unwrap();
+    }
+}
+
+/// Puts the processors of a guest at its code.
+pub(crate) fn place_all(guest: &Guest, levels: &[Level]) {
+    write_tables(guest, &[]);
+    guest.vm.with_processors(|processors| place(processors, CODE, levels));
 }
 
 /// Puts the first processor of a guest at its code, at a level.
 pub(crate) fn place_first(guest: &Guest, level: Level) {
-    write_tables(guest, &[]);
-    guest.vm.with_processors(|processors| place(processors[0], level, CODE));
+    place_all(guest, &[level]);
 }
 
 fn special_registers(from: &kvm_sregs, level: Level) -> kvm_sregs {
@@ -84,7 +106,9 @@ fn special_registers(from: &kvm_sregs, level: Level) -> kvm_sregs {
     let data = kvm_segment { selector: selector(0x18), type_: 3, db: 1, ..flat };
     // The same selector at both levels, for stores of selectors.
     let other = kvm_segment { selector: 0x1b, dpl: 3, ..data };
+    let limit = u32::try_from(TASK_STATE_BYTES + PORT_MAP_BYTES).expect("a small segment");
     kvm_sregs {
+        tr: kvm_segment { base: TASK_STATE, limit, ..from.tr },
         cs: code,
         ss: data,
         ds: other,

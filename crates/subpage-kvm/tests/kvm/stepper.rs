@@ -39,7 +39,7 @@ impl Stepper {
         let mut guest = Guest::new(configuration, spin);
         write_tables(&guest, window);
         guest.vm.with_processors(|processors| {
-            place(processors[0], level, CODE);
+            place(processors, CODE, &[level]);
             halt(processors[0]);
             enable_avx(processors[0]);
         });
