@@ -182,6 +182,16 @@ impl Vm {
         self.machine.guard().traps().by()
     }
 
+    /// How many pages trap.
+    pub fn trapped_pages(&self) -> u64 {
+        self.machine.guard().traps().trapped().pages()
+    }
+
+    /// How many memory slots KVM has of the guest.
+    pub fn slot_count(&self) -> usize {
+        self.machine.guard().traps().slot_count()
+    }
+
     /// Puts bytes into the serial port, as many as it has room for; how many.
     pub fn serial_input(&self, bytes: &[u8]) -> usize {
         self.machine.ports().input(bytes)
