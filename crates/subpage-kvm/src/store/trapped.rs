@@ -114,7 +114,7 @@ pub(crate) fn trapped(
     match result {
         Ok(next) => Ok(next),
         Err(Obstacle::Again) => {
-            if processor.stuck.visit(at.state.rip) > PATIENCE {
+            if visit(machine, processor, &at) > PATIENCE {
                 let reason = "its store traps again and again although it is permitted";
                 return Err(failure(processor, &at, code.as_ref(), reason));
             }
@@ -124,11 +124,15 @@ pub(crate) fn trapped(
         Err(Obstacle::NotOurs) => match cause {
             Cause::Stuck => Ok(Next::Enter),
             Cause::Fault => {
-                let visits = processor.stuck.visit(at.state.rip);
+                let visits = visit(machine, processor, &at);
                 walk::help(machine, &at, code.as_ref(), visits).ok_or_else(|| {
                     let reason = "KVM reports a write to a guarded page that it does not make";
                     failure(processor, &at, code.as_ref(), reason)
                 })
+            }
+            // The page may have been opened since KVM failed at it.
+            Cause::Emulation | Cause::Delivery if visit(machine, processor, &at) == 1 => {
+                Ok(Next::Enter)
             }
             Cause::Emulation => {
                 let reason = "KVM cannot emulate the instruction";
@@ -142,6 +146,12 @@ pub(crate) fn trapped(
         Err(Obstacle::Cannot(reason)) => Err(failure(processor, &at, code.as_ref(), &reason)),
         Err(Obstacle::Failed(failure)) => Err(failure),
     }
+}
+
+/// How often the processor came here in a row while nothing has changed about what traps.
+fn visit(machine: &Machine, processor: &mut Processor, at: &Interrupted) -> u32 {
+    let changes = machine.guard().traps().changes();
+    processor.stuck.visit(at.state.rip, changes)
 }
 
 fn failure(

@@ -52,15 +52,16 @@ pub struct Processor {
 #[derive(Debug, Default)]
 pub(crate) struct Stuck {
     rip: u64,
+    changes: u64,
     times: u32,
 }
 
 impl Stuck {
-    /// Counts a visit to `rip`; 1 the first time in a row.
-    pub(crate) fn visit(&mut self, rip: u64) -> u32 {
-        if self.rip != rip {
-            self.rip = rip;
-            self.times = 0;
+    /// Counts a visit to `rip`; 1 the first time in a row, and the first time after what traps has
+    /// changed, by the count of [`changes`](crate::trap::Traps::changes).
+    pub(crate) fn visit(&mut self, rip: u64, changes: u64) -> u32 {
+        if (self.rip, self.changes) != (rip, changes) {
+            *self = Self { rip, changes, times: 0 };
         }
         self.times = self.times.saturating_add(1);
         self.times

@@ -1,13 +1,13 @@
 //! Locked instructions of several processors on permitted bytes of a guarded page: nothing is lost.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use iced_x86::code_asm::*;
 use subpage::access::AccessMap;
 use subpage::rules::Action;
 use subpage_kvm::vm::{Configuration, Ending, TrapChoice};
 
-use crate::guest::{CODE, Guest, PAGE, PLAIN, exit, gfn, kvm, small};
+use crate::guest::{Guest, PAGE, PLAIN, exit, gfn, kvm, small};
 use crate::privilege::{Level, place_all};
 
 /// Times that each processor does each thing.
@@ -30,8 +30,10 @@ const TICKET_SUM: u64 = 0x0;
 const UNDER_LOCK: u64 = 0x8;
 const BITS_WON: u64 = 0x10;
 const READY: u64 = 0x18;
+const STOP: u64 = 0x20;
+const ROUNDS: u64 = 0x28;
 
-/// What each processor does. The last one to be ready ends the guest.
+/// What each processor does.
 fn race(a: &mut CodeAssembler, processors: u64) {
     a.mov(rbx, PAGE).unwrap();
     a.mov(rbp, PLAIN).unwrap();
@@ -96,6 +98,11 @@ fn race(a: &mut CodeAssembler, processors: u64) {
     a.lock().add(plain(BITS_WON), r12).unwrap();
     // What is denied stays denied meanwhile.
     a.lock().inc(at(DENIED)).unwrap();
+    end_together(a, processors);
+}
+
+/// The last processor to get here ends the guest.
+fn end_together(a: &mut CodeAssembler, processors: u64) {
     let mut end = a.create_label();
     let mut spin = a.create_label();
     a.mov(eax, 1).unwrap();
@@ -128,13 +135,18 @@ fn repeat(a: &mut CodeAssembler, times: u64, what: impl FnOnce(&mut CodeAssemble
     a.jnz(again).unwrap();
 }
 
-/// A guest whose processors race, at these levels.
-fn racers(trap: TrapChoice, levels: &[Level]) -> Guest {
+/// A guest with processors at these levels.
+fn processors(trap: TrapChoice, levels: &[Level], code: fn(&mut CodeAssembler, u64)) -> Guest {
     let cpus = u32::try_from(levels.len()).unwrap();
     let configuration = Configuration { cpus, trap, ..small() };
-    let processors = u64::from(cpus);
-    let guest = Guest::new(&configuration, |code| race(code, processors));
+    let guest = Guest::new(&configuration, |a| code(a, cpus.into()));
     place_all(&guest, levels);
+    guest
+}
+
+/// A guest whose processors race.
+fn racers(trap: TrapChoice, levels: &[Level]) -> Guest {
+    let guest = processors(trap, levels, race);
     guest.guard(PAGE + DENIED, 8, Action::Deny);
     guest
 }
@@ -190,35 +202,52 @@ fn four_processors_lose_nothing() {
     }
 }
 
+/// Counts in three ways until the host says stop, and tells how often.
+fn count_until_stopped(a: &mut CodeAssembler, processors: u64) {
+    let mut again = a.create_label();
+    let mut retry = a.create_label();
+    a.mov(rbx, PAGE).unwrap();
+    a.mov(rbp, PLAIN).unwrap();
+    a.xor(r12d, r12d).unwrap();
+    a.set_label(&mut again).unwrap();
+    a.lock().inc(at(COUNTER)).unwrap();
+    a.mov(eax, 1).unwrap();
+    a.lock().xadd(at(TICKETS), rax).unwrap();
+    a.mov(rax, at(LOOP)).unwrap();
+    a.set_label(&mut retry).unwrap();
+    a.lea(rdx, ptr(rax + 1)).unwrap();
+    a.lock().cmpxchg(at(LOOP), rdx).unwrap();
+    a.jne(retry).unwrap();
+    a.inc(r12).unwrap();
+    a.cmp(plain(STOP), 0).unwrap();
+    a.je(again).unwrap();
+    a.lock().add(plain(ROUNDS), r12).unwrap();
+    end_together(a, processors);
+}
+
 #[test]
 fn nothing_is_lost_while_permissions_change() {
+    const CHANGES: u32 = 200;
     if !kvm() {
         return;
     }
     let levels = [Supervisor, User, User];
-    let mut guest = racers(TrapChoice::View, &levels);
-    // So that the page opens and closes, and the race goes on in both states.
-    guest.vm.remove_rule(subpage::rules::RuleId(1), subpage::rules::Owner::HOST).unwrap();
+    let mut guest = processors(TrapChoice::View, &levels, count_until_stopped);
     guest.vm.start().unwrap();
-    let ended = AtomicBool::new(false);
-    let ending = std::thread::scope(|scope| {
-        let changes = scope.spawn(|| {
-            let mut changes = 0_u64;
-            while !ended.load(Ordering::Relaxed) {
-                let map = if changes.is_multiple_of(2) { !(1 << 31) } else { u32::MAX };
-                guest.vm.set_access(gfn(PAGE), &[AccessMap::from_bits(map)]).unwrap();
-                changes += 1;
-            }
-            changes
-        });
-        let ending = guest.end();
-        ended.store(true, Ordering::Relaxed);
-        assert!(changes.join().unwrap() > 2, "permissions have changed during the race");
-        ending
-    });
-    assert_eq!(ending, Ending::Exited { code: 0 });
-    assert_eq!(totals(&guest), exact(3));
-    assert_eq!(guest.word(PAGE + DENIED), 3, "it was not denied this time");
+    for change in 0..CHANGES {
+        // The page opens and closes, and the race goes on in both states.
+        let map = if change % 2 == 0 { !(1 << 31) } else { u32::MAX };
+        let before = guest.word(PAGE + COUNTER);
+        guest.vm.set_access(gfn(PAGE), &[AccessMap::from_bits(map)]).unwrap();
+        while guest.word(PAGE + COUNTER) == before && guest.vm.wait(Duration::ZERO).is_none() {
+            std::thread::yield_now();
+        }
+    }
+    guest.write(PLAIN + STOP, &[1]);
+    assert_eq!(guest.end(), Ending::Exited { code: 0 });
+    let rounds = guest.word(PLAIN + ROUNDS);
+    let counts = [COUNTER, TICKETS, LOOP].map(|offset| guest.word(PAGE + offset));
+    assert_eq!(counts, [rounds; 3]);
 }
 
 /// Why several processors trap by the view: with read-only slots KVM computes the result of a locked
@@ -232,7 +261,7 @@ fn read_only_slots_may_lose_updates() {
     let mut guest = racers(TrapChoice::Slots, &levels);
     guest.vm.start().unwrap();
     // A lost release of the lock can stop the race for good.
-    match guest.vm.wait(std::time::Duration::from_secs(2)) {
+    match guest.vm.wait(Duration::from_secs(2)) {
         Some(ending) => println!("{ending}: {:?} of {:?}", totals(&guest), exact(2)),
         None => println!("not ended: {:?} of {:?}", totals(&guest), exact(2)),
     }
