@@ -74,6 +74,15 @@ impl Guest {
         self.vm.add_rules(&[rule("rule", start, bytes, action)]).expect("memory of the guest");
     }
 
+    /// Number of the newest rule.
+    pub(crate) fn rules(&self) -> u64 {
+        use subpage_kvm::control::{Operator as _, protocol::Reply, protocol::Request};
+        let Ok(Reply::Shown(shown)) = self.vm.operator().perform(Request::Show) else {
+            panic!("show is never refused")
+        };
+        shown.rules.iter().map(|rule| rule.rule).max().expect("a rule")
+    }
+
     /// Sets the map of a page.
     pub(crate) fn map(&self, gpa: u64, map: u32) {
         let gfn = Gpa::new(gpa).gfn();

@@ -4,6 +4,7 @@
 
 mod atomics;
 mod basics;
+mod edges;
 mod guest;
 mod halves;
 mod privilege;
@@ -12,3 +13,4 @@ mod snapshot;
 mod stepper;
 mod store_forms;
 mod strings;
+mod watch;
