@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
-use crate::summary::{RuleSummary, Summary};
+use crate::summary::{LiveSummary, RuleSummary, Summary};
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, PLAIN, QUIET};
-use crate::terminal::{Align, Columns, bytes, grouped, printable, ratio};
+use crate::terminal::{Align, Columns, bytes, grouped, plural, printable, ratio};
 
 /// Writes the rules, the totals and the exits at both granularities, with ANSI colours.
 pub fn write(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
@@ -14,9 +14,10 @@ pub fn write(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     let speed = summary
         .elapsed
         .map(|elapsed| format!("{QUIET} in {:.2} s{QUIET:#}", elapsed.as_secs_f64()));
+    let what = if summary.live.is_some() { "trapped writes" } else { "writes" };
     writeln!(
         out,
-        "{} writes, {}{}; {} guarded {} in {} {}",
+        "{} {what}, {}{}; {} guarded {} in {} {}",
         grouped(summary.writes),
         bytes(summary.bytes),
         speed.unwrap_or_default(),
@@ -28,12 +29,31 @@ pub fn write(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     if let Some(write) = summary.stopped_at {
         writeln!(out, "{DENIED}stopped{DENIED:#} at write {}", grouped(write))?;
     }
+    if let Some(live) = &summary.live {
+        ending(out, live)?;
+    }
     writeln!(out)?;
     exits(summary).write(out, 0)
 }
 
-fn plural(count: u64, noun: &str) -> String {
-    if count == 1 { noun.to_owned() } else { format!("{noun}s") }
+fn ending(out: &mut dyn Write, live: &LiveSummary) -> io::Result<()> {
+    let style = if live.kind.is_failure() { DENIED } else { PLAIN };
+    writeln!(out, "{style}{}{style:#}", printable(&live.message))?;
+    if live.denied_by_maps > 0 {
+        let denied = live.denied_by_maps;
+        let (count, writes) = (grouped(denied), plural(denied, "write"));
+        let least = if live.events_dropped > 0 { "at least " } else { "" };
+        writeln!(out, "{least}{count} {writes} denied by access maps, beside the rules")?;
+    }
+    if live.events_dropped > 0 {
+        let dropped = live.events_dropped;
+        let (count, events) = (grouped(dropped), plural(dropped, "event"));
+        writeln!(
+            out,
+            "{count} {events} not shown: the guest made them too fast; the table counts them"
+        )?;
+    }
+    Ok(())
 }
 
 fn rules(summary: &Summary) -> Columns {
@@ -60,7 +80,7 @@ fn rules(summary: &Summary) -> Columns {
 fn first_denial(rule: &RuleSummary) -> String {
     let Some(first) = &rule.first_denial else { return "–".to_owned() };
     let mut text = format!("write {} at {}", grouped(first.write), first.gpa);
-    if let Some(pc) = first.pc {
+    if let Some(pc) = first.pc_text() {
         let _ = write!(text, " by {pc}");
     }
     if let Some(symbol) = &first.pc_symbol {
@@ -76,15 +96,32 @@ fn exits(summary: &Summary) -> Columns {
     table.row([
         ("  with page granularity".to_owned(), PLAIN),
         (grouped(page), PLAIN),
-        (per_write(page, summary.writes), QUIET),
+        (page_remark(summary), QUIET),
     ]);
     table.row([
         ("  with sub-page granularity".to_owned(), PLAIN),
         (grouped(sub_page), PLAIN),
-        (per_write(sub_page, summary.writes), QUIET),
+        (sub_page_remark(summary), QUIET),
     ]);
     table.row([("  ratio".to_owned(), PLAIN), (ratio(page, sub_page), GOOD)]);
     table
+}
+
+/// What the exits with page granularity are of the writes. On KVM the whole is not known: only writes
+/// that trap are, and all of them exit.
+pub(crate) fn page_remark(summary: &Summary) -> String {
+    match summary.live {
+        None => per_write(summary.exits_page, summary.writes),
+        Some(_) => "as in this run".to_owned(),
+    }
+}
+
+/// The same for the exits with sub-page granularity.
+pub(crate) fn sub_page_remark(summary: &Summary) -> String {
+    match summary.live {
+        None => per_write(summary.exits_sub_page, summary.writes),
+        Some(_) => "on a processor with SPP".to_owned(),
+    }
 }
 
 /// The share of the writes that exit.

@@ -10,7 +10,7 @@ use subpage::rules::Rule;
 use crate::command_line::CompileArguments;
 use crate::failure::{Failure, Status};
 use crate::new_file;
-use crate::policy::{AddressSpace, Draft, Names, Policy, PolicySource, read_symbols};
+use crate::policy::{Draft, Names, Policy, PolicySource, read_region_names};
 use crate::terminal::style::QUIET;
 use crate::terminal::{ColorWhen, Output, bytes, grouped, printable};
 
@@ -28,9 +28,7 @@ pub fn run(arguments: &CompileArguments, color: ColorWhen) -> Result<Status, Fai
     let source = PolicySource::read(&arguments.policy).map_err(|error| Failure::bad(&error))?;
     let draft = Draft::parse(source);
     let regions = match &arguments.symbols {
-        Some(path) => {
-            read_symbols(path, AddressSpace::Physical).map_err(|error| Failure::bad(&error))?
-        }
+        Some(path) => read_region_names(path).map_err(|error| Failure::bad(&error))?,
         None => Names::default(),
     };
     let otherwise = if regions.is_empty() { NO_NAMES } else { NAMES };

@@ -19,6 +19,8 @@ pub enum Status {
     BadInput = 2,
     /// At least one write was denied.
     Denied = 3,
+    /// The guest failed, was stopped by KVM, or took too long.
+    GuestFailed = 4,
 }
 
 impl From<Status> for ExitCode {

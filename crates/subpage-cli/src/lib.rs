@@ -5,6 +5,7 @@ pub mod check;
 pub mod closing_table;
 pub mod command_line;
 pub mod compile_command;
+pub mod ctl;
 pub mod events;
 pub mod failure;
 pub mod guard;

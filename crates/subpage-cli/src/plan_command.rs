@@ -89,6 +89,7 @@ fn range_of(text: &str, names: &Names) -> Result<ByteRange, Failure> {
                 };
                 return Err(wrong(format!("the trace has no such name; {near}")));
             }
+            Err(LookupError::Unplaced { reason }) => return Err(wrong(reason.to_owned())),
             Err(LookupError::Ambiguous { candidates, count }) => {
                 let list: Vec<_> =
                     candidates.iter().map(|named| format!("{:#x}", named.start)).collect();

@@ -11,7 +11,7 @@ use crate::events::EventWriter;
 use crate::failure::{Failure, Status};
 use crate::terminal::style::DENIED;
 use crate::terminal::{ColorWhen, Output, printable};
-use crate::{compile_command, guard, plan_command, record_command};
+use crate::{compile_command, ctl, guard, plan_command, record_command};
 
 /// Runs the command that `arguments` (the program's name first) ask for.
 ///
@@ -73,6 +73,7 @@ fn execute(command: &Command, color: ColorWhen, out: &mut Output) -> Result<Stat
         Command::Guard(arguments) => guard::run(arguments, color, out),
         Command::Record(arguments) => record_command::run(arguments, color),
         Command::Plan(arguments) => plan_command::run(arguments, color, out),
+        Command::Ctl(arguments) => ctl::run(arguments, out),
         Command::Compile(arguments) => compile_command::run(arguments, color),
         Command::Check { json } => {
             let findings = check::find(&Machine::this());
@@ -98,7 +99,11 @@ fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
         Command::Guard(arguments) => arguments.json,
         Command::Plan(arguments) => arguments.json,
         Command::Check { json } => *json,
-        Command::Record(_) | Command::Compile(_) | Command::Completions { .. } => false,
+        // What `ctl` prints are replies, and it has told of a failure in their form.
+        Command::Ctl(_)
+        | Command::Record(_)
+        | Command::Compile(_)
+        | Command::Completions { .. } => false,
     };
     if json {
         let mut events = EventWriter::new(&mut *out, true);

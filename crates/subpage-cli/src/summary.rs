@@ -20,15 +20,16 @@ pub struct Summary {
     pub guest: String,
     /// The policy file as the user named it.
     pub policy: String,
-    /// What enforced the rules: `model` for a trace.
+    /// What enforced the rules: `model` for a trace, `kvm` for a guest on KVM.
     pub backend: String,
-    /// Writes of the guest, denied ones included.
+    /// Writes of the guest, denied ones included; on KVM, those that trapped.
     pub writes: u64,
     /// Bytes of those writes.
     pub bytes: u64,
-    /// In the order of the policy.
+    /// In the order of the policy, then those added while the guest ran.
     pub rules: Vec<RuleSummary>,
-    /// Exits that the policy costs when a page is the smallest thing that can be protected.
+    /// Exits that the policy costs when a page is the smallest thing that can be protected; on KVM,
+    /// those that it did cost.
     pub exits_page: u64,
     /// Exits that it costs with sub-pages.
     pub exits_sub_page: u64,
@@ -41,6 +42,9 @@ pub struct Summary {
     /// How long the run took; absent where it was not measured.
     #[serde(serialize_with = "seconds", rename = "elapsed_seconds")]
     pub elapsed: Option<Duration>,
+    /// What only a guest on KVM has; such a run knows of no write that did not trap.
+    #[serde(flatten)]
+    pub live: Option<LiveSummary>,
     /// The first denied writes in order, at most [`MAX_FIRST_DENIALS`].
     #[serde(skip)]
     pub first_denials: Vec<WriteEvent>,
@@ -50,6 +54,56 @@ pub struct Summary {
     /// Guarded pages that are left out of `heat` because there are too many.
     #[serde(skip)]
     pub heat_omitted: u64,
+}
+
+/// What only the run of a guest on KVM has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LiveSummary {
+    /// How it ended.
+    #[serde(rename = "ending")]
+    pub kind: EndingKind,
+    /// The status that the guest ended itself with, if it did.
+    pub exit_code: Option<u8>,
+    /// The same for people, with the place of a failure.
+    #[serde(rename = "ending_message")]
+    pub message: String,
+    /// Writes that an access map denied, and no rule.
+    pub denied_by_maps: u64,
+    /// Events that were not shown, because the guest made them faster than they could be.
+    pub events_dropped: u64,
+}
+
+/// How a guest on KVM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndingKind {
+    /// It switched itself off.
+    PoweredOff,
+    /// It ended itself with a status.
+    Exited,
+    /// All its processors halted for good.
+    Halted,
+    /// It asked for a reset.
+    Reset,
+    /// A rule with the action `stop` was met.
+    Stopped,
+    /// Somebody asked for it over the control socket.
+    Requested,
+    /// This program was told to end.
+    Interrupted,
+    /// Its time was up.
+    TimedOut,
+    /// A triple fault.
+    TripleFault,
+    /// KVM, or this program, could not go on with it.
+    Failed,
+}
+
+impl EndingKind {
+    /// Whether the run was cut short by what nobody asked for.
+    pub fn is_failure(self) -> bool {
+        matches!(self, Self::TimedOut | Self::TripleFault | Self::Failed)
+    }
 }
 
 /// What one rule did.
@@ -65,8 +119,8 @@ pub struct RuleSummary {
     pub start: Hex,
     /// Guarded bytes.
     pub length: u64,
-    /// Line of the policy.
-    pub line: u64,
+    /// Line of the policy; none if the rule came from elsewhere.
+    pub line: Option<u64>,
     /// Writes that touched a sub-page of the rule.
     pub checked: u64,
     /// Of these, the writes that the rule had nothing against: they touched none of its bytes, or a
@@ -88,7 +142,7 @@ impl RuleSummary {
             action: action_word(rule.rule.action),
             start: Hex(rule.rule.range.first().as_u64()),
             length: rule.rule.range.bytes(),
-            line: rule.line as u64,
+            line: Some(rule.line as u64),
             checked: 0,
             allowed: 0,
             logged: 0,
@@ -106,7 +160,8 @@ impl RuleSummary {
 impl Summary {
     /// Writes that had no effect.
     pub fn denied(&self) -> u64 {
-        self.rules.iter().map(|rule| rule.denied).sum()
+        let by_maps = self.live.as_ref().map_or(0, |live| live.denied_by_maps);
+        self.rules.iter().map(|rule| rule.denied).sum::<u64>() + by_maps
     }
 
     /// Writes that took effect and were reported.

@@ -1,9 +1,14 @@
 //! A write that met a rule: what the events, the summary and the report tell about it.
 
-use serde::Serialize;
+use std::fmt::Write;
+
+use serde::{Deserialize, Serialize};
 use subpage::rules::Action;
+use subpage_kvm::event;
 
 use crate::hex::Hex;
+
+const ACTIONS: [Action; 4] = [Action::Log, Action::AllowOnce, Action::Deny, Action::Stop];
 
 /// The word for an action in policies and events.
 pub fn action_word(action: Action) -> &'static str {
@@ -15,8 +20,13 @@ pub fn action_word(action: Action) -> &'static str {
     }
 }
 
+/// The action for a word of policies and events.
+pub fn action_of_word(word: &str) -> Option<Action> {
+    ACTIONS.into_iter().find(|action| action_word(*action) == word)
+}
+
 /// What became of a write that met a rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It had no effect.
@@ -46,18 +56,30 @@ impl Verdict {
     }
 }
 
-/// A rule met a write.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+impl From<event::Verdict> for Verdict {
+    fn from(verdict: event::Verdict) -> Self {
+        match verdict {
+            event::Verdict::Denied => Self::Denied,
+            event::Verdict::Stopped => Self::Stopped,
+            event::Verdict::Logged => Self::Logged,
+            event::Verdict::AllowedOnce => Self::AllowedOnce,
+        }
+    }
+}
+
+/// A rule, or an access map, met a write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WriteEvent {
     /// Number of this event among those of writes, from 1, without gaps.
     pub seq: u64,
-    /// Name of the rule that decided.
-    pub rule: String,
+    /// Name of the rule that decided; none if an access map did.
+    pub rule: Option<String>,
     /// Its action.
-    pub action: &'static str,
+    #[serde(with = "word_of_action")]
+    pub action: Action,
     /// What became of the write.
     pub verdict: Verdict,
-    /// Number of the write in the run, from 1.
+    /// Number of the write in the run, from 1; on KVM, among those that trapped.
     pub write: u64,
     /// First byte written.
     pub gpa: Hex,
@@ -71,4 +93,102 @@ pub struct WriteEvent {
     pub pc_symbol: Option<String>,
     /// The virtual CPU that wrote.
     pub vcpu: u32,
+    /// What is known only of a write that happens now.
+    #[serde(flatten)]
+    pub live: Option<LiveWrite>,
+}
+
+/// What is known of a write in a running guest, and of none in a trace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveWrite {
+    /// Number of the rule that decided; none if an access map did.
+    pub rule_id: Option<u64>,
+    /// Whether the program counter was told; if not, it was found by decoding backwards.
+    pub pc_exact: bool,
+    /// Privilege level, 0..=3.
+    pub cpl: u8,
+    /// Page-table base.
+    pub cr3: Hex,
+    /// Guest-linear address of the first byte, if known.
+    pub gla: Option<Hex>,
+    /// First byte that the rule or map holds.
+    pub at: Hex,
+    /// The bytes that were, or would have been, stored: two digits each.
+    pub bytes: String,
+    /// The bytes of the instruction, if it was found: two digits each.
+    pub instruction: Option<String>,
+    /// The instruction in words, Intel syntax.
+    pub text: Option<String>,
+}
+
+impl WriteEvent {
+    /// The rule's name for people; what stands in its place for an access map.
+    pub fn rule_name(&self) -> &str {
+        self.rule.as_deref().unwrap_or("(access map)")
+    }
+
+    /// The program counter for people; behind a `~` if it was found by decoding backwards.
+    pub fn pc_text(&self) -> Option<String> {
+        let exact = self.live.as_ref().is_none_or(|live| live.pc_exact);
+        self.pc.map(|pc| format!("{}{pc}", if exact { "" } else { "~" }))
+    }
+}
+
+impl From<&event::Event> for WriteEvent {
+    fn from(event: &event::Event) -> Self {
+        Self {
+            seq: event.seq,
+            rule: event.rule.map(|_| event.rule_name.clone()),
+            action: action_of_word(event.action).expect("an event has an action"),
+            verdict: event.verdict.into(),
+            write: event.write,
+            gpa: Hex(event.gpa),
+            length: event.bytes.len() as u64,
+            sub_page: event.sub_page(),
+            pc: event.rip.map(Hex),
+            pc_symbol: None,
+            vcpu: event.vcpu,
+            live: Some(LiveWrite {
+                rule_id: event.rule,
+                pc_exact: event.rip_exact,
+                cpl: event.cpl,
+                cr3: Hex(event.cr3),
+                gla: event.gla.map(Hex),
+                at: Hex(event.at),
+                bytes: digits(&event.bytes),
+                instruction: (!event.instruction.is_empty()).then(|| digits(&event.instruction)),
+                text: event.text.clone(),
+            }),
+        }
+    }
+}
+
+fn digits(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Actions as words.
+mod word_of_action {
+    use serde::de::{Error, Unexpected};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use subpage::rules::Action;
+
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+    pub(super) fn serialize<S: Serializer>(
+        action: &Action,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        super::action_word(*action).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Action, D::Error> {
+        let word = String::deserialize(deserializer)?;
+        super::action_of_word(&word)
+            .ok_or_else(|| D::Error::invalid_value(Unexpected::Str(&word), &"an action"))
+    }
 }

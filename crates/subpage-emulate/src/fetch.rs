@@ -70,7 +70,8 @@ impl GuestInstruction {
         &self.bytes[..self.instruction.len()]
     }
 
-    pub(super) const fn instruction(&self) -> &Instruction {
+    /// The instruction, decoded.
+    pub const fn instruction(&self) -> &Instruction {
         &self.instruction
     }
 }

@@ -47,6 +47,7 @@ mod recent;
 mod segment;
 mod store;
 mod substitute;
+mod tables;
 mod trampoline;
 mod window;
 
@@ -62,6 +63,7 @@ pub use paging::{Access, Mark, Translation, translate, walk_entries, walk_marks}
 pub use recent::Recent;
 pub use store::{MAX_STORE_BYTES, Refusal, Store};
 pub use substitute::Substitute;
+pub use tables::table_frames;
 pub use trampoline::{CODE_BYTES, Extended, FxArea, Trampoline, TrampolineFault, XsaveArea};
 pub use window::{Scratch, Window};
 

@@ -102,7 +102,7 @@ impl Translation {
     }
 }
 
-const PRESENT: u64 = 1 << 0;
+pub(super) const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 const ACCESSED: u64 = 1 << 5;
@@ -120,14 +120,14 @@ mod code {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Format {
+pub(super) enum Format {
     Bits32,
     Pae,
     Level4,
 }
 
 impl Format {
-    const fn of(state: &State) -> Self {
+    pub(super) const fn of(state: &State) -> Self {
         if state.efer & EFER_LMA != 0 {
             Self::Level4
         } else if state.cr4 & CR4_PAE != 0 {
@@ -137,7 +137,7 @@ impl Format {
         }
     }
 
-    const fn levels(self) -> u32 {
+    pub(super) const fn levels(self) -> u32 {
         match self {
             Self::Bits32 => 2,
             Self::Pae => 3,
@@ -145,7 +145,7 @@ impl Format {
         }
     }
 
-    const fn entry_bytes(self) -> u8 {
+    pub(super) const fn entry_bytes(self) -> u8 {
         if matches!(self, Self::Bits32) { 4 } else { 8 }
     }
 
@@ -163,7 +163,12 @@ impl Format {
         linear >> self.shift(level) & mask
     }
 
-    const fn root(self, cr3: u64) -> u64 {
+    /// How many bytes a table at `level` has.
+    pub(super) const fn table_bytes(self, level: u32) -> usize {
+        if matches!(self, Self::Pae) && level == 3 { 32 } else { 4096 }
+    }
+
+    pub(super) const fn root(self, cr3: u64) -> u64 {
         match self {
             Self::Bits32 => cr3 & 0xffff_f000,
             Self::Pae => cr3 & 0xffff_ffe0,
@@ -172,7 +177,7 @@ impl Format {
     }
 
     /// Whether an entry at `level` with this value maps a page.
-    const fn is_leaf(self, state: &State, level: u32, entry: u64) -> bool {
+    pub(super) const fn is_leaf(self, state: &State, level: u32, entry: u64) -> bool {
         level == 1
             || entry & PAGE_SIZE != 0
                 && match self {
@@ -183,7 +188,13 @@ impl Format {
     }
 
     /// The bits that must be 0 in an entry.
-    fn reserved(self, processor: Processor, state: &State, level: u32, leaf: bool) -> u64 {
+    pub(super) fn reserved(
+        self,
+        processor: Processor,
+        state: &State,
+        level: u32,
+        leaf: bool,
+    ) -> u64 {
         let width = processor.physical_width.bits();
         let beyond = !((1_u64 << width) - 1);
         let high = beyond & 0x000f_ffff_ffff_f000;
@@ -212,7 +223,7 @@ impl Format {
     }
 
     /// The guest-physical address in an entry: of the next table, or of the page.
-    const fn address(self, level: u32, leaf: bool, entry: u64) -> u64 {
+    pub(super) const fn address(self, level: u32, leaf: bool, entry: u64) -> u64 {
         match self {
             Self::Bits32 if leaf && level == 2 => entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32,
             Self::Bits32 => entry & 0xffff_f000,

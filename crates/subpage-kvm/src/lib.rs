@@ -14,6 +14,7 @@ pub mod event;
 pub mod guard;
 pub mod memory;
 pub mod metrics;
+pub mod probe;
 pub mod snapshot;
 mod store;
 pub mod trap;

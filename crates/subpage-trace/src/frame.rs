@@ -5,7 +5,7 @@ use std::io::Read;
 use crate::error::TraceError;
 
 /// First bytes of every trace. The byte above 127 and the line ends show up a transfer as text.
-pub(crate) const MAGIC: [u8; 8] = *b"\x89SPTR\r\n\n";
+pub const MAGIC: [u8; 8] = *b"\x89SPTR\r\n\n";
 /// Version written, and the only one read.
 pub const VERSION: u32 = 1;
 /// The most writes in one block.

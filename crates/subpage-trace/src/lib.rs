@@ -26,7 +26,7 @@ mod writer;
 pub use destination::destination;
 pub use elf::{ElfError, Placement, program_names};
 pub use error::TraceError;
-pub use frame::{MAX_BLOCK_BYTES, MAX_BLOCK_WRITES, VERSION};
+pub use frame::{MAGIC, MAX_BLOCK_BYTES, MAX_BLOCK_WRITES, VERSION};
 pub use header::{Header, MAX_ARGUMENTS, MAX_COMMAND_BYTES};
 pub use lackey::{LackeyReader, LackeySummary, MAX_LINE, MAX_REPORTED, MAX_STORE};
 pub use names::{MAX_NAME_BYTES, MAX_NAMES, Name, NameError, NameKind, Names};

@@ -4,6 +4,7 @@ use std::io;
 
 use serde::Serialize;
 
+use super::kvm;
 use super::machine::{Machine, ProgramError, Programs};
 
 /// IA32_VMX_PROCBASED_CTLS2: which secondary controls may be 1, in its high half.
@@ -71,15 +72,14 @@ pub fn find<P: Programs>(machine: &Machine<P>) -> Findings {
     let vtx = vtx(&processor);
     let ept = ept(&processor, vtx.verdict);
     let spp = spp(machine, &processor, vtx.verdict);
-    let kvm = kvm(machine);
+    let (kvm, guests) = kvm::findings(machine);
     let valgrind = valgrind(machine);
     let bochs = bochs(machine);
-    let commands = commands(&valgrind);
-    Findings {
-        processor: processor.name.clone(),
-        machine: vec![vtx, ept, spp, kvm, valgrind, bochs],
-        commands,
-    }
+    let commands = commands(guests, &valgrind);
+    let mut found = vec![vtx, ept, spp];
+    found.extend(kvm);
+    found.extend([valgrind, bochs]);
+    Findings { processor: processor.name.clone(), machine: found, commands }
 }
 
 /// What `/proc/cpuinfo` says of the first processor.
@@ -116,7 +116,7 @@ impl Processor {
     }
 }
 
-fn finding(
+pub(super) fn finding(
     key: &'static str,
     name: &'static str,
     verdict: Verdict,
@@ -192,25 +192,6 @@ fn spp<P: Programs>(machine: &Machine<P>, processor: &Processor, vtx: Verdict) -
     }
 }
 
-fn kvm<P: Programs>(machine: &Machine<P>) -> MachineFinding {
-    let (verdict, reason) = match machine.can_open("/dev/kvm") {
-        Ok(()) => (Verdict::Yes, "/dev/kvm opens for reading and writing".to_owned()),
-        Err(error) => match error.kind() {
-            io::ErrorKind::NotFound => {
-                let reason = "/dev/kvm is not there: `modprobe kvm_intel` or `modprobe kvm_amd`, \
-                              or no hardware virtualisation";
-                (Verdict::No, reason.to_owned())
-            }
-            io::ErrorKind::PermissionDenied => {
-                let reason = "/dev/kvm may not be opened: join the group that owns it (often kvm)";
-                (Verdict::No, reason.to_owned())
-            }
-            _ => (Verdict::No, format!("/dev/kvm does not open: {error}")),
-        },
-    };
-    finding("kvm", "KVM", verdict, reason)
-}
-
 fn valgrind<P: Programs>(machine: &Machine<P>) -> MachineFinding {
     let (verdict, reason) = match machine.programs().output("valgrind", "--version") {
         Ok(text) => match text.lines().find_map(|line| line.trim().strip_prefix("valgrind-")) {
@@ -261,7 +242,7 @@ fn bochs_version(banner: &str) -> Option<(&str, (u32, u32))> {
     Some((version, (major, minor)))
 }
 
-fn commands(valgrind: &MachineFinding) -> Vec<CommandFinding> {
+fn commands(guests: CommandFinding, valgrind: &MachineFinding) -> Vec<CommandFinding> {
     let always = |command| CommandFinding {
         command,
         verdict: Verdict::Yes,
@@ -282,5 +263,5 @@ fn commands(valgrind: &MachineFinding) -> Vec<CommandFinding> {
         verdict: Verdict::Yes,
         reason: "counts the writes of a trace".to_owned(),
     };
-    vec![always("subpage guard --policy FILE TRACE"), plan, record, import]
+    vec![always("subpage guard --policy FILE TRACE"), guests, plan, record, import]
 }

@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 
 use thiserror::Error;
 
+use super::kvm::KvmFacts;
+
 /// Most bytes read of a file of the kernel or of a program's output.
 const MAX_BYTES: u64 = 4 << 20;
 
@@ -47,23 +49,27 @@ impl Programs for SystemPrograms {
     }
 }
 
-/// A machine: its file system and its programs.
+/// Asks the KVM behind a device file.
+pub type AskKvm = fn(&Path) -> io::Result<KvmFacts>;
+
+/// A machine: its file system, its programs and its KVM.
 pub struct Machine<P> {
     root: PathBuf,
     programs: P,
+    ask_kvm: AskKvm,
 }
 
 impl Machine<SystemPrograms> {
     /// This machine.
     pub fn this() -> Self {
-        Self { root: PathBuf::from("/"), programs: SystemPrograms }
+        Self::new(Path::new("/"), SystemPrograms, KvmFacts::ask)
     }
 }
 
 impl<P: Programs> Machine<P> {
     /// A machine whose files lie under `root`.
-    pub fn new(root: &Path, programs: P) -> Self {
-        Self { root: root.to_owned(), programs }
+    pub fn new(root: &Path, programs: P, ask_kvm: AskKvm) -> Self {
+        Self { root: root.to_owned(), programs, ask_kvm }
     }
 
     fn path(&self, absolute: &str) -> PathBuf {
@@ -88,6 +94,11 @@ impl<P: Programs> Machine<P> {
         let file = File::open(self.path("/dev/cpu/0/msr"))?;
         file.read_exact_at(&mut value, u64::from(register))?;
         Ok(u64::from_le_bytes(value))
+    }
+
+    /// What the KVM behind a device file says of itself.
+    pub(super) fn kvm(&self, path: &str) -> io::Result<KvmFacts> {
+        (self.ask_kvm)(&self.path(path))
     }
 
     pub(super) fn programs(&self) -> &P {

@@ -1,11 +1,12 @@
 //! What can be reported.
 
 use serde::Serialize;
+use subpage_kvm::control::protocol::ShownRule;
 
 use crate::hex::Hex;
 use crate::policy::PolicyRule;
 use crate::summary::Summary;
-use crate::write_event::{Verdict, WriteEvent, action_word};
+use crate::write_event::{Verdict, WriteEvent, action_of_word, action_word};
 
 /// One line of output.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -19,6 +20,8 @@ pub enum Event<'a> {
     Logged(&'a WriteEvent),
     /// A write took effect because it was the first to meet an `allow-once` rule.
     AllowedOnce(&'a WriteEvent),
+    /// The guest cannot go on, and is kept as it is.
+    Failed(&'a FailedEvent),
     /// The run is over.
     Summary(&'a Summary),
     /// The run cannot go on or did not begin.
@@ -49,6 +52,24 @@ pub struct StartEvent {
     pub backend: String,
     /// The rules with their resolved addresses, in the order of the policy.
     pub rules: Vec<RuleEvent>,
+    /// What only a guest on KVM has.
+    #[serde(flatten)]
+    pub live: Option<LiveStart>,
+}
+
+/// What only a guest on KVM has.
+#[derive(Debug, Clone, Serialize)]
+pub struct LiveStart {
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// How writes are trapped: `slots` or `view`.
+    pub trap: &'static str,
+    /// Where `subpage ctl` reaches it.
+    pub control: String,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<String>,
 }
 
 /// A rule as it is in force.
@@ -66,8 +87,8 @@ pub struct RuleEvent {
     pub owner: u32,
     /// Whether nothing can loosen it.
     pub locked: bool,
-    /// Line of the policy.
-    pub line: u64,
+    /// Line of the policy; none if the rule came from elsewhere.
+    pub line: Option<u64>,
 }
 
 impl From<&PolicyRule> for RuleEvent {
@@ -80,9 +101,33 @@ impl From<&PolicyRule> for RuleEvent {
             length: rule.range.bytes(),
             owner: rule.owner.0,
             locked: rule.locked,
-            line: *line as u64,
+            line: Some(*line as u64),
         }
     }
+}
+
+impl From<&ShownRule> for RuleEvent {
+    fn from(shown: &ShownRule) -> Self {
+        let rule = &shown.new;
+        Self {
+            name: rule.name.clone(),
+            action: action_of_word(&rule.action).map_or("deny", action_word),
+            start: Hex(rule.start),
+            length: rule.length,
+            owner: rule.owner,
+            locked: rule.locked,
+            line: None,
+        }
+    }
+}
+
+/// The guest cannot go on, and is kept as it is.
+#[derive(Debug, Clone, Serialize)]
+pub struct FailedEvent {
+    /// Why.
+    pub message: String,
+    /// Where `subpage ctl` reaches it.
+    pub control: String,
 }
 
 /// The run cannot go on or did not begin.

@@ -7,8 +7,8 @@ mod kinds;
 mod text;
 
 pub use json::write_json;
-pub use kinds::{ErrorEvent, Event, RuleEvent, StartEvent};
-pub use text::{SHOWN_PER_RULE, TextEvents};
+pub use kinds::{ErrorEvent, Event, FailedEvent, LiveStart, RuleEvent, StartEvent};
+pub use text::{SHOWN_PER_RULE, TextEvents, write_line};
 
 use std::io::{self, Write};
 
@@ -49,11 +49,32 @@ impl<W: Write> EventWriter<W> {
         }
     }
 
+    /// A rule, or an access map, met a write of a guest on KVM.
+    pub fn live_write(&mut self, event: &subpage_kvm::event::Event) -> io::Result<()> {
+        match self {
+            // The same form as over the control socket.
+            Self::Json(out) => {
+                serde_json::to_writer(&mut *out, event)?;
+                out.write_all(b"\n")
+            }
+            Self::Text(text) => text.write(&WriteEvent::from(event)),
+        }
+    }
+
+    /// The guest cannot go on, and is kept as it is.
+    pub fn failed(&mut self, failed: &FailedEvent) -> io::Result<()> {
+        match self {
+            Self::Json(out) => write_json(out, &Event::Failed(failed))?,
+            Self::Text(text) => text.failed(failed)?,
+        }
+        self.flush()
+    }
+
     /// Whether this write will make a line; if not, [`EventWriter::write`] only counts it.
     pub fn shows(&self, write: &WriteEvent) -> bool {
         match self {
             Self::Json(_) => true,
-            Self::Text(text) => text.shows(&write.rule),
+            Self::Text(text) => text.shows(write),
         }
     }
 

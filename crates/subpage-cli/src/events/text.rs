@@ -5,10 +5,10 @@ use std::io::{self, Write};
 
 use unicode_width::UnicodeWidthStr;
 
-use super::StartEvent;
+use super::{FailedEvent, LiveStart, StartEvent};
 use crate::summary::Summary;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, QUIET};
-use crate::terminal::{bytes, grouped, printable};
+use crate::terminal::{bytes, grouped, plural, printable};
 use crate::write_event::{Verdict, WriteEvent};
 
 /// Writes of one rule that are shown whole; later ones are counted, and each power of ten is told.
@@ -31,7 +31,7 @@ struct Seen {
 /// Writes events as lines, with ANSI colours.
 pub struct TextEvents<W: Write> {
     out: W,
-    seen: HashMap<String, Seen>,
+    seen: HashMap<Option<String>, Seen>,
     shown: u64,
     name_columns: usize,
 }
@@ -72,13 +72,16 @@ impl<W: Write> TextEvents<W> {
         if start.rules.len() > 10 {
             writeln!(self.out, "  {QUIET}… and {} more{QUIET:#}", grouped(rules - 10))?;
         }
+        if let Some(live) = &start.live {
+            live_start(&mut self.out, live)?;
+        }
         writeln!(self.out)?;
         // Before the progress bar, which goes to another stream.
         self.out.flush()
     }
 
-    pub(super) fn shows(&self, rule: &str) -> bool {
-        self.seen.get(rule).is_none_or(|seen| !seen.told || is_power_of_ten(seen.count + 1))
+    pub(super) fn shows(&self, write: &WriteEvent) -> bool {
+        self.seen.get(&write.rule).is_none_or(|seen| !seen.told || is_power_of_ten(seen.count + 1))
     }
 
     pub(super) fn write(&mut self, write: &WriteEvent) -> io::Result<()> {
@@ -92,7 +95,7 @@ impl<W: Write> TextEvents<W> {
             self.shown += 1;
             return self.whole(write);
         }
-        let name = printable(&write.rule);
+        let name = printable(write.rule_name());
         if !seen.told {
             seen.told = true;
             writeln!(
@@ -114,33 +117,20 @@ impl<W: Write> TextEvents<W> {
     }
 
     fn whole(&mut self, write: &WriteEvent) -> io::Result<()> {
-        let style = match write.verdict {
-            Verdict::Denied | Verdict::Stopped => DENIED,
-            Verdict::Logged | Verdict::AllowedOnce => LOGGED,
-        };
-        let name = printable(&write.rule);
-        write!(
-            self.out,
-            "{style}{:12}{style:#}  {NAME}{name}{NAME:#}{:pad$}  {:>2} {} at {}  {QUIET}sub-page {:2}  \
-             write {}{QUIET:#}",
-            write.verdict.word(),
-            "",
-            write.length,
-            if write.length == 1 { "byte " } else { "bytes" },
-            write.gpa,
-            write.sub_page,
-            grouped(write.write),
-            pad = self.name_columns.saturating_sub(name.width()),
-        )?;
-        if let Some(pc) = write.pc {
-            write!(self.out, "  {QUIET}by{QUIET:#} {pc}")?;
-        }
-        if let Some(symbol) = &write.pc_symbol {
-            write!(self.out, " {QUIET}in{QUIET:#} {}", printable(symbol))?;
-        }
-        writeln!(self.out)?;
+        write_line(&mut self.out, write, self.name_columns)?;
         // A person watches, and the next event may be minutes away.
         self.out.flush()
+    }
+
+    pub(super) fn failed(&mut self, failed: &FailedEvent) -> io::Result<()> {
+        let control = printable(&failed.control);
+        writeln!(
+            self.out,
+            "{DENIED}the guest cannot go on:{DENIED:#} {}\n  it is kept as it is: {QUIET}subpage ctl \
+             {control} show{QUIET:#} asks it; Ctrl-C, or {QUIET}subpage ctl {control} stop{QUIET:#}, \
+             ends it",
+            printable(&failed.message),
+        )
     }
 
     pub(super) fn summary(&mut self, summary: &Summary) -> io::Result<()> {
@@ -159,6 +149,63 @@ impl<W: Write> TextEvents<W> {
     pub(super) fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
+}
+
+fn live_start(out: &mut impl Write, live: &LiveStart) -> io::Result<()> {
+    let trap = match live.trap {
+        "view" => "write-protected pages of the host",
+        _ => "read-only memory slots",
+    };
+    let cpus = u64::from(live.cpus);
+    let (count, memory) = (grouped(cpus), bytes(live.memory));
+    writeln!(
+        out,
+        "  {QUIET}{count} {}, {memory}; trapped by {trap}{QUIET:#}",
+        plural(cpus, "cpu")
+    )?;
+    writeln!(out, "  {QUIET}control{QUIET:#}  subpage ctl {} show", printable(&live.control))?;
+    if let Some(metrics) = &live.metrics {
+        writeln!(out, "  {QUIET}metrics{QUIET:#}  {}", printable(metrics))?;
+    }
+    Ok(())
+}
+
+/// Writes one event as one line, the rule's name `name_columns` wide or wider, with ANSI colours.
+pub fn write_line(out: &mut impl Write, write: &WriteEvent, name_columns: usize) -> io::Result<()> {
+    let style = match write.verdict {
+        Verdict::Denied | Verdict::Stopped => DENIED,
+        Verdict::Logged | Verdict::AllowedOnce => LOGGED,
+    };
+    let name = printable(write.rule_name());
+    write!(
+        out,
+        "{style}{:12}{style:#}  {NAME}{name}{NAME:#}{:pad$}  {:>2} {} at {}  {QUIET}sub-page {:2}  \
+         write {}{QUIET:#}",
+        write.verdict.word(),
+        "",
+        write.length,
+        if write.length == 1 { "byte " } else { "bytes" },
+        write.gpa,
+        write.sub_page,
+        grouped(write.write),
+        pad = name_columns.saturating_sub(name.width()),
+    )?;
+    if let Some(pc) = write.pc_text() {
+        write!(out, "  {QUIET}by{QUIET:#} {pc}")?;
+    }
+    if let Some(symbol) = &write.pc_symbol {
+        write!(out, " {QUIET}in{QUIET:#} {}", printable(symbol))?;
+    }
+    if let Some(live) = &write.live {
+        write!(out, "  {QUIET}vcpu {} cpl {}{QUIET:#}", write.vcpu, live.cpl)?;
+        if let Some(gla) = live.gla {
+            write!(out, "  {QUIET}gla {gla}{QUIET:#}")?;
+        }
+        if let Some(text) = &live.text {
+            write!(out, "  {}", printable(text))?;
+        }
+    }
+    writeln!(out)
 }
 
 fn is_power_of_ten(count: u64) -> bool {

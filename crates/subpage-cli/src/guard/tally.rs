@@ -2,6 +2,7 @@
 
 use subpage::access::{SUB_PAGE_BYTES, SubPage};
 use subpage::address::{ByteRange, PAGE_BYTES};
+use subpage::rules::Action;
 
 use super::intervals::Intervals;
 use crate::heat::Heat;
@@ -68,6 +69,7 @@ const CACHE: usize = 1024;
 #[derive(Debug)]
 pub struct Tally {
     ranges: Vec<ByteRange>,
+    actions: Vec<Action>,
     rules: Vec<RuleSummary>,
     index: TouchIndex,
     pages: Intervals,
@@ -95,6 +97,7 @@ impl Tally {
             Intervals::new(runs.collect())
         };
         Self {
+            actions: policy.rules.iter().map(|rule| rule.rule.action).collect(),
             rules: policy.rules.iter().map(RuleSummary::new).collect(),
             index: TouchIndex::new(&ranges, SUB_PAGE_BYTES),
             pages: widened(PAGE_BYTES),
@@ -185,8 +188,8 @@ impl Tally {
         }
         Some(WriteEvent {
             seq: self.events,
-            rule: self.rules[rule].name.clone(),
-            action: self.rules[rule].action,
+            rule: Some(self.rules[rule].name.clone()),
+            action: self.actions[rule],
             verdict,
             write: self.writes,
             gpa: Hex(first),
@@ -195,6 +198,7 @@ impl Tally {
             pc: None,
             pc_symbol: None,
             vcpu: 0,
+            live: None,
         })
     }
 
@@ -232,6 +236,7 @@ impl Tally {
             sub_pages_protected: self.sub_pages.count(),
             stopped_at: self.stopped_at,
             elapsed: None,
+            live: None,
             first_denials: self.first_denials,
             heat_omitted: self.heat.omitted(),
             heat: self.heat.into_pages(),

@@ -12,13 +12,13 @@ use toml::de::{DeTable, DeValue};
 use super::diagnostic::Diagnostic;
 use super::fields::{Fields, type_name};
 use super::number::parse_address_range;
-use super::place::{AddressSpace, Part, Place, Written};
+use super::place::{AddressSpace, Part, Place, SymbolFormat, Written};
 use super::{FORMAT_VERSION, MAX_RULES, PolicySource};
 
 const TOP_KEYS: &[&str] = &["version", "rule"];
 const RULE_KEYS: &[&str] = &[
-    "name", "range", "symbol", "elf", "address", "bias", "region", "offset", "length", "action",
-    "owner", "locked",
+    "name", "range", "symbol", "elf", "map", "address", "bias", "region", "offset", "length",
+    "action", "owner", "locked",
 ];
 const RANGE_KEYS: &[&str] = &["start", "end", "length"];
 
@@ -31,7 +31,7 @@ const ACTIONS: [(&str, Action); 4] = [
 
 const VERSION_HELP: &str = "begin the file with `version = 1`";
 const PLACE_HELP: &str = "give one of `range = \"0x1000..0x1080\"`, `region = \"NAME\"`, or \
-                          `symbol = \"NAME\"` with `elf = \"FILE\"`";
+                          `symbol = \"NAME\"` with `elf = \"FILE\"` or `map = \"FILE\"`";
 const RANGE_HELP: &str = "write `range = \"0x1000..0x1080\"` (the end is not included) or \
                           `range = { start = 0x1000, length = 128 }`";
 const ADDRESS_HELP: &str = "a guest-physical address has at most 48 bits: below 0x1000000000000";
@@ -99,6 +99,11 @@ impl Draft {
             rules.extend(rule);
         }
         Self { source, rules, mistakes }
+    }
+
+    /// The text.
+    pub fn source(&self) -> &PolicySource {
+        &self.source
     }
 
     /// The rules that are right so far, in the order of the file.
@@ -239,8 +244,8 @@ fn read_place(fields: &mut Fields<'_, '_>, span: &Range<usize>) -> Option<Place>
         fields.mistake(at, message, "one place too many", PLACE_HELP);
     }
     let kind = kinds.first().copied();
-    for (key, owner) in [("elf", "symbol"), ("address", "symbol"), ("bias", "symbol")] {
-        if kind != Some(owner) && kind.is_some() {
+    for key in ["elf", "map", "address", "bias"] {
+        if kind != Some("symbol") && kind.is_some() {
             forbid(fields, key, "belongs to `symbol`", "leave it out, or give a `symbol`");
         }
     }
@@ -271,35 +276,68 @@ fn forbid(fields: &mut Fields<'_, '_>, key: &str, label: &str, help: &str) {
 }
 
 fn read_symbol(fields: &mut Fields<'_, '_>) -> Option<Place> {
-    const ELF_HELP: &str =
-        "say which file has the symbol: `elf = \"vmlinux\"`, relative to the policy's directory";
-    const SPACE_HELP: &str = "write `address = \"virtual\"` (the symbol's own value) or \
-                              `address = \"physical\"` (where the file's load segment puts it)";
     const BIAS_HELP: &str = "the bias is added to the symbol's address; from -2^64 to 2^64, a \
                              signed hexadecimal one in quotes: `bias = \"-0xffffffff80000000\"`";
-    let symbol = fields.text("symbol", "name a symbol of the ELF file");
-    let elf = fields.text("elf", ELF_HELP);
-    if !fields.has("elf") {
-        let span = fields.key_span("symbol").unwrap_or(0..0);
-        fields.mistake(span, "`symbol` needs `elf`", "a symbol of which file?", ELF_HELP);
-    }
-    let space = match fields.text("address", SPACE_HELP) {
-        None => AddressSpace::Virtual,
-        Some(text) => match text.value.as_str() {
-            "virtual" => AddressSpace::Virtual,
-            "physical" => AddressSpace::Physical,
-            other => {
-                let message = format!("unknown kind of address `{other}`");
-                fields.mistake(text.span, message, "", SPACE_HELP);
-                AddressSpace::Virtual
-            }
-        },
-    };
+    let symbol = fields.text("symbol", "name a symbol of the file");
+    let file = read_symbol_file(fields);
+    let format = file.as_ref().map_or(SymbolFormat::Elf, |(_, format)| *format);
+    let space = read_space(fields, format);
     let bias = fields.number("bias", -(1 << 64), 1 << 64, BIAS_HELP);
     let part = read_part(fields);
-    let elf = elf?;
-    let elf = Written { value: PathBuf::from(elf.value), span: elf.span };
-    Some(Place::Symbol { symbol: symbol?, elf, space, bias, part })
+    let (file, format) = file?;
+    Some(Place::Symbol { symbol: symbol?, file, format, space, bias, part })
+}
+
+fn read_symbol_file(fields: &mut Fields<'_, '_>) -> Option<(Written<PathBuf>, SymbolFormat)> {
+    const HELP: &str = "say which file has the symbol, relative to the policy's directory: \
+                        `elf = \"vmlinux\"` or `map = \"System.map\"`";
+    let elf = fields.text("elf", HELP);
+    let map = fields.text("map", HELP);
+    match (fields.has("elf"), fields.has("map")) {
+        (false, false) => {
+            let span = fields.key_span("symbol").unwrap_or(0..0);
+            let message = "`symbol` needs `elf` or `map`";
+            fields.mistake(span, message, "a symbol of which file?", HELP);
+        }
+        (true, true) => {
+            let span = fields.key_span("map").unwrap_or(0..0);
+            let message = "the rule has both `elf` and `map`";
+            fields.mistake(span, message, "one file too many", HELP);
+        }
+        _ => {}
+    }
+    let elf = elf.map(|file| (file, SymbolFormat::Elf));
+    let (file, format) = elf.or(map.map(|file| (file, SymbolFormat::Map)))?;
+    Some((Written { value: PathBuf::from(file.value), span: file.span }, format))
+}
+
+fn read_space(fields: &mut Fields<'_, '_>, format: SymbolFormat) -> AddressSpace {
+    const HELP: &str = "write `address = \"virtual\"` (the symbol's own value), \
+                        `address = \"physical\"` (where the ELF file's load segment puts it), or \
+                        `address = \"kernel\"` (the value minus 0xffffffff80000000)";
+    let otherwise = match format {
+        SymbolFormat::Elf => AddressSpace::Virtual,
+        // Such lists are of kernels, whose own addresses are never guest-physical ones.
+        SymbolFormat::Map => AddressSpace::Kernel,
+    };
+    let Some(text) = fields.text("address", HELP) else { return otherwise };
+    match (text.value.as_str(), format) {
+        ("virtual", _) => AddressSpace::Virtual,
+        ("kernel", _) => AddressSpace::Kernel,
+        ("physical", SymbolFormat::Elf) => AddressSpace::Physical,
+        ("physical", SymbolFormat::Map) => {
+            let message = "a list of symbols has no physical addresses";
+            let help = "write `address = \"kernel\"`, or leave `address` out: the value minus \
+                        0xffffffff80000000";
+            fields.mistake(text.span, message, "only load segments of ELF say them", help);
+            otherwise
+        }
+        (other, _) => {
+            let message = format!("unknown kind of address `{other}`");
+            fields.mistake(text.span, message, "", HELP);
+            otherwise
+        }
+    }
 }
 
 fn read_part(fields: &mut Fields<'_, '_>) -> Part {

@@ -1,27 +1,29 @@
 //! The policy file: rules as people write them, turned into rules of the engine.
 //!
-//! Two stages, because a place may be given by a name that only a trace or an ELF file knows:
+//! Two stages, because a place may be given by a name that only a trace or a file of symbols knows:
 //! [`Draft::parse`] reads the text alone, [`Draft::resolve`] finds the names. A mistake found in
 //! the first stage does not stop the second, so one run reports every mistake of the file.
 
 mod diagnostic;
 mod draft;
+mod elf_symbols;
 mod fields;
+mod kallsyms;
 mod names;
 mod number;
 mod place;
 mod resolve;
 mod source;
-mod symbols;
+mod symbol_file;
 
 pub use diagnostic::{Diagnostic, Mistakes};
 pub use draft::{Draft, DraftRule};
 pub use names::{LookupError, NamedRange, Names};
 pub use number::{parse_address_range, parse_number};
-pub use place::{AddressSpace, Part, Place, Written};
+pub use place::{AddressSpace, Part, Place, START_KERNEL_MAP, SymbolFormat, Written};
 pub use resolve::{Policy, PolicyRule};
 pub use source::{PolicySource, SourceError};
-pub use symbols::{SymbolError, read_symbols};
+pub use symbol_file::{SymbolError, read_region_names, read_symbols};
 
 /// The version of the format that this reader knows: the value of the key `version`.
 pub const FORMAT_VERSION: u64 = 1;

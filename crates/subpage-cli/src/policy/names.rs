@@ -1,4 +1,4 @@
-//! Names of address ranges: those of a trace, or the symbols of an ELF file.
+//! Names of address ranges: those of a trace, or the symbols of a file.
 
 use crate::terminal::grouped;
 
@@ -21,6 +21,11 @@ pub enum LookupError {
         /// At most three.
         near: Vec<String>,
     },
+    /// The file has the name and no guest-physical address for it.
+    Unplaced {
+        /// Why not.
+        reason: &'static str,
+    },
     /// Several different ranges have this name.
     Ambiguous {
         /// At most four of them, in ascending order of address.
@@ -34,6 +39,8 @@ pub enum LookupError {
 #[derive(Debug, Clone, Default)]
 pub struct Names {
     sorted: Vec<NamedRange>,
+    /// Names without an address, in order, each with the reason.
+    unplaced: Vec<(String, &'static str)>,
 }
 
 /// Longest name that is compared for likeness, in bytes; the comparison is quadratic in it.
@@ -44,7 +51,14 @@ impl Names {
     pub fn new(mut ranges: Vec<NamedRange>) -> Self {
         ranges.sort_unstable();
         ranges.dedup();
-        Self { sorted: ranges }
+        Self { sorted: ranges, unplaced: Vec::new() }
+    }
+
+    /// The same list, which can also say why these names have no address.
+    pub(super) fn with_unplaced(mut self, mut unplaced: Vec<(String, &'static str)>) -> Self {
+        unplaced.sort_unstable();
+        self.unplaced = unplaced;
+        self
     }
 
     /// Whether there is no name at all.
@@ -61,7 +75,7 @@ impl Names {
     pub fn find(&self, name: &str) -> Result<&NamedRange, LookupError> {
         self.find_exactly(name).map_err(|error| match error {
             LookupError::Missing { .. } => LookupError::Missing { near: self.near(name) },
-            ambiguous @ LookupError::Ambiguous { .. } => ambiguous,
+            other => other,
         })
     }
 
@@ -70,7 +84,10 @@ impl Names {
         let first = self.sorted.partition_point(|range| range.name.as_str() < name);
         let count = self.sorted[first..].partition_point(|range| range.name == name);
         match &self.sorted[first..first + count] {
-            [] => Err(LookupError::Missing { near: Vec::new() }),
+            [] => match self.unplaced.binary_search_by(|(other, _)| other.as_str().cmp(name)) {
+                Ok(at) => Err(LookupError::Unplaced { reason: self.unplaced[at].1 }),
+                Err(_) => Err(LookupError::Missing { near: Vec::new() }),
+            },
             [one] => Ok(one),
             several => Err(LookupError::Ambiguous {
                 candidates: several.iter().take(4).cloned().collect(),
@@ -125,7 +142,10 @@ pub(super) fn did_you_mean(near: &[String], otherwise: &str) -> String {
 pub(super) fn list_candidates(candidates: &[NamedRange], count: usize) -> String {
     let mut text: Vec<_> = candidates
         .iter()
-        .map(|range| format!("{:#x} ({} bytes)", range.start, grouped(range.length)))
+        .map(|range| match range.length {
+            0 => format!("{:#x}", range.start),
+            length => format!("{:#x} ({} bytes)", range.start, grouped(length)),
+        })
         .collect();
     if count > candidates.len() {
         text.push(format!("{} more", count - candidates.len()));

@@ -22,6 +22,23 @@ pub enum AddressSpace {
     Virtual,
     /// The physical address that the load segment gives it: right for a kernel image in a guest.
     Physical,
+    /// The symbol's value minus [`START_KERNEL_MAP`]: right for a Linux kernel that lies where it was
+    /// built for (`nokaslr`).
+    Kernel,
+}
+
+/// Where x86-64 Linux maps physical address 0 for the kernel's own image: `__START_KERNEL_map`.
+///
+/// Linux, Documentation/arch/x86/x86_64/mm.rst, "kernel text mapping, mapped to physical address 0".
+pub const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
+
+/// What kind of file gives the symbols.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SymbolFormat {
+    /// An ELF file.
+    Elf,
+    /// A list as `/proc/kallsyms` or `System.map`.
+    Map,
 }
 
 /// Which bytes of a named thing.
@@ -45,12 +62,14 @@ pub enum Place {
         /// Which of its bytes.
         part: Part,
     },
-    /// A symbol of an ELF file.
+    /// A symbol of a file.
     Symbol {
         /// The symbol's name.
         symbol: Written<String>,
         /// The file, as written: relative to the policy's directory.
-        elf: Written<PathBuf>,
+        file: Written<PathBuf>,
+        /// What kind of file it is.
+        format: SymbolFormat,
         /// Which address of the symbol.
         space: AddressSpace,
         /// What is added to that address, within ±2^64.

@@ -9,8 +9,8 @@ use subpage::rules::Rule;
 use super::diagnostic::{Diagnostic, Mistakes};
 use super::draft::{Draft, DraftRule};
 use super::names::{LookupError, NamedRange, Names, did_you_mean, list_candidates};
-use super::place::{AddressSpace, Part, Place, Written};
-use super::symbols::read_symbols;
+use super::place::{AddressSpace, Part, Place, SymbolFormat, Written};
+use super::symbol_file::read_symbols;
 
 /// Most mistakes for which the nearest names are searched: each search looks at every name.
 const MAX_SEARCHES: usize = 100;
@@ -32,12 +32,12 @@ pub struct Policy {
 }
 
 /// The symbols of a file, or why it has none.
-type SymbolFiles = HashMap<(PathBuf, AddressSpace), Result<Names, String>>;
+type SymbolFiles = HashMap<(PathBuf, SymbolFormat, AddressSpace), Result<Names, String>>;
 
 impl Draft {
     /// Finds the address of every rule; `regions` are the names that a trace brings.
     ///
-    /// Reads the ELF files that the policy names, each once.
+    /// Reads the files of symbols that the policy names, each once.
     pub fn resolve(self, regions: &Names) -> Result<Policy, Mistakes> {
         let otherwise = if regions.is_empty() {
             "this guest brings no names; give the rule a `range` or a `symbol`"
@@ -57,8 +57,8 @@ impl Draft {
         for draft in drafts {
             line += source.text()[seen..draft.span.start].matches('\n').count();
             seen = draft.span.start;
-            let elf = |path: &PathBuf| source.relative(path);
-            match resolver.place(&draft, elf) {
+            let relative = |path: &PathBuf| source.relative(path);
+            match resolver.place(&draft, relative) {
                 Ok(range) => rules.push(PolicyRule {
                     rule: Rule {
                         name: draft.name,
@@ -91,7 +91,7 @@ impl Resolver<'_> {
     fn place(
         &mut self,
         draft: &DraftRule,
-        elf_path: impl FnOnce(&PathBuf) -> PathBuf,
+        relative: impl FnOnce(&PathBuf) -> PathBuf,
     ) -> Result<ByteRange, Diagnostic> {
         match &draft.place {
             Place::Range(range) => Ok(*range),
@@ -100,22 +100,32 @@ impl Resolver<'_> {
                     find(self.regions, region, "region", self.otherwise, &mut self.searches)?;
                 part_of(found, i128::from(found.start), part, region, AddressSpace::Virtual)
             }
-            Place::Symbol { symbol, elf, space, bias, part } => {
-                let file = self.files.entry((elf_path(&elf.value), *space)).or_insert_with_key(
-                    |(path, space)| read_symbols(path, *space).map_err(|error| error.to_string()),
-                );
-                let names = file.as_ref().map_err(|reason| {
-                    Diagnostic::new(
-                        elf.span.clone(),
-                        reason.clone(),
-                        "",
-                        "give the path of an ELF file, relative to the policy's directory",
-                    )
+            Place::Symbol { symbol, file, format, space, bias, part } => {
+                let key = (relative(&file.value), *format, *space);
+                let read = self.files.entry(key).or_insert_with_key(|(path, format, space)| {
+                    read_symbols(path, *format, *space).map_err(|error| error.to_string())
+                });
+                let names = read.as_ref().map_err(|reason| {
+                    let help = match format {
+                        SymbolFormat::Elf => {
+                            "give the path of an ELF file, relative to the policy's directory; a \
+                             list such as System.map is given by `map`"
+                        }
+                        SymbolFormat::Map => {
+                            "give the path of a list as /proc/kallsyms or System.map, relative to \
+                             the policy's directory; an ELF file is given by `elf`"
+                        }
+                    };
+                    Diagnostic::new(file.span.clone(), reason.clone(), "", help)
                 })?;
-                let otherwise = if names.is_empty() {
-                    "the file has no symbols at all; it may be stripped"
-                } else {
-                    "list the file's symbols with `nm FILE`; a stripped file has none"
+                let otherwise = match format {
+                    SymbolFormat::Elf if names.is_empty() => {
+                        "the file has no symbols at all; it may be stripped"
+                    }
+                    SymbolFormat::Elf => {
+                        "list the file's symbols with `nm FILE`; a stripped file has none"
+                    }
+                    SymbolFormat::Map => "each line of the list has one name; look there",
                 };
                 let found = find(names, symbol, "symbol", otherwise, &mut self.searches)?;
                 let bias = bias.as_ref().map_or(0, |bias| bias.value);
@@ -144,6 +154,12 @@ fn find<'n>(
             format!("there is no {what} `{}`", wanted.value),
             "",
             did_you_mean(&near, otherwise),
+        ),
+        LookupError::Unplaced { reason } => Diagnostic::new(
+            wanted.span.clone(),
+            format!("`{}` has no guest-physical address here", wanted.value),
+            "",
+            reason,
         ),
         LookupError::Ambiguous { candidates, count } => Diagnostic::new(
             wanted.span.clone(),
@@ -201,7 +217,12 @@ fn part_of(
             let help = match space {
                 AddressSpace::Virtual => {
                     "a kernel's own addresses are virtual: `address = \"physical\"` takes where \
-                     the file's load segments put it, `bias` shifts it"
+                     the file's load segments put it, `address = \"kernel\"` takes off \
+                     0xffffffff80000000, `bias` shifts it"
+                }
+                AddressSpace::Kernel => {
+                    "correct the `bias`; it is added after 0xffffffff80000000 has been taken off \
+                     the symbol's value"
                 }
                 AddressSpace::Physical => "correct the `bias`; it is added to the symbol's address",
             };

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use crate::closing_table::per_write;
+use crate::closing_table::{page_remark, sub_page_remark};
 use crate::summary::Summary;
 use crate::terminal::{grouped, ratio};
 
@@ -25,15 +25,19 @@ pub(super) fn section(summary: &Summary) -> Markup {
             "VM exits for the same writes and the same rules: when only whole pages can be \
              protected, every write to a guarded page exits; with sub-page permissions only those \
              to a guarded sub-page do."
+            @if summary.live.is_some() {
+                " This run was on KVM, which protects whole pages: the first bar is what it did \
+                 cost, the second what a processor with sub-page permissions would leave."
+            }
         }
         svg.legend viewBox="0 0 1020 84" role="img" aria-label=(label) {
-            (bar(8.0, "page", "Page granularity", page, page.max(sub_page), summary.writes))
-            (bar(48.0, "sub", "Sub-page granularity", sub_page, page.max(sub_page), summary.writes))
+            (bar(8.0, "page", "Page granularity", page, page.max(sub_page), &page_remark(summary)))
+            (bar(48.0, "sub", "Sub-page granularity", sub_page, page.max(sub_page), &sub_page_remark(summary)))
         }
     }
 }
 
-fn bar(y: f64, class: &str, name: &str, exits: u64, most: u64, writes: u64) -> Markup {
+fn bar(y: f64, class: &str, name: &str, exits: u64, most: u64, remark: &str) -> Markup {
     #[allow(clippy::cast_precision_loss)]
     let share = if most == 0 { 0.0 } else { exits as f64 / most as f64 };
     // A bar of something is never invisible.
@@ -46,7 +50,7 @@ fn bar(y: f64, class: &str, name: &str, exits: u64, most: u64, writes: u64) -> M
         }
         text x=(format!("{:.1}", LABEL + width + 10.0)) y=(middle) {
             tspan font-weight="600" { (grouped(exits)) }
-            tspan class="soft" dx="8" { (per_write(exits, writes)) }
+            tspan class="soft" dx="8" { (remark) }
         }
     }
 }

@@ -35,11 +35,18 @@ pub(super) fn section(summary: &Summary) -> Markup {
         return html! {};
     }
     html! {
-        h2 { "Where the writes went" }
+        h2 {
+            @if summary.live.is_some() { "Where the reported writes went" }
+            @else { "Where the writes went" }
+        }
         p.soft {
             "The guarded pages and their written neighbours. One row is a page, one cell a sub-page \
              of 128 bytes; darker or brighter means more writes, tenfold from step to step. Point \
              at a cell for its numbers."
+            @if summary.live.is_some() {
+                " On KVM only the writes that a rule reported or denied are known one by one: all \
+                 others are missing here."
+            }
         }
         (legend())
         @for group in groups(&summary.heat) { (drawing(group, summary)) }

@@ -3,9 +3,9 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{exits, heat_map};
-use crate::closing_table::per_write;
-use crate::summary::{RuleSummary, Summary};
-use crate::terminal::{bytes, grouped, printable, ratio};
+use crate::closing_table::{page_remark, sub_page_remark};
+use crate::summary::{LiveSummary, RuleSummary, Summary};
+use crate::terminal::{bytes, grouped, plural, printable, ratio};
 use crate::write_event::WriteEvent;
 
 /// Nothing may be loaded and nothing may run, whatever a hostile name would try.
@@ -64,19 +64,32 @@ fn headline(summary: &Summary) -> Markup {
             },
         }
         p.soft {
-            (grouped(summary.writes)) " writes were checked against "
+            (grouped(summary.writes))
+            @if summary.live.is_some() { " writes trapped and were checked against " }
+            @else { " writes were checked against " }
             (grouped(summary.rules.len() as u64)) " " (plural(summary.rules.len() as u64, "rule"))
             @if denied == 0 { ". All of them took effect." }
             @else { ". A denied write left every byte as it was." }
             @if let Some(write) = summary.stopped_at {
                 " The guest was stopped at write " (grouped(write)) "."
             }
+            @if let Some(live) = &summary.live { " " (ending(live)) }
         }
     }
 }
 
-pub(super) fn plural(count: u64, noun: &str) -> String {
-    if count == 1 { noun.to_owned() } else { format!("{noun}s") }
+/// How a guest on KVM ended, and what the page cannot show of it.
+fn ending(live: &LiveSummary) -> Markup {
+    html! {
+        "The run ended: " (printable(&live.message)) "."
+        @if live.denied_by_maps > 0 {
+            " Access maps denied " (grouped(live.denied_by_maps)) " of the writes, no rule."
+        }
+        @if live.events_dropped > 0 {
+            " The guest made " (grouped(live.events_dropped)) " events faster than they could be \
+             taken; the rules count them, the rest of the page lacks them."
+        }
+    }
 }
 
 fn card(label: &str, value: &str, remark: &str, class: &str) -> Markup {
@@ -88,18 +101,24 @@ fn card(label: &str, value: &str, remark: &str, class: &str) -> Markup {
 fn key_numbers(summary: &Summary) -> Markup {
     let (denied, logged) = (summary.denied(), summary.logged());
     let speed = summary.elapsed.map(|time| format!(" in {:.2} s", time.as_secs_f64()));
+    let live = summary.live.is_some();
+    // On KVM whole pages trap, so sub-pages are what would be saved.
+    let (exits, remark, saving) = if live {
+        (summary.exits_page, page_remark(summary), "SPP would save")
+    } else {
+        (summary.exits_sub_page, sub_page_remark(summary), "Exits saved")
+    };
     html! {
         dl.cards {
-            (card("Writes", &grouped(summary.writes),
+            (card(if live { "Trapped writes" } else { "Writes" }, &grouped(summary.writes),
                 &format!("{}{}", bytes(summary.bytes), speed.unwrap_or_default()), ""))
             (card("Denied", &grouped(denied), "had no effect", if denied > 0 { "bad" } else { "good" }))
             (card("Logged", &grouped(logged), "took effect, reported", ""))
             (card("Guarded", &grouped(summary.sub_pages_protected),
                 &format!("{} in {} {}", plural(summary.sub_pages_protected, "sub-page"),
                     grouped(summary.pages_protected), plural(summary.pages_protected, "page")), ""))
-            (card("VM exits", &grouped(summary.exits_sub_page),
-                &per_write(summary.exits_sub_page, summary.writes), ""))
-            (card("Exits saved", &saved(summary.exits_page, summary.exits_sub_page),
+            (card("VM exits", &grouped(exits), &remark, ""))
+            (card(saving, &saved(summary.exits_page, summary.exits_sub_page),
                 "page ÷ sub-page granularity", ""))
         }
     }
@@ -180,13 +199,16 @@ fn denial_row(denial: &WriteEvent) -> Markup {
     html! {
         tr {
             td.n { (grouped(denial.write)) }
-            td.name { (printable(&denial.rule)) }
+            td.name { (printable(denial.rule_name())) }
             td { code { (denial.gpa) } }
             td.n { (denial.length) }
             td.n { (denial.sub_page) }
             td.text {
-                @if let Some(pc) = denial.pc { code { (pc) } } @else { span.soft { "not known" } }
+                @if let Some(pc) = denial.pc_text() { code { (pc) } } @else { span.soft { "not known" } }
                 @if let Some(symbol) = &denial.pc_symbol { " " (printable(symbol)) }
+                @if let Some(text) = denial.live.as_ref().and_then(|live| live.text.as_ref()) {
+                    " " code { (printable(text)) }
+                }
             }
         }
     }

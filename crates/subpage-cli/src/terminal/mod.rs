@@ -4,9 +4,11 @@ mod columns;
 mod numbers;
 mod output;
 mod printable;
+mod screen;
 pub mod style;
 
 pub use columns::{Align, Columns};
-pub use numbers::{bytes, grouped, ratio};
+pub use numbers::{bytes, grouped, plural, ratio};
 pub use output::{ColorWhen, Output};
 pub use printable::printable;
+pub use screen::{Console, Lines, Screen};

@@ -15,6 +15,11 @@ pub fn grouped(count: u64) -> String {
     text
 }
 
+/// The noun as it stands behind a count: `page`, `pages`.
+pub fn plural(count: u64, noun: &str) -> String {
+    if count == 1 { noun.to_owned() } else { format!("{noun}s") }
+}
+
 /// A length in bytes with a binary unit and at most one decimal: `128 B`, `1.5 KiB`, `3 MiB`.
 ///
 /// Rounded down, so that a length just below a unit is not shown as that unit.

@@ -22,7 +22,7 @@ pub enum ColorWhen {
 /// error: the work goes on, so that the report is written and the exit status is that of the whole
 /// run.
 pub struct Output {
-    stream: BufWriter<Box<dyn Write>>,
+    stream: BufWriter<Box<dyn Write + Send>>,
     gone: bool,
     terminal: bool,
 }
@@ -44,13 +44,18 @@ impl Output {
         Self::new(Box::new(AutoStream::new(stream, choice)), terminal)
     }
 
-    fn new(stream: Box<dyn Write>, terminal: bool) -> Self {
+    pub(super) fn new(stream: Box<dyn Write + Send>, terminal: bool) -> Self {
         Self { stream: BufWriter::new(stream), gone: false, terminal }
     }
 
     /// Whether a person is likely to watch.
     pub fn is_terminal(&self) -> bool {
         self.terminal
+    }
+
+    /// Whether the reader has gone, so that nothing more is written.
+    pub fn is_gone(&self) -> bool {
+        self.gone
     }
 
     fn tolerate<T>(&mut self, result: io::Result<T>, instead: T) -> io::Result<T> {
@@ -94,7 +99,7 @@ impl Drop for Output {
     fn drop(&mut self) {
         if self.gone {
             // The buffer's own drop would write once more into the closed pipe.
-            let sink: Box<dyn Write> = Box::new(io::sink());
+            let sink: Box<dyn Write + Send> = Box::new(io::sink());
             let (_, _) = std::mem::replace(&mut self.stream, BufWriter::new(sink)).into_parts();
         }
     }

@@ -4,7 +4,10 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use subpage_cli::check::{Findings, Machine, ProgramError, Programs, find, write_json, write_text};
+use subpage_cli::check::{
+    AskKvm, Findings, KvmFacts, Machine, ProgramError, Programs, Verdict, find, write_json,
+    write_text,
+};
 
 use crate::{assert_golden, plain};
 
@@ -24,7 +27,7 @@ const BANNER_30: &str = "====\n        Bochs x86 Emulator 3.0.devel\n====\nUsage
 fn machine(
     cpuinfo: Option<&str>,
     msr: Option<u64>,
-    kvm: bool,
+    kvm: Option<AskKvm>,
     programs: &'static [(&'static str, &'static str)],
 ) -> Findings {
     let root = tempfile::tempdir().expect("directory");
@@ -42,10 +45,23 @@ fn machine(
         let file = fs::File::options().write(true).open(path).expect("msr");
         file.write_all_at(&value.to_le_bytes(), 0x48b).expect("msr");
     }
-    if kvm {
+    if kvm.is_some() {
         write("dev/kvm", "");
     }
-    find(&Machine::new(root.path(), Installed(programs)))
+    let ask = kvm.unwrap_or(|_| panic!("there is no device to ask"));
+    find(&Machine::new(root.path(), Installed(programs), ask))
+}
+
+/// A KVM that has all there is.
+fn whole() -> KvmFacts {
+    KvmFacts {
+        api_version: 12,
+        read_only_slots: true,
+        slots: 32_764,
+        immediate_exit: true,
+        cpus: 1024,
+        missing: Vec::new(),
+    }
 }
 
 fn shown(findings: &Findings) -> String {
@@ -63,24 +79,48 @@ fn golden_machines() {
     let everything = machine(
         Some(ICE_LAKE),
         Some(0x02d7_7fff_0000_0000 | 1 << 55),
-        true,
+        Some(|_| Ok(whole())),
         &[("valgrind", "valgrind-3.19.0\n"), ("bochs", BANNER_30)],
     );
     assert_golden("check/everything.txt", &shown(&everything));
     let no_spp = machine(
         Some(ICE_LAKE),
         Some(0x0051_7fff_0000_0000),
-        true,
+        Some(|_| Ok(KvmFacts { immediate_exit: false, ..whole() })),
         &[("valgrind", "no version\n"), ("bochs", BANNER_27)],
     );
     assert_golden("check/no-spp.txt", &shown(&no_spp));
     let amd = "model name\t: AMD EPYC\nflags\t: fpu svm\n";
-    assert_golden("check/amd.txt", &shown(&machine(Some(amd), None, true, &[])));
+    assert_golden("check/amd.txt", &shown(&machine(Some(amd), None, Some(|_| Ok(whole())), &[])));
     let guest = "model name\t: \u{1b}[31mIntel\nflags\t: fpu hypervisor\n";
-    assert_golden("check/virtual-machine.txt", &shown(&machine(Some(guest), None, false, &[])));
+    assert_golden("check/virtual-machine.txt", &shown(&machine(Some(guest), None, None, &[])));
     let old_kernel = "model name\t: Intel\nflags\t: vmx\n";
-    assert_golden("check/old-kernel.txt", &shown(&machine(Some(old_kernel), None, false, &[])));
-    assert_golden("check/nothing.txt", &shown(&machine(None, None, false, &[])));
+    assert_golden("check/old-kernel.txt", &shown(&machine(Some(old_kernel), None, None, &[])));
+    assert_golden("check/nothing.txt", &shown(&machine(None, None, None, &[])));
+}
+
+/// Whatever is wrong with KVM, the reason is told where it is and beside the command.
+#[test]
+fn each_lack_of_kvm_has_its_reason() {
+    let cases: [(AskKvm, &str); 5] = [
+        (|_| Err(std::io::ErrorKind::InvalidInput.into()), "does not answer"),
+        (|_| Ok(KvmFacts { api_version: 11, ..whole() }), "version 11 of the interface"),
+        (|_| Ok(KvmFacts { read_only_slots: false, ..whole() }), "KVM_CAP_READONLY_MEM"),
+        (|_| Ok(KvmFacts { immediate_exit: false, ..whole() }), "KVM_CAP_IMMEDIATE_EXIT"),
+        (
+            |_| Ok(KvmFacts { missing: vec!["KVM_CAP_IRQFD", "KVM_CAP_PIT2"], ..whole() }),
+            "lacks KVM_CAP_IRQFD, KVM_CAP_PIT2",
+        ),
+    ];
+    for (ask, reason) in cases {
+        let findings = machine(None, None, Some(ask), &[]);
+        let told = |text: &str| text.contains(reason);
+        assert!(findings.machine.iter().any(|finding| told(&finding.reason)), "{reason}");
+        let guests = findings.commands.iter().find(|command| command.command.contains("KERNEL"));
+        let guests = guests.expect("there is one");
+        assert_eq!(guests.verdict, Verdict::No);
+        assert!(told(&guests.reason), "{}", guests.reason);
+    }
 }
 
 /// The real machine: whatever it is, every answer has a reason.
@@ -88,8 +128,8 @@ fn golden_machines() {
 fn this_machine_has_reasons() {
     let findings = find(&Machine::this());
     assert!(findings.machine.iter().all(|finding| !finding.reason.is_empty()));
-    assert_eq!(findings.machine.len(), 6);
+    assert_eq!(findings.machine.len(), 9);
     let kvm = findings.machine.iter().find(|finding| finding.key == "kvm").expect("asked");
     let there = Path::new("/dev/kvm").exists();
-    assert!(there || kvm.verdict == subpage_cli::check::Verdict::No);
+    assert!(there || kvm.verdict == Verdict::No);
 }

@@ -184,11 +184,28 @@ fn bad_input_ends_with_2() {
     fs::write(place.path("text"), "not a trace at all, but text of some length").expect("file");
     let trace = fs::read(place.path("server.sptrace")).expect("trace");
     fs::write(place.path("cut.sptrace"), &trace[..trace.len() - 20]).expect("file");
-    let cases: [(&str, &[&str]); 11] = [
+    fs::write(place.path("program"), b"\x7fELF and no more").expect("file");
+    let cases: [(&str, &[&str]); 18] = [
         ("no-policy", &["guard", "--policy", "missing.toml", "server.sptrace"]),
         ("no-trace", &["guard", "--policy", "policy.toml", "missing.sptrace"]),
         ("no-trace-json", &["plan", "missing.sptrace", "--json"]),
         ("not-a-trace", &["guard", "--policy", "policy.toml", "text"]),
+        (
+            "not-a-trace-for-the-model",
+            &["guard", "-p", "policy.toml", "--backend", "model", "text"],
+        ),
+        ("a-trace-on-kvm", &["guard", "-p", "policy.toml", "--backend", "kvm", "server.sptrace"]),
+        ("cpus-of-a-trace", &["guard", "-p", "policy.toml", "--cpus", "2", "server.sptrace"]),
+        (
+            "timeout-of-the-model",
+            &["guard", "-p", "policy.toml", "--backend", "model", "--timeout", "1", "program"],
+        ),
+        (
+            "an-address-for-elf",
+            &["guard", "-p", "policy.toml", "--load-address", "0x100000", "program"],
+        ),
+        ("restore-on-the-model", &["guard", "--restore", "x", "--backend", "model"]),
+        ("no-symbols", &["guard", "-p", "policy.toml", "--symbols", "text", "program"]),
         (
             "report-in-no-directory",
             &["guard", "-p", "policy.toml", "--report", "no/r.html", "server.sptrace"],
@@ -211,8 +228,21 @@ fn bad_input_ends_with_2() {
             .expect("a string");
     }
     assert_golden("commands/bad-input.txt", &all);
-    for arguments in [&["guard"][..], &["guard", "--policy"], &["nonsense"], &["record", "-o", "x"]]
-    {
+    for arguments in [
+        &["guard"][..],
+        &["guard", "--policy"],
+        &["guard", "--policy", "policy.toml"],
+        &["guard", "server.sptrace"],
+        &["guard", "--restore", "x", "--policy", "policy.toml"],
+        &["guard", "--restore", "x", "server.sptrace"],
+        &["guard", "--restore", "x", "--cpus", "1"],
+        &["guard", "-p", "policy.toml", "--cpus", "0", "program"],
+        &["guard", "-p", "policy.toml", "--cpus", "65", "program"],
+        &["guard", "-p", "policy.toml", "--memory", "much", "program"],
+        &["guard", "-p", "policy.toml", "--metrics", "nowhere", "program"],
+        &["nonsense"],
+        &["record", "-o", "x"],
+    ] {
         assert_eq!(status(&place.run(arguments)), 2, "{arguments:?}");
     }
     let output = place.run(&["guard", "--policy", "policy.toml", "cut.sptrace"]);
@@ -267,6 +297,30 @@ fn colours_follow_the_option_and_the_environment() {
     let never = [&arguments[..], &["--color=never"]].concat();
     let never = place.command(&never).env("CLICOLOR_FORCE", "1").output().expect("starts");
     assert!(!coloured(never));
+}
+
+/// A kernel that moves itself is not where its symbols say.
+#[test]
+fn a_kernel_that_may_move_is_told() {
+    let place = Place::new();
+    let mut image = vec![0; 0x400];
+    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    fs::write(place.path("bzImage"), image).expect("file");
+    fs::write(place.path("System.map"), "ffffffff81000000 T _text\n").expect("list");
+    let of_symbol = "version = 1\n[[rule]]\nname = \"x\"\nregion = \"_text\"\nlength = 1\n";
+    place.policy("symbol.toml", of_symbol);
+    place.policy("range.toml", "version = 1\n[[rule]]\nname = \"x\"\nrange = \"1..2\"\n");
+    let told = |policy, line: &str| {
+        let arguments = ["guard", "-p", policy, "--symbols", "System.map", "--cmdline", line];
+        let output = place.run(&[&arguments[..], &["bzImage"]].concat());
+        assert_eq!(status(&output), 2, "it is no whole kernel");
+        String::from_utf8_lossy(&output.stderr).contains("nokaslr")
+    };
+    assert!(told("symbol.toml", "console=ttyS0"));
+    assert!(told("symbol.toml", "nokaslrx"));
+    assert!(!told("symbol.toml", "console=ttyS0 nokaslr"));
+    assert!(!told("range.toml", "console=ttyS0"));
 }
 
 /// A reader that goes away early is no crash, and the status is that of the whole run.

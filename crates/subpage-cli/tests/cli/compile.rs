@@ -10,7 +10,7 @@ use subpage::domain::Domain;
 use subpage::frames::HeapFrames;
 use subpage::rules::{Action, Owner, Rule};
 use subpage_cli::compile_command::{MAX_PAGES, compile};
-use subpage_cli::policy::{AddressSpace, Draft, Names, Policy, PolicySource, read_symbols};
+use subpage_cli::policy::{Draft, Names, Policy, PolicySource, read_region_names};
 use subpage_vmx::policy;
 
 use crate::assert_golden;
@@ -87,9 +87,22 @@ fn regions_are_symbols_of_the_file() {
     let output = run(directory.path(), &arguments);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let rules = loaded(&fs::read(module).expect("module"));
-    let names = read_symbols(Path::new(ELF), AddressSpace::Physical).expect("symbols");
+    let names = read_region_names(Path::new(ELF)).expect("symbols");
     let main = names.find("main").expect("every program has one").start;
     assert_eq!((rules[0].range.first().as_u64(), rules[0].range.bytes()), (main, 1));
+}
+
+#[test]
+fn regions_are_symbols_of_a_list() {
+    let text = "version = 1\n[[rule]]\nname = \"x\"\nregion = \"modprobe_path\"\nlength = 256\n";
+    let (directory, module) = place(text);
+    let list = "ffffffff81000000 T _text\nffffffff82a5a640 D modprobe_path\n";
+    fs::write(directory.path().join("System.map"), list).expect("list");
+    let arguments = ["-p", "policy.toml", "--symbols", "System.map", "-o", "policy.bin"];
+    let output = run(directory.path(), &arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let rules = loaded(&fs::read(module).expect("module"));
+    assert_eq!((rules[0].range.first().as_u64(), rules[0].range.bytes()), (0x2a5_a640, 256));
 }
 
 #[test]

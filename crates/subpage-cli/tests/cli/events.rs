@@ -2,9 +2,9 @@
 
 use std::io;
 
-use subpage_cli::events::{EventWriter, SHOWN_PER_RULE};
+use subpage_cli::events::{EventWriter, FailedEvent, SHOWN_PER_RULE};
 
-use crate::runs::{Run, counter, quiet, thirty};
+use crate::runs::{Run, counter, live, quiet, thirty};
 use crate::{assert_golden, plain};
 
 fn output(run: &Run, json: bool) -> String {
@@ -25,7 +25,8 @@ fn output(run: &Run, json: bool) -> String {
 
 #[test]
 fn golden_text() {
-    for (name, run) in [("counter", counter()), ("quiet", quiet()), ("thirty", thirty())] {
+    let runs = [("counter", counter()), ("quiet", quiet()), ("thirty", thirty()), ("live", live())];
+    for (name, run) in runs {
         let text = plain(&output(&run, false));
         assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{name}");
         assert_golden(&format!("events/{name}.txt"), &text);
@@ -51,6 +52,63 @@ fn golden_json() {
     let lines: Vec<_> = text.lines().collect();
     let some = [&lines[..4], &lines[lines.len() - 2..]].concat().join("\n");
     assert_golden("events/counter.jsonl", &(some + "\n"));
+}
+
+#[test]
+fn golden_json_of_a_guest_on_kvm() {
+    let text = output(&live(), true);
+    assert!(!text.contains('\u{1b}'));
+    assert_golden("events/live.jsonl", &text);
+}
+
+/// A guest that cannot go on is kept, and both readers are told where it is.
+#[test]
+fn a_guest_that_is_kept_is_told() {
+    let failed = FailedEvent { message: "rip \u{1b}0x1".to_owned(), control: "/run/s".to_owned() };
+    for json in [false, true] {
+        let mut bytes = Vec::new();
+        EventWriter::new(&mut bytes, json).failed(&failed).expect("memory");
+        let text = plain(&String::from_utf8(bytes).expect("text"));
+        assert!(text.contains("/run/s") && !text.contains('\u{1b}'), "{text}");
+        if json {
+            let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+            assert_eq!((&value["type"], &value["control"]), (&"failed".into(), &"/run/s".into()));
+        }
+    }
+}
+
+/// What comes from KVM has the same form as over the control socket, and as text the same line.
+#[test]
+fn an_event_of_kvm_is_written_in_both_forms() {
+    let event = subpage_kvm::event::Event {
+        seq: 1,
+        verdict: subpage_kvm::event::Verdict::AllowedOnce,
+        rule: Some(2),
+        rule_name: "once".to_owned(),
+        action: "allow-once",
+        write: 7,
+        vcpu: 0,
+        rip: None,
+        rip_exact: false,
+        cpl: 0,
+        cr3: 0x9000,
+        gpa: 0x1000,
+        gla: None,
+        at: 0x1000,
+        bytes: vec![1],
+        instruction: Vec::new(),
+        text: None,
+    };
+    let written = |json| {
+        let mut bytes = Vec::new();
+        EventWriter::new(&mut bytes, json).live_write(&event).expect("memory");
+        plain(&String::from_utf8(bytes).expect("text"))
+    };
+    assert_eq!(written(true), serde_json::to_string(&event).expect("JSON") + "\n");
+    assert_eq!(
+        written(false),
+        "allowed once  once   1 byte  at 0x1000  sub-page  0  write 7  vcpu 0 cpl 0\n"
+    );
 }
 
 /// Text shows few lines and its totals are those of every event.

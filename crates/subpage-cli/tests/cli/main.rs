@@ -3,8 +3,11 @@
 mod check;
 mod commands;
 mod compile;
+mod ctl;
 mod enforcers;
 mod events;
+mod kallsyms;
+mod kvm;
 mod policy;
 mod report;
 mod runs;

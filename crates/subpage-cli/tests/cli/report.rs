@@ -12,9 +12,12 @@ fn golden_report() {
 /// Writes the made-up runs' pages into the directory that `SUBPAGE_REPORTS` names, to be looked at.
 #[test]
 fn pages_hold_their_promises() {
-    for (name, run) in
-        [("counter", runs::counter()), ("quiet", runs::quiet()), ("thirty", runs::thirty())]
-    {
+    for (name, run) in [
+        ("counter", runs::counter()),
+        ("quiet", runs::quiet()),
+        ("thirty", runs::thirty()),
+        ("live", runs::live()),
+    ] {
         let page = report::render(&run.summary);
         for forbidden in
             ["<script", "onload=\"", "http://", "https://", "url(", "@import", "\u{202e}"]
@@ -31,6 +34,12 @@ fn pages_hold_their_promises() {
         report::render(&runs::thirty().summary).contains("&lt;script&gt;alert(1)&lt;/script&gt;")
     );
     assert!(report::render(&runs::quiet().summary).contains("Nothing was denied"));
+    let live = report::render(&runs::live().summary);
+    for told in
+        ["4 writes trapped", "The run ended: processor 1 cannot go on", "~0x4011d6", "on KVM"]
+    {
+        assert!(live.contains(told), "{told}");
+    }
     let mut several = runs::thirty().summary;
     for rule in &mut several.rules {
         rule.denied = 0;

@@ -5,12 +5,12 @@ use std::time::Duration;
 use subpage::access::SubPage;
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, Owner, Rule, RuleName};
-use subpage_cli::events::{RuleEvent, StartEvent};
+use subpage_cli::events::{LiveStart, RuleEvent, StartEvent};
 use subpage_cli::heat::Heat;
 use subpage_cli::hex::Hex;
 use subpage_cli::policy::PolicyRule;
-use subpage_cli::summary::{MAX_FIRST_DENIALS, RuleSummary, Summary};
-use subpage_cli::write_event::{Verdict, WriteEvent, action_word};
+use subpage_cli::summary::{EndingKind, LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
+use subpage_cli::write_event::{LiveWrite, Verdict, WriteEvent};
 
 /// A rule of a made-up policy.
 pub(crate) fn rule(name: &str, start: u64, length: u64, action: Action, line: usize) -> PolicyRule {
@@ -62,8 +62,8 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
         let Some(decider) = decider else { continue };
         let event = WriteEvent {
             seq: events.len() as u64 + 1,
-            rule: rules[decider].rule.name.as_str().to_owned(),
-            action: action_word(rules[decider].rule.action),
+            rule: Some(rules[decider].rule.name.as_str().to_owned()),
+            action: rules[decider].rule.action,
             verdict: if denied { Verdict::Denied } else { Verdict::Logged },
             write: number,
             gpa: Hex(*address),
@@ -75,6 +75,7 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
             pc: (*pc != 0).then_some(Hex(*pc)),
             pc_symbol: (*pc == 0x40_11d6).then(|| "parse_record".to_owned()),
             vcpu: 0,
+            live: None,
         };
         if denied {
             summaries[decider].first_denial.get_or_insert_with(|| event.clone());
@@ -100,6 +101,7 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
         sub_pages_protected: guarded().map(|page| u64::from(page.guarded().count())).sum(),
         stopped_at: None,
         elapsed: Some(Duration::from_millis(40)),
+        live: None,
         first_denials,
         heat,
         heat_omitted,
@@ -110,6 +112,7 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
         policy: "policy.toml".to_owned(),
         backend: "model".to_owned(),
         rules: rules.iter().map(RuleEvent::from).collect(),
+        live: None,
     };
     Run { start, events, summary }
 }
@@ -173,4 +176,59 @@ pub(crate) fn thirty() -> Run {
         })
         .collect();
     run("a <b>bold</b> guest \u{1b}[31m.sptrace", &rules, &writes)
+}
+
+/// A guest on KVM that was denied, with what only such guests have.
+pub(crate) fn live() -> Run {
+    let rules = [
+        rule("helper path", 0x10_c800, 0x100, Action::Deny, 5),
+        rule("limits", 0x10_c9c0, 0x20, Action::Log, 10),
+    ];
+    let writes = [
+        (0x10_c9c8, 8, 0x40_1180),
+        (0x10_c7fc, 8, 0x40_11d6),
+        (0x10_c000, 8, 0x40_1136),
+        (0x10_c8f8, 16, 0),
+    ];
+    let mut run = run("guest.elf", &rules, &writes);
+    for (number, event) in (0_u32..).zip(&mut run.events) {
+        event.pc_symbol = None;
+        event.vcpu = number % 2;
+        event.live = Some(LiveWrite {
+            rule_id: Some(1),
+            pc_exact: number != 1,
+            cpl: 3,
+            cr3: Hex(0x1000),
+            gla: (number != 2).then_some(Hex(0x7fff_0000_0000 + event.gpa.0)),
+            at: event.gpa,
+            bytes: "00".repeat(usize::try_from(event.length).expect("small")),
+            instruction: Some("488907".to_owned()),
+            text: (number != 2).then(|| "mov [rdi],\u{1b}rax".to_owned()),
+        });
+    }
+    run.summary.first_denials =
+        run.events.iter().filter(|event| event.verdict.is_denial()).cloned().collect();
+    run.summary.rules[0].first_denial = run.summary.first_denials.first().cloned();
+    // One more was added over the control socket.
+    let mut added = run.summary.rules[1].clone();
+    (added.name, added.line, added.checked, added.allowed) = ("added".to_owned(), None, 2, 1);
+    run.summary.rules.push(added);
+    for backend in [&mut run.summary.backend, &mut run.start.backend] {
+        "kvm".clone_into(backend);
+    }
+    run.summary.live = Some(LiveSummary {
+        kind: EndingKind::Failed,
+        exit_code: None,
+        message: "processor 1 cannot go on: KVM cannot \u{1b}emulate; rip 0x401234".to_owned(),
+        denied_by_maps: 1,
+        events_dropped: 1200,
+    });
+    run.start.live = Some(LiveStart {
+        cpus: 2,
+        memory: 128 << 20,
+        trap: "view",
+        control: "/run/user/0/subpage/1.sock".to_owned(),
+        metrics: Some("http://127.0.0.1:9464/metrics".to_owned()),
+    });
+    run
 }

@@ -7,7 +7,7 @@ use object::write::{Object, Symbol, SymbolSection};
 use object::{
     Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, SymbolKind, SymbolScope,
 };
-use subpage_cli::policy::{AddressSpace, Draft, Names, PolicySource, read_symbols};
+use subpage_cli::policy::{AddressSpace, Draft, Names, PolicySource, SymbolFormat, read_symbols};
 
 use crate::plain;
 
@@ -78,13 +78,15 @@ fn a_symbol_gives_its_bytes() {
 #[test]
 fn the_symbols_of_this_program_are_read() {
     let program = Path::new(env!("CARGO_BIN_EXE_subpage"));
-    let of_file = read_symbols(program, AddressSpace::Virtual).expect("symbols");
-    let in_memory = read_symbols(program, AddressSpace::Physical).expect("symbols");
+    let of_file = read_symbols(program, SymbolFormat::Elf, AddressSpace::Virtual).expect("symbols");
+    let in_memory =
+        read_symbols(program, SymbolFormat::Elf, AddressSpace::Physical).expect("symbols");
     let main = of_file.find("main").expect("every program has one");
     // Linkers give a program's segments physical addresses equal to the virtual ones.
     assert_eq!(in_memory.find("main").expect("in a segment"), main);
     let directory = tempfile::tempdir().expect("directory");
-    assert!(read_symbols(directory.path(), AddressSpace::Virtual).is_err(), "a directory");
+    let of_directory = read_symbols(directory.path(), SymbolFormat::Elf, AddressSpace::Virtual);
+    assert!(of_directory.is_err(), "a directory");
 }
 
 /// A damaged file gives names or an error, never a panic and never more memory than its length.
@@ -95,8 +97,8 @@ fn damaged_files_never_panic() {
     let good = elf();
     let read = |bytes: &[u8]| {
         fs::write(&path, bytes).expect("file");
-        for space in [AddressSpace::Virtual, AddressSpace::Physical] {
-            let _ = read_symbols(&path, space);
+        for space in [AddressSpace::Virtual, AddressSpace::Physical, AddressSpace::Kernel] {
+            let _ = read_symbols(&path, SymbolFormat::Elf, space);
         }
     };
     for length in (0..good.len()).step_by(7) {

@@ -17,3 +17,4 @@ mod native;
 mod paging;
 mod stores;
 mod strings;
+mod tables;

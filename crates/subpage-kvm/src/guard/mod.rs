@@ -5,7 +5,7 @@ mod ledger;
 pub use ledger::{Ledger, RuleCounts};
 
 use subpage::access::AccessMap;
-use subpage::address::{ByteRange, Gfn, GfnRange, PhysicalWidth};
+use subpage::address::{ByteRange, Gfn, GfnRange, PAGE_BYTES, PhysicalWidth};
 use subpage::domain::{Domain, DomainError, ImportError, ProcessorUse, WriteParts};
 use subpage::frames::HeapFrames;
 use subpage::invalidate::{Completed, Invalidation};
@@ -18,6 +18,10 @@ use crate::trap::{PageSet, TrapError, Traps};
 /// Guests have one address space: KVM keeps memory that only system-management mode sees apart, and
 /// this VMM gives it none.
 pub const SPACE: AddressSpace = AddressSpace::Normal;
+
+/// How many writes to pages that need not trap are let through one by one before the guest is stopped
+/// for as long as it takes to open those pages.
+const IDLE_WRITES: u32 = 64;
 
 /// Why a change of permissions was refused; nothing has changed.
 #[derive(Debug, Error)]
@@ -49,6 +53,8 @@ pub struct Guard {
     traps: Traps,
     /// What has happened.
     pub ledger: Ledger,
+    /// Writes to pages that trap although they need not, since such pages were last opened.
+    idle: u32,
 }
 
 impl Guard {
@@ -64,7 +70,7 @@ impl Guard {
         for (number, region) in (0..).zip(ram.regions()) {
             domain.add_slot(SPACE, SlotId(number), region.pages, SlotFlags::default())?;
         }
-        Ok(Self { domain, traps, ledger: Ledger::default() })
+        Ok(Self { domain, traps, ledger: Ledger::default(), idle: 0 })
     }
 
     /// Rules, maps, tracking and the decision about a write.
@@ -130,6 +136,16 @@ impl Guard {
         }
     }
 
+    /// Takes in exported state, before the guest runs. On an error the guard is of no use any more.
+    pub(crate) fn import(&mut self, ram: &Ram, state: &[u8]) -> Result<(), ChangeError> {
+        let token = self.domain.import(state, ram.bytes() / PAGE_BYTES)?;
+        let done = token.without_processors();
+        self.domain.finish(&done);
+        let memory: PageSet = ram.regions().iter().map(|region| region.pages).collect();
+        let wanted = self.restricted().intersection(&memory);
+        Ok(self.traps.apply(ram, &wanted)?)
+    }
+
     /// Opens the pages that need not trap any more.
     pub(crate) fn settle(&mut self, ram: &Ram) {
         let memory: PageSet = ram.regions().iter().map(|region| region.pages).collect();
@@ -148,9 +164,31 @@ impl Guard {
         self.traps.traps(run.first().gfn()) || self.traps.traps(run.last().gfn())
     }
 
-    /// Whether a page traps although nothing in it is restricted.
-    pub(crate) fn is_idle_trap(&self, gfn: Gfn) -> bool {
-        self.traps.traps(gfn) && self.domain.next_restricted(gfn) != Some(gfn)
+    /// A permitted write has happened: opens its pages if nothing in them is restricted any more, as
+    /// when the last tracked sub-page was written. True if the caller is to have that done where no
+    /// processor is in the guest, which is asked for only when it has become worth it.
+    pub(crate) fn after_write(&mut self, ram: &Ram, write: &WriteParts) -> bool {
+        let mut settle = false;
+        for run in write.runs() {
+            for gfn in run.gfns().iter() {
+                if !self.traps.traps(gfn) || self.domain.next_restricted(gfn) == Some(gfn) {
+                    continue;
+                }
+                if !self.traps.needs_pause() {
+                    let page = [GfnRange::one(gfn)].into_iter().collect();
+                    let wanted = self.traps.trapped().difference(&page);
+                    // A page that stays closed costs exits, and nothing else.
+                    let _ = self.traps.apply(ram, &wanted);
+                    continue;
+                }
+                self.idle += 1;
+                if self.idle >= IDLE_WRITES {
+                    self.idle = 0;
+                    settle = true;
+                }
+            }
+        }
+        settle
     }
 
     /// The sub-pages that are denied in a page, rules and maps together.

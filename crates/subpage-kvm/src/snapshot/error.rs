@@ -70,10 +70,15 @@ pub enum SnapshotError {
     /// A part of it means nothing.
     #[error("the snapshot holds something that cannot be: {0}")]
     Content(String),
-    /// It was made for another machine.
+    /// It was made on a processor that offers its guests something else.
     #[error(
-        "the snapshot is of a guest with {cpus} processors and {memory} bytes of memory; this machine \
-         has others"
+        "the snapshot was made on a processor with other features: restore it on one like that"
+    )]
+    OtherProcessor,
+    /// It contradicts itself about the machine.
+    #[error(
+        "the snapshot says that its guest has {cpus} processors and {memory} bytes of memory, and \
+         holds the state of another number"
     )]
     OtherMachine {
         /// Processors of the snapshot.

@@ -2,19 +2,12 @@
 
 mod chips;
 mod error;
+mod features;
+mod file;
 mod processor_state;
 
 pub use chips::Chips;
 pub use error::SnapshotError;
+pub use features::Features;
+pub use file::{Header, Reader, Writer};
 pub use processor_state::ProcessorState;
-
-use std::path::Path;
-
-use crate::vm::Machine;
-
-impl Machine {
-    pub(crate) fn save(&self, path: &Path) -> Result<u64, SnapshotError> {
-        let _ = path;
-        Err(SnapshotError::Content("not yet".into()))
-    }
-}

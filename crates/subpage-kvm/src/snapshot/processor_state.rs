@@ -14,6 +14,8 @@ use super::SnapshotError;
 use crate::vcpu::Processor;
 
 /// The state of one processor between two instructions.
+// Plain numbers, whatever they are: KVM checks what it is given.
+#[allow(clippy::unsafe_derive_deserialize)]
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ProcessorState {
     registers: kvm_regs,

@@ -3,9 +3,10 @@
 //! RIP is behind the instruction then, and x86 code cannot be read backwards for certain. What can be
 //! checked is checked: an instruction that ends where RIP is (or is a repeated string instruction at
 //! RIP, or a call whose return address was stored), whose destination and length are those of the
-//! store. Among several the longest is taken, since prefixes count. The result is for people: no
-//! decision depends on it.
+//! store, or of the part of it that goes to one of two pages. Among several the longest is taken,
+//! since prefixes count. The result is for people: no decision depends on it.
 
+use subpage::address::PAGE_BYTES;
 use subpage::domain::WriteParts;
 use subpage_emulate::guest::{Register, State};
 use subpage_emulate::{
@@ -54,7 +55,7 @@ impl Search<'_> {
     fn string_at_rip(&self) -> Option<Found> {
         let code = self.fetch(self.after.rip, MAX_INSTRUCTION_BYTES)?;
         let instruction = GuestInstruction::decode(self.after, &code)?;
-        let linear = self.stores(&instruction, &self.before_string())?;
+        let linear = self.stores(&instruction, &self.before_string(&instruction))?;
         Some(Found { rip: self.after.rip, linear, instruction })
     }
 
@@ -68,26 +69,29 @@ impl Search<'_> {
             if instruction.bytes().len() != length {
                 return None;
             }
-            let guesses =
-                [at, State { rip, ..self.before_push() }, State { rip, ..self.before_string() }];
-            let linear = guesses.iter().find_map(|before| self.stores(&instruction, before))?;
+            let before =
+                [*self.after, self.before_push(&instruction), self.before_string(&instruction)];
+            let linear = before
+                .iter()
+                .find_map(|before| self.stores(&instruction, &State { rip, ..*before }))?;
             Some(Found { rip, linear, instruction })
         })
     }
 
-    /// The state before a push of as many bytes.
-    fn before_push(&self) -> State {
+    /// The state before the instruction moved the stack pointer.
+    fn before_push(&self, instruction: &GuestInstruction) -> State {
         let mut before = *self.after;
+        let by = instruction.instruction().stack_pointer_increment();
         let pointer = &mut before.registers[Register::Rsp];
-        *pointer = pointer.wrapping_add(self.write.bytes());
+        *pointer = pointer.wrapping_sub(i64::from(by).cast_unsigned());
         before
     }
 
     /// The state before one element of a string instruction.
-    fn before_string(&self) -> State {
+    fn before_string(&self, instruction: &GuestInstruction) -> State {
         const DIRECTION: u64 = 1 << 10;
         let mut before = *self.after;
-        let bytes = self.write.bytes();
+        let bytes = instruction.instruction().memory_size().size() as u64;
         let by = if before.rflags & DIRECTION == 0 { bytes } else { bytes.wrapping_neg() };
         for register in [Register::Rdi, Register::Rsi] {
             before.registers[register] = before.registers[register].wrapping_sub(by);
@@ -98,15 +102,24 @@ impl Search<'_> {
     }
 
     /// Where the instruction stores in `before`, if that is the store in question.
+    ///
+    /// Of a store to two pages KVM reports the part in the page that traps, if only one does.
     fn stores(&self, instruction: &GuestInstruction, before: &State) -> Option<u64> {
         let store = Store::of(instruction, before).ok()?;
-        if store.length() as u64 != self.write.bytes() {
-            return None;
-        }
-        let access = Access::write_by(before);
-        let machine = self.machine;
-        let to = translate(&machine.ram, machine.walks, before, store.linear(), access).ok()?;
-        (to.gpa == self.write.first().first()).then_some(store.linear())
+        let (linear, length) = (store.linear(), store.length() as u64);
+        let in_first = (PAGE_BYTES - linear % PAGE_BYTES).min(length);
+        let second = linear.wrapping_add(in_first);
+        [(linear, length), (linear, in_first), (second, length - in_first)]
+            .into_iter()
+            .find(|&(start, bytes)| bytes == self.write.bytes() && self.is_at(before, start))
+            .map(|(start, _)| start)
+    }
+
+    /// Whether the write in question begins at a linear address.
+    fn is_at(&self, before: &State, linear: u64) -> bool {
+        let (machine, access) = (self.machine, Access::write_by(before));
+        translate(&machine.ram, machine.walks, before, linear, access)
+            .is_ok_and(|to| to.gpa == self.write.first().first())
     }
 
     fn fetch(&self, rip: u64, length: usize) -> Option<Vec<u8>> {

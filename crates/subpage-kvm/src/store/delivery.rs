@@ -85,6 +85,7 @@ fn try_deliver(
         return Err(Obstacle::NotOurs);
     }
     guard.ledger_count(&parts);
+    machine.metrics.checks(1);
     let decision = guard.domain_mut().authorize_write_parts(SPACE, &parts);
     let decision = decision.map_err(|_| {
         Obstacle::Cannot("the engine has no memory left for a record of a write".into())

@@ -14,7 +14,7 @@ mod report;
 mod trapped;
 mod walk;
 
-pub(crate) use posted::{Posted, posted};
+pub(crate) use posted::{finish, posted};
 pub(crate) use report::action_word;
 pub(crate) use trapped::{Cause, trapped};
 

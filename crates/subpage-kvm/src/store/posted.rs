@@ -17,15 +17,15 @@ use crate::guard::SPACE;
 use crate::vcpu::{Kick, Processor};
 use crate::vm::{Ending, Machine};
 
-/// Bytes of the longest store that KVM's emulator makes, and room beyond.
-const MAX_BYTES: usize = 512;
+/// Bytes of the longest store that KVM's emulator makes (one of AVX), and room beyond.
+const MAX_BYTES: usize = 64;
 
 /// Exits of one store at most.
 const MAX_PIECES: usize = MAX_BYTES / 8 + 2;
 
 /// One store as KVM reports it: pieces in the order of the exits.
 #[derive(Debug, Clone)]
-pub(crate) struct Posted {
+struct Posted {
     pieces: ArrayVec<(Gpa, ArrayVec<u8, 8>), MAX_PIECES>,
 }
 
@@ -39,7 +39,7 @@ enum Broken {
 
 impl Posted {
     /// The first piece; none if KVM reports an address or length that no store has.
-    pub(crate) fn new(address: u64, data: &[u8]) -> Option<Self> {
+    fn new(address: u64, data: &[u8]) -> Option<Self> {
         let mut posted = Self { pieces: ArrayVec::new() };
         posted.push(address, data).ok()?;
         Some(posted)
@@ -91,9 +91,9 @@ impl Posted {
                 _ => runs.try_push(piece).ok()?,
             }
         }
-        match runs.as_slice() {
-            &[one] => Some(WriteParts::one(one)),
-            &[first, second] => Some(WriteParts::two(first, second)),
+        match *runs.as_slice() {
+            [one] => Some(WriteParts::one(one)),
+            [first, second] => Some(WriteParts::two(first, second)),
             _ => None,
         }
     }
@@ -104,13 +104,23 @@ impl Posted {
     }
 }
 
-/// Decides about a store that KVM reports, and does it or not.
+/// Decides about a store that KVM reports, by its first piece, and does it or not.
 pub(crate) fn posted(
     machine: &Machine,
     processor: &mut Processor,
     kick: Kick,
-    mut posted: Posted,
+    address: u64,
+    data: &[u8],
 ) -> Result<Next, Failure> {
+    // Beyond what can be memory.
+    let Some(mut posted) = Posted::new(address, data) else { return Ok(Next::Enter) };
+    if let Some(parts) = posted.parts()
+        && posted.may_go_on()
+        && let Some(next) = at_once(machine, &posted, &parts)
+    {
+        processor.store_may_go_on = true;
+        return Ok(next);
+    }
     let vcpu = processor.number;
     let failed = |reason: &str| Failure {
         vcpu,
@@ -120,14 +130,19 @@ pub(crate) fn posted(
     };
     match posted.collect(processor, kick) {
         Ok(()) => {}
-        Err(Broken::TooLong) => return Err(failed("KVM reports a store of more than 512 bytes")),
+        Err(Broken::TooLong) => return Err(failed("KVM reports a store that is longer than any")),
         Err(Broken::Unexpected) => {
             return Err(failed("KVM reports something else in the middle of a store"));
         }
     }
     let parts = posted.parts().ok_or_else(|| failed("KVM reports one store to three places"))?;
+    if !parts.runs().iter().all(|run| machine.ram.holds(*run)) {
+        // A device that is not there.
+        return Ok(Next::Enter);
+    }
     let mut guard = machine.guard();
     guard.ledger_count(&parts);
+    machine.metrics.checks(1);
     let decision = guard
         .domain_mut()
         .authorize_write_parts(SPACE, &parts)
@@ -136,8 +151,9 @@ pub(crate) fn posted(
         Decision::Allowed => None,
         Decision::Reported { rule, at } => Some(Outcome::Reported { rule, at }),
         Decision::Denied { rule, at, stop } => Some(Outcome::Denied { rule, at, stop }),
-        // An address of no memory: a device that is not there.
-        Decision::NotEligible { .. } | Decision::NotMapped { .. } => return Ok(Next::Enter),
+        Decision::NotEligible { .. } | Decision::NotMapped { .. } => {
+            unreachable!("all memory lies in slots that may be written")
+        }
     };
     if decision.permits() {
         for (gpa, bytes) in &posted.pieces {
@@ -162,8 +178,54 @@ pub(crate) fn posted(
             return Ok(Next::End(Ending::Stopped { event }));
         }
     }
-    let idle = parts.runs().iter().any(|run| guard.is_idle_trap(run.first().gfn()));
-    Ok(if idle { Next::Settle } else { Next::Enter })
+    let settle = decision.permits() && guard.after_write(&machine.ram, &parts);
+    Ok(if settle { Next::Settle } else { Next::Enter })
+}
+
+/// Does a piece of a store of which every byte is permitted, however it goes on; none if that is not so.
+fn at_once(machine: &Machine, posted: &Posted, parts: &WriteParts) -> Option<Next> {
+    let piece = parts.first();
+    let whole = ByteRange::new(piece.first(), MAX_BYTES as u64).ok()?;
+    if whole.last().gfn() != piece.first().gfn() || !machine.ram.holds(whole) {
+        return None;
+    }
+    let mut guard = machine.guard();
+    if guard.domain().check_write(SPACE, whole) != Decision::Allowed {
+        return None;
+    }
+    // Without memory for its records, the engine says so once more on the long way.
+    let decision = guard.domain_mut().authorize_write(SPACE, piece).ok()?;
+    assert_eq!(decision, Decision::Allowed, "decided under one lock");
+    guard.ledger_count(parts);
+    machine.metrics.checks(1);
+    for (gpa, bytes) in &posted.pieces {
+        store(machine, *gpa, bytes);
+    }
+    let settle = guard.after_write(&machine.ram, parts);
+    Some(if settle { Next::Settle } else { Next::Enter })
+}
+
+/// Lets KVM report what is left of a store whose first piece was done at once.
+///
+/// To be called before the processor is let go of: others may change the rules then.
+pub(crate) fn finish(
+    machine: &Machine,
+    processor: &mut Processor,
+    kick: Kick,
+) -> Result<(), Failure> {
+    while std::mem::take(&mut processor.store_may_go_on) {
+        kick.raise();
+        let (address, data) = match processor.fd.run() {
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                (address, data.iter().copied().take(8).collect::<ArrayVec<u8, 8>>())
+            }
+            // Nothing was left.
+            _ => return Ok(()),
+        };
+        // It is permitted as its first piece was; whether pages are opened can wait.
+        let _ = self::posted(machine, processor, kick, address, &data)?;
+    }
+    Ok(())
 }
 
 /// Stores one piece, with one instruction if it has 1, 2, 4 or 8 bytes.

@@ -114,7 +114,7 @@ pub(crate) fn trapped(
     match result {
         Ok(next) => Ok(next),
         Err(Obstacle::Again) => {
-            if processor.stuck.visit(at.state.rip) > PATIENCE {
+            if visit(machine, processor, &at) > PATIENCE {
                 let reason = "its store traps again and again although it is permitted";
                 return Err(failure(processor, &at, code.as_ref(), reason));
             }
@@ -124,11 +124,15 @@ pub(crate) fn trapped(
         Err(Obstacle::NotOurs) => match cause {
             Cause::Stuck => Ok(Next::Enter),
             Cause::Fault => {
-                let visits = processor.stuck.visit(at.state.rip);
+                let visits = visit(machine, processor, &at);
                 walk::help(machine, &at, code.as_ref(), visits).ok_or_else(|| {
                     let reason = "KVM reports a write to a guarded page that it does not make";
                     failure(processor, &at, code.as_ref(), reason)
                 })
+            }
+            // The page may have been opened since KVM failed at it.
+            Cause::Emulation | Cause::Delivery if visit(machine, processor, &at) == 1 => {
+                Ok(Next::Enter)
             }
             Cause::Emulation => {
                 let reason = "KVM cannot emulate the instruction";
@@ -142,6 +146,12 @@ pub(crate) fn trapped(
         Err(Obstacle::Cannot(reason)) => Err(failure(processor, &at, code.as_ref(), &reason)),
         Err(Obstacle::Failed(failure)) => Err(failure),
     }
+}
+
+/// How often the processor came here in a row while nothing has changed about what traps.
+fn visit(machine: &Machine, processor: &mut Processor, at: &Interrupted) -> u32 {
+    let changes = machine.guard().traps().changes();
+    processor.stuck.visit(at.state.rip, changes)
 }
 
 fn failure(
@@ -245,6 +255,7 @@ impl Work<'_> {
             return Err(Obstacle::NotOurs);
         }
         guard.ledger_count(&parts);
+        machine.metrics.checks(1);
         let decision = guard.domain().check_write_parts(SPACE, &parts);
         let outcome = match decision {
             Decision::Allowed => None,
@@ -310,7 +321,7 @@ impl Work<'_> {
                 ending = Some(Ending::Stopped { event });
             }
         }
-        self.settle |= parts.runs().iter().any(|run| guard.is_idle_trap(run.first().gfn()));
+        self.settle |= decision.permits() && guard.after_write(&machine.ram, &parts);
         Ok(match (ending, progress) {
             (Some(ending), _) => Step::End(ending),
             (None, Progress::Done) => Step::Done,
@@ -386,9 +397,9 @@ pub(super) fn find_parts(
         }
         runs.push(run);
     }
-    Ok(match runs.as_slice() {
-        &[one] => WriteParts::one(one),
-        &[first, second] => WriteParts::two(first, second),
+    Ok(match *runs.as_slice() {
+        [one] => WriteParts::one(one),
+        [first, second] => WriteParts::two(first, second),
         _ => unreachable!("a store has bytes"),
     })
 }

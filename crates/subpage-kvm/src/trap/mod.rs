@@ -51,12 +51,14 @@ pub struct Traps {
     /// the guest, which KVM's own walker has to be able to use.
     tables: PageSet,
     slots: Slots,
+    /// How often the sets have changed.
+    changes: u64,
 }
 
 impl Traps {
     /// Nothing is trapped; `slots` hold all of memory.
     pub const fn new(by: TrapBy, slots: Slots) -> Self {
-        Self { by, trapped: PageSet::new(), tables: PageSet::new(), slots }
+        Self { by, trapped: PageSet::new(), tables: PageSet::new(), slots, changes: 0 }
     }
 
     /// How pages are trapped.
@@ -78,6 +80,12 @@ impl Traps {
     /// The trapped pages.
     pub const fn trapped(&self) -> &PageSet {
         &self.trapped
+    }
+
+    /// How often it has changed what traps, and how. A processor may have left the guest for what
+    /// trapped before the last change.
+    pub const fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// How many memory slots there are.
@@ -125,6 +133,7 @@ impl Traps {
         // Opening pages joins mappings or needs one more; where the kernel has none left, a page
         // stays closed, and writes to it are let through one by one.
         let _ = set_writable(ram, &old.difference(&new), true);
+        self.changes = self.changes.wrapping_add(1);
         self.trapped = wanted.clone();
         self.tables = tables.clone();
         Ok(())

@@ -1,37 +1,54 @@
-//! Getting a processor out of the guest.
+//! Two bytes of the memory that a processor shares with KVM: one to get it out of the guest, and one
+//! that tells how wide an access to a port is.
 //!
-//! Unsafe because it writes a byte of the memory that a processor shares with KVM while the
-//! processor's own thread is in `KVM_RUN`, which is what that byte is for.
+//! Unsafe because they are reached beside the processor's own thread, and while that thread has the
+//! data of an exit borrowed.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicU8, Ordering, fence};
 
 use kvm_ioctls::VcpuFd;
 
-/// The byte `immediate_exit` of a processor's `kvm_run`.
+/// The bytes `immediate_exit` and `io.size` of a processor's `kvm_run`.
 ///
-/// While it is 1, `KVM_RUN` completes what is pending of the last exit and returns EINTR.
+/// While the first is 1, `KVM_RUN` completes what is pending of the last exit and returns EINTR.
 #[derive(Debug, Clone, Copy)]
-pub struct Kick(*mut u8);
+pub struct Kick {
+    immediate_exit: *mut u8,
+    io_size: *mut u8,
+}
 
-// SAFETY: the byte is only accessed atomically, from any thread; `Kick::new` asks that it lives.
+// SAFETY: the bytes are only accessed atomically, from any thread; `Kick::new` asks that they live.
 unsafe impl Send for Kick {}
 // SAFETY: as above.
 unsafe impl Sync for Kick {}
 
 impl Kick {
-    /// The byte of a processor.
+    /// The bytes of a processor.
     ///
     /// # Safety
     /// The processor outlives the value and all its copies.
     pub unsafe fn new(fd: &mut VcpuFd) -> Self {
-        Self(&raw mut fd.get_kvm_run().immediate_exit)
+        let run = fd.get_kvm_run();
+        let immediate_exit = &raw mut run.immediate_exit;
+        // SAFETY: taking the address of a part of the union reads nothing.
+        let io_size = unsafe { &raw mut run.__bindgen_anon_1.io.size };
+        Self { immediate_exit, io_size }
     }
 
     fn byte(&self) -> &AtomicU8 {
         // SAFETY: the byte is mapped as long as the processor lives (promised to `new`), and is
         // accessed through this reference only, by this process; KVM reads it.
-        unsafe { AtomicU8::from_ptr(self.0) }
+        unsafe { AtomicU8::from_ptr(self.immediate_exit) }
+    }
+
+    /// Bytes of one access of the last exit for a port: 1, 2 or 4. To be asked by the processor's
+    /// thread, after such an exit only.
+    pub fn port_bytes(&self) -> usize {
+        // SAFETY: mapped as long as the processor lives; KVM writes it only within KVM_RUN, in which
+        // the calling thread is not.
+        let size = unsafe { AtomicU8::from_ptr(self.io_size) }.load(Ordering::Relaxed);
+        usize::from(size).clamp(1, 4)
     }
 
     /// Makes the next `KVM_RUN` return at once, until [`clear`](Self::clear).

@@ -42,6 +42,8 @@ pub struct Processor {
     pub(crate) xstate: u64,
     /// RIP and how often the processor was found there without having gone on.
     pub(crate) stuck: Stuck,
+    /// The last exit was a piece of a store that may go on.
+    pub(crate) store_may_go_on: bool,
     /// Where the watch found it last.
     seen_at: Option<u64>,
 }
@@ -50,15 +52,16 @@ pub struct Processor {
 #[derive(Debug, Default)]
 pub(crate) struct Stuck {
     rip: u64,
+    changes: u64,
     times: u32,
 }
 
 impl Stuck {
-    /// Counts a visit to `rip`; 1 the first time in a row.
-    pub(crate) fn visit(&mut self, rip: u64) -> u32 {
-        if self.rip != rip {
-            self.rip = rip;
-            self.times = 0;
+    /// Counts a visit to `rip`; 1 the first time in a row, and the first time after what traps has
+    /// changed, by the count of [`changes`](crate::trap::Traps::changes).
+    pub(crate) fn visit(&mut self, rip: u64, changes: u64) -> u32 {
+        if (self.rip, self.changes) != (rip, changes) {
+            *self = Self { rip, changes, times: 0 };
         }
         self.times = self.times.saturating_add(1);
         self.times
@@ -105,6 +108,7 @@ impl Processor {
             trampoline: OwnTrampoline::new(),
             xstate: super::trampoline::components(),
             stuck: Stuck::default(),
+            store_may_go_on: false,
             seen_at: None,
         })
     }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use arrayvec::ArrayVec;
 use kvm_ioctls::VcpuExit;
 
 use super::{Kick, Processor};
 use crate::devices::PortEffect;
 use crate::metrics::ExitKind;
-use crate::store::{Cause, Failure, Next, Posted, posted, trapped};
+use crate::store::{Cause, Failure, Next, finish, posted, trapped};
 use crate::vm::{Ending, Machine};
 
 /// Suberrors of `KVM_EXIT_INTERNAL_ERROR`.
@@ -42,17 +43,22 @@ fn turns(
 ) -> Result<Option<Next>, Failure> {
     let kick = machine.gate.kick_of(number);
     while machine.gate.may_run(number) {
+        processor.store_may_go_on = false;
         match turn(machine, processor, kick)? {
             Next::Enter => {}
-            next => return Ok(Some(next)),
+            next => {
+                finish(machine, processor, kick)?;
+                return Ok(Some(next));
+            }
         }
     }
+    finish(machine, processor, kick)?;
     Ok(None)
 }
 
 /// What an exit was, when KVM's buffer is no longer borrowed.
 enum Exit {
-    Store(Posted),
+    Store { address: u64, data: ArrayVec<u8, 8> },
     Trapped(Cause),
     Port(PortEffect),
     Nothing(ExitKind),
@@ -64,18 +70,19 @@ enum Exit {
 fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next, Failure> {
     let vcpu = processor.number;
     let exit = match processor.fd.run() {
-        Ok(VcpuExit::MmioWrite(address, data)) => match Posted::new(address, data) {
-            Some(posted) => Exit::Store(posted),
-            None => Exit::Nothing(ExitKind::Mmio),
-        },
+        Ok(VcpuExit::MmioWrite(address, data)) => {
+            Exit::Store { address, data: data.iter().copied().take(8).collect() }
+        }
         Ok(VcpuExit::MmioRead(_, data)) => {
             // A device that is not there.
             data.fill(0xff);
             Exit::Nothing(ExitKind::Mmio)
         }
-        Ok(VcpuExit::IoOut(port, data)) => Exit::Port(machine.ports().write(port, data)),
+        Ok(VcpuExit::IoOut(port, data)) => Exit::Port(port_write(machine, kick, port, data)),
         Ok(VcpuExit::IoIn(port, data)) => {
-            machine.ports().read(port, data);
+            let mut ports = machine.ports();
+            // A string instruction reads several times.
+            data.chunks_mut(kick.port_bytes()).for_each(|access| ports.read(port, access));
             Exit::Port(PortEffect::None)
         }
         // Kernels from 6.8 on may say so beside EFAULT.
@@ -99,10 +106,10 @@ fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next
         },
     };
     match exit {
-        Exit::Store(store) => {
+        Exit::Store { address, data } => {
             let began = Instant::now();
             machine.metrics.exit(ExitKind::Mmio);
-            let next = posted(machine, processor, kick, store);
+            let next = posted(machine, processor, kick, address, &data);
             machine.metrics.write_trapped(began.elapsed());
             next
         }
@@ -137,6 +144,16 @@ fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next
             Err(Failure { vcpu, rip, instruction: Vec::new(), reason })
         }
     }
+}
+
+/// Writes to a port, several times for a string instruction; the last effect counts.
+fn port_write(machine: &Machine, kick: Kick, port: u16, data: &[u8]) -> PortEffect {
+    let mut ports = machine.ports();
+    data.chunks(kick.port_bytes())
+        .map(|access| ports.write(port, access))
+        .filter(|effect| *effect != PortEffect::None)
+        .last()
+        .unwrap_or(PortEffect::None)
 }
 
 fn internal_error(processor: &mut Processor) -> Exit {

@@ -74,11 +74,11 @@ impl Drop for OwnTrampoline {
 /// The components of extended state that XSAVE and XRSTOR handle in this process, as in XCR0; 0
 /// without XSAVE.
 pub fn components() -> u64 {
+    /// x87, SSE, AVX, and AVX-512's three: all that lies in the 4096 bytes that KVM gives.
+    const KNOWN: u64 = 0xe7;
     if !std::arch::is_x86_feature_detected!("xsave") {
         return 0;
     }
-    /// x87, SSE, AVX, and AVX-512's three: all that lies in the 4096 bytes that KVM gives.
-    const KNOWN: u64 = 0xe7;
     // SAFETY: XSAVE is there, and Linux has set CR4.OSXSAVE where it says so.
     (unsafe { core::arch::x86_64::_xgetbv(0) }) & KNOWN
 }

@@ -7,11 +7,15 @@ use subpage::frames::HeapFrames;
 use subpage::invalidate::{Completed, Invalidation};
 use subpage::rules::{Owner, Rule, RuleId};
 use subpage::track::{TrackId, WrittenPage};
+use subpage_emulate::table_frames;
 
-use super::{Ending, Machine, Vm, VmError};
+use super::{Ending, Machine, Paused, Vm, VmError};
 use crate::guard::{ChangeError, Guard};
 use crate::store::Failure;
-use crate::trap::{PageSet, pages_of};
+use crate::trap::{PageSet, TrapBy, pages_of};
+
+/// How many tables of a processor are looked at for guarded ones: those of 64 GiB of memory.
+const MAX_TABLES: usize = 1 << 15;
 
 impl Machine {
     /// Changes permissions of the pages in `touched`.
@@ -20,17 +24,36 @@ impl Machine {
         touched: &PageSet,
         change: impl FnOnce(&mut Domain<HeapFrames>) -> Result<(T, Invalidation), E>,
     ) -> Result<(T, Completed), ChangeError> {
-        // Asked before the lock is taken for good: who waits for processors must not hold it.
-        let needs_pause = self.guard().traps().needs_pause();
-        let _paused = self.pause_if(needs_pause);
+        // Also where no slot changes: a store of which a part is done finds the rules that it began
+        // with, because its thread holds the processor.
+        let paused = self.gate.pause();
         let mut guard = self.guard();
-        guard.change(&self.ram, touched, change)
+        let fresh = touched.difference(guard.traps().trapped());
+        let result = guard.change(&self.ram, touched, change)?;
+        if guard.traps().by() == TrapBy::View {
+            let tables = self.tables_among(&paused, &fresh);
+            // Where that fails the tables trap as every other page does, which is no less guarded.
+            let _ = guard.traps_mut().hold_tables(&self.ram, &tables);
+        }
+        Ok(result)
+    }
+
+    /// Those of the pages that hold page tables of a processor.
+    ///
+    /// Where KVM walks page tables itself it sets accessed flags through the host's mapping, and gives
+    /// the guest a page fault if it cannot; in a read-only slot it sets none.
+    fn tables_among(&self, paused: &Paused<'_>, pages: &PageSet) -> PageSet {
+        let found = paused.processors.iter().filter_map(|processor| {
+            // A processor that cannot be asked has other troubles, which its exits tell.
+            let state = processor.interrupted().ok()?.state;
+            Some(table_frames(&self.ram, self.walks, &state, MAX_TABLES))
+        });
+        pages_of(found.flatten().map(GfnRange::one)).intersection(pages)
     }
 
     /// Opens pages that need not trap any more.
     pub(crate) fn settle(&self) {
-        let needs_pause = self.guard().traps().needs_pause();
-        let _paused = self.pause_if(needs_pause);
+        let _paused = self.gate.pause();
         self.guard().settle(&self.ram);
     }
 

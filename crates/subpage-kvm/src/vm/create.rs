@@ -20,7 +20,8 @@ use crate::event::Broadcast;
 use crate::guard::Guard;
 use crate::memory::Ram;
 use crate::metrics::Metrics;
-use crate::trap::{PageSet, Slots, TrapBy, Traps};
+use crate::snapshot::Features;
+use crate::trap::{PageSet, Slots, TrapBy, TrapError, Traps};
 use crate::vcpu::{Kick, Processor, cpuid};
 use crate::vm::watch::Watch;
 
@@ -91,6 +92,7 @@ impl Vm {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("tell the processor's features"))?;
         let guard = guard(&kvm, &vm, &ram, &supported, configuration)?;
+        let features = Features::of(&cpuid::for_guest(&supported, 0, configuration.cpus));
         let mut processors = Vec::new();
         for number in 0..configuration.cpus {
             let cpuid = cpuid::for_guest(&supported, number, configuration.cpus);
@@ -113,6 +115,7 @@ impl Vm {
                 metrics: Arc::new(Metrics::new(Arc::clone(&events))),
                 events,
                 msrs,
+                features,
                 watch: Watch::new(processors.len()),
                 gate: Gate::new(processors),
                 ending: EndingCell::default(),
@@ -163,21 +166,16 @@ fn guard(
     let has = usize::try_from(vm.check_extension_int(Cap::NrMemslots)).unwrap_or(32);
     let limit = configuration.slots.map_or(has, |slots| slots.min(has));
     let mut slots = Slots::new(Arc::clone(vm), limit);
-    slots.apply(ram, &PageSet::new()).map_err(crate::trap::TrapError::from).map_err(trap)?;
+    slots.apply(ram, &PageSet::new()).map_err(TrapError::from)?;
     let by = match configuration.trap {
         TrapChoice::Slots => TrapBy::Slots,
-        TrapChoice::View => TrapBy::View,
         TrapChoice::Auto if configuration.cpus == 1 && kvm.check_extension(Cap::ReadonlyMem) => {
             TrapBy::Slots
         }
-        TrapChoice::Auto => TrapBy::View,
+        TrapChoice::Auto | TrapChoice::View => TrapBy::View,
     };
     let width = cpuid::processor(supported).physical_width;
     Ok(Guard::new(ram, width, Traps::new(by, slots))?)
-}
-
-fn trap(error: crate::trap::TrapError) -> VmError {
-    crate::guard::ChangeError::from(error).into()
 }
 
 /// Lets the signal that gets processors out of the guest do nothing else.

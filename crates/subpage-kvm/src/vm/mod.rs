@@ -7,8 +7,10 @@ mod error;
 mod gate;
 mod operator;
 mod reset;
+mod save;
 mod watch;
 
+pub(crate) use create::open;
 pub use create::{Configuration, TrapChoice, nowhere};
 pub use ending::Ending;
 pub use error::VmError;
@@ -28,6 +30,7 @@ use crate::event::{Broadcast, Subscription};
 use crate::guard::{Guard, Ledger};
 use crate::memory::Ram;
 use crate::metrics::Metrics;
+use crate::snapshot::Features;
 use crate::trap::TrapBy;
 use crate::vcpu::{self, Processor};
 use ending::EndingCell;
@@ -49,6 +52,8 @@ pub(crate) struct Machine {
     pub(crate) events: Arc<Broadcast>,
     /// Numbers of the model-specific registers that KVM wants saved.
     pub(crate) msrs: Vec<u32>,
+    /// What the guest sees of its processors.
+    pub(crate) features: Features,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) watch: Watch,
@@ -74,11 +79,6 @@ impl Machine {
     pub(crate) fn end(&self, ending: Ending) {
         self.ending.set(ending);
         self.gate.end();
-    }
-
-    /// Stops the processors if a change of slots needs that.
-    pub(crate) fn pause_if(&self, needed: bool) -> Option<Paused<'_>> {
-        needed.then(|| self.gate.pause())
     }
 }
 
@@ -180,6 +180,16 @@ impl Vm {
     /// How pages are made to trap.
     pub fn traps_by(&self) -> TrapBy {
         self.machine.guard().traps().by()
+    }
+
+    /// How many pages trap.
+    pub fn trapped_pages(&self) -> u64 {
+        self.machine.guard().traps().trapped().pages()
+    }
+
+    /// How many memory slots KVM has of the guest.
+    pub fn slot_count(&self) -> usize {
+        self.machine.guard().traps().slot_count()
     }
 
     /// Puts bytes into the serial port, as many as it has room for; how many.

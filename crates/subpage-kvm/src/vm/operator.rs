@@ -45,26 +45,27 @@ impl Operator for VmOperator {
             Request::Get { gfn, pages } => get(machine, gfn, pages),
             Request::Set { gfn, maps } => set(machine, gfn, &maps),
             Request::Add(new) => {
-                let rule = machine.add_rules(&[rule_of(&new)?]).map_err(refusal)?;
+                let rule = machine.add_rules(&[rule_of(&new)?]).map_err(|error| refusal(&error))?;
                 Ok(Reply::Rule { rule: rule.0 })
             }
             Request::Remove { rule } => {
                 let rule = find(machine, &rule)?;
-                machine.remove_rule(rule, Owner::HOST).map_err(refusal)?;
+                machine.remove_rule(rule, Owner::HOST).map_err(|error| refusal(&error))?;
                 Ok(Reply::Done {})
             }
             Request::Lock { rule } => {
                 let rule = find(machine, &rule)?;
-                machine.lock_rule(rule, Owner::HOST).map_err(refusal)?;
+                machine.lock_rule(rule, Owner::HOST).map_err(|error| refusal(&error))?;
                 Ok(Reply::Done {})
             }
             Request::Watch => Err(refuse("EINVAL", "watch is not a request like the others")),
             Request::Track { start, length } => {
-                let track = machine.track(range(start, length)?).map_err(refusal)?;
+                let track =
+                    machine.track(range(start, length)?).map_err(|error| refusal(&error))?;
                 Ok(Reply::Track { track: track.0 })
             }
             Request::Harvest { track } => {
-                let pages = machine.harvest(TrackId(track)).map_err(refusal)?;
+                let pages = machine.harvest(TrackId(track)).map_err(|error| refusal(&error))?;
                 let written = pages
                     .iter()
                     .map(|page| Written { gfn: page.gfn.as_u64(), sub_pages: page.written.bits() })
@@ -72,7 +73,7 @@ impl Operator for VmOperator {
                 Ok(Reply::Harvest { written })
             }
             Request::Untrack { track } => {
-                machine.untrack(TrackId(track)).map_err(refusal)?;
+                machine.untrack(TrackId(track)).map_err(|error| refusal(&error))?;
                 Ok(Reply::Done {})
             }
             Request::Save { path } => {
@@ -148,7 +149,11 @@ fn get(machine: &Machine, gfn: u64, pages: u32) -> Result<Reply, Refusal> {
     }
     let first = Gfn::try_new(gfn).map_err(|error| address(&error))?;
     let mut maps = vec![AccessMap::ALL; pages as usize];
-    machine.guard().domain().get_access(first, &mut maps).map_err(|error| refusal(error.into()))?;
+    machine
+        .guard()
+        .domain()
+        .get_access(first, &mut maps)
+        .map_err(|error| refusal(&error.into()))?;
     Ok(Reply::Maps { maps: maps.iter().map(|map| map.bits()).collect() })
 }
 
@@ -157,7 +162,7 @@ fn set(machine: &Machine, gfn: u64, maps: &[u32]) -> Result<Reply, Refusal> {
     let pages = pages.ok_or_else(|| refuse("EINVAL", "a request is for 1 to 512 pages"))?;
     let first = Gfn::try_new(gfn).map_err(|error| address(&error))?;
     let maps: Vec<_> = maps.iter().map(|&bits| AccessMap::from_bits(bits)).collect();
-    machine.set_access(first, &maps).map_err(refusal)?;
+    machine.set_access(first, &maps).map_err(|error| refusal(&error))?;
     Ok(Reply::Pages { pages })
 }
 
@@ -210,9 +215,8 @@ fn address(error: &AddressError) -> Refusal {
 }
 
 /// The errno of the KVM series for a refused change.
-fn refusal(error: ChangeError) -> Refusal {
-    let code = match &error {
-        ChangeError::Domain(DomainError::Address(_)) => "EINVAL",
+fn refusal(error: &ChangeError) -> Refusal {
+    let code = match error {
         ChangeError::Domain(DomainError::NoSlot(_)) | ChangeError::NotMemory { .. } => "EFAULT",
         ChangeError::Domain(DomainError::OutOfMemory) | ChangeError::Trap(_) => "ENOMEM",
         ChangeError::Domain(DomainError::Locked(_) | DomainError::NotOwner { .. }) => "EPERM",

@@ -90,6 +90,7 @@ impl Machine {
             cpus: u32::try_from(paused.processors.len()).expect("a u32 was asked for"),
         };
         let boot = boot::load(&self.ram, &request)?;
+        self.ports().reset();
         start.chips.restore(&self.vm)?;
         for (state, processor) in start.processors.iter().zip(&mut paused.processors) {
             state.restore(processor)?;

@@ -60,6 +60,11 @@ impl Guest {
         file.write_all(code).expect("room for it");
         let mut vm = Vm::new(configuration, nowhere()).expect("a machine");
         vm.load(&request(file.path(), configuration.cpus)).expect("a flat guest");
+        Self::of(vm)
+    }
+
+    /// A machine that has its guest.
+    pub(crate) fn of(vm: Vm) -> Self {
         let events = vm.subscribe(1 << 16);
         Self { vm, events }
     }

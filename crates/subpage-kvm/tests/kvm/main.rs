@@ -2,5 +2,13 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(clippy::unwrap_used)] // a test says by panicking that something failed
 
+mod atomics;
 mod basics;
 mod guest;
+mod halves;
+mod privilege;
+mod random;
+mod snapshot;
+mod stepper;
+mod store_forms;
+mod strings;

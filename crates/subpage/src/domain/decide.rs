@@ -102,13 +102,20 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             .pages()
             .map(|bytes| self.check_in_page(space, bytes))
             .fold(Decision::Allowed, Decision::and);
+        self.by_strongest(decision, &[write])
+    }
+
+    /// The decision about a write of several runs, of which each alone met `decision` at most: of all
+    /// rules that it touches, in whichever page, the strongest decides.
+    pub(super) fn by_strongest(&self, decision: Decision, runs: &[ByteRange]) -> Decision {
         if !matches!(decision, Decision::Denied { .. } | Decision::Reported { .. }) {
             return decision;
         }
-        // Of all rules that the write touches, in either page, the strongest decides.
-        match self.rules.strongest(write) {
-            Some(active) if active.effect() >= Action::Deny || decision.permits() => {
-                by_rule(active, write)
+        let touched = runs.iter().filter_map(|&run| Some((self.rules.strongest(run)?, run)));
+        let rank = |active: &ActiveRule| (active.effect(), core::cmp::Reverse(active.id));
+        match touched.max_by_key(|(active, _)| rank(active)) {
+            Some((active, run)) if active.effect() >= Action::Deny || decision.permits() => {
+                by_rule(active, run)
             }
             _ => decision,
         }

@@ -263,6 +263,10 @@ impl State {
                 .chain(maps.iter().map(|(gfn, _)| GfnRange::one(*gfn)))
                 .chain(tracking.iter().map(|tracked| tracked.range.gfns())),
         )?;
+        // Each page once, however many rules it has.
+        if ranges.iter().map(|range| range.pages()).sum::<u64>() > max_pages {
+            return Err(ImportError::TooManyPages);
+        }
         Ok(Self { rules, maps, tracking, ranges, next_rule, next_track })
     }
 }
@@ -270,7 +274,7 @@ impl State {
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// How many more pages the state may be about.
+    /// How many more pages may be tracked: their records take memory at once.
     pages_left: u64,
 }
 
@@ -295,7 +299,6 @@ impl Reader<'_> {
         for record in 0..count as usize {
             let raw: RuleRecord = self.take()?;
             let active = raw.read(record)?;
-            self.spend_pages(active.rule.range.gfns())?;
             let key = (active.rule.range.first(), active.id);
             if active.id.0 >= next || last.replace(key).is_some_and(|last| last >= key) {
                 return Err(ImportError::Record { what: "rule number or order", record });
@@ -316,7 +319,6 @@ impl Reader<'_> {
             }
             let raw: MapRecord = self.take()?;
             let gfn = Gfn::try_new(raw.gfn.get()).map_err(DomainError::from)?;
-            self.spend_pages(GfnRange::one(gfn))?;
             let map = AccessMap::from_bits(raw.map.get());
             let ascending = maps.last().is_none_or(|(last, _)| *last < gfn);
             if !ascending || map.is_unrestricted() {

@@ -48,12 +48,13 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     ///
     /// What stops one run stops both (contract C3).
     pub fn check_write_parts(&self, space: AddressSpace, write: &WriteParts) -> Decision {
-        write
-            .runs()
+        let runs = write.runs();
+        let decision = runs
             .iter()
             .map(|&run| self.check_write(space, run))
             .reduce(Decision::and)
-            .expect("a write has a run")
+            .expect("a write has a run");
+        if runs.len() == 1 { decision } else { self.by_strongest(decision, runs) }
     }
 
     /// Like [`authorize_write`](Self::authorize_write), for all bytes of a write as one.

@@ -1,7 +1,7 @@
 //! The decision function: every offset, every size, every single denied sub-page.
 
 use subpage::access::AccessMap;
-use subpage::domain::Decision;
+use subpage::domain::{Decision, WriteParts};
 use subpage::rules::Action;
 use subpage::slots::{SlotFlags, SlotId};
 
@@ -139,6 +139,38 @@ fn two_parts_of_one_write_stand_or_fall_together() {
     assert!(!denied.and(allowed).permits());
     assert_eq!(allowed.and(allowed), Decision::Allowed);
     assert_eq!(AccessMap::ALL.count(), 32);
+}
+
+/// A write to two pages that are not neighbours is one write: all or none of it, by the strongest rule,
+/// whichever page that is in.
+#[test]
+fn a_write_in_two_runs_is_decided_by_the_strongest_rule() {
+    let (mut domain, _) = guest(8);
+    let first = bytes(PAGE + 4088, 8);
+    let second = bytes(PAGE + 4096 * 4, 8);
+    let rules = [
+        rule(bytes(PAGE + 4092, 4), Action::Deny),
+        rule(bytes(PAGE + 4096 * 4, 2), Action::Stop),
+        rule(bytes(PAGE + 4096 * 4 + 128, 8), Action::AllowOnce),
+    ];
+    let (id, token) = domain.add_rules(&rules).expect("good rules");
+    done(&mut domain, token);
+    let stop = Decision::Denied {
+        rule: Some(subpage::rules::RuleId(id.0 + 1)),
+        at: second.first(),
+        stop: true,
+    };
+    let both = WriteParts::two(first, second);
+    assert_eq!(domain.check_write_parts(Normal, &both), stop);
+    assert_eq!(domain.authorize_write_parts(Normal, &both), Ok(stop));
+    assert_eq!(domain.counters().denied, 1);
+    // Adjoining runs are one.
+    let joined = WriteParts::two(bytes(PAGE, 4), bytes(PAGE + 4, 4));
+    assert_eq!(joined.runs(), [bytes(PAGE, 8)]);
+    // An "allow once" that only the second run touches is spent by the whole.
+    let once = WriteParts::two(bytes(PAGE + 256, 8), bytes(PAGE + 4096 * 4 + 128, 8));
+    assert!(domain.authorize_write_parts(Normal, &once).expect("memory").permits());
+    assert!(!domain.authorize_write_parts(Normal, &once).expect("memory").permits());
 }
 
 /// Of two parts of one write that both want a report, the first is reported.

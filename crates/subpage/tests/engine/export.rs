@@ -89,6 +89,22 @@ fn too_many_pages_are_refused_before_anything_is_reserved() {
     assert!(fresh().import(&state, 100).is_ok());
 }
 
+/// Rules and tracking that overlap are about each page once.
+#[test]
+fn pages_count_once_however_much_is_about_them() {
+    let mut domain = fresh();
+    let whole = bytes(0, 4096 * 100);
+    for _ in 0..3 {
+        let (_, token) = domain.add_rule(rule(whole, Action::Deny)).expect("a rule");
+        done(&mut domain, token);
+    }
+    let (_, token) = domain.track(whole).expect("a range");
+    done(&mut domain, token);
+    let state = domain.export().expect("memory");
+    assert_eq!(fresh().import(&state, 99).err(), Some(ImportError::TooManyPages));
+    assert!(fresh().import(&state, 100).is_ok());
+}
+
 /// Puts a right checksum under damaged content, so that the fields themselves are tested.
 fn seal(mut content: Vec<u8>) -> Vec<u8> {
     let checksum = crc32fast::hash(&content);

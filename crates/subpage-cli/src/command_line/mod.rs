@@ -1,9 +1,19 @@
 //! The command line, as clap reads it.
 
+mod ctl;
+mod guard;
+mod values;
+
+pub use ctl::{ActionChoice, CtlArguments, CtlRequest};
+pub use guard::{
+    BackendChoice, DEFAULT_MEMORY, GuardArguments, MAX_CPUS, MachineArguments, OnFailure,
+    TrapChoice,
+};
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueHint};
 
 use crate::terminal::ColorWhen;
 
@@ -11,8 +21,14 @@ const EXIT_STATUS: &str = "\
 Exit status:
   0  nothing was denied, and everything worked
   1  internal error
-  2  bad input: the command line, a policy, a trace, a file that cannot be read or written
-  3  at least one write was denied (guard only)";
+  2  bad input: the command line, a policy, a guest, a file that cannot be read or written
+  3  at least one write was denied (guard only)
+  4  nothing was denied, but the guest failed, KVM could not go on with it, or its time was up
+     (guard only)";
+
+const GUARD_USAGE: &str = "\
+subpage guard [OPTIONS] --policy <FILE> <GUEST>
+       subpage guard [OPTIONS] --restore <FILE>";
 
 /// Write protection for any 128 bytes of a virtual machine's memory.
 #[derive(Debug, Parser)]
@@ -30,12 +46,14 @@ pub struct CommandLine {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a guest under a policy and report the writes that it denies
-    #[command(after_help = EXIT_STATUS)]
-    Guard(GuardArguments),
+    #[command(after_help = EXIT_STATUS, override_usage = GUARD_USAGE)]
+    Guard(Box<GuardArguments>),
     /// Record the writes of a program into a trace
     Record(RecordArguments),
     /// Show which pages of a trace mix hot and cold data, and what protection would cost
     Plan(PlanArguments),
+    /// Ask a guest that runs on KVM, or change what is guarded in it
+    Ctl(CtlArguments),
     /// Turn a policy into the module that the bare-metal hypervisor loads
     Compile(CompileArguments),
     /// Show what this machine offers, with the reason for each no
@@ -50,36 +68,6 @@ pub enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
-}
-
-/// What enforces the rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum BackendChoice {
-    /// What suits the guest: for a trace, the software model
-    #[default]
-    Auto,
-    /// The software model of the processor's memory side
-    Model,
-}
-
-/// Arguments of `guard`.
-#[derive(Debug, Args)]
-pub struct GuardArguments {
-    /// The rules (TOML)
-    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub policy: PathBuf,
-    /// Write a self-contained page about the run
-    #[arg(long, value_name = "FILE.html", value_hint = ValueHint::FilePath)]
-    pub report: Option<PathBuf>,
-    /// Print one JSON object a line for every event
-    #[arg(long)]
-    pub json: bool,
-    /// What enforces the rules
-    #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
-    pub backend: BackendChoice,
-    /// A trace
-    #[arg(value_name = "GUEST", value_hint = ValueHint::FilePath)]
-    pub guest: PathBuf,
 }
 
 /// Arguments of `record`.
@@ -107,8 +95,9 @@ pub struct CompileArguments {
     /// The rules (TOML)
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub policy: PathBuf,
-    /// Names for `region` in the policy: the symbols of this file, where its load segments put them
-    #[arg(long, value_name = "ELF", value_hint = ValueHint::FilePath)]
+    /// Names for `region` in the policy: the symbols of an ELF file, where its load segments put them,
+    /// or of a list as /proc/kallsyms or System.map, at their values minus 0xffffffff80000000
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub symbols: Option<PathBuf>,
     /// The module to write; it appears when it is complete
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]

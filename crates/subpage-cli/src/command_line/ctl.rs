@@ -1,0 +1,133 @@
+//! Arguments of `ctl`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use subpage::address::ByteRange;
+use subpage::rules::Action;
+use subpage_kvm::control::protocol::RuleRef;
+
+use super::values::{parse_byte_range, parse_gfn, parse_map, parse_rule, parse_unsigned};
+
+/// Most pages of one `get` or `set`.
+const MAX_PAGES: i64 = 512;
+
+/// Arguments of `ctl`.
+#[derive(Debug, Args)]
+pub struct CtlArguments {
+    /// The socket that `subpage guard` printed
+    #[arg(value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+    pub socket: PathBuf,
+    /// Print the reply as one JSON object; with `watch`, one for each event
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What the guest's process is asked for.
+    #[command(subcommand)]
+    pub request: CtlRequest,
+}
+
+/// What happens to a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ActionChoice {
+    /// It takes effect and is reported
+    Log,
+    /// The first takes effect, later ones do not
+    AllowOnce,
+    /// It has no effect
+    Deny,
+    /// It has no effect, and the guest is stopped
+    Stop,
+}
+
+impl From<ActionChoice> for Action {
+    fn from(choice: ActionChoice) -> Self {
+        match choice {
+            ActionChoice::Log => Self::Log,
+            ActionChoice::AllowOnce => Self::AllowOnce,
+            ActionChoice::Deny => Self::Deny,
+            ActionChoice::Stop => Self::Stop,
+        }
+    }
+}
+
+/// What the guest's process is asked for.
+#[derive(Debug, Subcommand)]
+pub enum CtlRequest {
+    /// Show the guest's state, its rules and its counts
+    Show,
+    /// Show which sub-pages of pages may be written
+    Get {
+        /// Number of the first page: its address divided by 4096
+        #[arg(value_parser = parse_gfn)]
+        gfn: u64,
+        /// How many pages
+        #[arg(default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_PAGES))]
+        pages: u32,
+    },
+    /// Set which sub-pages of pages may be written: all of the pages, or none
+    Set {
+        /// Number of the first page: its address divided by 4096
+        #[arg(value_parser = parse_gfn)]
+        gfn: u64,
+        /// One map a page, in hexadecimal; bit i set: sub-page i may be written
+        #[arg(value_name = "MAP", required = true, num_args = 1..=512, value_parser = parse_map)]
+        maps: Vec<u32>,
+    },
+    /// Add a rule
+    Add {
+        /// Its name
+        name: String,
+        /// Its bytes: START..END (the end not included) or START+LENGTH
+        #[arg(value_parser = parse_byte_range)]
+        range: ByteRange,
+        /// What happens to a write
+        #[arg(long, value_enum, default_value = "deny")]
+        action: ActionChoice,
+        /// Whose it is; 0 is the host
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        owner: u32,
+        /// Nothing can loosen it any more
+        #[arg(long)]
+        locked: bool,
+    },
+    /// Remove a rule
+    Remove {
+        /// Its number, or its name if only one rule has it
+        #[arg(value_parser = parse_rule)]
+        rule: RuleRef,
+    },
+    /// Lock a rule: nothing can loosen it any more
+    Lock {
+        /// Its number, or its name if only one rule has it
+        #[arg(value_parser = parse_rule)]
+        rule: RuleRef,
+    },
+    /// Print every event from now on, until the guest ends
+    Watch,
+    /// Find out from now on which sub-pages of a range are written
+    Track {
+        /// START..END (the end not included) or START+LENGTH
+        #[arg(value_parser = parse_byte_range)]
+        range: ByteRange,
+    },
+    /// Show what was written of a tracked range since the last harvest
+    Harvest {
+        /// The number that `track` printed
+        #[arg(value_parser = parse_unsigned)]
+        track: u64,
+    },
+    /// Stop tracking a range
+    Untrack {
+        /// The number that `track` printed
+        #[arg(value_parser = parse_unsigned)]
+        track: u64,
+    },
+    /// Save the guest to a file, from which `subpage guard --restore FILE` goes on
+    Save {
+        /// The file; it appears when it is complete
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// End the guest
+    Stop,
+}

@@ -1,0 +1,152 @@
+//! Arguments of `guard`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum, ValueHint};
+use subpage_kvm::metrics::parse_address;
+
+use super::values::{parse_bytes, parse_gpa, parse_seconds};
+
+/// Most virtual processors of a guest.
+pub const MAX_CPUS: u16 = 64;
+
+/// Guest memory where nothing else is asked for, in bytes: 128 MiB.
+pub const DEFAULT_MEMORY: u64 = 128 << 20;
+
+/// What enforces the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum BackendChoice {
+    /// What suits the guest: for a trace the software model, for a program or a kernel KVM
+    #[default]
+    Auto,
+    /// The software model of the processor's memory side
+    Model,
+    /// A virtual machine on the kernel's KVM
+    Kvm,
+}
+
+/// How writes to guarded pages are made to leave the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum TrapChoice {
+    /// By slots for one processor, by the view for several
+    #[default]
+    Auto,
+    /// By read-only memory slots; with several processors that is not exact for locked instructions
+    Slots,
+    /// By write-protected pages of the host's mapping
+    View,
+}
+
+/// What happens when the guest cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnFailure {
+    /// Keep it as it is, for `subpage ctl`, until `subpage ctl SOCKET stop` or a signal
+    Wait,
+    /// End
+    Exit,
+}
+
+/// Arguments of `guard`.
+#[derive(Debug, Args)]
+pub struct GuardArguments {
+    /// The rules (TOML)
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        value_hint = ValueHint::FilePath,
+        required_unless_present = "restore"
+    )]
+    pub policy: Option<PathBuf>,
+    /// Write a self-contained page about the run
+    #[arg(long, value_name = "FILE.html", value_hint = ValueHint::FilePath)]
+    pub report: Option<PathBuf>,
+    /// Print one JSON object a line for every event; a guest's console goes to standard error
+    #[arg(long)]
+    pub json: bool,
+    /// What enforces the rules
+    #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
+    pub backend: BackendChoice,
+    /// A trace, a static ELF64 program, a Linux kernel (bzImage or vmlinux), or with --load-address
+    /// any file of code
+    #[arg(value_name = "GUEST", value_hint = ValueHint::FilePath, required_unless_present = "restore")]
+    pub guest: Option<PathBuf>,
+    /// What only a guest on KVM has.
+    #[command(flatten)]
+    pub machine: MachineArguments,
+}
+
+/// What only a guest on KVM has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Guests on KVM")]
+pub struct MachineArguments {
+    /// Virtual processors [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CPUS)))]
+    pub cpus: Option<u16>,
+    /// Memory, for example 128M or 2G (powers of 1024) [default: 128M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
+    /// Initial RAM disk of a Linux kernel
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub initrd: Option<PathBuf>,
+    /// Command line of a Linux kernel
+    #[arg(long, value_name = "TEXT")]
+    pub cmdline: Option<String>,
+    /// The guest is a flat file of 64-bit code: load it here and begin at its first byte
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_gpa)]
+    pub load_address: Option<u64>,
+    /// Names for `region` in the policy: the symbols of an ELF file, where its load segments put them,
+    /// or of a list as /proc/kallsyms or System.map, at their values minus 0xffffffff80000000
+    /// [default: the guest's own, if it is an ELF file]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub symbols: Option<PathBuf>,
+    /// Go on from a file that `subpage ctl SOCKET save FILE` wrote; it holds memory, processors and
+    /// rules
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_hint = ValueHint::FilePath,
+        conflicts_with_all = ["policy", "guest", "cpus", "memory", "initrd", "cmdline", "load_address", "symbols"]
+    )]
+    pub restore: Option<PathBuf>,
+    /// Where `subpage ctl` reaches the guest: a socket to create [default: one of its own, printed]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub control: Option<PathBuf>,
+    /// Serve metrics for Prometheus at [HOST:]PORT; without a host, for this machine alone
+    #[arg(long, value_name = "[HOST:]PORT", value_parser = parse_address)]
+    pub metrics: Option<SocketAddr>,
+    /// How writes to guarded pages are trapped [default: auto]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub trap: Option<TrapChoice>,
+    /// What happens when the guest cannot go on [default: wait on a terminal, else exit]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub on_failure: Option<OnFailure>,
+    /// End the guest after this time
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub timeout: Option<Duration>,
+}
+
+impl MachineArguments {
+    /// The options that were given, as they are typed.
+    pub fn given(&self) -> Vec<&'static str> {
+        [
+            ("--cpus", self.cpus.is_some()),
+            ("--memory", self.memory.is_some()),
+            ("--initrd", self.initrd.is_some()),
+            ("--cmdline", self.cmdline.is_some()),
+            ("--load-address", self.load_address.is_some()),
+            ("--symbols", self.symbols.is_some()),
+            ("--restore", self.restore.is_some()),
+            ("--control", self.control.is_some()),
+            ("--metrics", self.metrics.is_some()),
+            ("--trap", self.trap.is_some()),
+            ("--on-failure", self.on_failure.is_some()),
+            ("--timeout", self.timeout.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(option, given)| given.then_some(option))
+        .collect()
+    }
+}

@@ -1,0 +1,183 @@
+//! Numbers, sizes and ranges as they are written on the command line.
+
+use std::time::Duration;
+
+use parse_size::{ByteSuffix, Config};
+use subpage::address::{ByteRange, GPA_BITS, Gfn, Gpa};
+use subpage_kvm::control::protocol::RuleRef;
+
+use crate::policy::{parse_address_range, parse_number};
+
+/// A length in bytes with powers of 1024: `128M`, `2G`, `1.5GiB`; without a unit, bytes.
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
+    Config::new()
+        .with_binary()
+        .with_byte_suffix(ByteSuffix::Allow)
+        .parse_size(text)
+        .map_err(|error| format!("{error}; write for example 128M or 2G"))
+}
+
+/// A guest-physical address, in any notation of [`parse_number`].
+pub(super) fn parse_gpa(text: &str) -> Result<u64, String> {
+    parse_unsigned(text).and_then(|address| {
+        Gpa::try_new(address).map_err(|_| {
+            format!("a guest-physical address has at most {GPA_BITS} bits: below 0x1000000000000")
+        })?;
+        Ok(address)
+    })
+}
+
+/// The number of a page, in any notation of [`parse_number`].
+pub(super) fn parse_gfn(text: &str) -> Result<u64, String> {
+    let gfn = parse_unsigned(text)?;
+    if gfn > Gfn::MAX.as_u64() {
+        return Err(format!(
+            "a frame number is an address divided by 4096, at most {:#x}",
+            Gfn::MAX.as_u64()
+        ));
+    }
+    Ok(gfn)
+}
+
+/// A number from 0 to 2^64 - 1, in any notation of [`parse_number`].
+pub(super) fn parse_unsigned(text: &str) -> Result<u64, String> {
+    parse_number(text)
+        .and_then(|number| u64::try_from(number).ok())
+        .ok_or_else(|| "not a number from 0 to 2^64 - 1; hexadecimal ones begin with 0x".to_owned())
+}
+
+/// An access map: 32 bits in hexadecimal, with or without `0x`. Bit i set: sub-page i may be written.
+pub(super) fn parse_map(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    // from_str_radix would accept a sign.
+    if digits.starts_with(|first: char| first.is_ascii_hexdigit())
+        && let Ok(map) = u32::from_str_radix(digits, 16)
+    {
+        return Ok(map);
+    }
+    Err("an access map has 1 to 8 hexadecimal digits, for example fffffff7; bit i set: sub-page i \
+         may be written"
+        .to_owned())
+}
+
+/// `START..END` (the end not included) or `START+LENGTH`, in guest-physical bytes.
+pub(super) fn parse_byte_range(text: &str) -> Result<ByteRange, String> {
+    let (start, length) = match text.split_once('+') {
+        Some((start, length)) => (parse_gpa(start.trim())?, parse_unsigned(length.trim())?),
+        None => match parse_address_range(text) {
+            Ok(range) if range.end < range.start => {
+                return Err("the range ends before it begins".to_owned());
+            }
+            Ok(range) => (range.start, range.end - range.start),
+            Err(reason) => {
+                return Err(format!("{reason}; write 0x1000..0x1080 or 0x1000+128"));
+            }
+        },
+    };
+    Gpa::try_new(start)
+        .and_then(|first| ByteRange::new(first, length))
+        .map_err(|error| error.to_string())
+}
+
+/// A rule by its number, if the text is one in decimal, else by its name.
+#[allow(clippy::unnecessary_wraps, reason = "the signature that clap calls")]
+pub(super) fn parse_rule(text: &str) -> Result<RuleRef, String> {
+    let number = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok());
+    Ok(number.flatten().map_or_else(|| RuleRef::Name(text.to_owned()), RuleRef::Number))
+}
+
+/// A time of at least a millisecond, in seconds with an optional fraction.
+pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .filter(|time| *time >= Duration::from_millis(1))
+        .ok_or_else(|| "not a number of seconds above 0".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_have_units_of_1024() {
+        for (text, bytes) in [
+            ("128M", 128 << 20),
+            ("2G", 2 << 30),
+            ("2g", 2 << 30),
+            ("4096", 4096),
+            ("512k", 512 << 10),
+            ("1.5GiB", 3 << 29),
+            ("1 MB", 1 << 20),
+            ("0", 0),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "M", "-1M", "1X", "1MM", "999999999999G", "é"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_and_frames_have_an_end() {
+        assert_eq!(parse_gpa("0x10_0000"), Ok(0x10_0000));
+        assert_eq!(parse_gpa("0xffffffffffff"), Ok((1 << 48) - 1));
+        assert_eq!(parse_gfn("0xfffffffff"), Ok((1 << 36) - 1));
+        for text in ["0x1000000000000", "-1", "", "0xfffffffffffffffff"] {
+            assert!(parse_gpa(text).is_err(), "{text}");
+            assert!(parse_gfn(text).is_err(), "{text}");
+        }
+        assert!(parse_gfn("0x1000000000").is_err());
+    }
+
+    #[test]
+    fn maps_are_hexadecimal() {
+        assert_eq!(parse_map("fffffff7"), Ok(0xffff_fff7));
+        assert_eq!(parse_map("0xFF"), Ok(0xff));
+        assert_eq!(parse_map("0"), Ok(0));
+        for text in ["", "0x", "1ffffffff", "+f", "-1", "0x0xf", "g"] {
+            assert!(parse_map(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ranges_in_both_forms() {
+        let range =
+            |start, length| ByteRange::new(Gpa::new(start), length).map_err(|_| String::new());
+        assert_eq!(parse_byte_range("0x1000..0x1080"), range(0x1000, 128));
+        assert_eq!(parse_byte_range("0x1000+128"), range(0x1000, 128));
+        assert_eq!(parse_byte_range("4096 + 0x80"), range(0x1000, 128));
+        for text in [
+            "0x1000",
+            "0x1000..0x1000",
+            "0x1080..0x1000",
+            "0x1000+0",
+            "0x1000+-1",
+            "0xffffffffffff+2",
+            "0..0x1000000000001",
+            "0xffffffffffffffff+0xffffffffffffffff",
+            "+",
+            "..",
+        ] {
+            assert!(parse_byte_range(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_rule_is_a_number_or_a_name() {
+        assert_eq!(parse_rule("7"), Ok(RuleRef::Number(7)));
+        assert_eq!(parse_rule("helper path"), Ok(RuleRef::Name("helper path".to_owned())));
+        for name in ["18446744073709551616", "+7", "0x7", ""] {
+            assert_eq!(parse_rule(name), Ok(RuleRef::Name(name.to_owned())));
+        }
+    }
+
+    #[test]
+    fn times_are_above_zero() {
+        assert_eq!(parse_seconds("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
+        for text in ["0", "-1", "", "NaN", "inf", "1e30", "1s", "0.0000001"] {
+            assert!(parse_seconds(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `subpage ctl`: asks the process of a guest that runs on KVM, over its control socket.
+
+mod reply;
+mod request;
+mod watch;
+
+pub use reply::write_text;
+pub use request::request;
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use subpage_kvm::control::protocol::{Refusal, Request};
+use subpage_kvm::control::{Client, ClientError};
+
+use crate::command_line::CtlArguments;
+use crate::failure::{Failure, Status};
+use crate::terminal::Output;
+
+/// Why there is no reply.
+struct Unanswered {
+    /// The guest's process said no.
+    refusal: Option<Refusal>,
+    failure: Failure,
+}
+
+impl From<Failure> for Unanswered {
+    fn from(failure: Failure) -> Self {
+        Self { refusal: None, failure }
+    }
+}
+
+impl From<io::Error> for Unanswered {
+    fn from(error: io::Error) -> Self {
+        Failure::from(error).into()
+    }
+}
+
+impl From<ClientError> for Unanswered {
+    fn from(error: ClientError) -> Self {
+        let failure = Failure::bad(&error);
+        let refusal = match error {
+            ClientError::Refused(refusal) => Some(refusal),
+            _ => None,
+        };
+        Self { refusal, failure }
+    }
+}
+
+/// A reply, or why there is none, in the form of the protocol: `docs/control.md`.
+#[derive(Serialize)]
+struct Answer<T> {
+    ok: bool,
+    #[serde(flatten)]
+    fields: T,
+}
+
+/// A failure that is none of the guest's process: its error has no code.
+#[derive(Serialize)]
+struct Failed<'a> {
+    code: Option<()>,
+    error: &'a str,
+}
+
+/// Runs the command.
+///
+/// With `--json`, a failure is an object on `out` as well, so that a reader need not look elsewhere.
+pub fn run(arguments: &CtlArguments, out: &mut Output) -> Result<Status, Failure> {
+    match ask(arguments, out) {
+        Ok(()) => Ok(Status::Clean),
+        Err(Unanswered { refusal, failure }) => {
+            // The failure itself says more than that it cannot be written.
+            let _ = match (refusal, failure.event()) {
+                (Some(fields), _) if arguments.json => {
+                    write_answer(out, &Answer { ok: false, fields })
+                }
+                (None, Some(event)) if arguments.json => {
+                    let fields = Failed { code: None, error: &event.message };
+                    write_answer(out, &Answer { ok: false, fields })
+                }
+                _ => Ok(()),
+            };
+            Err(failure)
+        }
+    }
+}
+
+fn ask(arguments: &CtlArguments, out: &mut Output) -> Result<(), Unanswered> {
+    let request = request(&arguments.request)?;
+    let mut client = Client::connect(&arguments.socket)?;
+    if request == Request::Watch {
+        return watch::run(client, arguments.json, out);
+    }
+    let reply = client.request(&request)?;
+    if arguments.json {
+        write_answer(out, &Answer { ok: true, fields: &reply })?;
+    } else {
+        write_text(out, &request, &reply)?;
+    }
+    Ok(())
+}
+
+fn write_answer(out: &mut Output, answer: &Answer<impl Serialize>) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, answer)?;
+    out.write_all(b"\n")
+}

@@ -1,0 +1,179 @@
+//! Replies for people.
+
+use std::io::{self, Write};
+
+use subpage::access::{AccessMap, SubPage};
+use subpage::address::PAGE_BYTES;
+use subpage_kvm::control::protocol::{Reply, Request, Shown, ShownRule, ShownTracking, Written};
+
+use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, PLAIN, QUIET};
+use crate::terminal::{Align, Columns, bytes, grouped, plural, printable};
+
+/// Writes what a request gave, with ANSI colours.
+pub fn write_text(out: &mut dyn Write, request: &Request, reply: &Reply) -> io::Result<()> {
+    match reply {
+        Reply::Shown(shown) => write_shown(out, shown),
+        Reply::Maps { maps } => {
+            let first = if let Request::Get { gfn, .. } = request { *gfn } else { 0 };
+            write_maps(out, first, maps)
+        }
+        Reply::Pages { pages } => {
+            let pages = u64::from(*pages);
+            writeln!(out, "{} {} set", grouped(pages), plural(pages, "page"))
+        }
+        Reply::Rule { rule } => writeln!(out, "rule {rule}"),
+        Reply::Track { track } => writeln!(out, "tracking {track}"),
+        Reply::Harvest { written } => write_harvest(out, written),
+        Reply::Saved { saved } => {
+            let file = if let Request::Save { path } = request { path.as_str() } else { "" };
+            writeln!(out, "{}  {QUIET}{}{QUIET:#}", printable(file), bytes(*saved))
+        }
+        Reply::Done {} => writeln!(out, "{}", done(request)),
+    }
+}
+
+/// What is true now that a request without another reply has returned.
+fn done(request: &Request) -> &'static str {
+    match request {
+        Request::Remove { .. } => "removed",
+        Request::Lock { .. } => "locked",
+        Request::Untrack { .. } => "no longer tracked",
+        Request::Stop => "the guest ends",
+        _ => "done",
+    }
+}
+
+fn write_shown(out: &mut dyn Write, shown: &Shown) -> io::Result<()> {
+    let style = match shown.state.as_str() {
+        "running" => GOOD,
+        "failed" => DENIED,
+        _ => LOGGED,
+    };
+    writeln!(
+        out,
+        "{style}{}{style:#}  {} {}, {}; {} trapped {}, {} trapped {}",
+        printable(&shown.state),
+        shown.cpus,
+        plural(u64::from(shown.cpus), "cpu"),
+        bytes(shown.memory),
+        grouped(shown.trapped_pages),
+        plural(shown.trapped_pages, "page"),
+        grouped(shown.writes),
+        plural(shown.writes, "write"),
+    )?;
+    if let Some(failure) = &shown.failure {
+        writeln!(out, "  {}", printable(failure))?;
+    }
+    writeln!(out)?;
+    if shown.rules.is_empty() {
+        writeln!(out, "no rules")?;
+    } else {
+        rules(&shown.rules).write(out, 0)?;
+    }
+    if shown.trackings.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    trackings(&shown.trackings).write(out, 0)
+}
+
+fn rules(rules: &[ShownRule]) -> Columns {
+    use Align::{Left, Right};
+    let mut table =
+        Columns::new(&[Right, Left, Left, Left, Right, Right, Right, Right, Right, Left]);
+    let headings =
+        ["rule", "name", "action", "guards", "", "owner", "checked", "logged", "denied", ""];
+    table.row(headings.map(|heading| (heading.to_owned(), HEADING)));
+    for shown in rules {
+        let rule = &shown.new;
+        let state = match (rule.locked, shown.spent) {
+            (false, false) => "",
+            (true, false) => "locked",
+            (false, true) => "spent",
+            (true, true) => "locked, spent",
+        };
+        table.row([
+            (shown.rule.to_string(), PLAIN),
+            (printable(&rule.name).into_owned(), NAME),
+            (printable(&rule.action).into_owned(), PLAIN),
+            (span(rule.start, rule.length), PLAIN),
+            (bytes(rule.length), QUIET),
+            (rule.owner.to_string(), PLAIN),
+            (grouped(shown.checked), PLAIN),
+            (grouped(shown.logged), if shown.logged == 0 { QUIET } else { LOGGED }),
+            (grouped(shown.denied), if shown.denied == 0 { QUIET } else { DENIED }),
+            (state.to_owned(), QUIET),
+        ]);
+    }
+    table
+}
+
+fn trackings(trackings: &[ShownTracking]) -> Columns {
+    let mut table = Columns::new(&[Align::Right, Align::Left, Align::Right]);
+    table.row(["tracking", "range"].map(|heading| (heading.to_owned(), HEADING)));
+    for tracking in trackings {
+        table.row([
+            (tracking.track.to_string(), PLAIN),
+            (span(tracking.start, tracking.length), PLAIN),
+            (bytes(tracking.length), QUIET),
+        ]);
+    }
+    table
+}
+
+/// The end is a sum of what another process said, and may lie beyond 64 bits.
+fn span(start: u64, length: u64) -> String {
+    format!("{start:#x}..{:#x}", u128::from(start) + u128::from(length))
+}
+
+fn write_maps(out: &mut dyn Write, first: u64, maps: &[u32]) -> io::Result<()> {
+    let mut table = Columns::new(&[Align::Left, Align::Left, Align::Left, Align::Left]);
+    let headings = ["page", "address", "map", "not writable"];
+    table.row(headings.map(|heading| (heading.to_owned(), HEADING)));
+    for (gfn, map) in (first..).zip(maps) {
+        let closed = AccessMap::from_bits(!*map);
+        let style = if closed == AccessMap::NONE { QUIET } else { PLAIN };
+        table.row(page(gfn, *map, sub_pages(closed), style));
+    }
+    table.write(out, 0)
+}
+
+fn write_harvest(out: &mut dyn Write, written: &[Written]) -> io::Result<()> {
+    if written.is_empty() {
+        return writeln!(out, "nothing was written");
+    }
+    let mut table = Columns::new(&[Align::Left, Align::Left, Align::Left, Align::Left]);
+    let headings = ["page", "address", "map", "written"];
+    table.row(headings.map(|heading| (heading.to_owned(), HEADING)));
+    for Written { gfn, sub_pages: map } in written {
+        table.row(page(*gfn, *map, sub_pages(AccessMap::from_bits(*map)), PLAIN));
+    }
+    table.write(out, 0)?;
+    let pages = written.len() as u64;
+    writeln!(out, "\n{} {} written", grouped(pages), plural(pages, "page"))
+}
+
+fn page(gfn: u64, map: u32, words: String, style: anstyle::Style) -> [(String, anstyle::Style); 4] {
+    let address = u128::from(gfn) * u128::from(PAGE_BYTES);
+    [
+        (format!("{gfn:#x}"), style),
+        (format!("{address:#x}"), QUIET),
+        (format!("{map:08x}"), style),
+        (words, style),
+    ]
+}
+
+/// The sub-pages of a map as runs: `0, 3-5`.
+fn sub_pages(map: AccessMap) -> String {
+    if map == AccessMap::ALL {
+        return "all".to_owned();
+    }
+    let indices: Vec<u8> = map.iter().map(SubPage::index).collect();
+    let runs = indices.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+        [one] => one.to_string(),
+        [first, .., last] => format!("{first}-{last}"),
+        [] => String::new(),
+    });
+    let runs: Vec<_> = runs.collect();
+    if runs.is_empty() { "none".to_owned() } else { runs.join(", ") }
+}

@@ -1,0 +1,132 @@
+//! Events as they happen, from the control socket.
+
+use std::io::Write;
+
+use serde_json::{Map, Value};
+use subpage_kvm::control::{Client, ClientError};
+use unicode_width::UnicodeWidthStr;
+
+use super::Unanswered;
+use crate::events::write_line;
+use crate::terminal::style::{DENIED, QUIET};
+use crate::terminal::{Output, grouped, plural, printable};
+use crate::write_event::WriteEvent;
+
+/// Widest rule name that the alignment makes room for, in columns.
+const MAX_NAME_COLUMNS: usize = 32;
+
+/// Prints every event until the guest ends or nobody reads any more.
+pub(super) fn run(client: Client, json: bool, out: &mut Output) -> Result<(), Unanswered> {
+    let mut name_columns = 0;
+    for line in client.watch()? {
+        let line = line?;
+        if json {
+            writeln!(out, "{}", line.text)?;
+        } else {
+            write_text(out, line.object, &mut name_columns)?;
+        }
+        // A person watches, and the next event may be minutes away.
+        out.flush()?;
+        if out.is_gone() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a line of the watched connection for people.
+fn write_text(
+    out: &mut impl Write,
+    object: Map<String, Value>,
+    name_columns: &mut usize,
+) -> Result<(), Unanswered> {
+    let kind = object.get("type").and_then(Value::as_str).unwrap_or_default();
+    match kind {
+        "denied" | "logged" | "allowed_once" => {
+            let write: WriteEvent = serde_json::from_value(Value::Object(object))
+                .map_err(|mistake| ClientError::Answer { reason: mistake.to_string() })?;
+            let columns = printable(write.rule_name()).width().min(MAX_NAME_COLUMNS);
+            *name_columns = columns.max(*name_columns);
+            write_line(out, &write, *name_columns)?;
+        }
+        "dropped" => {
+            let events = object.get("events").and_then(Value::as_u64).unwrap_or_default();
+            writeln!(
+                out,
+                "{DENIED}… {} {} lost here:{DENIED:#} they came faster than they were read",
+                grouped(events),
+                plural(events, "event"),
+            )?;
+        }
+        "end" => writeln!(out, "{QUIET}the guest has ended{QUIET:#}")?,
+        // A newer server may send more.
+        _ => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use subpage_kvm::event::{Event, Verdict};
+
+    use super::*;
+
+    fn text(object: &Value) -> io::Result<String> {
+        let mut out = Vec::new();
+        let Value::Object(object) = object else { panic!("an object") };
+        let done = write_text(&mut out, object.clone(), &mut 0);
+        done.map_err(|_| io::Error::other("no event"))?;
+        Ok(anstream::adapter::strip_str(&String::from_utf8(out).expect("text")).to_string())
+    }
+
+    #[test]
+    fn an_event_comes_through_the_socket_as_it_is() {
+        let event = Event {
+            seq: 3,
+            verdict: Verdict::Denied,
+            rule: Some(7),
+            rule_name: "helper \u{1b}path".to_owned(),
+            action: "deny",
+            write: 1145,
+            vcpu: 1,
+            rip: Some(0x40_1234),
+            rip_exact: false,
+            cpl: 3,
+            cr3: 0x1000,
+            gpa: 0x10_e17d,
+            gla: Some(0xffff_8000_0010_e17d),
+            at: 0x10_e180,
+            bytes: vec![0, 0xab, 1, 0xff],
+            instruction: vec![0x89, 7],
+            text: Some("mov [rdi],eax".to_owned()),
+        };
+        let object = serde_json::to_value(&event).expect("JSON");
+        let read: WriteEvent = serde_json::from_value(object.clone()).expect("an event");
+        assert_eq!(read, WriteEvent::from(&event));
+        assert_eq!(
+            text(&object).expect("an event"),
+            "denied        helper \\u{1b}path   4 bytes at 0x10e17d  sub-page  3  write 1,145  \
+             by ~0x401234  vcpu 1 cpl 3  gla 0xffff80000010e17d  mov [rdi],eax\n"
+        );
+        let by_a_map = Event { rule: None, rip: None, text: None, gla: None, ..event };
+        let object = serde_json::to_value(by_a_map).expect("JSON");
+        assert_eq!(
+            text(&object).expect("an event"),
+            "denied        (access map)   4 bytes at 0x10e17d  sub-page  3  write 1,145  vcpu 1 \
+             cpl 3\n"
+        );
+    }
+
+    #[test]
+    fn other_lines_are_said_in_words_or_skipped() {
+        let line = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
+        let dropped = line("{\"v\":1,\"type\":\"dropped\",\"events\":1200}");
+        assert!(text(&dropped).expect("known").contains("1,200 events lost"));
+        assert_eq!(text(&line("{\"type\":\"end\"}")).expect("known"), "the guest has ended\n");
+        assert_eq!(text(&line("{\"type\":\"later\"}")).expect("skipped"), "");
+        assert_eq!(text(&line("{}")).expect("skipped"), "");
+        text(&line("{\"type\":\"denied\",\"action\":\"block\"}")).expect_err("not an event");
+    }
+}

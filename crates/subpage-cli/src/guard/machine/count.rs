@@ -1,0 +1,170 @@
+//! What a run on KVM amounts to.
+
+use subpage::access::SUB_PAGE_BYTES;
+use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
+use subpage_kvm::control::protocol::NewRule;
+use subpage_kvm::event::Event;
+use subpage_kvm::guard::{Ledger, RuleCounts};
+
+use super::super::intervals::Intervals;
+use super::ending::RunEnd;
+use crate::heat::Heat;
+use crate::hex::Hex;
+use crate::policy::PolicyRule;
+use crate::summary::{LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
+use crate::write_event::{WriteEvent, action_of_word, action_word};
+
+/// A rule that the run began with.
+pub(super) struct Known {
+    id: u64,
+    range: ByteRange,
+    summary: RuleSummary,
+}
+
+impl Known {
+    /// A rule of the policy, with its number.
+    pub(super) fn of_policy(id: u64, rule: &PolicyRule) -> Self {
+        Self { id, range: rule.rule.range, summary: RuleSummary::new(rule) }
+    }
+
+    /// A rule that is in force, or was, wherever it came from.
+    ///
+    /// # Panics
+    /// If its bytes are no range of guest memory: the machine did not take it.
+    pub(super) fn of_machine(id: u64, rule: &NewRule) -> Self {
+        let range = Gpa::try_new(rule.start)
+            .and_then(|first| ByteRange::new(first, rule.length))
+            .expect("the machine took this rule");
+        let summary = RuleSummary {
+            name: rule.name.clone(),
+            action: action_of_word(&rule.action).map_or("deny", action_word),
+            start: Hex(rule.start),
+            length: rule.length,
+            line: None,
+            checked: 0,
+            allowed: 0,
+            logged: 0,
+            denied: 0,
+            first_denial: None,
+        };
+        Self { id, range, summary }
+    }
+}
+
+/// Collects from the events what the machine's own counts do not say.
+pub(super) struct Count {
+    rules: Vec<Known>,
+    heat: Heat,
+    first_denials: Vec<WriteEvent>,
+    denied_by_maps: u64,
+    dropped: u64,
+}
+
+impl Count {
+    /// Of no event.
+    pub(super) fn new(rules: Vec<Known>) -> Self {
+        let ranges: Vec<_> = rules.iter().map(|rule| rule.range).collect();
+        Self {
+            rules,
+            heat: Heat::around(&ranges),
+            first_denials: Vec::new(),
+            denied_by_maps: 0,
+            dropped: 0,
+        }
+    }
+
+    /// An event that was shown.
+    pub(super) fn event(&mut self, event: &Event) {
+        let denied = event.verdict.is_denial();
+        self.count_heat(event, denied);
+        if !denied {
+            return;
+        }
+        if event.rule.is_none() {
+            self.denied_by_maps += 1;
+        }
+        if self.first_denials.len() < MAX_FIRST_DENIALS {
+            self.first_denials.push(WriteEvent::from(event));
+        }
+    }
+
+    /// Events that were not shown.
+    pub(super) fn dropped(&mut self, events: u64) {
+        self.dropped += events;
+    }
+
+    /// The bytes in the write's first page, and the one that the rule holds: where a write goes on in
+    /// another page, the event does not say.
+    fn count_heat(&mut self, event: &Event, denied: bool) {
+        let room = PAGE_BYTES - event.gpa % PAGE_BYTES;
+        let length = (event.bytes.len() as u64).min(room);
+        let bytes = |first: u64, length: u64| {
+            Gpa::try_new(first).and_then(|first| ByteRange::new(first, length)).ok()
+        };
+        let first = bytes(event.gpa, length);
+        if let Some(first) = first {
+            self.heat.count(first, denied);
+        }
+        let elsewhere = event.at / PAGE_BYTES != event.gpa / PAGE_BYTES;
+        if let Some(held) = bytes(event.at, 1).filter(|_| elsewhere) {
+            self.heat.count(held, denied);
+        }
+    }
+
+    /// What the run amounts to; guest, policy, backend and duration are left empty.
+    pub(super) fn into_summary(
+        self,
+        ledger: &Ledger,
+        added: &[(u64, NewRule)],
+        end: RunEnd,
+    ) -> Summary {
+        let Self { mut rules, heat, first_denials, denied_by_maps, dropped } = self;
+        rules.extend(added.iter().map(|(id, rule)| Known::of_machine(*id, rule)));
+        let ranges: Vec<_> = rules.iter().map(|rule| rule.range).collect();
+        let rules =
+            rules.into_iter().map(|rule| counted(rule.summary, ledger.rule(rule.id))).collect();
+        Summary {
+            guest: String::new(),
+            policy: String::new(),
+            backend: String::new(),
+            writes: ledger.writes(),
+            bytes: ledger.bytes(),
+            rules,
+            exits_page: ledger.writes(),
+            exits_sub_page: ledger.guarded(),
+            pages_protected: widened(&ranges, PAGE_BYTES),
+            sub_pages_protected: widened(&ranges, SUB_PAGE_BYTES),
+            stopped_at: end.stopped_at,
+            elapsed: None,
+            live: Some(LiveSummary {
+                kind: end.kind,
+                exit_code: end.exit_code,
+                message: end.message,
+                denied_by_maps,
+                events_dropped: dropped,
+            }),
+            first_denials,
+            heat_omitted: heat.omitted(),
+            heat: heat.into_pages(),
+        }
+    }
+}
+
+fn counted(rule: RuleSummary, counts: RuleCounts) -> RuleSummary {
+    let RuleCounts { checked, logged, denied, first_denial } = counts;
+    RuleSummary {
+        checked,
+        allowed: checked.saturating_sub(logged + denied),
+        logged,
+        denied,
+        first_denial: first_denial.map(|event| WriteEvent::from(&*event)),
+        ..rule
+    }
+}
+
+/// How many units the ranges touch.
+fn widened(ranges: &[ByteRange], unit: u64) -> u64 {
+    let runs =
+        ranges.iter().map(|range| (range.first().as_u64() / unit, range.last().as_u64() / unit));
+    Intervals::new(runs.collect()).count()
+}

@@ -1,0 +1,51 @@
+//! Requests over the control socket, and what the run's end has to know of them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use subpage_kvm::control::Operator;
+use subpage_kvm::control::protocol::{NewRule, Refusal, Reply, Request};
+use subpage_kvm::event::Subscription;
+use subpage_kvm::vm::VmOperator;
+
+/// Passes requests on to the machine and remembers some of them.
+pub(super) struct Desk {
+    operator: VmOperator,
+    added: Mutex<Vec<(u64, NewRule)>>,
+    stop: AtomicBool,
+}
+
+impl Desk {
+    pub(super) fn new(operator: VmOperator) -> Self {
+        Self { operator, added: Mutex::default(), stop: AtomicBool::new(false) }
+    }
+
+    /// The rules that were added so far, removed ones included, with their numbers.
+    pub(super) fn added(&self) -> Vec<(u64, NewRule)> {
+        self.added.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether somebody has asked for the end.
+    pub(super) fn stop_is_asked(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+}
+
+impl Operator for Desk {
+    fn perform(&self, request: Request) -> Result<Reply, Refusal> {
+        let new = if let Request::Add(new) = &request { Some(new.clone()) } else { None };
+        let stop = request == Request::Stop;
+        let reply = self.operator.perform(request)?;
+        if let (Some(new), Reply::Rule { rule }) = (new, &reply) {
+            self.added.lock().unwrap_or_else(PoisonError::into_inner).push((*rule, new));
+        }
+        if stop {
+            self.stop.store(true, Ordering::SeqCst);
+        }
+        Ok(reply)
+    }
+
+    fn subscribe(&self) -> Subscription {
+        self.operator.subscribe()
+    }
+}

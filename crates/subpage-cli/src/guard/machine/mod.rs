@@ -1,0 +1,254 @@
+//! A guest on KVM: from its image to its end.
+
+mod count;
+mod desk;
+mod ending;
+mod names;
+mod supervise;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use subpage::rules::Rule;
+use subpage_kvm::boot::{self, Boot};
+use subpage_kvm::control::protocol::{Reply, Request, Shown};
+use subpage_kvm::control::{Operator, Server, SocketPath, default_path};
+use subpage_kvm::metrics::MetricsServer;
+use subpage_kvm::trap::TrapBy;
+use subpage_kvm::vm::{self, Configuration, Vm};
+
+use self::count::{Count, Known};
+use self::desk::Desk;
+use self::supervise::{Limits, supervise};
+use crate::command_line::{
+    DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, TrapChoice,
+};
+use crate::events::{EventWriter, LiveStart, RuleEvent, StartEvent};
+use crate::failure::{Failure, Status};
+use crate::policy::{Draft, Policy};
+use crate::summary::Summary;
+use crate::terminal::{ColorWhen, Screen, bytes};
+
+/// Events that may wait for this program to print them.
+const QUEUE: usize = 1 << 16;
+
+/// Exit status of a program that a second signal ends at once, as shells give it for Ctrl-C.
+const KILLED: i32 = 128 + SIGINT;
+
+/// Runs the guest in the file `image` under a policy, and tells what happens.
+pub(super) fn run(
+    image: &Path,
+    draft: Draft,
+    arguments: &GuardArguments,
+    color: ColorWhen,
+) -> Result<(Summary, Status), Failure> {
+    let asked = &arguments.machine;
+    let policy_name = draft.source().path().display().to_string();
+    let names = names::of_guest(image, &draft, asked)?;
+    names::warn_of_moving(image, &draft, asked, color)?;
+    let policy = draft
+        .resolve_or(&names.list, names.otherwise)
+        .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
+    let screen = Screen::new(color, arguments.json);
+    let mut vm = Vm::new(&configuration(asked), Box::new(screen.console()))
+        .map_err(|error| Failure::bad(&error))?;
+    let boot = load(&mut vm, image, asked)?;
+    names::check_place(&names, &boot, asked)?;
+    let rules: Vec<Rule> = policy.rules.iter().map(|rule| rule.rule).collect();
+    check_memory(&vm, &policy, &policy_name)?;
+    let first = vm.add_rules(&rules).map_err(|error| Failure::bad(&error))?;
+
+    let known = (first.0..).zip(&policy.rules).map(|(id, rule)| Known::of_policy(id, rule));
+    let count = Count::new(known.collect());
+    let start = StartEvent {
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        guest: image.display().to_string(),
+        policy: policy_name,
+        backend: "kvm".to_owned(),
+        rules: policy.rules.iter().map(RuleEvent::from).collect(),
+        live: None,
+    };
+    go(vm, start, count, arguments, &screen)
+}
+
+/// Goes on with a saved guest under the rules that it had, and tells what happens.
+pub(super) fn restore(
+    file: &Path,
+    arguments: &GuardArguments,
+    color: ColorWhen,
+) -> Result<(Summary, Status), Failure> {
+    let screen = Screen::new(color, arguments.json);
+    let configuration = configuration(&arguments.machine);
+    let vm = Vm::restore(file, &configuration, Box::new(screen.console()))
+        .map_err(|error| Failure::bad(&error))?;
+    let rules = show(&vm)?.rules;
+    let count =
+        Count::new(rules.iter().map(|shown| Known::of_machine(shown.rule, &shown.new)).collect());
+    let name = file.display().to_string();
+    let start = StartEvent {
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        guest: name.clone(),
+        // The rules are in it.
+        policy: name,
+        backend: "kvm".to_owned(),
+        rules: rules.iter().map(RuleEvent::from).collect(),
+        live: None,
+    };
+    go(vm, start, count, arguments, &screen)
+}
+
+fn show(vm: &Vm) -> Result<Shown, Failure> {
+    match vm.operator().perform(Request::Show) {
+        Ok(Reply::Shown(shown)) => Ok(*shown),
+        other => Err(Failure::Internal(format!("the machine does not show itself: {other:?}"))),
+    }
+}
+
+/// Starts a guest that is loaded and guarded, and stays with it until its end.
+fn go(
+    mut vm: Vm,
+    mut start: StartEvent,
+    mut count: Count,
+    arguments: &GuardArguments,
+    screen: &Screen,
+) -> Result<(Summary, Status), Failure> {
+    let asked = &arguments.machine;
+    let interrupted = catch_signals()?;
+    let desk = Arc::new(Desk::new(vm.operator()));
+    let socket = Socket::listen(asked, &desk)?;
+    let metrics = asked
+        .metrics
+        .map(|address| MetricsServer::serve(address, vm.metrics()))
+        .transpose()
+        .map_err(|error| Failure::bad(&error))?;
+    let control = socket.server.path().display().to_string();
+    start.live = Some(LiveStart {
+        cpus: show(&vm)?.cpus,
+        memory: vm.ram().bytes(),
+        trap: match vm.traps_by() {
+            TrapBy::Slots => "slots",
+            TrapBy::View => "view",
+        },
+        control: control.clone(),
+        metrics: metrics.as_ref().map(|server| format!("http://{}/metrics", server.local_addr())),
+    });
+    let mut events = EventWriter::new(screen.lines(), arguments.json);
+    events.start(&start)?;
+    let subscription = vm.subscribe(QUEUE);
+    let wait = if screen.is_terminal() { OnFailure::Wait } else { OnFailure::Exit };
+    let began = Instant::now();
+    vm.start().map_err(|error| Failure::bad(&error))?;
+    let limits = Limits {
+        deadline: asked.timeout.and_then(|time| began.checked_add(time)),
+        interrupted: &interrupted,
+        keeps_failed: asked.on_failure.unwrap_or(wait) == OnFailure::Wait,
+        control: &control,
+    };
+    let ending = supervise(&vm, &desk, &subscription, &limits, &mut count, &mut events, screen)?;
+    let elapsed = began.elapsed();
+    // Whoever asked for the end over the socket gets the answer before it goes.
+    drop((socket, metrics));
+    screen.end_console()?;
+    let mut summary = count.into_summary(&vm.ledger(), &desk.added(), ending);
+    summary.guest = start.guest;
+    summary.policy = start.policy;
+    summary.backend = start.backend;
+    summary.elapsed = Some(elapsed);
+    events.summary(&summary)?;
+    let failed = summary.live.as_ref().is_some_and(|live| live.kind.is_failure());
+    let status = match (summary.denied() > 0, failed) {
+        // What was denied is what people run this for.
+        (true, _) => Status::Denied,
+        (false, true) => Status::GuestFailed,
+        (false, false) => Status::Clean,
+    };
+    Ok((summary, status))
+}
+
+fn cpus(asked: &MachineArguments) -> u32 {
+    asked.cpus.map_or(1, u32::from)
+}
+
+fn configuration(asked: &MachineArguments) -> Configuration {
+    Configuration {
+        cpus: cpus(asked),
+        memory: asked.memory.unwrap_or(DEFAULT_MEMORY),
+        trap: match asked.trap.unwrap_or_default() {
+            TrapChoice::Auto => vm::TrapChoice::Auto,
+            TrapChoice::Slots => vm::TrapChoice::Slots,
+            TrapChoice::View => vm::TrapChoice::View,
+        },
+        ..Configuration::default()
+    }
+}
+
+fn load(vm: &mut Vm, image: &Path, asked: &MachineArguments) -> Result<Boot, Failure> {
+    let request = boot::Request {
+        image,
+        initrd: asked.initrd.as_deref(),
+        command_line: asked.cmdline.as_deref().unwrap_or_default(),
+        load_address: asked.load_address,
+        cpus: cpus(asked),
+    };
+    vm.load(&request).map_err(|error| Failure::bad(&error))
+}
+
+/// Refuses a policy that guards what this guest does not have, and names the rule.
+fn check_memory(vm: &Vm, policy: &Policy, policy_name: &str) -> Result<(), Failure> {
+    let Some(rule) = policy.rules.iter().find(|rule| !vm.ram().holds(rule.rule.range)) else {
+        return Ok(());
+    };
+    let range = rule.rule.range;
+    Err(Failure::Input(format!(
+        "the rule `{}` (line {} of {policy_name}) guards {:#x}..{:#x}, which is not all memory of \
+         this guest of {}: give it more by `--memory`, or correct the rule",
+        rule.rule.name,
+        rule.line,
+        range.first().as_u64(),
+        range.last().as_u64() + 1,
+        bytes(vm.ram().bytes()),
+    )))
+}
+
+/// Set when this program is told to end. The second signal ends it at once.
+fn catch_signals() -> Result<Arc<AtomicBool>, Failure> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // In this order: the second signal finds what the first one set.
+        signal_hook::flag::register_conditional_shutdown(signal, KILLED, Arc::clone(&interrupted))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupted)))
+            .map_err(|error| Failure::Internal(format!("cannot handle signals: {error}")))?;
+    }
+    Ok(interrupted)
+}
+
+/// The control socket, and where it is if nobody said where.
+struct Socket {
+    server: Server,
+    /// Goes after the server that listens there.
+    _place: Option<SocketPath>,
+}
+
+impl Socket {
+    fn listen(asked: &MachineArguments, desk: &Arc<Desk>) -> Result<Self, Failure> {
+        let failed = |error| Failure::bad(&error);
+        let place = match &asked.control {
+            Some(_) => None,
+            None => Some(default_path().map_err(failed)?),
+        };
+        let path = match (&asked.control, &place) {
+            (Some(path), _) => path.as_path(),
+            (None, Some(place)) => place.path(),
+            (None, None) => unreachable!("one of the two is there"),
+        };
+        // Printed for people who are in another directory.
+        let path = std::path::absolute(path)
+            .map_err(|error| Failure::input("cannot make the control socket", &error))?;
+        let desk: Arc<Desk> = Arc::clone(desk);
+        let server = Server::listen(&path, desk).map_err(failed)?;
+        Ok(Self { server, _place: place })
+    }
+}

@@ -1,0 +1,111 @@
+//! Names for `region` that a guest on KVM brings, and whether they fit it.
+
+use std::io::Write;
+use std::path::Path;
+
+use subpage_kvm::boot::{Boot, Format, Part, sniff};
+
+use crate::command_line::MachineArguments;
+use crate::failure::Failure;
+use crate::policy::{
+    AddressSpace, Draft, Names, Place, SymbolFormat, read_region_names, read_symbols,
+};
+use crate::terminal::style::LOGGED;
+use crate::terminal::{ColorWhen, Output};
+
+/// The symbol at the first byte of a kernel's image.
+const FIRST: &str = "_text";
+
+/// Names, and what to do about one that is not among them.
+pub(super) struct GuestNames {
+    pub(super) list: Names,
+    pub(super) otherwise: &'static str,
+}
+
+/// The names that the policy may use: those of `--symbols`, else the guest's own if it is ELF.
+pub(super) fn of_guest(
+    image: &Path,
+    draft: &Draft,
+    asked: &MachineArguments,
+) -> Result<GuestNames, Failure> {
+    let failed = |error| Failure::bad(&error);
+    if let Some(path) = &asked.symbols {
+        return Ok(GuestNames {
+            list: read_region_names(path).map_err(failed)?,
+            otherwise: "look into the file given by `--symbols`: `nm FILE` lists the symbols of an \
+                        ELF file",
+        });
+    }
+    let is_elf = sniff(image).map_err(|error| Failure::bad(&error))? == Some(Format::Elf64);
+    // A kernel with debug information has a gigabyte, which is read only if it is asked for.
+    let wanted = draft.rules().iter().any(|rule| matches!(rule.place, Place::Region { .. }));
+    if !is_elf {
+        return Ok(GuestNames {
+            list: Names::default(),
+            otherwise: "this guest brings no names; give their file by `--symbols FILE`, or give \
+                        the rule a `range`",
+        });
+    }
+    let list = if wanted {
+        read_symbols(image, SymbolFormat::Elf, AddressSpace::Physical).map_err(failed)?
+    } else {
+        Names::default()
+    };
+    let otherwise = "the names are the guest's symbols: `nm GUEST` lists them; a stripped file has \
+                     none, then give their file by `--symbols FILE`";
+    Ok(GuestNames { list, otherwise })
+}
+
+/// Warns if the guest is a kernel that may move itself away from its symbols.
+pub(super) fn warn_of_moving(
+    image: &Path,
+    draft: &Draft,
+    asked: &MachineArguments,
+    color: ColorWhen,
+) -> Result<(), Failure> {
+    let by_name = draft.rules().iter().any(|rule| !matches!(rule.place, Place::Range(_)));
+    let stays = asked
+        .cmdline
+        .as_deref()
+        .is_some_and(|line| line.split_ascii_whitespace().any(|word| word == "nokaslr"));
+    let is_bzimage =
+        sniff(image).map_err(|error| Failure::bad(&error))? == Some(Format::LinuxBzImage);
+    if !by_name || stays || !is_bzimage {
+        return Ok(());
+    }
+    let mut err = Output::stderr(color);
+    writeln!(
+        err,
+        "{LOGGED}note:{LOGGED:#} a kernel that randomizes its place is not where its symbols say, \
+         and the rules then guard other bytes: add `nokaslr` to `--cmdline`"
+    )?;
+    Ok(err.flush()?)
+}
+
+/// Refuses symbols of a kernel that lies elsewhere than this guest was loaded: those of a boot with
+/// KASLR, or of another build.
+pub(super) fn check_place(
+    names: &GuestNames,
+    boot: &Boot,
+    asked: &MachineArguments,
+) -> Result<(), Failure> {
+    let (Some(path), Ok(first)) = (&asked.symbols, names.list.find_exactly(FIRST)) else {
+        return Ok(());
+    };
+    let image = boot
+        .parts
+        .iter()
+        .filter(|placed| matches!(placed.part, Part::Kernel | Part::Segment(_) | Part::Flat));
+    let Some(loaded) = image.map(|placed| placed.range.first().as_u64()).min() else {
+        return Ok(());
+    };
+    if first.start == loaded {
+        return Ok(());
+    }
+    Err(Failure::Input(format!(
+        "the symbols in {} are of a kernel that begins at {:#x}, and this guest is loaded at \
+         {loaded:#x}: take the list from the same build, from a boot with `nokaslr`",
+        path.display(),
+        first.start,
+    )))
+}

@@ -1,0 +1,302 @@
+//! `subpage ctl` against a server whose guest is made up.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use subpage_kvm::control::protocol::{
+    NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownRule, ShownTracking, Written,
+};
+use subpage_kvm::control::{Operator, Server};
+use subpage_kvm::event::{Broadcast, Event, Subscription, Verdict};
+
+use crate::assert_golden;
+
+/// Answers each request, and remembers it.
+struct Made {
+    asked: Mutex<Vec<Request>>,
+    events: Broadcast,
+    /// The events that a new subscriber gets at once.
+    first: Vec<Event>,
+    capacity: usize,
+}
+
+fn rule(rule: u64, name: &str, locked: bool, spent: bool, denied: u64) -> ShownRule {
+    let new = NewRule {
+        name: name.to_owned(),
+        start: 0x10_e180,
+        length: 128,
+        action: if spent { "allow-once" } else { "deny" }.to_owned(),
+        owner: u32::from(spent),
+        locked,
+    };
+    ShownRule { rule, new, spent, checked: 1200 + denied, logged: 0, denied }
+}
+
+fn shown() -> Shown {
+    Shown {
+        state: "failed".to_owned(),
+        failure: Some("vcpu 0 at 0x401234: KVM cannot emulate 0f 01 \u{1b}[2J".to_owned()),
+        cpus: 2,
+        memory: 128 << 20,
+        rules: vec![
+            rule(1, "helper path", true, false, 9),
+            rule(12, "a rule \u{1b}with a long name", false, true, 0),
+        ],
+        trackings: vec![ShownTracking { track: 3, start: u64::MAX, length: u64::MAX }],
+        trapped_pages: 1,
+        writes: 1_209,
+    }
+}
+
+impl Operator for Made {
+    fn perform(&self, request: Request) -> Result<Reply, Refusal> {
+        let reply = match &request {
+            Request::Show => Reply::Shown(Box::new(shown())),
+            Request::Get { pages, .. } => Reply::Maps {
+                maps: [!0, 0, !0b1011_1001].into_iter().cycle().take(*pages as usize).collect(),
+            },
+            Request::Set { maps, .. } => {
+                Reply::Pages { pages: maps.len().try_into().expect("at most 512") }
+            }
+            Request::Add(_) => Reply::Rule { rule: 13 },
+            Request::Track { .. } => Reply::Track { track: 3 },
+            Request::Harvest { track: 4 } => Reply::Harvest { written: Vec::new() },
+            Request::Harvest { .. } => Reply::Harvest {
+                written: vec![
+                    Written { gfn: 0x10e, sub_pages: 1 << 31 | 0b1110 },
+                    Written { gfn: u64::MAX, sub_pages: !0 },
+                ],
+            },
+            Request::Save { .. } => Reply::Saved { saved: 130 << 20 },
+            Request::Remove { rule: RuleRef::Name(name) } => {
+                let error = format!("the rule `{name}` is locked; nothing can loosen it");
+                return Err(Refusal { code: "EPERM".to_owned(), error });
+            }
+            _ => Reply::Done {},
+        };
+        self.asked.lock().expect("no panic").push(request);
+        Ok(reply)
+    }
+
+    fn subscribe(&self) -> Subscription {
+        let subscription = self.events.subscribe(self.capacity);
+        for event in &self.first {
+            self.events.publish(event.clone().into());
+        }
+        subscription
+    }
+}
+
+fn event(seq: u64) -> Event {
+    Event {
+        seq,
+        verdict: if seq == 2 { Verdict::Logged } else { Verdict::Denied },
+        rule: (seq != 3).then_some(7),
+        rule_name: if seq == 3 { String::new() } else { "helper path".to_owned() },
+        action: if seq == 2 { "log" } else { "deny" },
+        write: 1_000 + seq,
+        vcpu: 1,
+        rip: Some(0x40_1234),
+        rip_exact: seq == 1,
+        cpl: 3,
+        cr3: 0x1000,
+        gpa: 0x10_e17d,
+        gla: Some(0xffff_8000_0010_e17d),
+        at: 0x10_e180,
+        bytes: vec![0, 0xab, 1, 0xff],
+        instruction: vec![0x89, 7],
+        text: Some("mov [rdi],eax".to_owned()),
+    }
+}
+
+/// A served socket.
+struct Place {
+    made: Arc<Made>,
+    /// Ends before its directory is removed.
+    _server: Server,
+    directory: tempfile::TempDir,
+}
+
+impl Place {
+    fn new(first: Vec<Event>, capacity: usize) -> Self {
+        let directory = tempfile::tempdir().expect("directory");
+        let made = Made { asked: Mutex::default(), events: Broadcast::default(), first, capacity };
+        let made = Arc::new(made);
+        let operator: Arc<dyn Operator> = made.clone();
+        let server = Server::listen(&directory.path().join("socket"), operator).expect("a socket");
+        Self { made, _server: server, directory }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_subpage"));
+        command.arg("ctl").args(arguments).current_dir(&self.directory).stdin(Stdio::null());
+        command.env("NO_COLOR", "1");
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("the program starts")
+    }
+
+    fn asked(&self) -> Vec<Request> {
+        std::mem::take(&mut self.made.asked.lock().expect("no panic"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+fn shown_output(output: &Output) -> String {
+    format!(
+        "{}--- stderr\n{}--- status {}\n",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+        output.status.code().expect("not killed")
+    )
+}
+
+const REQUESTS: [&[&str]; 15] = [
+    &["show"],
+    &["get", "0x10e"],
+    &["get", "0x10e", "3"],
+    &["set", "0x10e", "fffffff7", "0xFF"],
+    &["add", "helper path", "0x10e180..0x10e200"],
+    &["add", "x", "0x10e180+1", "--action", "allow-once", "--owner", "7", "--locked"],
+    &["remove", "13"],
+    &["remove", "helper \u{1b}path"],
+    &["lock", "helper path"],
+    &["track", "0x1000+4096"],
+    &["harvest", "3"],
+    &["harvest", "4"],
+    &["untrack", "3"],
+    &["save", "/nowhere/guest.save"],
+    &["stop"],
+];
+
+#[test]
+fn every_request_has_a_reply_for_people_and_for_programs() {
+    let place = Place::new(Vec::new(), 1);
+    for (name, json) in [("text", false), ("json", true)] {
+        let mut all = String::new();
+        for request in REQUESTS {
+            let mut arguments = [&["socket"], request].concat();
+            if json {
+                arguments.push("--json");
+            }
+            let output = place.run(&arguments);
+            let refused = request.starts_with(&["remove", "helper \u{1b}path"]);
+            assert_eq!(output.status.code(), Some(if refused { 2 } else { 0 }), "{request:?}");
+            let words = request.join(" ").replace('\u{1b}', "ESC");
+            write!(all, "=== {words}\n{}", shown_output(&output)).expect("a string");
+            if json {
+                let text = String::from_utf8(output.stdout).expect("text");
+                let value: serde_json::Value = serde_json::from_str(&text).expect("one object");
+                assert_eq!(value["ok"], !refused, "{text}");
+            }
+        }
+        assert!(!all.contains('\u{1b}'), "{all:?}");
+        assert_golden(&format!("ctl/{name}.txt"), &all);
+        let asked = place.asked();
+        assert_eq!(asked.len(), REQUESTS.len() - 1);
+        assert_eq!(asked[1], Request::Get { gfn: 0x10e, pages: 1 });
+        assert_eq!(asked[3], Request::Set { gfn: 0x10e, maps: vec![0xffff_fff7, 0xff] });
+        assert_eq!(
+            asked[5],
+            Request::Add(NewRule {
+                name: "x".to_owned(),
+                start: 0x10_e180,
+                length: 1,
+                action: "allow-once".to_owned(),
+                owner: 7,
+                locked: true,
+            })
+        );
+        assert_eq!(asked[6], Request::Remove { rule: RuleRef::Number(13) });
+        assert_eq!(asked[7], Request::Lock { rule: RuleRef::Name("helper path".to_owned()) });
+    }
+}
+
+/// The guest's process may have another working directory.
+#[test]
+fn the_path_of_a_saved_guest_is_absolute() {
+    let place = Place::new(Vec::new(), 1);
+    assert_eq!(place.run(&["socket", "save", "guest.save"]).status.code(), Some(0));
+    let path = place.path("guest.save").canonicalize();
+    assert!(path.is_err(), "the made-up server writes nothing");
+    let directory = place.directory.path().canonicalize().expect("directory");
+    let [Request::Save { path }] = &place.asked()[..] else { panic!("one request") };
+    assert!(path.ends_with("/guest.save") && path.starts_with('/'), "{path}");
+    let parent = PathBuf::from(path).parent().expect("one").canonicalize().expect("there");
+    assert_eq!(parent, directory);
+}
+
+#[test]
+fn watching_prints_every_event_until_the_guest_ends() {
+    for (name, json) in [("watch", false), ("watch-json", true)] {
+        let place = Place::new((1..=3).map(event).collect(), 2);
+        let mut arguments = vec!["socket", "watch"];
+        if json {
+            arguments.push("--json");
+        }
+        let mut command = place.command(&arguments);
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let mut text = String::new();
+        // Two events that the queue holds, and the news of the third: then the guest ends.
+        for _ in 0..2 {
+            text += &lines.next().expect("a line").expect("text");
+            text.push('\n');
+        }
+        place.made.events.close();
+        for line in lines {
+            text += &line.expect("text");
+            text.push('\n');
+        }
+        let output = child.wait_with_output().expect("ends");
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_golden(&format!("ctl/{name}.txt"), &text);
+    }
+}
+
+#[test]
+fn bad_input_ends_with_2() {
+    let place = Place::new(Vec::new(), 1);
+    let mut all = String::new();
+    let cases: [&[&str]; 9] = [
+        &["nowhere", "show"],
+        &["nowhere", "show", "--json"],
+        &["socket", "get", "0x10e", "513"],
+        &["socket", "get", "0x1000000000"],
+        &["socket", "set", "0x10e", "1ffffffff"],
+        &["socket", "add", "x", "0x2000..0x1000"],
+        &["socket", "add", "x", "0x1000", "--action", "deny"],
+        &["socket", "add", "x", "0x1000+1", "--action", "block"],
+        &["socket", "harvest", "x"],
+    ];
+    for arguments in cases {
+        let output = place.run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let words = arguments.join(" ");
+        write!(all, "=== {words}\n{}", shown_output(&output)).expect("a string");
+    }
+    assert_eq!(place.asked(), []);
+    assert_golden("ctl/bad-input.txt", &all);
+    assert_eq!(place.run(&["socket"]).status.code(), Some(2), "no request is named");
+    assert_eq!(place.run(&["socket", "set", "1"]).status.code(), Some(2), "no map is given");
+}
+
+/// A reader that goes away ends `watch`, though the guest runs on.
+#[test]
+fn watching_ends_when_nobody_reads() {
+    let place = Place::new((1..=3).map(event).collect(), 10);
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    drop(reader);
+    let mut command = place.command(&["socket", "watch"]);
+    let output = command.stdout(writer).stderr(Stdio::piped()).output().expect("starts");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,116 @@
+//! What the KVM at hand can do, found out by running a tiny guest.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use kvm_ioctls::Cap;
+use subpage::address::{ByteRange, Gpa};
+use subpage::rules::{Action, Owner, Rule, RuleName};
+use subpage_emulate::guest::PhysicalMemory as _;
+
+use crate::boot::Request;
+use crate::vm::{Configuration, Ending, TrapChoice, Vm, VmError, nowhere, open};
+
+/// What was found.
+#[derive(Debug)]
+pub struct Findings {
+    /// Memory slots of a guest.
+    pub slots: usize,
+    /// Processors of a guest.
+    pub processors: usize,
+    /// Whether read-only slots guard a guest; the reason if not.
+    pub by_slots: Result<(), String>,
+    /// Whether the read-only view guards a guest, locked instructions included; the reason if not.
+    pub by_view: Result<(), String>,
+}
+
+/// Where the guest begins.
+const CODE: u64 = 0x20_0000;
+
+/// The page that is guarded.
+const PAGE: u64 = 0x40_0000;
+
+/// Longer than the guest takes anywhere.
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[rustfmt::skip]
+const GUEST: [u8; 29] = [
+    0x48, 0xbb, 0x00, 0x00, 0x40, 0x00, 0x00, 0x00, 0x00, 0x00, // mov rbx, PAGE
+    0xf0, 0x48, 0xff, 0x03,                                     // lock inc qword ptr [rbx]
+    0xc6, 0x83, 0x80, 0x00, 0x00, 0x00, 0x07,                   // mov byte ptr [rbx + 128], 7
+    0xb0, 0x00,                                                 // mov al, 0
+    0x66, 0xba, 0xf4, 0x00,                                     // mov dx, 0xf4
+    0xee,                                                       // out dx, al
+    0xf4,                                                       // hlt
+];
+
+/// Opens KVM and runs a guest in each way to trap.
+pub fn probe() -> Result<Findings, VmError> {
+    let kvm = open()?;
+    let number = |capability| usize::try_from(kvm.check_extension_int(capability)).unwrap_or(0);
+    Ok(Findings {
+        slots: number(Cap::NrMemslots),
+        processors: kvm.get_max_vcpus(),
+        by_slots: guards(TrapChoice::Slots),
+        by_view: guards(TrapChoice::View),
+    })
+}
+
+/// Whether a permitted locked store takes effect exactly and a denied one does not.
+fn guards(trap: TrapChoice) -> Result<(), String> {
+    let configuration = Configuration { memory: 8 << 20, trap, ..Configuration::default() };
+    let guest = || -> Result<Vm, VmError> {
+        let mut image = tempfile::NamedTempFile::new().map_err(VmError::Thread)?;
+        image.write_all(&GUEST).map_err(VmError::Thread)?;
+        let mut vm = Vm::new(&configuration, nowhere())?;
+        vm.load(&Request {
+            image: image.path(),
+            initrd: None,
+            command_line: "",
+            load_address: Some(CODE),
+            cpus: 1,
+        })?;
+        vm.add_rules(&[Rule {
+            name: RuleName::new("probe").expect("a name"),
+            range: ByteRange::new(Gpa::new(PAGE + 128), 1).expect("a byte"),
+            owner: Owner::HOST,
+            action: Action::Deny,
+            locked: false,
+        }])?;
+        vm.start()?;
+        Ok(vm)
+    };
+    let vm = guest().map_err(|error| error.to_string())?;
+    match vm.wait(LIMIT) {
+        Some(Ending::Exited { code: 0 }) => {}
+        Some(ending) => return Err(format!("a guest of {} bytes fails: {ending}", GUEST.len())),
+        None => return Err("a guest of a few instructions does not end".to_owned()),
+    }
+    let byte = |at: u64| {
+        let mut byte = [0xff];
+        vm.ram().read(Gpa::new(at), &mut byte).map(|()| byte[0])
+    };
+    match (byte(PAGE), byte(PAGE + 128)) {
+        (Ok(1), Ok(0)) => Ok(()),
+        (permitted, denied) => Err(format!(
+            "a guest's stores went wrong: the permitted one left {permitted:?}, the denied one \
+             {denied:?}"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kvm_at_hand_guards_in_both_ways_or_is_not_there() {
+        match probe() {
+            Ok(findings) => {
+                assert_eq!(findings.by_slots, Ok(()));
+                assert_eq!(findings.by_view, Ok(()));
+            }
+            Err(error) => println!("skipped: {error}"),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Saving a guest, and going on with a saved one.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Configuration, Machine, Vm, VmError};
+use crate::guard::ChangeError;
+use crate::snapshot::{Chips, Header, ProcessorState, Reader, SnapshotError, Writer};
+
+impl Machine {
+    /// Saves the guest as it is between two instructions; it goes on afterwards. How many bytes the
+    /// file has.
+    pub(crate) fn save(&self, path: &Path) -> Result<u64, SnapshotError> {
+        // What can fail early does so before the guest is stopped.
+        let writer = Writer::create(path)?;
+        let mut paused = self.gate.pause();
+        let processors = paused
+            .processors
+            .iter_mut()
+            .map(|processor| ProcessorState::save(processor, &self.msrs))
+            .collect::<Result<_, _>>()?;
+        let header = Header {
+            cpus: u32::try_from(paused.processors.len()).expect("a u32 was asked for"),
+            memory: self.ram.bytes(),
+            features: self.features.clone(),
+            processors,
+            chips: Chips::save(&self.vm)?,
+            ports: self.ports().save(),
+        };
+        let state = self
+            .guard()
+            .domain()
+            .export()
+            .map_err(|error| SnapshotError::Content(error.to_string()))?;
+        writer.write(&header, &state, &self.ram)
+    }
+}
+
+impl Vm {
+    /// Makes a machine that goes on where a saved guest was, under the rules that it had.
+    ///
+    /// Processors and memory are the snapshot's; everything else comes from `configuration`.
+    pub fn restore(
+        path: &Path,
+        configuration: &Configuration,
+        serial: Box<dyn Write + Send>,
+    ) -> Result<Self, VmError> {
+        let (reader, header) = Reader::open(path)?;
+        let (cpus, memory) = (header.cpus, header.memory);
+        if header.processors.len() != cpus as usize {
+            let other = SnapshotError::OtherMachine { cpus, memory };
+            return Err(other.into());
+        }
+        let vm = Self::new(&Configuration { cpus, memory, ..configuration.clone() }, serial)?;
+        let machine = Arc::clone(&vm.machine);
+        if header.features != machine.features {
+            return Err(SnapshotError::OtherProcessor.into());
+        }
+        let state = reader.finish(&machine.ram)?;
+        machine.guard().import(&machine.ram, &state)?;
+        let mut paused = machine.gate.pause();
+        header.chips.restore(&machine.vm)?;
+        for (saved, processor) in header.processors.iter().zip(&mut paused.processors) {
+            saved.restore(processor)?;
+        }
+        machine
+            .ports()
+            .restore(&header.ports)
+            .map_err(|error| SnapshotError::Content(error.to_string()))?;
+        drop(paused);
+        Ok(vm)
+    }
+
+    /// Saves the guest; it goes on afterwards. How many bytes the file has.
+    pub fn save(&self, path: &Path) -> Result<u64, VmError> {
+        Ok(self.machine.save(path)?)
+    }
+}
+
+impl From<crate::trap::TrapError> for VmError {
+    fn from(error: crate::trap::TrapError) -> Self {
+        ChangeError::from(error).into()
+    }
+}

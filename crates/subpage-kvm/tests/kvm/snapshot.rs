@@ -1,0 +1,120 @@
+//! Saving a guest while it runs, and going on with what was saved.
+
+use std::fs;
+use std::path::Path;
+
+use iced_x86::code_asm::{qword_ptr, rax, rbx, rcx};
+use subpage::rules::Action;
+use subpage_kvm::vm::{Configuration, Ending, Vm, VmError, nowhere};
+
+use crate::guest::{Guest, PAGE, both_ways, exit, kvm, small};
+
+/// Counts of the guest's loop: enough to be saved in the middle.
+const ROUNDS: u64 = 20_000;
+
+/// A guest that counts beside guarded bytes, then tries to write those, and ends.
+fn counter(configuration: &Configuration) -> Guest {
+    let guest = Guest::new(configuration, |code| {
+        let mut again = code.create_label();
+        code.mov(rbx, PAGE).unwrap();
+        code.mov(rcx, ROUNDS).unwrap();
+        code.set_label(&mut again).unwrap();
+        code.inc(qword_ptr(rbx)).unwrap();
+        code.dec(rcx).unwrap();
+        code.jnz(again).unwrap();
+        code.mov(qword_ptr(rbx + 0x80), rax).unwrap();
+        exit(code, 0);
+    });
+    guest.write(PAGE + 0x80, &[7; 8]);
+    guest.guard(PAGE + 0x80, 8, Action::Deny);
+    guest
+}
+
+fn restore(path: &Path, configuration: &Configuration) -> Result<Vm, VmError> {
+    Vm::restore(path, configuration, nowhere())
+}
+
+#[test]
+fn a_guest_that_was_saved_in_the_middle_goes_on_under_its_rules() {
+    if !kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("guest.snapshot");
+    for configuration in both_ways() {
+        let mut guest = counter(&configuration);
+        let track = guest
+            .vm
+            .track(
+                subpage::address::ByteRange::new(subpage::address::Gpa::new(PAGE + 0x1000), 4096)
+                    .unwrap(),
+            )
+            .unwrap();
+        guest.vm.start().unwrap();
+        // Somewhere on the way: the guest has begun, and each exit of the loop takes microseconds.
+        while guest.word(PAGE) == 0 {
+            std::thread::yield_now();
+        }
+        let bytes = guest.vm.save(&path).unwrap();
+        assert_eq!(bytes, fs::metadata(&path).unwrap().len());
+        assert_eq!(guest.end(), Ending::Exited { code: 0 }, "it goes on after it was saved");
+        assert_eq!(guest.word(PAGE), ROUNDS);
+
+        let vm = restore(&path, &configuration).unwrap();
+        let mut restored = Guest::of(vm);
+        let before = restored.word(PAGE);
+        assert!(0 < before && before <= ROUNDS, "{before}");
+        restored.run_well();
+        assert_eq!(restored.word(PAGE), ROUNDS, "each round exactly once");
+        assert_eq!(restored.read(PAGE + 0x80), [7; 8]);
+        assert_eq!(restored.events().len(), 1, "the rule came along");
+        assert!(restored.vm.untrack(track).is_ok(), "tracking came along");
+    }
+}
+
+#[test]
+fn damaged_snapshots_are_refused() {
+    if !kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("guest.snapshot");
+    let guest = counter(&small());
+    guest.vm.save(&path).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let header = usize::try_from(u64::from_le_bytes(whole[12..20].try_into().unwrap())).unwrap();
+    let interesting = [0, 8, 12, 19, 20, 21, 20 + header, 28 + header, whole.len() - 33];
+    let spread = (0..40).map(|part| part * whole.len() / 40);
+    for at in interesting.into_iter().chain(spread) {
+        fs::write(&path, &whole[..at]).unwrap();
+        let cut = restore(&path, &small()).map(|_| ()).unwrap_err();
+        assert!(matches!(cut, VmError::Snapshot(_)), "cut at {at}: {cut}");
+        let mut flipped = whole.clone();
+        flipped[at] ^= 0x10;
+        fs::write(&path, &flipped).unwrap();
+        let error = restore(&path, &small()).map(|_| ()).unwrap_err();
+        assert!(!error.to_string().is_empty(), "flipped at {at}");
+    }
+    let mut longer = whole.clone();
+    longer.push(0);
+    fs::write(&path, &longer).unwrap();
+    assert!(restore(&path, &small()).is_err(), "one byte too many");
+    fs::write(&path, &whole).unwrap();
+    assert!(restore(&path, &small()).is_ok(), "and the whole one is taken");
+}
+
+#[test]
+fn a_save_that_fails_leaves_the_older_file_and_no_other() {
+    if !kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let guest = counter(&small());
+    let error = guest.vm.save(&directory.path().join("absent/guest")).unwrap_err();
+    assert!(error.to_string().contains("absent"), "{error}");
+    let error = guest.vm.save(directory.path()).unwrap_err();
+    assert!(error.to_string().contains("cannot save"), "{error}");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is left behind");
+    let mut guest = guest;
+    guest.run_well();
+}
