@@ -1,5 +1,5 @@
-//! The benchmarks: those of the engine, which are a program of their own, and those of the
-//! hypervisor, which run in Bochs.
+//! The benchmarks: those of the engine and those on KVM, which are two programs of one crate, and
+//! those of the hypervisor, which run in Bochs.
 
 pub(crate) mod vmx;
 
@@ -9,12 +9,22 @@ use anyhow::{Context as _, Result};
 
 use crate::workspace::Workspace;
 
-/// Runs the program `subpage-bench` on this terminal and hands on its exit status.
+/// What measures the engine.
+pub(crate) const ENGINE: &str = "subpage-bench";
+
+/// What measures guests on KVM.
+pub(crate) const KVM: &str = "subpage-bench-kvm";
+
+/// Runs one of the programs on this terminal and hands on its exit status.
 ///
 /// Standard output is the program's alone, so that `--json` can be piped.
-pub(crate) fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<ExitCode> {
+pub(crate) fn run(
+    workspace: &Workspace,
+    program: &str,
+    arguments: &[OsString],
+) -> Result<ExitCode> {
     let status = workspace
-        .cargo(&["run", "--release", "--package", "subpage-bench", "--"])
+        .cargo(&["run", "--release", "--package", "subpage-bench", "--bin", program, "--"])
         .args(arguments)
         .status()
         .context("cannot start cargo")?;

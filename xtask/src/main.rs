@@ -60,8 +60,8 @@ enum Task {
         #[command(subcommand)]
         task: Option<bochs::Task>,
     },
-    /// Run the benchmarks; all arguments go to subpage-bench, except `vmx [--json]`: what the
-    /// hypervisor costs, in Bochs
+    /// Run the benchmarks; all arguments go to subpage-bench, except `kvm [--json]`: what guests on
+    /// this machine's KVM cost, and `vmx [--json]`: what the hypervisor costs, in Bochs
     #[command(disable_help_flag = true)]
     Bench {
         /// For example --json, or the names of the benchmarks to run
@@ -97,7 +97,8 @@ fn run(task: Task) -> Result<ExitCode> {
                 ensure!(json || rest.is_empty(), "bench vmx takes --json and nothing else");
                 bench::vmx::run(&workspace, json)
             }
-            _ => bench::run(&workspace, &arguments),
+            [first, rest @ ..] if first == "kvm" => bench::run(&workspace, bench::KVM, rest),
+            _ => bench::run(&workspace, bench::ENGINE, &arguments),
         },
         Task::Bochs { task } => bochs::run(&workspace, task),
         Task::Test { words, filter, limit, list } => {

@@ -7,8 +7,6 @@
 mod benchmark;
 mod dense;
 mod guest;
-mod report;
-mod rounds;
 
 use std::alloc::System;
 use std::io;
@@ -17,9 +15,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use subpage_bench::report::{Form, Report};
 
 use benchmark::BENCHMARKS;
-use report::{Form, Report};
 
 /// Counts the bytes in use, for the benchmark of memory.
 #[global_allocator]

@@ -9,7 +9,7 @@ use crate::rounds::Ratio;
 
 /// One measured figure.
 #[derive(Serialize)]
-pub(crate) struct Record {
+pub struct Record {
     name: &'static str,
     value: f64,
     unit: &'static str,
@@ -26,7 +26,7 @@ pub(crate) struct Record {
 impl Record {
     /// A figure in a unit, with the baseline's figure in the same unit. Less is better, unless
     /// [`with_ratio`](Self::with_ratio) says how many times better the figure is.
-    pub(crate) fn new(
+    pub fn new(
         name: &'static str,
         unit: &'static str,
         value: f64,
@@ -44,20 +44,33 @@ impl Record {
         }
     }
 
+    /// A figure in a unit, without a baseline.
+    pub fn figure(name: &'static str, unit: &'static str, value: f64) -> Self {
+        Self {
+            name,
+            value: significant(value),
+            unit,
+            baseline: None,
+            baseline_name: None,
+            ratio: None,
+            further: Map::new(),
+        }
+    }
+
     /// The same with the ratio of an interleaved measurement and its extremes.
-    pub(crate) fn with_ratio(mut self, ratio: Ratio) -> Self {
+    pub fn with_ratio(mut self, ratio: Ratio) -> Self {
         self.ratio = Some(significant(ratio.median));
         self.with("ratio_min", ratio.min).with("ratio_max", ratio.max)
     }
 
     /// The same with one more figure.
-    pub(crate) fn with(mut self, key: &str, value: f64) -> Self {
+    pub fn with(mut self, key: &str, value: f64) -> Self {
         self.further.insert(key.to_owned(), number(value));
         self
     }
 
     /// The same with a remark.
-    pub(crate) fn with_note(mut self, note: &str) -> Self {
+    pub fn with_note(mut self, note: &str) -> Self {
         self.further.insert("note".to_owned(), note.into());
         self
     }
@@ -80,7 +93,7 @@ fn number(value: f64) -> Value {
 
 /// How records are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
+pub enum Form {
     /// One object a line.
     Json,
     /// Columns for people.
@@ -88,24 +101,33 @@ pub(crate) enum Form {
 }
 
 /// Writes records as they come.
-pub(crate) struct Report<W> {
+pub struct Report<W> {
     out: W,
     form: Form,
     header_due: bool,
 }
 
 impl<W: Write> Report<W> {
-    pub(crate) const fn new(out: W, form: Form) -> Self {
+    /// Nothing is written yet.
+    pub const fn new(out: W, form: Form) -> Self {
         Self { out, form, header_due: true }
     }
 
     /// Writes one record at once, so that a long run shows where it is.
-    pub(crate) fn print(&mut self, record: &Record) -> io::Result<()> {
+    pub fn print(&mut self, record: &Record) -> io::Result<()> {
         match self.form {
             Form::Json => writeln!(self.out, "{}", serde_json::to_string(record)?)?,
             Form::Table => self.print_row(record)?,
         }
         self.out.flush()
+    }
+
+    /// Says why nothing is measured.
+    pub fn skip(&mut self, reason: &str) -> io::Result<()> {
+        match self.form {
+            Form::Json => writeln!(self.out, "{}", serde_json::json!({ "skipped": reason })),
+            Form::Table => writeln!(self.out, "skipped: {reason}"),
+        }
     }
 
     fn print_row(&mut self, record: &Record) -> io::Result<()> {

@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 const ROUNDS: usize = 15;
 
 /// One side: does its work once and says how long the timed part took.
-pub(crate) type Side<'a> = &'a mut dyn FnMut() -> Duration;
+pub type Side<'a> = &'a mut dyn FnMut() -> Duration;
 
 /// What the rounds of `N` sides took.
-pub(crate) struct Rounds<const N: usize> {
+pub struct Rounds<const N: usize> {
     seconds: [Vec<f64>; N],
 }
 
 impl<const N: usize> Rounds<N> {
     /// Runs all sides once to warm up and then in turns.
-    pub(crate) fn run(mut sides: [Side<'_>; N]) -> Self {
+    pub fn run(mut sides: [Side<'_>; N]) -> Self {
         for side in &mut sides {
             side();
         }
@@ -35,12 +35,12 @@ impl<const N: usize> Rounds<N> {
     }
 
     /// Median time of a side in nanoseconds for each of its `operations`.
-    pub(crate) fn nanoseconds(&self, side: usize, operations: u32) -> f64 {
+    pub fn nanoseconds(&self, side: usize, operations: u32) -> f64 {
         median(&self.seconds[side]) * 1e9 / f64::from(operations)
     }
 
     /// Median time of `slow` over that of `fast`, with the extremes over single rounds.
-    pub(crate) fn ratio(&self, slow: usize, fast: usize) -> Ratio {
+    pub fn ratio(&self, slow: usize, fast: usize) -> Ratio {
         let pairs = self.seconds[slow].iter().zip(&self.seconds[fast]);
         let (min, max) = pairs
             .map(|(slow, fast)| slow / fast)
@@ -51,24 +51,24 @@ impl<const N: usize> Rounds<N> {
 
 /// How many times longer one side takes than another.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ratio {
+pub struct Ratio {
     /// Ratio of the medians.
-    pub(crate) median: f64,
+    pub median: f64,
     /// Lowest ratio within one round.
-    pub(crate) min: f64,
+    pub min: f64,
     /// Highest ratio within one round.
-    pub(crate) max: f64,
+    pub max: f64,
 }
 
 impl Ratio {
     /// The ratio if the quicker side did so many times the work of the other.
-    pub(crate) fn times(self, factor: f64) -> Self {
+    pub fn times(self, factor: f64) -> Self {
         Self { median: self.median * factor, min: self.min * factor, max: self.max * factor }
     }
 }
 
 /// Times `work`.
-pub(crate) fn timed(work: impl FnOnce()) -> Duration {
+pub fn timed(work: impl FnOnce()) -> Duration {
     let start = Instant::now();
     work();
     start.elapsed()

@@ -7,8 +7,8 @@ use subpage::address::{ByteRange, Gfn, Gpa};
 use subpage::slots::AddressSpace;
 
 use crate::guest::{self, TIB};
-use crate::report::Record;
-use crate::rounds::{Rounds, timed};
+use subpage_bench::report::Record;
+use subpage_bench::rounds::{Rounds, timed};
 
 pub(super) const NAME: &str = "check_write";
 

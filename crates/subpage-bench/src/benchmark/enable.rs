@@ -4,8 +4,8 @@ use std::hint::black_box;
 
 use crate::dense::Dense;
 use crate::guest::{self, TIB};
-use crate::report::Record;
-use crate::rounds::{Rounds, timed};
+use subpage_bench::report::Record;
+use subpage_bench::rounds::{Rounds, timed};
 
 pub(super) const NAME: &str = "enable_1tib";
 

@@ -7,8 +7,8 @@ use subpage::address::Gfn;
 
 use crate::dense::Dense;
 use crate::guest::{self, CALL, GIB};
-use crate::report::Record;
-use crate::rounds::{Rounds, timed};
+use subpage_bench::report::Record;
+use subpage_bench::rounds::{Rounds, timed};
 
 pub(super) const NAME: &str = "get_access";
 

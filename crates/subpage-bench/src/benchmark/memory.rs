@@ -9,7 +9,7 @@ use super::check_write::restricted_pages;
 use crate::HEAP;
 use crate::dense::Dense;
 use crate::guest::{self, TIB};
-use crate::report::Record;
+use subpage_bench::report::Record;
 
 pub(super) const NAME: &str = "memory_1tib";
 

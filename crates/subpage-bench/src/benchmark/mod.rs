@@ -7,7 +7,7 @@ mod memory;
 mod replay;
 mod set_access;
 
-use crate::report::Record;
+use subpage_bench::report::Record;
 
 /// A benchmark and its name on the command line.
 pub(crate) struct Benchmark {

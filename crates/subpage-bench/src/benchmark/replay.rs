@@ -10,8 +10,8 @@ use subpage::slots::{AddressSpace, SlotFlags, SlotId};
 use subpage_model::{Access, AccessKind, Features, Machine, Outcome, Setup};
 use subpage_trace::{TraceReader, Write};
 
-use crate::report::Record;
-use crate::rounds::{Rounds, timed};
+use subpage_bench::report::Record;
+use subpage_bench::rounds::{Rounds, timed};
 
 pub(super) const NAME: &str = "replay";
 

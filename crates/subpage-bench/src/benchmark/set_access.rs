@@ -15,8 +15,8 @@ use subpage::slots::AddressSpace;
 
 use crate::dense::Dense;
 use crate::guest::{self, CALL, GIB, Processor};
-use crate::report::Record;
-use crate::rounds::{Rounds, timed};
+use subpage_bench::report::Record;
+use subpage_bench::rounds::{Rounds, timed};
 
 pub(super) const CALL_NAME: &str = "set_access_then_write";
 pub(super) const ONE_NAME: &str = "set_one_then_write";

@@ -1,0 +1,95 @@
+//! The barest possible loop around `KVM_RUN` for the exits of a guest: it looks at the exit, gets the
+//! processor past the store if KVM has not, and enters again. It decides nothing and stores nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
+use subpage::address::GfnRange;
+use subpage_kvm::boot;
+use subpage_kvm::memory::Ram;
+use subpage_kvm::trap::{PageSet, Slots, TrapBy};
+use subpage_kvm::vcpu::cpuid;
+
+use crate::guest::{self, BEGIN, END, Image, Level, SERIAL, Work};
+
+/// A guest and its loop.
+pub(crate) struct Bare {
+    processor: VcpuFd,
+    ram: Ram,
+    store_bytes: u64,
+    count: u32,
+    // What must live as long as the processor.
+    _slots: Slots,
+    _vm: Arc<VmFd>,
+}
+
+impl Bare {
+    /// A guest whose stores to the guarded page trap in one of the two ways.
+    pub(crate) fn new(by: TrapBy, level: Level, work: Work, memory: u64) -> Self {
+        let kvm = Kvm::new().expect("it was opened before");
+        let vm = Arc::new(kvm.create_vm().expect("a machine"));
+        let ram = Ram::new(memory).expect("memory");
+        let page = GfnRange::one(guest::guarded_page());
+        let none = PageSet::new();
+        let read_only: PageSet = [page].into_iter().collect();
+        let has = vm.check_extension_int(Cap::NrMemslots);
+        let mut slots =
+            Slots::new(Arc::clone(&vm), usize::try_from(has).expect("a number of slots"));
+        match by {
+            TrapBy::Slots => slots.apply(&ram, &read_only).expect("three slots"),
+            TrapBy::View => {
+                slots.apply(&ram, &none).expect("one slot");
+                ram.view().set_writable(page, false).expect("one more mapping");
+            }
+        }
+        let image = Image::new(work);
+        let boot = boot::load(&ram, &image.request(1)).expect("a flat guest");
+        guest::write_tables(&ram);
+        let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).expect("features");
+        let processor = vm.create_vcpu(0).expect("a processor");
+        processor.set_cpuid2(&cpuid::for_guest(&supported, 0, 1)).expect("supported features");
+        let from = processor.get_sregs().expect("registers");
+        let (registers, special) = guest::start(level, &boot.special_registers(from));
+        processor.set_sregs(&special).expect("registers that can be set");
+        processor.set_regs(&registers).expect("registers that can be set");
+        Self { processor, ram, store_bytes: image.store_bytes, count: 0, _slots: slots, _vm: vm }
+    }
+
+    pub(crate) fn set_count(&mut self, count: u32) {
+        guest::set_count(&self.ram, count);
+        self.count = count;
+    }
+
+    /// One round, from behind the exit that begins it to the one that ends it.
+    ///
+    /// # Panics
+    /// If a store does not trap, or something else happens.
+    pub(crate) fn round(&mut self) -> Duration {
+        let mut began = None;
+        let mut trapped = 0;
+        loop {
+            match self.processor.run() {
+                Ok(VcpuExit::MmioWrite(..)) => trapped += 1,
+                Ok(VcpuExit::MemoryFault { .. }) => self.skip(&mut trapped),
+                Err(error) if error.errno() == libc::EFAULT => self.skip(&mut trapped),
+                Ok(VcpuExit::IoOut(SERIAL, [BEGIN])) => began = Some(Instant::now()),
+                Ok(VcpuExit::IoOut(SERIAL, [END])) => {
+                    let took = began.expect("a round begins before it ends").elapsed();
+                    assert_eq!(trapped, self.count, "each store leaves the guest once");
+                    return took;
+                }
+                other => panic!("the guest left for {other:?}"),
+            }
+        }
+    }
+
+    /// Past the store, which has not happened.
+    fn skip(&self, trapped: &mut u32) {
+        let mut registers = self.processor.get_regs().expect("registers");
+        registers.rip += self.store_bytes;
+        self.processor.set_regs(&registers).expect("registers that can be set");
+        *trapped += 1;
+    }
+}

@@ -1,0 +1,118 @@
+//! A guest in the VMM, driven round by round: its serial port waits for the word to begin.
+
+use std::io::{self, Write};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use subpage::access::AccessMap;
+use subpage::address::{ByteRange, Gpa};
+use subpage::rules::{Action, Owner, Rule, RuleName};
+use subpage_kvm::vm::{Configuration, TrapChoice, Vm};
+
+use crate::guest::{self, BEGIN, DENIED, END, Image, Level, Work};
+
+/// Longer than a round takes.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A guest in the VMM.
+pub(crate) struct Guarded {
+    // In this order: without `go` the guest does not wait, and can be ended.
+    go: Sender<()>,
+    done: Receiver<Duration>,
+    vm: Vm,
+}
+
+impl Guarded {
+    pub(crate) fn new(trap: TrapChoice, level: Level, work: Work, memory: u64) -> Self {
+        let (go, wait) = channel();
+        let (tell, done) = channel();
+        let rounds = Rounds { wait, tell, began: None };
+        let configuration = Configuration { cpus: 1, memory, trap, ..Configuration::default() };
+        let mut vm = Vm::new(&configuration, Box::new(rounds)).expect("a machine");
+        vm.load(&Image::new(work).request(1)).expect("a flat guest");
+        guest::write_tables(vm.ram());
+        vm.with_processors(|processors| {
+            let special = processors[0].fd.get_sregs().expect("registers");
+            let (registers, special) = guest::start(level, &special);
+            processors[0].start_at(&registers, |_| special).expect("registers that can be set");
+        });
+        Self { go, done, vm }
+    }
+
+    /// Denies one sub-page of the guarded page.
+    pub(crate) fn restrict(&self) {
+        let map = AccessMap::from_bits(!(1 << DENIED));
+        self.vm.set_access(guest::guarded_page(), &[map]).expect("memory of the guest");
+    }
+
+    /// Adds rules of one sub-page each, every second page from an address on.
+    pub(crate) fn add_rules(&self, from: u64, rules: u64) {
+        let rules: Vec<_> = (0..rules)
+            .map(|number| Rule {
+                name: RuleName::new(&format!("rule {number}")).expect("a name"),
+                range: ByteRange::new(Gpa::new(from + number * 0x2000), 128).expect("a sub-page"),
+                owner: Owner::HOST,
+                action: Action::Deny,
+                locked: false,
+            })
+            .collect();
+        self.vm.add_rules(&rules).expect("memory of the guest");
+    }
+
+    pub(crate) fn start(&mut self) {
+        self.vm.start().expect("threads");
+    }
+
+    pub(crate) fn set_count(&self, count: u32) {
+        guest::set_count(self.vm.ram(), count);
+    }
+
+    /// One round.
+    ///
+    /// # Panics
+    /// If the guest ends or takes too long for it.
+    pub(crate) fn round(&self) -> Duration {
+        self.go.send(()).expect("the guest waits");
+        let Ok(took) = self.done.recv_timeout(LIMIT) else {
+            match self.vm.wait(Duration::ZERO) {
+                Some(ending) => panic!("{ending}"),
+                None => panic!("the guest does not end its round"),
+            }
+        };
+        took
+    }
+
+    /// Writes that trapped so far.
+    pub(crate) fn trapped(&self) -> u64 {
+        self.vm.ledger().writes()
+    }
+}
+
+/// Takes the guest's serial output, in the processor's own thread.
+struct Rounds {
+    wait: Receiver<()>,
+    tell: Sender<Duration>,
+    began: Option<Instant>,
+}
+
+impl Write for Rounds {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for &byte in bytes {
+            match byte {
+                // Either fails when nobody wants rounds any more.
+                BEGIN => self.began = self.wait.recv().ok().map(|()| Instant::now()),
+                END => {
+                    if let Some(began) = self.began.take() {
+                        let _ = self.tell.send(began.elapsed());
+                    }
+                }
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

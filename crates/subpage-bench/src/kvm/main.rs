@@ -1,0 +1,70 @@
+//! `subpage-bench-kvm`: what guarding a guest on this machine's KVM costs.
+//!
+//! Each ratio is that of two guests which take turns in one process. Nothing is asserted about time:
+//! a record has the target beside the ratio, for the reader to judge.
+#![forbid(unsafe_code)]
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+mod bare;
+mod guarded;
+mod guest;
+mod set_latency;
+mod trap_overhead;
+mod unprotected_pages;
+
+use std::fs::File;
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::builder::PossibleValuesParser;
+use subpage_bench::report::{Form, Record, Report};
+
+/// A benchmark: its name, and what measures it and hands on each record as it comes.
+type Benchmark = (&'static str, fn(&mut dyn FnMut(Record) -> io::Result<()>) -> io::Result<()>);
+
+const BENCHMARKS: [Benchmark; 3] = [
+    (trap_overhead::NAME, trap_overhead::run),
+    (unprotected_pages::NAME, unprotected_pages::run),
+    (set_latency::NAME, set_latency::run),
+];
+
+/// Measures what guarding a guest on KVM costs.
+///
+/// A ratio is the time with the guard over that without: less is better.
+#[derive(Parser)]
+#[command(name = "subpage-bench-kvm", version)]
+struct Arguments {
+    /// One JSON object a line instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Benchmarks to run, all by default
+    #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(
+        BENCHMARKS.map(|(name, _)| name)
+    ))]
+    names: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let form = if arguments.json { Form::Json } else { Form::Table };
+    let mut report = Report::new(io::stdout().lock(), form);
+    let result = match File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => BENCHMARKS
+            .iter()
+            .filter(|(name, _)| {
+                arguments.names.is_empty() || arguments.names.iter().any(|n| n == name)
+            })
+            .try_for_each(|(_, run)| run(&mut |record| report.print(&record))),
+        Err(error) => report.skip(&format!("/dev/kvm cannot be opened: {error}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("subpage-bench-kvm: cannot write the results: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
