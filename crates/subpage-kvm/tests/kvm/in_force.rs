@@ -19,13 +19,16 @@ fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
+/// The word: in the second sub-page, so that no store could reach it from another page.
+const WORD: u64 = PAGE + 128;
+
 /// Processors that count in the same word, without a lock.
 fn hammer(trap: TrapChoice, levels: &[Level]) -> Guest {
     let cpus = u32::try_from(levels.len()).unwrap();
     let configuration = Configuration { cpus, trap, ..small() };
     let mut guest = Guest::new(&configuration, |code| {
         let mut again = code.create_label();
-        code.mov(rbx, PAGE).unwrap();
+        code.mov(rbx, WORD).unwrap();
         code.set_label(&mut again).unwrap();
         code.inc(qword_ptr(rbx)).unwrap();
         code.jmp(again).unwrap();
@@ -39,24 +42,24 @@ fn tightening_and_loosening(trap: TrapChoice, levels: &[Level]) {
     let guest = hammer(trap, levels);
     for round in 0..5 {
         let context = format!("{trap:?} at {levels:?}, round {round}");
-        let before = guest.word(PAGE);
-        until(&context, || guest.word(PAGE) != before);
-        guest.map(PAGE, !1);
-        let last = guest.word(PAGE);
+        let before = guest.word(WORD);
+        until(&context, || guest.word(WORD) != before);
+        guest.map(PAGE, !2);
+        let last = guest.word(WORD);
         for _ in 0..LOOKS {
-            assert_eq!(guest.word(PAGE), last, "written after it was denied: {context}");
+            assert_eq!(guest.word(WORD), last, "written after it was denied: {context}");
         }
         assert_eq!(guest.vm.trapped_pages(), 1, "{context}");
         let denied = guest.vm.ledger().writes();
         until("it goes on and is denied", || guest.vm.ledger().writes() > denied + 3);
-        assert_eq!(guest.word(PAGE), last, "{context}");
+        assert_eq!(guest.word(WORD), last, "{context}");
         guest.map(PAGE, u32::MAX);
         assert_eq!(guest.vm.trapped_pages(), 0, "{context}");
         // A write that had trapped before may still be let through: some later none is left.
-        until(&context, || guest.word(PAGE) > last + 100);
+        until(&context, || guest.word(WORD) > last + 100);
         let trapped = guest.vm.ledger().writes();
-        let counted = guest.word(PAGE);
-        until(&context, || guest.word(PAGE) > counted + 1000);
+        let counted = guest.word(WORD);
+        until(&context, || guest.word(WORD) > counted + 1000);
         assert_eq!(guest.vm.ledger().writes(), trapped, "it runs without traps: {context}");
     }
 }
