@@ -73,7 +73,7 @@ pub(super) fn frame_at(machine: &Machine, at: &Interrupted, event: &Event) -> Op
 /// handler.
 pub(super) fn deliver(
     machine: &Machine,
-    processor: &mut Processor,
+    processor: &Processor,
     at: &Interrupted,
     event: &Event,
 ) -> Result<Next, Obstacle> {
@@ -91,7 +91,7 @@ pub(super) fn deliver(
 
 fn try_deliver(
     machine: &Machine,
-    processor: &mut Processor,
+    processor: &Processor,
     at: &Interrupted,
     event: &Event,
 ) -> Result<Next, Obstacle> {

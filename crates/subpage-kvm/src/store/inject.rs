@@ -1,6 +1,5 @@
 //! Exceptions for the guest.
 
-use kvm_bindings::kvm_vcpu_events;
 use subpage_emulate::Exception;
 
 use super::{Failure, Next};
@@ -29,19 +28,15 @@ pub(super) fn inject(
 
 /// What ends with a completed instruction: blocking by STI and MOV SS, and, if RFLAGS.TF was set, the
 /// single-step trap begins.
-pub(super) fn end_instruction(
-    processor: &Processor,
-    before: &Interrupted,
-    events: &kvm_vcpu_events,
-) -> Result<(), Failure> {
+pub(super) fn end_instruction(processor: &Processor, before: &Interrupted) -> Result<(), Failure> {
     const TF: u64 = 1 << 8;
     const SINGLE_STEP: u64 = 1 << 14;
     const DEBUG: u8 = 1;
     let stepping = before.state.rflags & TF != 0;
+    let mut events = processor.events()?;
     if events.interrupt.shadow == 0 && !stepping {
         return Ok(());
     }
-    let mut events = *events;
     events.interrupt.shadow = 0;
     // Nothing else: what is pending, others may have added to since it was read.
     events.flags = kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;

@@ -6,7 +6,6 @@
 //! processor's own lock makes it atomic towards writes that do not trap.
 
 use arrayvec::ArrayVec;
-use kvm_bindings::kvm_vcpu_events;
 use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
 use subpage::domain::{Decision, WriteParts};
 use subpage_emulate::guest::{PhysicalMemory as _, State};
@@ -113,14 +112,14 @@ pub(crate) fn trapped(
     processor: &mut Processor,
     cause: Cause,
 ) -> Result<Next, Failure> {
-    let (at, events) = processor.at_exit()?;
+    let at = processor.interrupted()?;
     let mut code = None;
-    let pending = delivery::pending(&events, cause);
+    let pending = delivery::pending(&processor.events()?, cause);
     let result = match (pending, cause) {
         // Nothing is known to be wrong: KVM delivers it.
         (Some(_), Cause::Stuck) => return Ok(Next::Enter),
         (Some(event), _) => delivery::deliver(machine, processor, &at, &event),
-        (None, _) => instruction(machine, processor, (&at, &events), cause, &mut code),
+        (None, _) => instruction(machine, processor, &at, cause, &mut code),
     };
     let obstacle = match result {
         Ok(next) => return Ok(next),
@@ -184,11 +183,11 @@ fn failure(
 fn instruction(
     machine: &Machine,
     processor: &mut Processor,
-    (at, events): (&Interrupted, &kvm_vcpu_events),
+    at: &Interrupted,
     cause: Cause,
     code: &mut Option<GuestInstruction>,
 ) -> Result<Next, Obstacle> {
-    let mut work = Work { machine, at, events, state: at.state, extended: None, settle: false };
+    let mut work = Work { machine, at, state: at.state, extended: None, settle: false };
     for element in 0..ELEMENTS {
         let state = work.state;
         let found = processor.recent.find(&machine.ram, machine.walks, &state);
@@ -241,7 +240,6 @@ enum Step {
 struct Work<'a> {
     machine: &'a Machine,
     at: &'a Interrupted,
-    events: &'a kvm_vcpu_events,
     /// The registers as the guest will have them.
     state: State,
     /// Extended registers, if an instruction used them.
@@ -386,12 +384,12 @@ impl Work<'_> {
     }
 
     /// Gives the registers back to KVM.
-    fn finish(&mut self, processor: &mut Processor) -> Result<(), Obstacle> {
+    fn finish(&mut self, processor: &Processor) -> Result<(), Obstacle> {
         if let Some(area) = &self.extended {
             processor.set_extended(area)?;
         }
         processor.go_on(&self.state)?;
-        end_instruction(processor, self.at, self.events)?;
+        end_instruction(processor, self.at)?;
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use kvm_bindings::{
     KVM_MP_STATE_UNINITIALIZED, kvm_debugregs, kvm_enable_cap, kvm_mp_state, kvm_regs, kvm_sregs,
     kvm_vcpu_events, kvm_xsave,
 };
-use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use subpage_emulate::guest::State;
 use subpage_emulate::{Recent, SystemTables, XsaveArea};
 use thiserror::Error;
@@ -43,25 +43,10 @@ pub struct Processor {
     pub(crate) xstate: u64,
     /// RIP and how often the processor was found there without having gone on.
     pub(crate) stuck: Stuck,
-    /// Registers and events come with each exit and registers go with each entry, in the memory that
-    /// is shared with KVM, instead of by calls of their own.
-    shared: bool,
-    /// Registers wait there for the next entry.
-    unsaid: bool,
     /// The last exit was a piece of a store that may go on.
     pub(crate) store_may_go_on: bool,
     /// Where the watch found it last.
     seen_at: Option<u64>,
-}
-
-impl Interrupted {
-    fn of(registers: &kvm_regs, special: &kvm_sregs) -> Self {
-        Self {
-            state: registers::state(registers, special),
-            tables: registers::system_tables(special),
-            special: *special,
-        }
-    }
 }
 
 /// What a processor does.
@@ -135,8 +120,6 @@ impl Processor {
             trampoline: OwnTrampoline::new(),
             xstate: super::trampoline::components(),
             stuck: Stuck::default(),
-            shared: false,
-            unsaid: false,
             store_may_go_on: false,
             seen_at: None,
         })
@@ -165,62 +148,24 @@ impl Processor {
             .map_err(self.failed("set the activity state"))
     }
 
-    /// Has registers come with each exit from now on. KVM can do that (`KVM_CAP_SYNC_REGS`).
-    pub(crate) fn share_registers(&mut self) {
-        for registers in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
-            self.fd.set_sync_valid_reg(registers);
-        }
-        self.shared = true;
-    }
-
-    /// Tells KVM of registers that wait for the next entry: somebody else may ask KVM for them.
-    pub(crate) fn say_registers(&mut self) -> Result<(), ProcessorError> {
-        if std::mem::take(&mut self.unsaid) {
-            self.fd.clear_sync_dirty_reg(SyncReg::Register);
-            let registers = self.fd.sync_regs().regs;
-            self.fd.set_regs(&registers).map_err(self.failed("set the registers"))?;
-        }
-        Ok(())
-    }
-
-    /// The processor is about to enter the guest.
-    pub(crate) fn enters(&mut self) {
-        self.unsaid = false;
-    }
-
     /// Reads where it is.
     pub fn interrupted(&self) -> Result<Interrupted, ProcessorError> {
         let registers = self.fd.get_regs().map_err(self.failed("read the registers"))?;
         let special = self.fd.get_sregs().map_err(self.failed("read the system registers"))?;
-        Ok(Interrupted::of(&registers, &special))
-    }
-
-    /// Where the exit has left it that has just happened, and the events of that moment.
-    pub(crate) fn at_exit(&self) -> Result<(Interrupted, kvm_vcpu_events), ProcessorError> {
-        if !self.shared {
-            return Ok((self.interrupted()?, self.events()?));
-        }
-        let shared = self.fd.sync_regs();
-        Ok((Interrupted::of(&shared.regs, &shared.sregs), shared.events))
+        Ok(Interrupted {
+            state: registers::state(&registers, &special),
+            tables: registers::system_tables(&special),
+            special,
+        })
     }
 
     /// Sets the general registers, RIP and RFLAGS of `after`.
-    pub fn go_on(&mut self, after: &State) -> Result<(), ProcessorError> {
-        if self.shared {
-            self.fd.sync_regs_mut().regs = registers::general(after);
-            self.fd.set_sync_dirty_reg(SyncReg::Register);
-            self.unsaid = true;
-            return Ok(());
-        }
+    pub fn go_on(&self, after: &State) -> Result<(), ProcessorError> {
         self.fd.set_regs(&registers::general(after)).map_err(self.failed("set the registers"))
     }
 
     /// Starts a handler: also CS and SS of `after`.
-    pub fn start_handler(
-        &mut self,
-        from: &Interrupted,
-        after: &State,
-    ) -> Result<(), ProcessorError> {
+    pub fn start_handler(&self, from: &Interrupted, after: &State) -> Result<(), ProcessorError> {
         let mut special = from.special;
         special.cs = registers::kvm_segment_of(&after.segments.cs);
         special.ss = registers::kvm_segment_of(&after.segments.ss);

@@ -47,19 +47,13 @@ fn turns(
         match turn(machine, processor, kick)? {
             Next::Enter => {}
             next => {
-                let_go(machine, processor, kick)?;
+                finish(machine, processor, kick)?;
                 return Ok(Some(next));
             }
         }
     }
-    let_go(machine, processor, kick)?;
-    Ok(None)
-}
-
-/// Leaves nothing of the processor where only its thread would find it.
-fn let_go(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<(), Failure> {
     finish(machine, processor, kick)?;
-    Ok(processor.say_registers()?)
+    Ok(None)
 }
 
 /// What an exit was, when KVM's buffer is no longer borrowed.
@@ -75,7 +69,6 @@ enum Exit {
 /// One stay in the guest.
 fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next, Failure> {
     let vcpu = processor.number;
-    processor.enters();
     let exit = match processor.fd.run() {
         Ok(VcpuExit::MmioWrite(address, data)) => {
             Exit::Store { address, data: data.iter().copied().take(8).collect() }

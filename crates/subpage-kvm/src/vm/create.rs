@@ -110,15 +110,11 @@ impl Vm {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("tell the processor's features"))?;
         let guard = guard(&vm, &ram, &supported, configuration, native)?;
-        let by_view = guard.traps().by() == TrapBy::View;
         let features = Features::of(&cpuid::for_guest(&supported, 0, configuration.cpus));
         let mut processors = Vec::new();
         for number in 0..configuration.cpus {
             let cpuid = cpuid::for_guest(&supported, number, configuration.cpus);
             let mut processor = Processor::new(&vm, number, &cpuid)?;
-            if by_view && shares_registers(&kvm) {
-                processor.share_registers();
-            }
             // SAFETY: the gate keeps the byte beside the processor, and both go together.
             let kick = unsafe { Kick::new(&mut processor.fd) };
             processors.push((processor, kick));
@@ -177,12 +173,6 @@ pub(crate) fn open() -> Result<Kvm, VmError> {
         }
     }
     Ok(kvm)
-}
-
-/// Whether KVM has registers, system registers and events come with exits.
-fn shares_registers(kvm: &Kvm) -> bool {
-    const ALL: i32 = 7;
-    kvm.check_extension_int(Cap::SyncRegs) & ALL == ALL
 }
 
 fn guard(
