@@ -1,6 +1,7 @@
 //! What the KVM at hand can do, found out by running a tiny guest.
 
 use std::io::Write as _;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use kvm_ioctls::Cap;
@@ -9,6 +10,7 @@ use subpage::rules::{Action, Owner, Rule, RuleName};
 use subpage_emulate::guest::PhysicalMemory as _;
 
 use crate::boot::Request;
+use crate::metrics::ExitKind;
 use crate::vm::{Configuration, Ending, TrapChoice, Vm, VmError, nowhere, open};
 
 /// What was found.
@@ -18,6 +20,8 @@ pub struct Findings {
     pub slots: usize,
     /// Processors of a guest.
     pub processors: usize,
+    /// Whether the processor runs a guest's kernel itself. If not, KVM emulates it.
+    pub native: bool,
     /// Whether read-only slots guard a guest; the reason if not.
     pub by_slots: Result<(), String>,
     /// Whether the read-only view guards a guest, locked instructions included; the reason if not.
@@ -51,36 +55,52 @@ pub fn probe() -> Result<Findings, VmError> {
     Ok(Findings {
         slots: number(Cap::NrMemslots),
         processors: kvm.get_max_vcpus(),
+        native: runs_natively(),
         by_slots: guards(TrapChoice::Slots),
         by_view: guards(TrapChoice::View),
     })
 }
 
+/// Whether the processor runs a guest's kernel itself, so that its stores to read-only pages are told
+/// of before they happen. Found out once by running a guest; false if that fails.
+pub(crate) fn runs_natively() -> bool {
+    static NATIVE: OnceLock<bool> = OnceLock::new();
+    *NATIVE.get_or_init(|| {
+        let Ok(vm) = guest(TrapChoice::View) else { return false };
+        let ended = vm.wait(LIMIT) == Some(Ending::Exited { code: 0 });
+        let metrics = vm.metrics();
+        ended && metrics.exits(ExitKind::Fault) > 0 && metrics.exits(ExitKind::Mmio) == 0
+    })
+}
+
+/// Starts the guest.
+fn guest(trap: TrapChoice) -> Result<Vm, VmError> {
+    let configuration = Configuration { memory: 8 << 20, trap, ..Configuration::default() };
+    let mut image = tempfile::NamedTempFile::new().map_err(VmError::Thread)?;
+    image.write_all(&GUEST).map_err(VmError::Thread)?;
+    // Whatever it is: this is what finds out.
+    let mut vm = Vm::create(&configuration, nowhere(), true)?;
+    vm.load(&Request {
+        image: image.path(),
+        initrd: None,
+        command_line: "",
+        load_address: Some(CODE),
+        cpus: 1,
+    })?;
+    vm.add_rules(&[Rule {
+        name: RuleName::new("probe").expect("a name"),
+        range: ByteRange::new(Gpa::new(PAGE + 128), 1).expect("a byte"),
+        owner: Owner::HOST,
+        action: Action::Deny,
+        locked: false,
+    }])?;
+    vm.start()?;
+    Ok(vm)
+}
+
 /// Whether a permitted locked store takes effect exactly and a denied one does not.
 fn guards(trap: TrapChoice) -> Result<(), String> {
-    let configuration = Configuration { memory: 8 << 20, trap, ..Configuration::default() };
-    let guest = || -> Result<Vm, VmError> {
-        let mut image = tempfile::NamedTempFile::new().map_err(VmError::Thread)?;
-        image.write_all(&GUEST).map_err(VmError::Thread)?;
-        let mut vm = Vm::new(&configuration, nowhere())?;
-        vm.load(&Request {
-            image: image.path(),
-            initrd: None,
-            command_line: "",
-            load_address: Some(CODE),
-            cpus: 1,
-        })?;
-        vm.add_rules(&[Rule {
-            name: RuleName::new("probe").expect("a name"),
-            range: ByteRange::new(Gpa::new(PAGE + 128), 1).expect("a byte"),
-            owner: Owner::HOST,
-            action: Action::Deny,
-            locked: false,
-        }])?;
-        vm.start()?;
-        Ok(vm)
-    };
-    let vm = guest().map_err(|error| error.to_string())?;
+    let vm = guest(trap).map_err(|error| error.to_string())?;
     match vm.wait(LIMIT) {
         Some(Ending::Exited { code: 0 }) => {}
         Some(ending) => return Err(format!("a guest of {} bytes fails: {ending}", GUEST.len())),

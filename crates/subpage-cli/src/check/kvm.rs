@@ -1,4 +1,4 @@
-//! The kernel's KVM: whether it can run and guard guests.
+//! The kernel's KVM: whether it can run and guard guests, which is tried where it claims to.
 
 use std::ffi::CString;
 use std::io;
@@ -6,15 +6,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use kvm_ioctls::{Cap, Kvm};
+use subpage_kvm::probe::probe;
 
 use super::findings::{CommandFinding, MachineFinding, Verdict, finding};
 use super::machine::{Machine, Programs};
+use crate::command_line::MAX_CPUS;
 use crate::terminal::grouped;
 
 /// The version of KVM's interface that there is since Linux 2.6.22.
 const API_VERSION: i32 = 12;
 
-/// What guests cannot do without, besides read-only slots and immediate exits.
+/// Processors that this program gives a guest at most.
+const MOST_CPUS: usize = MAX_CPUS as usize;
+
+/// What guests cannot do without, besides immediate exits.
 const NEEDED: [(Cap, &str); 7] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
@@ -25,13 +30,11 @@ const NEEDED: [(Cap, &str); 7] = [
     (Cap::Xsave, "KVM_CAP_XSAVE"),
 ];
 
-/// What KVM says of itself.
+/// What KVM says of itself, and what came of trying it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvmFacts {
     /// Version of its interface.
     pub api_version: i32,
-    /// Memory slots may be read-only.
-    pub read_only_slots: bool,
     /// Memory slots of one guest.
     pub slots: usize,
     /// A processor can be told to leave the guest before it enters it.
@@ -40,62 +43,74 @@ pub struct KvmFacts {
     pub cpus: usize,
     /// What else is needed and not there, by KVM's own names.
     pub missing: Vec<&'static str>,
+    /// Whether a guest was guarded by read-only slots; the reason if not.
+    pub by_slots: Result<(), String>,
+    /// Whether a guest was guarded by a read-only view; the reason if not.
+    pub by_view: Result<(), String>,
 }
 
 impl KvmFacts {
-    /// Asks the KVM behind a device file.
+    /// Asks the KVM behind a device file and, if it has what guests need, runs a tiny one in each way
+    /// to guard it: capabilities are only what KVM claims.
     pub fn ask(path: &Path) -> io::Result<Self> {
         let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
         let kvm = Kvm::new_with_path(path)
             .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         let missing = NEEDED.iter().filter(|(capability, _)| !kvm.check_extension(*capability));
-        Ok(Self {
+        let untried = Err("needs immediate exit and KVM's devices".to_owned());
+        let mut facts = Self {
             api_version: kvm.get_api_version(),
-            read_only_slots: kvm.check_extension(Cap::ReadonlyMem),
             slots: kvm.get_nr_memslots(),
             immediate_exit: kvm.check_extension(Cap::ImmediateExit),
             cpus: kvm.get_max_vcpus(),
             missing: missing.map(|(_, name)| *name).collect(),
-        })
+            by_slots: untried.clone(),
+            by_view: untried,
+        };
+        if facts.api_version == API_VERSION && facts.immediate_exit && facts.missing.is_empty() {
+            (facts.by_slots, facts.by_view) = match probe() {
+                Ok(found) => (found.by_slots, found.by_view),
+                Err(error) => (Err(error.to_string()), Err(error.to_string())),
+            };
+        }
+        if !kvm.check_extension(Cap::ReadonlyMem) {
+            facts.by_slots = Err("memory slots cannot be read-only (KVM_CAP_READONLY_MEM, Linux \
+                                  3.7)"
+                .to_owned());
+        }
+        Ok(facts)
     }
 }
 
 /// What is found of KVM, and what that means for guests.
-///
-/// Capabilities are what KVM claims. Whether a guest runs and is guarded is only known when one was
-/// tried: a finding of that belongs behind these.
 pub(super) fn findings<P: Programs>(machine: &Machine<P>) -> (Vec<MachineFinding>, CommandFinding) {
     let (kvm, facts) = device(machine);
     let mut found = vec![kvm];
     match &facts {
-        Some(facts) => found.extend([slots(facts), immediate_exit(facts), others(facts)]),
+        Some(facts) => {
+            found.extend([immediate_exit(facts), others(facts), slots(facts), view(facts)]);
+        }
         None => {
-            for (key, name) in NAMES {
-                let verdict =
-                    if found[0].verdict == Verdict::No { Verdict::No } else { Verdict::Unknown };
-                found.push(finding(key, name, verdict, "needs KVM"));
-            }
+            let needs = |(key, name)| finding(key, name, Verdict::No, "needs KVM");
+            found.extend([IMMEDIATE_EXIT, OTHERS, SLOTS, VIEW].map(needs));
         }
     }
-    let wrong = found.iter().find(|finding| finding.verdict != Verdict::Yes);
-    let command = CommandFinding {
-        command: "subpage guard --policy FILE PROGRAM|KERNEL",
-        verdict: wrong.map_or(Verdict::Yes, |finding| finding.verdict),
-        reason: match (wrong, &facts) {
-            (Some(finding), _) => format!("{}: {}", finding.name, finding.reason),
-            (None, Some(facts)) => {
-                format!("KVM runs guests of up to {} processors", facts.cpus.min(64))
-            }
-            (None, None) => "KVM runs guests".to_owned(),
-        },
+    let command = "subpage guard --policy FILE PROGRAM|KERNEL";
+    // One of the two ways is enough.
+    let needed = found.iter().filter(|finding| ![SLOTS.0, VIEW.0].contains(&finding.key));
+    let wrong = needed.clone().find(|finding| finding.verdict != Verdict::Yes);
+    let (verdict, reason) = match (wrong, &facts) {
+        (Some(wrong), _) => (wrong.verdict, format!("{}: {}", wrong.name, wrong.reason)),
+        (None, Some(facts)) => ways(facts),
+        (None, None) => (Verdict::No, "needs KVM".to_owned()),
     };
-    (found, command)
+    (found, CommandFinding { command, verdict, reason })
 }
 
-const SLOTS: (&str, &str) = ("kvm_slots", "read-only slots");
 const IMMEDIATE_EXIT: (&str, &str) = ("kvm_immediate_exit", "immediate exit");
 const OTHERS: (&str, &str) = ("kvm_devices", "KVM's devices");
-const NAMES: [(&str, &str); 3] = [SLOTS, IMMEDIATE_EXIT, OTHERS];
+const SLOTS: (&str, &str) = ("kvm_slots", "read-only slots");
+const VIEW: (&str, &str) = ("kvm_view", "read-only view");
 
 fn device<P: Programs>(machine: &Machine<P>) -> (MachineFinding, Option<KvmFacts>) {
     const DEVICE: &str = "/dev/kvm";
@@ -127,16 +142,55 @@ fn device<P: Programs>(machine: &Machine<P>) -> (MachineFinding, Option<KvmFacts
 
 fn slots(facts: &KvmFacts) -> MachineFinding {
     let (key, name) = SLOTS;
-    let slots = grouped(facts.slots as u64);
-    if facts.read_only_slots {
-        // Each run of guarded pages splits the slot that it is in.
-        let reason =
-            format!("{slots} memory slots, which may be read-only; a run of guarded pages takes 2");
-        finding(key, name, Verdict::Yes, reason)
-    } else {
-        let reason = "memory slots cannot be read-only (KVM_CAP_READONLY_MEM, Linux 3.7): another \
-                      kernel is needed";
-        finding(key, name, Verdict::No, reason)
+    match &facts.by_slots {
+        Ok(()) => {
+            // Each run of guarded pages splits the slot that it is in.
+            let reason = format!(
+                "a guest was guarded by them; {} memory slots, of which a run of guarded pages \
+                 takes 2",
+                grouped(facts.slots as u64)
+            );
+            finding(key, name, Verdict::Yes, reason)
+        }
+        Err(reason) => finding(key, name, Verdict::No, reason),
+    }
+}
+
+fn view(facts: &KvmFacts) -> MachineFinding {
+    let (key, name) = VIEW;
+    match &facts.by_view {
+        Ok(()) => finding(key, name, Verdict::Yes, "a guest was guarded by it"),
+        Err(reason) => finding(key, name, Verdict::No, reason),
+    }
+}
+
+/// Whether a KVM that runs guests can guard them, and how.
+fn ways(facts: &KvmFacts) -> (Verdict, String) {
+    let cpus = facts.cpus.min(MOST_CPUS);
+    match (&facts.by_slots, &facts.by_view) {
+        (Ok(()), Ok(())) => {
+            let reason = format!(
+                "guests of up to {cpus} processors, guarded by read-only slots or by the read-only \
+                 view"
+            );
+            (Verdict::Yes, reason)
+        }
+        (Err(_), Ok(())) => {
+            let reason = format!(
+                "guests of up to {cpus} processors, guarded by the read-only view alone: give \
+                 `--trap view`"
+            );
+            (Verdict::Yes, reason)
+        }
+        (Ok(()), Err(_)) => {
+            let reason = "guests of one processor, guarded by read-only slots alone; several \
+                          processors need the read-only view";
+            (Verdict::Yes, reason.to_owned())
+        }
+        (Err(slots), Err(view)) => (
+            Verdict::No,
+            format!("neither read-only slots nor the read-only view: {slots}; {view}"),
+        ),
     }
 }
 

@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use subpage_cli::check::{
-    AskKvm, Findings, KvmFacts, Machine, ProgramError, Programs, Verdict, find, write_json,
-    write_text,
+    AskKvm, CommandFinding, Findings, KvmFacts, Machine, ProgramError, Programs, Verdict, find,
+    write_json, write_text,
 };
 
 use crate::{assert_golden, plain};
@@ -56,12 +56,21 @@ fn machine(
 fn whole() -> KvmFacts {
     KvmFacts {
         api_version: 12,
-        read_only_slots: true,
         slots: 32_764,
         immediate_exit: true,
         cpus: 1024,
         missing: Vec::new(),
+        by_slots: Ok(()),
+        by_view: Ok(()),
     }
+}
+
+/// What is said of each way to guard where no guest can run.
+const UNTRIED: &str = "needs immediate exit and KVM's devices";
+
+/// A KVM that guards no guest.
+fn unguarded(by_slots: &str, by_view: &str) -> KvmFacts {
+    KvmFacts { by_slots: Err(by_slots.to_owned()), by_view: Err(by_view.to_owned()), ..whole() }
 }
 
 fn shown(findings: &Findings) -> String {
@@ -86,7 +95,7 @@ fn golden_machines() {
     let no_spp = machine(
         Some(ICE_LAKE),
         Some(0x0051_7fff_0000_0000),
-        Some(|_| Ok(KvmFacts { immediate_exit: false, ..whole() })),
+        Some(|_| Ok(KvmFacts { immediate_exit: false, ..unguarded(UNTRIED, UNTRIED) })),
         &[("valgrind", "no version\n"), ("bochs", BANNER_27)],
     );
     assert_golden("check/no-spp.txt", &shown(&no_spp));
@@ -99,13 +108,19 @@ fn golden_machines() {
     assert_golden("check/nothing.txt", &shown(&machine(None, None, None, &[])));
 }
 
+/// What is said of guests on KVM.
+fn guests(findings: &Findings) -> &CommandFinding {
+    findings.commands.iter().find(|command| command.command.contains("KERNEL")).expect("told")
+}
+
 /// Whatever is wrong with KVM, the reason is told where it is and beside the command.
 #[test]
 fn each_lack_of_kvm_has_its_reason() {
-    let cases: [(AskKvm, &str); 5] = [
+    let cases: [(AskKvm, &str); 6] = [
         (|_| Err(std::io::ErrorKind::InvalidInput.into()), "does not answer"),
         (|_| Ok(KvmFacts { api_version: 11, ..whole() }), "version 11 of the interface"),
-        (|_| Ok(KvmFacts { read_only_slots: false, ..whole() }), "KVM_CAP_READONLY_MEM"),
+        (|_| Ok(unguarded("no slots", "no view")), "no slots"),
+        (|_| Ok(unguarded("no slots", "no view")), "no view"),
         (|_| Ok(KvmFacts { immediate_exit: false, ..whole() }), "KVM_CAP_IMMEDIATE_EXIT"),
         (
             |_| Ok(KvmFacts { missing: vec!["KVM_CAP_IRQFD", "KVM_CAP_PIT2"], ..whole() }),
@@ -116,10 +131,35 @@ fn each_lack_of_kvm_has_its_reason() {
         let findings = machine(None, None, Some(ask), &[]);
         let told = |text: &str| text.contains(reason);
         assert!(findings.machine.iter().any(|finding| told(&finding.reason)), "{reason}");
-        let guests = findings.commands.iter().find(|command| command.command.contains("KERNEL"));
-        let guests = guests.expect("there is one");
+        let guests = guests(&findings);
         assert_eq!(guests.verdict, Verdict::No);
         assert!(told(&guests.reason), "{}", guests.reason);
+    }
+}
+
+/// Either way to guard a guest is enough.
+#[test]
+fn one_way_to_guard_is_enough() {
+    let cases: [(AskKvm, &str, &str); 2] = [
+        (
+            |_| Ok(KvmFacts { by_slots: Ok(()), ..unguarded("", "no view") }),
+            "kvm_view",
+            "guests of one processor",
+        ),
+        (
+            |_| Ok(KvmFacts { by_view: Ok(()), ..unguarded("no slots", "") }),
+            "kvm_slots",
+            "by the read-only view alone",
+        ),
+    ];
+    for (ask, lacks, reason) in cases {
+        let findings = machine(None, None, Some(ask), &[]);
+        let lacking = findings.machine.iter().find(|finding| finding.key == lacks).expect("told");
+        assert_eq!(lacking.verdict, Verdict::No);
+        assert!(lacking.reason.starts_with("no "), "{}", lacking.reason);
+        let guests = guests(&findings);
+        assert_eq!(guests.verdict, Verdict::Yes);
+        assert!(guests.reason.contains(reason), "{}", guests.reason);
     }
 }
 
@@ -128,7 +168,7 @@ fn each_lack_of_kvm_has_its_reason() {
 fn this_machine_has_reasons() {
     let findings = find(&Machine::this());
     assert!(findings.machine.iter().all(|finding| !finding.reason.is_empty()));
-    assert_eq!(findings.machine.len(), 9);
+    assert_eq!(findings.machine.len(), 10);
     let kvm = findings.machine.iter().find(|finding| finding.key == "kvm").expect("asked");
     let there = Path::new("/dev/kvm").exists();
     assert!(there || kvm.verdict == Verdict::No);

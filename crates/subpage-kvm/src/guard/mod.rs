@@ -6,7 +6,7 @@ pub use ledger::{Ledger, RuleCounts};
 
 use subpage::access::AccessMap;
 use subpage::address::{ByteRange, Gfn, GfnRange, PAGE_BYTES, PhysicalWidth};
-use subpage::domain::{Domain, DomainError, ImportError, ProcessorUse, WriteParts};
+use subpage::domain::{Decision, Domain, DomainError, ImportError, ProcessorUse, WriteParts};
 use subpage::frames::HeapFrames;
 use subpage::invalidate::{Completed, Invalidation};
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
@@ -18,6 +18,9 @@ use crate::trap::{PageSet, TrapError, Traps};
 /// Guests have one address space: KVM keeps memory that only system-management mode sees apart, and
 /// this VMM gives it none.
 pub const SPACE: AddressSpace = AddressSpace::Normal;
+
+/// How far a store reaches over a page end at most: KVM's emulator has none of more than 64 bytes.
+const EDGE_BYTES: u64 = 63;
 
 /// How many writes to pages that need not trap are let through one by one before the guest is stopped
 /// for as long as it takes to open those pages.
@@ -55,11 +58,22 @@ pub struct Guard {
     pub ledger: Ledger,
     /// Writes to pages that trap although they need not, since such pages were last opened.
     idle: u32,
+    /// KVM carries stores to trapped pages out, page by page: of one that crosses a page end it does
+    /// the part in a page that does not trap before it tells of the other. So neighbours of bytes that
+    /// are denied at a page end have to trap, too.
+    by_halves: bool,
 }
 
 impl Guard {
     /// A guard over the guest's memory with no rule yet.
-    pub fn new(ram: &Ram, width: PhysicalWidth, traps: Traps) -> Result<Self, ChangeError> {
+    ///
+    /// `by_halves`: KVM carries stores to trapped pages out by itself, one page after the other.
+    pub fn new(
+        ram: &Ram,
+        width: PhysicalWidth,
+        traps: Traps,
+        by_halves: bool,
+    ) -> Result<Self, ChangeError> {
         let mut domain = Domain::new(HeapFrames::new(), width);
         domain.enable()?;
         // No processor walks these tables.
@@ -70,7 +84,7 @@ impl Guard {
         for (number, region) in (0..).zip(ram.regions()) {
             domain.add_slot(SPACE, SlotId(number), region.pages, SlotFlags::default())?;
         }
-        Ok(Self { domain, traps, ledger: Ledger::default(), idle: 0 })
+        Ok(Self { domain, traps, ledger: Ledger::default(), idle: 0, by_halves })
     }
 
     /// Rules, maps, tracking and the decision about a write.
@@ -99,9 +113,37 @@ impl Guard {
         let mut next = Some(Gfn::new(0));
         while let Some(gfn) = next.and_then(|from| self.domain.next_restricted(from)) {
             runs.push(GfnRange::one(gfn));
+            if self.by_halves {
+                let neighbours = [
+                    gfn.as_u64().checked_sub(1).map(Gfn::new).filter(|_| self.denies_edge(gfn, 0)),
+                    gfn.checked_add(1).filter(|_| self.denies_edge(gfn, PAGE_BYTES - EDGE_BYTES)),
+                ];
+                runs.extend(neighbours.into_iter().flatten().map(GfnRange::one));
+            }
             next = gfn.checked_add(1);
         }
         runs.into_iter().collect()
+    }
+
+    /// Whether writes to a page have to trap.
+    fn has_to_trap(&self, gfn: Gfn) -> bool {
+        if self.domain.next_restricted(gfn) == Some(gfn) {
+            return true;
+        }
+        let before = gfn.as_u64().checked_sub(1).map(Gfn::new);
+        self.by_halves
+            && (gfn.checked_add(1).is_some_and(|after| self.denies_edge(after, 0))
+                || before.is_some_and(|it| self.denies_edge(it, PAGE_BYTES - EDGE_BYTES)))
+    }
+
+    /// Whether a store could be denied for its bytes from `offset` of a page on, as far as a store
+    /// reaches over a page end.
+    fn denies_edge(&self, gfn: Gfn, offset: u64) -> bool {
+        let first = gfn.gpa().checked_add(offset);
+        let edge = first.and_then(|first| ByteRange::new(first, EDGE_BYTES).ok());
+        edge.is_some_and(|edge| {
+            matches!(self.domain.check_write(SPACE, edge), Decision::Denied { .. })
+        })
     }
 
     /// Changes permissions of pages in `touched`; in force when it returns.
@@ -159,11 +201,6 @@ impl Guard {
         self.ledger.count(self.domain.rules(), write);
     }
 
-    /// Whether one of the pages of a run traps.
-    pub(crate) fn traps_write(&self, run: ByteRange) -> bool {
-        self.traps.traps(run.first().gfn()) || self.traps.traps(run.last().gfn())
-    }
-
     /// A permitted write has happened: opens its pages if nothing in them is restricted any more, as
     /// when the last tracked sub-page was written. True if the caller is to have that done where no
     /// processor is in the guest, which is asked for only when it has become worth it.
@@ -171,14 +208,12 @@ impl Guard {
         let mut settle = false;
         for run in write.runs() {
             for gfn in run.gfns().iter() {
-                if !self.traps.traps(gfn) || self.domain.next_restricted(gfn) == Some(gfn) {
+                if !self.traps.traps(gfn) || self.has_to_trap(gfn) {
                     continue;
                 }
-                if !self.traps.needs_pause() {
-                    let page = [GfnRange::one(gfn)].into_iter().collect();
-                    let wanted = self.traps.trapped().difference(&page);
+                if self.traps.traps_by_view(gfn) {
                     // A page that stays closed costs exits, and nothing else.
-                    let _ = self.traps.apply(ram, &wanted);
+                    self.traps.open_page(ram, gfn);
                     continue;
                 }
                 self.idle += 1;

@@ -116,6 +116,11 @@ impl Metrics {
         self.exits[kind as usize].inc();
     }
 
+    /// How often processors have left the guest for a reason.
+    pub fn exits(&self, kind: ExitKind) -> u64 {
+        self.exits[kind as usize].get()
+    }
+
     /// So many decisions about writes were made.
     pub fn checks(&self, count: u64) {
         self.checks.inc_by(count);

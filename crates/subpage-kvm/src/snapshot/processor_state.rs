@@ -7,7 +7,6 @@ use kvm_bindings::{
     KVM_MP_STATE_RUNNABLE, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
     kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
-use kvm_ioctls::VcpuExit;
 use serde::{Deserialize, Serialize};
 
 use super::SnapshotError;
@@ -36,16 +35,9 @@ impl ProcessorState {
     /// Completes what is pending of the last exit, so that nothing of it is in KVM alone, and reads
     /// the state. `msrs` are the numbers of the registers that KVM wants saved.
     pub fn save(processor: &mut Processor, msrs: &[u32]) -> Result<Self, SnapshotError> {
-        processor.fd.set_kvm_immediate_exit(1);
-        let result = match processor.fd.run() {
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Ok(()),
-            // A store of several exits is taken in whole before its processor is let go of.
-            Ok(VcpuExit::Intr) => Ok(()),
-            other => Err(format!("{other:?}")),
-        };
-        processor.fd.set_kvm_immediate_exit(0);
+        // A store of several exits is taken in whole before its processor is let go of.
         let number = processor.number;
-        result.map_err(|found| SnapshotError::Busy { number, found })?;
+        processor.complete_exit().map_err(|found| SnapshotError::Busy { number, found })?;
         Self::at_rest(processor, msrs)
     }
 

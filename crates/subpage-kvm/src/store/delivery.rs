@@ -4,60 +4,83 @@ use kvm_bindings::kvm_vcpu_events;
 use subpage::address::Gpa;
 use subpage::domain::Decision;
 use subpage_emulate::guest::PhysicalMemory as _;
-use subpage_emulate::{Access, Escalation, Event, EventKind, Exception, Fault, deliver as plan};
+use subpage_emulate::{
+    Access, Escalation, Event, EventKind, Exception, Fault, GuestInstruction, deliver as plan,
+};
 
 use super::Next;
 use super::inject::inject;
 use super::report::{Account, Outcome, report};
-use super::trapped::{Obstacle, find_parts};
+use super::trapped::{Cause, Obstacle, find_parts, goes_to_traps};
 use crate::guard::{Guard, SPACE};
 use crate::vcpu::{Interrupted, Processor};
 use crate::vm::{Ending, Machine};
 
 const EFER_LMA: u64 = 1 << 10;
 const NMI: u8 = 2;
+const INVALID_OPCODE: u8 = 6;
 const DOUBLE_FAULT: Exception = Exception { vector: 8, error_code: Some(0), address: None };
 
-/// Whether KVM was about to deliver an event when the exit happened.
-pub(super) const fn is_pending(events: &kvm_vcpu_events) -> bool {
-    events.exception.injected != 0 || events.interrupt.injected != 0 || events.nmi.injected != 0
-}
-
-fn event_of(events: &kvm_vcpu_events) -> Event {
-    if events.exception.injected != 0 {
-        let exception = &events.exception;
+/// The event that KVM was about to deliver when the exit happened.
+///
+/// KVM does not tell of software interrupts here, whose instruction is still at RIP. Where its emulator
+/// failed, it may have queued #UD in place of the instruction, which is then not to be had.
+pub(super) fn pending(events: &kvm_vcpu_events, cause: Cause) -> Option<Event> {
+    let exception = &events.exception;
+    if exception.injected != 0 && !(cause == Cause::Emulation && exception.nr == INVALID_OPCODE) {
         let error_code = (exception.has_error_code != 0).then_some(exception.error_code);
-        // INT3 and INTO have one byte.
-        let kind = match exception.nr {
-            3 | 4 => EventKind::Software { instruction_bytes: 1 },
-            _ => EventKind::Exception,
-        };
-        return Event { vector: exception.nr, error_code, kind };
+        return Some(Event { vector: exception.nr, error_code, kind: EventKind::Exception });
     }
     if events.nmi.injected != 0 {
-        return Event { vector: NMI, error_code: None, kind: EventKind::Interrupt };
+        return Some(Event { vector: NMI, error_code: None, kind: EventKind::Interrupt });
     }
-    // INT n has two bytes.
-    let kind = match events.interrupt.soft {
-        0 => EventKind::Interrupt,
-        _ => EventKind::Software { instruction_bytes: 2 },
-    };
-    Event { vector: events.interrupt.nr, error_code: None, kind }
+    let interrupt = &events.interrupt;
+    (interrupt.injected != 0).then_some(Event {
+        vector: interrupt.nr,
+        error_code: None,
+        kind: EventKind::Interrupt,
+    })
 }
 
-/// Pushes the frame of the event that KVM could not deliver, decided by its exact bytes, and starts
-/// the handler.
+/// The event of INT n, INT3 or INTO.
+pub(super) fn software_interrupt(code: &GuestInstruction) -> Option<Event> {
+    let bytes = code.bytes();
+    // Prefixes mean nothing here.
+    let vector = match *bytes {
+        [.., 0xcd, vector] => vector,
+        [.., 0xcc] if bytes.len() == 1 => 3,
+        [.., 0xce] if bytes.len() == 1 => 4,
+        _ => return None,
+    };
+    if !code.is_software_interrupt() {
+        return None;
+    }
+    let instruction_bytes = u8::try_from(bytes.len()).expect("at most 15");
+    let kind = EventKind::Software { instruction_bytes };
+    Some(Event { vector, error_code: None, kind })
+}
+
+/// Linear address of the frame that an event pushes, if it can be found out.
+pub(super) fn frame_at(machine: &Machine, at: &Interrupted, event: &Event) -> Option<u64> {
+    if at.state.efer & EFER_LMA == 0 {
+        return None;
+    }
+    let planned = plan(&machine.ram, machine.walks, &at.state, &at.tables, event).ok()?;
+    Some(planned.linear)
+}
+
+/// Pushes the frame of an event that KVM could not deliver, decided by its exact bytes, and starts the
+/// handler.
 pub(super) fn deliver(
     machine: &Machine,
     processor: &Processor,
     at: &Interrupted,
+    event: &Event,
 ) -> Result<Next, Obstacle> {
-    let events = processor.events()?;
-    let event = event_of(&events);
-    match try_deliver(machine, processor, at, &event) {
+    match try_deliver(machine, processor, at, event) {
         Err(Obstacle::Exception(exception)) => match event.escalate(exception) {
             Escalation::Deliver(exception) => {
-                forget(processor, &events, false)?;
+                forget(processor, false)?;
                 Ok(inject(processor, at, exception)?)
             }
             Escalation::Shutdown => Ok(Next::End(Ending::TripleFault { rip: at.state.rip })),
@@ -80,10 +103,12 @@ fn try_deliver(
     let mut guard = machine.guard();
     let length = planned.frame.len() as u64;
     let (linear, access) = (planned.linear, planned.access());
-    let parts = find_parts(machine, &mut guard, &at.state, linear, length, access)?;
-    if !parts.runs().iter().any(|run| guard.traps_write(*run)) {
+    // The frame's pages are accessed with the privilege of the handler.
+    let state = &planned.after;
+    if !goes_to_traps(machine, &guard, state, linear, length, access)? {
         return Err(Obstacle::NotOurs);
     }
+    let parts = find_parts(machine, &mut guard, state, linear, length, access)?;
     guard.ledger_count(&parts);
     machine.metrics.checks(1);
     let decision = guard.domain_mut().authorize_write_parts(SPACE, &parts);
@@ -130,7 +155,8 @@ fn try_deliver(
     }
     drop(guard);
     processor.start_handler(at, &planned.after)?;
-    forget(processor, &processor.events()?, event.vector == NMI)?;
+    let in_nmi = event.kind == EventKind::Interrupt && event.vector == NMI;
+    forget(processor, in_nmi)?;
     Ok(Next::Enter)
 }
 
@@ -140,19 +166,21 @@ fn denied(processor: &Processor, at: &Interrupted, event: &Event) -> Result<Next
     if event.kind == EventKind::Exception && event.vector == DOUBLE_FAULT.vector {
         return Ok(Next::End(Ending::TripleFault { rip: at.state.rip }));
     }
-    forget(processor, &processor.events()?, false)?;
+    forget(processor, false)?;
     Ok(inject(processor, at, DOUBLE_FAULT)?)
 }
 
 /// The event is not to be delivered by KVM any more.
-fn forget(processor: &Processor, events: &kvm_vcpu_events, in_nmi: bool) -> Result<(), Obstacle> {
-    let mut events = *events;
+fn forget(processor: &Processor, in_nmi: bool) -> Result<(), Obstacle> {
+    let mut events = processor.events()?;
     events.exception.injected = 0;
     events.interrupt.injected = 0;
     events.nmi.injected = 0;
     if in_nmi {
         events.nmi.masked = 1;
     }
+    // What else is pending, others may have added to since it was read.
+    events.flags = 0;
     Ok(processor.set_events(&events)?)
 }
 

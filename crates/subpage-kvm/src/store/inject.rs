@@ -20,6 +20,8 @@ pub(super) fn inject(
     events.exception.nr = exception.vector;
     events.exception.has_error_code = u8::from(exception.error_code.is_some());
     events.exception.error_code = exception.error_code.unwrap_or(0);
+    // What else is pending, others may have added to since it was read.
+    events.flags = 0;
     processor.set_events(&events)?;
     Ok(Next::Enter)
 }
@@ -41,7 +43,8 @@ pub(super) fn end_instruction(
     processor.give_back()?;
     let mut events = processor.events()?;
     events.interrupt.shadow = 0;
-    events.flags |= kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
+    // Nothing else: what is pending, others may have added to since it was read.
+    events.flags = kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
     if stepping {
         let mut debug = processor.debug_registers()?;
         debug.dr6 |= SINGLE_STEP;

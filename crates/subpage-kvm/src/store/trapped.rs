@@ -12,7 +12,7 @@ use subpage_emulate::guest::{PhysicalMemory as _, State};
 use subpage_emulate::{
     Access, Exception, Extended, Fault, GuestInstruction, Incomplete, MAX_STORE_BYTES,
     Machine as Emulation, Progress, Refusal, Scratch, Store, Translation, Unsupported, Window,
-    XsaveArea, translate,
+    XsaveArea, translate, translate_span,
 };
 
 use super::inject::{end_instruction, inject};
@@ -25,6 +25,12 @@ use crate::vm::{Ending, Machine};
 /// Elements of a repeated string instruction that are carried out before the processor is let go:
 /// each one that traps costs an exit otherwise.
 const ELEMENTS: u32 = 256;
+
+/// RFLAGS.TF.
+const TRAP_FLAG: u64 = 1 << 8;
+
+/// #UD.
+const INVALID_OPCODE: Exception = Exception { vector: 6, error_code: None, address: None };
 
 /// How often the same place may trap without visible progress.
 const PATIENCE: u32 = 64;
@@ -52,6 +58,8 @@ pub(super) enum Obstacle {
     NotOurs,
     /// The guest cannot go on.
     Cannot(String),
+    /// The instruction faults where it is carried out here, as it would in the guest.
+    Faulted,
     /// KVM fails.
     Failed(Failure),
 }
@@ -93,7 +101,7 @@ impl From<Incomplete> for Obstacle {
     fn from(incomplete: Incomplete) -> Self {
         match incomplete {
             Incomplete::Fault(fault) => fault.into(),
-            Incomplete::Trampoline => Self::Cannot("it faults when it is carried out here".into()),
+            Incomplete::Trampoline => Self::Faulted,
         }
     }
 }
@@ -106,47 +114,50 @@ pub(crate) fn trapped(
 ) -> Result<Next, Failure> {
     let (at, events) = processor.at_exit()?;
     let mut code = None;
-    let result = if delivery::is_pending(&events) {
-        delivery::deliver(machine, processor, &at)
-    } else {
-        let shadow = events.interrupt.shadow != 0;
-        instruction(machine, processor, &at, shadow, cause, &mut code)
+    let shadow = events.interrupt.shadow != 0;
+    let pending = delivery::pending(&events, cause);
+    let result = match (pending, cause) {
+        // Nothing is known to be wrong: KVM delivers it.
+        (Some(_), Cause::Stuck) => return Ok(Next::Enter),
+        (Some(event), _) => delivery::deliver(machine, processor, &at, &event),
+        (None, _) => instruction(machine, processor, &at, shadow, cause, &mut code),
     };
-    match result {
-        Ok(next) => Ok(next),
-        Err(Obstacle::Again) => {
-            if visit(machine, processor, &at) > PATIENCE {
-                let reason = "its store traps again and again although it is permitted";
-                return Err(failure(processor, &at, code.as_ref(), reason));
+    let obstacle = match result {
+        Ok(next) => return Ok(next),
+        Err(Obstacle::Failed(failure)) => return Err(failure),
+        // The processor was looked at without its having complained.
+        Err(_) if cause == Cause::Stuck => return Ok(Next::Enter),
+        Err(Obstacle::Exception(exception)) => return inject(processor, &at, exception),
+        Err(obstacle) => obstacle,
+    };
+    let visits = visit(machine, processor, &at);
+    let reason = match obstacle {
+        Obstacle::Again if visits <= PATIENCE => return Ok(Next::Enter),
+        Obstacle::Again => "its store traps again and again although it is permitted".to_owned(),
+        // What trapped may be a walk over page tables, whatever the instruction is.
+        obstacle if cause == Cause::Fault => {
+            let stack = pending.and_then(|event| delivery::frame_at(machine, &at, &event));
+            if let Some(next) = walk::help(machine, &at, code.as_ref(), stack, visits) {
+                return Ok(next);
             }
-            Ok(Next::Enter)
+            match obstacle {
+                Obstacle::Cannot(reason) => reason,
+                _ => "KVM reports a write to a guarded page that it does not make".to_owned(),
+            }
         }
-        Err(Obstacle::Exception(exception)) => inject(processor, &at, exception),
-        Err(Obstacle::NotOurs) => match cause {
-            Cause::Stuck => Ok(Next::Enter),
-            Cause::Fault => {
-                let visits = visit(machine, processor, &at);
-                walk::help(machine, &at, code.as_ref(), visits).ok_or_else(|| {
-                    let reason = "KVM reports a write to a guarded page that it does not make";
-                    failure(processor, &at, code.as_ref(), reason)
-                })
-            }
-            // The page may have been opened since KVM failed at it.
-            Cause::Emulation | Cause::Delivery if visit(machine, processor, &at) == 1 => {
-                Ok(Next::Enter)
-            }
-            Cause::Emulation => {
-                let reason = "KVM cannot emulate the instruction";
-                Err(failure(processor, &at, code.as_ref(), reason))
-            }
-            Cause::Delivery => {
-                let reason = "KVM cannot deliver an interrupt or exception";
-                Err(failure(processor, &at, code.as_ref(), reason))
-            }
-        },
-        Err(Obstacle::Cannot(reason)) => Err(failure(processor, &at, code.as_ref(), &reason)),
-        Err(Obstacle::Failed(failure)) => Err(failure),
-    }
+        // The page may have been opened since KVM failed at it.
+        Obstacle::NotOurs if visits == 1 => return Ok(Next::Enter),
+        // KVM's own answer to a program; a kernel has no business there.
+        Obstacle::NotOurs if cause == Cause::Emulation && at.state.cpl == 3 => {
+            return inject(processor, &at, INVALID_OPCODE);
+        }
+        Obstacle::NotOurs if cause == Cause::Delivery => {
+            "KVM cannot deliver an interrupt or exception".to_owned()
+        }
+        Obstacle::Cannot(reason) => reason,
+        _ => "KVM cannot emulate the instruction".to_owned(),
+    };
+    Err(failure(processor, &at, code.as_ref(), &reason))
 }
 
 /// How often the processor came here in a row while nothing has changed about what traps.
@@ -192,12 +203,17 @@ fn instruction(
             Err(_) => break,
         };
         *code = Some(instruction);
+        if let Some(event) = delivery::software_interrupt(&instruction) {
+            return delivery::deliver(machine, processor, at, &event);
+        }
         let result = match &store {
             Ok(store) => work.element(processor, &instruction, store),
             Err(refusal) => Err((*refusal).into()),
         };
         match result {
             Ok(Step::Done) => break,
+            // The single-step trap comes after each element.
+            Ok(Step::Repeats) if at.state.rflags & TRAP_FLAG != 0 => break,
             Ok(Step::Repeats) => {}
             Ok(Step::End(ending)) => {
                 work.finish(processor)?;
@@ -254,10 +270,11 @@ impl Work<'_> {
         let mut guard = machine.guard();
         let length = store.length() as u64;
         let access = Access::write_by(&self.state);
-        let parts = find_parts(machine, &mut guard, &self.state, store.linear(), length, access)?;
-        if !parts.runs().iter().any(|run| guard.traps_write(*run)) {
+        let linear = store.linear();
+        if !goes_to_traps(machine, &guard, &self.state, linear, length, access)? {
             return Err(Obstacle::NotOurs);
         }
+        let parts = find_parts(machine, &mut guard, &self.state, linear, length, access)?;
         guard.ledger_count(&parts);
         machine.metrics.checks(1);
         let decision = guard.domain().check_write_parts(SPACE, &parts);
@@ -361,7 +378,13 @@ impl Work<'_> {
             };
             emulation.complete(store, state, window)
         });
-        Ok(progress?)
+        progress.map_err(|incomplete| match incomplete.into() {
+            Obstacle::Faulted => match processor.trampoline.fault() {
+                Some(exception) => Obstacle::Exception(exception),
+                None => Obstacle::Cannot("it faults when it is carried out here".into()),
+            },
+            obstacle => obstacle,
+        })
     }
 
     /// Gives the registers back to KVM.
@@ -373,6 +396,21 @@ impl Work<'_> {
         end_instruction(processor, self.at, self.shadow)?;
         Ok(())
     }
+}
+
+/// Whether a store goes to a page that traps. Marks nothing: an instruction that is not carried out here
+/// leaves no trace.
+pub(super) fn goes_to_traps(
+    machine: &Machine,
+    guard: &Guard,
+    state: &State,
+    linear: u64,
+    length: u64,
+    access: Access,
+) -> Result<bool, Obstacle> {
+    let bytes = usize::try_from(length).expect("at most MAX_STORE_BYTES");
+    let parts = translate_span(&machine.ram, machine.walks, state, linear, bytes, access)?;
+    Ok(parts.iter().any(|part| guard.traps().traps(part.translation.gpa.gfn())))
 }
 
 /// Translates a store and marks the page tables as a processor's walk would.

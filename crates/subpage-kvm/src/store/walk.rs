@@ -4,8 +4,10 @@
 //! there, and some processors treat every walk as a write. The flags are set here; if that does not
 //! help, the page goes into a read-only slot, over which KVM walks without setting any.
 
-use subpage::address::GfnRange;
-use subpage_emulate::{Access, GuestInstruction, Translation, walk_entries, walk_marks};
+use subpage::address::{GfnRange, Gpa};
+use subpage_emulate::{
+    Access, GuestInstruction, MAX_INSTRUCTION_BYTES, Translation, walk_entries, walk_marks,
+};
 
 use super::Next;
 use crate::guard::SPACE;
@@ -16,35 +18,55 @@ use crate::vm::Machine;
 /// Attempts at a walk whose entries other processors change meanwhile.
 const ATTEMPTS: u32 = 8;
 
+/// Bytes of an event's frame, but for the last.
+const FRAME_BYTES: u64 = 47;
+
 /// What to do about an instruction that trapped and stores nothing to a page that traps, for the
 /// `visits`th time in a row; none if nothing is left to be done.
+///
+/// `frame`: where an event that is being delivered pushes its frame.
 pub(super) fn help(
     machine: &Machine,
     at: &Interrupted,
     code: Option<&GuestInstruction>,
+    frame: Option<u64>,
     visits: u32,
 ) -> Option<Next> {
     let state = &at.state;
-    let mut addresses = code.map(|code| code.accesses(state)).unwrap_or_default();
-    if addresses.is_full() {
-        addresses.pop();
+    let base = if state.is_64_bit() { 0 } else { state.segments.cs.base };
+    let rip = base.wrapping_add(state.rip);
+    let read = Access::read_by(state);
+    // The instruction itself, to its last byte.
+    let mut walks = vec![(rip, read), (rip.wrapping_add(MAX_INSTRUCTION_BYTES as u64 - 1), read)];
+    if let Some(code) = code {
+        for (linear, bytes, write) in code.accesses(state) {
+            let access = Access { write, ..read };
+            walks.push((linear, access));
+            walks.push((linear.wrapping_add(bytes.saturating_sub(1)), access));
+        }
     }
-    addresses.push(state.segments.cs.base.wrapping_mul(u64::from(!state.is_64_bit())) + state.rip);
-    // System tables that any instruction may need.
-    let mut addresses = addresses.to_vec();
-    addresses.extend([at.tables.gdtr.base, at.tables.idtr.base, at.tables.tr.base]);
+    let system = Access::SYSTEM_READ;
+    if let Some(frame) = frame {
+        let access = Access { write: true, ..system };
+        walks.extend([(frame, access), (frame.wrapping_add(FRAME_BYTES), access)]);
+    }
+    // System tables that any instruction or event may need.
+    let tables = &at.tables;
+    for (table, limit) in
+        [(tables.gdtr.base, tables.gdtr.limit), (tables.idtr.base, tables.idtr.limit)]
+    {
+        walks.extend([(table, system), (table.wrapping_add(limit.into()), system)]);
+    }
+    walks.extend([(tables.tr.base, system), (tables.ldtr.base, system)]);
     let mut guard = machine.guard();
-    let mut tables = PageSet::new();
-    for linear in addresses {
-        for access in [Access::write_by(state), Access { write: true, ..Access::SYSTEM_READ }] {
-            for _ in 0..ATTEMPTS {
-                let marks = walk_marks(&machine.ram, machine.walks, state, linear, access);
-                guard.domain_mut().note_logged(SPACE, marks.iter().map(|mark| mark.entry.gfn()));
-                let gpa = subpage::address::Gpa::new(0);
-                let walk = Translation { gpa, marks };
-                if walk.mark_accessed(&machine.ram) != Ok(false) {
-                    break;
-                }
+    let mut held = PageSet::new();
+    for (linear, access) in walks {
+        for _ in 0..ATTEMPTS {
+            let marks = walk_marks(&machine.ram, machine.walks, state, linear, access);
+            guard.domain_mut().note_logged(SPACE, marks.iter().map(|mark| mark.entry.gfn()));
+            let walk = Translation { gpa: Gpa::new(0), marks };
+            if walk.mark_accessed(&machine.ram) != Ok(false) {
+                break;
             }
         }
         let entries = walk_entries(&machine.ram, machine.walks, state, linear);
@@ -52,13 +74,13 @@ pub(super) fn help(
             .iter()
             .filter(|entry| guard.traps().traps(entry.gfn()))
             .map(|entry| GfnRange::one(entry.gfn()));
-        tables = tables.union(&trapping.collect());
+        held = held.union(&trapping.collect());
     }
     match visits {
         // The flags are set: perhaps that was all.
         1 => Some(Next::Enter),
-        _ if tables.is_empty() => None,
-        2..=4 => Some(Next::HoldTables(tables)),
+        _ if held.is_empty() => None,
+        2..=4 => Some(Next::HoldTables(held)),
         _ => None,
     }
 }

@@ -77,6 +77,12 @@ impl Traps {
         self.trapped.contains(gfn)
     }
 
+    /// Whether a page traps because its host mapping is read-only: it can be opened while the guest
+    /// runs.
+    pub fn traps_by_view(&self, gfn: Gfn) -> bool {
+        self.by == TrapBy::View && self.traps(gfn) && !self.tables.contains(gfn)
+    }
+
     /// The trapped pages.
     pub const fn trapped(&self) -> &PageSet {
         &self.trapped
@@ -130,13 +136,24 @@ impl Traps {
             let _ = set_writable(ram, &tighten, true);
             return Err(error.into());
         }
-        // Opening pages joins mappings or needs one more; where the kernel has none left, a page
-        // stays closed, and writes to it are let through one by one.
-        let _ = set_writable(ram, &old.difference(&new), true);
+        // Opening a page may split a mapping, for which the kernel may have no room: such a page stays
+        // trapped, and writes to it are let through one by one.
+        let closed = open(ram, &old.difference(&new));
         self.changes = self.changes.wrapping_add(1);
-        self.trapped = wanted.clone();
+        self.trapped = wanted.union(&closed);
         self.tables = tables.clone();
         Ok(())
+    }
+
+    /// Opens one page that traps by the view alone, if that can be done.
+    pub fn open_page(&mut self, ram: &Ram, gfn: Gfn) {
+        if self.by == TrapBy::View && !self.tables.contains(gfn) && self.trapped.contains(gfn) {
+            let page: PageSet = [GfnRange::one(gfn)].into_iter().collect();
+            if open(ram, &page).is_empty() {
+                self.trapped.remove(gfn);
+                self.changes = self.changes.wrapping_add(1);
+            }
+        }
     }
 
     fn by_view(&self, trapped: &PageSet, tables: &PageSet) -> PageSet {
@@ -156,6 +173,16 @@ fn set_writable(ram: &Ram, pages: &PageSet, writable: bool) -> Result<(), ViewEr
         }
     }
     Ok(())
+}
+
+/// Lets the guest write the pages; those that could not be opened.
+fn open(ram: &Ram, pages: &PageSet) -> PageSet {
+    pages
+        .runs()
+        .iter()
+        .filter(|run| set_writable(ram, &[**run].into_iter().collect(), true).is_err())
+        .copied()
+        .collect()
 }
 
 /// The pages of a range as a set.

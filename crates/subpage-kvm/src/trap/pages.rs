@@ -35,6 +35,18 @@ impl PageSet {
         behind > 0 && self.runs[behind - 1].last() >= gfn
     }
 
+    /// Takes a page out.
+    pub fn remove(&mut self, gfn: Gfn) {
+        let behind = self.runs.partition_point(|run| run.first() <= gfn);
+        let Some(at) = behind.checked_sub(1).filter(|&at| self.runs[at].last() >= gfn) else {
+            return;
+        };
+        let run = self.runs[at];
+        let before = (run.first() < gfn).then(|| between(run.first(), gfn));
+        let after = (gfn < run.last()).then(|| between(next(gfn), next(run.last())));
+        self.runs.splice(at..=at, before.into_iter().chain(after));
+    }
+
     /// The pages in either.
     pub fn union(&self, other: &Self) -> Self {
         self.runs.iter().chain(&other.runs).copied().collect()
@@ -137,6 +149,14 @@ mod tests {
     }
 
     proptest! {
+        /// Taking a page out takes out that page.
+        #[test]
+        fn a_page_is_taken_out(a in 0..1_u64 << SPACE, page in 0..SPACE) {
+            let mut x = set(a);
+            x.remove(Gfn::new(page));
+            prop_assert_eq!(bits(&x), a & !(1 << page));
+        }
+
         /// A set of pages does what a word of bits does.
         #[test]
         fn sets_are_sets(a in 0..1_u64 << SPACE, b in 0..1_u64 << SPACE) {

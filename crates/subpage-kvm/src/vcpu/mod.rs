@@ -9,5 +9,5 @@ mod run;
 pub mod trampoline;
 
 pub use kick::Kick;
-pub use processor::{Interrupted, Processor, ProcessorError};
+pub use processor::{Activity, Interrupted, Processor, ProcessorError};
 pub(crate) use run::run;

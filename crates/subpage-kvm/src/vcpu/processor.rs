@@ -4,10 +4,11 @@
 #![allow(unsafe_code)]
 
 use kvm_bindings::{
-    KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED,
-    kvm_debugregs, kvm_enable_cap, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xsave,
+    KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_UNINITIALIZED, kvm_debugregs, kvm_enable_cap, kvm_mp_state, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xsave,
 };
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use subpage_emulate::guest::State;
 use subpage_emulate::{Recent, SystemTables, XsaveArea};
 use thiserror::Error;
@@ -49,6 +50,17 @@ pub struct Processor {
     seen_at: Option<u64>,
     /// Whether registers go through the page that it shares with KVM.
     pub(super) exchange: Exchange,
+}
+
+/// What a processor does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// It executes instructions.
+    Running,
+    /// It has halted until an interrupt comes.
+    Waiting,
+    /// Nothing can wake it any more: halted with interrupts off, or never started.
+    Halted,
 }
 
 /// How often a processor came back to the same place for the same reason.
@@ -213,15 +225,28 @@ impl Processor {
         unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror }
     }
 
-    /// Whether nothing can wake the processor any more: halted with interrupts off, or never started.
-    pub(crate) fn is_halted_for_good(&self, at: &Interrupted) -> Result<bool, ProcessorError> {
+    /// What the processor does when it is not out of the guest.
+    pub(crate) fn activity(&self, at: &Interrupted) -> Result<Activity, ProcessorError> {
         const INTERRUPTS: u64 = 1 << 9;
         let activity = self.fd.get_mp_state().map_err(self.failed("read the activity state"))?;
         Ok(match activity.mp_state {
-            KVM_MP_STATE_HALTED => at.state.rflags & INTERRUPTS == 0,
-            KVM_MP_STATE_UNINITIALIZED => true,
-            _ => false,
+            KVM_MP_STATE_RUNNABLE => Activity::Running,
+            KVM_MP_STATE_HALTED if at.state.rflags & INTERRUPTS == 0 => Activity::Halted,
+            KVM_MP_STATE_UNINITIALIZED => Activity::Halted,
+            _ => Activity::Waiting,
         })
+    }
+
+    /// Completes what is pending of the last exit, without entering the guest; what else came of it.
+    pub(crate) fn complete_exit(&mut self) -> Result<(), String> {
+        self.fd.set_kvm_immediate_exit(1);
+        let result = match self.fd.run() {
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Ok(()),
+            Ok(VcpuExit::Intr) => Ok(()),
+            other => Err(format!("{other:?}")),
+        };
+        self.fd.set_kvm_immediate_exit(0);
+        result
     }
 
     /// Whether the watch has found the processor at the same place the last time.

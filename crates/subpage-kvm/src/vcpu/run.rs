@@ -6,7 +6,7 @@ use std::time::Instant;
 use arrayvec::ArrayVec;
 use kvm_ioctls::VcpuExit;
 
-use super::{Kick, Processor};
+use super::{Activity, Kick, Processor};
 use crate::devices::PortEffect;
 use crate::metrics::ExitKind;
 use crate::store::{Cause, Failure, Next, finish, posted, trapped};
@@ -173,17 +173,14 @@ fn interrupted(machine: &Machine, processor: &mut Processor) -> Result<Next, Fai
         return Ok(Next::Enter);
     }
     let at = processor.interrupted()?;
-    if processor.is_halted_for_good(&at)? {
-        return Ok(if machine.watch.halted(processor.number) {
-            Next::End(Ending::Halted)
-        } else {
-            Next::Enter
-        });
+    match processor.activity(&at)? {
+        Activity::Halted if machine.watch.halted(processor.number) => Ok(Next::End(Ending::Halted)),
+        // KVM's emulator starts some stores over and over (SGDT to a page that traps). Where a
+        // processor is found twice at the same store to such a page, it is carried out here.
+        Activity::Running if processor.found_again(at.state.rip) => {
+            trapped(machine, processor, Cause::Stuck)
+        }
+        // One that waits for an interrupt is at the next instruction already.
+        Activity::Running | Activity::Waiting | Activity::Halted => Ok(Next::Enter),
     }
-    // KVM's emulator starts some stores over and over (SGDT to a page that traps). Where a processor
-    // is found twice at the same store to such a page, it is carried out here.
-    if processor.found_again(at.state.rip) {
-        return trapped(machine, processor, Cause::Stuck);
-    }
-    Ok(Next::Enter)
 }

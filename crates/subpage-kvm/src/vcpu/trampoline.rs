@@ -7,17 +7,19 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use subpage_emulate::{CODE_BYTES, Trampoline};
+use subpage_emulate::{CODE_BYTES, Exception, Trampoline};
 
 const BYTES: usize = 4096;
 
 thread_local! {
     /// The code that this thread is executing a substitute in; 0 if it is not.
     static CODE: Cell<u64> = const { Cell::new(0) };
+    /// The signal of the last fault in it; 0 if there was none.
+    static FAULT: Cell<i32> = const { Cell::new(0) };
 }
 
 /// A trampoline with its memory.
@@ -51,10 +53,25 @@ impl OwnTrampoline {
 
     /// The trampoline, for `work` on this thread.
     pub fn with<T>(&mut self, work: impl FnOnce(&mut Trampoline) -> T) -> T {
+        FAULT.set(0);
         let before = CODE.replace(self.memory.as_ptr().expose_provenance() as u64);
         let result = work(&mut self.trampoline);
         CODE.set(before);
         result
+    }
+
+    /// What the fault in the last work on this thread would have been in the guest; none if it had
+    /// none that a guest's instruction could cause.
+    #[allow(clippy::unused_self)] // Of this trampoline's last work.
+    pub fn fault(&self) -> Option<Exception> {
+        let simple = |vector| Exception { vector, error_code: None, address: None };
+        Some(match Signal::try_from(FAULT.get()).ok()? {
+            // Alignment: the bytes themselves are there.
+            Signal::SIGSEGV => Exception::general_protection(0),
+            Signal::SIGILL => simple(6),
+            Signal::SIGFPE => simple(16),
+            _ => return None,
+        })
     }
 }
 
@@ -83,6 +100,12 @@ pub fn components() -> u64 {
     (unsafe { core::arch::x86_64::_xgetbv(0) }) & KNOWN
 }
 
+/// Signals of faults.
+const CAUGHT: [Signal; 4] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE];
+
+/// What they did before.
+static BEFORE: OnceLock<[SigAction; 4]> = OnceLock::new();
+
 /// Lets faults in a trampoline continue at its recovery address. All others do what they did.
 fn catch_faults() {
     static ONCE: Once = Once::new();
@@ -92,11 +115,13 @@ fn catch_faults() {
             SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK | SaFlags::SA_NODEFER,
             SigSet::empty(),
         );
-        for signal in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE] {
-            // SAFETY: the handler is async-signal-safe: it reads a thread-local cell without
+        let before = CAUGHT.map(|signal| {
+            // SAFETY: the handler is async-signal-safe: it reads and writes thread-local cells without
             // destructor, compares numbers and writes the frame it was given.
-            let _ = unsafe { sigaction(signal, &action) }.expect("a signal of this process");
-        }
+            unsafe { sigaction(signal, &action) }.expect("a signal of this process")
+        });
+        // A fault of another thread in between is fatal one way or the other.
+        let _ = BEFORE.set(before);
     });
 }
 
@@ -108,12 +133,13 @@ extern "C" fn recover(signal: i32, _: *mut libc::siginfo_t, context: *mut c_void
     let code = CODE.get();
     if code != 0 && rip.cast_unsigned().wrapping_sub(code) < CODE_BYTES as u64 {
         *rip = Trampoline::recovery_address().cast_signed();
+        FAULT.set(signal);
         return;
     }
-    // Not ours: the next time the same instruction faults, it ends the process as it would have.
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    if let Ok(signal) = Signal::try_from(signal) {
-        // SAFETY: the default action.
-        let _ = unsafe { sigaction(signal, &default) };
+    // Not ours: the instruction faults again, and then happens what would have before.
+    let at = CAUGHT.iter().position(|caught| *caught as i32 == signal);
+    if let (Some(at), Some(before)) = (at, BEFORE.get()) {
+        // SAFETY: what was in force before.
+        let _ = unsafe { sigaction(CAUGHT[at], &before[at]) };
     }
 }

@@ -7,6 +7,7 @@ use subpage::frames::HeapFrames;
 use subpage::invalidate::{Completed, Invalidation};
 use subpage::rules::{Owner, Rule, RuleId};
 use subpage::track::{TrackId, WrittenPage};
+use subpage_emulate::guest::State;
 use subpage_emulate::table_frames;
 
 use super::{Ending, Machine, Paused, Vm, VmError};
@@ -28,9 +29,10 @@ impl Machine {
         // with, because its thread holds the processor.
         let paused = self.gate.pause();
         let mut guard = self.guard();
-        let fresh = touched.difference(guard.traps().trapped());
+        let before = guard.traps().trapped().clone();
         let result = guard.change(&self.ram, touched, change)?;
-        if guard.traps().by() == TrapBy::View {
+        let fresh = guard.traps().trapped().difference(&before);
+        if guard.traps().by() == TrapBy::View && !self.native && !fresh.is_empty() {
             let tables = self.tables_among(&paused, &fresh);
             // Where that fails the tables trap as every other page does, which is no less guarded.
             let _ = guard.traps_mut().hold_tables(&self.ram, &tables);
@@ -43,12 +45,18 @@ impl Machine {
     /// Where KVM walks page tables itself it sets accessed flags through the host's mapping, and gives
     /// the guest a page fault if it cannot; in a read-only slot it sets none.
     fn tables_among(&self, paused: &Paused<'_>, pages: &PageSet) -> PageSet {
-        let found = paused.processors.iter().filter_map(|processor| {
-            // A processor that cannot be asked has other troubles, which its exits tell.
-            let state = processor.interrupted().ok()?.state;
-            Some(table_frames(&self.ram, self.walks, &state, MAX_TABLES))
-        });
-        pages_of(found.flatten().map(GfnRange::one)).intersection(pages)
+        // A processor that cannot be asked has other troubles, which its exits tell.
+        let mut states: Vec<_> = paused
+            .processors
+            .iter()
+            .filter_map(|processor| Some(processor.interrupted().ok()?.state))
+            .collect();
+        let root = |state: &State| (state.cr3, state.cr0, state.cr4, state.efer);
+        states.sort_unstable_by_key(root);
+        states.dedup_by_key(|state| root(state));
+        let found =
+            states.iter().flat_map(|state| table_frames(&self.ram, self.walks, state, MAX_TABLES));
+        pages_of(found.map(GfnRange::one)).intersection(pages)
     }
 
     /// Opens pages that need not trap any more.

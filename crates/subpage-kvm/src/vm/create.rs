@@ -7,7 +7,8 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    CpuId, KVM_API_VERSION, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MAX_CPUID_ENTRIES,
+    KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
@@ -35,7 +36,7 @@ const SERIAL_LINE: u32 = 4;
 /// How pages are to be made to trap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TrapChoice {
-    /// By slots for one processor, by the view for several.
+    /// By the view; where KVM emulates the guest's kernel, by slots for one processor.
     #[default]
     Auto,
     /// By read-only slots; for several processors that is not exact for locked instructions.
@@ -72,6 +73,16 @@ impl Vm {
         configuration: &Configuration,
         serial: Box<dyn Write + Send>,
     ) -> Result<Self, VmError> {
+        open()?;
+        Self::create(configuration, serial, crate::probe::runs_natively())
+    }
+
+    /// The same, where it is known how this KVM runs a guest's kernel.
+    pub(crate) fn create(
+        configuration: &Configuration,
+        serial: Box<dyn Write + Send>,
+        native: bool,
+    ) -> Result<Self, VmError> {
         let kvm = open()?;
         let failed = |what| move |error| VmError::Kvm { what, error };
         let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(254);
@@ -83,6 +94,13 @@ impl Vm {
         vm.set_identity_map_address(IDENTITY_MAP).map_err(failed("place its identity map"))?;
         vm.set_tss_address(TASK_STATE).map_err(failed("place its task state"))?;
         vm.create_irq_chip().map_err(failed("make an interrupt controller"))?;
+        // Older kernels do not know it: the guest then gets #UD for what KVM's emulator does not know.
+        let tell = kvm_enable_cap {
+            cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+            args: [1, 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        let _ = vm.enable_cap(&tell);
         let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
         vm.create_pit2(timer).map_err(failed("make a timer"))?;
         let line = EventFd::new(EFD_NONBLOCK).map_err(VmError::Thread)?;
@@ -91,7 +109,7 @@ impl Vm {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("tell the processor's features"))?;
-        let guard = guard(&kvm, &vm, &ram, &supported, configuration)?;
+        let guard = guard(&vm, &ram, &supported, configuration, native)?;
         let features = Features::of(&cpuid::for_guest(&supported, 0, configuration.cpus));
         let mut processors = Vec::new();
         for number in 0..configuration.cpus {
@@ -124,6 +142,7 @@ impl Vm {
                 ending: EndingCell::default(),
                 start: Mutex::new(None),
                 reboots: configuration.reboots,
+                native,
                 ram,
             }),
             threads: Vec::new(),
@@ -160,11 +179,11 @@ pub(crate) fn open() -> Result<Kvm, VmError> {
 }
 
 fn guard(
-    kvm: &Kvm,
     vm: &Arc<VmFd>,
     ram: &Ram,
     supported: &CpuId,
     configuration: &Configuration,
+    native: bool,
 ) -> Result<Guard, VmError> {
     let has = usize::try_from(vm.check_extension_int(Cap::NrMemslots)).unwrap_or(32);
     let limit = configuration.slots.map_or(has, |slots| slots.min(has));
@@ -172,13 +191,16 @@ fn guard(
     slots.apply(ram, &PageSet::new()).map_err(TrapError::from)?;
     let by = match configuration.trap {
         TrapChoice::Slots => TrapBy::Slots,
-        TrapChoice::Auto if configuration.cpus == 1 && kvm.check_extension(Cap::ReadonlyMem) => {
+        TrapChoice::Auto
+            if !native && configuration.cpus == 1 && vm.check_extension(Cap::ReadonlyMem) =>
+        {
             TrapBy::Slots
         }
         TrapChoice::Auto | TrapChoice::View => TrapBy::View,
     };
+    let by_halves = by == TrapBy::Slots || !native;
     let width = cpuid::processor(supported).physical_width;
-    Ok(Guard::new(ram, width, Traps::new(by, slots))?)
+    Ok(Guard::new(ram, width, Traps::new(by, slots), by_halves)?)
 }
 
 /// Lets the signal that gets processors out of the guest do nothing else.

@@ -60,6 +60,9 @@ pub(crate) struct Machine {
     pub(crate) ending: EndingCell,
     pub(crate) start: Mutex<Option<reset::Start>>,
     pub(crate) reboots: bool,
+    /// The processor runs the guest's kernel itself: KVM emulates no store that it need not, and
+    /// walks no page tables.
+    pub(crate) native: bool,
 }
 
 impl Machine {
@@ -111,7 +114,11 @@ impl Vm {
     }
 
     /// Starts the processors' threads. The guest runs from then on.
+    ///
+    /// # Panics
+    /// If it was called before.
     pub fn start(&mut self) -> Result<(), VmError> {
+        assert!(self.threads.is_empty(), "a guest is started once");
         for number in 0..self.machine.gate.processors() {
             let machine = Arc::clone(&self.machine);
             self.spawn(format!("vcpu {number}"), move || {

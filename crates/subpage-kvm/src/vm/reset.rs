@@ -93,6 +93,9 @@ impl Machine {
         self.ports().reset();
         start.chips.restore(&self.vm)?;
         for (state, processor) in start.processors.iter().zip(&mut paused.processors) {
+            // What is left of an exit would come back as a change of the new registers. Whatever else
+            // KVM reports of it is of no interest any more.
+            let _ = processor.complete_exit();
             state.restore(processor)?;
         }
         set_up(&paused.processors, &boot)

@@ -18,8 +18,9 @@ pub(crate) struct Watch {
     asked: Vec<AtomicBool>,
     /// How often all were asked.
     round: AtomicU64,
-    /// For each processor, the round in which it last had halted for good.
-    halted: Vec<AtomicU64>,
+    /// For each processor, the round in which it last had halted for good, and since which round it has
+    /// said so each time.
+    halted: Vec<(AtomicU64, AtomicU64)>,
 }
 
 impl Watch {
@@ -27,7 +28,7 @@ impl Watch {
         Self {
             asked: (0..processors).map(|_| AtomicBool::new(false)).collect(),
             round: AtomicU64::new(0),
-            halted: (0..processors).map(|_| AtomicU64::new(0)).collect(),
+            halted: (0..processors).map(|_| Default::default()).collect(),
         }
     }
 
@@ -36,12 +37,18 @@ impl Watch {
         self.asked[number as usize].swap(false, Ordering::AcqRel)
     }
 
-    /// The processor has halted, or waits to be started, with no interrupt to wake it. True if all
-    /// have said so in the same round: what one said before others could wake it does not count.
+    /// The processor has halted, or waits to be started, with no interrupt to wake it. True if all say
+    /// so in this round and did in the round before: what one said before another woke it and halted
+    /// itself does not count.
     pub(crate) fn halted(&self, number: u32) -> bool {
         let round = self.round.load(Ordering::SeqCst);
-        self.halted[number as usize].store(round, Ordering::SeqCst);
-        self.halted.iter().all(|halted| halted.load(Ordering::SeqCst) == round)
+        let (last, since) = &self.halted[number as usize];
+        if last.swap(round, Ordering::SeqCst) + 1 < round {
+            since.store(round, Ordering::SeqCst);
+        }
+        self.halted.iter().all(|(last, since)| {
+            last.load(Ordering::SeqCst) == round && since.load(Ordering::SeqCst) < round
+        })
     }
 
     fn ask(&self, number: usize) {

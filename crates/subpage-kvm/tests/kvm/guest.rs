@@ -74,6 +74,15 @@ impl Guest {
         self.vm.add_rules(&[rule("rule", start, bytes, action)]).expect("memory of the guest");
     }
 
+    /// Number of the newest rule.
+    pub(crate) fn rules(&self) -> u64 {
+        use subpage_kvm::control::{Operator as _, protocol::Reply, protocol::Request};
+        let Ok(Reply::Shown(shown)) = self.vm.operator().perform(Request::Show) else {
+            panic!("show is never refused")
+        };
+        shown.rules.iter().map(|rule| rule.rule).max().expect("a rule")
+    }
+
     /// Sets the map of a page.
     pub(crate) fn map(&self, gpa: u64, map: u32) {
         let gfn = Gpa::new(gpa).gfn();
@@ -161,7 +170,18 @@ pub(crate) fn both_ways() -> [Configuration; 2] {
     [TrapChoice::Slots, TrapChoice::View].map(|trap| Configuration { trap, ..small() })
 }
 
-/// Ends the guest with AL as status, from CPL 0 or with I/O privilege.
+/// Stores of 8 bytes at these addresses, in order, and a normal end. Each value is its number, from 1.
+pub(crate) fn stores(code: &mut CodeAssembler, addresses: &[u64]) {
+    use iced_x86::code_asm::{qword_ptr, rax, rbx};
+    for (number, address) in (1_u64..).zip(addresses) {
+        code.mov(rbx, *address).expect("code");
+        code.mov(rax, number).expect("code");
+        code.mov(qword_ptr(rbx), rax).expect("code");
+    }
+    exit(code, 0);
+}
+
+/// Ends the guest with AL as status.
 pub(crate) fn exit(code: &mut CodeAssembler, status: u32) {
     use iced_x86::code_asm::{al, dx, eax, edx};
     code.mov(eax, status).expect("code");

@@ -4,11 +4,22 @@
 
 mod atomics;
 mod basics;
+mod edges;
+mod endings;
 mod guest;
 mod halves;
+mod hostile;
+mod in_force;
 mod privilege;
 mod random;
+mod rules;
+mod scenarios;
+mod self_test;
+mod slots;
 mod snapshot;
 mod stepper;
 mod store_forms;
 mod strings;
+mod tracking;
+mod walks;
+mod watch;

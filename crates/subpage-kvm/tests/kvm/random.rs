@@ -16,6 +16,10 @@ impl Random {
         self.next() % bound
     }
 
+    pub(crate) fn pick<T: Copy>(&mut self, among: &[T]) -> T {
+        among[usize::try_from(self.below(among.len() as u64)).expect("an index")]
+    }
+
     pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.next().to_le_bytes()[0]).collect()
     }

@@ -72,6 +72,26 @@ fn a_guest_that_was_saved_in_the_middle_goes_on_under_its_rules() {
     }
 }
 
+/// However much is about the same pages, what was saved can be restored.
+#[test]
+fn rules_and_trackings_over_all_of_memory_come_back() {
+    if !kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("guest.snapshot");
+    let guest = counter(&small());
+    let all = small().memory;
+    for action in [Action::Log, Action::Log] {
+        guest.guard(0, all, action);
+    }
+    let range = subpage::address::ByteRange::new(subpage::address::Gpa::new(0), all).unwrap();
+    guest.vm.track(range).unwrap();
+    guest.vm.save(&path).unwrap();
+    let restored = Guest::of(restore(&path, &small()).unwrap());
+    assert_eq!(restored.vm.trapped_pages(), all / 4096);
+}
+
 #[test]
 fn damaged_snapshots_are_refused() {
     if !kvm() {
