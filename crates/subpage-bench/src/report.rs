@@ -197,4 +197,25 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert_eq!(lines[0].find("further"), lines[1].find("frames 1"));
     }
+
+    #[test]
+    fn what_cannot_be_measured_is_said_in_either_form() {
+        for (form, expected) in
+            [(Form::Table, "skipped: no device\n"), (Form::Json, "{\"skipped\":\"no device\"}\n")]
+        {
+            let mut report = Report::new(Vec::new(), form);
+            report.skip("no device").expect("memory takes every byte");
+            assert_eq!(String::from_utf8(report.out).expect("text"), expected);
+        }
+    }
+
+    #[test]
+    fn a_figure_may_have_no_baseline() {
+        let mut report = Report::new(Vec::new(), Form::Json);
+        let record = Record::figure("sample", "us", 2.5).with("p99", 7.0);
+        report.print(&record).expect("memory takes every byte");
+        let object: Map<String, Value> = serde_json::from_slice(&report.out).expect("an object");
+        assert_eq!((&object["value"], &object["p99"]), (&2.5.into(), &7.into()));
+        assert!(!object.contains_key("ratio") && !object.contains_key("baseline"));
+    }
 }

@@ -47,7 +47,7 @@ const PORT_MAP_BYTES: u16 = 0x400 / 8;
 
 /// The pages that [`Work::Plain`] writes.
 const PLAIN: u64 = 0x50_0000;
-const PLAIN_BYTES: u32 = 64 * 4096;
+const PLAIN_BYTES: i32 = 64 * 4096;
 
 /// What a round consists of.
 #[derive(Debug, Clone, Copy)]
@@ -128,7 +128,7 @@ fn assemble(work: Work) -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
     if let Work::Plain = work {
         // On to the next page, 64 bytes further.
         code.add(esi, 4096 + 64)?;
-        code.and(esi, PLAIN_BYTES as i32 - 64)?;
+        code.and(esi, PLAIN_BYTES - 64)?;
     }
     code.dec(ecx)?;
     code.jnz(store)?;
@@ -189,4 +189,23 @@ pub(crate) fn start(level: Level, from: &kvm_sregs) -> (kvm_regs, kvm_sregs) {
         ..*from
     };
     (registers, special)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_length_of_the_store_is_known() {
+        for (work, store) in [
+            (Work::Trapping(4), &[0x89, 0x03][..]),
+            (Work::Trapping(8), &[0x48, 0x89, 0x03]),
+            (Work::Plain, &[0x48, 0x89, 0x0c, 0x33]),
+        ] {
+            let (code, store_bytes) = assemble(work).expect("code that can be encoded");
+            assert_eq!(store_bytes, store.len() as u64, "{work:?}");
+            let found = code.windows(store.len()).filter(|bytes| *bytes == store).count();
+            assert_eq!(found, 1, "{work:?}: {code:02x?}");
+        }
+    }
 }

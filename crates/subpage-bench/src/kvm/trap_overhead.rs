@@ -18,8 +18,9 @@ const TARGET: f64 = 1.10;
 
 const MEMORY: u64 = 16 << 20;
 
-/// Stores of a round: some tens of milliseconds, of which the round's own two exits are nothing.
-const STORES: u32 = 2000;
+/// Stores of a round: a few milliseconds, of which the round's own two exits are little.
+const STORES: u32 = 100;
+const ROUNDS: usize = 301;
 
 pub(crate) fn run(print: &mut dyn FnMut(Record) -> io::Result<()>) -> io::Result<()> {
     for (by, level, bytes, note) in [
@@ -48,13 +49,16 @@ fn measure(by: TrapBy, level: Level, bytes: u8) -> Record {
     let mut bare = Bare::new(by, level, work, MEMORY);
     bare.set_count(STORES);
     let mut turns = 0;
-    let rounds = Rounds::run([
-        &mut || {
-            turns += 1;
-            guarded.round()
-        },
-        &mut || bare.round(),
-    ]);
+    let rounds = Rounds::run_many(
+        ROUNDS,
+        [
+            &mut || {
+                turns += 1;
+                guarded.round()
+            },
+            &mut || bare.round(),
+        ],
+    );
     assert_eq!(guarded.trapped(), turns * u64::from(STORES), "each store leaves the guest once");
     let microseconds = |side| rounds.nanoseconds(side, STORES) / 1e3;
     Record::new(NAME, "us", microseconds(0), "bare loop", microseconds(1))

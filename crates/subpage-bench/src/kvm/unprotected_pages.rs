@@ -22,7 +22,8 @@ const RULES: u64 = 1000;
 const RULES_FROM: u64 = 32 << 20;
 
 /// Least time of a round.
-const LEAST: Duration = Duration::from_millis(40);
+const LEAST: Duration = Duration::from_millis(2);
+const ROUNDS: usize = 501;
 
 pub(crate) fn run(print: &mut dyn FnMut(Record) -> io::Result<()>) -> io::Result<()> {
     for (trap, level, note) in [
@@ -44,7 +45,7 @@ fn measure(trap: TrapChoice, level: Level) -> Record {
     without.start();
     let count = enough(&without);
     with.set_count(count);
-    let rounds = Rounds::run([&mut || with.round(), &mut || without.round()]);
+    let rounds = Rounds::run_many(ROUNDS, [&mut || with.round(), &mut || without.round()]);
     assert_eq!((with.trapped(), without.trapped()), (0, 0), "no write is to a guarded page");
     let nanoseconds = |side| rounds.nanoseconds(side, count);
     Record::new(NAME, "ns", nanoseconds(0), "no rules", nanoseconds(1))
@@ -54,7 +55,7 @@ fn measure(trap: TrapChoice, level: Level) -> Record {
 
 /// Sets so many stores that a round takes long enough; how many.
 fn enough(guest: &Guarded) -> u32 {
-    let mut count = 1000;
+    let mut count = 100;
     loop {
         guest.set_count(count);
         if guest.round() >= LEAST {

@@ -27,16 +27,21 @@ pub(super) fn inject(
 }
 
 /// What ends with a completed instruction: blocking by STI and MOV SS, and, if RFLAGS.TF was set, the
-/// single-step trap begins.
-pub(super) fn end_instruction(processor: &Processor, before: &Interrupted) -> Result<(), Failure> {
+/// single-step trap begins. `shadow` tells of such blocking at the exit.
+pub(super) fn end_instruction(
+    processor: &mut Processor,
+    before: &Interrupted,
+    shadow: bool,
+) -> Result<(), Failure> {
     const TF: u64 = 1 << 8;
     const SINGLE_STEP: u64 = 1 << 14;
     const DEBUG: u8 = 1;
     let stepping = before.state.rflags & TF != 0;
-    let mut events = processor.events()?;
-    if events.interrupt.shadow == 0 && !stepping {
+    if !shadow && !stepping {
         return Ok(());
     }
+    processor.give_back()?;
+    let mut events = processor.events()?;
     events.interrupt.shadow = 0;
     // Nothing else: what is pending, others may have added to since it was read.
     events.flags = kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;

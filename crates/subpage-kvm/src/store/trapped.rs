@@ -112,14 +112,15 @@ pub(crate) fn trapped(
     processor: &mut Processor,
     cause: Cause,
 ) -> Result<Next, Failure> {
-    let at = processor.interrupted()?;
+    let (at, events) = processor.at_exit()?;
     let mut code = None;
-    let pending = delivery::pending(&processor.events()?, cause);
+    let shadow = events.interrupt.shadow != 0;
+    let pending = delivery::pending(&events, cause);
     let result = match (pending, cause) {
         // Nothing is known to be wrong: KVM delivers it.
         (Some(_), Cause::Stuck) => return Ok(Next::Enter),
         (Some(event), _) => delivery::deliver(machine, processor, &at, &event),
-        (None, _) => instruction(machine, processor, &at, cause, &mut code),
+        (None, _) => instruction(machine, processor, &at, shadow, cause, &mut code),
     };
     let obstacle = match result {
         Ok(next) => return Ok(next),
@@ -184,10 +185,11 @@ fn instruction(
     machine: &Machine,
     processor: &mut Processor,
     at: &Interrupted,
+    shadow: bool,
     cause: Cause,
     code: &mut Option<GuestInstruction>,
 ) -> Result<Next, Obstacle> {
-    let mut work = Work { machine, at, state: at.state, extended: None, settle: false };
+    let mut work = Work { machine, at, shadow, state: at.state, extended: None, settle: false };
     for element in 0..ELEMENTS {
         let state = work.state;
         let found = processor.recent.find(&machine.ram, machine.walks, &state);
@@ -240,6 +242,8 @@ enum Step {
 struct Work<'a> {
     machine: &'a Machine,
     at: &'a Interrupted,
+    /// STI or MOV SS came before the instruction.
+    shadow: bool,
     /// The registers as the guest will have them.
     state: State,
     /// Extended registers, if an instruction used them.
@@ -384,12 +388,12 @@ impl Work<'_> {
     }
 
     /// Gives the registers back to KVM.
-    fn finish(&mut self, processor: &Processor) -> Result<(), Obstacle> {
+    fn finish(&mut self, processor: &mut Processor) -> Result<(), Obstacle> {
         if let Some(area) = &self.extended {
             processor.set_extended(area)?;
         }
-        processor.go_on(&self.state)?;
-        end_instruction(processor, self.at)?;
+        processor.go_on_at_entry(&self.state)?;
+        end_instruction(processor, self.at, self.shadow)?;
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! A virtual processor: its state, its thread, its exits.
 
 pub mod cpuid;
+mod exchange;
 mod kick;
 mod processor;
 pub mod registers;

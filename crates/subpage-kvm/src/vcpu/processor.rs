@@ -13,6 +13,7 @@ use subpage_emulate::guest::State;
 use subpage_emulate::{Recent, SystemTables, XsaveArea};
 use thiserror::Error;
 
+use super::exchange::Exchange;
 use super::registers;
 use super::trampoline::OwnTrampoline;
 
@@ -47,6 +48,8 @@ pub struct Processor {
     pub(crate) store_may_go_on: bool,
     /// Where the watch found it last.
     seen_at: Option<u64>,
+    /// Whether registers go through the page that it shares with KVM.
+    pub(super) exchange: Exchange,
 }
 
 /// What a processor does.
@@ -95,6 +98,16 @@ pub struct Interrupted {
     special: kvm_sregs,
 }
 
+impl Interrupted {
+    pub(super) fn of(registers: &kvm_regs, special: &kvm_sregs) -> Self {
+        Self {
+            state: registers::state(registers, special),
+            tables: registers::system_tables(special),
+            special: *special,
+        }
+    }
+}
+
 impl Processor {
     /// Makes the processor with a number and tells the guest's CPUID.
     pub fn new(
@@ -122,6 +135,7 @@ impl Processor {
             stuck: Stuck::default(),
             store_may_go_on: false,
             seen_at: None,
+            exchange: Exchange::Off,
         })
     }
 
@@ -152,16 +166,16 @@ impl Processor {
     pub fn interrupted(&self) -> Result<Interrupted, ProcessorError> {
         let registers = self.fd.get_regs().map_err(self.failed("read the registers"))?;
         let special = self.fd.get_sregs().map_err(self.failed("read the system registers"))?;
-        Ok(Interrupted {
-            state: registers::state(&registers, &special),
-            tables: registers::system_tables(&special),
-            special,
-        })
+        Ok(Interrupted::of(&registers, &special))
     }
 
     /// Sets the general registers, RIP and RFLAGS of `after`.
     pub fn go_on(&self, after: &State) -> Result<(), ProcessorError> {
-        self.fd.set_regs(&registers::general(after)).map_err(self.failed("set the registers"))
+        self.set_general(&registers::general(after))
+    }
+
+    pub(super) fn set_general(&self, to: &kvm_regs) -> Result<(), ProcessorError> {
+        self.fd.set_regs(to).map_err(self.failed("set the registers"))
     }
 
     /// Starts a handler: also CS and SS of `after`.

@@ -21,9 +21,10 @@ pub(crate) fn run(machine: &Arc<Machine>, number: usize) {
     machine.gate.enlist(number);
     while let Some(mut processor) = machine.gate.enter(number) {
         let next = turns(machine, &mut processor, number);
+        let given = processor.give_back();
         // Whoever changes slots takes all processors, this one too.
         drop(processor);
-        match next {
+        match next.and_then(|next| given.map(|()| next).map_err(Failure::from)) {
             Ok(None | Some(Next::Enter)) => {}
             Ok(Some(Next::Settle)) => machine.settle(),
             Ok(Some(Next::HoldTables(pages))) => machine.hold_tables(&pages),
@@ -69,6 +70,7 @@ enum Exit {
 /// One stay in the guest.
 fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next, Failure> {
     let vcpu = processor.number;
+    processor.entered();
     let exit = match processor.fd.run() {
         Ok(VcpuExit::MmioWrite(address, data)) => {
             Exit::Store { address, data: data.iter().copied().take(8).collect() }

@@ -115,6 +115,9 @@ impl Vm {
         for number in 0..configuration.cpus {
             let cpuid = cpuid::for_guest(&supported, number, configuration.cpus);
             let mut processor = Processor::new(&vm, number, &cpuid)?;
+            if guard.traps().by() == TrapBy::View {
+                processor.exchange_registers(&vm);
+            }
             // SAFETY: the gate keeps the byte beside the processor, and both go together.
             let kick = unsafe { Kick::new(&mut processor.fd) };
             processors.push((processor, kick));
