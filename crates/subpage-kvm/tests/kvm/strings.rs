@@ -37,7 +37,8 @@ fn runs() -> Vec<Run> {
     let mut runs = Vec::new();
     for width in [1, 2, 4, 8] {
         for moves in [false, true] {
-            let run = Run { width, moves, backwards: false, to: 0x1fb, from: 0x800, count: 0x60 / width };
+            let run =
+                Run { width, moves, backwards: false, to: 0x1fb, from: 0x800, count: 0x60 / width };
             runs.push(run);
             runs.push(Run { backwards: true, to: 0x240, ..run });
             // From page to page.
@@ -45,7 +46,14 @@ fn runs() -> Vec<Run> {
             runs.push(Run { count: 0, ..run });
         }
         // Overlapping: each element is the source of the next.
-        let run = Run { width, moves: true, backwards: false, to: 0x1fb, from: 0x1fb - width, count: 0x60 / width };
+        let run = Run {
+            width,
+            moves: true,
+            backwards: false,
+            to: 0x1fb,
+            from: 0x1fb - width,
+            count: 0x60 / width,
+        };
         runs.push(run);
         runs.push(Run { backwards: true, to: 0x240, from: 0x240 + width, ..run });
         // More than is carried out at once.
