@@ -34,6 +34,11 @@ impl VmOperator {
     pub(super) const fn new(machine: Arc<Machine>) -> Self {
         Self { machine }
     }
+
+    /// Puts bytes into the serial port, as many as it has room for; how many.
+    pub fn serial_input(&self, bytes: &[u8]) -> usize {
+        self.machine.ports().input(bytes)
+    }
 }
 
 impl Operator for VmOperator {
@@ -127,7 +132,7 @@ fn show(machine: &Machine) -> Shown {
         .collect();
     let (state, failure) = match machine.ending.get() {
         None => ("running", None),
-        Some(Ending::Failed(failure)) => ("failed", Some(failure.to_string())),
+        Some(ending) if ending.is_failure() => ("failed", Some(ending.to_string())),
         Some(_) => ("ended", None),
     };
     Shown {
