@@ -9,9 +9,11 @@ use subpage_emulate::{
 };
 
 use super::Next;
+use super::destination::{find_parts, goes_to_traps};
 use super::inject::inject;
+use super::obstacle::Obstacle;
 use super::report::{Account, Outcome, report};
-use super::trapped::{Cause, Obstacle, find_parts, goes_to_traps};
+use super::trapped::Cause;
 use crate::guard::{Guard, SPACE};
 use crate::vcpu::{Interrupted, Processor};
 use crate::vm::{Ending, Machine};

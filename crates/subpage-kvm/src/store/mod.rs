@@ -8,7 +8,9 @@
 
 mod backwards;
 mod delivery;
+mod destination;
 mod inject;
+mod obstacle;
 mod posted;
 mod report;
 mod trapped;
