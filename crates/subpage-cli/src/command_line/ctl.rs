@@ -57,7 +57,7 @@ pub enum CtlRequest {
     Show,
     /// Show which sub-pages of pages may be written
     Get {
-        /// Number of the first page: its address divided by 4096
+        /// Number of the first page: its address divided by 4096, as 0x202 for 0x202100
         #[arg(value_parser = parse_gfn)]
         gfn: u64,
         /// How many pages
@@ -66,7 +66,7 @@ pub enum CtlRequest {
     },
     /// Set which sub-pages of pages may be written: all of the pages, or none
     Set {
-        /// Number of the first page: its address divided by 4096
+        /// Number of the first page: its address divided by 4096, as 0x202 for 0x202100
         #[arg(value_parser = parse_gfn)]
         gfn: u64,
         /// One map a page, in hexadecimal; bit i set: sub-page i may be written

@@ -21,7 +21,8 @@ const EXIT_STATUS: &str = "\
 Exit status:
   0  nothing was denied, and everything worked
   1  internal error
-  2  bad input: the command line, a policy, a guest, a file that cannot be read or written
+  2  bad input: the command line, a policy, a guest, a file that cannot be read or written, a
+     request that the guest's process refuses (ctl only)
   3  at least one write was denied (guard only)
   4  nothing was denied, but the guest failed, KVM could not go on with it, or its time was up
      (guard only)";
@@ -53,6 +54,7 @@ pub enum Command {
     /// Show which pages of a trace mix hot and cold data, and what protection would cost
     Plan(PlanArguments),
     /// Ask a guest that runs on KVM, or change what is guarded in it
+    #[command(after_help = EXIT_STATUS)]
     Ctl(CtlArguments),
     /// Turn a policy into the module that the bare-metal hypervisor loads
     Compile(CompileArguments),
