@@ -118,7 +118,7 @@ pub struct MachineArguments {
     /// Where `subpage ctl` reaches the guest: a socket to create [default: one of its own, printed]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub control: Option<PathBuf>,
-    /// Serve metrics for Prometheus at [HOST:]PORT; without a host, for this machine alone
+    /// Serve metrics for Prometheus at this address; without a host, for this machine alone
     #[arg(long, value_name = "[HOST:]PORT", value_parser = parse_address)]
     pub metrics: Option<SocketAddr>,
     /// How writes to guarded pages are trapped [default: auto]
