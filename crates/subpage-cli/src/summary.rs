@@ -8,7 +8,7 @@ use subpage::rules::Action;
 use crate::heat::PageHeat;
 use crate::hex::Hex;
 use crate::policy::PolicyRule;
-use crate::write_event::{WriteEvent, action_word};
+use crate::write_event::WriteEvent;
 
 /// Most denials that a summary keeps whole.
 pub const MAX_FIRST_DENIALS: usize = 20;
@@ -139,7 +139,7 @@ impl RuleSummary {
     pub fn new(rule: &PolicyRule) -> Self {
         Self {
             name: rule.rule.name.as_str().to_owned(),
-            action: action_word(rule.rule.action),
+            action: rule.rule.action.word(),
             start: Hex(rule.rule.range.first().as_u64()),
             length: rule.rule.range.bytes(),
             line: Some(rule.line as u64),
@@ -153,7 +153,7 @@ impl RuleSummary {
 
     /// Whether the rule reports and never denies.
     pub fn only_logs(&self) -> bool {
-        self.action == action_word(Action::Log)
+        self.action == Action::Log.word()
     }
 }
 

@@ -4,68 +4,9 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 use subpage::rules::Action;
-use subpage_kvm::event;
+use subpage_kvm::event::{Event, Verdict};
 
 use crate::hex::Hex;
-
-const ACTIONS: [Action; 4] = [Action::Log, Action::AllowOnce, Action::Deny, Action::Stop];
-
-/// The word for an action in policies and events.
-pub fn action_word(action: Action) -> &'static str {
-    match action {
-        Action::Log => "log",
-        Action::AllowOnce => "allow-once",
-        Action::Deny => "deny",
-        Action::Stop => "stop",
-    }
-}
-
-/// The action for a word of policies and events.
-pub fn action_of_word(word: &str) -> Option<Action> {
-    ACTIONS.into_iter().find(|action| action_word(*action) == word)
-}
-
-/// What became of a write that met a rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// It had no effect.
-    Denied,
-    /// It had no effect and the guest was stopped.
-    Stopped,
-    /// It took effect.
-    Logged,
-    /// It took effect; the next one will not.
-    AllowedOnce,
-}
-
-impl Verdict {
-    /// The word for people.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Denied => "denied",
-            Self::Stopped => "stopped",
-            Self::Logged => "logged",
-            Self::AllowedOnce => "allowed once",
-        }
-    }
-
-    /// Whether the write had no effect.
-    pub fn is_denial(self) -> bool {
-        matches!(self, Self::Denied | Self::Stopped)
-    }
-}
-
-impl From<event::Verdict> for Verdict {
-    fn from(verdict: event::Verdict) -> Self {
-        match verdict {
-            event::Verdict::Denied => Self::Denied,
-            event::Verdict::Stopped => Self::Stopped,
-            event::Verdict::Logged => Self::Logged,
-            event::Verdict::AllowedOnce => Self::AllowedOnce,
-        }
-    }
-}
 
 /// A rule, or an access map, met a write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,13 +75,13 @@ impl WriteEvent {
     }
 }
 
-impl From<&event::Event> for WriteEvent {
-    fn from(event: &event::Event) -> Self {
+impl From<&Event> for WriteEvent {
+    fn from(event: &Event) -> Self {
         Self {
             seq: event.seq,
             rule: event.rule.map(|_| event.rule_name.clone()),
-            action: action_of_word(event.action).expect("an event has an action"),
-            verdict: event.verdict.into(),
+            action: event.action,
+            verdict: event.verdict,
             write: event.write,
             gpa: Hex(event.gpa),
             length: event.bytes.len() as u64,
@@ -181,14 +122,14 @@ mod word_of_action {
         action: &Action,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        super::action_word(*action).serialize(serializer)
+        action.word().serialize(serializer)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Action, D::Error> {
         let word = String::deserialize(deserializer)?;
-        super::action_of_word(&word)
+        Action::from_word(&word)
             .ok_or_else(|| D::Error::invalid_value(Unexpected::Str(&word), &"an action"))
     }
 }

@@ -16,9 +16,6 @@ use crate::terminal::grouped;
 /// The version of KVM's interface that there is since Linux 2.6.22.
 const API_VERSION: i32 = 12;
 
-/// Processors that this program gives a guest at most.
-const MOST_CPUS: usize = MAX_CPUS as usize;
-
 /// What guests cannot do without, besides immediate exits.
 const NEEDED: [(Cap, &str); 7] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
@@ -86,14 +83,11 @@ impl KvmFacts {
 pub(super) fn findings<P: Programs>(machine: &Machine<P>) -> (Vec<MachineFinding>, CommandFinding) {
     let (kvm, facts) = device(machine);
     let mut found = vec![kvm];
-    match &facts {
-        Some(facts) => {
-            found.extend([immediate_exit(facts), others(facts), slots(facts), view(facts)]);
-        }
-        None => {
-            let needs = |(key, name)| finding(key, name, Verdict::No, "needs KVM");
-            found.extend([IMMEDIATE_EXIT, OTHERS, SLOTS, VIEW].map(needs));
-        }
+    if let Some(facts) = &facts {
+        found.extend([immediate_exit(facts), others(facts), slots(facts), view(facts)]);
+    } else {
+        let needs = |(key, name)| finding(key, name, Verdict::No, "needs KVM");
+        found.extend([IMMEDIATE_EXIT, OTHERS, SLOTS, VIEW].map(needs));
     }
     let command = "subpage guard --policy FILE PROGRAM|KERNEL";
     // One of the two ways is enough.
@@ -166,7 +160,7 @@ fn view(facts: &KvmFacts) -> MachineFinding {
 
 /// Whether a KVM that runs guests can guard them, and how.
 fn ways(facts: &KvmFacts) -> (Verdict, String) {
-    let cpus = facts.cpus.min(MOST_CPUS);
+    let cpus = facts.cpus.min(MAX_CPUS.into());
     match (&facts.by_slots, &facts.by_view) {
         (Ok(()), Ok(())) => {
             let reason = format!(
@@ -187,10 +181,10 @@ fn ways(facts: &KvmFacts) -> (Verdict, String) {
                           processors need the read-only view";
             (Verdict::Yes, reason.to_owned())
         }
-        (Err(slots), Err(view)) => (
-            Verdict::No,
-            format!("neither read-only slots nor the read-only view: {slots}; {view}"),
-        ),
+        (Err(slots), Err(view)) => {
+            let reason = if slots == view { slots } else { &format!("{slots}; {view}") };
+            (Verdict::No, format!("neither read-only slots nor the read-only view: {reason}"))
+        }
     }
 }
 

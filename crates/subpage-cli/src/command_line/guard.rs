@@ -111,6 +111,10 @@ pub struct MachineArguments {
         conflicts_with_all = ["policy", "guest", "cpus", "memory", "initrd", "cmdline", "load_address", "symbols"]
     )]
     pub restore: Option<PathBuf>,
+    /// What the guest's serial port receives: a file, or `-` for standard input, of which a terminal
+    /// gives whole lines [default: nothing]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub input: Option<PathBuf>,
     /// Where `subpage ctl` reaches the guest: a socket to create [default: one of its own, printed]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub control: Option<PathBuf>,
@@ -139,6 +143,7 @@ impl MachineArguments {
             ("--load-address", self.load_address.is_some()),
             ("--symbols", self.symbols.is_some()),
             ("--restore", self.restore.is_some()),
+            ("--input", self.input.is_some()),
             ("--control", self.control.is_some()),
             ("--metrics", self.metrics.is_some()),
             ("--trap", self.trap.is_some()),

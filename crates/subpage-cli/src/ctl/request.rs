@@ -8,7 +8,6 @@ use subpage_kvm::control::protocol::{NewRule, Request};
 
 use crate::command_line::CtlRequest;
 use crate::failure::Failure;
-use crate::write_event::action_word;
 
 /// The request for a command.
 ///
@@ -22,7 +21,7 @@ pub fn request(command: &CtlRequest) -> Result<Request, Failure> {
         CtlRequest::Set { gfn, maps } => Request::Set { gfn: *gfn, maps: maps.clone() },
         CtlRequest::Add { name, range, action, owner, locked } => {
             let (start, length) = bytes(range);
-            let action = action_word(Action::from(*action)).to_owned();
+            let action = Action::from(*action).word().to_owned();
             let name = name.clone();
             Request::Add(NewRule { name, start, length, action, owner: *owner, locked: *locked })
         }

@@ -69,6 +69,7 @@ fn write_text(
 mod tests {
     use std::io;
 
+    use subpage::rules::Action;
     use subpage_kvm::event::{Event, Verdict};
 
     use super::*;
@@ -88,7 +89,7 @@ mod tests {
             verdict: Verdict::Denied,
             rule: Some(7),
             rule_name: "helper \u{1b}path".to_owned(),
-            action: "deny",
+            action: Action::Deny,
             write: 1145,
             vcpu: 1,
             rip: Some(0x40_1234),

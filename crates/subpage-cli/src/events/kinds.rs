@@ -1,12 +1,14 @@
 //! What can be reported.
 
 use serde::Serialize;
+use subpage::rules::Action;
 use subpage_kvm::control::protocol::ShownRule;
+use subpage_kvm::event::Verdict;
 
 use crate::hex::Hex;
 use crate::policy::PolicyRule;
 use crate::summary::Summary;
-use crate::write_event::{Verdict, WriteEvent, action_of_word, action_word};
+use crate::write_event::WriteEvent;
 
 /// One line of output.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -96,7 +98,7 @@ impl From<&PolicyRule> for RuleEvent {
         let PolicyRule { rule, line } = rule;
         Self {
             name: rule.name.as_str().to_owned(),
-            action: action_word(rule.action),
+            action: rule.action.word(),
             start: Hex(rule.range.first().as_u64()),
             length: rule.range.bytes(),
             owner: rule.owner.0,
@@ -111,7 +113,7 @@ impl From<&ShownRule> for RuleEvent {
         let rule = &shown.new;
         Self {
             name: rule.name.clone(),
-            action: action_of_word(&rule.action).map_or("deny", action_word),
+            action: Action::from_word(&rule.action).unwrap_or(Action::Deny).word(),
             start: Hex(rule.start),
             length: rule.length,
             owner: rule.owner,

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 
+use subpage_kvm::event::Verdict;
 use unicode_width::UnicodeWidthStr;
 
 use super::{FailedEvent, LiveStart, StartEvent};
 use crate::summary::Summary;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, QUIET};
 use crate::terminal::{bytes, grouped, plural, printable};
-use crate::write_event::{Verdict, WriteEvent};
+use crate::write_event::WriteEvent;
 
 /// Writes of one rule that are shown whole; later ones are counted, and each power of ten is told.
 pub const SHOWN_PER_RULE: u64 = 20;

@@ -2,12 +2,12 @@
 
 use subpage::address::ByteRange;
 use subpage::rules::Action;
+use subpage_kvm::event::Verdict;
 
 use super::Enforcer;
 use super::tally::TouchIndex;
 use crate::failure::Failure;
 use crate::policy::Policy;
-use crate::write_event::Verdict;
 
 /// Decides by the rules alone, without tables and without a processor: what the other backends
 /// must agree with.

@@ -1,7 +1,7 @@
 //! What the command line names as a guest, told by its content.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use subpage_kvm::boot::sniff;
@@ -88,7 +88,11 @@ fn content(path: &Path) -> Result<Content, Failure> {
     let failed =
         |error| Failure::input(format_args!("cannot read the guest {}", path.display()), &error);
     // What cannot be read twice is read once, as a trace: an image has to be a regular file.
-    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+    let kind = std::fs::metadata(path).map_err(failed)?;
+    if kind.is_dir() {
+        return Err(failed(io::ErrorKind::IsADirectory.into()));
+    }
+    if !kind.is_file() {
         return Ok(Content::Trace);
     }
     let mut head = Vec::new();

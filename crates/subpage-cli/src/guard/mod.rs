@@ -15,6 +15,7 @@ pub use tally::Tally;
 use std::path::Path;
 
 use subpage::address::ByteRange;
+use subpage_kvm::event::Verdict;
 
 use crate::command_line::GuardArguments;
 use crate::failure::{Failure, Status};
@@ -22,7 +23,6 @@ use crate::new_file;
 use crate::policy::{Draft, PolicySource};
 use crate::report;
 use crate::terminal::{ColorWhen, Output};
-use crate::write_event::Verdict;
 use guest::Guest;
 
 /// What enforces a policy.

@@ -5,13 +5,13 @@ use subpage::domain::{Domain, DomainError};
 use subpage::frames::HeapFrames;
 use subpage::rules::{Action, Rule, RuleId};
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
+use subpage_kvm::event::Verdict;
 use subpage_model::{Access, AccessKind, Features, Machine, Outcome, Setup};
 
 use super::Enforcer;
 use crate::failure::Failure;
 use crate::policy::Policy;
 use crate::terminal::grouped;
-use crate::write_event::Verdict;
 
 /// Most guarded pages, counted rule by rule: 64 GiB, for which tables take up to 128 MiB.
 pub const MAX_PAGES: u64 = 1 << 24;

@@ -3,13 +3,14 @@
 use subpage::access::{SUB_PAGE_BYTES, SubPage};
 use subpage::address::{ByteRange, PAGE_BYTES};
 use subpage::rules::Action;
+use subpage_kvm::event::Verdict;
 
 use super::intervals::Intervals;
 use crate::heat::Heat;
 use crate::hex::Hex;
 use crate::policy::Policy;
 use crate::summary::{MAX_FIRST_DENIALS, RuleSummary, Summary};
-use crate::write_event::{Verdict, WriteEvent};
+use crate::write_event::WriteEvent;
 
 /// Which ranges a write touches, when both are widened to whole units.
 #[derive(Debug, Clone)]

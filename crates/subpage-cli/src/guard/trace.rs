@@ -4,6 +4,8 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
+use subpage_kvm::event::Verdict;
+
 use super::{Enforcer, Model, Tally};
 use crate::command_line::GuardArguments;
 use crate::events::{EventWriter, RuleEvent, StartEvent};
@@ -14,7 +16,6 @@ use crate::progress::Progress;
 use crate::summary::Summary;
 use crate::terminal::{ColorWhen, Output};
 use crate::trace_file::{TraceFile, bytes_of};
-use crate::write_event::Verdict;
 
 /// Replays the trace at `path` under a policy and tells what happened.
 pub(super) fn run(

@@ -22,13 +22,6 @@ const RULE_KEYS: &[&str] = &[
 ];
 const RANGE_KEYS: &[&str] = &["start", "end", "length"];
 
-const ACTIONS: [(&str, Action); 4] = [
-    ("deny", Action::Deny),
-    ("log", Action::Log),
-    ("allow-once", Action::AllowOnce),
-    ("stop", Action::Stop),
-];
-
 const VERSION_HELP: &str = "begin the file with `version = 1`";
 const PLACE_HELP: &str = "give one of `range = \"0x1000..0x1080\"`, `region = \"NAME\"`, or \
                           `symbol = \"NAME\"` with `elf = \"FILE\"` or `map = \"FILE\"`";
@@ -226,13 +219,13 @@ fn read_name(fields: &mut Fields<'_, '_>, span: &Range<usize>) -> Option<Written
 fn read_action(fields: &mut Fields<'_, '_>) -> Option<Action> {
     const HELP: &str = "the actions are `deny`, `log`, `allow-once` and `stop`";
     let text = fields.text("action", HELP)?;
-    let action = ACTIONS.iter().find(|(word, _)| *word == text.value);
+    let action = Action::from_word(&text.value);
     if action.is_none() {
-        let near = super::names::nearest(&text.value, ACTIONS.iter().map(|(word, _)| *word), 1);
+        let near = super::names::nearest(&text.value, Action::ALL.map(Action::word).into_iter(), 1);
         let label = near.first().map(|word| format!("perhaps `{word}`")).unwrap_or_default();
         fields.mistake(text.span, format!("unknown action `{}`", text.value), label, HELP);
     }
-    action.map(|(_, action)| *action)
+    action
 }
 
 fn read_place(fields: &mut Fields<'_, '_>, span: &Range<usize>) -> Option<Place> {

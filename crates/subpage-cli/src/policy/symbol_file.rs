@@ -51,7 +51,7 @@ pub enum SymbolError {
         most: &'static str,
     },
     /// It is no ELF file, or a damaged one.
-    #[error("{} cannot be read as ELF: {reason}", path.display())]
+    #[error("{} cannot be read as ELF: {reason}; a whole ELF file is needed", path.display())]
     NotElf {
         /// The file.
         path: PathBuf,

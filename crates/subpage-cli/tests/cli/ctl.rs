@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use subpage::rules::Action;
 use subpage_kvm::control::protocol::{
     NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownRule, ShownTracking, Written,
 };
@@ -96,7 +97,7 @@ fn event(seq: u64) -> Event {
         verdict: if seq == 2 { Verdict::Logged } else { Verdict::Denied },
         rule: (seq != 3).then_some(7),
         rule_name: if seq == 3 { String::new() } else { "helper path".to_owned() },
-        action: if seq == 2 { "log" } else { "deny" },
+        action: if seq == 2 { Action::Log } else { Action::Deny },
         write: 1_000 + seq,
         vcpu: 1,
         rip: Some(0x40_1234),

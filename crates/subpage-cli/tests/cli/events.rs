@@ -2,6 +2,7 @@
 
 use std::io;
 
+use subpage::rules::Action;
 use subpage_cli::events::{EventWriter, FailedEvent, SHOWN_PER_RULE};
 
 use crate::runs::{Run, counter, live, quiet, thirty};
@@ -85,7 +86,7 @@ fn an_event_of_kvm_is_written_in_both_forms() {
         verdict: subpage_kvm::event::Verdict::AllowedOnce,
         rule: Some(2),
         rule_name: "once".to_owned(),
-        action: "allow-once",
+        action: Action::AllowOnce,
         write: 7,
         vcpu: 0,
         rip: None,

@@ -10,7 +10,8 @@ use subpage_cli::heat::Heat;
 use subpage_cli::hex::Hex;
 use subpage_cli::policy::PolicyRule;
 use subpage_cli::summary::{EndingKind, LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
-use subpage_cli::write_event::{LiveWrite, Verdict, WriteEvent};
+use subpage_cli::write_event::{LiveWrite, WriteEvent};
+use subpage_kvm::event::Verdict;
 
 /// A rule of a made-up policy.
 pub(crate) fn rule(name: &str, start: u64, length: u64, action: Action, line: usize) -> PolicyRule {

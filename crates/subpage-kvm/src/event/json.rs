@@ -76,7 +76,7 @@ impl Serialize for Event {
             },
             seq: self.seq,
             rule: self.rule.map(|_| self.rule_name.as_str()),
-            action: self.action,
+            action: self.action.word(),
             verdict: self.verdict,
             write: self.write,
             gpa: Address(self.gpa),

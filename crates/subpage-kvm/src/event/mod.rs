@@ -3,13 +3,14 @@
 mod broadcast;
 mod json;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use subpage::rules::Action;
 
 pub use broadcast::{Broadcast, Delivery, Subscription};
 pub use json::VERSION;
 
 /// What became of a write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It had no effect.
@@ -23,6 +24,16 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// The word for people.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::Stopped => "stopped",
+            Self::Logged => "logged",
+            Self::AllowedOnce => "allowed once",
+        }
+    }
+
     /// Whether the write had no effect.
     pub const fn is_denial(self) -> bool {
         matches!(self, Self::Denied | Self::Stopped)
@@ -42,8 +53,8 @@ pub struct Event {
     pub rule: Option<u64>,
     /// Its name; empty for an access map.
     pub rule_name: String,
-    /// The rule's action, as policies spell it; `deny` for an access map.
-    pub action: &'static str,
+    /// The rule's action; [`Action::Deny`] for an access map.
+    pub action: Action,
     /// Number of the write among those that trapped, from 1.
     pub write: u64,
     /// The virtual processor that wrote.
@@ -81,6 +92,8 @@ impl Event {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use subpage::rules::Action;
+
     use super::{Event, Verdict};
 
     /// A denied write, number `seq`.
@@ -90,7 +103,7 @@ pub(crate) mod tests {
             verdict: Verdict::Denied,
             rule: Some(7),
             rule_name: "helper path".to_owned(),
-            action: "deny",
+            action: Action::Deny,
             write: 145,
             vcpu: 1,
             rip: Some(0x40_1234),

@@ -15,7 +15,6 @@ mod trapped;
 mod walk;
 
 pub(crate) use posted::{finish, posted};
-pub(crate) use report::action_word;
 pub(crate) use trapped::{Cause, trapped};
 
 use std::fmt;

@@ -61,7 +61,7 @@ pub(super) fn report(
         verdict,
         rule: rule.map(|rule| rule.0),
         rule_name: active.map_or_else(String::new, |active| active.rule.name.to_string()),
-        action: action_word(action),
+        action,
         vcpu: account.vcpu,
         rip: account.instruction.map(|(rip, _)| rip),
         rip_exact: account.exact,
@@ -82,16 +82,6 @@ pub(super) fn report(
     }
     machine.events.publish(Arc::clone(&event));
     event
-}
-
-/// The word for an action in policies and events.
-pub(crate) const fn action_word(action: Action) -> &'static str {
-    match action {
-        Action::Log => "log",
-        Action::AllowOnce => "allow-once",
-        Action::Deny => "deny",
-        Action::Stop => "stop",
-    }
 }
 
 /// An instruction in words, Intel syntax.

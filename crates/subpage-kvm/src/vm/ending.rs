@@ -37,6 +37,13 @@ pub enum Ending {
     Requested,
 }
 
+impl Ending {
+    /// Whether the guest cannot go on, though nobody wanted its end: its state is worth a look.
+    pub const fn is_failure(&self) -> bool {
+        matches!(self, Self::Failed(_) | Self::TripleFault { .. })
+    }
+}
+
 impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

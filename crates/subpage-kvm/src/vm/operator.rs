@@ -17,7 +17,6 @@ use crate::control::protocol::{
 use crate::event::Subscription;
 use crate::guard::ChangeError;
 use crate::snapshot::SnapshotError;
-use crate::store::action_word;
 
 /// Most pages of one `get` or `set`, as in the KVM series.
 const MAX_PAGES: u32 = 512;
@@ -34,6 +33,11 @@ pub struct VmOperator {
 impl VmOperator {
     pub(super) const fn new(machine: Arc<Machine>) -> Self {
         Self { machine }
+    }
+
+    /// Puts bytes into the serial port, as many as it has room for; how many.
+    pub fn serial_input(&self, bytes: &[u8]) -> usize {
+        self.machine.ports().input(bytes)
     }
 }
 
@@ -107,7 +111,7 @@ fn show(machine: &Machine) -> Shown {
                     name: rule.name.to_string(),
                     start: rule.range.first().as_u64(),
                     length: rule.range.bytes(),
-                    action: action_word(rule.action).to_owned(),
+                    action: rule.action.word().to_owned(),
                     owner: rule.owner.0,
                     locked: rule.locked,
                 },
@@ -128,7 +132,7 @@ fn show(machine: &Machine) -> Shown {
         .collect();
     let (state, failure) = match machine.ending.get() {
         None => ("running", None),
-        Some(Ending::Failed(failure)) => ("failed", Some(failure.to_string())),
+        Some(ending) if ending.is_failure() => ("failed", Some(ending.to_string())),
         Some(_) => ("ended", None),
     };
     Shown {
@@ -172,13 +176,8 @@ fn range(start: u64, length: u64) -> Result<ByteRange, Refusal> {
 }
 
 fn rule_of(new: &NewRule) -> Result<Rule, Refusal> {
-    let action = match new.action.as_str() {
-        "log" => Action::Log,
-        "allow-once" => Action::AllowOnce,
-        "deny" => Action::Deny,
-        "stop" => Action::Stop,
-        _ => return Err(refuse("EINVAL", "the actions are log, allow-once, deny and stop")),
-    };
+    let action = Action::from_word(&new.action)
+        .ok_or_else(|| refuse("EINVAL", "the actions are log, allow-once, deny and stop"))?;
     Ok(Rule {
         name: RuleName::new(&new.name).map_err(|error| refuse("EINVAL", &error.to_string()))?,
         range: range(new.start, new.length)?,

@@ -13,6 +13,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
 use serde_json::Value;
+use subpage::rules::Action;
 use subpage_kvm::control::protocol::{Refusal, Reply, Request, Shown};
 use subpage_kvm::control::{Client, Operator, Server};
 use subpage_kvm::event::{Broadcast, Event, Subscription, Verdict};
@@ -178,7 +179,7 @@ fn event(seq: u64) -> Event {
         verdict: Verdict::Logged,
         rule: Some(1),
         rule_name: "counter".to_owned(),
-        action: "log",
+        action: Action::Log,
         write: seq,
         vcpu: 0,
         rip: Some(0x1000),

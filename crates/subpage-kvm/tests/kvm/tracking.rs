@@ -6,8 +6,8 @@ use subpage::rules::Action;
 use subpage_emulate::XsaveArea;
 use subpage_kvm::vm::Configuration;
 
-use crate::guest::{Guest, PAGE, assemble, both_ways, kvm};
-use crate::privilege::{LEVELS, Level};
+use crate::guest::{Guest, PAGE, PLAIN, assemble, both_ways, kvm};
+use crate::privilege::{LEVELS, Level, place_first};
 use crate::stepper::{Registers, Stepper};
 
 const CODE_AT: u64 = 0x21_0000;
@@ -95,5 +95,81 @@ fn a_page_of_which_all_is_written_traps_no_more() {
         assert_eq!(guest.vm.trapped_pages(), 0, "{:?}", configuration.trap);
         assert_eq!(harvest(guest, track), [(0, u32::MAX)]);
         assert_eq!(guest.vm.trapped_pages(), 1, "armed again");
+    }
+}
+
+/// How often the guest writes all sub-pages before it waits for the host.
+const ROUNDS: i32 = 40;
+
+/// Bursts of writes that are compared.
+const BURSTS: u64 = 20;
+
+/// Offsets in the plain page: the last burst that has ended, and the last that may begin.
+const ENDED: u64 = 0;
+const ALLOWED: u64 = 8;
+
+/// Writes growing numbers to the start of each sub-page, over and over, in bursts.
+fn bursts(a: &mut iced_x86::code_asm::CodeAssembler) {
+    use iced_x86::code_asm::{ecx, edx, ptr, qword_ptr, r8, rax, rbp, rbx};
+    let mut burst = a.create_label();
+    let mut round = a.create_label();
+    let mut sub_page = a.create_label();
+    let mut wait = a.create_label();
+    a.mov(rbp, PLAIN).unwrap();
+    a.set_label(&mut burst).unwrap();
+    a.mov(ecx, ROUNDS).unwrap();
+    a.set_label(&mut round).unwrap();
+    a.mov(rbx, PAGE).unwrap();
+    a.mov(edx, 32).unwrap();
+    a.set_label(&mut sub_page).unwrap();
+    a.inc(rax).unwrap();
+    a.mov(qword_ptr(rbx), rax).unwrap();
+    a.lea(rbx, ptr(rbx + 128)).unwrap();
+    a.dec(edx).unwrap();
+    a.jnz(sub_page).unwrap();
+    a.dec(ecx).unwrap();
+    a.jnz(round).unwrap();
+    a.inc(r8).unwrap();
+    a.mov(qword_ptr(rbp + ENDED), r8).unwrap();
+    a.set_label(&mut wait).unwrap();
+    a.pause().unwrap();
+    a.cmp(qword_ptr(rbp + ALLOWED), r8).unwrap();
+    a.jb(wait).unwrap();
+    a.jmp(burst).unwrap();
+}
+
+/// Harvests while the guest writes, and copies what it is told of: the copy is whole in the end.
+///
+/// A write between what a harvest tells and the moment from which writes are seen again would be
+/// missing.
+#[test]
+fn a_copy_by_harvests_is_whole() {
+    if !kvm() {
+        return;
+    }
+    for configuration in both_ways() {
+        let mut guest = Guest::new(&configuration, bursts);
+        place_first(&guest, Level::User);
+        let track = guest.vm.track(range(0x1000)).unwrap();
+        let mut copy = [0; 0x1000];
+        let harvest = |guest: &Guest, copy: &mut [u8; 0x1000]| {
+            for page in guest.vm.harvest(track).unwrap() {
+                let now: [u8; 0x1000] = guest.read(PAGE);
+                for sub_page in page.written.iter() {
+                    let bytes = usize::from(sub_page.index()) * 128..;
+                    copy[bytes.clone()][..128].copy_from_slice(&now[bytes][..128]);
+                }
+            }
+        };
+        guest.vm.start().unwrap();
+        for burst in 1..=BURSTS {
+            while guest.word(PLAIN + ENDED) < burst {
+                harvest(&guest, &mut copy);
+                assert_eq!(guest.vm.wait(std::time::Duration::ZERO), None);
+            }
+            harvest(&guest, &mut copy);
+            assert!(copy == guest.read(PAGE), "burst {burst}, {:?}", configuration.trap);
+            guest.write(PLAIN + ALLOWED, &burst.to_le_bytes());
+        }
     }
 }

@@ -93,6 +93,26 @@ pub enum Action {
     Stop,
 }
 
+impl Action {
+    /// All of them, in ascending order of strength.
+    pub const ALL: [Self; 4] = [Self::Log, Self::AllowOnce, Self::Deny, Self::Stop];
+
+    /// The word for it, as policies and events spell it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Log => "log",
+            Self::AllowOnce => "allow-once",
+            Self::Deny => "deny",
+            Self::Stop => "stop",
+        }
+    }
+
+    /// The action that a word stands for, if it is exactly one of theirs.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|action| action.word() == word)
+    }
+}
+
 /// Number that names a rule for as long as the domain lives; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleId(pub u64);

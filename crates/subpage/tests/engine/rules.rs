@@ -134,3 +134,16 @@ fn a_search_finds_every_rule_that_touches() {
         assert_eq!(found, expected, "{asked:?}");
     }
 }
+
+/// Policies, events and requests spell actions alike.
+#[test]
+fn each_action_has_its_own_word() {
+    for action in Action::ALL {
+        assert_eq!(Action::from_word(action.word()), Some(action));
+    }
+    assert!(Action::ALL.is_sorted(), "in ascending order of strength");
+    assert_eq!(Action::ALL.map(Action::word), ["log", "allow-once", "deny", "stop"]);
+    for other in ["", "Deny", "deny ", "allow_once", "block"] {
+        assert_eq!(Action::from_word(other), None, "{other:?}");
+    }
+}

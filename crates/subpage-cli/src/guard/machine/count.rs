@@ -2,6 +2,7 @@
 
 use subpage::access::SUB_PAGE_BYTES;
 use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
+use subpage::rules::Action;
 use subpage_kvm::control::protocol::NewRule;
 use subpage_kvm::event::Event;
 use subpage_kvm::guard::{Ledger, RuleCounts};
@@ -12,7 +13,7 @@ use crate::heat::Heat;
 use crate::hex::Hex;
 use crate::policy::PolicyRule;
 use crate::summary::{LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
-use crate::write_event::{WriteEvent, action_of_word, action_word};
+use crate::write_event::WriteEvent;
 
 /// A rule that the run began with.
 pub(super) struct Known {
@@ -37,7 +38,7 @@ impl Known {
             .expect("the machine took this rule");
         let summary = RuleSummary {
             name: rule.name.clone(),
-            action: action_of_word(&rule.action).map_or("deny", action_word),
+            action: Action::from_word(&rule.action).unwrap_or(Action::Deny).word(),
             start: Hex(rule.start),
             length: rule.length,
             line: None,

@@ -3,6 +3,7 @@
 mod count;
 mod desk;
 mod ending;
+mod input;
 mod names;
 mod supervise;
 
@@ -22,6 +23,7 @@ use subpage_kvm::vm::{self, Configuration, Vm};
 
 use self::count::{Count, Known};
 use self::desk::Desk;
+use self::input::Input;
 use self::supervise::{Limits, supervise};
 use crate::command_line::{
     DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, TrapChoice,
@@ -71,7 +73,7 @@ pub(super) fn run(
         rules: policy.rules.iter().map(RuleEvent::from).collect(),
         live: None,
     };
-    go(vm, start, count, arguments, &screen)
+    go(vm, start, count, arguments, &screen, color)
 }
 
 /// Goes on with a saved guest under the rules that it had, and tells what happens.
@@ -97,7 +99,7 @@ pub(super) fn restore(
         rules: rules.iter().map(RuleEvent::from).collect(),
         live: None,
     };
-    go(vm, start, count, arguments, &screen)
+    go(vm, start, count, arguments, &screen, color)
 }
 
 fn show(vm: &Vm) -> Result<Shown, Failure> {
@@ -114,8 +116,10 @@ fn go(
     mut count: Count,
     arguments: &GuardArguments,
     screen: &Screen,
+    color: ColorWhen,
 ) -> Result<(Summary, Status), Failure> {
     let asked = &arguments.machine;
+    let input = asked.input.as_deref().map(Input::open).transpose()?;
     let interrupted = catch_signals()?;
     let desk = Arc::new(Desk::new(vm.operator()));
     let socket = Socket::listen(asked, &desk)?;
@@ -141,6 +145,9 @@ fn go(
     let wait = if screen.is_terminal() { OnFailure::Wait } else { OnFailure::Exit };
     let began = Instant::now();
     vm.start().map_err(|error| Failure::bad(&error))?;
+    if let Some(input) = input {
+        input.feed(vm.operator(), color)?;
+    }
     let limits = Limits {
         deadline: asked.timeout.and_then(|time| began.checked_add(time)),
         interrupted: &interrupted,

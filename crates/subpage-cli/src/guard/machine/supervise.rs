@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use subpage_kvm::event::{Delivery, Subscription};
-use subpage_kvm::vm::{Ending, Vm};
+use subpage_kvm::vm::Vm;
 
 use super::count::Count;
 use super::desk::Desk;
@@ -74,7 +74,7 @@ pub(super) fn supervise(
         }
         let Some(ending) = vm.wait(Duration::ZERO) else { continue };
         let run_end = RunEnd::of(&ending, cut);
-        if limits.keeps_failed && cannot_go_on(&ending) && cut.is_none() && !desk.stop_is_asked() {
+        if limits.keeps_failed && ending.is_failure() && cut.is_none() && !desk.stop_is_asked() {
             if !kept {
                 kept = true;
                 events.failed(&FailedEvent {
@@ -90,9 +90,4 @@ pub(super) fn supervise(
         end = Some(run_end);
     }
     Ok(end.expect("events end when the guest has"))
-}
-
-/// Whether there is something to look at in a guest that has ended.
-fn cannot_go_on(ending: &Ending) -> bool {
-    matches!(ending, Ending::Failed(_) | Ending::TripleFault { .. })
 }

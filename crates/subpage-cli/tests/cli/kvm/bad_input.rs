@@ -1,0 +1,98 @@
+//! What is found wrong before a guest starts.
+
+use std::fs;
+
+use super::{LIST, Place, can_run, endless};
+
+#[test]
+fn bad_input_is_found_before_the_guest_starts() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&endless());
+    fs::write(place.path("text"), "no socket").expect("file");
+    let wrong = |more: &[&str], told: &str| {
+        let output = place.run(more);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {errors}");
+        assert!(errors.contains(told), "{more:?}: {errors}");
+        assert!(output.stdout.is_empty(), "{more:?}");
+    };
+    wrong(&["--memory", "1M"], "guest memory of 1048576 bytes");
+    wrong(&["--memory", "2M"], "the rule `helper path` (line 4 of policy.toml) guards 0x200080");
+    wrong(&["--initrd", "missing"], "missing");
+    wrong(&["--control", "text"], "exists and is no socket");
+    let moved = LIST.replace("80100000 T", "a0100000 T");
+    fs::write(place.path("System.map"), moved).expect("list");
+    wrong(&[], "this guest is loaded at 0x100000");
+    fs::write(place.path("System.map"), "ffffffff80100000 T _text\n").expect("list");
+    wrong(&[], "there is no region `helper_path`");
+    assert!(!place.path("socket").exists());
+}
+
+/// An ELF file brings its own names, and says itself where it lies.
+#[test]
+fn a_program_that_is_not_one_is_told() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&[]);
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/kernel/guest.elf");
+    let image = fs::read(example).expect("the example");
+    let policy = |region: &str| {
+        let text = format!("version = 1\n[[rule]]\nname = \"path\"\n{region}\n");
+        fs::write(place.path("policy.toml"), text).expect("policy");
+    };
+    let wrong = |image: &[u8], more: &[&str], told: &[&str]| {
+        fs::write(place.path("guest"), image).expect("guest");
+        let arguments = [&["guard", "-p", "policy.toml"], more, &["guest"]].concat();
+        let output = place.program(&arguments).output().expect("the program starts");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{told:?}: {errors}");
+        assert!(output.stdout.is_empty());
+        for part in told {
+            assert!(errors.contains(part), "{part}: {errors}");
+        }
+    };
+    policy("region = \"modprobe_path\"");
+    wrong(
+        &image[..image.len() / 2],
+        &[],
+        &["guest cannot be read as ELF", "a whole ELF file is needed"],
+    );
+    wrong(&image, &["--memory", "2M"], &["segment 0", "give the guest more memory"]);
+    wrong(&image, &["--load-address", "0x100000"], &["leave it out"]);
+    wrong(&image, &["--cpus", "0"], &["'0' for '--cpus <N>'", "1..=64"]);
+    wrong(
+        &image,
+        &["--memory", "lots"],
+        &["'lots' for '--memory <SIZE>'", "write for example 128M"],
+    );
+    wrong(&image, &["--memory", "900000G"], &["not a multiple of 4096 from 2 MiB to"]);
+    wrong(b"text", &[], &["guest is neither a trace, an ELF file nor", "--load-address"]);
+    let twice = "ffffffff80200000 D modprobe_path\nffffffff80200080 D modprobe_path\n";
+    fs::write(place.path("twice"), twice).expect("list");
+    wrong(&image, &["--symbols", "twice"], &["2 regions are called `modprobe_path`", "`range`"]);
+    policy("region = \"modprob_path\"");
+    wrong(&image, &[], &["there is no region `modprob_path`", "policy.toml:4", "`modprobe_path`"]);
+
+    policy("range = \"0x202100..0x202180\"");
+    wrong(&image[..image.len() / 2], &[], &["`guest`: segment", "beyond the end"]);
+    wrong(&image[..100], &[], &["`guest`: the ELF file is cut off"]);
+    let mut damaged = image.clone();
+    // The offset of the first segment's bytes in the file.
+    damaged[64 + 8..64 + 16].fill(0xff);
+    wrong(&damaged, &[], &["`guest`: segment 0", "beyond the end"]);
+    // The kind of processor.
+    damaged.clone_from(&image);
+    damaged[18] = 0xb7;
+    wrong(&damaged, &[], &["not a 64-bit little-endian one for x86-64"]);
+    wrong(&image, &["--input", "nowhere"], &["cannot read the input nowhere", "No such file"]);
+    wrong(&image, &["--input", "."], &["cannot read the input .", "directory"]);
+
+    fs::remove_file(place.path("guest")).expect("it was there");
+    let missing = place.program(&["guard", "-p", "policy.toml", "guest"]).output().expect("starts");
+    let errors = String::from_utf8_lossy(&missing.stderr);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(errors.contains("cannot read the guest guest: No such file"), "{errors}");
+}

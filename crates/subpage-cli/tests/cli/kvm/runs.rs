@@ -1,0 +1,144 @@
+//! Runs from start to end, and what is seen of them.
+
+use std::fs;
+
+use iced_x86::code_asm::{dword_ptr, ecx, qword_ptr, rcx};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::{DATA, Place, Running, assemble, can_run, endless, exit, harmless, print};
+use crate::assert_golden;
+
+/// Counts to a hundred beside the guarded bytes, then writes over them.
+fn exploited() -> Vec<u8> {
+    assemble(|code| {
+        // Before the write: what comes behind it may overtake the event on its way to the screen.
+        print(code, "counting\r\n\u{1b}[31mready\r\n")?;
+        let mut again = code.create_label();
+        code.mov(ecx, 100)?;
+        code.set_label(&mut again)?;
+        code.mov(qword_ptr(DATA), rcx)?;
+        code.dec(ecx)?;
+        code.jne(again)?;
+        code.mov(dword_ptr(DATA + 0x80), 0x4141_4141)?;
+        exit(code, 7)
+    })
+}
+
+/// The text without what differs from run to run.
+fn without_run(text: &str, place: &Place) -> String {
+    let directory = place.directory.path().canonicalize().expect("directory");
+    let text = text.replace(directory.to_str().expect("text"), "DIRECTORY");
+    let text = text.replace(place.directory.path().to_str().expect("text"), "DIRECTORY");
+    // Golden files have no carriage returns.
+    let text = text.replace('\r', "");
+    let lines = text.split('\n').map(|line| match line.split_once(" in ") {
+        Some((before, after)) if line.contains("trapped writes") => {
+            let after = after.split_once(" s; ").map_or(after, |(_, after)| after);
+            format!("{before} in TIME s; {after}")
+        }
+        // Whether the program counter was told or found depends on the kernel.
+        _ => line.replace("by ~", "by "),
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_guest_is_guarded_and_its_console_is_seen() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&exploited());
+    let output = place.run(&["--report", "report.html"]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_golden("kvm/exploited.txt", &without_run(&text, &place));
+    assert_eq!(output.status.code(), Some(3));
+    let page = fs::read_to_string(place.path("report.html")).expect("report");
+    assert!(page.contains("The run ended: the guest has exited with 7"));
+    assert!(!place.path("socket").exists(), "the socket goes with the guest");
+}
+
+#[test]
+fn events_are_json_and_the_console_goes_elsewhere() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&exploited());
+    let output = place.run(&["--json", "--trap", "view", "--metrics", "127.0.0.1:0"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "counting\r\nready\r\n");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let values: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let kinds: Vec<_> = values.iter().map(|value| value["type"].as_str().expect("text")).collect();
+    assert_eq!(kinds, ["start", "denied", "summary"]);
+    assert_eq!(values[0]["trap"], "view");
+    assert!(values[0]["metrics"].as_str().expect("text").starts_with("http://127.0.0.1:"));
+    assert_eq!(values[1]["gpa"], "0x200080");
+    assert_eq!(values[1]["bytes"], "41414141");
+    let summary = &values[2];
+    assert_eq!((&summary["ending"], &summary["exit_code"]), (&"exited".into(), &7.into()));
+    assert_eq!((&summary["writes"], &summary["exits_sub_page"]), (&101.into(), &1.into()));
+    assert_eq!(summary["rules"][0]["first_denial"]["gpa"], "0x200080");
+}
+
+#[test]
+fn a_guest_whose_time_is_up_ends_with_4() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&endless());
+    let (summary, status) = Running::start(&place, &["--timeout", "0.1"]).end();
+    assert_eq!((&summary["ending"], status), (&"timed_out".into(), Some(4)));
+}
+
+#[test]
+fn a_signal_ends_the_guest_and_the_summary_is_printed() {
+    if !can_run() {
+        return;
+    }
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let place = Place::new(&endless());
+        let running = Running::start(&place, &[]);
+        running.signal(signal);
+        let (summary, status) = running.end();
+        assert_eq!((&summary["ending"], status), (&"interrupted".into(), Some(0)));
+    }
+}
+
+/// What is added over the socket is in force when the command returns, and in the summary.
+#[test]
+fn a_running_guest_is_asked_and_changed() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&harmless());
+    let mut running = Running::start(&place, &[]);
+    let shown = place.ask(&["show"]);
+    assert_eq!(shown["state"], "running");
+    assert_eq!(shown["rules"][0]["name"], "helper path");
+    place.ask(&["add", "word", "0x200800+2", "--action", "allow-once"]);
+    assert_eq!(running.next("allowed_once")["rule"], "word");
+    assert_eq!(running.next("denied")["rule"], "word");
+    place.ask(&["remove", "word"]);
+    assert_eq!(place.ctl(&["remove", "word"]).status.code(), Some(2), "it is gone");
+    place.ask(&["stop"]);
+    // Denials that came meanwhile.
+    let mut denied = 1;
+    let summary = loop {
+        let line = running.lines.next().expect("a summary").expect("text");
+        let value: Value = serde_json::from_str(&line).expect("JSON");
+        match value["type"].as_str() {
+            Some("denied") => denied += 1,
+            _ => break value,
+        }
+    };
+    assert_eq!(summary["ending"], "requested");
+    let rule = &summary["rules"][1];
+    assert_eq!((&rule["name"], &rule["line"]), (&"word".into(), &Value::Null));
+    let dropped = summary["events_dropped"].as_u64().expect("a number");
+    assert_eq!(rule["denied"].as_u64(), Some(denied + dropped));
+    assert_eq!(rule["logged"], 1);
+    assert_eq!(running.child.wait().expect("ends").code(), Some(3));
+}
