@@ -63,6 +63,15 @@ impl Record {
         self.with("ratio_min", ratio.min).with("ratio_max", ratio.max)
     }
 
+    /// The same with a ratio of which less is better, and what it should be at most.
+    pub fn with_cost(mut self, ratio: f64, target: Option<f64>) -> Self {
+        self.ratio = Some(significant(ratio));
+        match target {
+            Some(target) => self.with("target", target),
+            None => self,
+        }
+    }
+
     /// The same with one more figure.
     pub fn with(mut self, key: &str, value: f64) -> Self {
         self.further.insert(key.to_owned(), number(value));
@@ -207,6 +216,15 @@ mod tests {
             report.skip("no device").expect("memory takes every byte");
             assert_eq!(String::from_utf8(report.out).expect("text"), expected);
         }
+    }
+
+    #[test]
+    fn a_cost_has_a_ratio_the_other_way_round() {
+        let mut report = Report::new(Vec::new(), Form::Json);
+        let record = Record::new("sample", "us", 3.0, "bare", 2.0).with_cost(1.5, Some(1.1));
+        report.print(&record).expect("memory takes every byte");
+        let object: Map<String, Value> = serde_json::from_slice(&report.out).expect("an object");
+        assert_eq!((&object["ratio"], &object["target"]), (&1.5.into(), &1.1.into()));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(crate) const END: u8 = b'E';
 /// The port for both.
 pub(crate) const SERIAL: u16 = 0x3f8;
 
-/// The page with a restricted sub-page, which all stores of [`Work::Trapping`] go to.
+/// The page with a denied sub-page, which all stores of [`Work::Trapping`] go to.
 pub(crate) const GUARDED: u64 = 0x40_0000;
 
 /// The sub-page of it that may not be written.
@@ -52,8 +52,8 @@ const PLAIN_BYTES: i32 = 64 * 4096;
 /// What a round consists of.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Work {
-    /// Stores of so many bytes, 4 or 8, to one place in the guarded page.
-    Trapping(u8),
+    /// Stores of so many bytes, 4 or 8, to one place of the guarded page.
+    Trapping { bytes: u8, at: u64 },
     /// Stores of eight bytes all over other pages.
     Plain,
 }
@@ -114,14 +114,14 @@ fn assemble(work: Work) -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
     code.out(dx, al)?;
     code.mov(ecx, dword_ptr(COUNT))?;
     match work {
-        Work::Trapping(_) => code.mov(rbx, GUARDED)?,
+        Work::Trapping { at, .. } => code.mov(rbx, GUARDED + at)?,
         Work::Plain => code.mov(rbx, PLAIN)?,
     }
     code.xor(esi, esi)?;
     code.set_label(&mut store)?;
     match work {
-        Work::Trapping(4) => code.mov(dword_ptr(rbx), eax)?,
-        Work::Trapping(_) => code.mov(qword_ptr(rbx), rax)?,
+        Work::Trapping { bytes: 4, .. } => code.mov(dword_ptr(rbx), eax)?,
+        Work::Trapping { .. } => code.mov(qword_ptr(rbx), rax)?,
         Work::Plain => code.mov(qword_ptr(rbx + rsi), rcx)?,
     }
     code.set_label(&mut behind)?;
@@ -198,8 +198,8 @@ mod tests {
     #[test]
     fn the_length_of_the_store_is_known() {
         for (work, store) in [
-            (Work::Trapping(4), &[0x89, 0x03][..]),
-            (Work::Trapping(8), &[0x48, 0x89, 0x03]),
+            (Work::Trapping { bytes: 4, at: 0 }, &[0x89, 0x03][..]),
+            (Work::Trapping { bytes: 8, at: 0 }, &[0x48, 0x89, 0x03]),
             (Work::Plain, &[0x48, 0x89, 0x0c, 0x33]),
         ] {
             let (code, store_bytes) = assemble(work).expect("code that can be encoded");

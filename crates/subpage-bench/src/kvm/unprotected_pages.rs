@@ -49,8 +49,7 @@ fn measure(trap: TrapChoice, level: Level) -> Record {
     assert_eq!((with.trapped(), without.trapped()), (0, 0), "no write is to a guarded page");
     let nanoseconds = |side| rounds.nanoseconds(side, count);
     Record::new(NAME, "ns", nanoseconds(0), "no rules", nanoseconds(1))
-        .with_ratio(rounds.ratio(0, 1))
-        .with("target", TARGET)
+        .with_cost(rounds.ratio(0, 1).median, Some(TARGET))
 }
 
 /// Sets so many stores that a round takes long enough; how many.
