@@ -63,7 +63,8 @@ impl Posted {
 
     /// Lets KVM complete the exit and takes in what it has more of the same store.
     fn collect(&mut self, processor: &mut Processor, kick: Kick) -> Result<(), Broken> {
-        while self.may_go_on() {
+        // What goes on longer than any store is a repeated INS, whose bytes are elements of their own.
+        while self.may_go_on() && !self.pieces.is_full() {
             kick.raise();
             match processor.fd.run() {
                 Err(error) if error.errno() == libc::EINTR => return Ok(()),
@@ -135,6 +136,7 @@ pub(crate) fn posted(
             return Err(failed("KVM reports something else in the middle of a store"));
         }
     }
+    processor.store_may_go_on = posted.may_go_on() && posted.pieces.is_full();
     let parts = posted.parts().ok_or_else(|| failed("KVM reports one store to three places"))?;
     if !parts.runs().iter().all(|run| machine.ram.holds(*run)) {
         // A device that is not there.
