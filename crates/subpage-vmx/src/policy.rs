@@ -235,8 +235,12 @@ mod tests {
         let (_, token) = host.add_rule(rule(whole, false)).expect("memory");
         host.finish(&token.without_processors());
         assert!(load(&mut domain(), &host.export().expect("memory")).is_ok());
-        let (_, token) = host.add_rule(rule(bytes(0, 1), false)).expect("memory");
-        host.finish(&token.without_processors());
+        // Once more about the same page is about no more pages; the next page is.
+        for first in [0, MAX_PAGES * 4096] {
+            assert!(load(&mut domain(), &host.export().expect("memory")).is_ok());
+            let (_, token) = host.add_rule(rule(bytes(first, 1), false)).expect("memory");
+            host.finish(&token.without_processors());
+        }
         let error = load(&mut domain(), &host.export().expect("memory")).expect_err("one more");
         assert_eq!(error, PolicyError::Import(ImportError::TooManyPages));
     }
