@@ -5,7 +5,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | mode | 64-bit, CPL 0, interrupts off, SSE usable; no IDT, so an exception resets the guest |
+//! | mode | 64-bit, CPL 0, interrupts off, SSE usable; no IDT, so an exception is a triple fault |
 //! | RIP | ELF: its entry; flat: the load address; bzImage: 0x200 behind the load address |
 //! | RSI | 0x7000, the zero page (`struct boot_params`): command line, initrd, E820 map |
 //! | RSP | 0x8ff0, a stack down to 0x8000; the other general registers are 0 |

@@ -89,7 +89,7 @@ impl Ports {
         Self { serial: Serial::new(serial_out, serial_irq), cmos: Cmos::new(low, memory - low) }
     }
 
-    /// An `out` of 1, 2 or 4 bytes; of a string of them, one each.
+    /// An `out` of 1, 2 or 4 bytes. Each element of a string instruction is a call of its own.
     pub fn write(&mut self, port: u16, data: &[u8]) -> PortEffect {
         match (port, data) {
             (EXIT, &[code, ..]) => PortEffect::Exit { code },
@@ -108,7 +108,7 @@ impl Ports {
         }
     }
 
-    /// An `in` of 1, 2 or 4 bytes; of a string of them, one each.
+    /// An `in` of 1, 2 or 4 bytes. Each element of a string instruction is a call of its own.
     pub fn read(&mut self, port: u16, data: &mut [u8]) {
         crate::devices::read_open_bus(data);
         for (port, value) in bytes_of(port).zip(data) {
@@ -123,7 +123,7 @@ impl Ports {
         self.serial.receive(bytes)
     }
 
-    /// Bytes that [`Self::input`] would take now; none in the loop-back mode of a driver's test.
+    /// Bytes that [`Self::input`] would take now, unless a driver tests the port by looping it back.
     pub fn input_room(&self) -> usize {
         self.serial.room()
     }
@@ -181,7 +181,7 @@ impl Ports {
 
 impl fmt::Debug for Ports {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Ports").field("state", &self.save()).finish_non_exhaustive()
+        out.debug_struct("Ports").field("lost_output", &self.lost_output()).finish_non_exhaustive()
     }
 }
 
