@@ -150,8 +150,7 @@ impl Guard {
     ///
     /// First every page of `touched` is made to trap, then the engine decides, then what need not
     /// trap is opened. So there is no moment in which a page that the engine restricts does not trap,
-    /// and what fails leaves all as it was. If [`Traps::needs_pause`], no processor may be in the
-    /// guest.
+    /// and what fails leaves all as it was. No processor may be in the guest.
     pub(crate) fn change<T, E: Into<ChangeError>>(
         &mut self,
         ram: &Ram,
@@ -159,8 +158,7 @@ impl Guard {
         change: impl FnOnce(&mut Domain<HeapFrames>) -> Result<(T, Invalidation), E>,
     ) -> Result<(T, Completed), ChangeError> {
         let before = self.traps.trapped().clone();
-        let memory: PageSet = ram.regions().iter().map(|region| region.pages).collect();
-        self.traps.apply(ram, &before.union(&touched.intersection(&memory)))?;
+        self.traps.apply(ram, &before.union(&touched.intersection(&memory(ram))))?;
         match change(&mut self.domain) {
             Ok((result, token)) => {
                 // No processor walks the engine's tables: what the guest's processors remember was
@@ -183,16 +181,15 @@ impl Guard {
         let token = self.domain.import(state, ram.bytes() / PAGE_BYTES)?;
         let done = token.without_processors();
         self.domain.finish(&done);
-        let memory: PageSet = ram.regions().iter().map(|region| region.pages).collect();
-        let wanted = self.restricted().intersection(&memory);
+        let wanted = self.restricted().intersection(&memory(ram));
         Ok(self.traps.apply(ram, &wanted)?)
     }
 
-    /// Opens the pages that need not trap any more.
+    /// Makes exactly those pages trap that have to.
     pub(crate) fn settle(&mut self, ram: &Ram) {
-        let memory: PageSet = ram.regions().iter().map(|region| region.pages).collect();
-        let wanted = self.restricted().intersection(&memory);
-        // A page that stays closed costs exits, and nothing else: its writes are let through.
+        let wanted = self.restricted().intersection(&memory(ram));
+        // A page that stays closed costs exits, and nothing else: its writes are let through. All pages
+        // with a restricted sub-page trap already; what may be missing are their neighbours.
         let _ = self.traps.apply(ram, &wanted);
     }
 
@@ -239,4 +236,9 @@ impl Guard {
         let (first, last) = (range.first().as_u64(), range.last().as_u64());
         Err(ChangeError::NotMemory { first, last })
     }
+}
+
+/// All pages of the guest's memory.
+fn memory(ram: &Ram) -> PageSet {
+    ram.regions().iter().map(|region| region.pages).collect()
 }

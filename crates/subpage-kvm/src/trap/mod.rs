@@ -66,12 +66,6 @@ impl Traps {
         self.by
     }
 
-    /// Whether a change needs the processors of the guest to be out of it: a slot that changes is
-    /// absent for a moment.
-    pub const fn needs_pause(&self) -> bool {
-        matches!(self.by, TrapBy::Slots) || !self.tables.is_empty()
-    }
-
     /// Whether writes to a page leave the guest.
     pub fn traps(&self, gfn: Gfn) -> bool {
         self.trapped.contains(gfn)
