@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuExit, VcpuFd, VmFd};
 use subpage::address::GfnRange;
 use subpage_kvm::boot;
 use subpage_kvm::memory::Ram;
@@ -20,6 +20,8 @@ pub(crate) struct Bare {
     ram: Ram,
     store_bytes: u64,
     count: u32,
+    /// Registers come with exits.
+    shares: bool,
     // What must live as long as the processor.
     _slots: Slots,
     _vm: Arc<VmFd>,
@@ -48,13 +50,18 @@ impl Bare {
         let boot = boot::load(&ram, &image.request(1)).expect("a flat guest");
         guest::write_tables(&ram);
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).expect("features");
-        let processor = vm.create_vcpu(0).expect("a processor");
+        let mut processor = vm.create_vcpu(0).expect("a processor");
         processor.set_cpuid2(&cpuid::for_guest(&supported, 0, 1)).expect("supported features");
         let from = processor.get_sregs().expect("registers");
         let (registers, special) = guest::start(level, &boot.special_registers(from));
         processor.set_sregs(&special).expect("registers that can be set");
         processor.set_regs(&registers).expect("registers that can be set");
-        Self { processor, ram, store_bytes: image.store_bytes, count: 0, _slots: slots, _vm: vm }
+        let shares = by == TrapBy::View && kvm.check_extension_int(Cap::SyncRegs) & 1 != 0;
+        if shares {
+            processor.set_sync_valid_reg(SyncReg::Register);
+        }
+        let store_bytes = image.store_bytes;
+        Self { processor, ram, store_bytes, count: 0, shares, _slots: slots, _vm: vm }
     }
 
     pub(crate) fn set_count(&mut self, count: u32) {
@@ -86,10 +93,18 @@ impl Bare {
     }
 
     /// Past the store, which has not happened.
-    fn skip(&self, trapped: &mut u32) {
-        let mut registers = self.processor.get_regs().expect("registers");
-        registers.rip += self.store_bytes;
-        self.processor.set_regs(&registers).expect("registers that can be set");
+    ///
+    /// By the registers that come with the exit, where KVM can do that: calls of their own would make
+    /// the loop slower than the barest one is.
+    fn skip(&mut self, trapped: &mut u32) {
+        if self.shares {
+            self.processor.sync_regs_mut().regs.rip += self.store_bytes;
+            self.processor.set_sync_dirty_reg(SyncReg::Register);
+        } else {
+            let mut registers = self.processor.get_regs().expect("registers");
+            registers.rip += self.store_bytes;
+            self.processor.set_regs(&registers).expect("registers that can be set");
+        }
         *trapped += 1;
     }
 }
