@@ -64,11 +64,11 @@ impl Record {
     }
 
     /// The same with a ratio of which less is better, and what it should be at most.
-    pub fn with_cost(mut self, ratio: f64, target: Option<f64>) -> Self {
-        self.ratio = Some(significant(ratio));
+    pub fn with_cost(self, ratio: Ratio, target: Option<f64>) -> Self {
+        let record = self.with_ratio(ratio);
         match target {
-            Some(target) => self.with("target", target),
-            None => self,
+            Some(target) => record.with("target", target),
+            None => record,
         }
     }
 

@@ -13,6 +13,7 @@ use subpage_kvm::trap::{PageSet, Slots, TrapBy};
 use subpage_kvm::vcpu::cpuid;
 
 use crate::guest::{self, BEGIN, END, Image, Level, SERIAL, Work};
+use crate::pairs::Guest;
 
 /// A guest and its loop.
 pub(crate) struct Bare {
@@ -69,11 +70,29 @@ impl Bare {
         self.count = count;
     }
 
+    /// Past the store, which has not happened.
+    ///
+    /// By the registers that come with the exit, where KVM can do that: calls of their own would make
+    /// the loop slower than the barest one is.
+    fn skip(&mut self, trapped: &mut u32) {
+        if self.shares {
+            self.processor.sync_regs_mut().regs.rip += self.store_bytes;
+            self.processor.set_sync_dirty_reg(SyncReg::Register);
+        } else {
+            let mut registers = self.processor.get_regs().expect("registers");
+            registers.rip += self.store_bytes;
+            self.processor.set_regs(&registers).expect("registers that can be set");
+        }
+        *trapped += 1;
+    }
+}
+
+impl Guest for Bare {
     /// One round, from behind the exit that begins it to the one that ends it.
     ///
     /// # Panics
     /// If a store does not trap, or something else happens.
-    pub(crate) fn round(&mut self) -> Duration {
+    fn round(&mut self) -> Duration {
         let mut began = None;
         let mut trapped = 0;
         loop {
@@ -90,21 +109,5 @@ impl Bare {
                 other => panic!("the guest left for {other:?}"),
             }
         }
-    }
-
-    /// Past the store, which has not happened.
-    ///
-    /// By the registers that come with the exit, where KVM can do that: calls of their own would make
-    /// the loop slower than the barest one is.
-    fn skip(&mut self, trapped: &mut u32) {
-        if self.shares {
-            self.processor.sync_regs_mut().regs.rip += self.store_bytes;
-            self.processor.set_sync_dirty_reg(SyncReg::Register);
-        } else {
-            let mut registers = self.processor.get_regs().expect("registers");
-            registers.rip += self.store_bytes;
-            self.processor.set_regs(&registers).expect("registers that can be set");
-        }
-        *trapped += 1;
     }
 }

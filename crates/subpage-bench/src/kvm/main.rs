@@ -8,6 +8,7 @@
 mod bare;
 mod guarded;
 mod guest;
+mod pairs;
 mod set_latency;
 mod trap_overhead;
 mod unprotected_pages;

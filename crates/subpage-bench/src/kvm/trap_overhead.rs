@@ -1,16 +1,17 @@
 //! A permitted write that traps: through the VMM, and through the barest loop for the same exit.
 
 use std::io;
+use std::time::Duration;
 
 use subpage::access::SUB_PAGE_BYTES;
 use subpage_bench::report::Record;
-use subpage_bench::rounds::Rounds;
 use subpage_kvm::trap::TrapBy;
 use subpage_kvm::vm::TrapChoice;
 
 use crate::bare::Bare;
 use crate::guarded::Guarded;
 use crate::guest::{DENIED, Level, Work};
+use crate::pairs::{Comparison, Guest, Pair, Unit};
 
 pub(crate) const NAME: &str = "trap_overhead";
 
@@ -21,7 +22,7 @@ const MEMORY: u64 = 16 << 20;
 
 /// Stores of a round: a few milliseconds, of which the round's own two exits are little.
 const STORES: u32 = 100;
-const ROUNDS: usize = 301;
+const ROUNDS: usize = 61;
 
 /// The same where the store lies so close before the denied sub-page that KVM has to be asked whether
 /// more of it follows. It has no target: `docs/kvm.md` says what it costs.
@@ -37,11 +38,11 @@ pub(crate) fn run(print: &mut dyn FnMut(Record) -> io::Result<()>) -> io::Result
         (TrapBy::View, Level::User, 4, "read-only view, CPL 3, 4 bytes"),
         (TrapBy::View, Level::User, 8, "read-only view, CPL 3, 8 bytes"),
     ] {
-        let record = measure(NAME, by, level, Work::Trapping { bytes, at: 0 }, Some(TARGET));
-        print(record.with_note(note))?;
+        let work = Work::Trapping { bytes, at: 0 };
+        print(measure(NAME, by, level, work, Some(TARGET))?.with_note(note))?;
     }
     let work = Work::Trapping { bytes: 8, at: CLOSE };
-    let record = measure(CLOSE_NAME, TrapBy::Slots, Level::Kernel, work, None);
+    let record = measure(CLOSE_NAME, TrapBy::Slots, Level::Kernel, work, None)?;
     print(record.with_note("read-only slot, CPL 0, the 8 bytes before denied ones"))
 }
 
@@ -51,30 +52,55 @@ fn measure(
     level: Level,
     work: Work,
     target: Option<f64>,
-) -> Record {
-    let trap = match by {
-        TrapBy::Slots => TrapChoice::Slots,
-        TrapBy::View => TrapChoice::View,
+) -> io::Result<Record> {
+    let comparison = Comparison {
+        name,
+        unit: Unit::Microseconds,
+        baseline_name: "bare loop",
+        rounds: ROUNDS,
+        target,
     };
-    let mut guarded = Guarded::new(trap, level, work, MEMORY);
-    guarded.restrict();
-    guarded.set_count(STORES);
-    guarded.start();
-    let mut bare = Bare::new(by, level, work, MEMORY);
-    bare.set_count(STORES);
-    let mut turns = 0;
-    let rounds = Rounds::run_many(
-        ROUNDS,
-        [
-            &mut || {
-                turns += 1;
-                guarded.round()
-            },
-            &mut || bare.round(),
-        ],
-    );
-    assert_eq!(guarded.trapped(), turns * u64::from(STORES), "each store leaves the guest once");
-    let microseconds = |side| rounds.nanoseconds(side, STORES) / 1e3;
-    Record::new(name, "us", microseconds(0), "bare loop", microseconds(1))
-        .with_cost(rounds.ratio(0, 1).median, target)
+    comparison.run(|number| pair(by, level, work, number))
+}
+
+fn pair(by: TrapBy, level: Level, work: Work, number: usize) -> Pair {
+    let early = (number % 2 == 0).then(|| Trapping::new(by, level, work));
+    let bare = || {
+        let mut bare = Bare::new(by, level, work, MEMORY);
+        bare.set_count(STORES);
+        Box::new(bare)
+    };
+    let (baseline, control) = (bare(), bare());
+    let measured = early.unwrap_or_else(|| Trapping::new(by, level, work));
+    Pair { measured: Box::new(measured), baseline, control, stores: STORES }
+}
+
+/// A guest all of whose stores are to a guarded page.
+struct Trapping {
+    guest: Guarded,
+    rounds: u64,
+}
+
+impl Trapping {
+    fn new(by: TrapBy, level: Level, work: Work) -> Self {
+        let trap = match by {
+            TrapBy::Slots => TrapChoice::Slots,
+            TrapBy::View => TrapChoice::View,
+        };
+        let mut guest = Guarded::new(trap, level, work, MEMORY);
+        guest.restrict();
+        guest.set_count(STORES);
+        guest.start();
+        Self { guest, rounds: 0 }
+    }
+}
+
+impl Guest for Trapping {
+    fn round(&mut self) -> Duration {
+        let took = self.guest.round();
+        self.rounds += 1;
+        let stores = self.rounds * u64::from(STORES);
+        assert_eq!(self.guest.trapped(), stores, "each store leaves the guest once");
+        took
+    }
 }

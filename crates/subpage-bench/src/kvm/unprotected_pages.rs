@@ -4,11 +4,11 @@ use std::io;
 use std::time::Duration;
 
 use subpage_bench::report::Record;
-use subpage_bench::rounds::Rounds;
 use subpage_kvm::vm::TrapChoice;
 
 use crate::guarded::Guarded;
 use crate::guest::{Level, Work};
+use crate::pairs::{Comparison, Guest, Pair, Unit};
 
 pub(crate) const NAME: &str = "unprotected_pages";
 
@@ -23,7 +23,7 @@ const RULES_FROM: u64 = 32 << 20;
 
 /// Least time of a round.
 const LEAST: Duration = Duration::from_millis(2);
-const ROUNDS: usize = 501;
+const ROUNDS: usize = 101;
 
 pub(crate) fn run(print: &mut dyn FnMut(Record) -> io::Result<()>) -> io::Result<()> {
     for (trap, level, note) in [
@@ -32,24 +32,52 @@ pub(crate) fn run(print: &mut dyn FnMut(Record) -> io::Result<()>) -> io::Result
         (TrapChoice::View, Level::Kernel, "1,000 rules, read-only view, CPL 0"),
         (TrapChoice::View, Level::User, "1,000 rules, read-only view, CPL 3"),
     ] {
-        print(measure(trap, level).with_note(note))?;
+        let comparison = Comparison {
+            name: NAME,
+            unit: Unit::Nanoseconds,
+            baseline_name: "no rules",
+            rounds: ROUNDS,
+            target: Some(TARGET),
+        };
+        let record = comparison.run(|number| pair(trap, level, number))?;
+        print(record.with_note(note))?;
     }
     Ok(())
 }
 
-fn measure(trap: TrapChoice, level: Level) -> Record {
-    let new = || Guarded::new(trap, level, Work::Plain, MEMORY);
-    let (mut with, mut without) = (new(), new());
-    with.add_rules(RULES_FROM, RULES);
-    with.start();
-    without.start();
-    let count = enough(&without);
-    with.set_count(count);
-    let rounds = Rounds::run_many(ROUNDS, [&mut || with.round(), &mut || without.round()]);
-    assert_eq!((with.trapped(), without.trapped()), (0, 0), "no write is to a guarded page");
-    let nanoseconds = |side| rounds.nanoseconds(side, count);
-    Record::new(NAME, "ns", nanoseconds(0), "no rules", nanoseconds(1))
-        .with_cost(rounds.ratio(0, 1).median, Some(TARGET))
+fn pair(trap: TrapChoice, level: Level, number: usize) -> Pair {
+    let new = |rules| {
+        let mut guest = Guarded::new(trap, level, Work::Plain, MEMORY);
+        if rules > 0 {
+            guest.add_rules(RULES_FROM, rules);
+        }
+        guest.start();
+        Plain(guest)
+    };
+    let early = (number % 2 == 0).then(|| new(RULES));
+    let (baseline, control) = (new(0), new(0));
+    let measured = early.unwrap_or_else(|| new(RULES));
+    let stores = enough(&baseline.0);
+    for guest in [&measured, &control] {
+        guest.0.set_count(stores);
+    }
+    Pair {
+        measured: Box::new(measured),
+        baseline: Box::new(baseline),
+        control: Box::new(control),
+        stores,
+    }
+}
+
+/// A guest none of whose writes is to a guarded page.
+struct Plain(Guarded);
+
+impl Guest for Plain {
+    fn round(&mut self) -> Duration {
+        let took = self.0.round();
+        assert_eq!(self.0.trapped(), 0, "no write is to a guarded page");
+        took
+    }
 }
 
 /// Sets so many stores that a round takes long enough; how many.
