@@ -41,6 +41,7 @@ mod fetch;
 mod form;
 pub mod guest;
 mod implied;
+mod known;
 mod linear;
 mod paging;
 mod recent;

@@ -336,9 +336,28 @@ fn walk<M: PhysicalMemory>(
     state: &State,
     linear: u64,
     access: Access,
+    entry_used: impl FnMut(Gpa, Option<Mark>),
+) -> Result<Gpa, Fault> {
+    match Format::of(state) {
+        Format::Level4 => {
+            walk_in(Format::Level4, memory, processor, state, linear, access, entry_used)
+        }
+        format => walk_in(format, memory, processor, state, linear, access, entry_used),
+    }
+}
+
+/// A walk of 4-level paging has a copy of its own: nearly all are such, and what a format is asked for
+/// at every level is a constant there.
+#[inline]
+fn walk_in<M: PhysicalMemory>(
+    format: Format,
+    memory: &M,
+    processor: Processor,
+    state: &State,
+    linear: u64,
+    access: Access,
     mut entry_used: impl FnMut(Gpa, Option<Mark>),
 ) -> Result<Gpa, Fault> {
-    let format = Format::of(state);
     let linear = if format == Format::Level4 { linear } else { linear & 0xffff_ffff };
     if !is_canonical(linear) {
         return Err(Exception::general_protection(0).into());

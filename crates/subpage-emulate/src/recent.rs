@@ -4,9 +4,10 @@
 //! finding what executes in its place costs more than all the rest of completing its store, and
 //! depends on nothing but its bytes: so both are kept for as long as the bytes stay the same.
 
+use super::known::Known;
 use super::linear::read_linear;
 use super::store::Refusal;
-use super::{Access, Fault, GuestInstruction, MAX_INSTRUCTION_BYTES, Processor, Store, Substitute};
+use super::{Access, Fault, GuestInstruction, MAX_INSTRUCTION_BYTES, Processor, Store};
 use crate::guest::{PhysicalMemory, State};
 
 /// How many are kept: a loop's worth.
@@ -16,7 +17,7 @@ const ENTRIES: usize = 8;
 struct Entry {
     rip: u64,
     instruction: GuestInstruction,
-    substitute: Option<Substitute>,
+    known: Known,
 }
 
 /// Decoded instructions of 64-bit code, by address.
@@ -53,15 +54,20 @@ impl Recent {
             let access = Access::fetch_by(state);
             read_linear(memory, processor, state, state.rip, access, bytes)?;
             if *bytes == *known {
-                let store =
-                    Store::with_substitute(&entry.instruction, state, entry.substitute.as_ref());
+                let store = match &entry.known {
+                    Known::Operand { store, operand } => store.of_operand(operand, state),
+                    Known::Substitute(substitute) => {
+                        Store::with_substitute(&entry.instruction, state, Some(substitute))
+                    }
+                    Known::Nothing => Store::of(&entry.instruction, state),
+                };
                 return Ok((entry.instruction, store));
             }
         }
         let instruction = GuestInstruction::fetch(memory, processor, state)?;
         let store = Store::of(&instruction, state);
-        let substitute = store.as_ref().ok().and_then(Store::lasting_substitute).cloned();
-        *slot = Some(Entry { rip: state.rip, instruction, substitute });
+        let known = store.as_ref().map_or(Known::Nothing, Known::of);
+        *slot = Some(Entry { rip: state.rip, instruction, known });
         Ok((instruction, store))
     }
 }

@@ -54,8 +54,8 @@ impl Store {
         Self::with_substitute(instruction, state, None)
     }
 
-    /// The same; `known` is the [`lasting_substitute`](Self::lasting_substitute) of an earlier store
-    /// of the same instruction, if it had one.
+    /// The same; `known` is what executed in the place of the same instruction before, if that depends
+    /// on nothing but the instruction.
     pub(super) fn with_substitute(
         instruction: &GuestInstruction,
         state: &State,
@@ -115,9 +115,11 @@ impl Store {
         matches!(self.form, Form::StoreString | Form::MoveString)
     }
 
-    /// What is executed in the instruction's place, if that depends on the instruction alone.
-    pub(super) fn lasting_substitute(&self) -> Option<&Substitute> {
-        self.substitute.as_ref().filter(|_| matches!(self.form, Form::Operand { .. }))
+    /// The same store at another place.
+    pub(super) const fn moved_to(mut self, linear: u64, offset: u64) -> Self {
+        self.linear = linear;
+        self.offset = offset;
+        self
     }
 
     /// What is executed in the instruction's place; none if its store is computed.

@@ -10,8 +10,10 @@ use core::arch::global_asm;
 use core::mem::offset_of;
 use core::ptr;
 
+use arrayvec::ArrayVec;
+
 use super::bits::ARITHMETIC_FLAGS;
-use super::{Substitute, Window};
+use super::{MAX_INSTRUCTION_BYTES, Substitute, Window};
 use crate::guest::{GeneralRegisters, Register};
 
 /// Size of a trampoline's executable memory.
@@ -31,6 +33,8 @@ pub struct XsaveArea(pub [u8; 4096]);
 /// The guest's extended registers, to be worked on.
 #[derive(Debug)]
 pub enum Extended<'a> {
+    /// None: the instruction is not one that [uses](Substitute::is_extended) any.
+    Unused,
     /// x87, MMX and SSE registers, as FXSAVE64 stored them. All else is taken from the processor,
     /// where baseline x86-64 code of a hypervisor has left the guest's.
     Fx(&'a mut FxArea),
@@ -47,6 +51,7 @@ impl Extended<'_> {
     /// The same registers for a shorter time.
     pub(super) fn reborrow(&mut self) -> Extended<'_> {
         match self {
+            Self::Unused => Extended::Unused,
             Self::Fx(fx) => Extended::Fx(fx),
             Self::Xsave { area, components } => Extended::Xsave { area, components: *components },
         }
@@ -107,8 +112,6 @@ pub struct TrampolineFault;
 #[derive(Debug)]
 #[repr(C, align(64))]
 struct Context {
-    /// What is the hypervisor's while the guest's extended registers are loaded.
-    host: XsaveArea,
     registers: [u64; 16],
     flags: u64,
     code: u64,
@@ -116,6 +119,9 @@ struct Context {
     guest: *mut u8,
     /// Components for XSAVE and XRSTOR; 0 to use FXSAVE and FXRSTOR.
     components: u64,
+    /// What is the hypervisor's while the guest's extended registers are loaded. Last, so that the rest
+    /// lies close to what is used beside it.
+    host: XsaveArea,
 }
 
 global_asm!(
@@ -254,12 +260,16 @@ unsafe extern "sysv64" {
 pub struct Trampoline {
     code: *mut [u8; CODE_BYTES],
     context: Context,
+    /// The instruction that is there already.
+    written: ArrayVec<u8, MAX_INSTRUCTION_BYTES>,
     /// The bits of MXCSR that this processor has.
     mxcsr_mask: u32,
 }
 
-// SAFETY: the memory belongs to this value alone, and no processor keeps anything about it: code is
-// written and executed by the same processor within one call.
+// SAFETY: the memory belongs to this value alone. Code that another processor has written is executed
+// only after the value has been moved here, and what hands a value or a thread from one processor to
+// another (a lock, a context switch, an entry into the guest) has serialized this one, as
+// cross-modifying code asks for (SDM Vol. 3A, "Handling Self- and Cross-Modifying Code").
 unsafe impl Send for Trampoline {}
 
 impl Trampoline {
@@ -295,7 +305,7 @@ impl Trampoline {
             guest: ptr::null_mut(),
             components: 0,
         };
-        Self { code, context, mxcsr_mask }
+        Self { code, context, written: ArrayVec::new(), mxcsr_mask }
     }
 
     /// Whether an exception at `rip` comes from the trampoline's instruction.
@@ -338,6 +348,7 @@ impl Trampoline {
         let mut copy = None;
         (self.context.guest, self.context.components) = match &mut guest.extended {
             _ if !substitute.is_extended() => (ptr::null_mut(), 0),
+            Extended::Unused => panic!("an instruction gets the registers that it uses"),
             Extended::Fx(fx) => {
                 let copy = copy.insert(**fx);
                 mask_mxcsr(&mut copy.0, self.mxcsr_mask);
@@ -392,8 +403,12 @@ impl Trampoline {
         }
     }
 
-    /// Writes `instruction` and a jump to the way back.
+    /// Writes `instruction` and a jump to the way back, unless they are there already: a processor
+    /// that executes what it has just written starts over, which takes longer than all the rest.
     fn write_code(&mut self, instruction: &[u8]) {
+        if self.written.as_slice() == instruction {
+            return;
+        }
         // JMP [RIP + 0], with the address right behind it.
         const JUMP: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
         let leave: unsafe extern "sysv64" fn() = subpage_emulate_leave;
@@ -406,6 +421,7 @@ impl Trampoline {
         // not see that it is executed; the processor does (SDM Vol. 3A, "Handling Self- and
         // Cross-Modifying Code": same linear address, then a jump).
         unsafe { self.code.write_volatile(code) };
+        self.written = instruction.try_into().expect("an instruction is no longer than that");
     }
 }
 

@@ -56,7 +56,9 @@ pub struct Guard {
     traps: Traps,
     /// What has happened.
     pub ledger: Ledger,
-    /// Writes to pages that trap although they need not, since such pages were last opened.
+    /// Some page may trap although it need not.
+    untidy: bool,
+    /// Writes to such pages since they were last opened.
     idle: u32,
     /// KVM carries stores to trapped pages out, page by page: of one that crosses a page end it does
     /// the part in a page that does not trap before it tells of the other. So neighbours of bytes that
@@ -84,7 +86,7 @@ impl Guard {
         for (number, region) in (0..).zip(ram.regions()) {
             domain.add_slot(SPACE, SlotId(number), region.pages, SlotFlags::default())?;
         }
-        Ok(Self { domain, traps, ledger: Ledger::default(), idle: 0, by_halves })
+        Ok(Self { domain, traps, ledger: Ledger::default(), untidy: false, idle: 0, by_halves })
     }
 
     /// Rules, maps, tracking and the decision about a write.
@@ -171,6 +173,7 @@ impl Guard {
             Err(error) => {
                 // Opening what was closed cannot need more than there was before.
                 let _ = self.traps.apply(ram, &before);
+                self.untidy = true;
                 Err(error.into())
             }
         }
@@ -182,6 +185,7 @@ impl Guard {
         let done = token.without_processors();
         self.domain.finish(&done);
         let wanted = self.restricted().intersection(&memory(ram));
+        self.untidy = true;
         Ok(self.traps.apply(ram, &wanted)?)
     }
 
@@ -191,6 +195,7 @@ impl Guard {
         // A page that stays closed costs exits, and nothing else: its writes are let through. All pages
         // with a restricted sub-page trap already; what may be missing are their neighbours.
         let _ = self.traps.apply(ram, &wanted);
+        self.untidy = *self.traps.trapped() != wanted;
     }
 
     /// Counts a write that trapped.
@@ -201,7 +206,19 @@ impl Guard {
     /// A permitted write has happened: opens its pages if nothing in them is restricted any more, as
     /// when the last tracked sub-page was written. True if the caller is to have that done where no
     /// processor is in the guest, which is asked for only when it has become worth it.
-    pub(crate) fn after_write(&mut self, ram: &Ram, write: &WriteParts) -> bool {
+    ///
+    /// `decision` is what the engine said of it.
+    pub(crate) fn after_write(
+        &mut self,
+        ram: &Ram,
+        write: &WriteParts,
+        decision: Decision,
+    ) -> bool {
+        // A write opens what it spends or what was tracked, and nothing else.
+        self.untidy |= decision != Decision::Allowed || self.domain.tracked().next().is_some();
+        if !self.untidy {
+            return false;
+        }
         let mut settle = false;
         for run in write.runs() {
             for gfn in run.gfns().iter() {

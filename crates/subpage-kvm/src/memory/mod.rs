@@ -10,10 +10,11 @@ mod window;
 use std::fs::File;
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use subpage::address::{ByteRange, Gfn, GfnRange, Gpa, PAGE_BYTES};
 use thiserror::Error;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 
 pub use view::{View, ViewError};
 pub use window::NoWindow;
@@ -61,7 +62,9 @@ pub struct Ram {
     direct: GuestMemoryMmap,
     view: Arc<View>,
     file: Arc<File>,
-    regions: Vec<Region>,
+    regions: ArrayVec<Region, 2>,
+    /// Where the regions begin in the direct mapping.
+    hosts: ArrayVec<usize, 2>,
     bytes: u64,
 }
 
@@ -82,7 +85,15 @@ impl Ram {
         let regions = regions(bytes);
         let direct = map(&regions, &file).map_err(host)?;
         let view = View::new(map(&regions, &file).map_err(host)?);
-        Ok(Self { direct, view: Arc::new(view), file, regions, bytes })
+        let hosts = regions
+            .iter()
+            .map(|region| {
+                let first =
+                    direct.get_host_address(GuestAddress(region.pages.first().gpa().as_u64()));
+                first.expect("it has just been mapped").expose_provenance()
+            })
+            .collect();
+        Ok(Self { direct, view: Arc::new(view), file, regions, hosts, bytes })
     }
 
     /// The VMM's own mapping. Whoever writes to it on behalf of the guest has asked the domain first.
@@ -125,13 +136,14 @@ impl Ram {
     }
 }
 
-fn regions(bytes: u64) -> Vec<Region> {
+fn regions(bytes: u64) -> ArrayVec<Region, 2> {
     let run = |start: u64, bytes: u64, offset: u64| Region {
         pages: GfnRange::new(Gpa::new(start).gfn(), bytes / PAGE_BYTES).expect("checked above"),
         offset,
     };
     let low = bytes.min(HOLE_START);
-    let mut regions = vec![run(0, low, 0)];
+    let mut regions = ArrayVec::new();
+    regions.push(run(0, low, 0));
     if bytes > low {
         regions.push(run(HOLE_END, bytes - low, low));
     }

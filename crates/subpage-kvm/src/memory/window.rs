@@ -5,13 +5,13 @@
 
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
-use subpage::address::{ByteRange, PAGE_BYTES};
+use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
 use subpage::domain::WriteParts;
 use subpage_emulate::Window;
-use vm_memory::{GuestAddress, GuestMemoryBackend as _};
 
 use super::Ram;
 
@@ -32,10 +32,8 @@ impl Ram {
         work: impl FnOnce(&mut Window<'_>) -> T,
     ) -> Result<T, NoWindow> {
         if let &[whole] = write.runs()
-            && self.holds(whole)
+            && let Some(first) = self.host(whole.first(), whole.bytes())
         {
-            let at = GuestAddress(whole.first().as_u64());
-            let first = self.direct.get_host_address(at).map_err(|_| NoWindow)?;
             let length = usize::try_from(whole.bytes()).map_err(|_| NoWindow)?;
             // SAFETY: the bytes lie in one region, whose direct mapping is readable and writable and
             // lives as long as `self`. No Rust reference covers guest memory.
@@ -49,6 +47,30 @@ impl Ram {
         // work; the bytes begin in the first and end in the second. No Rust reference covers them.
         let mut window = unsafe { Window::new(first, length) };
         Ok(work(&mut window))
+    }
+}
+
+impl Ram {
+    /// The eight bytes at a multiple of 8, read with one load; none if they are no memory.
+    pub(super) fn load(&self, gpa: Gpa) -> Option<u64> {
+        #[allow(clippy::cast_ptr_alignment)] // Checked below.
+        let at = self.host(gpa, 8)?.cast::<u64>();
+        assert!(at.is_aligned(), "a page begins at a multiple of 8");
+        // SAFETY: the bytes lie in the direct mapping, which lives as long as `self`; no Rust reference
+        // covers guest memory, and what else writes it is the guest, or an atomic operation.
+        Some(unsafe { AtomicU64::from_ptr(at) }.load(Ordering::Acquire))
+    }
+
+    /// Where bytes of one region lie in the direct mapping; none if they are no memory, or of two
+    /// regions.
+    fn host(&self, first: Gpa, bytes: u64) -> Option<*mut u8> {
+        let (host, offset) = self.regions.iter().zip(&self.hosts).find_map(|(region, host)| {
+            let offset = first.as_u64().checked_sub(region.pages.first().gpa().as_u64())?;
+            let end = offset.checked_add(bytes)?;
+            (end <= region.pages.pages() * PAGE_BYTES).then_some((*host, offset))
+        })?;
+        let offset = usize::try_from(offset).ok()?;
+        Some(ptr::with_exposed_provenance_mut::<u8>(host).wrapping_add(offset))
     }
 }
 

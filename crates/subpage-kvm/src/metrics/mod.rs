@@ -7,20 +7,23 @@ mod address;
 mod http;
 mod rules;
 mod server;
+mod times;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use prometheus::core::{Collector, Metric as PrometheusMetric};
-use prometheus::proto::{Counter, Gauge, Metric, MetricFamily, MetricType};
-use prometheus::{Histogram, HistogramOpts, IntCounter, Opts, TextEncoder};
+use prometheus::TextEncoder;
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
 use crate::event::Broadcast;
 use rules::RuleCounts;
+use times::Times;
 
 pub use address::parse_address;
 pub use rules::{MAX_RULES, OTHER_RULES};
 pub use server::{MetricsError, MetricsServer};
+pub(crate) use times::Clock;
 
 /// Why a virtual processor left the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -67,18 +70,13 @@ impl ExitKind {
     }
 }
 
-/// Upper bounds of the buckets of `subpage_trap_seconds`: 1 µs to 10 ms.
-const TRAP_BUCKETS: [f64; 13] =
-    [1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2];
-
 /// What is counted.
 #[derive(Debug)]
 pub struct Metrics {
     /// By number of the kind.
-    exits: [IntCounter; ExitKind::ALL.len()],
-    checks: IntCounter,
-    writes_trapped: IntCounter,
-    trap: Histogram,
+    exits: [AtomicU64; ExitKind::ALL.len()],
+    checks: AtomicU64,
+    trapped: Times,
     denials: RuleCounts,
     logged: RuleCounts,
     events: Arc<Broadcast>,
@@ -87,24 +85,10 @@ pub struct Metrics {
 impl Metrics {
     /// All zero. Subscribers and their losses are asked of `events` whenever they are shown.
     pub fn new(events: Arc<Broadcast>) -> Self {
-        let counter =
-            |name: &str, help: &str| IntCounter::new(name, help).expect("the name is a valid one");
-        let exits = |kind: ExitKind| {
-            let name = Opts::new("subpage_exits_total", "Exits of virtual processors to the VMM.");
-            let name = name.const_label("kind", kind.label());
-            IntCounter::with_opts(name).expect("the name is a valid one")
-        };
-        let trap =
-            HistogramOpts::new("subpage_trap_seconds", "Time that a trapped write took to handle.")
-                .buckets(TRAP_BUCKETS.to_vec());
         Self {
-            exits: ExitKind::ALL.map(exits),
-            checks: counter("subpage_checks_total", "Decisions about writes."),
-            writes_trapped: counter(
-                "subpage_writes_trapped_total",
-                "Writes to pages with a restricted sub-page.",
-            ),
-            trap: Histogram::with_opts(trap).expect("the bounds ascend"),
+            exits: Default::default(),
+            checks: AtomicU64::new(0),
+            trapped: Times::default(),
             denials: RuleCounts::new("subpage_denials_total", "Writes that were denied."),
             logged: RuleCounts::new("subpage_logged_total", "Writes that took effect, reported."),
             events,
@@ -113,23 +97,22 @@ impl Metrics {
 
     /// A virtual processor left the guest.
     pub fn exit(&self, kind: ExitKind) {
-        self.exits[kind as usize].inc();
+        self.exits[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// How often processors have left the guest for a reason.
     pub fn exits(&self, kind: ExitKind) -> u64 {
-        self.exits[kind as usize].get()
+        self.exits[kind as usize].load(Ordering::Relaxed)
     }
 
     /// So many decisions about writes were made.
     pub fn checks(&self, count: u64) {
-        self.checks.inc_by(count);
+        self.checks.fetch_add(count, Ordering::Relaxed);
     }
 
     /// A write trapped, and handling it took `time`.
     pub fn write_trapped(&self, time: Duration) {
-        self.writes_trapped.inc();
-        self.trap.observe(time.as_secs_f64());
+        self.trapped.observe(time);
     }
 
     /// A write was denied by the rule of this name, or by an access map.
@@ -144,25 +127,42 @@ impl Metrics {
 
     /// Everything, in Prometheus' text format 0.0.4.
     pub fn encode(&self) -> String {
-        let mut families = self.exits[0].collect();
-        if let Some(exits) = families.first_mut() {
-            exits.set_metric(self.exits.iter().map(PrometheusMetric::metric).collect());
-        }
-        families.extend(self.checks.collect());
-        families.extend(self.writes_trapped.collect());
-        families.extend(self.trap.collect());
+        let exits = ExitKind::ALL.map(|kind| {
+            let mut label = LabelPair::default();
+            label.set_name("kind".to_owned());
+            label.set_value(kind.label().to_owned());
+            counter(self.exits(kind), vec![label])
+        });
+        let total = |name: &str, help: &str, count: u64| {
+            family(name, help, MetricType::COUNTER, vec![counter(count, Vec::new())])
+        };
+        let mut families = vec![
+            family(
+                "subpage_exits_total",
+                "Exits of virtual processors to the VMM.",
+                MetricType::COUNTER,
+                exits.to_vec(),
+            ),
+            total(
+                "subpage_checks_total",
+                "Decisions about writes.",
+                self.checks.load(Ordering::Relaxed),
+            ),
+            total(
+                "subpage_writes_trapped_total",
+                "Writes to pages with a restricted sub-page.",
+                self.trapped.count(),
+            ),
+            self.trapped
+                .family("subpage_trap_seconds", "Time that a trapped write took to handle."),
+        ];
         families.push(self.denials.family());
         families.push(self.logged.family());
 
-        let mut dropped = Counter::default();
-        dropped.set_value(to_f64(self.events.dropped_total()));
-        let mut metric = Metric::default();
-        metric.set_counter(dropped);
-        families.push(family(
+        families.push(total(
             "subpage_events_dropped_total",
             "Events that subscribers lost because they did not keep up.",
-            MetricType::COUNTER,
-            vec![metric],
+            self.events.dropped_total(),
         ));
 
         let mut subscribers = Gauge::default();
@@ -178,6 +178,14 @@ impl Metrics {
         families.retain(|family| !family.get_metric().is_empty());
         TextEncoder::new().encode_to_string(&families).expect("names and samples are valid")
     }
+}
+
+fn counter(count: u64, labels: Vec<LabelPair>) -> Metric {
+    let mut counter = Counter::default();
+    counter.set_value(to_f64(count));
+    let mut metric = Metric::from_label(labels);
+    metric.set_counter(counter);
+    metric
 }
 
 fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {

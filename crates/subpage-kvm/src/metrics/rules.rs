@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use prometheus::proto::{Counter, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{LabelPair, MetricFamily, MetricType};
 
-use super::{family, to_f64};
+use super::{counter, family};
 
 /// Rules that get a count of their own: the first that have something to count.
 pub const MAX_RULES: usize = 10_000;
@@ -52,11 +52,7 @@ impl RuleCounts {
             let mut label = LabelPair::default();
             label.set_name("rule".to_owned());
             label.set_value(name.clone());
-            let mut counter = Counter::default();
-            counter.set_value(to_f64(*count));
-            let mut metric = Metric::from_label(vec![label]);
-            metric.set_counter(counter);
-            metric
+            counter(*count, vec![label])
         };
         let metrics = counts.iter().map(metric).collect();
         family(self.name, self.help, MetricType::COUNTER, metrics)

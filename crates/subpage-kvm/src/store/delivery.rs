@@ -9,7 +9,7 @@ use subpage_emulate::{
 };
 
 use super::Next;
-use super::destination::{find_parts, goes_to_traps};
+use super::destination::{anywhere, in_traps};
 use super::inject::inject;
 use super::obstacle::Obstacle;
 use super::report::{Account, Outcome, report};
@@ -83,7 +83,7 @@ pub(super) fn deliver(
         Err(Obstacle::Exception(exception)) => match event.escalate(exception) {
             Escalation::Deliver(exception) => {
                 forget(processor, false)?;
-                Ok(inject(processor, at, exception)?)
+                Ok(inject(processor, exception)?)
             }
             Escalation::Shutdown => Ok(Next::End(Ending::TripleFault { rip: at.state.rip })),
         },
@@ -103,14 +103,11 @@ fn try_deliver(
     }
     let planned = plan(&machine.ram, machine.walks, &at.state, &at.tables, event)?;
     let mut guard = machine.guard();
-    let length = planned.frame.len() as u64;
     let (linear, access) = (planned.linear, planned.access());
     // The frame's pages are accessed with the privilege of the handler.
     let state = &planned.after;
-    if !goes_to_traps(machine, &guard, state, linear, length, access)? {
-        return Err(Obstacle::NotOurs);
-    }
-    let parts = find_parts(machine, &mut guard, state, linear, length, access)?;
+    let length = planned.frame.len();
+    let parts = in_traps(machine, &mut guard, state, linear, length, access)?;
     guard.ledger_count(&parts);
     machine.metrics.checks(1);
     let decision = guard.domain_mut().authorize_write_parts(SPACE, &parts);
@@ -156,7 +153,7 @@ fn try_deliver(
         mark_descriptor(machine, &mut guard, at, descriptor);
     }
     drop(guard);
-    processor.start_handler(at, &planned.after)?;
+    processor.start_handler(&planned.after)?;
     let in_nmi = event.kind == EventKind::Interrupt && event.vector == NMI;
     forget(processor, in_nmi)?;
     Ok(Next::Enter)
@@ -169,7 +166,7 @@ fn denied(processor: &Processor, at: &Interrupted, event: &Event) -> Result<Next
         return Ok(Next::End(Ending::TripleFault { rip: at.state.rip }));
     }
     forget(processor, false)?;
-    Ok(inject(processor, at, DOUBLE_FAULT)?)
+    Ok(inject(processor, DOUBLE_FAULT)?)
 }
 
 /// The event is not to be delivered by KVM any more.
@@ -190,7 +187,7 @@ fn forget(processor: &Processor, in_nmi: bool) -> Result<(), Obstacle> {
 /// deliver where it may not, but the flag tells nobody anything.
 fn mark_descriptor(machine: &Machine, guard: &mut Guard, at: &Interrupted, linear: u64) {
     let access = Access { write: true, ..Access::SYSTEM_READ };
-    let Ok(parts) = find_parts(machine, guard, &at.state, linear, 1, access) else { return };
+    let Ok(parts) = anywhere(machine, guard, &at.state, linear, 1, access) else { return };
     if !guard.domain().check_write_parts(SPACE, &parts).permits() {
         return;
     }

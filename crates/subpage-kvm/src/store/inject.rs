@@ -6,13 +6,9 @@ use super::{Failure, Next};
 use crate::vcpu::{Interrupted, Processor};
 
 /// Has the guest receive an exception in place of the instruction at RIP.
-pub(super) fn inject(
-    processor: &Processor,
-    at: &Interrupted,
-    exception: Exception,
-) -> Result<Next, Failure> {
+pub(super) fn inject(processor: &Processor, exception: Exception) -> Result<Next, Failure> {
     if let Some(address) = exception.address {
-        processor.set_page_fault_address(at, address)?;
+        processor.set_page_fault_address(address)?;
     }
     let mut events = processor.events()?;
     events.exception.injected = 1;

@@ -180,7 +180,7 @@ pub(crate) fn posted(
             return Ok(Next::End(Ending::Stopped { event }));
         }
     }
-    let settle = decision.permits() && guard.after_write(&machine.ram, &parts);
+    let settle = decision.permits() && guard.after_write(&machine.ram, &parts, decision);
     Ok(if settle { Next::Settle } else { Next::Enter })
 }
 
@@ -191,19 +191,20 @@ fn at_once(machine: &Machine, posted: &Posted, parts: &WriteParts) -> Option<Nex
     if whole.last().gfn() != piece.first().gfn() || !machine.ram.holds(whole) {
         return None;
     }
+    let whole = WriteParts::one(whole);
     let mut guard = machine.guard();
-    if guard.domain().check_write(SPACE, whole) != Decision::Allowed {
+    let considered = guard.domain_mut().consider_write(SPACE, &whole);
+    if considered.decision() != Decision::Allowed {
         return None;
     }
     // Without memory for its records, the engine says so once more on the long way.
-    let decision = guard.domain_mut().authorize_write(SPACE, piece).ok()?;
-    assert_eq!(decision, Decision::Allowed, "decided under one lock");
+    let decision = considered.commit_part(piece).ok()?;
     guard.ledger_count(parts);
     machine.metrics.checks(1);
     for (gpa, bytes) in &posted.pieces {
         store(machine, *gpa, bytes);
     }
-    let settle = guard.after_write(&machine.ram, parts);
+    let settle = guard.after_write(&machine.ram, parts, decision);
     Some(if settle { Next::Settle } else { Next::Enter })
 }
 

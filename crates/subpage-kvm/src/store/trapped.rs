@@ -12,7 +12,7 @@ use subpage_emulate::{
     Progress, Scratch, Store, Window, XsaveArea,
 };
 
-use super::destination::{find_parts, goes_to_traps, read};
+use super::destination::{in_traps, read};
 use super::inject::{end_instruction, inject};
 use super::obstacle::Obstacle;
 use super::report::{Account, Outcome, report};
@@ -68,7 +68,7 @@ pub(crate) fn trapped(
         Err(Obstacle::Failed(failure)) => return Err(failure),
         // The processor was looked at without its having complained.
         Err(_) if cause == Cause::Stuck => return Ok(Next::Enter),
-        Err(Obstacle::Exception(exception)) => return inject(processor, &at, exception),
+        Err(Obstacle::Exception(exception)) => return inject(processor, exception),
         Err(obstacle) => obstacle,
     };
     let visits = visit(machine, processor, &at);
@@ -90,7 +90,7 @@ pub(crate) fn trapped(
         Obstacle::NotOurs if visits == 1 => return Ok(Next::Enter),
         // KVM's own answer to a program; a kernel has no business there.
         Obstacle::NotOurs if cause == Cause::Emulation && at.state.cpl == 3 => {
-            return inject(processor, &at, INVALID_OPCODE);
+            return inject(processor, INVALID_OPCODE);
         }
         Obstacle::NotOurs if cause == Cause::Delivery => {
             "KVM cannot deliver an interrupt or exception".to_owned()
@@ -209,16 +209,13 @@ impl Work<'_> {
             self.extended = Some(processor.extended()?);
         }
         let mut guard = machine.guard();
-        let length = store.length() as u64;
         let access = Access::write_by(&self.state);
-        let linear = store.linear();
-        if !goes_to_traps(machine, &guard, &self.state, linear, length, access)? {
-            return Err(Obstacle::NotOurs);
-        }
-        let parts = find_parts(machine, &mut guard, &self.state, linear, length, access)?;
+        let (linear, length) = (store.linear(), store.length());
+        let parts = in_traps(machine, &mut guard, &self.state, linear, length, access)?;
         guard.ledger_count(&parts);
         machine.metrics.checks(1);
-        let decision = guard.domain().check_write_parts(SPACE, &parts);
+        let considered = guard.domain_mut().consider_write(SPACE, &parts);
+        let decision = considered.decision();
         let outcome = match decision {
             Decision::Allowed => None,
             Decision::Reported { rule, at } => Some(Outcome::Reported { rule, at }),
@@ -242,11 +239,9 @@ impl Work<'_> {
                 self.complete(processor, store, &mut after, &mut extended, &mut scratch.window())?;
             copy = Some((scratch, after, extended, progress));
         }
-        let authorized = guard.domain_mut().authorize_write_parts(SPACE, &parts);
-        let authorized = authorized.map_err(|_| {
+        let decision = considered.commit().map_err(|_| {
             Obstacle::Cannot("the engine has no memory left for a record of a write".into())
         })?;
-        assert_eq!(authorized.permits(), decision.permits(), "decided under one lock");
         let progress = if decision.permits() {
             let mut after = before;
             let mut extended = self.extended.take();
@@ -283,7 +278,7 @@ impl Work<'_> {
                 ending = Some(Ending::Stopped { event });
             }
         }
-        self.settle |= decision.permits() && guard.after_write(&machine.ram, &parts);
+        self.settle |= decision.permits() && guard.after_write(&machine.ram, &parts, decision);
         Ok(match (ending, progress) {
             (Some(ending), _) => Step::End(ending),
             (None, Progress::Done) => Step::Done,
@@ -299,13 +294,11 @@ impl Work<'_> {
         extended: &mut Option<Box<XsaveArea>>,
         window: &mut Window<'_>,
     ) -> Result<Progress, Obstacle> {
-        // An instruction without extended registers does not look at them.
-        let mut unused = subpage_emulate::FxArea::INITIAL;
         let components = processor.xstate;
         let extended = match extended {
             Some(area) if components != 0 => Extended::Xsave { area, components },
             Some(_) => return Err(Obstacle::Cannot("this host has no XSAVE".into())),
-            None => Extended::Fx(&mut unused),
+            None => Extended::Unused,
         };
         let machine = self.machine;
         let tables = &self.at.tables;

@@ -95,7 +95,6 @@ pub struct Interrupted {
     pub state: State,
     /// Registers of the system, for SGDT and its kin, and for events.
     pub tables: SystemTables,
-    special: kvm_sregs,
 }
 
 impl Interrupted {
@@ -103,7 +102,6 @@ impl Interrupted {
         Self {
             state: registers::state(registers, special),
             tables: registers::system_tables(special),
-            special: *special,
         }
     }
 }
@@ -179,14 +177,21 @@ impl Processor {
     }
 
     /// Starts a handler: also CS and SS of `after`.
-    pub fn start_handler(&self, from: &Interrupted, after: &State) -> Result<(), ProcessorError> {
-        let mut special = from.special;
-        special.cs = registers::kvm_segment_of(&after.segments.cs);
-        special.ss = registers::kvm_segment_of(&after.segments.ss);
+    pub fn start_handler(&self, after: &State) -> Result<(), ProcessorError> {
+        self.change_special(|special| {
+            special.cs = registers::kvm_segment_of(&after.segments.cs);
+            special.ss = registers::kvm_segment_of(&after.segments.ss);
+        })?;
+        self.go_on(after)
+    }
+
+    fn change_special(&self, change: impl FnOnce(&mut kvm_sregs)) -> Result<(), ProcessorError> {
+        let read = self.fd.get_sregs().map_err(self.failed("read the system registers"));
+        let mut special = read?;
+        change(&mut special);
         // Pending external interrupts are given back with the events.
         special.interrupt_bitmap = [0; 4];
-        self.fd.set_sregs(&special).map_err(self.failed("set the system registers"))?;
-        self.go_on(after)
+        self.fd.set_sregs(&special).map_err(self.failed("set the system registers"))
     }
 
     /// Events that KVM is delivering or has pending.
@@ -210,13 +215,8 @@ impl Processor {
     }
 
     /// Sets CR2.
-    pub fn set_page_fault_address(
-        &self,
-        from: &Interrupted,
-        address: u64,
-    ) -> Result<(), ProcessorError> {
-        let special = kvm_sregs { cr2: address, interrupt_bitmap: [0; 4], ..from.special };
-        self.fd.set_sregs(&special).map_err(self.failed("set the system registers"))
+    pub fn set_page_fault_address(&self, address: u64) -> Result<(), ProcessorError> {
+        self.change_special(|special| special.cr2 = address)
     }
 
     /// The suberror of the exit `KVM_EXIT_INTERNAL_ERROR` that has just happened.

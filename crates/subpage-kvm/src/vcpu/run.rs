@@ -1,7 +1,6 @@
 //! The thread of a processor: into the guest, out again, and what the exit asks for.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use kvm_ioctls::VcpuExit;
@@ -109,18 +108,18 @@ fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next
     };
     match exit {
         Exit::Store { address, data } => {
-            let began = Instant::now();
+            let began = machine.clock.now();
             machine.metrics.exit(ExitKind::Mmio);
             let next = posted(machine, processor, kick, address, &data);
-            machine.metrics.write_trapped(began.elapsed());
+            machine.metrics.write_trapped(machine.clock.since(began));
             next
         }
         Exit::Trapped(cause) => {
-            let began = Instant::now();
+            let began = machine.clock.now();
             let kind = if cause == Cause::Fault { ExitKind::Fault } else { ExitKind::Emulation };
             machine.metrics.exit(kind);
             let next = trapped(machine, processor, cause);
-            machine.metrics.write_trapped(began.elapsed());
+            machine.metrics.write_trapped(machine.clock.since(began));
             next
         }
         Exit::Port(effect) => {

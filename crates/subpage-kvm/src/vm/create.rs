@@ -20,7 +20,7 @@ use crate::devices::Ports;
 use crate::event::Broadcast;
 use crate::guard::Guard;
 use crate::memory::Ram;
-use crate::metrics::Metrics;
+use crate::metrics::{Clock, Metrics};
 use crate::snapshot::Features;
 use crate::trap::{PageSet, Slots, TrapBy, TrapError, Traps};
 use crate::vcpu::{Kick, Processor, cpuid};
@@ -122,6 +122,7 @@ impl Vm {
             let kick = unsafe { Kick::new(&mut processor.fd) };
             processors.push((processor, kick));
         }
+        let khz = processors[0].0.fd.get_tsc_khz().ok();
         let msrs = kvm.get_msr_index_list().map_err(failed("list the registers to save"))?;
         let events = Arc::new(Broadcast::new());
         let msrs = msrs.as_slice().to_vec();
@@ -134,6 +135,7 @@ impl Vm {
                 guard: Mutex::new(guard),
                 ports: Mutex::new(ports),
                 metrics: Arc::new(Metrics::new(Arc::clone(&events))),
+                clock: Clock::new(khz),
                 events,
                 msrs,
                 features,

@@ -29,7 +29,7 @@ use crate::devices::Ports;
 use crate::event::{Broadcast, Subscription};
 use crate::guard::{Guard, Ledger};
 use crate::memory::Ram;
-use crate::metrics::Metrics;
+use crate::metrics::{Clock, Metrics};
 use crate::snapshot::Features;
 use crate::trap::TrapBy;
 use crate::vcpu::{self, Processor};
@@ -55,6 +55,8 @@ pub(crate) struct Machine {
     /// What the guest sees of its processors.
     pub(crate) features: Features,
     pub(crate) metrics: Arc<Metrics>,
+    /// For the times in the metrics.
+    pub(crate) clock: Clock,
     pub(crate) gate: Arc<Gate>,
     pub(crate) watch: Watch,
     pub(crate) ending: EndingCell,

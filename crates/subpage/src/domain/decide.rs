@@ -190,18 +190,32 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         write: ByteRange,
     ) -> Result<Decision, DomainError> {
         let decision = self.check_write(space, write);
+        self.commit(space, &[write], decision)
+    }
+
+    /// Does what goes with `decision` about the runs of a write.
+    pub(super) fn commit(
+        &mut self,
+        space: AddressSpace,
+        runs: &[ByteRange],
+        decision: Decision,
+    ) -> Result<Decision, DomainError> {
         if decision.permits() {
-            self.note_written(space, write)?;
+            for &run in runs {
+                self.note_written(space, run)?;
+            }
         }
         match decision {
             Decision::Reported { .. } => {
-                self.rules.spend(write);
+                for &run in runs {
+                    self.rules.spend(run);
+                }
                 self.counters.reported += 1;
             }
             Decision::Denied { rule, at, stop } => self.report(&Denial {
-                gpa: write.first(),
+                gpa: runs[0].first(),
                 gla: None,
-                length: Some(write.bytes()),
+                length: Some(runs.iter().map(|run| run.bytes()).sum()),
                 at,
                 rule,
                 stop,

@@ -29,7 +29,7 @@ pub use exits::{Answer, EptViolation, HostError, RetryState, SppEvent};
 pub use export::ImportError;
 
 pub use memory::HostPage;
-pub use parts::WriteParts;
+pub use parts::{Considered, WriteParts};
 
 use crate::address::{GfnRange, PhysicalWidth};
 use crate::frames::TableFrames;

@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::{Decision, Denial, Domain, DomainError, Observer};
+use super::{Decision, Domain, DomainError, Observer};
 use crate::address::ByteRange;
 use crate::frames::TableFrames;
 use crate::slots::AddressSpace;
@@ -63,33 +63,53 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         space: AddressSpace,
         write: &WriteParts,
     ) -> Result<Decision, DomainError> {
-        if let &[whole] = write.runs() {
-            return self.authorize_write(space, whole);
-        }
         let decision = self.check_write_parts(space, write);
-        if let Decision::Denied { rule, at, stop } = decision {
-            self.report(&Denial {
-                gpa: write.first().first(),
-                gla: None,
-                length: Some(write.bytes()),
-                at,
-                rule,
-                stop,
-                during_delivery: false,
-            });
-        }
-        if !decision.permits() {
-            return Ok(decision);
-        }
-        for &run in write.runs() {
-            self.note_written(space, run)?;
-        }
-        if matches!(decision, Decision::Reported { .. }) {
-            self.counters.reported += 1;
-            for &run in write.runs() {
-                self.rules.spend(run);
-            }
-        }
-        Ok(decision)
+        self.commit(space, write.runs(), decision)
+    }
+
+    /// Decides about a write, and leaves it to the caller whether it is done.
+    ///
+    /// For callers that have work between the two, like finding out what the write would store.
+    pub fn consider_write<'a>(
+        &'a mut self,
+        space: AddressSpace,
+        write: &'a WriteParts,
+    ) -> Considered<'a, F, O> {
+        let decision = self.check_write_parts(space, write);
+        Considered { domain: self, space, write, decision }
+    }
+}
+
+/// A write that has been decided about and is not done yet. Nothing can change the domain meanwhile.
+#[must_use = "a write that is not committed must not be done"]
+pub struct Considered<'a, F: TableFrames, O: Observer> {
+    domain: &'a mut Domain<F, O>,
+    space: AddressSpace,
+    write: &'a WriteParts,
+    decision: Decision,
+}
+
+impl<F: TableFrames, O: Observer> Considered<'_, F, O> {
+    /// The decision.
+    pub const fn decision(&self) -> Decision {
+        self.decision
+    }
+
+    /// Does what goes with the decision, as [`authorize_write`](Domain::authorize_write) does, with
+    /// the same duties for the caller and the same error.
+    pub fn commit(self) -> Result<Decision, DomainError> {
+        self.domain.commit(self.space, self.write.runs(), self.decision)
+    }
+
+    /// The same for a part of the write, of which every byte is [allowed](Decision::Allowed): so it
+    /// is for any part.
+    ///
+    /// # Panics
+    /// If something else was decided, or `part` is not within one run of the write.
+    pub fn commit_part(self, part: ByteRange) -> Result<Decision, DomainError> {
+        assert_eq!(self.decision, Decision::Allowed, "what is not allowed whole has no parts");
+        let has = |run: &ByteRange| run.first() <= part.first() && part.last() <= run.last();
+        assert!(self.write.runs().iter().any(has), "a part lies within its write");
+        self.domain.commit(self.space, &[part], self.decision)
     }
 }

@@ -173,6 +173,47 @@ fn a_write_in_two_runs_is_decided_by_the_strongest_rule() {
     assert!(!domain.authorize_write_parts(Normal, &once).expect("memory").permits());
 }
 
+/// What is considered takes effect when it is committed, and not at all otherwise.
+#[test]
+fn a_considered_write_takes_effect_when_it_is_committed() {
+    let (mut domain, _) = guest(8);
+    let once = bytes(PAGE + 128, 8);
+    let (_, token) = domain
+        .add_rules(&[rule(once, Action::AllowOnce), rule(bytes(PAGE + 512, 8), Action::Deny)])
+        .expect("good rules");
+    done(&mut domain, token);
+    let write = WriteParts::one(once);
+    for _ in 0..2 {
+        assert!(domain.consider_write(Normal, &write).decision().permits());
+    }
+    assert!(domain.consider_write(Normal, &write).commit().expect("memory").permits());
+    assert!(!domain.consider_write(Normal, &write).decision().permits());
+
+    let denied = WriteParts::one(bytes(PAGE + 512, 1));
+    let _ = domain.consider_write(Normal, &denied).decision();
+    assert_eq!(domain.counters().denied, 0);
+    assert!(!domain.consider_write(Normal, &denied).commit().expect("memory").permits());
+    assert_eq!(domain.counters().denied, 1);
+}
+
+#[test]
+#[should_panic(expected = "a part lies within its write")]
+fn what_was_not_considered_is_not_committed() {
+    let (mut domain, _) = guest(8);
+    let write = WriteParts::one(bytes(PAGE, 64));
+    let _ = domain.consider_write(Normal, &write).commit_part(bytes(PAGE + 60, 8));
+}
+
+#[test]
+#[should_panic(expected = "what is not allowed whole has no parts")]
+fn of_a_denied_write_no_part_is_committed() {
+    let (mut domain, _) = guest(8);
+    let (_, token) = domain.add_rules(&[rule(bytes(PAGE, 8), Action::Deny)]).expect("a good rule");
+    done(&mut domain, token);
+    let write = WriteParts::one(bytes(PAGE, 64));
+    let _ = domain.consider_write(Normal, &write).commit_part(bytes(PAGE + 32, 8));
+}
+
 /// Of two parts of one write that both want a report, the first is reported.
 #[test]
 fn of_two_reports_the_first_stays() {

@@ -1,6 +1,6 @@
 //! Access tracking at 128 bytes.
 
-use subpage::domain::{Decision, DomainError};
+use subpage::domain::{Decision, DomainError, WriteParts};
 use subpage::rules::{Action, Owner};
 use subpage::track::{TrackId, WrittenPage};
 
@@ -97,4 +97,15 @@ fn two_ranges_share_no_page() {
     let error = domain.track(bytes(PAGE + 4000, 200)).err();
     assert_eq!(error, Some(DomainError::AlreadyTracked(id)));
     track(&mut domain, 4096, 1);
+}
+
+/// Of a write that is allowed whole, a part may be done: only that is written.
+#[test]
+fn a_part_of_an_allowed_write_may_be_committed() {
+    let (mut domain, _) = guest(8);
+    let id = track(&mut domain, 0, 1024);
+    let whole = WriteParts::one(bytes(PAGE, 512));
+    let committed = domain.consider_write(Normal, &whole).commit_part(bytes(PAGE + 128, 8));
+    assert_eq!(committed, Ok(Decision::Allowed));
+    assert_eq!(harvest(&mut domain, id), [(0, 1 << 1)]);
 }

@@ -1,0 +1,166 @@
+//! How long handling a trapped write takes, and the clock that tells.
+//!
+//! Counts are plain atomic numbers beside each other: at an exit the processor's caches and
+//! translations are the guest's, so what costs is how many places are touched.
+//!
+//! Unsafe because the time-stamp counter is read.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use prometheus::proto::{Bucket, Histogram, Metric, MetricFamily, MetricType};
+
+use super::{family, to_f64};
+
+/// Upper bounds of the buckets in nanoseconds: 1 µs to 10 ms.
+const BOUNDS: [u64; 13] = [
+    1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000,
+    5_000_000, 10_000_000,
+];
+
+/// Times, by bucket, and their sum.
+#[derive(Debug, Default)]
+pub(super) struct Times {
+    /// The last one has no upper bound.
+    buckets: [AtomicU64; BOUNDS.len() + 1],
+    nanoseconds: AtomicU64,
+}
+
+impl Times {
+    pub(super) fn observe(&self, time: Duration) {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = BOUNDS.iter().take_while(|bound| nanoseconds > **bound).count();
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+
+    /// How many were observed.
+    pub(super) fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
+    }
+
+    /// All of it, in seconds.
+    pub(super) fn family(&self, name: &str, help: &str) -> MetricFamily {
+        let mut count = 0;
+        let mut buckets = Vec::new();
+        let counts = self.buckets.each_ref().map(|bucket| bucket.load(Ordering::Relaxed));
+        for (number, here) in counts.into_iter().enumerate() {
+            count += here;
+            // The format has the last one from the count of all.
+            if let Some(bound) = BOUNDS.get(number) {
+                let mut bucket = Bucket::default();
+                bucket.set_cumulative_count(count);
+                bucket.set_upper_bound(to_f64(*bound) / 1e9);
+                buckets.push(bucket);
+            }
+        }
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets);
+        histogram.set_sample_count(count);
+        histogram.set_sample_sum(to_f64(self.nanoseconds.load(Ordering::Relaxed)) / 1e9);
+        let mut metric = Metric::default();
+        metric.set_histogram(histogram);
+        family(name, help, MetricType::HISTOGRAM, vec![metric])
+    }
+}
+
+/// A clock for short times.
+///
+/// Where the kernel's clock is the time-stamp counter, this is the same counter without the kernel's
+/// pages around it: right after an exit those are in no cache, and asking the kernel for the time
+/// would take longer than some of what is timed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Clock {
+    /// The time-stamp counter, at so many kHz.
+    Counter(NonZeroU32),
+    /// The kernel's.
+    Kernel,
+}
+
+/// A reading of a [`Clock`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Moment {
+    Counter(u64),
+    Kernel(Instant),
+}
+
+impl Clock {
+    /// The best one there is. `khz` is the frequency of the time-stamp counter, if KVM knows it.
+    pub(crate) fn new(khz: Option<u32>) -> Self {
+        const SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+        let counts = fs::read_to_string(SOURCE).is_ok_and(|source| source.trim() == "tsc");
+        match khz.and_then(NonZeroU32::new) {
+            // The kernel vouches for it: constant, and the same on all processors.
+            Some(khz) if counts => Self::Counter(khz),
+            _ => Self::Kernel,
+        }
+    }
+
+    pub(crate) fn now(self) -> Moment {
+        match self {
+            // SAFETY: reads a counter. Linux does not forbid it unless prctl has asked for that,
+            // and then the kernel's clock would not work in this process either.
+            Self::Counter(_) => Moment::Counter(unsafe { core::arch::x86_64::_rdtsc() }),
+            Self::Kernel => Moment::Kernel(Instant::now()),
+        }
+    }
+
+    /// The time since an earlier reading of this clock.
+    pub(crate) fn since(self, earlier: Moment) -> Duration {
+        match (self, earlier, self.now()) {
+            (Self::Counter(khz), Moment::Counter(earlier), Moment::Counter(now)) => {
+                let ticks = u128::from(now.saturating_sub(earlier));
+                let nanoseconds = ticks * 1_000_000 / u128::from(khz.get());
+                Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+            }
+            (_, Moment::Kernel(earlier), Moment::Kernel(now)) => now.duration_since(earlier),
+            _ => unreachable!("a clock keeps its kind"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_time_is_in_the_bucket_that_ends_with_it() {
+        let times = Times::default();
+        for nanoseconds in [0, 1_000, 1_001, 10_000_000, 10_000_001] {
+            times.observe(Duration::from_nanos(nanoseconds));
+        }
+        let family = times.family("times", "Times.");
+        let histogram = family.get_metric()[0].get_histogram();
+        let counts: Vec<_> = histogram.get_bucket().iter().map(Bucket::cumulative_count).collect();
+        assert_eq!(counts, [2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 4]);
+        assert_eq!((histogram.get_sample_count(), times.count()), (5, 5));
+        assert!((histogram.get_sample_sum() - 0.020_002_002).abs() < 1e-12);
+    }
+
+    #[test]
+    fn no_time_is_too_long() {
+        let times = Times::default();
+        times.observe(Duration::MAX);
+        assert_eq!(times.count(), 1);
+    }
+
+    /// Both clocks see a sleep, to which the kernel adds what it wants.
+    #[test]
+    fn clocks_run_forward() {
+        for clock in [Clock::Kernel, Clock::new(None)] {
+            let before = clock.now();
+            thread::sleep(Duration::from_millis(2));
+            assert!(clock.since(before) >= Duration::from_millis(2), "{clock:?}");
+        }
+        // 2 GHz: whatever the counter's true frequency, time does not run backwards.
+        let clock = Clock::Counter(NonZeroU32::new(2_000_000).expect("not 0"));
+        let before = clock.now();
+        thread::sleep(Duration::from_millis(2));
+        assert!(clock.since(before) > Duration::ZERO);
+    }
+}
