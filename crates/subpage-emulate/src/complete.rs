@@ -80,19 +80,17 @@ impl<M: PhysicalMemory> Machine<'_, M> {
         assert_eq!(window.length(), store.length(), "a window is as long as its store");
         let instruction = store.instruction();
         let next = next_rip(instruction, state);
-        let mut after;
         let mut jumps = false;
         if let Some(substitute) = store.substitute() {
-            after = *state;
             let mut guest = Guest {
-                registers: &mut after.registers,
-                rflags: &mut after.rflags,
-                extended: self.extended.reborrow(),
                 addresses: Addresses {
                     rip: state.rip,
                     offset: store.offset(),
                     x87_opcode: store.x87_opcode(),
                 },
+                registers: &mut state.registers,
+                rflags: &mut state.rflags,
+                extended: self.extended.reborrow(),
             };
             self.trampoline.run(substitute, window, &mut guest)?;
         } else {
@@ -103,20 +101,16 @@ impl<M: PhysicalMemory> Machine<'_, M> {
             };
             let effect = surroundings.effect(store, state)?;
             window.store(&effect.bytes, effect.unit);
-            after = effect.after;
+            *state = effect.after;
             jumps = effect.jumps;
         }
-        let progress =
-            if repeats(instruction) && store.is_string() && count(instruction, &after) != 0 {
-                Progress::Repeats
-            } else {
-                after.rflags &= !RFLAGS_RF;
-                if !jumps {
-                    after.rip = next;
-                }
-                Progress::Done
-            };
-        *state = after;
-        Ok(progress)
+        if repeats(instruction) && store.is_string() && count(instruction, state) != 0 {
+            return Ok(Progress::Repeats);
+        }
+        state.rflags &= !RFLAGS_RF;
+        if !jumps {
+            state.rip = next;
+        }
+        Ok(Progress::Done)
     }
 }

@@ -132,8 +132,7 @@ fn instruction(
 ) -> Result<Next, Obstacle> {
     let mut work = Work { machine, at, shadow, state: at.state, extended: None, settle: false };
     for element in 0..ELEMENTS {
-        let state = work.state;
-        let found = processor.recent.find(&machine.ram, machine.walks, &state);
+        let found = processor.recent.find(&machine.ram, machine.walks, &work.state);
         let (instruction, store) = match found {
             Ok(found) => found,
             // It cannot even be fetched: KVM finds that out itself, unless it just has.
@@ -178,6 +177,15 @@ enum Step {
     Repeats,
     /// A rule stops the guest.
     End(Ending),
+}
+
+/// What came of a store that was carried out on a copy of the guest's bytes.
+struct DryRun {
+    scratch: Scratch,
+    before: State,
+    after: State,
+    extended: Option<Box<XsaveArea>>,
+    progress: Progress,
 }
 
 struct Work<'a> {
@@ -225,52 +233,46 @@ impl Work<'_> {
                 return Err(Obstacle::Cannot(format!("there is no memory at {at:#x}")));
             }
         };
-        let before = self.state;
-        // What is reported is reported with its bytes.
+        let at = self.at;
+        // What is reported is reported with its bytes and the registers before it.
         let mut copy = None;
         if outcome.is_some() {
             let mut current = [0; MAX_STORE_BYTES];
             let current = &mut current[..store.length()];
             read(machine, &parts, current)?;
             let mut scratch = Scratch::new(store.linear(), current);
-            let mut after = before;
-            let mut extended = self.extended.clone();
+            let (mut after, mut extended) = (self.state, self.extended.clone());
+            let window = &mut scratch.window();
             let progress =
-                self.complete(processor, store, &mut after, &mut extended, &mut scratch.window())?;
-            copy = Some((scratch, after, extended, progress));
+                complete(machine, at, processor, store, &mut after, &mut extended, window)?;
+            copy = Some(DryRun { scratch, before: self.state, after, extended, progress });
         }
         let decision = considered.commit().map_err(|_| {
             Obstacle::Cannot("the engine has no memory left for a record of a write".into())
         })?;
         let progress = if decision.permits() {
-            let mut after = before;
-            let mut extended = self.extended.take();
-            let progress = machine
+            let (state, extended) = (&mut self.state, &mut self.extended);
+            machine
                 .ram
                 .with_window(&parts, |window| {
-                    self.complete(processor, store, &mut after, &mut extended, window)
+                    complete(machine, at, processor, store, state, extended, window)
                 })
-                .map_err(|_| Obstacle::Cannot("the host cannot map the guest's bytes".into()))?;
-            self.extended = extended;
-            let progress = progress?;
-            self.state = after;
-            progress
+                .map_err(|_| Obstacle::Cannot("the host cannot map the guest's bytes".into()))??
         } else {
-            let (_, after, extended, progress) = copy.as_mut().expect("denied writes have a copy");
-            self.state = *after;
-            self.extended = extended.take();
-            *progress
+            let copy = copy.as_mut().expect("denied writes have a copy");
+            self.state = copy.after;
+            self.extended = copy.extended.take();
+            copy.progress
         };
         let mut ending = None;
-        if let Some(outcome) = outcome {
-            let bytes = copy.as_ref().map_or(&[][..], |(scratch, ..)| scratch.bytes());
+        if let (Some(outcome), Some(copy)) = (outcome, &copy) {
             let account = Account {
                 vcpu: processor.number,
-                state: &before,
+                state: &copy.before,
                 parts: &parts,
-                bytes,
+                bytes: copy.scratch.bytes(),
                 gla: Some(store.linear()),
-                instruction: Some((before.rip, instruction.bytes())),
+                instruction: Some((copy.before.rip, instruction.bytes())),
                 exact: true,
             };
             let event = report(machine, &mut guard, outcome, &account);
@@ -286,41 +288,6 @@ impl Work<'_> {
         })
     }
 
-    fn complete(
-        &self,
-        processor: &mut Processor,
-        store: &Store,
-        state: &mut State,
-        extended: &mut Option<Box<XsaveArea>>,
-        window: &mut Window<'_>,
-    ) -> Result<Progress, Obstacle> {
-        let components = processor.xstate;
-        let extended = match extended {
-            Some(area) if components != 0 => Extended::Xsave { area, components },
-            Some(_) => return Err(Obstacle::Cannot("this host has no XSAVE".into())),
-            None => Extended::Unused,
-        };
-        let machine = self.machine;
-        let tables = &self.at.tables;
-        let progress = processor.trampoline.with(|trampoline| {
-            let mut emulation = Emulation {
-                memory: &machine.ram,
-                processor: machine.walks,
-                tables,
-                trampoline,
-                extended,
-            };
-            emulation.complete(store, state, window)
-        });
-        progress.map_err(|incomplete| match incomplete.into() {
-            Obstacle::Faulted => match processor.trampoline.fault() {
-                Some(exception) => Obstacle::Exception(exception),
-                None => Obstacle::Cannot("it faults when it is carried out here".into()),
-            },
-            obstacle => obstacle,
-        })
-    }
-
     /// Gives the registers back to KVM.
     fn finish(&mut self, processor: &mut Processor) -> Result<(), Obstacle> {
         if let Some(area) = &self.extended {
@@ -330,4 +297,39 @@ impl Work<'_> {
         end_instruction(processor, self.at, self.shadow)?;
         Ok(())
     }
+}
+
+/// Carries a store out on `window`. If that fails, nothing has changed.
+fn complete(
+    machine: &Machine,
+    at: &Interrupted,
+    processor: &mut Processor,
+    store: &Store,
+    state: &mut State,
+    extended: &mut Option<Box<XsaveArea>>,
+    window: &mut Window<'_>,
+) -> Result<Progress, Obstacle> {
+    let components = processor.xstate;
+    let extended = match extended {
+        Some(area) if components != 0 => Extended::Xsave { area, components },
+        Some(_) => return Err(Obstacle::Cannot("this host has no XSAVE".into())),
+        None => Extended::Unused,
+    };
+    let progress = processor.trampoline.with(|trampoline| {
+        let mut emulation = Emulation {
+            memory: &machine.ram,
+            processor: machine.walks,
+            tables: &at.tables,
+            trampoline,
+            extended,
+        };
+        emulation.complete(store, state, window)
+    });
+    progress.map_err(|incomplete| match incomplete.into() {
+        Obstacle::Faulted => match processor.trampoline.fault() {
+            Some(exception) => Obstacle::Exception(exception),
+            None => Obstacle::Cannot("it faults when it is carried out here".into()),
+        },
+        obstacle => obstacle,
+    })
 }
