@@ -221,10 +221,12 @@ mod tests {
     #[test]
     fn a_cost_has_a_ratio_the_other_way_round() {
         let mut report = Report::new(Vec::new(), Form::Json);
-        let record = Record::new("sample", "us", 3.0, "bare", 2.0).with_cost(1.5, Some(1.1));
+        let ratio = Ratio { median: 1.5, min: 1.4, max: 1.75 };
+        let record = Record::new("sample", "us", 3.0, "bare", 2.0).with_cost(ratio, Some(1.1));
         report.print(&record).expect("memory takes every byte");
         let object: Map<String, Value> = serde_json::from_slice(&report.out).expect("an object");
         assert_eq!((&object["ratio"], &object["target"]), (&1.5.into(), &1.1.into()));
+        assert_eq!((&object["ratio_min"], &object["ratio_max"]), (&1.4.into(), &1.75.into()));
     }
 
     #[test]

@@ -45,11 +45,21 @@ impl<const N: usize> Rounds<N> {
         median(&self.seconds[side]) * 1e9 / f64::from(operations)
     }
 
+    /// How many times longer `slow` takes than `fast` in the same round, for each round.
+    fn in_rounds(&self, slow: usize, fast: usize) -> impl Iterator<Item = f64> {
+        self.seconds[slow].iter().zip(&self.seconds[fast]).map(|(slow, fast)| slow / fast)
+    }
+
+    /// The median of the ratios within single rounds: a machine that changes its speed between two
+    /// rounds does not change it.
+    pub fn ratio_in_rounds(&self, slow: usize, fast: usize) -> f64 {
+        median(&self.in_rounds(slow, fast).collect::<Vec<_>>())
+    }
+
     /// Median time of `slow` over that of `fast`, with the extremes over single rounds.
     pub fn ratio(&self, slow: usize, fast: usize) -> Ratio {
-        let pairs = self.seconds[slow].iter().zip(&self.seconds[fast]);
-        let (min, max) = pairs
-            .map(|(slow, fast)| slow / fast)
+        let (min, max) = self
+            .in_rounds(slow, fast)
             .fold((f64::INFINITY, 0.0_f64), |(min, max), ratio| (min.min(ratio), max.max(ratio)));
         Ratio { median: median(&self.seconds[slow]) / median(&self.seconds[fast]), min, max }
     }
@@ -106,5 +116,17 @@ mod tests {
         assert!((ratio.median - 3.0).abs() < 1e-9);
         assert!((ratio.min - 3.0).abs() < 1e-9);
         assert!((ratio.max - 90.0).abs() < 1e-9);
+        assert!((rounds.ratio_in_rounds(0, 1) - 3.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_machine_that_gets_slower_does_not_change_ratios_in_rounds() {
+        let clock = std::cell::Cell::new(0);
+        let time = |micros: u64| {
+            clock.set(clock.get() + 1);
+            Duration::from_micros(if clock.get() > 12 { micros * 10 } else { micros })
+        };
+        let rounds = Rounds::run([&mut || time(30), &mut || time(10)]);
+        assert!((rounds.ratio_in_rounds(0, 1) - 3.0).abs() < 1e-9);
     }
 }

@@ -91,8 +91,8 @@ impl Comparison {
             );
             measured.push(rounds.nanoseconds(0, pair.stores));
             baseline.push(rounds.nanoseconds(1, pair.stores));
-            ratios.push(rounds.ratio(0, 1).median);
-            controls.push(rounds.ratio(2, 1).median);
+            ratios.push(rounds.ratio_in_rounds(0, 1));
+            controls.push(rounds.ratio_in_rounds(2, 1));
         }
         let unit = self.unit.nanoseconds();
         let (min, max) = (lowest(&ratios), highest(&ratios));
