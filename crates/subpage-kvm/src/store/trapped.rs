@@ -5,7 +5,7 @@
 //! page that traps go through this lock, so a locked instruction is atomic among them, and the
 //! processor's own lock makes it atomic towards writes that do not trap.
 
-use subpage::domain::Decision;
+use subpage::domain::{Decision, WriteParts};
 use subpage_emulate::guest::State;
 use subpage_emulate::{
     Access, Exception, Extended, Fault, GuestInstruction, MAX_STORE_BYTES, Machine as Emulation,
@@ -235,18 +235,10 @@ impl Work<'_> {
         };
         let at = self.at;
         // What is reported is reported with its bytes and the registers before it.
-        let mut copy = None;
-        if outcome.is_some() {
-            let mut current = [0; MAX_STORE_BYTES];
-            let current = &mut current[..store.length()];
-            read(machine, &parts, current)?;
-            let mut scratch = Scratch::new(store.linear(), current);
-            let (mut after, mut extended) = (self.state, self.extended.clone());
-            let window = &mut scratch.window();
-            let progress =
-                complete(machine, at, processor, store, &mut after, &mut extended, window)?;
-            copy = Some(DryRun { scratch, before: self.state, after, extended, progress });
-        }
+        let mut copy = match outcome {
+            None => None,
+            Some(_) => Some(self.rehearse(processor, store, &parts)?),
+        };
         let decision = considered.commit().map_err(|_| {
             Obstacle::Cannot("the engine has no memory left for a record of a write".into())
         })?;
@@ -286,6 +278,27 @@ impl Work<'_> {
             (None, Progress::Done) => Step::Done,
             (None, Progress::Repeats) => Step::Repeats,
         })
+    }
+
+    /// Carries a store out on a copy of the guest's bytes. On the heap and apart: most writes do not
+    /// need it, and their stack is to be small.
+    #[cold]
+    fn rehearse(
+        &self,
+        processor: &mut Processor,
+        store: &Store,
+        parts: &WriteParts,
+    ) -> Result<Box<DryRun>, Obstacle> {
+        let mut current = [0; MAX_STORE_BYTES];
+        let current = &mut current[..store.length()];
+        read(self.machine, parts, current)?;
+        let mut scratch = Scratch::new(store.linear(), current);
+        let (before, mut after) = (self.state, self.state);
+        let mut extended = self.extended.clone();
+        let window = &mut scratch.window();
+        let progress =
+            complete(self.machine, self.at, processor, store, &mut after, &mut extended, window)?;
+        Ok(Box::new(DryRun { scratch, before, after, extended, progress }))
     }
 
     /// Gives the registers back to KVM.
