@@ -64,7 +64,7 @@ fn measure(
 }
 
 fn pair(by: TrapBy, level: Level, work: Work, number: usize) -> Pair {
-    let early = (number % 2 == 0).then(|| Trapping::new(by, level, work));
+    let early = number.is_multiple_of(2).then(|| Trapping::new(by, level, work));
     let bare = || {
         let mut bare = Bare::new(by, level, work, MEMORY);
         bare.set_count(STORES);

@@ -54,7 +54,7 @@ fn pair(trap: TrapChoice, level: Level, number: usize) -> Pair {
         guest.start();
         Plain(guest)
     };
-    let early = (number % 2 == 0).then(|| new(RULES));
+    let early = number.is_multiple_of(2).then(|| new(RULES));
     let (baseline, control) = (new(0), new(0));
     let measured = early.unwrap_or_else(|| new(RULES));
     let stores = enough(&baseline.0);

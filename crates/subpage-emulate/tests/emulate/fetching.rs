@@ -1,5 +1,7 @@
 //! Fetching instructions: across pages, up to absent ones, with privilege.
 
+use proptest::prelude::*;
+use subpage_emulate::guest::State;
 use subpage_emulate::{Exception, Fault, GuestInstruction, Recent, Store};
 
 use crate::machine::{Flat, PROCESSOR, state_16, state_32, state_64};
@@ -112,7 +114,7 @@ fn a_remembered_instruction_is_the_one_that_is_there() {
     let mut recent = Recent::default();
     let mut state = state_64();
     state.rip = 0x5000;
-    let mut check = |memory: &Flat, state: &subpage_emulate::guest::State| {
+    let mut check = |memory: &Flat, state: &State| {
         let (instruction, store) = recent.find(memory, PROCESSOR, state).unwrap();
         let fresh = GuestInstruction::fetch(memory, PROCESSOR, state).unwrap();
         assert_eq!(instruction.bytes(), fresh.bytes());
@@ -133,4 +135,55 @@ fn a_remembered_instruction_is_the_one_that_is_there() {
     }
     memory.put(0xa000 + 5 * 8, &0_u64.to_le_bytes());
     assert!(recent.find(&memory, PROCESSOR, &state).is_err(), "the page is gone");
+}
+
+/// ADD, MOV, XCHG, INC, SHL by CL, MOV of an immediate; all but LOCK and the REX prefix.
+const OPCODES: [u8; 6] = [0x01, 0x89, 0x87, 0xff, 0xd3, 0xc7];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+    /// Every form of an address, remembered with some registers, is what it is with others.
+    #[test]
+    fn a_remembered_operand_is_where_other_registers_put_it(
+        narrow in any::<bool>(),
+        segment in prop::sample::select(vec![None, Some(0x64), Some(0x65), Some(0x36), Some(0x2e)]),
+        rex in 0x40..=0x4f_u8,
+        opcode in prop::sample::select(OPCODES.to_vec()),
+        mode in 0..=2_u8,
+        rest in prop::array::uniform16(any::<u8>()),
+        registers in prop::array::uniform16(any::<u64>()),
+        small in any::<bool>(),
+        bases in prop::array::uniform2(any::<u64>()),
+    ) {
+        let memory = memory();
+        let mut bytes = Vec::new();
+        bytes.extend(narrow.then_some(0x67));
+        bytes.extend(segment);
+        bytes.extend([rex, opcode]);
+        let digit = match opcode {
+            0xff | 0xc7 => 0,
+            0xd3 => 4 << 3,
+            _ => rest[0] & 0x38,
+        };
+        bytes.push(mode << 6 | digit | rest[0] & 7);
+        bytes.extend(&rest[1..12]);
+        memory.put(0x8000, &bytes);
+        let mut state = state_64();
+        state.rip = 0x5000;
+        let mut recent = Recent::default();
+        let first = recent.find(&memory, PROCESSOR, &state);
+        prop_assert!(first.is_ok(), "{bytes:02x?}");
+        state.registers.0 = registers.map(|value| if small { value >> 20 } else { value });
+        [state.segments.fs.base, state.segments.gs.base] = bases;
+        let (instruction, store) = recent.find(&memory, PROCESSOR, &state).unwrap();
+        match (store, Store::of(&instruction, &state)) {
+            (Ok(store), Ok(expected)) => {
+                prop_assert_eq!(store.linear(), expected.linear(), "{:02x?}", bytes);
+                prop_assert_eq!(store.length(), expected.length());
+                prop_assert_eq!(store.substitute(), expected.substitute());
+            }
+            (store, expected) => prop_assert_eq!(store.err(), expected.err(), "{:02x?}", bytes),
+        }
+    }
 }
