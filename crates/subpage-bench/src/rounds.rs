@@ -1,8 +1,8 @@
 //! Timing several sides of a comparison in turns.
 //!
 //! A machine drifts: clock speed, neighbours, memory layout. Sides that are timed one after the
-//! other meet different machines. So every round times every side, each round in another order,
-//! and only the medians over the rounds are compared.
+//! other meet different machines. So every round times every side, each round in another order, and
+//! what is compared are medians: of the sides, or of the ratios within rounds.
 
 use std::time::{Duration, Instant};
 
@@ -32,8 +32,7 @@ impl<const N: usize> Rounds<N> {
         let mut seconds = [(); N].map(|()| Vec::with_capacity(rounds));
         for round in 0..rounds {
             for turn in 0..N {
-                // Rotated by one each round; two sides simply alternate.
-                let at = (round + turn) % N;
+                let at = side_at(round, turn, N);
                 seconds[at].push(sides[at]().as_secs_f64());
             }
         }
@@ -65,14 +64,25 @@ impl<const N: usize> Rounds<N> {
     }
 }
 
+/// Which of `sides` has the given turn of a round: rotated by one each round, and the other way round
+/// after each full rotation, so that none follows another more often than a third does. Two sides
+/// simply alternate.
+const fn side_at(round: usize, turn: usize, sides: usize) -> usize {
+    if (round / sides).is_multiple_of(2) {
+        (round + turn) % sides
+    } else {
+        (round + sides - turn) % sides
+    }
+}
+
 /// How many times longer one side takes than another.
 #[derive(Debug, Clone, Copy)]
 pub struct Ratio {
-    /// Ratio of the medians.
+    /// Ratio of the medians, or median of ratios.
     pub median: f64,
-    /// Lowest ratio within one round.
+    /// Lowest ratio of a single round, or of whatever the median is taken over.
     pub min: f64,
-    /// Highest ratio within one round.
+    /// Highest.
     pub max: f64,
 }
 
@@ -117,6 +127,16 @@ mod tests {
         assert!((ratio.min - 3.0).abs() < 1e-9);
         assert!((ratio.max - 90.0).abs() < 1e-9);
         assert!((rounds.ratio_in_rounds(0, 1) - 3.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn three_sides_are_timed_in_all_orders() {
+        let order = |round| [0, 1, 2].map(|turn| side_at(round, turn, 3));
+        let mut orders: Vec<_> = (0..6).map(order).collect();
+        orders.sort_unstable();
+        assert_eq!(orders, [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]);
+        let two = |round| [0, 1].map(|turn| side_at(round, turn, 2));
+        assert!((0..8).all(|round| two(round)[0] == round % 2 && two(round)[1] == (round + 1) % 2));
     }
 
     #[test]

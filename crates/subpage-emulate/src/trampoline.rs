@@ -17,7 +17,17 @@ use super::{MAX_INSTRUCTION_BYTES, Substitute, Window};
 use crate::guest::{GeneralRegisters, Register};
 
 /// Size of a trampoline's executable memory.
-pub const CODE_BYTES: usize = 64;
+pub const CODE_BYTES: usize = SLOTS * SLOT_BYTES;
+
+/// Instructions that are kept: a loop's worth.
+const SLOTS: usize = 8;
+
+/// Room for one and the jump behind it.
+const SLOT_BYTES: usize = 32;
+const _: () = assert!(MAX_INSTRUCTION_BYTES + JUMP.len() + 8 <= SLOT_BYTES);
+
+/// JMP [RIP + 0], with the address right behind it.
+const JUMP: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
 
 /// The x87, MMX and SSE state, as FXSAVE64 stores it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,21 +265,19 @@ unsafe extern "sysv64" {
     fn subpage_emulate_recover();
 }
 
-/// Executable memory for one instruction at a time. Each processor needs its own.
+/// Executable memory for instructions, of which one runs at a time. Each processor needs its own.
 #[derive(Debug)]
 pub struct Trampoline {
     code: *mut [u8; CODE_BYTES],
     context: Context,
-    /// The instruction that is there already.
-    written: ArrayVec<u8, MAX_INSTRUCTION_BYTES>,
+    /// The instructions that are there already.
+    written: [ArrayVec<u8, MAX_INSTRUCTION_BYTES>; SLOTS],
     /// The bits of MXCSR that this processor has.
     mxcsr_mask: u32,
 }
 
-// SAFETY: the memory belongs to this value alone. Code that another processor has written is executed
-// only after the value has been moved here, and what hands a value or a thread from one processor to
-// another (a lock, a context switch, an entry into the guest) has serialized this one, as
-// cross-modifying code asks for (SDM Vol. 3A, "Handling Self- and Cross-Modifying Code").
+// SAFETY: the memory belongs to this value alone. That a processor which takes it over executes no
+// older code is promised to `new`.
 unsafe impl Send for Trampoline {}
 
 impl Trampoline {
@@ -283,7 +291,10 @@ impl Trampoline {
     ///    continue at [`recovery_address`](Self::recovery_address) with all registers as they were,
     ///    and pushes its frame where the bytes below RSP do not matter (they never do) or on a stack
     ///    of its own;
-    /// 3. SSE is enabled (CR4.OSFXSR set, CR0.EM and CR0.TS clear) where an instruction is executed.
+    /// 3. SSE is enabled (CR4.OSFXSR set, CR0.EM and CR0.TS clear) where an instruction is executed;
+    /// 4. if an instruction is executed on another processor than the one before it, that processor
+    ///    has executed a serializing instruction since its own last one, so that it has prefetched
+    ///    nothing of what was there (SDM Vol. 3A, "Handling Self- and Cross-Modifying Code").
     ///
     /// AVX stores, and extended registers in the format of XSAVE, need CR4.OSXSAVE as well, and an XCR0
     /// that enables the components; without them they fault, which is reported like any other fault.
@@ -301,16 +312,16 @@ impl Trampoline {
             host,
             registers: [0; 16],
             flags: 0,
-            code: code.expose_provenance() as u64,
+            code: 0,
             guest: ptr::null_mut(),
             components: 0,
         };
-        Self { code, context, written: ArrayVec::new(), mxcsr_mask }
+        Self { code, context, written: Default::default(), mxcsr_mask }
     }
 
     /// Whether an exception at `rip` comes from the trampoline's instruction.
     pub fn contains(&self, rip: u64) -> bool {
-        rip.wrapping_sub(self.context.code) < CODE_BYTES as u64
+        rip.wrapping_sub(self.code.expose_provenance() as u64) < CODE_BYTES as u64
     }
 
     /// Where the handler of such an exception continues.
@@ -334,7 +345,7 @@ impl Trampoline {
         window: &mut Window<'_>,
         guest: &mut Guest<'_>,
     ) -> Result<(), TrampolineFault> {
-        self.write_code(substitute.bytes());
+        self.context.code = self.write_code(substitute.bytes());
         let pointer = substitute.pointer() as usize;
         let rsp = Register::Rsp as usize;
         self.context.registers = guest.registers.0;
@@ -403,26 +414,38 @@ impl Trampoline {
         }
     }
 
-    /// Writes `instruction` and a jump to the way back, unless they are there already: a processor
-    /// that executes what it has just written starts over, which takes longer than all the rest.
-    fn write_code(&mut self, instruction: &[u8]) {
-        if self.written.as_slice() == instruction {
-            return;
+    /// Sees to it that `instruction` and a jump to the way back are in its slot; the slot's address.
+    ///
+    /// What is there is not written again: a processor that executes what it has just written starts
+    /// over, which takes longer than all the rest.
+    fn write_code(&mut self, instruction: &[u8]) -> u64 {
+        let number = slot_of(instruction);
+        let slot = self.code.cast::<[u8; SLOT_BYTES]>().wrapping_add(number);
+        if self.written[number].as_slice() != instruction {
+            let leave: unsafe extern "sysv64" fn() = subpage_emulate_leave;
+            let mut code = [0xcc; SLOT_BYTES];
+            let after = instruction.len();
+            code[..after].copy_from_slice(instruction);
+            code[after..after + 6].copy_from_slice(&JUMP);
+            code[after + 6..after + 14].copy_from_slice(&(leave as usize as u64).to_le_bytes());
+            // SAFETY: the memory is writable and this value's own. Volatile, because the compiler does
+            // not see that it is executed; the processor does (SDM Vol. 3A, "Handling Self- and
+            // Cross-Modifying Code": same linear address, then a jump).
+            unsafe { slot.write_volatile(code) };
+            self.written[number] =
+                instruction.try_into().expect("an instruction is no longer than that");
         }
-        // JMP [RIP + 0], with the address right behind it.
-        const JUMP: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
-        let leave: unsafe extern "sysv64" fn() = subpage_emulate_leave;
-        let mut code = [0xcc; CODE_BYTES];
-        let after = instruction.len();
-        code[..after].copy_from_slice(instruction);
-        code[after..after + 6].copy_from_slice(&JUMP);
-        code[after + 6..after + 14].copy_from_slice(&(leave as usize as u64).to_le_bytes());
-        // SAFETY: the memory is writable and this value's own. Volatile, because the compiler does
-        // not see that it is executed; the processor does (SDM Vol. 3A, "Handling Self- and
-        // Cross-Modifying Code": same linear address, then a jump).
-        unsafe { self.code.write_volatile(code) };
-        self.written = instruction.try_into().expect("an instruction is no longer than that");
+        slot.expose_provenance() as u64
     }
+}
+
+/// The slot in which an instruction is kept.
+fn slot_of(instruction: &[u8]) -> usize {
+    let folded = instruction
+        .iter()
+        .fold(0_u32, |folded, byte| folded.wrapping_mul(31).wrapping_add(u32::from(*byte)));
+    // A multiplicative hash: its high bits depend on all of the word.
+    (folded.wrapping_mul(0x9e37_79b1) >> 29) as usize % SLOTS
 }
 
 /// The guest's registers, as far as an instruction of the allow list uses them.

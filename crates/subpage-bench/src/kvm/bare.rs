@@ -20,7 +20,8 @@ pub(crate) struct Bare {
     processor: VcpuFd,
     ram: Ram,
     store_bytes: u64,
-    count: u32,
+    stores_a_turn: u32,
+    stores: u32,
     /// Registers come with exits.
     shares: bool,
     // What must live as long as the processor.
@@ -62,12 +63,22 @@ impl Bare {
             processor.set_sync_valid_reg(SyncReg::Register);
         }
         let store_bytes = image.store_bytes;
-        Self { processor, ram, store_bytes, count: 0, shares, _slots: slots, _vm: vm }
+        Self {
+            processor,
+            ram,
+            store_bytes,
+            stores_a_turn: work.stores_a_turn(),
+            stores: 0,
+            shares,
+            _slots: slots,
+            _vm: vm,
+        }
     }
 
-    pub(crate) fn set_count(&mut self, count: u32) {
-        guest::set_count(&self.ram, count);
-        self.count = count;
+    /// Sets how many stores the next rounds have, in whole turns.
+    pub(crate) fn set_stores(&mut self, stores: u32) {
+        guest::set_count(&self.ram, stores / self.stores_a_turn);
+        self.stores = stores;
     }
 
     /// Past the store, which has not happened.
@@ -103,7 +114,7 @@ impl Guest for Bare {
                 Ok(VcpuExit::IoOut(SERIAL, [BEGIN])) => began = Some(Instant::now()),
                 Ok(VcpuExit::IoOut(SERIAL, [END])) => {
                     let took = began.expect("a round begins before it ends").elapsed();
-                    assert_eq!(trapped, self.count, "each store leaves the guest once");
+                    assert_eq!(trapped, self.stores, "each store leaves the guest once");
                     return took;
                 }
                 other => panic!("the guest left for {other:?}"),

@@ -33,7 +33,7 @@ pub(crate) const DENIED: u8 = 3;
 /// Where the guest's code lies.
 const CODE: u64 = 0x20_0000;
 
-/// How many stores a round has: four bytes.
+/// How many turns of the loop a round has: four bytes.
 const COUNT: u64 = 0x30_0000;
 
 /// Page tables for CPL 3: the processor's own are not for it.
@@ -54,8 +54,20 @@ const PLAIN_BYTES: i32 = 64 * 4096;
 pub(crate) enum Work {
     /// Stores of so many bytes, 4 or 8, to one place of the guarded page.
     Trapping { bytes: u8, at: u64 },
+    /// Stores of four bytes to one place of that page, by four instructions in turn.
+    Varied,
     /// Stores of eight bytes all over other pages.
     Plain,
+}
+
+impl Work {
+    /// Stores of one turn of the guest's loop.
+    pub(crate) const fn stores_a_turn(self) -> u32 {
+        match self {
+            Self::Varied => 4,
+            Self::Trapping { .. } | Self::Plain => 1,
+        }
+    }
 }
 
 /// The privilege level that it runs at.
@@ -103,7 +115,7 @@ impl Image {
     }
 }
 
-/// Machine code, and the length of its one store.
+/// Machine code, and the length of each of its stores.
 fn assemble(work: Work) -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
     let mut code = CodeAssembler::new(64)?;
     let mut round = code.create_label();
@@ -115,20 +127,30 @@ fn assemble(work: Work) -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
     code.mov(ecx, dword_ptr(COUNT))?;
     match work {
         Work::Trapping { at, .. } => code.mov(rbx, GUARDED + at)?,
+        Work::Varied => code.mov(rbx, GUARDED)?,
         Work::Plain => code.mov(rbx, PLAIN)?,
     }
     code.xor(esi, esi)?;
     code.set_label(&mut store)?;
     match work {
-        Work::Trapping { bytes: 4, .. } => code.mov(dword_ptr(rbx), eax)?,
+        Work::Trapping { bytes: 4, .. } | Work::Varied => code.mov(dword_ptr(rbx), eax)?,
         Work::Trapping { .. } => code.mov(qword_ptr(rbx), rax)?,
         Work::Plain => code.mov(qword_ptr(rbx + rsi), rcx)?,
     }
     code.set_label(&mut behind)?;
-    if let Work::Plain = work {
-        // On to the next page, 64 bytes further.
-        code.add(esi, 4096 + 64)?;
-        code.and(esi, PLAIN_BYTES - 64)?;
+    match work {
+        Work::Trapping { .. } => {}
+        // As long as the first.
+        Work::Varied => {
+            code.add(dword_ptr(rbx), eax)?;
+            code.xor(dword_ptr(rbx), ecx)?;
+            code.or(dword_ptr(rbx), edx)?;
+        }
+        Work::Plain => {
+            // On to the next page, 64 bytes further.
+            code.add(esi, 4096 + 64)?;
+            code.and(esi, PLAIN_BYTES - 64)?;
+        }
     }
     code.dec(ecx)?;
     code.jnz(store)?;
@@ -142,7 +164,7 @@ fn assemble(work: Work) -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
     Ok((assembled.inner.code_buffer, store_bytes))
 }
 
-/// Sets how many stores the next rounds have.
+/// Sets how many turns of the loop the next rounds have.
 pub(crate) fn set_count(ram: &Ram, count: u32) {
     ram.write(Gpa::new(COUNT), &count.to_le_bytes()).expect("memory of the guest");
 }
@@ -200,6 +222,7 @@ mod tests {
         for (work, store) in [
             (Work::Trapping { bytes: 4, at: 0 }, &[0x89, 0x03][..]),
             (Work::Trapping { bytes: 8, at: 0 }, &[0x48, 0x89, 0x03]),
+            (Work::Varied, &[0x89, 0x03]),
             (Work::Plain, &[0x48, 0x89, 0x0c, 0x33]),
         ] {
             let (code, store_bytes) = assemble(work).expect("code that can be encoded");
@@ -207,5 +230,14 @@ mod tests {
             let found = code.windows(store.len()).filter(|bytes| *bytes == store).count();
             assert_eq!(found, 1, "{work:?}: {code:02x?}");
         }
+    }
+
+    /// Each is two bytes, as the bare loop takes for granted.
+    #[test]
+    fn all_stores_of_a_turn_are_equally_long() {
+        let (code, _) = assemble(Work::Varied).expect("code that can be encoded");
+        let four = [0x89, 0x03, 0x01, 0x03, 0x31, 0x0b, 0x09, 0x13];
+        assert_eq!(four.len(), 2 * Work::Varied.stores_a_turn() as usize);
+        assert!(code.windows(four.len()).any(|bytes| bytes == four), "{code:02x?}");
     }
 }

@@ -6,7 +6,6 @@
 //! an exit costs by some percent, for as long as it lives. So several pairs are made, one after the
 //! other, on the processors of the host in turn, and their median is what is reported.
 
-use std::io;
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -73,15 +72,18 @@ impl Comparison {
     /// Measures pair after pair. `make` gets the number of the pair: what is made first differs from
     /// one to the next.
     ///
-    /// # Errors
-    /// If the host does not let this thread choose its processor.
-    pub(crate) fn run(&self, make: impl Fn(usize) -> Pair) -> io::Result<Record> {
+    /// Where the host does not let this thread choose its processor, the record says for how many pairs
+    /// (`unpinned_pairs`).
+    pub(crate) fn run(&self, make: impl Fn(usize) -> Pair) -> Record {
         let (mut measured, mut baseline) = (Vec::new(), Vec::new());
         let (mut ratios, mut controls) = (Vec::new(), Vec::new());
-        let hosts = Processors::of_this_thread()?;
+        let hosts = Processors::of_this_thread().ok();
+        let mut unpinned = 0_u32;
         for number in 0..PAIRS {
             // Threads that the guests start stay where this one is.
-            hosts.choose(number)?;
+            if hosts.as_ref().is_none_or(|hosts| hosts.choose(number).is_err()) {
+                unpinned += 1;
+            }
             let mut pair = make(number);
             let rounds = Rounds::run_many(
                 self.rounds,
@@ -104,7 +106,8 @@ impl Comparison {
             self.baseline_name,
             median(baseline) / unit,
         );
-        Ok(record.with_cost(ratio, self.target).with("control", median(controls)))
+        let record = record.with_cost(ratio, self.target).with("control", median(controls));
+        if unpinned > 0 { record.with("unpinned_pairs", unpinned.into()) } else { record }
     }
 }
 
@@ -115,17 +118,17 @@ struct Processors {
 }
 
 impl Processors {
-    fn of_this_thread() -> io::Result<Self> {
+    fn of_this_thread() -> nix::Result<Self> {
         let all = sched_getaffinity(THIS_THREAD)?;
         let numbers = (0..CpuSet::count()).filter(|&cpu| all.is_set(cpu) == Ok(true)).collect();
         Ok(Self { all, numbers })
     }
 
     /// Keeps this thread on one of them, in turns.
-    fn choose(&self, turn: usize) -> io::Result<()> {
+    fn choose(&self, turn: usize) -> nix::Result<()> {
         let mut one = CpuSet::new();
         one.set(self.numbers[turn % self.numbers.len()])?;
-        Ok(sched_setaffinity(THIS_THREAD, &one)?)
+        sched_setaffinity(THIS_THREAD, &one)
     }
 }
 

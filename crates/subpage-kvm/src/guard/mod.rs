@@ -9,6 +9,7 @@ use subpage::address::{ByteRange, Gfn, GfnRange, PAGE_BYTES, PhysicalWidth};
 use subpage::domain::{Decision, Domain, DomainError, ImportError, ProcessorUse, WriteParts};
 use subpage::frames::HeapFrames;
 use subpage::invalidate::{Completed, Invalidation};
+use subpage::rules::Action;
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
 use thiserror::Error;
 
@@ -139,12 +140,17 @@ impl Guard {
     }
 
     /// Whether a store could be denied for its bytes from `offset` of a page on, as far as a store
-    /// reaches over a page end.
+    /// reaches over a page end; now, or after an "allow once" there has been spent.
     fn denies_edge(&self, gfn: Gfn, offset: u64) -> bool {
         let first = gfn.gpa().checked_add(offset);
         let edge = first.and_then(|first| ByteRange::new(first, EDGE_BYTES).ok());
-        edge.is_some_and(|edge| {
-            matches!(self.domain.check_write(SPACE, edge), Decision::Denied { .. })
+        edge.is_some_and(|edge| match self.domain.check_write(SPACE, edge) {
+            Decision::Denied { .. } => true,
+            Decision::Reported { rule, .. } => {
+                let named = self.domain.rules().get(rule);
+                named.is_some_and(|active| active.rule.action == Action::AllowOnce)
+            }
+            _ => false,
         })
     }
 
@@ -206,16 +212,9 @@ impl Guard {
     /// A permitted write has happened: opens its pages if nothing in them is restricted any more, as
     /// when the last tracked sub-page was written. True if the caller is to have that done where no
     /// processor is in the guest, which is asked for only when it has become worth it.
-    ///
-    /// `decision` is what the engine said of it.
-    pub(crate) fn after_write(
-        &mut self,
-        ram: &Ram,
-        write: &WriteParts,
-        decision: Decision,
-    ) -> bool {
-        // A write opens what it spends or what was tracked, and nothing else.
-        self.untidy |= decision != Decision::Allowed || self.domain.tracked().next().is_some();
+    pub(crate) fn after_write(&mut self, ram: &Ram, write: &WriteParts) -> bool {
+        // A write opens what was tracked, and nothing else: a spent "allow once" closes.
+        self.untidy |= self.domain.tracked().next().is_some();
         if !self.untidy {
             return false;
         }

@@ -56,8 +56,9 @@ impl Ram {
         #[allow(clippy::cast_ptr_alignment)] // Checked below.
         let at = self.host(gpa, 8)?.cast::<u64>();
         assert!(at.is_aligned(), "a page begins at a multiple of 8");
-        // SAFETY: the bytes lie in the direct mapping, which lives as long as `self`; no Rust reference
-        // covers guest memory, and what else writes it is the guest, or an atomic operation.
+        // SAFETY: the bytes lie in the direct mapping, which lives as long as `self`, and are read as an
+        // atomic. Nothing that this program writes guest memory with takes it for unshared: single
+        // instructions, volatile copies, atomic operations.
         Some(unsafe { AtomicU64::from_ptr(at) }.load(Ordering::Acquire))
     }
 

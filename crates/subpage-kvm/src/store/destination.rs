@@ -11,7 +11,8 @@ use crate::guard::{Guard, SPACE};
 use crate::vm::Machine;
 
 /// Where an access that writes goes, if any byte of it goes to a page that traps; marks the page tables
-/// as a processor's walk would. What is not carried out here leaves no trace.
+/// as a processor's walk would. What is not carried out here leaves no
+/// trace, unless another processor changes the tables meanwhile.
 pub(super) fn in_traps(
     machine: &Machine,
     guard: &mut Guard,

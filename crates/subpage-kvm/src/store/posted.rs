@@ -180,7 +180,7 @@ pub(crate) fn posted(
             return Ok(Next::End(Ending::Stopped { event }));
         }
     }
-    let settle = decision.permits() && guard.after_write(&machine.ram, &parts, decision);
+    let settle = decision.permits() && guard.after_write(&machine.ram, &parts);
     Ok(if settle { Next::Settle } else { Next::Enter })
 }
 
@@ -198,13 +198,13 @@ fn at_once(machine: &Machine, posted: &Posted, parts: &WriteParts) -> Option<Nex
         return None;
     }
     // Without memory for its records, the engine says so once more on the long way.
-    let decision = considered.commit_part(piece).ok()?;
+    considered.commit_part(piece).ok()?;
     guard.ledger_count(parts);
     machine.metrics.checks(1);
     for (gpa, bytes) in &posted.pieces {
         store(machine, *gpa, bytes);
     }
-    let settle = guard.after_write(&machine.ram, parts, decision);
+    let settle = guard.after_write(&machine.ram, parts);
     Some(if settle { Next::Settle } else { Next::Enter })
 }
 

@@ -143,8 +143,13 @@ fn instruction(
             Err(_) => break,
         };
         *code = Some(instruction);
-        if let Some(event) = delivery::software_interrupt(&instruction) {
-            return delivery::deliver(machine, processor, at, &event);
+        match delivery::software_interrupt(&instruction) {
+            Some(event) if element == 0 => {
+                return delivery::deliver(machine, processor, at, &event);
+            }
+            // A string store has written it over itself: it is found when the guest gets there.
+            Some(_) => break,
+            None => {}
         }
         let result = match &store {
             Ok(store) => work.element(processor, &instruction, store),
@@ -272,7 +277,7 @@ impl Work<'_> {
                 ending = Some(Ending::Stopped { event });
             }
         }
-        self.settle |= decision.permits() && guard.after_write(&machine.ram, &parts, decision);
+        self.settle |= decision.permits() && guard.after_write(&machine.ram, &parts);
         Ok(match (ending, progress) {
             (Some(ending), _) => Step::End(ending),
             (None, Progress::Done) => Step::Done,

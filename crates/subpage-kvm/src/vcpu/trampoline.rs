@@ -46,7 +46,10 @@ impl OwnTrampoline {
             .expect("the host lets this process have one page that is executable");
         let code: *mut [u8; CODE_BYTES] = memory.as_ptr().cast();
         // SAFETY: writable and executable, this value's own and as long-lived; faults are caught by
-        // the handler of `catch_faults`, whose frame goes below the red zone; Linux enables SSE.
+        // the handler of `catch_faults`, whose frame goes below the red zone; Linux enables SSE. It is
+        // used by the thread of its processor alone. When that thread is moved to another processor of
+        // the host, it gets there by an interrupt's return, which serializes, or through the kernel's
+        // scheduler and KVM_RUN, which write control and model-specific registers on the way.
         let trampoline = unsafe { Trampoline::new(code) };
         Self { trampoline, memory }
     }

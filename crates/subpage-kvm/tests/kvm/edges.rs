@@ -1,6 +1,6 @@
 //! Stores across the end of a page of which only one side is guarded.
 
-use iced_x86::code_asm::{eax, qword_ptr, rax, rbx, xmm0, xmmword_ptr};
+use iced_x86::code_asm::{dword_ptr, eax, qword_ptr, rax, rbx, xmm0, xmmword_ptr};
 use subpage::rules::Action;
 
 use crate::guest::{Guest, PAGE, both_ways, exit, kvm};
@@ -33,6 +33,33 @@ fn a_store_that_is_denied_for_the_page_beyond_changes_neither() {
             assert_eq!(guest.read(at), BEFORE, "{bytes} bytes at {start:#x}, store at {at:#x}");
             assert_eq!(guest.events().len(), 3, "{bytes} bytes at {start:#x}, store at {at:#x}");
         }
+    }
+}
+
+/// The same where the bytes beyond may be written once: what is spent denies from then on, and the
+/// page before it must not be written by halves then either.
+#[test]
+fn a_store_that_is_denied_for_what_was_spent_beyond_changes_neither() {
+    if !kvm() {
+        return;
+    }
+    for configuration in both_ways() {
+        let mut guest = Guest::new(&configuration, |code| {
+            code.mov(rbx, PAGE).unwrap();
+            code.mov(rax, u64::MAX).unwrap();
+            // Spends it.
+            code.mov(dword_ptr(rbx), eax).unwrap();
+            code.mov(qword_ptr(rbx - 4), rax).unwrap();
+            code.movups(xmmword_ptr(rbx - 8), xmm0).unwrap();
+            exit(code, 0);
+        });
+        guest.write(PAGE - 8, &BEFORE);
+        guest.guard(PAGE, 8, Action::AllowOnce);
+        guest.run_well();
+        let mut after = BEFORE;
+        after[8..12].fill(0xff);
+        assert_eq!(guest.read(PAGE - 8), after);
+        assert_eq!(guest.events().len(), 3);
     }
 }
 

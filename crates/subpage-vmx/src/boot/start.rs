@@ -205,8 +205,9 @@ fn run(
     // SAFETY: each processor comes here once.
     let window = unsafe { ready.windows.of(index) };
     let code = ready.code.0.wrapping_add(index);
-    // SAFETY: each processor has a buffer of its own in memory that is writable and executable;
-    // the exception handler recovers there; SSE is on since the entry code.
+    // SAFETY: each processor has a buffer of its own in memory that is writable and executable, and
+    // no other processor uses it; the exception handler recovers there; SSE is on since the entry
+    // code.
     let trampoline = unsafe { Trampoline::new(code) };
     let mut vcpu = Vcpu::new(machine, index, vmcs, window, trampoline);
     vcpu.reset(0);

@@ -106,10 +106,10 @@ impl<F: TableFrames, O: Observer> Considered<'_, F, O> {
     ///
     /// # Panics
     /// If something else was decided, or `part` is not within one run of the write.
-    pub fn commit_part(self, part: ByteRange) -> Result<Decision, DomainError> {
+    pub fn commit_part(self, part: ByteRange) -> Result<(), DomainError> {
         assert_eq!(self.decision, Decision::Allowed, "what is not allowed whole has no parts");
         let has = |run: &ByteRange| run.first() <= part.first() && part.last() <= run.last();
         assert!(self.write.runs().iter().any(has), "a part lies within its write");
-        self.domain.commit(self.space, &[part], self.decision)
+        self.domain.commit(self.space, &[part], self.decision).map(|_| ())
     }
 }
