@@ -272,6 +272,8 @@ pub struct Trampoline {
     context: Context,
     /// The instructions that are there already.
     written: [ArrayVec<u8, MAX_INSTRUCTION_BYTES>; SLOTS],
+    /// The slot for the next one that is not.
+    next: usize,
     /// The bits of MXCSR that this processor has.
     mxcsr_mask: u32,
 }
@@ -316,7 +318,7 @@ impl Trampoline {
             guest: ptr::null_mut(),
             components: 0,
         };
-        Self { code, context, written: Default::default(), mxcsr_mask }
+        Self { code, context, written: Default::default(), next: 0, mxcsr_mask }
     }
 
     /// Whether an exception at `rip` comes from the trampoline's instruction.
@@ -414,14 +416,15 @@ impl Trampoline {
         }
     }
 
-    /// Sees to it that `instruction` and a jump to the way back are in its slot; the slot's address.
+    /// Sees to it that `instruction` and a jump to the way back are in a slot; the slot's address.
     ///
     /// What is there is not written again: a processor that executes what it has just written starts
     /// over, which takes longer than all the rest.
     fn write_code(&mut self, instruction: &[u8]) -> u64 {
-        let number = slot_of(instruction);
+        let there = self.written.iter().position(|written| written.as_slice() == instruction);
+        let number = there.unwrap_or(self.next);
         let slot = self.code.cast::<[u8; SLOT_BYTES]>().wrapping_add(number);
-        if self.written[number].as_slice() != instruction {
+        if there.is_none() {
             let leave: unsafe extern "sysv64" fn() = subpage_emulate_leave;
             let mut code = [0xcc; SLOT_BYTES];
             let after = instruction.len();
@@ -434,18 +437,10 @@ impl Trampoline {
             unsafe { slot.write_volatile(code) };
             self.written[number] =
                 instruction.try_into().expect("an instruction is no longer than that");
+            self.next = (number + 1) % SLOTS;
         }
         slot.expose_provenance() as u64
     }
-}
-
-/// The slot in which an instruction is kept.
-fn slot_of(instruction: &[u8]) -> usize {
-    let folded = instruction
-        .iter()
-        .fold(0_u32, |folded, byte| folded.wrapping_mul(31).wrapping_add(u32::from(*byte)));
-    // A multiplicative hash: its high bits depend on all of the word.
-    (folded.wrapping_mul(0x9e37_79b1) >> 29) as usize % SLOTS
 }
 
 /// The guest's registers, as far as an instruction of the allow list uses them.

@@ -404,6 +404,19 @@ fn general_register_stores_do_what_the_processor_does() {
     Bench::new().compare_all(GENERAL);
 }
 
+/// A trampoline keeps some instructions: here more of them than it keeps, in any order, so that each
+/// is found there, put there in the place of another, or both.
+#[test]
+fn a_trampoline_never_runs_another_instruction_than_the_one_asked_for() {
+    let mut bench = Bench::new();
+    let mut random = Random(7);
+    for round in 0..4000 {
+        // Few at a time, and others as time goes by.
+        let number = (round / 40 + random.below(12)) % GENERAL.len() as u64;
+        bench.compare(&GENERAL[number as usize], random.next());
+    }
+}
+
 #[test]
 fn computed_stores_do_what_the_processor_does() {
     Bench::new().compare_all(COMPUTED);
