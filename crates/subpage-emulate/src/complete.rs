@@ -1,9 +1,10 @@
 //! Carrying a store out, on the guest's bytes or on a copy of them.
 
 use super::bits::RFLAGS_RF;
+use super::extended::Addresses;
 use super::implied::{Surroundings, next_rip};
 use super::store::{count, repeats};
-use super::trampoline::{Addresses, Guest};
+use super::trampoline::Guest;
 use super::{Extended, Fault, Processor, Store, SystemTables, Trampoline, TrampolineFault, Window};
 use crate::guest::{PhysicalMemory, State};
 

@@ -36,6 +36,7 @@ extern crate std;
 mod accesses;
 mod complete;
 mod deliver;
+mod extended;
 mod fault;
 mod fetch;
 mod form;
@@ -56,6 +57,7 @@ use subpage::address::PhysicalWidth;
 
 pub use complete::{Incomplete, Machine, Progress};
 pub use deliver::{Delivery, Event, EventKind, deliver};
+pub use extended::{Extended, FxArea, XsaveArea};
 pub use fault::{Escalation, Exception, Fault};
 pub use fetch::{GuestInstruction, MAX_INSTRUCTION_BYTES};
 pub use form::Unsupported;
@@ -65,7 +67,7 @@ pub use recent::Recent;
 pub use store::{MAX_STORE_BYTES, Refusal, Store};
 pub use substitute::Substitute;
 pub use tables::table_frames;
-pub use trampoline::{CODE_BYTES, Extended, FxArea, Trampoline, TrampolineFault, XsaveArea};
+pub use trampoline::{CODE_BYTES, Trampoline, TrampolineFault};
 pub use window::{Scratch, Window};
 
 use crate::guest::{Segment, State};

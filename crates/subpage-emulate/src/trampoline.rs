@@ -13,6 +13,7 @@ use core::ptr;
 use arrayvec::ArrayVec;
 
 use super::bits::ARITHMETIC_FLAGS;
+use super::extended::{Addresses, Extended, XsaveArea, mask_mxcsr, mxcsr_mask};
 use super::{MAX_INSTRUCTION_BYTES, Substitute, Window};
 use crate::guest::{GeneralRegisters, Register};
 
@@ -28,88 +29,6 @@ const _: () = assert!(MAX_INSTRUCTION_BYTES + JUMP.len() + 8 <= SLOT_BYTES);
 
 /// JMP [RIP + 0], with the address right behind it.
 const JUMP: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
-
-/// The x87, MMX and SSE state, as FXSAVE64 stores it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(C, align(16))]
-pub struct FxArea(pub [u8; 512]);
-
-/// Extended state in the standard format of XSAVE, with room for all but AMX: the first 512 bytes are
-/// those of FXSAVE64, the next 64 the header (SDM Vol. 1, "XSAVE Area").
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(C, align(64))]
-pub struct XsaveArea(pub [u8; 4096]);
-
-/// The guest's extended registers, to be worked on.
-#[derive(Debug)]
-pub enum Extended<'a> {
-    /// None: the instruction is not one that [uses](Substitute::is_extended) any.
-    Unused,
-    /// x87, MMX and SSE registers, as FXSAVE64 stored them. All else is taken from the processor,
-    /// where baseline x86-64 code of a hypervisor has left the guest's.
-    Fx(&'a mut FxArea),
-    /// All registers of the components in a mask like that of XCR0, as XSAVE64 stored them.
-    Xsave {
-        /// The registers.
-        area: &'a mut XsaveArea,
-        /// Components that both the guest and this processor have enabled; x87 and SSE among them.
-        components: u64,
-    },
-}
-
-impl Extended<'_> {
-    /// The same registers for a shorter time.
-    pub(super) fn reborrow(&mut self) -> Extended<'_> {
-        match self {
-            Self::Unused => Extended::Unused,
-            Self::Fx(fx) => Extended::Fx(fx),
-            Self::Xsave { area, components } => Extended::Xsave { area, components: *components },
-        }
-    }
-}
-
-/// Offsets in the first 512 bytes of either area.
-mod offset {
-    pub(super) const FOP: usize = 6;
-    pub(super) const FIP: usize = 8;
-    pub(super) const FDP: usize = 16;
-    pub(super) const MXCSR: usize = 24;
-    pub(super) const MXCSR_MASK: usize = 28;
-}
-
-/// The state after FNINIT, with all SSE exceptions masked.
-const fn initial<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    bytes[0] = 0x7f;
-    bytes[1] = 0x03;
-    bytes[offset::MXCSR] = 0x80;
-    bytes[offset::MXCSR + 1] = 0x1f;
-    bytes
-}
-
-impl FxArea {
-    /// The state after FNINIT, with all SSE exceptions masked.
-    pub const INITIAL: Self = Self(initial());
-}
-
-impl XsaveArea {
-    /// All components in their initial configuration.
-    pub const INITIAL: Self = Self(initial());
-}
-
-fn word(area: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([area[at], area[at + 1], area[at + 2], area[at + 3]])
-}
-
-fn pointer(area: &[u8], at: usize) -> u64 {
-    u64::from(word(area, at)) | u64::from(word(area, at + 4)) << 32
-}
-
-/// Clears the bits of MXCSR that restoring it would refuse.
-fn mask_mxcsr(area: &mut [u8], mask: u32) {
-    let mxcsr = word(area, offset::MXCSR) & mask;
-    area[offset::MXCSR..offset::MXCSR + 4].copy_from_slice(&mxcsr.to_le_bytes());
-}
 
 /// The instruction faulted in the hypervisor; nothing of the guest has changed.
 ///
@@ -304,12 +223,7 @@ impl Trampoline {
         let mut host = XsaveArea::INITIAL;
         // SAFETY: 512 aligned bytes to store to; SSE is enabled.
         unsafe { core::arch::x86_64::_fxsave64(host.0.as_mut_ptr()) };
-        // 0 stands for a processor without DAZ (SDM Vol. 1, "Guidelines for Writing to the MXCSR
-        // Register").
-        let mxcsr_mask = match word(&host.0, offset::MXCSR_MASK) {
-            0 => 0xffbf,
-            mask => mask,
-        };
+        let mxcsr_mask = mxcsr_mask(&host.0);
         let context = Context {
             host,
             registers: [0; 16],
@@ -335,9 +249,8 @@ impl Trampoline {
     /// Executes `substitute` on `window` with the guest's registers and arithmetic flags.
     ///
     /// Extended registers come from `guest.extended` and go there. On a fault nothing has changed. Not
-    /// to be called
-    /// by a handler that may have interrupted a call on the same trampoline, which `&mut` forbids
-    /// anyway.
+    /// to be called by a handler that may have interrupted a call on the same trampoline, which `&mut`
+    /// forbids anyway.
     ///
     /// An x87 instruction leaves the guest's addresses and opcode in FIP, FDP and FOP, not the
     /// hypervisor's.
@@ -391,29 +304,16 @@ impl Trampoline {
         match (copy, &mut guest.extended) {
             (Some(mut fx), Extended::Fx(to)) => {
                 if hide {
-                    self.hide_addresses(&mut fx.0, window.address(), &addresses);
+                    addresses.hide(&mut fx.0, |rip| self.contains(rip), window.address());
                 }
                 **to = fx;
             }
             (_, Extended::Xsave { area, .. }) if hide => {
-                self.hide_addresses(&mut area.0, window.address(), &addresses);
+                addresses.hide(&mut area.0, |rip| self.contains(rip), window.address());
             }
             _ => {}
         }
         Ok(())
-    }
-
-    /// Puts the guest's addresses and opcode where the x87 has noted the hypervisor's.
-    fn hide_addresses(&self, area: &mut [u8], window: u64, guest: &Addresses) {
-        if self.contains(pointer(area, offset::FIP)) {
-            area[offset::FIP..offset::FIP + 8].copy_from_slice(&guest.rip.to_le_bytes());
-            if let Some(opcode) = guest.x87_opcode {
-                area[offset::FOP..offset::FOP + 2].copy_from_slice(&opcode.to_le_bytes());
-            }
-        }
-        if pointer(area, offset::FDP) == window {
-            area[offset::FDP..offset::FDP + 8].copy_from_slice(&guest.offset.to_le_bytes());
-        }
     }
 
     /// Sees to it that `instruction` and a jump to the way back are in a slot; the slot's address.
@@ -450,15 +350,4 @@ pub(super) struct Guest<'a> {
     pub(super) extended: Extended<'a>,
     /// What the x87 is to note of the instruction.
     pub(super) addresses: Addresses,
-}
-
-/// The addresses that an instruction has in the guest.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Addresses {
-    /// Address of the instruction.
-    pub(super) rip: u64,
-    /// Offset of the destination in its segment.
-    pub(super) offset: u64,
-    /// What FOP is to say, if the instruction is one of the x87's.
-    pub(super) x87_opcode: Option<u16>,
 }
