@@ -9,7 +9,7 @@ use subpage_emulate::{
 };
 
 use super::Next;
-use super::destination::{anywhere, in_traps};
+use super::destination::{Wanted, destination};
 use super::inject::inject;
 use super::obstacle::Obstacle;
 use super::report::{Account, Outcome, report};
@@ -107,7 +107,7 @@ fn try_deliver(
     // The frame's pages are accessed with the privilege of the handler.
     let state = &planned.after;
     let length = planned.frame.len();
-    let parts = in_traps(machine, &mut guard, state, linear, length, access)?;
+    let parts = destination(machine, &mut guard, state, linear, length, access, Wanted::InTraps)?;
     guard.ledger_count(&parts);
     machine.metrics.checks(1);
     let decision = guard.domain_mut().authorize_write_parts(SPACE, &parts);
@@ -187,7 +187,10 @@ fn forget(processor: &Processor, in_nmi: bool) -> Result<(), Obstacle> {
 /// deliver where it may not, but the flag tells nobody anything.
 fn mark_descriptor(machine: &Machine, guard: &mut Guard, at: &Interrupted, linear: u64) {
     let access = Access { write: true, ..Access::SYSTEM_READ };
-    let Ok(parts) = anywhere(machine, guard, &at.state, linear, 1, access) else { return };
+    let wanted = Wanted::Anywhere;
+    let Ok(parts) = destination(machine, guard, &at.state, linear, 1, access, wanted) else {
+        return;
+    };
     if !guard.domain().check_write_parts(SPACE, &parts).permits() {
         return;
     }

@@ -10,52 +10,36 @@ use super::obstacle::Obstacle;
 use crate::guard::{Guard, SPACE};
 use crate::vm::Machine;
 
-/// Where an access that writes goes, if any byte of it goes to a page that traps; marks the page tables
-/// as a processor's walk would. What is not carried out here leaves no
-/// trace, unless another processor changes the tables meanwhile.
-pub(super) fn in_traps(
-    machine: &Machine,
-    guard: &mut Guard,
-    state: &State,
-    linear: u64,
-    length: usize,
-    access: Access,
-) -> Result<WriteParts, Obstacle> {
-    let traps = |guard: &Guard, parts: &[Part]| {
-        parts.iter().any(|part| guard.traps().traps(part.translation.gpa.gfn()))
-    };
-    find(machine, guard, state, linear, length, access, traps)
+/// Which stores are of interest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Those of which some byte goes to a page that traps. Others are [`Obstacle::NotOurs`].
+    InTraps,
+    /// All.
+    Anywhere,
 }
 
-/// Where an access that writes goes, wherever that is; marks the page tables.
-pub(super) fn anywhere(
-    machine: &Machine,
-    guard: &mut Guard,
-    state: &State,
-    linear: u64,
-    length: usize,
-    access: Access,
-) -> Result<WriteParts, Obstacle> {
-    find(machine, guard, state, linear, length, access, |_, _| true)
-}
-
-/// The marks are no writes of the guest, so rules do not forbid them, wherever the tables lie.
+/// Where an access that writes goes; marks the page tables as a processor's walk would.
+///
+/// What is not wanted leaves no mark, unless another processor changes the tables meanwhile. The marks
+/// are no writes of the guest, so rules do not forbid them, wherever the tables lie.
 ///
 /// Other processors may change the entries between the walk and the marks, again and again. They must
 /// not keep the guard's lock that way: after some attempts the guest runs on, and traps again.
-fn find(
+pub(super) fn destination(
     machine: &Machine,
     guard: &mut Guard,
     state: &State,
     linear: u64,
     length: usize,
     access: Access,
-    is_ours: impl Fn(&Guard, &[Part]) -> bool,
+    wanted: Wanted,
 ) -> Result<WriteParts, Obstacle> {
     const ATTEMPTS: u32 = 8;
     for _ in 0..ATTEMPTS {
         let parts = translate_span(&machine.ram, machine.walks, state, linear, length, access)?;
-        if !is_ours(guard, &parts) {
+        let traps = |part: &Part| guard.traps().traps(part.translation.gpa.gfn());
+        if wanted == Wanted::InTraps && !parts.iter().any(traps) {
             return Err(Obstacle::NotOurs);
         }
         if mark(machine, guard, &parts)? {

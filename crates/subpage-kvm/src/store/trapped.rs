@@ -12,7 +12,7 @@ use subpage_emulate::{
     Progress, Scratch, Store, Window, XsaveArea,
 };
 
-use super::destination::{in_traps, read};
+use super::destination::{Wanted, destination, read};
 use super::inject::{end_instruction, inject};
 use super::obstacle::Obstacle;
 use super::report::{Account, Outcome, report};
@@ -224,7 +224,8 @@ impl Work<'_> {
         let mut guard = machine.guard();
         let access = Access::write_by(&self.state);
         let (linear, length) = (store.linear(), store.length());
-        let parts = in_traps(machine, &mut guard, &self.state, linear, length, access)?;
+        let wanted = Wanted::InTraps;
+        let parts = destination(machine, &mut guard, &self.state, linear, length, access, wanted)?;
         guard.ledger_count(&parts);
         machine.metrics.checks(1);
         let considered = guard.domain_mut().consider_write(SPACE, &parts);
