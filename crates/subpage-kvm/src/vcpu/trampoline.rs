@@ -1,4 +1,4 @@
-//! Executable memory for one instruction at a time, in a process with signals.
+//! Executable memory for the substitutes of a processor's instructions, in a process with signals.
 //!
 //! Unsafe because memory is mapped executable and a signal handler changes where a thread goes on.
 #![allow(unsafe_code)]
