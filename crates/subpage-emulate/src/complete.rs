@@ -5,7 +5,9 @@ use super::extended::Addresses;
 use super::implied::{Surroundings, next_rip};
 use super::store::{count, repeats};
 use super::trampoline::Guest;
-use super::{Extended, Fault, Processor, Store, SystemTables, Trampoline, TrampolineFault, Window};
+use super::{
+    Extended, Fault, PagingFeatures, Store, SystemTables, Trampoline, TrampolineFault, Window,
+};
 use crate::guest::{PhysicalMemory, State};
 
 /// Where the guest is after a completed store.
@@ -44,11 +46,11 @@ impl From<TrampolineFault> for Incomplete {
 
 /// What completing an instruction needs besides the state.
 #[derive(Debug)]
-pub struct Machine<'a, M> {
+pub struct Executor<'a, M> {
     /// The guest's memory, for the sources of PUSH, CALL, POP and MOVS.
     pub memory: &'a M,
     /// What page walks go by.
-    pub processor: Processor,
+    pub paging: PagingFeatures,
     /// For SGDT, SIDT, SLDT and STR.
     pub tables: &'a SystemTables,
     /// Of the processor that this runs on.
@@ -62,7 +64,7 @@ pub struct Machine<'a, M> {
     pub extended: Extended<'a>,
 }
 
-impl<M: PhysicalMemory> Machine<'_, M> {
+impl<M: PhysicalMemory> Executor<'_, M> {
     /// Carries `store` out on `window`, and moves `state` behind it.
     ///
     /// `state` must be that for which the store was found. On the guest's own bytes the effect on
@@ -95,11 +97,8 @@ impl<M: PhysicalMemory> Machine<'_, M> {
             };
             self.trampoline.run(substitute, window, &mut guest)?;
         } else {
-            let surroundings = Surroundings {
-                memory: self.memory,
-                processor: self.processor,
-                tables: self.tables,
-            };
+            let surroundings =
+                Surroundings { memory: self.memory, paging: self.paging, tables: self.tables };
             let effect = surroundings.effect(store, state)?;
             window.store(&effect.bytes, effect.unit);
             *state = effect.after;

@@ -9,7 +9,7 @@ use bitfield_struct::bitfield;
 
 use super::bits::{EFER_LMA, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM};
 use super::linear::read_linear;
-use super::{Access, Escalation, Exception, Fault, Processor, SystemTables, is_canonical};
+use super::{Access, Escalation, Exception, Fault, PagingFeatures, SystemTables, is_canonical};
 use crate::guest::{PhysicalMemory, Register, Segment, State};
 
 /// Where an event comes from.
@@ -29,7 +29,7 @@ pub enum EventKind {
 
 /// An interrupt or exception to be delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Event {
+pub struct VectoringEvent {
     /// Vector, 0..=255.
     pub vector: u8,
     /// The error code to push, if the vector has one.
@@ -38,7 +38,7 @@ pub struct Event {
     pub kind: EventKind,
 }
 
-impl Event {
+impl VectoringEvent {
     /// What becomes of `exception` if it arose while this event was being delivered.
     ///
     /// An interrupt, or INT n, is benign whatever its vector: only exceptions that the processor
@@ -53,7 +53,7 @@ impl Event {
 
 /// What a delivery does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Delivery {
+pub struct PlannedDelivery {
     /// Linear address of the frame's first byte: RSP afterwards.
     pub linear: u64,
     /// The frame: error code if any, RIP, CS, RFLAGS, RSP, SS, eight bytes each.
@@ -65,7 +65,7 @@ pub struct Delivery {
     pub mark_descriptor: Option<u64>,
 }
 
-impl Delivery {
+impl PlannedDelivery {
     /// The access that pushing the frame makes.
     pub const fn access(&self) -> Access {
         Access::write_by(&self.after)
@@ -74,7 +74,7 @@ impl Delivery {
 
 struct Context<'a, M> {
     memory: &'a M,
-    processor: Processor,
+    paging: PagingFeatures,
     state: &'a State,
     tables: &'a SystemTables,
     /// EXT: bit 0 of error codes, unless software asked for the event.
@@ -85,19 +85,19 @@ struct Context<'a, M> {
 ///
 /// RFLAGS.RF in the frame is 1 for fault-class exceptions and 0 for everything else. Errors: the
 /// exception that comes up instead, which may escalate
-/// ([`Event::escalate`]). IA-32e mode only.
+/// ([`VectoringEvent::escalate`]). IA-32e mode only.
 ///
 /// Panics outside of IA-32e mode.
 pub fn deliver<M: PhysicalMemory>(
     memory: &M,
-    processor: Processor,
+    paging: PagingFeatures,
     state: &State,
     tables: &SystemTables,
-    event: &Event,
-) -> Result<Delivery, Fault> {
+    event: &VectoringEvent,
+) -> Result<PlannedDelivery, Fault> {
     assert!(state.efer & EFER_LMA != 0, "delivery is in software in IA-32e mode only");
     let external = u32::from(!matches!(event.kind, EventKind::Software { .. }));
-    let context = Context { memory, processor, state, tables, external };
+    let context = Context { memory, paging, state, tables, external };
     let gate = context.gate(event)?;
     let target = context.code_segment(gate.selector())?;
     let inner = !target.conforming && target.dpl < state.cpl;
@@ -126,11 +126,11 @@ pub fn deliver<M: PhysicalMemory>(
         let access = 1 << 16 | u32::from(cpl) << 5;
         after.segments.ss = Segment { selector: cpl.into(), base: 0, limit: 0, access };
     }
-    Ok(Delivery { linear: pointer, frame, after, mark_descriptor: target.mark })
+    Ok(PlannedDelivery { linear: pointer, frame, after, mark_descriptor: target.mark })
 }
 
 /// The frame, first byte first.
-fn frame(state: &State, event: &Event) -> ArrayVec<u8, 48> {
+fn frame(state: &State, event: &VectoringEvent) -> ArrayVec<u8, 48> {
     let rip = match event.kind {
         EventKind::Software { instruction_bytes } => {
             let next = state.rip.wrapping_add(instruction_bytes.into());
@@ -241,11 +241,11 @@ impl<M: PhysicalMemory> Context<'_, M> {
     fn read<const BYTES: usize>(&self, linear: u64) -> Result<[u8; BYTES], Fault> {
         let mut bytes = [0; BYTES];
         let access = Access::SYSTEM_READ;
-        read_linear(self.memory, self.processor, self.state, linear, access, &mut bytes)?;
+        read_linear(self.memory, self.paging, self.state, linear, access, &mut bytes)?;
         Ok(bytes)
     }
 
-    fn gate(&self, event: &Event) -> Result<Gate, Fault> {
+    fn gate(&self, event: &VectoringEvent) -> Result<Gate, Fault> {
         let at = u64::from(event.vector) * 16;
         let code = u32::from(event.vector) << 3 | 1 << 1 | self.external;
         if at + 15 > self.tables.idtr.limit.into() {

@@ -4,7 +4,7 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 use subpage::address::PAGE_BYTES;
 
 use super::linear::{advance, read_linear};
-use super::{Access, Exception, Fault, Processor};
+use super::{Access, Exception, Fault, PagingFeatures};
 use crate::guest::{PhysicalMemory, State};
 
 /// Longest instruction that a processor executes.
@@ -27,7 +27,7 @@ impl GuestInstruction {
     /// Errors: what the fetch would cause; #UD (vector 6) for bytes that are no instruction.
     pub fn fetch<M: PhysicalMemory>(
         memory: &M,
-        processor: Processor,
+        paging: PagingFeatures,
         state: &State,
     ) -> Result<Self, Fault> {
         let mut bytes = [0; MAX_INSTRUCTION_BYTES];
@@ -38,7 +38,7 @@ impl GuestInstruction {
             let in_segment = in_segment(state, have as u64);
             let take = in_page.min(in_segment).min(MAX_INSTRUCTION_BYTES - have);
             let access = Access::fetch_by(state);
-            read_linear(memory, processor, state, linear, access, &mut bytes[have..have + take])?;
+            read_linear(memory, paging, state, linear, access, &mut bytes[have..have + take])?;
             have += take;
             if let Some(code) = Self::decode(state, &bytes[..have]) {
                 return Ok(code);

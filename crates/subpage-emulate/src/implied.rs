@@ -12,7 +12,7 @@ use super::store::{
     address_mask, count, effective_address, register, repeats, set_stack_pointer, slot,
     stack_pointer,
 };
-use super::{Access, Exception, Fault, Processor, Store, SystemTables, is_canonical};
+use super::{Access, Exception, Fault, PagingFeatures, Store, SystemTables, is_canonical};
 use crate::guest::{PhysicalMemory, Register, State};
 
 /// Longest computed store: PUSHAD.
@@ -40,7 +40,7 @@ impl Effect {
 /// The system around an instruction.
 pub(super) struct Surroundings<'a, M> {
     pub(super) memory: &'a M,
-    pub(super) processor: Processor,
+    pub(super) paging: PagingFeatures,
     pub(super) tables: &'a SystemTables,
 }
 
@@ -121,7 +121,7 @@ impl<M: PhysicalMemory> Surroundings<'_, M> {
 
     fn read(&self, state: &State, linear: u64, bytes: usize) -> Result<u64, Fault> {
         let access = Access::read_by(state);
-        read_number(self.memory, self.processor, state, linear, access, bytes)
+        read_number(self.memory, self.paging, state, linear, access, bytes)
     }
 
     /// The value of operand 0 as a source of `bytes` bytes.

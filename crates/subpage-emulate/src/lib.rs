@@ -7,7 +7,7 @@
 //! 2. [`Store::of`] tells where it writes and how many bytes;
 //! 3. [`translate_span`] tells which guest-physical bytes those are, and which entries of the guest's
 //!    page tables the processor would mark; the domain is asked about them;
-//! 4. [`Machine::complete`] carries the instruction out on a [`Window`]: on the guest's bytes, or on
+//! 4. [`Executor::complete`] carries the instruction out on a [`Window`]: on the guest's bytes, or on
 //!    a [`Scratch`] copy of them. The copy tells what would have been written, and leaves registers
 //!    and flags as if memory had taken the write and forgotten it, as a ROM does.
 //!
@@ -33,8 +33,8 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-mod accesses;
 mod complete;
+mod decode_cache;
 mod deliver;
 mod extended;
 mod fault;
@@ -42,12 +42,12 @@ mod fetch;
 mod form;
 pub mod guest;
 mod implied;
-mod known;
 mod linear;
+mod memory_operands;
 mod paging;
-mod recent;
 mod segment;
 mod store;
+mod store_template;
 mod substitute;
 mod tables;
 mod trampoline;
@@ -55,15 +55,15 @@ mod window;
 
 use subpage::address::PhysicalWidth;
 
-pub use complete::{Incomplete, Machine, Progress};
-pub use deliver::{Delivery, Event, EventKind, deliver};
+pub use complete::{Executor, Incomplete, Progress};
+pub use decode_cache::DecodeCache;
+pub use deliver::{EventKind, PlannedDelivery, VectoringEvent, deliver};
 pub use extended::{Extended, FxArea, XsaveArea};
 pub use fault::{Escalation, Exception, Fault};
 pub use fetch::{GuestInstruction, MAX_INSTRUCTION_BYTES};
 pub use form::Unsupported;
 pub use linear::{Part, read_linear, translate_span};
 pub use paging::{Access, Mark, Translation, translate, walk_entries, walk_marks};
-pub use recent::Recent;
 pub use store::{MAX_STORE_BYTES, Refusal, Store};
 pub use substitute::Substitute;
 pub use tables::table_frames;
@@ -74,7 +74,7 @@ use crate::guest::{Segment, State};
 
 /// What the guest's processor offers, as CPUID tells the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Processor {
+pub struct PagingFeatures {
     /// MAXPHYADDR: address bits at and above it are reserved in page-table entries.
     pub physical_width: PhysicalWidth,
     /// 1 GiB pages.

@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 use subpage::address::PAGE_BYTES;
 
 use super::bits::EFER_LMA;
-use super::{Access, Fault, Processor, Translation, translate};
+use super::{Access, Fault, PagingFeatures, Translation, translate};
 use crate::guest::{PhysicalMemory, State};
 
 /// The linear address `bytes` after `linear`; linear addresses of 32 bits wrap.
@@ -16,7 +16,7 @@ pub(super) const fn advance(state: &State, linear: u64, bytes: u64) -> u64 {
 /// Fills `buffer` from `linear` on, across page ends; all of it or a fault.
 pub fn read_linear<M: PhysicalMemory>(
     memory: &M,
-    processor: Processor,
+    paging: PagingFeatures,
     state: &State,
     linear: u64,
     access: Access,
@@ -28,7 +28,7 @@ pub fn read_linear<M: PhysicalMemory>(
         let in_page = PAGE_BYTES - linear % PAGE_BYTES;
         let take = usize::try_from(in_page).map_or(rest.len(), |page| page.min(rest.len()));
         let (part, after) = rest.split_at_mut(take);
-        let gpa = translate(memory, processor, state, linear, access)?.gpa;
+        let gpa = translate(memory, paging, state, linear, access)?.gpa;
         memory.read(gpa, part).map_err(|_| Fault::NotMemory(gpa.as_u64()))?;
         linear = advance(state, linear, in_page);
         rest = after;
@@ -39,14 +39,14 @@ pub fn read_linear<M: PhysicalMemory>(
 /// Reads a little-endian number of `bytes`, 1 to 8, from `linear`.
 pub(super) fn read_number<M: PhysicalMemory>(
     memory: &M,
-    processor: Processor,
+    paging: PagingFeatures,
     state: &State,
     linear: u64,
     access: Access,
     bytes: usize,
 ) -> Result<u64, Fault> {
     let mut buffer = [0; 8];
-    read_linear(memory, processor, state, linear, access, &mut buffer[..bytes])?;
+    read_linear(memory, paging, state, linear, access, &mut buffer[..bytes])?;
     Ok(u64::from_le_bytes(buffer))
 }
 
@@ -67,7 +67,7 @@ pub struct Part {
 /// Panics if there are no bytes or more than a page of them.
 pub fn translate_span<M: PhysicalMemory>(
     memory: &M,
-    processor: Processor,
+    paging: PagingFeatures,
     state: &State,
     linear: u64,
     bytes: usize,
@@ -80,7 +80,7 @@ pub fn translate_span<M: PhysicalMemory>(
     let mut parts = ArrayVec::new();
     for (linear, bytes) in [(linear, first), (advance(state, linear, first), bytes - first)] {
         if bytes > 0 {
-            let translation = translate(memory, processor, state, linear, access)?;
+            let translation = translate(memory, paging, state, linear, access)?;
             parts.push(Part { translation, bytes });
         }
     }

@@ -14,7 +14,7 @@ use subpage::address::Gpa;
 use super::bits::{
     CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NXE, RFLAGS_AC,
 };
-use super::{Exception, Fault, Processor, is_canonical};
+use super::{Exception, Fault, PagingFeatures, is_canonical};
 use crate::guest::{PhysicalMemory, State};
 
 /// What an access wants.
@@ -190,12 +190,12 @@ impl Format {
     /// The bits that must be 0 in an entry.
     pub(super) fn reserved(
         self,
-        processor: Processor,
+        paging: PagingFeatures,
         state: &State,
         level: u32,
         leaf: bool,
     ) -> u64 {
-        let width = processor.physical_width.bits();
+        let width = paging.physical_width.bits();
         let beyond = !((1_u64 << width) - 1);
         let high = beyond & 0x000f_ffff_ffff_f000;
         let no_execute = if state.efer & EFER_NXE == 0 { NO_EXECUTE } else { 0 };
@@ -210,13 +210,13 @@ impl Format {
                 let ignored = if self == Self::Pae { 0x7ff << 52 } else { 0 };
                 let size = if leaf && level > 1 {
                     ((1 << self.shift(level)) - 1) & !0x1fff
-                } else if level == 4 || level == 3 && !processor.gigabyte_pages {
+                } else if level == 4 || level == 3 && !paging.gigabyte_pages {
                     PAGE_SIZE
                 } else {
                     0
                 };
                 let no_gigabyte =
-                    if leaf && level == 3 && !processor.gigabyte_pages { PAGE_SIZE } else { 0 };
+                    if leaf && level == 3 && !paging.gigabyte_pages { PAGE_SIZE } else { 0 };
                 high | ignored | no_execute | size | no_gigabyte
             }
         }
@@ -289,13 +289,13 @@ fn load<M: PhysicalMemory>(memory: &M, at: u64, bytes: u8) -> Result<(Gpa, u64, 
 /// 32 bits, and the rest of `linear` is ignored. A linear address that is not canonical is #GP(0).
 pub fn translate<M: PhysicalMemory>(
     memory: &M,
-    processor: Processor,
+    paging: PagingFeatures,
     state: &State,
     linear: u64,
     access: Access,
 ) -> Result<Translation, Fault> {
     let mut marks = ArrayVec::new();
-    let gpa = walk(memory, processor, state, linear, access, |_, mark| marks.extend(mark))?;
+    let gpa = walk(memory, paging, state, linear, access, |_, mark| marks.extend(mark))?;
     Ok(Translation { gpa, marks })
 }
 
@@ -305,14 +305,14 @@ pub fn translate<M: PhysicalMemory>(
 /// neither flag of the entry that faults (SDM Vol. 3A, "Accessed and Dirty Flags").
 pub fn walk_marks<M: PhysicalMemory>(
     memory: &M,
-    processor: Processor,
+    paging: PagingFeatures,
     state: &State,
     linear: u64,
     access: Access,
 ) -> ArrayVec<Mark, 4> {
     let mut marks = ArrayVec::new();
     // The caller asks for the marks; what became of the access is `translate`'s to say.
-    let _ = walk(memory, processor, state, linear, access, |_, mark| marks.extend(mark));
+    let _ = walk(memory, paging, state, linear, access, |_, mark| marks.extend(mark));
     marks
 }
 
@@ -320,19 +320,19 @@ pub fn walk_marks<M: PhysicalMemory>(
 /// fault.
 pub fn walk_entries<M: PhysicalMemory>(
     memory: &M,
-    processor: Processor,
+    paging: PagingFeatures,
     state: &State,
     linear: u64,
 ) -> ArrayVec<Gpa, 4> {
     let mut entries = ArrayVec::new();
     let access = Access::read_by(state);
-    let _ = walk(memory, processor, state, linear, access, |entry, _| entries.push(entry));
+    let _ = walk(memory, paging, state, linear, access, |entry, _| entries.push(entry));
     entries
 }
 
 fn walk<M: PhysicalMemory>(
     memory: &M,
-    processor: Processor,
+    paging: PagingFeatures,
     state: &State,
     linear: u64,
     access: Access,
@@ -340,9 +340,9 @@ fn walk<M: PhysicalMemory>(
 ) -> Result<Gpa, Fault> {
     match Format::of(state) {
         Format::Level4 => {
-            walk_in(Format::Level4, memory, processor, state, linear, access, entry_used)
+            walk_in(Format::Level4, memory, paging, state, linear, access, entry_used)
         }
-        format => walk_in(format, memory, processor, state, linear, access, entry_used),
+        format => walk_in(format, memory, paging, state, linear, access, entry_used),
     }
 }
 
@@ -352,7 +352,7 @@ fn walk<M: PhysicalMemory>(
 fn walk_in<M: PhysicalMemory>(
     format: Format,
     memory: &M,
-    processor: Processor,
+    paging: PagingFeatures,
     state: &State,
     linear: u64,
     access: Access,
@@ -376,7 +376,7 @@ fn walk_in<M: PhysicalMemory>(
             return Err(page_fault(state, linear, access, 0));
         }
         let leaf = format.is_leaf(state, level, value);
-        if value & format.reserved(processor, state, level, leaf) != 0 {
+        if value & format.reserved(paging, state, level, leaf) != 0 {
             entry_used(entry, None);
             return Err(page_fault(state, linear, access, code::PROTECTION | code::RESERVED));
         }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use subpage::address::{Gfn, Gpa, PAGE_BYTES};
 
-use super::Processor;
+use super::PagingFeatures;
 use super::paging::{Format, PRESENT};
 use crate::bits::CR0_PG;
 use crate::guest::{PhysicalMemory, State};
@@ -19,7 +19,7 @@ const TABLE_BYTES: usize = 4096;
 /// memory are passed over. Without paging there are none.
 pub fn table_frames<M: PhysicalMemory>(
     memory: &M,
-    processor: Processor,
+    paging: PagingFeatures,
     state: &State,
     most: usize,
 ) -> Vec<Gfn> {
@@ -37,7 +37,7 @@ pub fn table_frames<M: PhysicalMemory>(
         let Ok(gpa) = Gpa::try_new(table) else { continue };
         frames.insert(gpa.gfn());
         if level > 1 {
-            let next = Next { memory, processor, state, format };
+            let next = Next { memory, paging, state, format };
             next.tables(gpa, level, |below| found.push((below, level - 1)));
         }
     }
@@ -46,7 +46,7 @@ pub fn table_frames<M: PhysicalMemory>(
 
 struct Next<'a, M> {
     memory: &'a M,
-    processor: Processor,
+    paging: PagingFeatures,
     state: &'a State,
     format: Format,
 }
@@ -66,7 +66,7 @@ impl<M: PhysicalMemory> Next<'_, M> {
             value[..entry_bytes].copy_from_slice(entry);
             let value = u64::from_le_bytes(value);
             let leaf = self.format.is_leaf(self.state, level, value);
-            let reserved = self.format.reserved(self.processor, self.state, level, leaf);
+            let reserved = self.format.reserved(self.paging, self.state, level, leaf);
             if value & PRESENT != 0 && !leaf && value & reserved == 0 {
                 each(self.format.address(level, false, value));
             }

@@ -24,7 +24,7 @@ use crate::smp::mailbox::Mailboxes;
 use crate::vcpu::setup::{Bitmaps, Tables};
 use crate::vmx::Capabilities;
 use crate::vmx::structure::invalidate_ept_here;
-use subpage_emulate::Processor;
+use subpage_emulate::PagingFeatures;
 
 /// Tables, rules, events: everything that is changed under the one lock.
 pub struct Shared {
@@ -121,7 +121,7 @@ pub struct Machine {
     /// What the processors' VMX can do.
     pub capabilities: Capabilities,
     /// What their paging can do.
-    pub processor: Processor,
+    pub paging: PagingFeatures,
     /// Bitmaps of ports and MSRs.
     pub bitmaps: Bitmaps,
     /// How it is set up.
@@ -153,7 +153,7 @@ impl Machine {
         ram: GuestRam,
         tables: Tables,
         capabilities: Capabilities,
-        processor: Processor,
+        paging: PagingFeatures,
         settings: Settings,
         processors: usize,
         apic: LocalApic,
@@ -172,7 +172,7 @@ impl Machine {
             ram,
             tables,
             capabilities,
-            processor,
+            paging,
             bitmaps: Bitmaps::new(),
             settings,
             told,

@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use subpage_emulate::guest::{Register, State};
-use subpage_emulate::{Extended, FxArea, GuestInstruction, Machine, Store, Window, prepare};
+use subpage_emulate::{Executor, Extended, FxArea, GuestInstruction, Store, Window, prepare};
 
-use crate::machine::{Flat, OwnTrampoline, PROCESSOR, Pages, TABLES, state_64};
+use crate::machine::{Flat, OwnTrampoline, PAGING, Pages, TABLES, state_64};
 
 const ROUNDS: u64 = 20_000;
 
@@ -18,9 +18,9 @@ fn repeat(code: &[u8], window: (*mut u8, usize), mut each: impl FnMut(&mut State
     while each(&mut state) {
         let instruction = GuestInstruction::decode(&state, code).unwrap();
         let store = Store::of(&instruction, &state).unwrap();
-        let mut machine = Machine {
+        let mut machine = Executor {
             memory: &memory,
-            processor: PROCESSOR,
+            paging: PAGING,
             tables: &TABLES,
             trampoline: &mut own.trampoline,
             extended: Extended::Fx(&mut FxArea::INITIAL.clone()),

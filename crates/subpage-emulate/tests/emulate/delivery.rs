@@ -1,11 +1,12 @@
-//! Delivery of interrupts and exceptions in IA-32e mode.
+//! PlannedDelivery of interrupts and exceptions in IA-32e mode.
 
 use subpage_emulate::guest::{Register, Segment, State};
 use subpage_emulate::{
-    Delivery, Escalation, Event, EventKind, Exception, Fault, SystemTables, TableRegister, deliver,
+    Escalation, EventKind, Exception, Fault, PlannedDelivery, SystemTables, TableRegister,
+    VectoringEvent, deliver,
 };
 
-use crate::machine::{Flat, PROCESSOR, state_64};
+use crate::machine::{Flat, PAGING, state_64};
 
 const IDT: u64 = 0x8000;
 const GDT: u64 = 0xa000;
@@ -77,9 +78,9 @@ impl World {
         vector: u8,
         error_code: Option<u32>,
         kind: EventKind,
-    ) -> Result<Delivery, Fault> {
-        let event = Event { vector, error_code, kind };
-        deliver(&self.memory, PROCESSOR, &self.state, &self.tables, &event)
+    ) -> Result<PlannedDelivery, Fault> {
+        let event = VectoringEvent { vector, error_code, kind };
+        deliver(&self.memory, PAGING, &self.state, &self.tables, &event)
     }
 
     fn refused(&self, kind: EventKind) -> Exception {
@@ -90,7 +91,7 @@ impl World {
     }
 }
 
-fn words(delivery: &Delivery) -> Vec<u64> {
+fn words(delivery: &PlannedDelivery) -> Vec<u64> {
     let words = delivery.frame.chunks_exact(8);
     words.map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect()
 }
@@ -279,10 +280,10 @@ fn exceptions_during_delivery_escalate() {
     // INT n and interrupts are benign, also with the vector of an exception.
     for kind in [INTERRUPT, INT_N] {
         for vector in [8, 13, 14] {
-            let event = Event { vector, error_code: None, kind };
+            let event = VectoringEvent { vector, error_code: None, kind };
             assert_eq!(event.escalate(gp), Escalation::Deliver(gp));
         }
     }
-    let event = Event { vector: 13, error_code: Some(0), kind: EXCEPTION };
+    let event = VectoringEvent { vector: 13, error_code: Some(0), kind: EXCEPTION };
     assert_eq!(event.escalate(gp), Escalation::Deliver(double));
 }

@@ -7,11 +7,11 @@ use nix::libc;
 use nix::sys::mman::ProtFlags;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use subpage_emulate::{
-    Extended, FxArea, GuestInstruction, Incomplete, Machine, Progress, Scratch, Store, Trampoline,
+    Executor, Extended, FxArea, GuestInstruction, Incomplete, Progress, Scratch, Store, Trampoline,
     Window,
 };
 
-use crate::machine::{Flat, OwnTrampoline, PROCESSOR, Pages, TABLES, state_64};
+use crate::machine::{Flat, OwnTrampoline, PAGING, Pages, TABLES, state_64};
 
 /// The trampoline of the test that runs; faults elsewhere are nobody's.
 static TRAMPOLINE: AtomicPtr<Trampoline> = AtomicPtr::new(std::ptr::null_mut());
@@ -61,15 +61,9 @@ fn machine<'a>(
     own: &'a mut OwnTrampoline,
     memory: &'a Flat,
     fx: &'a mut FxArea,
-) -> Machine<'a, Flat> {
+) -> Executor<'a, Flat> {
     let trampoline = &mut own.trampoline;
-    Machine {
-        memory,
-        processor: PROCESSOR,
-        tables: &TABLES,
-        trampoline,
-        extended: Extended::Fx(fx),
-    }
+    Executor { memory, paging: PAGING, tables: &TABLES, trampoline, extended: Extended::Fx(fx) }
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 use subpage_emulate::guest::State;
-use subpage_emulate::{Exception, Fault, GuestInstruction, Recent, Store};
+use subpage_emulate::{DecodeCache, Exception, Fault, GuestInstruction, Store};
 
-use crate::machine::{Flat, PROCESSOR, state_16, state_32, state_64};
+use crate::machine::{Flat, PAGING, state_16, state_32, state_64};
 
 /// Linear 5000H leads to 8000H, 6000H to 3000H, and 7000H is absent.
 fn memory() -> Flat {
@@ -29,7 +29,7 @@ fn an_instruction_may_begin_in_one_page_and_end_in_another() {
         // What follows in the neighbouring frame is something else; the entry is at 9000H anyway.
         let mut state = state_64();
         state.rip = 0x6000 - before as u64;
-        let instruction = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap();
+        let instruction = GuestInstruction::fetch(&memory, PAGING, &state).unwrap();
         assert_eq!(instruction.bytes(), MOVE);
     }
 }
@@ -40,13 +40,13 @@ fn what_follows_an_instruction_may_be_absent() {
     memory.put(0x4000 - MOVE.len() as u64, &MOVE);
     let mut state = state_64();
     state.rip = 0x7000 - MOVE.len() as u64;
-    let instruction = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap();
+    let instruction = GuestInstruction::fetch(&memory, PAGING, &state).unwrap();
     assert_eq!(instruction.bytes(), MOVE);
 
     // One byte later it is cut off, and the fault is at the absent page.
     memory.put(0x4000 - MOVE.len() as u64 + 1, &MOVE[..10]);
     state.rip += 1;
-    let fault = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap_err();
+    let fault = GuestInstruction::fetch(&memory, PAGING, &state).unwrap_err();
     assert_eq!(fault, Exception::page_fault(0x7000, 0b1_0100).into());
 }
 
@@ -59,12 +59,12 @@ fn bytes_that_are_no_instruction_are_an_exception() {
     // LOCK with a register; PUSH ES in 64-bit mode; sixteen prefixes.
     for bytes in [&[0xf0, 0x01, 0xc0][..], &[0x06], &[0x66; 16]] {
         memory.put(0x8000, bytes);
-        assert_eq!(GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap_err(), invalid);
+        assert_eq!(GuestInstruction::fetch(&memory, PAGING, &state).unwrap_err(), invalid);
     }
     // Invalid already, so the next page is not asked for.
     memory.put(0x3ffd, &[0xf0, 0x01, 0xc0]);
     state.rip = 0x6ffd;
-    assert_eq!(GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap_err(), invalid);
+    assert_eq!(GuestInstruction::fetch(&memory, PAGING, &state).unwrap_err(), invalid);
 }
 
 #[test]
@@ -74,12 +74,12 @@ fn fetches_respect_privilege_and_canonical_addresses() {
     memory.put(0xa000 + 5 * 8, &0x8001_u64.to_le_bytes());
     let mut state = state_64();
     state.rip = 0x5000;
-    let fault = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap_err();
+    let fault = GuestInstruction::fetch(&memory, PAGING, &state).unwrap_err();
     assert_eq!(fault, Exception::page_fault(0x5000, 0b1_0101).into());
     state.cpl = 0;
-    assert!(GuestInstruction::fetch(&memory, PROCESSOR, &state).is_ok());
+    assert!(GuestInstruction::fetch(&memory, PAGING, &state).is_ok());
     state.rip = 0x8000_0000_0000;
-    let fault = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap_err();
+    let fault = GuestInstruction::fetch(&memory, PAGING, &state).unwrap_err();
     assert_eq!(fault, Exception::general_protection(0).into());
 }
 
@@ -91,17 +91,17 @@ fn outside_of_64_bit_mode_base_and_limit_count() {
     let mut state = state_16();
     state.segments.cs.base = 0x1_2000;
     state.rip = 0x345;
-    let instruction = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap();
+    let instruction = GuestInstruction::fetch(&memory, PAGING, &state).unwrap();
     assert_eq!(instruction.bytes(), [0x88, 0x07]);
     state.segments.cs.limit = 0x345;
-    let fault = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap_err();
+    let fault = GuestInstruction::fetch(&memory, PAGING, &state).unwrap_err();
     assert_eq!(fault, Exception::general_protection(0).into());
 
     // Addresses wrap at 4 GiB.
     let mut state = state_32();
     state.segments.cs.base = 0xffff_f000;
     state.rip = 0x1_3345;
-    let instruction = GuestInstruction::fetch(&memory, PROCESSOR, &state).unwrap();
+    let instruction = GuestInstruction::fetch(&memory, PAGING, &state).unwrap();
     assert_eq!(instruction.bytes(), [0x88, 0x07]);
 }
 
@@ -111,12 +111,12 @@ fn outside_of_64_bit_mode_base_and_limit_count() {
 #[test]
 fn a_remembered_instruction_is_the_one_that_is_there() {
     let memory = memory();
-    let mut recent = Recent::default();
+    let mut cache = DecodeCache::default();
     let mut state = state_64();
     state.rip = 0x5000;
     let mut check = |memory: &Flat, state: &State| {
-        let (instruction, store) = recent.find(memory, PROCESSOR, state).unwrap();
-        let fresh = GuestInstruction::fetch(memory, PROCESSOR, state).unwrap();
+        let (instruction, store) = cache.find(memory, PAGING, state).unwrap();
+        let fresh = GuestInstruction::fetch(memory, PAGING, state).unwrap();
         assert_eq!(instruction.bytes(), fresh.bytes());
         let (store, expected) = (store.unwrap(), Store::of(&fresh, state).unwrap());
         assert_eq!((store.linear(), store.length()), (expected.linear(), expected.length()));
@@ -134,7 +134,7 @@ fn a_remembered_instruction_is_the_one_that_is_there() {
         }
     }
     memory.put(0xa000 + 5 * 8, &0_u64.to_le_bytes());
-    assert!(recent.find(&memory, PROCESSOR, &state).is_err(), "the page is gone");
+    assert!(cache.find(&memory, PAGING, &state).is_err(), "the page is gone");
 }
 
 /// ADD, MOV, XCHG, INC, SHL by CL, MOV of an immediate; all but LOCK and the REX prefix.
@@ -171,12 +171,12 @@ proptest! {
         memory.put(0x8000, &bytes);
         let mut state = state_64();
         state.rip = 0x5000;
-        let mut recent = Recent::default();
-        let first = recent.find(&memory, PROCESSOR, &state);
+        let mut cache = DecodeCache::default();
+        let first = cache.find(&memory, PAGING, &state);
         prop_assert!(first.is_ok(), "{bytes:02x?}");
         state.registers.0 = registers.map(|value| if small { value >> 20 } else { value });
         [state.segments.fs.base, state.segments.gs.base] = bases;
-        let (instruction, store) = recent.find(&memory, PROCESSOR, &state).unwrap();
+        let (instruction, store) = cache.find(&memory, PAGING, &state).unwrap();
         match (store, Store::of(&instruction, &state)) {
             (Ok(store), Ok(expected)) => {
                 prop_assert_eq!(store.linear(), expected.linear(), "{:02x?}", bytes);

@@ -7,10 +7,10 @@ use iced_x86::{
 use proptest::prelude::*;
 use subpage_emulate::guest::State;
 use subpage_emulate::{
-    Extended, FxArea, GuestInstruction, MAX_STORE_BYTES, Machine, Scratch, Store, Substitute,
+    Executor, Extended, FxArea, GuestInstruction, MAX_STORE_BYTES, Scratch, Store, Substitute,
 };
 
-use crate::machine::{Flat, OwnTrampoline, PROCESSOR, TABLES, state_16, state_32, state_64};
+use crate::machine::{Flat, OwnTrampoline, PAGING, TABLES, state_16, state_32, state_64};
 
 fn state(mode: u8, registers: [u64; 16], flags: u64, cr4: u64) -> State {
     let mut state = match mode % 3 {
@@ -78,9 +78,9 @@ fn judge(own: &mut OwnTrampoline, mut state: State, code: &[u8]) -> bool {
     let mut scratch = Scratch::new(store.linear(), &vec![0; store.length()]);
     let memory = Flat::new(0x1000);
     let before = state;
-    let mut machine = Machine {
+    let mut machine = Executor {
         memory: &memory,
-        processor: PROCESSOR,
+        paging: PAGING,
         tables: &TABLES,
         trampoline: &mut own.trampoline,
         extended: Extended::Fx(&mut FxArea::INITIAL.clone()),

@@ -6,9 +6,9 @@ use std::num::NonZeroUsize;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use subpage::address::{Gpa, PhysicalWidth};
 use subpage_emulate::guest::{NotMemory, PhysicalMemory, Segment, State};
-use subpage_emulate::{CODE_BYTES, Processor, SystemTables, TableRegister, Trampoline};
+use subpage_emulate::{CODE_BYTES, PagingFeatures, SystemTables, TableRegister, Trampoline};
 
-pub(crate) const PROCESSOR: Processor = Processor {
+pub(crate) const PAGING: PagingFeatures = PagingFeatures {
     physical_width: match PhysicalWidth::try_new(40) {
         Ok(width) => width,
         Err(_) => panic!("40 bits are a width"),

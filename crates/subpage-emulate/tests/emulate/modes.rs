@@ -2,11 +2,11 @@
 
 use subpage_emulate::guest::{Register, State};
 use subpage_emulate::{
-    Exception, Extended, FxArea, GuestInstruction, Incomplete, Machine, Progress, Refusal, Scratch,
-    Store, Unsupported,
+    Exception, Executor, Extended, FxArea, GuestInstruction, Incomplete, Progress, Refusal,
+    Scratch, Store, Unsupported,
 };
 
-use crate::machine::{Flat, OwnTrampoline, PROCESSOR, TABLES, state_16, state_32, state_64};
+use crate::machine::{Flat, OwnTrampoline, PAGING, TABLES, state_16, state_32, state_64};
 
 const MEMORY: usize = 0x40000;
 
@@ -22,9 +22,9 @@ fn done(memory: &Flat, before: &State, code: &[u8]) -> (u64, Vec<u8>, State) {
     let store = store(before, code).unwrap();
     let mut own = OwnTrampoline::new();
     let mut scratch = Scratch::new(store.linear(), &vec![0xcc; store.length()]);
-    let mut machine = Machine {
+    let mut machine = Executor {
         memory,
-        processor: PROCESSOR,
+        paging: PAGING,
         tables: &TABLES,
         trampoline: &mut own.trampoline,
         extended: Extended::Fx(&mut FxArea::INITIAL.clone()),
@@ -253,9 +253,9 @@ fn calls_out_of_reach_push_nothing() {
     let mut scratch = Scratch::new(call.linear(), &[0xcc; 8]);
     let before = state;
     let memory = Flat::new(0);
-    let mut machine = Machine {
+    let mut machine = Executor {
         memory: &memory,
-        processor: PROCESSOR,
+        paging: PAGING,
         tables: &TABLES,
         trampoline: &mut own.trampoline,
         extended: Extended::Fx(&mut FxArea::INITIAL.clone()),
@@ -291,9 +291,9 @@ fn sources_are_read_with_the_guests_privilege() {
         let store = store(&state, code).unwrap();
         let mut own = OwnTrampoline::new();
         let mut scratch = Scratch::new(store.linear(), &vec![0xcc; store.length()]);
-        let mut machine = Machine {
+        let mut machine = Executor {
             memory: &memory,
-            processor: PROCESSOR,
+            paging: PAGING,
             tables: &TABLES,
             trampoline: &mut own.trampoline,
             extended: Extended::Fx(&mut FxArea::INITIAL.clone()),

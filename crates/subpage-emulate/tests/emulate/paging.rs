@@ -5,7 +5,7 @@ use subpage::address::Gpa;
 use subpage_emulate::guest::State;
 use subpage_emulate::{Access, Exception, Fault, translate, translate_span, walk_marks};
 
-use crate::machine::{Flat, PROCESSOR, state_64};
+use crate::machine::{Flat, PAGING, state_64};
 
 const P: u64 = 1;
 const W: u64 = 2;
@@ -105,7 +105,7 @@ fn every_combination_of_rights_is_judged_as_the_manual_says() {
             };
             if permitted { Ok(Gpa::new(0x7abc)) } else { Err(page_fault(LINEAR, code | 1)) }
         };
-        let got = translate(&memory, PROCESSOR, &state, LINEAR, access).map(|way| way.gpa);
+        let got = translate(&memory, PAGING, &state, LINEAR, access).map(|way| way.gpa);
         assert_eq!(got, expected, "{access:?}, bits {bits:#b}");
         judged += 1;
     }
@@ -121,7 +121,7 @@ fn a_missing_entry_at_any_level_faults_without_the_present_bit() {
         let memory = four_levels(flags);
         let write = Access { write: true, user: true, ..READ };
         assert_eq!(
-            translate(&memory, PROCESSOR, &long(), LINEAR, write).unwrap_err(),
+            translate(&memory, PAGING, &long(), LINEAR, write).unwrap_err(),
             page_fault(LINEAR, 0b110),
         );
     }
@@ -139,19 +139,19 @@ fn reserved_bits_fault_at_every_level() {
         for bit in bits {
             let mut flags = [P | W | U; 4];
             flags[level] |= bit;
-            let got = translate(&four_levels(flags), PROCESSOR, &long(), LINEAR, READ);
+            let got = translate(&four_levels(flags), PAGING, &long(), LINEAR, READ);
             assert_eq!(got.unwrap_err(), page_fault(LINEAR, 0b1001), "level {level}, {bit:#x}");
         }
         // What software may use, the walk ignores.
         let mut flags = [P | W | U; 4];
         flags[level] |= 0x7ff << 52 & !NX | 0xe00;
-        assert!(translate(&four_levels(flags), PROCESSOR, &long(), LINEAR, READ).is_ok());
+        assert!(translate(&four_levels(flags), PAGING, &long(), LINEAR, READ).is_ok());
     }
-    let mut no_gigabytes = PROCESSOR;
+    let mut no_gigabytes = PAGING;
     no_gigabytes.gigabyte_pages = false;
     let memory = four_levels([P | W | U; 4]);
     memory.put(at(3), &(PS | P).to_le_bytes());
-    assert!(translate(&memory, PROCESSOR, &long(), LINEAR, READ).is_ok());
+    assert!(translate(&memory, PAGING, &long(), LINEAR, READ).is_ok());
     assert_eq!(
         translate(&memory, no_gigabytes, &long(), LINEAR, READ).unwrap_err(),
         page_fault(LINEAR, 0b1001),
@@ -162,12 +162,12 @@ fn reserved_bits_fault_at_every_level() {
 fn large_pages_keep_the_address_bits_below_their_size() {
     let memory = four_levels([P | W | U; 4]);
     memory.put(at(2), &(0x60_1000 | PS | P).to_le_bytes());
-    let way = translate(&memory, PROCESSOR, &long(), LINEAR, READ).unwrap();
+    let way = translate(&memory, PAGING, &long(), LINEAR, READ).unwrap();
     assert_eq!(way.gpa.as_u64(), 0x60_0000 | LINEAR & 0x1f_ffff, "bit 12 is the PAT bit");
     assert_eq!(way.marks.len(), 3);
 
     memory.put(at(3), &(0x40_0000_1000 | PS | P).to_le_bytes());
-    let way = translate(&memory, PROCESSOR, &long(), LINEAR, READ).unwrap();
+    let way = translate(&memory, PAGING, &long(), LINEAR, READ).unwrap();
     assert_eq!(way.gpa.as_u64(), 0x40_0000_0000 | LINEAR & 0x3fff_ffff);
     assert_eq!(way.marks.len(), 2);
 }
@@ -177,7 +177,7 @@ fn addresses_that_are_not_canonical_are_general_protection() {
     let memory = four_levels([P | W | U; 4]);
     for linear in [1 << 47, !0 << 48, 0x8000_0000_0000_0000] {
         assert_eq!(
-            translate(&memory, PROCESSOR, &long(), linear, READ).unwrap_err(),
+            translate(&memory, PAGING, &long(), linear, READ).unwrap_err(),
             Exception::general_protection(0).into(),
         );
     }
@@ -187,11 +187,11 @@ fn addresses_that_are_not_canonical_are_general_protection() {
 fn a_table_outside_of_memory_is_not_the_guests_exception() {
     let memory = four_levels([P | W | U; 4]);
     memory.put(at(3), &(0x55_5000 | P).to_le_bytes());
-    let got = translate(&memory, PROCESSOR, &long(), LINEAR, READ).unwrap_err();
+    let got = translate(&memory, PAGING, &long(), LINEAR, READ).unwrap_err();
     assert_eq!(got, Fault::NotMemory(0x55_5000 + index(2) * 8));
     let mut state = long();
     state.cr3 = 0x000f_ffff_ffff_f000;
-    let got = translate(&memory, PROCESSOR, &state, LINEAR, READ).unwrap_err();
+    let got = translate(&memory, PAGING, &state, LINEAR, READ).unwrap_err();
     assert!(matches!(got, Fault::NotMemory(_)));
 }
 
@@ -203,7 +203,7 @@ fn marks_are_the_flags_that_are_missing_and_setting_them_is_all_that_changes() {
         let memory = four_levels([all | flag(4), all | flag(3), all | flag(2), all | flag(1)]);
         let write = Access { write: true, ..READ };
         let before = memory.0.borrow().clone();
-        let way = translate(&memory, PROCESSOR, &long(), LINEAR, write).unwrap();
+        let way = translate(&memory, PAGING, &long(), LINEAR, write).unwrap();
         let mut expected = Vec::new();
         for level in [4, 3, 2, 1] {
             let flags = A & !flag(level) | if level == 1 { D } else { 0 };
@@ -225,7 +225,7 @@ fn marks_are_the_flags_that_are_missing_and_setting_them_is_all_that_changes() {
             wanted[usize::try_from(entry).unwrap()] |= flags as u8;
         }
         assert!(*memory.0.borrow() == wanted);
-        let again = translate(&memory, PROCESSOR, &long(), LINEAR, write).unwrap();
+        let again = translate(&memory, PAGING, &long(), LINEAR, write).unwrap();
         assert!(again.marks.is_empty());
     }
 }
@@ -239,21 +239,21 @@ fn a_walk_that_ends_in_a_fault_marks_what_led_there() {
         let mut all = [P | W | U; 4];
         all[4 - level as usize] = flags;
         let memory = four_levels(all);
-        assert!(translate(&memory, PROCESSOR, &long(), LINEAR, write).is_err());
-        let marks = walk_marks(&memory, PROCESSOR, &long(), LINEAR, write);
+        assert!(translate(&memory, PAGING, &long(), LINEAR, write).is_err());
+        let marks = walk_marks(&memory, PAGING, &long(), LINEAR, write);
         let marks: Vec<_> = marks.iter().map(|mark| (mark.entry.as_u64(), mark.flags)).collect();
         let expected: Vec<_> = (level + 1..=4).rev().map(|above| (at(above), A)).collect();
         assert_eq!(marks, expected, "fault at level {level}");
     }
     let memory = four_levels([P | W | U; 4]);
-    let way = translate(&memory, PROCESSOR, &long(), LINEAR, write).unwrap();
-    assert_eq!(walk_marks(&memory, PROCESSOR, &long(), LINEAR, write), way.marks);
+    let way = translate(&memory, PAGING, &long(), LINEAR, write).unwrap();
+    assert_eq!(walk_marks(&memory, PAGING, &long(), LINEAR, write), way.marks);
 }
 
 #[test]
 fn flags_do_not_go_to_an_entry_that_has_changed() {
     let memory = four_levels([P | W | U; 4]);
-    let way = translate(&memory, PROCESSOR, &long(), LINEAR, READ).unwrap();
+    let way = translate(&memory, PAGING, &long(), LINEAR, READ).unwrap();
     memory.put(at(2), &0_u64.to_le_bytes());
     assert_eq!(way.mark_accessed(&memory), Ok(false));
     assert_eq!(memory.get::<8>(at(2)), [0; 8], "an entry that is gone stays gone");
@@ -276,7 +276,7 @@ fn legacy_paging_has_entries_of_four_bytes_and_pages_of_four_megabytes() {
     memory.put(neighbour, &0xdead_beef_u32.to_le_bytes());
     let write = Access { write: true, user: true, ..READ };
     // The upper half of a linear address does not exist.
-    let way = translate(&memory, PROCESSOR, &state, linear | 0xffff << 32, write).unwrap();
+    let way = translate(&memory, PAGING, &state, linear | 0xffff << 32, write).unwrap();
     assert_eq!(way.gpa.as_u64(), 0x7678);
     assert_eq!(way.mark_accessed(&memory), Ok(true));
     assert_eq!(u32::from_le_bytes(memory.get(0x1000 + directory * 4)), 0x2027);
@@ -285,15 +285,15 @@ fn legacy_paging_has_entries_of_four_bytes_and_pages_of_four_megabytes() {
 
     // 4 MiB, with address bits 39:32 in bits 20:13.
     memory.put(0x1000 + directory * 4, &(0x00c0_0087_u32 | 0xab << 13).to_le_bytes());
-    let way = translate(&memory, PROCESSOR, &state, linear, write).unwrap();
+    let way = translate(&memory, PAGING, &state, linear, write).unwrap();
     assert_eq!(way.gpa.as_u64(), 0xab_00c0_0000 | linear & 0x3f_ffff);
     memory.put(0x1000 + directory * 4, &(0x00c0_0087_u32 | 1 << 21).to_le_bytes());
-    let got = translate(&memory, PROCESSOR, &state, linear, write).unwrap_err();
+    let got = translate(&memory, PAGING, &state, linear, write).unwrap_err();
     assert_eq!(got, page_fault(linear, 0b1111));
     // Without CR4.PSE bit 7 means nothing.
     state.cr4 = 0;
     memory.put(0x1000 + directory * 4, &0x2087_u32.to_le_bytes());
-    let way = translate(&memory, PROCESSOR, &state, linear, READ).unwrap();
+    let way = translate(&memory, PAGING, &state, linear, READ).unwrap();
     assert_eq!(way.gpa.as_u64(), 0x7678);
 }
 
@@ -309,18 +309,18 @@ fn pae_paging_has_four_pointers_without_rights() {
     let leaf = 0x3000 + (linear >> 12 & 0x1ff) * 8;
     memory.put(leaf, &(0x7000 | P | W | U).to_le_bytes());
     let write = Access { write: true, user: true, ..READ };
-    let way = translate(&memory, PROCESSOR, &state, linear, write).unwrap();
+    let way = translate(&memory, PAGING, &state, linear, write).unwrap();
     assert_eq!(way.gpa.as_u64(), 0x7567, "the pointer's clear W and U do not count");
     assert_eq!(way.marks.len(), 2, "and it has no flags");
     memory.put(leaf, &(0x7000 | P | W | U | 1 << 52).to_le_bytes());
-    let got = translate(&memory, PROCESSOR, &state, linear, write).unwrap_err();
+    let got = translate(&memory, PAGING, &state, linear, write).unwrap_err();
     assert_eq!(got, page_fault(linear, 0b1111), "bits 62:52 are reserved here");
     memory.put(leaf, &(0x7000 | P | NX).to_le_bytes());
     let fetch = Access { fetch: true, ..READ };
-    let got = translate(&memory, PROCESSOR, &state, linear, fetch).unwrap_err();
+    let got = translate(&memory, PAGING, &state, linear, fetch).unwrap_err();
     assert_eq!(got, page_fault(linear, 0b1_0001));
     memory.put(0x1020 + 3 * 8, &(0x2000 | P | W).to_le_bytes());
-    let got = translate(&memory, PROCESSOR, &state, linear, READ).unwrap_err();
+    let got = translate(&memory, PAGING, &state, linear, READ).unwrap_err();
     assert_eq!(got, page_fault(linear, 0b1001), "bit 1 of a pointer is reserved");
 }
 
@@ -329,7 +329,7 @@ fn without_paging_addresses_are_physical() {
     let mut state = long();
     state.cr0 = 0x11;
     state.efer = 0;
-    let way = translate(&Flat::new(0), PROCESSOR, &state, 0x1_2345_6789, READ).unwrap();
+    let way = translate(&Flat::new(0), PAGING, &state, 0x1_2345_6789, READ).unwrap();
     assert_eq!(way.gpa.as_u64(), 0x2345_6789);
     assert!(way.marks.is_empty());
 }
@@ -339,7 +339,7 @@ fn a_store_across_a_page_end_has_two_parts_that_need_not_be_neighbours() {
     let memory = four_levels([P | W | U; 4]);
     let write = Access { write: true, user: true, ..READ };
     let span =
-        |bytes| translate_span(&memory, PROCESSOR, &long(), LINEAR & !0xfff | 0xff8, bytes, write);
+        |bytes| translate_span(&memory, PAGING, &long(), LINEAR & !0xfff | 0xff8, bytes, write);
     let places = |bytes| {
         let parts = span(bytes).unwrap();
         parts.iter().map(|part| (part.translation.gpa.as_u64(), part.bytes)).collect::<Vec<_>>()
@@ -374,7 +374,7 @@ proptest! {
         }
         let state = State { cr0, cr3, cr4, efer, rflags, ..State::default() };
         let access = Access { write, user, fetch, implicit };
-        if let Ok(way) = translate(&memory, PROCESSOR, &state, linear, access) {
+        if let Ok(way) = translate(&memory, PAGING, &state, linear, access) {
             prop_assert_eq!(way.gpa.as_u64() & 0xfff, linear & 0xfff);
             prop_assert_eq!(way.mark_accessed(&memory).is_ok(), true);
         }

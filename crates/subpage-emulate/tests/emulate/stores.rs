@@ -4,10 +4,10 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use subpage_emulate::guest::{GeneralRegisters, Register};
 use subpage_emulate::{
-    Extended, FxArea, GuestInstruction, Machine, Progress, Scratch, Store, Window,
+    Executor, Extended, FxArea, GuestInstruction, Progress, Scratch, Store, Window,
 };
 
-use crate::machine::{OwnTrampoline, PROCESSOR, TABLES};
+use crate::machine::{OwnTrampoline, PAGING, TABLES};
 use crate::native::{DATA_BYTES, Native, Registers};
 
 type Assemble = fn(&mut CodeAssembler) -> Result<(), IcedError>;
@@ -342,7 +342,7 @@ impl Bench {
 
         let context = format!("{name}, seed {seed:#x}, {code:02x?}, {:x?}", before.general);
         let mut state = Native::state(&before, rip);
-        let instruction = GuestInstruction::fetch(&self.native, PROCESSOR, &state).expect(&context);
+        let instruction = GuestInstruction::fetch(&self.native, PAGING, &state).expect(&context);
         assert_eq!(instruction.bytes(), &code[..instruction.bytes().len()], "{context}");
         let store = Store::of(&instruction, &state).expect(&context);
         assert_eq!(store.length(), bytes, "{context}");
@@ -380,10 +380,10 @@ impl Bench {
         }
     }
 
-    fn machine<'a>(&'a mut self, fx: &'a mut FxArea) -> Machine<'a, Native> {
-        Machine {
+    fn machine<'a>(&'a mut self, fx: &'a mut FxArea) -> Executor<'a, Native> {
+        Executor {
             memory: &self.native,
-            processor: PROCESSOR,
+            paging: PAGING,
             tables: &TABLES,
             trampoline: &mut self.own.trampoline,
             extended: Extended::Fx(fx),

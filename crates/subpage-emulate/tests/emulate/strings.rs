@@ -4,9 +4,9 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, byte_ptr, dword_ptr, edi, esi, qword_ptr};
 use subpage_emulate::guest::{GeneralRegisters, Register, State};
-use subpage_emulate::{Extended, FxArea, GuestInstruction, Machine, Progress, Store, Window};
+use subpage_emulate::{Executor, Extended, FxArea, GuestInstruction, Progress, Store, Window};
 
-use crate::machine::{OwnTrampoline, PROCESSOR, TABLES};
+use crate::machine::{OwnTrampoline, PAGING, TABLES};
 use crate::native::{DATA_BYTES, Native, Registers};
 
 const DIRECTION: u64 = 1 << 10;
@@ -20,16 +20,16 @@ fn emulate(native: &Native, registers: &Registers, rip: u64) -> (State, usize) {
     let mut fx = registers.fx;
     let mut elements = 0;
     loop {
-        let instruction = GuestInstruction::fetch(native, PROCESSOR, &state).unwrap();
+        let instruction = GuestInstruction::fetch(native, PAGING, &state).unwrap();
         let store = Store::of(&instruction, &state).unwrap();
         let start = usize::try_from(store.linear() - native.data.address()).unwrap();
         assert!(start + store.length() <= DATA_BYTES);
         let first = native.data.first.wrapping_add(start);
         // SAFETY: the destination lies within the data, to which there is no reference.
         let mut window = unsafe { Window::new(first, store.length()) };
-        let mut machine = Machine {
+        let mut machine = Executor {
             memory: native,
-            processor: PROCESSOR,
+            paging: PAGING,
             tables: &TABLES,
             trampoline: &mut own.trampoline,
             extended: Extended::Fx(&mut fx),

@@ -4,14 +4,14 @@ use subpage::address::Gfn;
 use subpage_emulate::guest::State;
 use subpage_emulate::table_frames;
 
-use crate::machine::{Flat, PROCESSOR, state_64};
+use crate::machine::{Flat, PAGING, state_64};
 
 fn four_level(cr3: u64) -> State {
     State { cr0: 0x8000_0011, cr3, cr4: 1 << 5, efer: 0x501, ..state_64() }
 }
 
 fn frames(memory: &Flat, state: &State, most: usize) -> Vec<u64> {
-    table_frames(memory, PROCESSOR, state, most).into_iter().map(Gfn::as_u64).collect()
+    table_frames(memory, PAGING, state, most).into_iter().map(Gfn::as_u64).collect()
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl ProcessorState {
         write_msrs(processor, &self.msrs)?;
         fd.set_mp_state(self.activity).map_err(failed("set the activity state"))?;
         fd.set_vcpu_events(&self.events).map_err(failed("set the events"))?;
-        processor.recent = subpage_emulate::Recent::default();
+        processor.decode_cache = subpage_emulate::DecodeCache::default();
         Ok(())
     }
 }

@@ -118,7 +118,7 @@ impl Search<'_> {
     /// Whether the write in question begins at a linear address.
     fn is_at(&self, before: &State, linear: u64) -> bool {
         let (machine, access) = (self.machine, Access::write_by(before));
-        translate(&machine.ram, machine.walks, before, linear, access)
+        translate(&machine.ram, machine.paging, before, linear, access)
             .is_ok_and(|to| to.gpa == self.write.first().first())
     }
 
@@ -131,7 +131,7 @@ impl Search<'_> {
         // The instruction may be the last one of its page: as much as there is.
         for bytes in (1..=length).rev() {
             let code = &mut code[..bytes];
-            if read_linear(&machine.ram, machine.walks, self.after, linear, access, code).is_ok() {
+            if read_linear(&machine.ram, machine.paging, self.after, linear, access, code).is_ok() {
                 return Some(code.to_vec());
             }
         }

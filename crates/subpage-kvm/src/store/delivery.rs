@@ -5,7 +5,8 @@ use subpage::address::Gpa;
 use subpage::domain::Decision;
 use subpage_emulate::guest::PhysicalMemory as _;
 use subpage_emulate::{
-    Access, Escalation, Event, EventKind, Exception, Fault, GuestInstruction, deliver as plan,
+    Access, Escalation, EventKind, Exception, Fault, GuestInstruction, VectoringEvent,
+    deliver as plan,
 };
 
 use super::Next;
@@ -27,17 +28,21 @@ const DOUBLE_FAULT: Exception = Exception { vector: 8, error_code: Some(0), addr
 ///
 /// KVM does not tell of software interrupts here, whose instruction is still at RIP. Where its emulator
 /// failed, it may have queued #UD in place of the instruction, which is then not to be had.
-pub(super) fn pending(events: &kvm_vcpu_events, cause: Cause) -> Option<Event> {
+pub(super) fn pending(events: &kvm_vcpu_events, cause: Cause) -> Option<VectoringEvent> {
     let exception = &events.exception;
     if exception.injected != 0 && !(cause == Cause::Emulation && exception.nr == INVALID_OPCODE) {
         let error_code = (exception.has_error_code != 0).then_some(exception.error_code);
-        return Some(Event { vector: exception.nr, error_code, kind: EventKind::Exception });
+        return Some(VectoringEvent {
+            vector: exception.nr,
+            error_code,
+            kind: EventKind::Exception,
+        });
     }
     if events.nmi.injected != 0 {
-        return Some(Event { vector: NMI, error_code: None, kind: EventKind::Interrupt });
+        return Some(VectoringEvent { vector: NMI, error_code: None, kind: EventKind::Interrupt });
     }
     let interrupt = &events.interrupt;
-    (interrupt.injected != 0).then_some(Event {
+    (interrupt.injected != 0).then_some(VectoringEvent {
         vector: interrupt.nr,
         error_code: None,
         kind: EventKind::Interrupt,
@@ -45,7 +50,7 @@ pub(super) fn pending(events: &kvm_vcpu_events, cause: Cause) -> Option<Event> {
 }
 
 /// The event of INT n, INT3 or INTO.
-pub(super) fn software_interrupt(code: &GuestInstruction) -> Option<Event> {
+pub(super) fn software_interrupt(code: &GuestInstruction) -> Option<VectoringEvent> {
     let bytes = code.bytes();
     // Prefixes mean nothing here.
     let vector = match *bytes {
@@ -59,15 +64,15 @@ pub(super) fn software_interrupt(code: &GuestInstruction) -> Option<Event> {
     }
     let instruction_bytes = u8::try_from(bytes.len()).expect("at most 15");
     let kind = EventKind::Software { instruction_bytes };
-    Some(Event { vector, error_code: None, kind })
+    Some(VectoringEvent { vector, error_code: None, kind })
 }
 
 /// Linear address of the frame that an event pushes, if it can be found out.
-pub(super) fn frame_at(machine: &Machine, at: &Interrupted, event: &Event) -> Option<u64> {
+pub(super) fn frame_at(machine: &Machine, at: &Interrupted, event: &VectoringEvent) -> Option<u64> {
     if at.state.efer & EFER_LMA == 0 {
         return None;
     }
-    let planned = plan(&machine.ram, machine.walks, &at.state, &at.tables, event).ok()?;
+    let planned = plan(&machine.ram, machine.paging, &at.state, &at.tables, event).ok()?;
     Some(planned.linear)
 }
 
@@ -77,7 +82,7 @@ pub(super) fn deliver(
     machine: &Machine,
     processor: &Processor,
     at: &Interrupted,
-    event: &Event,
+    event: &VectoringEvent,
 ) -> Result<Next, Obstacle> {
     match try_deliver(machine, processor, at, event) {
         Err(Obstacle::Exception(exception)) => match event.escalate(exception) {
@@ -95,13 +100,13 @@ fn try_deliver(
     machine: &Machine,
     processor: &Processor,
     at: &Interrupted,
-    event: &Event,
+    event: &VectoringEvent,
 ) -> Result<Next, Obstacle> {
     if at.state.efer & EFER_LMA == 0 {
         let reason = "an event's frame goes to a guarded page outside of IA-32e mode";
         return Err(Obstacle::Cannot(reason.into()));
     }
-    let planned = plan(&machine.ram, machine.walks, &at.state, &at.tables, event)?;
+    let planned = plan(&machine.ram, machine.paging, &at.state, &at.tables, event)?;
     let mut guard = machine.guard();
     let (linear, access) = (planned.linear, planned.access());
     // The frame's pages are accessed with the privilege of the handler.
@@ -161,7 +166,11 @@ fn try_deliver(
 
 /// The frame may not be pushed: there is no instruction to skip, and repeating would loop. The guest
 /// gets a double fault; if that cannot be delivered either, it is a triple fault.
-fn denied(processor: &Processor, at: &Interrupted, event: &Event) -> Result<Next, Obstacle> {
+fn denied(
+    processor: &Processor,
+    at: &Interrupted,
+    event: &VectoringEvent,
+) -> Result<Next, Obstacle> {
     if event.kind == EventKind::Exception && event.vector == DOUBLE_FAULT.vector {
         return Ok(Next::End(Ending::TripleFault { rip: at.state.rip }));
     }

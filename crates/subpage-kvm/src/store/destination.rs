@@ -37,7 +37,7 @@ pub(super) fn destination(
 ) -> Result<WriteParts, Obstacle> {
     const ATTEMPTS: u32 = 8;
     for _ in 0..ATTEMPTS {
-        let parts = translate_span(&machine.ram, machine.walks, state, linear, length, access)?;
+        let parts = translate_span(&machine.ram, machine.paging, state, linear, length, access)?;
         let traps = |part: &Part| guard.traps().traps(part.translation.gpa.gfn());
         if wanted == Wanted::InTraps && !parts.iter().any(traps) {
             return Err(Obstacle::NotOurs);

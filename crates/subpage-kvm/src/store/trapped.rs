@@ -8,8 +8,8 @@
 use subpage::domain::{Decision, WriteParts};
 use subpage_emulate::guest::State;
 use subpage_emulate::{
-    Access, Exception, Extended, Fault, GuestInstruction, MAX_STORE_BYTES, Machine as Emulation,
-    Progress, Scratch, Store, Window, XsaveArea,
+    Access, Exception, Executor, Extended, Fault, GuestInstruction, MAX_STORE_BYTES, Progress,
+    Scratch, Store, Window, XsaveArea,
 };
 
 use super::destination::{Wanted, destination, read};
@@ -132,7 +132,7 @@ fn instruction(
 ) -> Result<Next, Obstacle> {
     let mut work = Work { machine, at, shadow, state: at.state, extended: None, settle: false };
     for element in 0..ELEMENTS {
-        let found = processor.recent.find(&machine.ram, machine.walks, &work.state);
+        let found = processor.decode_cache.find(&machine.ram, machine.paging, &work.state);
         let (instruction, store) = match found {
             Ok(found) => found,
             // It cannot even be fetched: KVM finds that out itself, unless it just has.
@@ -335,14 +335,14 @@ fn complete(
         None => Extended::Unused,
     };
     let progress = processor.trampoline.with(|trampoline| {
-        let mut emulation = Emulation {
+        let mut executor = Executor {
             memory: &machine.ram,
-            processor: machine.walks,
+            paging: machine.paging,
             tables: &at.tables,
             trampoline,
             extended,
         };
-        emulation.complete(store, state, window)
+        executor.complete(store, state, window)
     });
     progress.map_err(|incomplete| match incomplete.into() {
         Obstacle::Faulted => match processor.trampoline.fault() {

@@ -62,14 +62,14 @@ pub(super) fn help(
     let mut held = PageSet::new();
     for (linear, access) in walks {
         for _ in 0..ATTEMPTS {
-            let marks = walk_marks(&machine.ram, machine.walks, state, linear, access);
+            let marks = walk_marks(&machine.ram, machine.paging, state, linear, access);
             guard.domain_mut().note_logged(SPACE, marks.iter().map(|mark| mark.entry.gfn()));
             let walk = Translation { gpa: Gpa::new(0), marks };
             if walk.mark_accessed(&machine.ram) != Ok(false) {
                 break;
             }
         }
-        let entries = walk_entries(&machine.ram, machine.walks, state, linear);
+        let entries = walk_entries(&machine.ram, machine.paging, state, linear);
         let trapping = entries
             .iter()
             .filter(|entry| guard.traps().traps(entry.gfn()))

@@ -2,7 +2,7 @@
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use subpage::address::PhysicalWidth;
-use subpage_emulate::Processor;
+use subpage_emulate::PagingFeatures;
 
 const FEATURES: u32 = 1;
 const STRUCTURED: u32 = 7;
@@ -60,12 +60,12 @@ pub fn for_guest(supported: &CpuId, number: u32, cpus: u32) -> CpuId {
 }
 
 /// What page walks in software go by.
-pub fn processor(cpuid: &CpuId) -> Processor {
+pub fn paging_features(cpuid: &CpuId) -> PagingFeatures {
     let leaf = |function: u32| -> Option<&kvm_cpuid_entry2> {
         cpuid.as_slice().iter().find(|entry| entry.function == function)
     };
     let bits = leaf(WIDTHS).map_or(36, |entry| entry.eax & 0xff);
-    Processor {
+    PagingFeatures {
         physical_width: PhysicalWidth::try_new(bits.clamp(32, 52)).expect("32 to 52 bits"),
         gigabyte_pages: leaf(EXTENDED_FEATURES).is_some_and(|entry| entry.edx & 1 << 26 != 0),
     }

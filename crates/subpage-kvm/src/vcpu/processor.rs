@@ -10,7 +10,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use subpage_emulate::guest::State;
-use subpage_emulate::{Recent, SystemTables, XsaveArea};
+use subpage_emulate::{DecodeCache, SystemTables, XsaveArea};
 use thiserror::Error;
 
 use super::exchange::Exchange;
@@ -37,7 +37,7 @@ pub struct Processor {
     /// 0 is the one that boots.
     pub number: u32,
     /// Instructions that trapped lately.
-    pub(crate) recent: Recent,
+    pub(crate) decode_cache: DecodeCache,
     /// Where substitutes of its instructions are executed.
     pub(crate) trampoline: OwnTrampoline,
     /// Components of extended state that both the guest and this host may have.
@@ -127,7 +127,7 @@ impl Processor {
         Ok(Self {
             fd,
             number,
-            recent: Recent::default(),
+            decode_cache: DecodeCache::default(),
             trampoline: OwnTrampoline::new(),
             xstate: super::trampoline::components(),
             stuck: Stuck::default(),

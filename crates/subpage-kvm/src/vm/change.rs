@@ -55,7 +55,7 @@ impl Machine {
         states.sort_unstable_by_key(root);
         states.dedup_by_key(|state| root(state));
         let found =
-            states.iter().flat_map(|state| table_frames(&self.ram, self.walks, state, MAX_TABLES));
+            states.iter().flat_map(|state| table_frames(&self.ram, self.paging, state, MAX_TABLES));
         pages_of(found.map(GfnRange::one)).intersection(pages)
     }
 

@@ -131,7 +131,7 @@ impl Vm {
         Ok(Self {
             machine: Arc::new(Machine {
                 vm,
-                walks: cpuid::processor(&supported),
+                paging: cpuid::paging_features(&supported),
                 guard: Mutex::new(guard),
                 ports: Mutex::new(ports),
                 metrics: Arc::new(Metrics::new(Arc::clone(&events))),
@@ -201,7 +201,7 @@ fn guard(
         TrapChoice::Auto | TrapChoice::View => TrapBy::View,
     };
     let by_halves = by == TrapBy::Slots || !native;
-    let width = cpuid::processor(supported).physical_width;
+    let width = cpuid::paging_features(supported).physical_width;
     Ok(Guard::new(ram, width, Traps::new(by, slots), by_halves)?)
 }
 

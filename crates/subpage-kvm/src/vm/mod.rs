@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use kvm_ioctls::VmFd;
 use nix::sys::signal::Signal;
-use subpage_emulate::Processor as Walks;
+use subpage_emulate::PagingFeatures;
 
 use crate::boot;
 use crate::devices::Ports;
@@ -46,7 +46,7 @@ pub(crate) const fn kick_signal() -> Signal {
 pub(crate) struct Machine {
     pub(crate) vm: Arc<VmFd>,
     pub(crate) ram: Ram,
-    pub(crate) walks: Walks,
+    pub(crate) paging: PagingFeatures,
     guard: Mutex<Guard>,
     ports: Mutex<Ports>,
     pub(crate) events: Arc<Broadcast>,

@@ -34,7 +34,7 @@ use crate::vmx::controls::ENTRY_IA32E;
 use crate::vmx::field::{ControlField, GuestField as G};
 use crate::vmx::structure;
 use subpage_emulate::guest::{Register, Segment};
-use subpage_emulate::{CODE_BYTES, Processor, Trampoline};
+use subpage_emulate::{CODE_BYTES, PagingFeatures, Trampoline};
 
 /// Of the hypervisor's own memory, what the heap gets; the rest is table frames.
 const HEAP_BYTES: u64 = layout::OWN_BYTES / 2;
@@ -131,13 +131,13 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
         #[cfg(feature = "test-hooks")]
         hooks: crate::hooks::Hooks::default(),
     };
-    let processor = Processor {
+    let paging = PagingFeatures {
         physical_width: width,
         gigabyte_pages: cpuid::leaf(0x8000_0001, 0).edx & 1 << 26 != 0,
     };
     let settings = Settings { print_events: options.print_events };
     let machine =
-        Machine::new(shared, ram, tables, capabilities, processor, settings, processors, apic);
+        Machine::new(shared, ram, tables, capabilities, paging, settings, processors, apic);
     let machine: &'static Machine =
         Box::leak(Box::new(machine.unwrap_or_else(|error| fatal(format_args!("{error}")))));
     machine.publish();

@@ -13,7 +13,7 @@ use crate::vcpu::Vcpu;
 use crate::vcpu::setup::{SEGMENT_FIELDS, set_segment};
 use crate::vmx::field::{ExitField, GuestField as G};
 use subpage_emulate::guest::PhysicalMemory;
-use subpage_emulate::{Access, Escalation, Event, EventKind, Fault};
+use subpage_emulate::{Access, Escalation, EventKind, Fault, VectoringEvent};
 
 const EFER_LMA: u64 = 1 << 10;
 const CS: usize = 1;
@@ -61,7 +61,7 @@ impl Vcpu {
         let event = self.event_of(delivery);
         let machine = self.machine;
         let planned =
-            subpage_emulate::deliver(&machine.ram, machine.processor, &state, &tables, &event)?;
+            subpage_emulate::deliver(&machine.ram, machine.paging, &state, &tables, &event)?;
         let access = planned.access();
         let length = planned.frame.len() as u64;
         let pieces = self.find_pieces(shared, &state, planned.linear, length, access)?;
@@ -102,7 +102,7 @@ impl Vcpu {
         Ok(())
     }
 
-    fn event_of(&self, delivery: Delivery) -> Event {
+    fn event_of(&self, delivery: Delivery) -> VectoringEvent {
         let vectoring = delivery.vectoring;
         let length = self.vmcs.exit(ExitField::INSTRUCTION_LENGTH);
         let kind = match vectoring.kind() {
@@ -111,7 +111,7 @@ impl Vcpu {
             _ => EventKind::Software { instruction_bytes: length.to_le_bytes()[0] },
         };
         let error_code = vectoring.error_code().then_some(delivery.error_code);
-        Event { vector: vectoring.vector(), error_code, kind }
+        VectoringEvent { vector: vectoring.vector(), error_code, kind }
     }
 
     /// Sets the accessed flag of a code descriptor, if it may be written; a processor would fail to

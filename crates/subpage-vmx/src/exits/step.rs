@@ -45,7 +45,7 @@ impl Vcpu {
             // marks what it has used.
             let marks = subpage_emulate::walk_marks(
                 &self.machine.ram,
-                self.processor(),
+                self.paging(),
                 state,
                 linear,
                 access,
@@ -83,6 +83,6 @@ impl Vcpu {
         linear: u64,
         access: Access,
     ) -> Result<subpage_emulate::Translation, subpage_emulate::Fault> {
-        subpage_emulate::translate(&self.machine.ram, self.processor(), state, linear, access)
+        subpage_emulate::translate(&self.machine.ram, self.paging(), state, linear, access)
     }
 }

@@ -13,7 +13,7 @@ use crate::machine::Shared;
 use crate::vcpu::Vcpu;
 use subpage_emulate::guest::State;
 use subpage_emulate::{
-    Access, Exception, Extended, Fault, FxArea, GuestInstruction, Incomplete, Machine, Refusal,
+    Access, Exception, Executor, Extended, Fault, FxArea, GuestInstruction, Incomplete, Refusal,
     Scratch, Store, Translation, Unsupported, Window,
 };
 
@@ -49,7 +49,7 @@ impl Trapped {
     pub(super) fn find(vcpu: &mut Vcpu) -> Option<Self> {
         let state = vcpu.state();
         let machine = vcpu.machine;
-        let found = vcpu.recent.find(&machine.ram, machine.processor, &state);
+        let found = vcpu.decode_cache.find(&machine.ram, machine.paging, &state);
         let (instruction, store) = found.ok()?;
         Some(Self { state, instruction, store })
     }
@@ -280,17 +280,17 @@ impl Vcpu {
 
     fn emulation<T>(
         &mut self,
-        work: impl FnOnce(&mut Machine<'_, crate::memory::ram::GuestRam>) -> T,
+        work: impl FnOnce(&mut Executor<'_, crate::memory::ram::GuestRam>) -> T,
     ) -> T {
         let tables = self.system_tables();
-        let mut machine = Machine {
+        let mut executor = Executor {
             memory: &self.machine.ram,
-            processor: self.machine.processor,
+            paging: self.machine.paging,
             tables: &tables,
             trampoline: &mut self.trampoline,
             extended: Extended::Fx(&mut self.context.fx),
         };
-        work(&mut machine)
+        work(&mut executor)
     }
 
     /// What goes with the end of an emulated instruction.

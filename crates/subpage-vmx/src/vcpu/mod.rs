@@ -15,7 +15,7 @@ use crate::vmx::CurrentVmcs;
 use crate::vmx::field::{ExitField, GuestField as G};
 use context::{Context, fx_after_reset};
 use subpage_emulate::guest::{GeneralRegisters, Register, Segment, Segments, State};
-use subpage_emulate::{Processor, Recent, SystemTables, TableRegister, Trampoline};
+use subpage_emulate::{DecodeCache, PagingFeatures, SystemTables, TableRegister, Trampoline};
 
 /// A virtual processor, bound to the processor it was made on.
 pub struct Vcpu {
@@ -32,7 +32,7 @@ pub struct Vcpu {
     /// For instructions carried out on behalf of the guest.
     pub trampoline: Trampoline,
     /// Instructions that trapped lately.
-    pub recent: Recent,
+    pub decode_cache: DecodeCache,
     /// What it was last told to retry.
     pub retry: RetryState,
     /// One instruction is run with EPT's flags off, to step over a walk of the guest's page tables.
@@ -75,7 +75,7 @@ impl Vcpu {
             context: Box::new(context),
             window,
             trampoline,
-            recent: Recent::default(),
+            decode_cache: DecodeCache::default(),
             retry: RetryState::default(),
             stepping: false,
             task_priority: 0,
@@ -153,8 +153,8 @@ impl Vcpu {
     }
 
     /// What page walks go by.
-    pub const fn processor(&self) -> Processor {
-        self.machine.processor
+    pub const fn paging(&self) -> PagingFeatures {
+        self.machine.paging
     }
 
     #[allow(clippy::cast_possible_truncation)] // The fields have these widths.

@@ -13,7 +13,7 @@ use crate::guest::State;
 
 /// What of a store depends on its instruction alone.
 #[derive(Debug, Clone)]
-pub(super) enum Known {
+pub(super) enum StoreTemplate {
     /// All but its address: the instruction names the destination, and uses general registers only.
     Operand { store: Store, operand: Operand },
     /// What executes in its place.
@@ -63,7 +63,7 @@ impl Operand {
     }
 }
 
-impl Known {
+impl StoreTemplate {
     /// What can be kept of a store of 64-bit code.
     pub(super) fn of(store: &Store) -> Self {
         match (store.form(), store.substitute()) {

@@ -4,10 +4,10 @@
 //! finding what executes in its place costs more than all the rest of completing its store, and
 //! depends on nothing but its bytes: so both are kept for as long as the bytes stay the same.
 
-use super::known::Known;
 use super::linear::read_linear;
 use super::store::Refusal;
-use super::{Access, Fault, GuestInstruction, MAX_INSTRUCTION_BYTES, Processor, Store};
+use super::store_template::StoreTemplate;
+use super::{Access, Fault, GuestInstruction, MAX_INSTRUCTION_BYTES, PagingFeatures, Store};
 use crate::guest::{PhysicalMemory, State};
 
 /// How many are kept: a loop's worth.
@@ -17,16 +17,16 @@ const ENTRIES: usize = 8;
 struct Entry {
     rip: u64,
     instruction: GuestInstruction,
-    known: Known,
+    template: StoreTemplate,
 }
 
 /// Decoded instructions of 64-bit code, by address.
 #[derive(Debug, Clone, Default)]
-pub struct Recent {
+pub struct DecodeCache {
     entries: [Option<Entry>; ENTRIES],
 }
 
-impl Recent {
+impl DecodeCache {
     /// Fetches the instruction at RIP and finds its store, as [`GuestInstruction::fetch`] and
     /// [`Store::of`] do.
     ///
@@ -34,11 +34,11 @@ impl Recent {
     pub fn find<M: PhysicalMemory>(
         &mut self,
         memory: &M,
-        processor: Processor,
+        paging: PagingFeatures,
         state: &State,
     ) -> Result<(GuestInstruction, Result<Store, Refusal>), Fault> {
         if !state.is_64_bit() {
-            let instruction = GuestInstruction::fetch(memory, processor, state)?;
+            let instruction = GuestInstruction::fetch(memory, paging, state)?;
             let store = Store::of(&instruction, state);
             return Ok((instruction, store));
         }
@@ -52,22 +52,22 @@ impl Recent {
             let mut bytes = [0; MAX_INSTRUCTION_BYTES];
             let bytes = &mut bytes[..known.len()];
             let access = Access::fetch_by(state);
-            read_linear(memory, processor, state, state.rip, access, bytes)?;
+            read_linear(memory, paging, state, state.rip, access, bytes)?;
             if *bytes == *known {
-                let store = match &entry.known {
-                    Known::Operand { store, operand } => store.of_operand(operand, state),
-                    Known::Substitute(substitute) => {
+                let store = match &entry.template {
+                    StoreTemplate::Operand { store, operand } => store.of_operand(operand, state),
+                    StoreTemplate::Substitute(substitute) => {
                         Store::with_substitute(&entry.instruction, state, Some(substitute))
                     }
-                    Known::Nothing => Store::of(&entry.instruction, state),
+                    StoreTemplate::Nothing => Store::of(&entry.instruction, state),
                 };
                 return Ok((entry.instruction, store));
             }
         }
-        let instruction = GuestInstruction::fetch(memory, processor, state)?;
+        let instruction = GuestInstruction::fetch(memory, paging, state)?;
         let store = Store::of(&instruction, state);
-        let known = store.as_ref().map_or(Known::Nothing, Known::of);
-        *slot = Some(Entry { rip: state.rip, instruction, known });
+        let template = store.as_ref().map_or(StoreTemplate::Nothing, StoreTemplate::of);
+        *slot = Some(Entry { rip: state.rip, instruction, template });
         Ok((instruction, store))
     }
 }
