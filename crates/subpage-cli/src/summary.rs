@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use subpage::rules::Action;
 
 use crate::heat::PageHeat;
 use crate::hex::Hex;
@@ -149,11 +148,6 @@ impl RuleSummary {
             denied: 0,
             first_denial: None,
         }
-    }
-
-    /// Whether the rule reports and never denies.
-    pub fn only_logs(&self) -> bool {
-        self.action == Action::Log.word()
     }
 }
 

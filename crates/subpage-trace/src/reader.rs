@@ -66,11 +66,6 @@ impl<R: Read> TraceReader<R> {
         &self.header
     }
 
-    /// Writes in the blocks read so far; the whole trace's once its end has been read.
-    pub fn writes_read(&self) -> u64 {
-        self.writes
-    }
-
     /// Bytes read so far, for a progress bar.
     pub fn bytes_read(&self) -> u64 {
         self.input.offset

@@ -10,7 +10,7 @@ use subpage::rules::Action;
 use subpage_kvm::control::protocol::{
     NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownRule, ShownTracking, Written,
 };
-use subpage_kvm::control::{Operator, Server};
+use subpage_kvm::control::{RequestHandler, Server};
 use subpage_kvm::event::{Broadcast, Event, Subscription, Verdict};
 
 use crate::assert_golden;
@@ -52,7 +52,7 @@ fn shown() -> Shown {
     }
 }
 
-impl Operator for Made {
+impl RequestHandler for Made {
     fn perform(&self, request: Request) -> Result<Reply, Refusal> {
         let reply = match &request {
             Request::Show => Reply::Shown(Box::new(shown())),
@@ -126,8 +126,8 @@ impl Place {
         let directory = tempfile::tempdir().expect("directory");
         let made = Made { asked: Mutex::default(), events: Broadcast::default(), first, capacity };
         let made = Arc::new(made);
-        let operator: Arc<dyn Operator> = made.clone();
-        let server = Server::listen(&directory.path().join("socket"), operator).expect("a socket");
+        let handler: Arc<dyn RequestHandler> = made.clone();
+        let server = Server::listen(&directory.path().join("socket"), handler).expect("a socket");
         Self { made, _server: server, directory }
     }
 

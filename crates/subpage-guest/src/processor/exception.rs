@@ -6,7 +6,7 @@
 use core::arch::{global_asm, naked_asm};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::tables::{EXCEPTION_STACK, TEST_STACK, remove_gate, selector, set_gate};
+use super::tables::{TEST_STACK, selector, set_gate};
 use super::{MAX_PROCESSORS, apic, number, registers};
 
 /// Vector of the interrupt by which code of the user returns.
@@ -134,17 +134,6 @@ pub(super) fn entry(vector: u8) -> u64 {
 pub fn count_interrupts() {
     set_gate(COUNTED, count as *const () as u64, 0, 0);
     set_gate(COUNTED_ON_TEST_STACK, count as *const () as u64, TEST_STACK, 0);
-}
-
-/// Takes away a vector's gate: its delivery then is #NP.
-pub fn without_gate(vector: u8) {
-    remove_gate(vector);
-}
-
-/// Sets a vector's gate to the ordinary handler, with the frame on the exceptions' stack or, if
-/// `in_use`, on the stack in use.
-pub fn ordinary_gate(vector: u8, in_use: bool) {
-    set_gate(vector, entry(vector), if in_use { 0 } else { EXCEPTION_STACK }, 0);
 }
 
 extern "sysv64" fn handle(frame: &mut Frame) {

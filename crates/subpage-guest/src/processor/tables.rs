@@ -110,11 +110,6 @@ pub(super) fn set_gate(vector: u8, handler: u64, stack: u8, privilege: u8) {
     first.store(low, Ordering::Release);
 }
 
-/// Makes a gate not present.
-pub(super) fn remove_gate(vector: u8) {
-    IDT[usize::from(vector)][0].store(0, Ordering::Release);
-}
-
 /// Loads the tables on processor `number`.
 pub(super) fn load(number: usize) {
     let gdt = Pointer { limit: size_of_val(&GDT) as u16 - 1, base: GDT.as_ptr() as u64 };

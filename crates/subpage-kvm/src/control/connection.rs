@@ -16,14 +16,14 @@ use super::MAX_LINE_BYTES;
 use super::connections::{Activity, Place};
 use super::lines::{Line, Lines};
 use super::protocol::{Answer, Refusal, Reply, Request};
-use super::server::{GRACE, Operator};
+use super::server::{GRACE, RequestHandler};
 use crate::event::{Delivery, Subscription, VERSION};
 
 /// A client that was let in.
 pub(super) struct Connection<'a> {
     pub(super) stream: Arc<UnixStream>,
     pub(super) place: Place<'a>,
-    pub(super) operator: &'a dyn Operator,
+    pub(super) handler: &'a dyn RequestHandler,
 }
 
 impl Connection<'_> {
@@ -55,7 +55,7 @@ impl Connection<'_> {
                     if !self.place.set(Activity::Performing) {
                         return Ok(());
                     }
-                    self.operator.perform(request)
+                    self.handler.perform(request)
                 }
                 Err(refusal) => Err(refusal),
             };
@@ -76,7 +76,7 @@ impl Connection<'_> {
     /// Sends events until the client goes or there are no more. A second thread writes them: this one
     /// sees that the client has gone also while there is nothing to write.
     fn watch(&self) {
-        let subscription = Arc::new(self.operator.subscribe());
+        let subscription = Arc::new(self.handler.subscribe());
         if !self.place.set(Activity::Watching(Arc::clone(&subscription))) {
             return;
         }

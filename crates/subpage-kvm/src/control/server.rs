@@ -32,7 +32,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Whoever does what clients ask for.
-pub trait Operator: Send + Sync {
+pub trait RequestHandler: Send + Sync {
     /// Does what is asked, however long that takes; when it returns, it is in force. Called from
     /// several threads at once. Not called for [`Request::Watch`].
     fn perform(&self, request: Request) -> Result<Reply, Refusal>;
@@ -44,7 +44,7 @@ pub trait Operator: Send + Sync {
 /// A control socket that is served.
 ///
 /// Dropping it removes the socket and sends the clients away. A request that is being performed is
-/// finished first, so do not drop it in [`Operator::perform`].
+/// finished first, so do not drop it in [`RequestHandler::perform`].
 #[derive(Debug)]
 pub struct Server {
     socket: SocketFile,
@@ -59,7 +59,7 @@ impl Server {
     /// serves it.
     ///
     /// A socket that a dead process left there is replaced. Beside it lies `PATH.lock` meanwhile.
-    pub fn listen(path: &Path, operator: Arc<dyn Operator>) -> Result<Self, ControlError> {
+    pub fn listen(path: &Path, handler: Arc<dyn RequestHandler>) -> Result<Self, ControlError> {
         let (socket, listener) = SocketFile::listen(path)?;
         let cannot = |cause| system("serve the control socket", path, cause);
         let connections = Arc::new(Connections::default());
@@ -68,7 +68,7 @@ impl Server {
             let connections = Arc::clone(&connections);
             thread::Builder::new()
                 .name("control".to_owned())
-                .spawn(move || accept(&listener, &*operator, &connections))
+                .spawn(move || accept(&listener, &*handler, &connections))
                 .map_err(cannot)?
         };
         Ok(Self { socket, listener, connections, accepting: Some(accepting) })
@@ -93,7 +93,7 @@ impl Drop for Server {
 }
 
 /// Takes connections until the server stops, then waits for the clients' threads.
-fn accept(listener: &UnixListener, operator: &dyn Operator, connections: &Connections) {
+fn accept(listener: &UnixListener, handler: &dyn RequestHandler, connections: &Connections) {
     thread::scope(|scope| {
         loop {
             let accepted = listener.accept();
@@ -101,7 +101,7 @@ fn accept(listener: &UnixListener, operator: &dyn Operator, connections: &Connec
                 return;
             }
             match accepted {
-                Ok((stream, _)) => welcome(scope, stream, operator, connections),
+                Ok((stream, _)) => welcome(scope, stream, handler, connections),
                 Err(_) => connections.pause(PAUSE),
             }
         }
@@ -112,7 +112,7 @@ fn accept(listener: &UnixListener, operator: &dyn Operator, connections: &Connec
 fn welcome<'scope, 'env>(
     scope: &'scope Scope<'scope, 'env>,
     stream: UnixStream,
-    operator: &'env dyn Operator,
+    handler: &'env dyn RequestHandler,
     connections: &'env Connections,
 ) {
     // What is refused here is written into an empty buffer, so it does not block; and who got no
@@ -136,7 +136,7 @@ fn welcome<'scope, 'env>(
         let error = format!("{MAX_CLIENTS} clients are connected already: end one of them");
         return send_refusal(&stream, &Refusal::new("EBUSY", error));
     };
-    let connection = Connection { stream: Arc::clone(&stream), place, operator };
+    let connection = Connection { stream: Arc::clone(&stream), place, handler };
     let spawned = thread::Builder::new()
         .name("control client".to_owned())
         .spawn_scoped(scope, move || connection.serve());

@@ -1,9 +1,9 @@
 //! Events to any number of subscribers, none of which can hold up the guest or another one.
 //!
-//! Each subscriber has a bounded queue. Who does not keep up loses the newest events, and is told how
-//! many at the very place in the sequence where they are missing. `std`'s mutex and condition
-//! variable are all that takes: a channel would carry the events, but not the count of lost ones in
-//! the right place.
+//! Each subscriber has a bounded queue. A slow subscriber loses the newest events, and is told how
+//! many at the place in the sequence where they are missing. A broadcast channel such as tokio's
+//! counts losses too, but drops the oldest events and needs an asynchronous runtime to wait with a
+//! time limit; `std`'s mutex and condition variable do without.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -17,8 +17,8 @@ const DELIVERY: u32 = 3;
 
 /// Runs processor `number` until the machine ends.
 pub(crate) fn run(machine: &Arc<Machine>, number: usize) {
-    machine.gate.enlist(number);
-    while let Some(mut processor) = machine.gate.enter(number) {
+    machine.vcpus.enlist(number);
+    while let Some(mut processor) = machine.vcpus.enter(number) {
         let next = turns(machine, &mut processor, number);
         let given = processor.give_back();
         // Whoever changes slots takes all processors, this one too.
@@ -32,7 +32,7 @@ pub(crate) fn run(machine: &Arc<Machine>, number: usize) {
             Err(failure) => machine.end(Ending::Failed(failure)),
         }
     }
-    machine.gate.delist(number);
+    machine.vcpus.delist(number);
 }
 
 /// Runs a processor until it has to be let go of.
@@ -41,8 +41,8 @@ fn turns(
     processor: &mut Processor,
     number: usize,
 ) -> Result<Option<Next>, Failure> {
-    let kick = machine.gate.kick_of(number);
-    while machine.gate.may_run(number) {
+    let kick = machine.vcpus.kick_of(number);
+    while machine.vcpus.may_run(number) {
         processor.store_may_go_on = false;
         match turn(machine, processor, kick)? {
             Next::Enter => {}

@@ -27,7 +27,7 @@ impl Machine {
     ) -> Result<(T, Completed), ChangeError> {
         // Also where no slot changes: a store of which a part is done finds the rules that it began
         // with, because its thread holds the processor.
-        let paused = self.gate.pause();
+        let paused = self.vcpus.pause();
         let mut guard = self.guard();
         let before = guard.traps().trapped().clone();
         let result = guard.change(&self.ram, touched, change)?;
@@ -61,13 +61,13 @@ impl Machine {
 
     /// Opens pages that need not trap any more.
     pub(crate) fn settle(&self) {
-        let _paused = self.gate.pause();
+        let _paused = self.vcpus.pause();
         self.guard().settle(&self.ram);
     }
 
     /// Puts trapping pages that hold page tables of the guest into read-only slots.
     pub(crate) fn hold_tables(&self, pages: &PageSet) {
-        let _paused = self.gate.pause();
+        let _paused = self.vcpus.pause();
         let result = self.guard().traps_mut().hold_tables(&self.ram, pages);
         if let Err(error) = result {
             self.end(Ending::Failed(Failure {

@@ -15,7 +15,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::ending::EndingCell;
-use super::{Gate, Machine, Vm, VmError, kick_signal};
+use super::{Machine, PausableVcpus, Vm, VmError, kick_signal};
 use crate::devices::Ports;
 use crate::event::Broadcast;
 use crate::guard::Guard;
@@ -118,7 +118,7 @@ impl Vm {
             if guard.traps().by() == TrapBy::View {
                 processor.exchange_registers(&vm);
             }
-            // SAFETY: the gate keeps the byte beside the processor, and both go together.
+            // SAFETY: `PausableVcpus` keeps the byte beside the processor, and both go together.
             let kick = unsafe { Kick::new(&mut processor.fd) };
             processors.push((processor, kick));
         }
@@ -140,7 +140,7 @@ impl Vm {
                 msrs,
                 features,
                 watch: Watch::new(processors.len()),
-                gate: Gate::new(processors),
+                vcpus: PausableVcpus::new(processors),
                 ending: EndingCell::default(),
                 start: Mutex::new(None),
                 reboots: configuration.reboots,

@@ -4,17 +4,17 @@ mod change;
 mod create;
 mod ending;
 mod error;
-mod gate;
-mod operator;
+mod request_handler;
 mod reset;
 mod save;
+mod vcpu_pause;
 mod watch;
 
 pub(crate) use create::open;
 pub use create::{Configuration, TrapChoice, nowhere};
 pub use ending::Ending;
 pub use error::VmError;
-pub use operator::VmOperator;
+pub use request_handler::VmRequestHandler;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -34,7 +34,7 @@ use crate::snapshot::Features;
 use crate::trap::TrapBy;
 use crate::vcpu::{self, Processor};
 use ending::EndingCell;
-pub(crate) use gate::{Gate, Paused};
+pub(crate) use vcpu_pause::{PausableVcpus, Paused};
 use watch::Watch;
 
 /// What gets a processor's thread out of `KVM_RUN`.
@@ -57,7 +57,7 @@ pub(crate) struct Machine {
     pub(crate) metrics: Arc<Metrics>,
     /// For the times in the metrics.
     pub(crate) clock: Clock,
-    pub(crate) gate: Arc<Gate>,
+    pub(crate) vcpus: Arc<PausableVcpus>,
     pub(crate) watch: Watch,
     pub(crate) ending: EndingCell,
     pub(crate) start: Mutex<Option<reset::Start>>,
@@ -83,7 +83,7 @@ impl Machine {
     /// Ends the machine; the first ending counts.
     pub(crate) fn end(&self, ending: Ending) {
         self.ending.set(ending);
-        self.gate.end();
+        self.vcpus.end();
     }
 }
 
@@ -100,7 +100,7 @@ impl Vm {
     /// started. After a reset of the guest the same is done again.
     pub fn load(&mut self, request: &boot::Request<'_>) -> Result<boot::Boot, VmError> {
         let boot = boot::load(&self.machine.ram, request)?;
-        let paused = self.machine.gate.pause();
+        let paused = self.machine.vcpus.pause();
         reset::set_up(&paused.processors, &boot)?;
         let start = reset::Start::new(&self.machine, &paused, request)?;
         *self.machine.start.lock().unwrap_or_else(PoisonError::into_inner) = Some(start);
@@ -109,7 +109,7 @@ impl Vm {
 
     /// Does `work` on the processors; none of them is in the guest meanwhile.
     pub fn with_processors<T>(&self, work: impl FnOnce(&mut [&mut Processor]) -> T) -> T {
-        let mut paused = self.machine.gate.pause();
+        let mut paused = self.machine.vcpus.pause();
         let mut processors: Vec<&mut Processor> =
             paused.processors.iter_mut().map(|held| &mut **held).collect();
         work(&mut processors)
@@ -121,7 +121,7 @@ impl Vm {
     /// If it was called before.
     pub fn start(&mut self) -> Result<(), VmError> {
         assert!(self.threads.is_empty(), "a guest is started once");
-        for number in 0..self.machine.gate.processors() {
+        for number in 0..self.machine.vcpus.processors() {
             let machine = Arc::clone(&self.machine);
             self.spawn(format!("vcpu {number}"), move || {
                 // A panic must not leave the others running unguarded, and is told by its hook.
@@ -131,7 +131,7 @@ impl Vm {
                     let vcpu = u32::try_from(number).unwrap_or(0);
                     let failure =
                         crate::store::Failure { vcpu, rip: None, instruction: Vec::new(), reason };
-                    machine.gate.delist(number);
+                    machine.vcpus.delist(number);
                     machine.end(Ending::Failed(failure));
                 }
             })?;
@@ -167,8 +167,8 @@ impl Vm {
     }
 
     /// For the control socket, and for calls from other threads.
-    pub fn operator(&self) -> VmOperator {
-        VmOperator::new(Arc::clone(&self.machine))
+    pub fn request_handler(&self) -> VmRequestHandler {
+        VmRequestHandler::new(Arc::clone(&self.machine))
     }
 
     /// Counts of the guest's exits.

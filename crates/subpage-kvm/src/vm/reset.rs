@@ -63,7 +63,7 @@ impl Machine {
             self.end(Ending::Reset);
             return;
         }
-        let mut paused = self.gate.pause();
+        let mut paused = self.vcpus.pause();
         if let Err(error) = self.try_reset(&mut paused) {
             drop(paused);
             self.end(Ending::Failed(Failure {

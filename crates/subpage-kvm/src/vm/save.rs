@@ -14,7 +14,7 @@ impl Machine {
     pub(crate) fn save(&self, path: &Path) -> Result<u64, SnapshotError> {
         // What can fail early does so before the guest is stopped.
         let writer = Writer::create(path)?;
-        let mut paused = self.gate.pause();
+        let mut paused = self.vcpus.pause();
         let processors = paused
             .processors
             .iter_mut()
@@ -59,7 +59,7 @@ impl Vm {
         }
         let state = reader.finish(&machine.ram)?;
         machine.guard().import(&machine.ram, &state)?;
-        let mut paused = machine.gate.pause();
+        let mut paused = machine.vcpus.pause();
         header.chips.restore(&machine.vm)?;
         for (saved, processor) in header.processors.iter().zip(&mut paused.processors) {
             saved.restore(processor)?;

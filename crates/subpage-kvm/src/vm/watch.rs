@@ -60,9 +60,9 @@ impl Watch {
 pub(crate) fn run(machine: &Arc<Machine>) {
     while !machine.ending.wait(INTERVAL) {
         machine.watch.round.fetch_add(1, Ordering::SeqCst);
-        for number in 0..machine.gate.processors() {
+        for number in 0..machine.vcpus.processors() {
             machine.watch.ask(number);
-            machine.gate.kick(number);
+            machine.vcpus.kick(number);
         }
     }
 }

@@ -37,7 +37,7 @@ fn a_refusal_leaves_the_connection() {
     let mut client = served.client();
     let remove = Request::Remove { rule: RuleRef::Name("counter".to_owned()) };
     for _ in 0..2 {
-        match client.request(&remove).expect_err("the operator says no") {
+        match client.request(&remove).expect_err("the handler says no") {
             ClientError::Refused(refusal) => {
                 assert_eq!(refusal.code, "EPERM");
                 assert_eq!(refusal.error, "rule 7 is locked");
@@ -125,8 +125,8 @@ fn one_client_too_many_is_told_so() {
 #[test]
 fn one_path_has_one_server() {
     let served = Served::new();
-    let operator = Arc::clone(&served.fake);
-    let error = Server::listen(&served.path, operator).expect_err("it is served already");
+    let handler = Arc::clone(&served.fake);
+    let error = Server::listen(&served.path, handler).expect_err("it is served already");
     assert!(matches!(error, ControlError::InUse { .. }), "{error}");
     served.client().request(&Request::Show).expect("the first one still is");
 }

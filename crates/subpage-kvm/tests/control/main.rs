@@ -1,4 +1,4 @@
-//! The control socket, over real sockets, with an operator that has no guest.
+//! The control socket, over real sockets, with a request handler that has no guest.
 
 mod clients;
 mod hostile;
@@ -15,7 +15,7 @@ use std::thread;
 use serde_json::Value;
 use subpage::rules::Action;
 use subpage_kvm::control::protocol::{Refusal, Reply, Request, Shown};
-use subpage_kvm::control::{Client, Operator, Server};
+use subpage_kvm::control::{Client, RequestHandler, Server};
 use subpage_kvm::event::{Broadcast, Event, Subscription, Verdict};
 use tempfile::TempDir;
 
@@ -29,7 +29,7 @@ struct Fake {
     save: Barrier,
 }
 
-impl Operator for Fake {
+impl RequestHandler for Fake {
     fn perform(&self, request: Request) -> Result<Reply, Refusal> {
         self.asked.lock().expect("no thread panics with it").push(request.clone());
         match request {
@@ -95,8 +95,8 @@ impl Served {
             asked: Mutex::default(),
             save: Barrier::new(2),
         });
-        let operator: Arc<dyn Operator> = Arc::<Fake>::clone(&fake);
-        let server = Server::listen(&path, operator).expect("a fresh directory");
+        let handler: Arc<dyn RequestHandler> = Arc::<Fake>::clone(&fake);
+        let server = Server::listen(&path, handler).expect("a fresh directory");
         assert_eq!(server.path(), path);
         Self { server: Some(server), fake, path, _directory: directory }
     }

@@ -87,8 +87,8 @@ fn a_new_server_may_follow() {
     let mut served = Served::new();
     for _ in 0..3 {
         drop(served.server.take());
-        let operator = Arc::clone(&served.fake);
-        let server = Server::listen(&served.path, operator);
+        let handler = Arc::clone(&served.fake);
+        let server = Server::listen(&served.path, handler);
         served.server = Some(server.expect("the path is free again"));
         served.client().request(&Request::Show).expect("it is served");
     }

@@ -76,8 +76,8 @@ impl Guest {
 
     /// Number of the newest rule.
     pub(crate) fn rules(&self) -> u64 {
-        use subpage_kvm::control::{Operator as _, protocol::Reply, protocol::Request};
-        let Ok(Reply::Shown(shown)) = self.vm.operator().perform(Request::Show) else {
+        use subpage_kvm::control::{RequestHandler as _, protocol::Reply, protocol::Request};
+        let Ok(Reply::Shown(shown)) = self.vm.request_handler().perform(Request::Show) else {
             panic!("show is never refused")
         };
         shown.rules.iter().map(|rule| rule.rule).max().expect("a rule")

@@ -45,7 +45,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let map = |gfn: Gfn| maps[index_in_call(first, gfn)];
         let rules = &self.rules;
         let ranges = [range];
-        let mut hidden = None;
+        let mut masked = None;
         if !rules.is_empty() {
             for gfn in range.iter() {
                 let (locked, rule) = rules.locked(gfn);
@@ -53,7 +53,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
                     return Err(DomainError::Locked(rule));
                 }
             }
-            hidden = Some(self.hidden.replaced(&ranges, |gfn| !map(gfn) & !rules.permitted(gfn))?);
+            masked = Some(self.masked.replaced(&ranges, |gfn| !map(gfn) & !rules.permitted(gfn))?);
         }
         let token = if rules.is_empty() && self.tracking.is_empty() {
             let mut change = SetMaps { first, maps };
@@ -66,8 +66,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             };
             self.tables.change(sppt, &self.slots, &ranges, &mut change)?
         };
-        if let Some(hidden) = hidden {
-            self.hidden = hidden;
+        if let Some(masked) = masked {
+            self.masked = masked;
         }
         self.counters.sets += 1;
         self.observer.maps_set(range, maps);
@@ -87,7 +87,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
 
     /// What the access map alone permits of a page, as it is underneath rules.
     pub fn base_map(&self, gfn: Gfn) -> AccessMap {
-        let under_rules = !self.rules.permitted(gfn) & !self.hidden.of(gfn);
+        let under_rules = !self.rules.permitted(gfn) & !self.masked.of(gfn);
         self.permitted(gfn) | under_rules
     }
 

@@ -170,7 +170,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         if let Some(active) = strongest.filter(|active| active.effect() >= Action::Deny) {
             return by_rule(active, bytes);
         }
-        let by_map = denied.to_map() & (self.rules.permitted(gfn) | self.hidden.of(gfn));
+        let by_map = denied.to_map() & (self.rules.permitted(gfn) | self.masked.of(gfn));
         if !by_map.is_empty() {
             return denied_by_map(bytes, by_map.into());
         }

@@ -14,7 +14,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::change::Repermit;
-use super::guard::page_ranges;
+use super::rules::page_ranges;
 use super::{Domain, DomainError, Observer};
 use crate::access::AccessMap;
 use crate::address::{AddressError, ByteRange, Gfn, GfnRange, Gpa};
@@ -191,8 +191,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         for range in &state.ranges {
             self.check_width(*range)?;
         }
-        let hidden = self
-            .hidden
+        let masked = self
+            .masked
             .replaced(&state.ranges, |gfn| !state.base(gfn) & !state.rules.permitted(gfn))?;
         let mut tracking = state.tracking;
         let (rules, maps) = (&state.rules, &state.maps);
@@ -203,7 +203,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         };
         let token = self.tables.change(sppt, &self.slots, &state.ranges, &mut change)?;
         self.rules = state.rules;
-        self.hidden = hidden;
+        self.masked = masked;
         self.tracking = tracking;
         self.next_rule = state.next_rule;
         self.next_track = state.next_track;

@@ -14,12 +14,11 @@ mod dirty;
 mod error;
 mod exits;
 mod export;
-
-mod guard;
 mod memory;
-mod parts;
+mod rules;
 mod tables;
 mod tracking;
+mod write;
 
 pub use counters::{Counters, Observer};
 pub use decide::{Decision, Denial};
@@ -27,14 +26,13 @@ pub use dirty::Pending;
 pub use error::DomainError;
 pub use exits::{Answer, EptViolation, HostError, RetryState, SppEvent};
 pub use export::ImportError;
-
 pub use memory::HostPage;
-pub use parts::{Considered, WriteParts};
+pub use write::{Considered, WriteParts};
 
 use crate::address::{GfnRange, PhysicalWidth};
 use crate::frames::TableFrames;
 use crate::invalidate::Completed;
-use crate::rules::{HiddenDenials, RuleSet};
+use crate::rules::{MaskedDenials, RuleSet};
 use crate::slots::{AddressSpace, SlotSet};
 use crate::sppt::Sppt;
 use crate::track::Tracking;
@@ -57,7 +55,7 @@ pub struct Domain<F, O = ()> {
     tables: Tables<F>,
     slots: Slots,
     rules: RuleSet,
-    hidden: HiddenDenials,
+    masked: MaskedDenials,
     tracking: Tracking,
     next_rule: u64,
     next_track: u64,
@@ -80,7 +78,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             tables: Tables::new(frames, width),
             slots: [SlotSet::default(), SlotSet::default()],
             rules: RuleSet::default(),
-            hidden: HiddenDenials::default(),
+            masked: MaskedDenials::default(),
             tracking: Tracking::default(),
             next_rule: 1,
             next_track: 1,
@@ -147,11 +145,6 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// How often what has happened.
     pub const fn counters(&self) -> &Counters {
         &self.counters
-    }
-
-    /// Who hears of events.
-    pub const fn observer_mut(&mut self) -> &mut O {
-        &mut self.observer
     }
 
     /// How many table frames are unlinked and wait for an invalidation.

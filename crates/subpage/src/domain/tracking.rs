@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::change::Repermit;
 use super::dirty::Pending;
-use super::guard::page_ranges;
+use super::rules::page_ranges;
 use super::{Domain, DomainError, Observer};
 use crate::access::AccessMap;
 use crate::address::{ByteRange, GfnRange};

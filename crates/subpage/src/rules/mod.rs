@@ -1,9 +1,9 @@
 //! Rules: what people write, and the reason behind every denied sub-page.
 
-mod hidden;
+mod masked_denials;
 mod rule;
 mod set;
 
-pub(crate) use hidden::HiddenDenials;
+pub(crate) use masked_denials::MaskedDenials;
 pub use rule::{Action, Owner, Rule, RuleId, RuleName, RuleNameError};
 pub use set::{ActiveRule, RuleSet};

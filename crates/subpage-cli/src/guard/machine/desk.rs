@@ -3,21 +3,21 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use subpage_kvm::control::Operator;
+use subpage_kvm::control::RequestHandler;
 use subpage_kvm::control::protocol::{NewRule, Refusal, Reply, Request};
 use subpage_kvm::event::Subscription;
-use subpage_kvm::vm::VmOperator;
+use subpage_kvm::vm::VmRequestHandler;
 
 /// Passes requests on to the machine and remembers some of them.
 pub(super) struct Desk {
-    operator: VmOperator,
+    handler: VmRequestHandler,
     added: Mutex<Vec<(u64, NewRule)>>,
     stop: AtomicBool,
 }
 
 impl Desk {
-    pub(super) fn new(operator: VmOperator) -> Self {
-        Self { operator, added: Mutex::default(), stop: AtomicBool::new(false) }
+    pub(super) fn new(handler: VmRequestHandler) -> Self {
+        Self { handler, added: Mutex::default(), stop: AtomicBool::new(false) }
     }
 
     /// The rules that were added so far, removed ones included, with their numbers.
@@ -31,11 +31,11 @@ impl Desk {
     }
 }
 
-impl Operator for Desk {
+impl RequestHandler for Desk {
     fn perform(&self, request: Request) -> Result<Reply, Refusal> {
         let new = if let Request::Add(new) = &request { Some(new.clone()) } else { None };
         let stop = request == Request::Stop;
-        let reply = self.operator.perform(request)?;
+        let reply = self.handler.perform(request)?;
         if let (Some(new), Reply::Rule { rule }) = (new, &reply) {
             self.added.lock().unwrap_or_else(PoisonError::into_inner).push((*rule, new));
         }
@@ -46,6 +46,6 @@ impl Operator for Desk {
     }
 
     fn subscribe(&self) -> Subscription {
-        self.operator.subscribe()
+        self.handler.subscribe()
     }
 }

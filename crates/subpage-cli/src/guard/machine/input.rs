@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use subpage_kvm::vm::VmOperator;
+use subpage_kvm::vm::VmRequestHandler;
 
 use crate::failure::Failure;
 use crate::terminal::style::LOGGED;
@@ -44,7 +44,7 @@ impl Input {
     /// Begins to pass everything on, in the order in which it is read.
     ///
     /// Nobody waits for this: a terminal may never give another byte.
-    pub(super) fn feed(self, guest: VmOperator, color: ColorWhen) -> Result<(), Failure> {
+    pub(super) fn feed(self, guest: VmRequestHandler, color: ColorWhen) -> Result<(), Failure> {
         let feeding = thread::Builder::new().name("input".to_owned()).spawn(move || {
             let Self { name, mut source } = self;
             if let Err(error) = feed(&mut *source, |bytes| guest.serial_input(bytes)) {

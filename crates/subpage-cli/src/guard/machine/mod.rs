@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use subpage::rules::Rule;
 use subpage_kvm::boot::{self, Boot};
 use subpage_kvm::control::protocol::{Reply, Request, Shown};
-use subpage_kvm::control::{Operator, Server, SocketPath, default_path};
+use subpage_kvm::control::{RequestHandler, Server, SocketPath, default_path};
 use subpage_kvm::metrics::MetricsServer;
 use subpage_kvm::trap::TrapBy;
 use subpage_kvm::vm::{self, Configuration, Vm};
@@ -103,7 +103,7 @@ pub(super) fn restore(
 }
 
 fn show(vm: &Vm) -> Result<Shown, Failure> {
-    match vm.operator().perform(Request::Show) {
+    match vm.request_handler().perform(Request::Show) {
         Ok(Reply::Shown(shown)) => Ok(*shown),
         other => Err(Failure::Internal(format!("the machine does not show itself: {other:?}"))),
     }
@@ -121,7 +121,7 @@ fn go(
     let asked = &arguments.machine;
     let input = asked.input.as_deref().map(Input::open).transpose()?;
     let interrupted = catch_signals()?;
-    let desk = Arc::new(Desk::new(vm.operator()));
+    let desk = Arc::new(Desk::new(vm.request_handler()));
     let socket = Socket::listen(asked, &desk)?;
     let metrics = asked
         .metrics
@@ -146,7 +146,7 @@ fn go(
     let began = Instant::now();
     vm.start().map_err(|error| Failure::bad(&error))?;
     if let Some(input) = input {
-        input.feed(vm.operator(), color)?;
+        input.feed(vm.request_handler(), color)?;
     }
     let limits = Limits {
         deadline: asked.timeout.and_then(|time| began.checked_add(time)),

@@ -1,4 +1,4 @@
-//! A write whose bytes do not adjoin: one instruction, two guest-physical runs, one decision.
+//! A guest write: the bytes it touches, in one or two runs, and a write that is decided and pending.
 
 use arrayvec::ArrayVec;
 

@@ -10,7 +10,7 @@ use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
 use subpage::track::TrackId;
 
 use super::{Ending, Machine};
-use crate::control::Operator;
+use crate::control::RequestHandler;
 use crate::control::protocol::{
     NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownRule, ShownTracking, Written,
 };
@@ -26,11 +26,11 @@ const QUEUE: usize = 4096;
 
 /// Does what clients ask of a machine.
 #[derive(Clone)]
-pub struct VmOperator {
+pub struct VmRequestHandler {
     machine: Arc<Machine>,
 }
 
-impl VmOperator {
+impl VmRequestHandler {
     pub(super) const fn new(machine: Arc<Machine>) -> Self {
         Self { machine }
     }
@@ -41,7 +41,7 @@ impl VmOperator {
     }
 }
 
-impl Operator for VmOperator {
+impl RequestHandler for VmRequestHandler {
     fn perform(&self, request: Request) -> Result<Reply, Refusal> {
         let machine = &*self.machine;
         match request {
@@ -138,7 +138,7 @@ fn show(machine: &Machine) -> Shown {
     Shown {
         state: state.to_owned(),
         failure,
-        cpus: u32::try_from(machine.gate.processors()).expect("a u32 was asked for"),
+        cpus: u32::try_from(machine.vcpus.processors()).expect("a u32 was asked for"),
         memory: machine.ram.bytes(),
         rules,
         trackings,

@@ -13,11 +13,11 @@ use crate::frames::OutOfFrames;
 
 /// Sub-pages that are denied by both a rule and the access map; pages ascending, no empty map.
 #[derive(Debug, Default)]
-pub(crate) struct HiddenDenials {
+pub(crate) struct MaskedDenials {
     pages: Vec<(Gfn, AccessMap)>,
 }
 
-impl HiddenDenials {
+impl MaskedDenials {
     /// The sub-pages of a page that the access map denies underneath a rule.
     pub(crate) fn of(&self, gfn: Gfn) -> AccessMap {
         match self.pages.binary_search_by_key(&gfn, |(page, _)| *page) {

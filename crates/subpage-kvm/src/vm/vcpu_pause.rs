@@ -23,8 +23,8 @@ pub(crate) struct Seat {
 #[derive(Debug, Clone, Copy)]
 struct Thread(nix::sys::pthread::Pthread);
 
-/// The gate of a machine.
-pub(crate) struct Gate {
+/// The processors of a machine, and the gate that their threads pass.
+pub(crate) struct PausableVcpus {
     seats: Vec<Seat>,
     closed: AtomicBool,
     ended: AtomicBool,
@@ -38,11 +38,11 @@ pub(crate) struct Gate {
 /// The machine is paused: no processor is in the guest, and all are ours.
 pub(crate) struct Paused<'a> {
     pub(crate) processors: Vec<MutexGuard<'a, Processor>>,
-    gate: &'a Gate,
+    vcpus: &'a PausableVcpus,
     _pause: MutexGuard<'a, ()>,
 }
 
-impl Gate {
+impl PausableVcpus {
     pub(crate) fn new(processors: Vec<(Processor, Kick)>) -> Arc<Self> {
         let seats = processors
             .into_iter()
@@ -133,7 +133,7 @@ impl Gate {
         self.closed.store(true, Ordering::SeqCst);
         self.kick_all();
         let processors = self.seats.iter().map(|seat| lock(&seat.processor)).collect();
-        Paused { processors, gate: self, _pause: pause }
+        Paused { processors, vcpus: self, _pause: pause }
     }
 
     /// Ends the machine: no processor enters the guest again.
@@ -151,10 +151,10 @@ impl Gate {
 
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
-        self.gate.closed.store(false, Ordering::SeqCst);
+        self.vcpus.closed.store(false, Ordering::SeqCst);
         self.processors.clear();
-        drop(lock(&self.gate.waiting));
-        self.gate.opened.notify_all();
+        drop(lock(&self.vcpus.waiting));
+        self.vcpus.opened.notify_all();
     }
 }
 

@@ -32,7 +32,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let added = RuleSet::of(rules, first)?;
         self.rules.reserve(rules.len())?;
         let ranges = page_ranges(rules.iter().map(|rule| rule.range.gfns()))?;
-        let hidden = self.hidden.replaced(&ranges, |gfn| {
+        let masked = self.masked.replaced(&ranges, |gfn| {
             !self.base_map(gfn) & !(self.rules.permitted(gfn) & added.permitted(gfn))
         })?;
         let mut change = Repermit {
@@ -41,7 +41,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             permit: |gfn, old| old & added.permitted(gfn),
         };
         let token = self.tables.change(sppt, &self.slots, &ranges, &mut change)?;
-        self.hidden = hidden;
+        self.masked = masked;
         self.rules.absorb(&added);
         self.next_rule = after;
         Ok((first, token))
@@ -58,19 +58,19 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             return Err(DomainError::Locked(id));
         }
         let ranges = [rule.range.gfns()];
-        let (rules, old_hidden) = (&self.rules, &self.hidden);
-        let hidden = old_hidden
+        let (rules, old_masked) = (&self.rules, &self.masked);
+        let masked = old_masked
             .replaced(&ranges, |gfn| !self.base_map(gfn) & !rules.permitted_but(gfn, Some(id)))?;
         let mut change = Repermit {
             tracking: &mut self.tracking,
             arming: Arming::Keep,
             permit: |gfn, old| {
-                let base = old | (!rules.permitted(gfn) & !old_hidden.of(gfn));
+                let base = old | (!rules.permitted(gfn) & !old_masked.of(gfn));
                 base & rules.permitted_but(gfn, Some(id))
             },
         };
         let token = self.tables.change(sppt, &self.slots, &ranges, &mut change)?;
-        self.hidden = hidden;
+        self.masked = masked;
         self.rules.remove(id);
         Ok(token)
     }
