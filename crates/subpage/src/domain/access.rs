@@ -7,6 +7,7 @@ use crate::address::{Gfn, GfnRange};
 use crate::frames::TableFrames;
 use crate::invalidate::Invalidation;
 use crate::slots::AddressSpace;
+use crate::sppt::{Known, Sppt, behind};
 use crate::track::Arming;
 
 impl<F: TableFrames, O: Observer> Domain<F, O> {
@@ -59,10 +60,12 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             let mut change = SetMaps { first, maps };
             self.tables.change(sppt, &self.slots, &ranges, &mut change)?
         } else {
+            self.tracking.reserve(range)?;
             let mut change = Repermit {
                 tracking: &mut self.tracking,
                 arming: Arming::Keep,
                 permit: |gfn, _| map(gfn) & rules.permitted(gfn),
+                keeps: |_| false,
             };
             self.tables.change(sppt, &self.slots, &ranges, &mut change)?
         };
@@ -77,6 +80,33 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// The first page at or after `from` that is restricted or has an armed sub-page.
     pub fn next_restricted(&self, from: Gfn) -> Option<Gfn> {
         self.tables.sppt.and_then(|sppt| sppt.next_restricted(&self.tables.frames, from))
+    }
+
+    /// The runs of pages in `range` that are restricted or have an armed sub-page, ascending; two may
+    /// adjoin. Costs what is not the same for a whole region, whatever the size of the range.
+    pub fn restricted_runs(&self, range: GfnRange) -> impl Iterator<Item = GfnRange> {
+        let runs = move |sppt: Sppt| sppt.restricted_runs(&self.tables.frames, range);
+        self.tables.sppt.into_iter().flat_map(runs)
+    }
+
+    /// The pages in `range` of which a rule or a map denies something, ascending: restricted ones, but
+    /// for those that are only tracked. Costs what [`restricted_runs`](Self::restricted_runs) costs.
+    pub fn denying_pages(&self, range: GfnRange) -> impl Iterator<Item = Gfn> {
+        let tracked_only = |known: Known, pages: GfnRange| match known {
+            Known::Restricted(restricted) => !restricted || self.tracking.is_initial(pages),
+            Known::In(_) => false,
+        };
+        let mut rest = Some(range);
+        let pieces = core::iter::from_fn(move || {
+            let now = rest?;
+            let (piece, known) = self.tables.sppt?.known(&self.tables.frames, now);
+            rest = behind(now, piece.last());
+            Some((piece, known))
+        });
+        pieces
+            .filter(move |&(piece, known)| !tracked_only(known, piece))
+            .flat_map(|(piece, _)| piece.iter())
+            .filter(|&gfn| !self.permitted(gfn).is_unrestricted())
     }
 
     /// What may be written of one page, whether or not a slot holds it.

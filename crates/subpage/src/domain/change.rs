@@ -2,29 +2,39 @@
 
 use super::tables::Change;
 use crate::access::{AccessMap, SppVector, expand_into};
-use crate::address::Gfn;
+use crate::address::{Gfn, GfnRange};
 use crate::track::{Arming, Tracking};
 
 /// Permission changes by `permit`, from the old map of a page to its new one; tracking follows.
 ///
 /// The SPPT holds permission minus what is armed. This is the one place that puts the two together
 /// and takes them apart.
-pub(super) struct Repermit<'a, P> {
+pub(super) struct Repermit<'a, P, K> {
     pub(super) tracking: &'a mut Tracking,
     pub(super) arming: Arming,
     pub(super) permit: P,
+    /// Whether `permit` answers with the old map for each of some pages.
+    pub(super) keeps: K,
 }
 
-impl<P: Fn(Gfn, AccessMap) -> AccessMap> Repermit<'_, P> {
+impl<P: Fn(Gfn, AccessMap) -> AccessMap, K> Repermit<'_, P, K> {
     fn permitted(&self, gfn: Gfn, old: SppVector) -> AccessMap {
         if self.tracking.is_empty() {
             return (self.permit)(gfn, old.to_map());
         }
-        (self.permit)(gfn, old.to_map() | self.tracking.armed(gfn))
+        let armed = match self.arming {
+            Arming::Begin => AccessMap::NONE,
+            _ => self.tracking.armed(gfn),
+        };
+        (self.permit)(gfn, old.to_map() | armed)
     }
 }
 
-impl<P: Fn(Gfn, AccessMap) -> AccessMap> Change for Repermit<'_, P> {
+impl<P, K> Change for Repermit<'_, P, K>
+where
+    P: Fn(Gfn, AccessMap) -> AccessMap,
+    K: Fn(GfnRange) -> bool,
+{
     fn vector(&self, gfn: Gfn, old: SppVector) -> SppVector {
         let permitted = self.permitted(gfn, old);
         if self.tracking.is_empty() {
@@ -34,8 +44,20 @@ impl<P: Fn(Gfn, AccessMap) -> AccessMap> Change for Repermit<'_, P> {
         (permitted & !armed).into()
     }
 
+    fn uniform(&self, pages: GfnRange, old: SppVector) -> Option<SppVector> {
+        let (from, to) = match self.arming {
+            // What is tracked and open with nothing recorded is about to be armed.
+            Arming::Begin | Arming::Keep => (SppVector::ALL, SppVector::NONE),
+            Arming::Disarm => (SppVector::NONE, SppVector::ALL),
+            Arming::Rearm | Arming::Written(_) => return None,
+        };
+        let same = old == from && self.tracking.is_initial(pages) && (self.keeps)(pages);
+        same.then_some(to)
+    }
+
     fn applied(&mut self, gfn: Gfn, old: SppVector, _new: SppVector) {
-        if self.tracking.is_empty() {
+        // The record of what is tracked no more goes as a whole.
+        if self.tracking.is_empty() || self.arming == Arming::Disarm {
             return;
         }
         let permitted = self.permitted(gfn, old);

@@ -112,10 +112,12 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             return Ok(());
         }
         let ranges = [write.gfns()];
+        self.tracking.reserve(write.gfns())?;
         let mut change = Repermit {
             tracking: &mut self.tracking,
             arming: Arming::Written(write),
             permit: |_, old| old,
+            keeps: |_| true,
         };
         // Opening takes no right away, so the only thing a token could ask for is that frames of
         // emptied tables wait; they wait for whatever change comes next.

@@ -129,14 +129,13 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             put(&mut out, &RuleRecord::from(active))?;
         }
         let mut maps = 0;
-        let mut next = Some(Gfn::new(0));
-        while let Some(gfn) = next.and_then(|from| self.next_restricted(from)) {
+        let everywhere = GfnRange::new(Gfn::new(0), Gfn::MAX.as_u64() + 1)?;
+        for gfn in self.denying_pages(everywhere) {
             let map = self.base_map(gfn);
             if !map.is_unrestricted() {
                 put(&mut out, &MapRecord { gfn: gfn.as_u64().into(), map: map.bits().into() })?;
                 maps += 1;
             }
-            next = gfn.checked_add(1);
         }
         let mut tracked = 0;
         for range in self.tracking.iter() {
@@ -193,13 +192,17 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         }
         let masked = self
             .masked
-            .replaced(&state.ranges, |gfn| !state.base(gfn) & !state.rules.permitted(gfn))?;
+            .replaced(&state.denying, |gfn| !state.base(gfn) & !state.rules.permitted(gfn))?;
         let mut tracking = state.tracking;
+        for range in &state.denying {
+            tracking.reserve(*range)?;
+        }
         let (rules, maps) = (&state.rules, &state.maps);
         let mut change = Repermit {
             tracking: &mut tracking,
             arming: Arming::Keep,
             permit: |gfn, _| base(maps, gfn) & rules.permitted(gfn),
+            keeps: |pages| !intersects(&state.denying, pages),
         };
         let token = self.tables.change(sppt, &self.slots, &state.ranges, &mut change)?;
         self.rules = state.rules;
@@ -218,6 +221,8 @@ struct State {
     tracking: Tracking,
     /// All pages that the state is about, ascending and disjoint.
     ranges: Vec<GfnRange>,
+    /// Of these, the pages of rules and maps.
+    denying: Vec<GfnRange>,
     next_rule: u64,
     next_track: u64,
 }
@@ -227,6 +232,12 @@ fn base(maps: &[(Gfn, AccessMap)], gfn: Gfn) -> AccessMap {
         Ok(at) => maps[at].1,
         Err(_) => AccessMap::ALL,
     }
+}
+
+/// Whether ascending, disjoint ranges have a page of `pages`.
+fn intersects(ranges: &[GfnRange], pages: GfnRange) -> bool {
+    let after = ranges.partition_point(|range| range.last() < pages.first());
+    ranges.get(after).is_some_and(|range| range.first() <= pages.last())
 }
 
 impl State {
@@ -256,25 +267,26 @@ impl State {
         if reader.at != content.len() {
             return Err(ImportError::Length { at: reader.at });
         }
-        let ranges = page_ranges(
+        let denying = page_ranges(
             rules
                 .iter()
                 .map(|active| active.rule.range.gfns())
-                .chain(maps.iter().map(|(gfn, _)| GfnRange::one(*gfn)))
-                .chain(tracking.iter().map(|tracked| tracked.range.gfns())),
+                .chain(maps.iter().map(|(gfn, _)| GfnRange::one(*gfn))),
         )?;
+        let tracked = tracking.iter().map(|tracked| tracked.range.gfns());
+        let ranges = page_ranges(denying.iter().copied().chain(tracked))?;
         // Each page once, however many rules it has.
         if ranges.iter().map(|range| range.pages()).sum::<u64>() > max_pages {
             return Err(ImportError::TooManyPages);
         }
-        Ok(Self { rules, maps, tracking, ranges, next_rule, next_track })
+        Ok(Self { rules, maps, tracking, ranges, denying, next_rule, next_track })
     }
 }
 
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// How many more pages may be tracked: their records take memory at once.
+    /// How many more pages may be tracked.
     pages_left: u64,
 }
 
@@ -347,10 +359,12 @@ impl Reader<'_> {
             ids.try_reserve(1).map_err(|_| OutOfFrames)?;
             ids.push(id);
             let written = self.written(raw.written_pages.get(), range, record)?;
-            tracking.add(id, range, |gfn| {
-                let at = written.binary_search_by_key(&gfn, |(page, _)| *page);
-                at.map_or(AccessMap::NONE, |at| written[at].1)
-            })?;
+            tracking.add(id, range)?;
+            for (gfn, written) in written {
+                tracking.reserve(GfnRange::one(gfn))?;
+                let (armed, _) = tracking.outcome(gfn, !written, Arming::Begin);
+                tracking.note(gfn, armed, written);
+            }
         }
         ids.sort_unstable();
         if ids.windows(2).any(|pair| pair[0] == pair[1]) {

@@ -35,10 +35,14 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let masked = self.masked.replaced(&ranges, |gfn| {
             !self.base_map(gfn) & !(self.rules.permitted(gfn) & added.permitted(gfn))
         })?;
+        for range in &ranges {
+            self.tracking.reserve(*range)?;
+        }
         let mut change = Repermit {
             tracking: &mut self.tracking,
             arming: Arming::Keep,
             permit: |gfn, old| old & added.permitted(gfn),
+            keeps: |_| false,
         };
         let token = self.tables.change(sppt, &self.slots, &ranges, &mut change)?;
         self.masked = masked;
@@ -61,6 +65,9 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let (rules, old_masked) = (&self.rules, &self.masked);
         let masked = old_masked
             .replaced(&ranges, |gfn| !self.base_map(gfn) & !rules.permitted_but(gfn, Some(id)))?;
+        for range in &ranges {
+            self.tracking.reserve(*range)?;
+        }
         let mut change = Repermit {
             tracking: &mut self.tracking,
             arming: Arming::Keep,
@@ -68,6 +75,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
                 let base = old | (!rules.permitted(gfn) & !old_masked.of(gfn));
                 base & rules.permitted_but(gfn, Some(id))
             },
+            keeps: |_| false,
         };
         let token = self.tables.change(sppt, &self.slots, &ranges, &mut change)?;
         self.masked = masked;

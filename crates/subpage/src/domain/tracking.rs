@@ -6,7 +6,6 @@ use super::change::Repermit;
 use super::dirty::Pending;
 use super::rules::page_ranges;
 use super::{Domain, DomainError, Observer};
-use crate::access::AccessMap;
 use crate::address::{ByteRange, GfnRange};
 use crate::frames::{OutOfFrames, TableFrames};
 use crate::invalidate::Invalidation;
@@ -16,7 +15,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// Starts tracking which sub-pages of `range` are written.
     ///
     /// A sub-page that a rule or a map holds is not armed: writes to it trap anyway, and those that
-    /// are let through are noted. Costs eight bytes a page and an L1 table for each 2 MiB region.
+    /// are let through are noted. Costs an L1 table for each 2 MiB region, and eight bytes a page where
+    /// something is written or restricted.
     /// Fails if permissions are not enabled, the range lies beyond the processor's width or shares a
     /// page with another tracked one, or memory is short.
     pub fn track(&mut self, range: ByteRange) -> Result<(TrackId, Invalidation), DomainError> {
@@ -27,8 +27,12 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         }
         let id = TrackId(self.next_track);
         let after = self.next_track.checked_add(1).ok_or(OutOfFrames)?;
-        self.tracking.add(id, range, |_| AccessMap::NONE)?;
-        match self.rearm(sppt, &[range.gfns()], Arming::Rearm) {
+        self.tracking.add(id, range)?;
+        let armed = self
+            .reserve_restricted(range.gfns())
+            .map_err(DomainError::from)
+            .and_then(|()| self.rearm(sppt, &[range.gfns()], Arming::Begin));
+        match armed {
             Ok(token) => {
                 self.next_track = after;
                 Ok((id, token))
@@ -81,6 +85,19 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         Ok(token)
     }
 
+    /// Makes room for the records of restricted pages: not all of what is tracked there is armed.
+    fn reserve_restricted(&mut self, range: GfnRange) -> Result<(), OutOfFrames> {
+        let mut from = Some(range.first());
+        while let Some(gfn) = from.and_then(|from| self.next_restricted(from)) {
+            if gfn > range.last() {
+                break;
+            }
+            self.tracking.reserve(GfnRange::one(gfn))?;
+            from = gfn.checked_add(1);
+        }
+        Ok(())
+    }
+
     /// Changes what is armed, and no permission.
     pub(super) fn rearm(
         &mut self,
@@ -88,7 +105,12 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         ranges: &[GfnRange],
         arming: Arming,
     ) -> Result<Invalidation, DomainError> {
-        let mut change = Repermit { tracking: &mut self.tracking, arming, permit: |_, old| old };
+        let mut change = Repermit {
+            tracking: &mut self.tracking,
+            arming,
+            permit: |_, old| old,
+            keeps: |_| true,
+        };
         Ok(self.tables.change(sppt, &self.slots, ranges, &mut change)?)
     }
 

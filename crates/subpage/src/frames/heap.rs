@@ -289,6 +289,15 @@ impl TableFrames for HeapFrames {
     }
 
     #[inline]
+    fn uniform(&self, frame: TableFrame) -> Option<u64> {
+        match self.slot(frame) {
+            Slot::Few(few) if few.count == 0 => Some(few.fill()),
+            Slot::Few(_) | Slot::Full(_) => None,
+            Slot::Free => panic!("a released table frame is read"),
+        }
+    }
+
+    #[inline]
     fn store_run(&mut self, frame: TableFrame, first: EntryIndex, values: &[u64]) {
         assert!(first.get() + values.len() <= ENTRIES, "a run leaves its table");
         if let Slot::Full(table) = &mut self.slots[position(frame)] {

@@ -134,6 +134,14 @@ pub trait TableFrames {
         None
     }
 
+    /// What all entries of a table hold, if it is plain memory that nobody writes or walks meanwhile,
+    /// they all hold the same, and that can be told at a glance. Such a table may be
+    /// [filled](Self::fill) although it is linked.
+    fn uniform(&self, frame: TableFrame) -> Option<u64> {
+        let _ = frame;
+        None
+    }
+
     /// Writes the run of entries that starts at `first`, each as one unit, in ascending order.
     ///
     /// # Panics
@@ -145,6 +153,7 @@ pub trait TableFrames {
         }
     }
 
-    /// Writes `value` to every entry of a frame that no processor can reach yet; needs no room.
+    /// Writes `value` to every entry of a frame that no processor can reach yet, or that is
+    /// [uniform](Self::uniform); needs no room.
     fn fill(&mut self, frame: TableFrame, value: u64);
 }

@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Sppt, SpptEntry};
+use super::{Sppt, SpptEntry, stored_vector};
 use crate::access::SppVector;
 use crate::address::{Gfn, GfnRange};
 use crate::frames::{ENTRIES, EntryIndex, OutOfFrames, TableFrame, TableFrames};
@@ -25,6 +25,11 @@ impl<'a> Region<'a> {
     /// The region's 512 frames.
     pub(crate) fn whole(self) -> GfnRange {
         GfnRange::new(self.start, Level::L2.frames()).expect("a region lies in the address space")
+    }
+
+    /// Whether the call has all pages of the region, in one range.
+    pub(crate) fn is_whole(self) -> bool {
+        self.ranges.iter().any(|range| range.covers(self.whole()))
     }
 
     /// The call's pages in the region as ranges, ascending and disjoint.
@@ -83,15 +88,17 @@ struct Passing {
 impl SpptPlan {
     /// Takes the frames; on failure gives all of them back.
     ///
-    /// `new` must be the function that the second pass will follow.
+    /// `new` must be the function that the second pass will follow, and `uniform` what it will do with
+    /// whole regions.
     pub(crate) fn make<F: TableFrames>(
         sppt: Sppt,
         frames: &mut F,
         ranges: &[GfnRange],
         new: &impl Fn(Gfn, SppVector) -> SppVector,
+        uniform: &impl Fn(GfnRange, SppVector) -> Option<SppVector>,
     ) -> Result<Self, OutOfFrames> {
         let mut plan = Self::default();
-        match plan.fill(sppt, frames, ranges, new) {
+        match plan.fill(sppt, frames, ranges, new, uniform) {
             Ok(()) => Ok(plan),
             Err(error) => {
                 plan.release(frames);
@@ -130,15 +137,24 @@ impl SpptPlan {
         frames: &mut F,
         ranges: &[GfnRange],
         new: &impl Fn(Gfn, SppVector) -> SppVector,
+        uniform: &impl Fn(GfnRange, SppVector) -> Option<SppVector>,
     ) -> Result<(), OutOfFrames> {
         let mut passing: [Option<Passing>; 3] = [None; 3];
         for region in regions(ranges) {
+            let as_one = |old| region.is_whole().then(|| uniform(region.whole(), old)).flatten();
             if let Some(table) = sppt.leaf_table(frames, region.start) {
-                frames.make_room(table, region.count())?;
                 self.edited += 1;
+                if uniform_vector(frames, table).and_then(as_one).is_none() {
+                    frames.make_room(table, region.count())?;
+                }
                 continue;
             }
-            if region.pages().all(|gfn| new(gfn, SppVector::ALL).is_unrestricted()) {
+            let as_one = as_one(SppVector::ALL);
+            let stays = match as_one {
+                Some(vector) => vector.is_unrestricted(),
+                None => region.pages().all(|gfn| new(gfn, SppVector::ALL).is_unrestricted()),
+            };
+            if stays {
                 continue;
             }
             let mut table = sppt.root();
@@ -164,7 +180,9 @@ impl SpptPlan {
                 };
             }
             frames.fill(table, SppVector::ALL.bits());
-            frames.make_room(table, region.count())?;
+            if as_one.is_none() {
+                frames.make_room(table, region.count())?;
+            }
         }
         for here in passing.into_iter().flatten() {
             frames.make_room(here.table, here.links)?;
@@ -256,8 +274,16 @@ impl Sppt {
     }
 }
 
+/// The vector of all pages of an L1 table, where that is one and can be seen at a glance.
+pub(crate) fn uniform_vector<F: TableFrames>(frames: &F, table: TableFrame) -> Option<SppVector> {
+    frames.uniform(table).map(stored_vector)
+}
+
 /// Whether every entry of a table holds `value`.
 fn holds_only<F: TableFrames>(frames: &F, table: TableFrame, value: u64) -> bool {
+    if let Some(all) = frames.uniform(table) {
+        return all == value;
+    }
     let mut entries = [0; 64];
     (0..ENTRIES / entries.len()).all(|chunk| {
         let first = EntryIndex::truncate((chunk * entries.len()) as u64);

@@ -6,6 +6,7 @@
 //! and is one that may be written: permission = SPPT bit OR armed.
 
 mod ranges;
+mod records;
 
 pub(crate) use ranges::{Arming, Tracking};
 pub use ranges::{TrackId, WrittenPage};

@@ -3,8 +3,10 @@
 use alloc::vec::Vec;
 
 use crate::access::AccessMap;
-use crate::address::{ByteRange, Gfn};
+use crate::address::{ByteRange, Gfn, GfnRange};
 use crate::frames::OutOfFrames;
+
+use super::records::{Records, TrackedPage};
 
 /// Number that names a tracked range; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,51 +21,26 @@ pub struct WrittenPage {
     pub written: AccessMap,
 }
 
-/// One tracked page. `armed` and `written` are disjoint, and both lie in the tracked range.
-#[derive(Debug, Clone, Copy)]
-struct TrackedPage {
-    armed: AccessMap,
-    written: AccessMap,
-}
-
 /// A tracked range; no page belongs to two.
 #[derive(Debug)]
 pub(crate) struct TrackedRange {
     pub(crate) id: TrackId,
     pub(crate) range: ByteRange,
-    pages: Vec<TrackedPage>,
+    records: Records,
 }
 
 impl TrackedRange {
-    fn page(&self, gfn: Gfn) -> Option<&TrackedPage> {
-        let offset = gfn.as_u64().checked_sub(self.range.first().gfn().as_u64())?;
-        self.pages.get(usize::try_from(offset).ok()?)
-    }
-
-    fn page_mut(&mut self, gfn: Gfn) -> Option<&mut TrackedPage> {
-        let offset = gfn.as_u64().checked_sub(self.range.first().gfn().as_u64())?;
-        self.pages.get_mut(usize::try_from(offset).ok()?)
-    }
-
-    /// The tracked sub-pages of a page.
-    fn tracked(&self, gfn: Gfn) -> AccessMap {
-        self.range.in_page(gfn).map_or(AccessMap::NONE, AccessMap::touched_by)
-    }
-
     /// The pages with written sub-pages.
     pub(crate) fn written(&self) -> impl Iterator<Item = WrittenPage> + '_ {
-        self.range
-            .gfns()
-            .iter()
-            .zip(&self.pages)
-            .filter(|(_, page)| !page.written.is_empty())
-            .map(|(gfn, page)| WrittenPage { gfn, written: page.written })
+        self.records.written()
     }
 }
 
 /// What a change of permission does about tracking in the pages it passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arming {
+    /// Tracking begins: nothing is armed yet. Arm everything permitted and tracked.
+    Begin,
     /// Arm what is permitted, tracked and not yet written.
     Keep,
     /// Forget what was written and arm everything permitted and tracked.
@@ -108,26 +85,28 @@ impl Tracking {
             .map(|tracked| tracked.id)
     }
 
-    /// Adds a range of which nothing is armed and `written` is written.
-    pub(crate) fn add(
-        &mut self,
-        id: TrackId,
-        range: ByteRange,
-        written: impl Fn(Gfn) -> AccessMap,
-    ) -> Result<(), OutOfFrames> {
-        let mut pages = Vec::new();
-        let count = usize::try_from(range.gfns().pages()).map_err(|_| OutOfFrames)?;
-        pages.try_reserve_exact(count).map_err(|_| OutOfFrames)?;
-        pages.extend(
-            range
-                .gfns()
-                .iter()
-                .map(|gfn| TrackedPage { armed: AccessMap::NONE, written: written(gfn) }),
-        );
+    /// Adds a range, all of which is recorded as armed.
+    pub(crate) fn add(&mut self, id: TrackId, range: ByteRange) -> Result<(), OutOfFrames> {
+        let records = Records::new(range)?;
         self.ranges.try_reserve(1).map_err(|_| OutOfFrames)?;
         let at = self.ranges.partition_point(|other| other.range.first() < range.first());
-        self.ranges.insert(at, TrackedRange { id, range, pages });
+        self.ranges.insert(at, TrackedRange { id, range, records });
         Ok(())
+    }
+
+    /// Makes room for what a change of the pages of `range` may have to record.
+    pub(crate) fn reserve(&mut self, range: GfnRange) -> Result<(), OutOfFrames> {
+        let from = self.ranges.partition_point(|it| it.range.last().gfn() < range.first());
+        let tracked = self.ranges[from..].iter_mut();
+        for tracked in tracked.take_while(|it| it.range.first().gfn() <= range.last()) {
+            tracked.records.reserve(range)?;
+        }
+        Ok(())
+    }
+
+    /// Whether all of `pages` is tracked and armed, and nothing else is recorded of it.
+    pub(crate) fn is_initial(&self, pages: GfnRange) -> bool {
+        self.find(pages.first()).is_some_and(|tracked| tracked.records.is_initial(pages))
     }
 
     pub(crate) fn remove(&mut self, id: TrackId) {
@@ -136,20 +115,15 @@ impl Tracking {
 
     /// The sub-pages of a page that are armed now.
     pub(crate) fn armed(&self, gfn: Gfn) -> AccessMap {
-        self.find(gfn).and_then(|tracked| tracked.page(gfn)).map_or(AccessMap::NONE, |p| p.armed)
-    }
-
-    /// The sub-pages of a page that were written since the last harvest.
-    pub(crate) fn written(&self, gfn: Gfn) -> AccessMap {
-        self.find(gfn).and_then(|tracked| tracked.page(gfn)).map_or(AccessMap::NONE, |p| p.written)
+        self.find(gfn).map_or(AccessMap::NONE, |tracked| tracked.records.page(gfn).armed)
     }
 
     /// Whether a write of these bytes, which lie in one page, has something to note.
     pub(crate) fn is_news(&self, bytes: ByteRange) -> bool {
         let gfn = bytes.first().gfn();
         let Some(tracked) = self.find(gfn) else { return false };
-        let touched = AccessMap::touched_by(bytes) & tracked.tracked(gfn);
-        !(touched & !self.written(gfn)).is_empty()
+        let touched = AccessMap::touched_by(bytes) & tracked.records.tracked(gfn);
+        !(touched & !tracked.records.page(gfn).written).is_empty()
     }
 
     /// What `arming` leaves of the record of a page whose permission is `permitted`:
@@ -161,11 +135,11 @@ impl Tracking {
         arming: Arming,
     ) -> (AccessMap, AccessMap) {
         let Some(tracked) = self.find(gfn) else { return (AccessMap::NONE, AccessMap::NONE) };
-        let of_page = tracked.tracked(gfn);
-        let before = self.written(gfn);
+        let of_page = tracked.records.tracked(gfn);
+        let before = tracked.records.page(gfn).written;
         let written = match arming {
             Arming::Keep | Arming::Disarm => before,
-            Arming::Rearm => AccessMap::NONE,
+            Arming::Begin | Arming::Rearm => AccessMap::NONE,
             Arming::Written(bytes) => {
                 let touched = bytes.in_page(gfn).map_or(AccessMap::NONE, AccessMap::touched_by);
                 before | (touched & of_page)
@@ -178,12 +152,13 @@ impl Tracking {
         (armed, written)
     }
 
-    /// Notes what was applied to a page.
+    /// Notes what was applied to a page, for which [room](Self::reserve) was made.
     pub(crate) fn note(&mut self, gfn: Gfn, armed: AccessMap, written: AccessMap) {
         let after = self.ranges.partition_point(|tracked| tracked.range.first().gfn() <= gfn);
         let Some(at) = after.checked_sub(1) else { return };
-        if let Some(page) = self.ranges[at].page_mut(gfn) {
-            *page = TrackedPage { armed, written };
+        let tracked = &mut self.ranges[at];
+        if tracked.range.gfns().contains(gfn) {
+            tracked.records.set(gfn, TrackedPage { armed, written });
         }
     }
 }

@@ -48,6 +48,8 @@ impl Failure {
 pub(crate) struct TestFrames {
     pub(crate) heap: HeapFrames,
     failure: Failure,
+    /// Tables can be seen to be uniform.
+    pub(crate) glances: bool,
 }
 
 impl TableFrames for TestFrames {
@@ -83,6 +85,10 @@ impl TableFrames for TestFrames {
         self.heap.compare_exchange(frame, index, current, new)
     }
 
+    fn uniform(&self, frame: TableFrame) -> Option<u64> {
+        self.heap.uniform(frame).filter(|_| self.glances)
+    }
+
     fn fill(&mut self, frame: TableFrame, value: u64) {
         self.heap.fill(frame, value);
     }
@@ -93,7 +99,7 @@ pub(crate) type TestDomain = Domain<TestFrames>;
 /// An empty domain, not enabled.
 pub(crate) fn bare() -> (TestDomain, Failure) {
     let failure = Failure::default();
-    let frames = TestFrames { heap: HeapFrames::new(), failure: failure.clone() };
+    let frames = TestFrames { heap: HeapFrames::new(), failure: failure.clone(), glances: true };
     (Domain::new(frames, PhysicalWidth::MAX), failure)
 }
 

@@ -12,4 +12,5 @@ mod review;
 mod rules;
 mod slots;
 mod tracking;
+mod tracking_regions;
 mod uapi;

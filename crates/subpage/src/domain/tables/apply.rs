@@ -8,7 +8,7 @@ use crate::frames::{OutOfFrames, TableFrame, TableFrames};
 use crate::invalidate::{Invalidation, RetiredTable};
 use crate::level::Level;
 use crate::slots::AddressSpace;
-use crate::sppt::{Region, Sppt, regions, stored_vector};
+use crate::sppt::{Region, Sppt, regions, stored_vector, uniform_vector};
 
 /// Pages that are changed at a time where a call has so many: their vectors stay in the first-level
 /// cache, and the compiler uses whole vector registers.
@@ -117,9 +117,17 @@ impl<F: TableFrames> Tables<F> {
         region: Region<'_>,
         change: &mut impl Change,
     ) -> bool {
-        let any = region.pages().any(|gfn| !change.vector(gfn, SppVector::ALL).is_unrestricted());
+        let uniform = region.is_whole().then(|| change.uniform(region.whole(), SppVector::ALL));
+        let uniform = uniform.flatten();
+        let any = match uniform {
+            Some(vector) => !vector.is_unrestricted(),
+            None => region.pages().any(|gfn| !change.vector(gfn, SppVector::ALL).is_unrestricted()),
+        };
         if any {
             sppt.link_region(&mut self.frames, &mut plan.sppt, region.start, |frames, table| {
+                if let Some(vector) = uniform {
+                    return frames.fill(table, vector.bits());
+                }
                 for gfn in region.pages() {
                     let new = change.vector(gfn, SppVector::ALL);
                     if !new.is_unrestricted() {
@@ -136,9 +144,11 @@ impl<F: TableFrames> Tables<F> {
                 }
             }
         }
-        for gfn in region.pages() {
-            let new = change.vector(gfn, SppVector::ALL);
-            change.applied(gfn, SppVector::ALL, new);
+        if uniform.is_none() {
+            for gfn in region.pages() {
+                let new = change.vector(gfn, SppVector::ALL);
+                change.applied(gfn, SppVector::ALL, new);
+            }
         }
         any
     }
@@ -152,10 +162,38 @@ impl<F: TableFrames> Tables<F> {
         change: &mut impl Change,
     ) -> Edit {
         let mut edit = Edit { table, leaves: None, tightened: false, opened: false };
+        let uniform = uniform_vector(&self.frames, table).filter(|_| region.is_whole());
+        if let Some((old, new)) =
+            uniform.and_then(|old| Some((old, change.uniform(region.whole(), old)?)))
+        {
+            self.edit_uniform(&mut edit, slots, region, old, new);
+            return edit;
+        }
         for piece in region.pieces() {
             self.edit_piece(&mut edit, slots, piece, change);
         }
         edit
+    }
+
+    /// Changes all pages of a region from one vector to another.
+    fn edit_uniform(
+        &mut self,
+        edit: &mut Edit,
+        slots: &Slots,
+        region: Region<'_>,
+        old: SppVector,
+        new: SppVector,
+    ) {
+        edit.tightened |= old.without(new) != SppVector::NONE;
+        edit.opened |= new.is_unrestricted() && !old.is_unrestricted();
+        self.frames.fill(edit.table, new.bits());
+        for space in AddressSpace::BOTH {
+            if let Some(leaves) = self.leaf_table(space, region.start) {
+                for gfn in region.pages() {
+                    edit.tightened |= self.set_leaf(space, leaves, slots, gfn, new);
+                }
+            }
+        }
     }
 
     /// Changes consecutive pages of a region that has an L1 table.

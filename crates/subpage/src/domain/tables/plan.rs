@@ -23,6 +23,15 @@ pub(crate) trait Change {
         }
     }
 
+    /// The new vector of each of `pages`, which are a whole region and all have the vector `old`, if
+    /// it is one and the same and no page has to be [told](Self::applied).
+    ///
+    /// Asked while planning and while applying, and must answer the same both times.
+    fn uniform(&self, pages: GfnRange, old: SppVector) -> Option<SppVector> {
+        let _ = (pages, old);
+        None
+    }
+
     /// Told once for every page, in ascending order, while its new vector is put in the tables.
     fn applied(&mut self, gfn: Gfn, old: SppVector, new: SppVector) {
         let _ = (gfn, old, new);
@@ -54,8 +63,13 @@ impl<F: TableFrames> Tables<F> {
         ranges: &[GfnRange],
         change: &impl Change,
     ) -> Result<Plan, OutOfFrames> {
-        let spp =
-            SpptPlan::make(sppt, &mut self.frames, ranges, &|gfn, old| change.vector(gfn, old))?;
+        let spp = SpptPlan::make(
+            sppt,
+            &mut self.frames,
+            ranges,
+            &|gfn, old| change.vector(gfn, old),
+            &|region, old| change.uniform(region, old),
+        )?;
         let mut plan = Plan { sppt: spp, splits: Vec::new() };
         match self.plan_ept(sppt, &mut plan, ranges, change) {
             Ok(()) => Ok(plan),
@@ -82,7 +96,7 @@ impl<F: TableFrames> Tables<F> {
         change: &impl Change,
     ) -> Result<(), OutOfFrames> {
         self.retired.reserve(RETIRED_PER_REGION * plan.sppt.edited())?;
-        if !plan.sppt.links_any() {
+        if !plan.sppt.links_any() || self.epts.iter().all(Option::is_none) {
             return Ok(());
         }
         let mut giant_split = [None; 2];
@@ -90,7 +104,14 @@ impl<F: TableFrames> Tables<F> {
             if sppt.leaf_table(&self.frames, region.start).is_some() {
                 continue;
             }
-            if region.pages().all(|gfn| change.vector(gfn, SppVector::ALL).is_unrestricted()) {
+            let uniform = region.is_whole().then(|| change.uniform(region.whole(), SppVector::ALL));
+            let stays = match uniform.flatten() {
+                Some(vector) => vector.is_unrestricted(),
+                None => {
+                    region.pages().all(|gfn| change.vector(gfn, SppVector::ALL).is_unrestricted())
+                }
+            };
+            if stays {
                 continue;
             }
             for (ept, giant) in self.epts.into_iter().zip(&mut giant_split) {
