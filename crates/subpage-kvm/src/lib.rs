@@ -10,6 +10,7 @@
 pub mod boot;
 pub mod control;
 pub mod devices;
+mod ending;
 pub mod event;
 pub mod guard;
 pub mod memory;
@@ -21,4 +22,4 @@ pub mod trap;
 pub mod vcpu;
 pub mod vm;
 
-pub use store::Failure;
+pub use ending::Failure;

@@ -10,8 +10,9 @@ use subpage::rules::{Action, Owner, Rule, RuleName};
 use subpage_emulate::guest::PhysicalMemory as _;
 
 use crate::boot::Request;
+use crate::ending::Ending;
 use crate::metrics::ExitKind;
-use crate::vm::{Configuration, Ending, TrapChoice, Vm, VmError, nowhere, open};
+use crate::vm::{Configuration, TrapChoice, Vm, VmError, nowhere, open};
 
 /// What was found.
 #[derive(Debug)]

@@ -2,8 +2,9 @@
 
 use subpage_emulate::Exception;
 
-use super::{Failure, Next};
-use crate::vcpu::{Interrupted, Processor};
+use super::Next;
+use crate::ending::Failure;
+use crate::vcpu::{Interrupted, Processor, ProcessorError};
 
 /// Has the guest receive an exception in place of the instruction at RIP.
 pub(super) fn inject(processor: &Processor, exception: Exception) -> Result<Next, Failure> {
@@ -28,7 +29,7 @@ pub(super) fn end_instruction(
     processor: &mut Processor,
     before: &Interrupted,
     shadow: bool,
-) -> Result<(), Failure> {
+) -> Result<(), ProcessorError> {
     const TF: u64 = 1 << 8;
     const SINGLE_STEP: u64 = 1 << 14;
     const DEBUG: u8 = 1;

@@ -1,29 +1,27 @@
-//! Stores that left the guest: deciding about them, carrying them out, telling of them.
+//! Stores that left the guest: this KVM's part of `subpage-trap`'s protocol.
 //!
 //! KVM reports a store in one of two ways, and each has its module:
 //!
-//! - [`posted`]: KVM has carried the instruction out and tells the bytes that memory would have got
+//! - [`mmio_store`]: KVM has carried the instruction out and tells the bytes that memory would have got
 //!   (`KVM_EXIT_MMIO`), in pieces of at most eight;
 //! - [`trapped`]: the instruction has not happened, and is carried out here.
 
-mod backwards;
+mod backend;
+mod context;
 mod delivery;
-mod destination;
+mod find_instruction;
 mod inject;
-mod obstacle;
-mod posted;
+mod mmio_store;
 mod report;
 mod trapped;
 mod walk;
 
-pub(crate) use posted::{finish, posted};
+pub(crate) use context::Context;
+pub(crate) use mmio_store::{finish, mmio_store};
 pub(crate) use trapped::{Cause, trapped};
 
-use std::fmt;
-
+use crate::ending::Ending;
 use crate::trap::PageSet;
-use crate::vcpu::ProcessorError;
-use crate::vm::Ending;
 
 /// How a processor goes on after an exit.
 #[derive(Debug)]
@@ -39,39 +37,4 @@ pub(crate) enum Next {
     Reset,
     /// Not at all.
     End(Ending),
-}
-
-/// Why a processor of the guest cannot go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// Which processor.
-    pub vcpu: u32,
-    /// Address of the instruction, if it could be found out.
-    pub rip: Option<u64>,
-    /// Its bytes, as many as could be read; at most 15.
-    pub instruction: Vec<u8>,
-    /// What is wrong.
-    pub reason: String,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "processor {} cannot go on: {}", self.vcpu, self.reason)?;
-        if let Some(rip) = self.rip {
-            write!(f, "; rip {rip:#x}")?;
-        }
-        if !self.instruction.is_empty() {
-            f.write_str(", instruction")?;
-            for byte in &self.instruction {
-                write!(f, " {byte:02x}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl From<ProcessorError> for Failure {
-    fn from(error: ProcessorError) -> Self {
-        Self { vcpu: error.number, rip: None, instruction: Vec::new(), reason: error.to_string() }
-    }
 }

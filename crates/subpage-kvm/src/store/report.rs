@@ -3,90 +3,65 @@
 use std::sync::Arc;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter as _, IntelFormatter};
-use subpage::address::Gpa;
-use subpage::domain::WriteParts;
-use subpage::rules::{Action, RuleId};
-use subpage_emulate::guest::State;
+use subpage_trap as trap;
 
+use super::Context;
 use crate::event::{Event, Verdict};
 use crate::guard::Guard;
-use crate::vm::Machine;
 
-/// What is known of a write besides its decision.
-pub(super) struct Account<'a> {
-    pub(super) vcpu: u32,
-    /// Registers; RIP of the instruction only if `rip` says so.
-    pub(super) state: &'a State,
-    pub(super) parts: &'a WriteParts,
-    pub(super) bytes: &'a [u8],
-    pub(super) gla: Option<u64>,
-    /// Address and bytes of the instruction, if it was found.
-    pub(super) instruction: Option<(u64, &'a [u8])>,
-    /// KVM told of the write before the instruction.
-    pub(super) exact: bool,
-}
-
-/// What became of a write that is to be reported.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Outcome {
-    /// It took effect.
-    Reported { rule: RuleId, at: Gpa },
-    /// It did not.
-    Denied { rule: Option<RuleId>, at: Gpa, stop: bool },
-}
-
-/// Numbers, counts and publishes the event. The guard's lock orders events among processors.
-pub(super) fn report(
-    machine: &Machine,
+/// Numbers, counts and publishes an event. The guard's lock orders events among processors.
+///
+/// `bitness`: 16, 32 or 64, of the guest's code.
+pub(super) fn record(
+    context: Context<'_>,
     guard: &mut Guard,
-    outcome: Outcome,
-    account: &Account<'_>,
+    bitness: u32,
+    event: &trap::Event<&[u8]>,
 ) -> Arc<Event> {
-    let (rule, at) = match outcome {
-        Outcome::Reported { rule, at } => (Some(rule), at),
-        Outcome::Denied { rule, at, .. } => (rule, at),
+    let name = event.rule.and_then(|rule| guard.domain().rules().get(rule));
+    let name = name.map_or_else(String::new, |active| active.rule.name.to_string());
+    let verdict = match event.verdict {
+        trap::Verdict::Denied => Verdict::Denied,
+        trap::Verdict::Stopped => Verdict::Stopped,
+        trap::Verdict::Logged => Verdict::Logged,
+        trap::Verdict::AllowedOnce => Verdict::AllowedOnce,
     };
-    let active = rule.and_then(|rule| guard.domain().rules().get(rule));
-    let action = active.map_or(Action::Deny, |active| active.rule.action);
-    let verdict = match outcome {
-        Outcome::Reported { .. } if action == Action::AllowOnce => Verdict::AllowedOnce,
-        Outcome::Reported { .. } => Verdict::Logged,
-        Outcome::Denied { stop: true, .. } => Verdict::Stopped,
-        Outcome::Denied { .. } => Verdict::Denied,
-    };
-    let state = account.state;
+    let origin = event.origin;
+    let found = !event.instruction.is_empty();
+    // Of an event's frame, the place that was interrupted is no instruction that wrote.
+    let rip = origin.rip.filter(|_| found);
     let event = Event {
         seq: 0,
         write: 0,
         verdict,
-        rule: rule.map(|rule| rule.0),
-        rule_name: active.map_or_else(String::new, |active| active.rule.name.to_string()),
-        action,
-        vcpu: account.vcpu,
-        rip: account.instruction.map(|(rip, _)| rip),
-        rip_exact: account.exact,
-        cpl: state.cpl,
-        cr3: state.cr3,
-        gpa: account.parts.first().first().as_u64(),
-        gla: account.gla,
-        at: at.as_u64(),
-        bytes: account.bytes.to_vec(),
-        instruction: account.instruction.map_or_else(Vec::new, |(_, bytes)| bytes.to_vec()),
-        text: account.instruction.map(|(rip, bytes)| disassemble(state, rip, bytes)),
+        rule: event.rule.map(|rule| rule.0),
+        rule_name: name,
+        action: event.action,
+        vcpu: origin.vcpu,
+        rip,
+        rip_exact: origin.rip_exact,
+        cpl: origin.cpl,
+        cr3: origin.cr3,
+        gpa: event.gpa.as_u64(),
+        gla: event.gla,
+        at: event.at.as_u64(),
+        bytes: event.bytes.to_vec(),
+        instruction: event.instruction.to_vec(),
+        text: rip.map(|rip| disassemble(bitness, rip, &event.instruction)),
     };
     let event = guard.ledger.record(event);
     let name = event.rule.map(|_| event.rule_name.as_str());
     match verdict {
-        Verdict::Denied | Verdict::Stopped => machine.metrics.denied(name),
-        Verdict::Logged | Verdict::AllowedOnce => machine.metrics.logged(name),
+        Verdict::Denied | Verdict::Stopped => context.metrics.denied(name),
+        Verdict::Logged | Verdict::AllowedOnce => context.metrics.logged(name),
     }
-    machine.events.publish(Arc::clone(&event));
+    context.events.publish(Arc::clone(&event));
     event
 }
 
 /// An instruction in words, Intel syntax.
-pub(crate) fn disassemble(state: &State, rip: u64, bytes: &[u8]) -> String {
-    let mut decoder = Decoder::with_ip(state.bitness(), bytes, rip, DecoderOptions::NONE);
+fn disassemble(bitness: u32, rip: u64, bytes: &[u8]) -> String {
+    let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
     let mut text = String::new();
     IntelFormatter::new().format(&decoder.decode(), &mut text);
     text

@@ -9,11 +9,10 @@ use subpage_emulate::{
     Access, GuestInstruction, MAX_INSTRUCTION_BYTES, Translation, walk_entries, walk_marks,
 };
 
-use super::Next;
+use super::{Context, Next};
 use crate::guard::SPACE;
 use crate::trap::PageSet;
 use crate::vcpu::Interrupted;
-use crate::vm::Machine;
 
 /// Attempts at a walk whose entries other processors change meanwhile.
 const ATTEMPTS: u32 = 8;
@@ -26,7 +25,7 @@ const FRAME_BYTES: u64 = 47;
 ///
 /// `frame`: where an event that is being delivered pushes its frame.
 pub(super) fn help(
-    machine: &Machine,
+    context: Context<'_>,
     at: &Interrupted,
     code: Option<&GuestInstruction>,
     frame: Option<u64>,
@@ -58,18 +57,18 @@ pub(super) fn help(
         walks.extend([(table, system), (table.wrapping_add(limit.into()), system)]);
     }
     walks.extend([(tables.tr.base, system), (tables.ldtr.base, system)]);
-    let mut guard = machine.guard();
+    let mut guard = context.guard();
     let mut held = PageSet::new();
     for (linear, access) in walks {
         for _ in 0..ATTEMPTS {
-            let marks = walk_marks(&machine.ram, machine.paging, state, linear, access);
+            let marks = walk_marks(context.ram, context.paging, state, linear, access);
             guard.domain_mut().note_logged(SPACE, marks.iter().map(|mark| mark.entry.gfn()));
             let walk = Translation { gpa: Gpa::new(0), marks };
-            if walk.mark_accessed(&machine.ram) != Ok(false) {
+            if walk.mark_accessed(context.ram) != Ok(false) {
                 break;
             }
         }
-        let entries = walk_entries(&machine.ram, machine.paging, state, linear);
+        let entries = walk_entries(context.ram, context.paging, state, linear);
         let trapping = entries
             .iter()
             .filter(|entry| guard.traps().traps(entry.gfn()))

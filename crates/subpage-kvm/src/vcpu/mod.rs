@@ -1,13 +1,11 @@
-//! A virtual processor: its state, its thread, its exits.
+//! A virtual processor: its state, and what is asked of it.
 
 pub mod cpuid;
 mod exchange;
 mod kick;
 mod processor;
 pub mod registers;
-mod run;
 pub mod trampoline;
 
 pub use kick::Kick;
 pub use processor::{Activity, Interrupted, Processor, ProcessorError};
-pub(crate) use run::run;

@@ -10,9 +10,9 @@ use subpage::track::{TrackId, WrittenPage};
 use subpage_emulate::guest::State;
 use subpage_emulate::table_frames;
 
-use super::{Ending, Machine, Paused, Vm, VmError};
+use super::{Machine, Paused, Vm, VmError};
+use crate::ending::{Ending, Failure};
 use crate::guard::{ChangeError, Guard};
-use crate::store::Failure;
 use crate::trap::{PageSet, TrapBy, pages_of};
 
 /// How many tables of a processor are looked at for guarded ones: those of 64 GiB of memory.

@@ -14,9 +14,9 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::ending::EndingCell;
 use super::{Machine, PausableVcpus, Vm, VmError, kick_signal};
 use crate::devices::Ports;
+use crate::ending::EndingCell;
 use crate::event::Broadcast;
 use crate::guard::Guard;
 use crate::memory::Ram;

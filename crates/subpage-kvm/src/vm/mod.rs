@@ -2,17 +2,17 @@
 
 mod change;
 mod create;
-mod ending;
 mod error;
 mod request_handler;
 mod reset;
+mod run;
 mod save;
 mod vcpu_pause;
 mod watch;
 
+pub use crate::ending::Ending;
 pub(crate) use create::open;
 pub use create::{Configuration, TrapChoice, nowhere};
-pub use ending::Ending;
 pub use error::VmError;
 pub use request_handler::VmRequestHandler;
 
@@ -26,14 +26,15 @@ use subpage_emulate::PagingFeatures;
 
 use crate::boot;
 use crate::devices::Ports;
+use crate::ending::{EndingCell, Failure};
 use crate::event::{Broadcast, Subscription};
 use crate::guard::{Guard, Ledger};
 use crate::memory::Ram;
 use crate::metrics::{Clock, Metrics};
 use crate::snapshot::Features;
+use crate::store::Context;
 use crate::trap::TrapBy;
-use crate::vcpu::{self, Processor};
-use ending::EndingCell;
+use crate::vcpu::Processor;
 pub(crate) use vcpu_pause::{PausableVcpus, Paused};
 use watch::Watch;
 
@@ -74,6 +75,17 @@ impl Machine {
     /// If a thread has panicked with it: what it guards may be half changed.
     pub(crate) fn guard(&self) -> MutexGuard<'_, Guard> {
         self.guard.lock().expect("the guard is whole")
+    }
+
+    /// What handling a store needs.
+    pub(crate) fn stores(&self) -> Context<'_> {
+        Context {
+            ram: &self.ram,
+            paging: self.paging,
+            guard: &self.guard,
+            metrics: &self.metrics,
+            events: &self.events,
+        }
     }
 
     pub(crate) fn ports(&self) -> MutexGuard<'_, Ports> {
@@ -125,12 +137,11 @@ impl Vm {
             let machine = Arc::clone(&self.machine);
             self.spawn(format!("vcpu {number}"), move || {
                 // A panic must not leave the others running unguarded, and is told by its hook.
-                let run = std::panic::AssertUnwindSafe(|| vcpu::run(&machine, number));
+                let run = std::panic::AssertUnwindSafe(|| run::run(&machine, number));
                 if std::panic::catch_unwind(run).is_err() {
                     let reason = "this program has a bug: its message is above".to_owned();
                     let vcpu = u32::try_from(number).unwrap_or(0);
-                    let failure =
-                        crate::store::Failure { vcpu, rip: None, instruction: Vec::new(), reason };
+                    let failure = Failure { vcpu, rip: None, instruction: Vec::new(), reason };
                     machine.vcpus.delist(number);
                     machine.end(Ending::Failed(failure));
                 }

@@ -9,11 +9,12 @@ use subpage::domain::{DomainError, ImportError};
 use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
 use subpage::track::TrackId;
 
-use super::{Ending, Machine};
+use super::Machine;
 use crate::control::RequestHandler;
 use crate::control::protocol::{
     NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownRule, ShownTracking, Written,
 };
+use crate::ending::Ending;
 use crate::event::Subscription;
 use crate::guard::ChangeError;
 use crate::snapshot::SnapshotError;

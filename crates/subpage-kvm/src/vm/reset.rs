@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 
-use super::{Ending, Machine, Paused, VmError};
+use super::{Machine, Paused, VmError};
 use crate::boot::{self, Boot};
+use crate::ending::{Ending, Failure};
 use crate::snapshot::{Chips, ProcessorState};
-use crate::store::Failure;
 use crate::vcpu::Processor;
 
 /// What a reset goes back to.

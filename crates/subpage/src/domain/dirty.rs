@@ -6,7 +6,7 @@
 
 use super::tables::Tables;
 use super::{Domain, DomainError, Observer};
-use crate::address::{ByteRange, Gfn};
+use crate::address::{ByteRange, Gfn, Gpa};
 use crate::frames::TableFrames;
 use crate::invalidate::{Completed, Epoch, Invalidation};
 use crate::level::Level;
@@ -68,6 +68,13 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         for gfn in pages {
             self.mark_dirty(space, gfn);
         }
+    }
+
+    /// Notes that flags of the page-table entry at `entry` are about to be set for the guest's
+    /// processor: its page is dirty and its sub-page written. No rule forbids that.
+    pub fn note_marked(&mut self, space: AddressSpace, entry: Gpa) -> Result<(), DomainError> {
+        // The flags lie in the addressed byte or in another one of the same entry, so of its sub-page.
+        self.note_written(space, ByteRange::new(entry, 1).expect("one byte"))
     }
 
     /// Notes a write that is about to happen: dirty pages, and tracked sub-pages of both.

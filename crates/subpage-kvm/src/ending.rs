@@ -1,11 +1,11 @@
-//! How a guest ends.
+//! How a guest ends, and why a processor of it cannot go on.
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::event::Event;
-use crate::store::Failure;
+use crate::vcpu::ProcessorError;
 
 /// Why the guest does not run any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +58,41 @@ impl fmt::Display for Ending {
             Self::Failed(failure) => failure.fmt(f),
             Self::Requested => f.write_str("the guest was ended on request"),
         }
+    }
+}
+
+/// Why a processor of the guest cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Which processor.
+    pub vcpu: u32,
+    /// Address of the instruction, if it could be found out.
+    pub rip: Option<u64>,
+    /// Its bytes, as many as could be read; at most 15.
+    pub instruction: Vec<u8>,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "processor {} cannot go on: {}", self.vcpu, self.reason)?;
+        if let Some(rip) = self.rip {
+            write!(f, "; rip {rip:#x}")?;
+        }
+        if !self.instruction.is_empty() {
+            f.write_str(", instruction")?;
+            for byte in &self.instruction {
+                write!(f, " {byte:02x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<ProcessorError> for Failure {
+    fn from(error: ProcessorError) -> Self {
+        Self { vcpu: error.number, rip: None, instruction: Vec::new(), reason: error.to_string() }
     }
 }
 

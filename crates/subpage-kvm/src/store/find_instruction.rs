@@ -13,8 +13,8 @@ use subpage_emulate::{
     Access, GuestInstruction, MAX_INSTRUCTION_BYTES, Store, read_linear, translate,
 };
 
+use super::Context;
 use crate::vcpu::Interrupted;
-use crate::vm::Machine;
 
 /// An instruction that was found.
 pub(super) struct Found {
@@ -28,13 +28,13 @@ pub(super) struct Found {
 
 /// Finds the instruction that has just stored, or been told to have stored, `bytes` to `write`.
 pub(super) fn find_before(
-    machine: &Machine,
+    context: Context<'_>,
     at: &Interrupted,
     write: &WriteParts,
     bytes: &[u8],
 ) -> Option<Found> {
     let after = &at.state;
-    let search = Search { machine, after, write };
+    let search = Search { context, after, write };
     // What a call has stored is where it ends.
     let return_address = || Some(u64::from_le_bytes(bytes.try_into().ok()?));
     search
@@ -44,7 +44,7 @@ pub(super) fn find_before(
 }
 
 struct Search<'a> {
-    machine: &'a Machine,
+    context: Context<'a>,
     /// The state behind the instruction.
     after: &'a State,
     write: &'a WriteParts,
@@ -117,8 +117,8 @@ impl Search<'_> {
 
     /// Whether the write in question begins at a linear address.
     fn is_at(&self, before: &State, linear: u64) -> bool {
-        let (machine, access) = (self.machine, Access::write_by(before));
-        translate(&machine.ram, machine.paging, before, linear, access)
+        let (context, access) = (self.context, Access::write_by(before));
+        translate(context.ram, context.paging, before, linear, access)
             .is_ok_and(|to| to.gpa == self.write.first().first())
     }
 
@@ -126,12 +126,12 @@ impl Search<'_> {
         let mut code = vec![0; length];
         let linear = self.after.segments.cs.base.wrapping_add(rip);
         let linear = if self.after.is_64_bit() { rip } else { linear & 0xffff_ffff };
-        let machine = self.machine;
+        let context = self.context;
         let access = Access::fetch_by(self.after);
         // The instruction may be the last one of its page: as much as there is.
         for bytes in (1..=length).rev() {
             let code = &mut code[..bytes];
-            if read_linear(&machine.ram, machine.paging, self.after, linear, access, code).is_ok() {
+            if read_linear(context.ram, context.paging, self.after, linear, access, code).is_ok() {
                 return Some(code.to_vec());
             }
         }

@@ -5,18 +5,19 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use kvm_ioctls::VcpuExit;
 
-use super::{Activity, Kick, Processor};
+use super::Machine;
 use crate::devices::PortEffect;
+use crate::ending::{Ending, Failure};
 use crate::metrics::ExitKind;
-use crate::store::{Cause, Failure, Next, finish, posted, trapped};
-use crate::vm::{Ending, Machine};
+use crate::store::{Cause, Next, finish, mmio_store, trapped};
+use crate::vcpu::{Activity, Kick, Processor};
 
 /// Suberrors of `KVM_EXIT_INTERNAL_ERROR`.
 const EMULATION: u32 = 1;
 const DELIVERY: u32 = 3;
 
 /// Runs processor `number` until the machine ends.
-pub(crate) fn run(machine: &Arc<Machine>, number: usize) {
+pub(super) fn run(machine: &Arc<Machine>, number: usize) {
     machine.vcpus.enlist(number);
     while let Some(mut processor) = machine.vcpus.enter(number) {
         let next = turns(machine, &mut processor, number);
@@ -47,12 +48,12 @@ fn turns(
         match turn(machine, processor, kick)? {
             Next::Enter => {}
             next => {
-                finish(machine, processor, kick)?;
+                finish(machine.stores(), processor, kick)?;
                 return Ok(Some(next));
             }
         }
     }
-    finish(machine, processor, kick)?;
+    finish(machine.stores(), processor, kick)?;
     Ok(None)
 }
 
@@ -110,7 +111,7 @@ fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next
         Exit::Store { address, data } => {
             let began = machine.clock.now();
             machine.metrics.exit(ExitKind::Mmio);
-            let next = posted(machine, processor, kick, address, &data);
+            let next = mmio_store(machine.stores(), processor, kick, address, &data);
             machine.metrics.write_trapped(machine.clock.since(began));
             next
         }
@@ -118,7 +119,7 @@ fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next
             let began = machine.clock.now();
             let kind = if cause == Cause::Fault { ExitKind::Fault } else { ExitKind::Emulation };
             machine.metrics.exit(kind);
-            let next = trapped(machine, processor, cause);
+            let next = trapped(machine.stores(), processor, cause);
             machine.metrics.write_trapped(machine.clock.since(began));
             next
         }
@@ -177,7 +178,7 @@ fn interrupted(machine: &Machine, processor: &mut Processor) -> Result<Next, Fai
         // KVM's emulator starts some stores over and over (SGDT to a page that traps). Where a
         // processor is found twice at the same store to such a page, it is carried out here.
         Activity::Running if processor.found_again(at.state.rip) => {
-            trapped(machine, processor, Cause::Stuck)
+            trapped(machine.stores(), processor, Cause::Stuck)
         }
         // One that waits for an interrupt is at the next instruction already.
         Activity::Running | Activity::Waiting | Activity::Halted => Ok(Next::Enter),

@@ -10,12 +10,14 @@ use kvm_ioctls::VcpuExit;
 use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
 use subpage::domain::{Decision, WriteParts};
 
-use super::backwards::find_before;
-use super::report::{Account, Outcome, report};
-use super::{Failure, Next};
+use subpage_trap::{Account, Met, Origin, Response, report};
+
+use super::backend::Backend;
+use super::find_instruction::find_before;
+use super::{Context, Next};
+use crate::ending::{Ending, Failure};
 use crate::guard::SPACE;
 use crate::vcpu::{Kick, Processor};
-use crate::vm::{Ending, Machine};
 
 /// Bytes of the longest store that KVM's emulator makes (one of AVX), and room beyond.
 const MAX_BYTES: usize = 64;
@@ -25,7 +27,7 @@ const MAX_PIECES: usize = MAX_BYTES / 8 + 2;
 
 /// One store as KVM reports it: pieces in the order of the exits.
 #[derive(Debug, Clone)]
-struct Posted {
+struct Reported {
     pieces: ArrayVec<(Gpa, ArrayVec<u8, 8>), MAX_PIECES>,
 }
 
@@ -37,12 +39,12 @@ enum Broken {
     Unexpected,
 }
 
-impl Posted {
+impl Reported {
     /// The first piece; none if KVM reports an address or length that no store has.
     fn new(address: u64, data: &[u8]) -> Option<Self> {
-        let mut posted = Self { pieces: ArrayVec::new() };
-        posted.push(address, data).ok()?;
-        Some(posted)
+        let mut reported = Self { pieces: ArrayVec::new() };
+        reported.push(address, data).ok()?;
+        Some(reported)
     }
 
     fn push(&mut self, address: u64, data: &[u8]) -> Result<(), Broken> {
@@ -106,18 +108,18 @@ impl Posted {
 }
 
 /// Decides about a store that KVM reports, by its first piece, and does it or not.
-pub(crate) fn posted(
-    machine: &Machine,
+pub(crate) fn mmio_store(
+    context: Context<'_>,
     processor: &mut Processor,
     kick: Kick,
     address: u64,
     data: &[u8],
 ) -> Result<Next, Failure> {
     // Beyond what can be memory.
-    let Some(mut posted) = Posted::new(address, data) else { return Ok(Next::Enter) };
-    if let Some(parts) = posted.parts()
-        && posted.may_go_on()
-        && let Some(next) = at_once(machine, &posted, &parts)
+    let Some(mut reported) = Reported::new(address, data) else { return Ok(Next::Enter) };
+    if let Some(parts) = reported.parts()
+        && reported.may_go_on()
+        && let Some(next) = at_once(context, &reported, &parts)
     {
         processor.store_may_go_on = true;
         return Ok(next);
@@ -129,70 +131,68 @@ pub(crate) fn posted(
         instruction: Vec::new(),
         reason: reason.to_owned(),
     };
-    match posted.collect(processor, kick) {
+    match reported.collect(processor, kick) {
         Ok(()) => {}
         Err(Broken::TooLong) => return Err(failed("KVM reports a store that is longer than any")),
         Err(Broken::Unexpected) => {
             return Err(failed("KVM reports something else in the middle of a store"));
         }
     }
-    processor.store_may_go_on = posted.may_go_on() && posted.pieces.is_full();
-    let parts = posted.parts().ok_or_else(|| failed("KVM reports one store to three places"))?;
-    if !parts.runs().iter().all(|run| machine.ram.holds(*run)) {
+    processor.store_may_go_on = reported.may_go_on() && reported.pieces.is_full();
+    let parts = reported.parts().ok_or_else(|| failed("KVM reports one store to three places"))?;
+    if !parts.runs().iter().all(|run| context.ram.holds(*run)) {
         // A device that is not there.
         return Ok(Next::Enter);
     }
-    let mut guard = machine.guard();
+    let mut guard = context.guard();
     guard.ledger_count(&parts);
-    machine.metrics.checks(1);
+    context.metrics.checks(1);
     let decision = guard
         .domain_mut()
         .authorize_write_parts(SPACE, &parts)
         .map_err(|_| failed("the engine has no memory left for a record of a write"))?;
-    let outcome = match decision {
-        Decision::Allowed => None,
-        Decision::Reported { rule, at } => Some(Outcome::Reported { rule, at }),
-        Decision::Denied { rule, at, stop } => Some(Outcome::Denied { rule, at, stop }),
-        Decision::NotEligible { .. } | Decision::NotMapped { .. } => {
-            unreachable!("all memory lies in slots that may be written")
-        }
-    };
+    if let Decision::NotEligible { .. } | Decision::NotMapped { .. } = decision {
+        unreachable!("all memory lies in slots that may be written");
+    }
     if decision.permits() {
-        for (gpa, bytes) in &posted.pieces {
-            store(machine, *gpa, bytes);
+        for (gpa, bytes) in &reported.pieces {
+            store(context, *gpa, bytes);
         }
     }
-    if let Some(outcome) = outcome {
+    if let Some(met) = Met::of(decision) {
         let at = processor.interrupted()?;
-        let bytes = posted.bytes();
-        let found = find_before(machine, &at, &parts, &bytes);
+        let bytes = reported.bytes();
+        let found = find_before(context, &at, &parts, &bytes);
+        let rip = found.as_ref().map(|found| found.rip);
         let account = Account {
-            vcpu,
-            state: &at.state,
-            parts: &parts,
-            bytes: &bytes,
+            origin: Origin { rip, rip_exact: false, ..Origin::of(&at.state, vcpu) },
+            gpa: parts.first().first(),
             gla: found.as_ref().map(|found| found.linear),
-            instruction: found.as_ref().map(|found| (found.rip, found.instruction.bytes())),
-            exact: false,
+            length: Some(parts.bytes()),
+            bytes: &bytes,
+            instruction: found.as_ref().map_or(&[], |found| found.instruction.bytes()),
+            during_delivery: false,
         };
-        let event = report(machine, &mut guard, outcome, &account);
-        if let Outcome::Denied { stop: true, .. } = outcome {
+        let (guard, extended) = (&mut *guard, &mut None);
+        let mut backend = Backend { context, guard, processor, at: &at, extended, settle: false };
+        let event = report(&mut backend, met, Response::Skip, &account);
+        if let Met::Forbidden { stop: true, .. } = met {
             return Ok(Next::End(Ending::Stopped { event }));
         }
     }
-    let settle = decision.permits() && guard.after_write(&machine.ram, &parts);
+    let settle = decision.permits() && guard.after_write(context.ram, &parts);
     Ok(if settle { Next::Settle } else { Next::Enter })
 }
 
 /// Does a piece of a store of which every byte is permitted, however it goes on; none if that is not so.
-fn at_once(machine: &Machine, posted: &Posted, parts: &WriteParts) -> Option<Next> {
+fn at_once(context: Context<'_>, reported: &Reported, parts: &WriteParts) -> Option<Next> {
     let piece = parts.first();
     let whole = ByteRange::new(piece.first(), MAX_BYTES as u64).ok()?;
-    if whole.last().gfn() != piece.first().gfn() || !machine.ram.holds(whole) {
+    if whole.last().gfn() != piece.first().gfn() || !context.ram.holds(whole) {
         return None;
     }
     let whole = WriteParts::one(whole);
-    let mut guard = machine.guard();
+    let mut guard = context.guard();
     let considered = guard.domain_mut().consider_write(SPACE, &whole);
     if considered.decision() != Decision::Allowed {
         return None;
@@ -200,11 +200,11 @@ fn at_once(machine: &Machine, posted: &Posted, parts: &WriteParts) -> Option<Nex
     // Without memory for its records, the engine says so once more on the long way.
     considered.commit_part(piece).ok()?;
     guard.ledger_count(parts);
-    machine.metrics.checks(1);
-    for (gpa, bytes) in &posted.pieces {
-        store(machine, *gpa, bytes);
+    context.metrics.checks(1);
+    for (gpa, bytes) in &reported.pieces {
+        store(context, *gpa, bytes);
     }
-    let settle = guard.after_write(&machine.ram, parts);
+    let settle = guard.after_write(context.ram, parts);
     Some(if settle { Next::Settle } else { Next::Enter })
 }
 
@@ -212,7 +212,7 @@ fn at_once(machine: &Machine, posted: &Posted, parts: &WriteParts) -> Option<Nex
 ///
 /// To be called before the processor is let go of: others may change the rules then.
 pub(crate) fn finish(
-    machine: &Machine,
+    context: Context<'_>,
     processor: &mut Processor,
     kick: Kick,
 ) -> Result<(), Failure> {
@@ -226,15 +226,15 @@ pub(crate) fn finish(
             _ => return Ok(()),
         };
         // It is permitted as its first piece was; whether pages are opened can wait.
-        let _ = self::posted(machine, processor, kick, address, &data)?;
+        let _ = mmio_store(context, processor, kick, address, &data)?;
     }
     Ok(())
 }
 
 /// Stores one piece, with one instruction if it has 1, 2, 4 or 8 bytes.
-fn store(machine: &Machine, gpa: Gpa, bytes: &[u8]) {
+fn store(context: Context<'_>, gpa: Gpa, bytes: &[u8]) {
     let range = ByteRange::new(gpa, bytes.len() as u64).expect("a piece was a range before");
-    machine
+    context
         .ram
         .with_window(&WriteParts::one(range), |window| window.store(bytes, 1))
         .expect("what is permitted lies in a slot, which is memory");
@@ -244,35 +244,35 @@ fn store(machine: &Machine, gpa: Gpa, bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    fn posted(pieces: &[(u64, usize)]) -> Posted {
-        let mut posted = Posted { pieces: ArrayVec::new() };
+    fn reported(pieces: &[(u64, usize)]) -> Reported {
+        let mut reported = Reported { pieces: ArrayVec::new() };
         for (at, length) in pieces {
-            assert!(posted.push(*at, &[7; 8][..*length]).is_ok());
+            assert!(reported.push(*at, &[7; 8][..*length]).is_ok());
         }
-        posted
+        reported
     }
 
     #[test]
     fn pieces_that_adjoin_are_one_run() {
-        let parts = posted(&[(0x1ff8, 8), (0x2000, 8), (0x2008, 2)]).parts().expect("one run");
+        let parts = reported(&[(0x1ff8, 8), (0x2000, 8), (0x2008, 2)]).parts().expect("one run");
         assert_eq!((parts.runs().len(), parts.bytes()), (1, 18));
-        let parts = posted(&[(0x1ffc, 4), (0x9000, 4)]).parts().expect("two runs");
+        let parts = reported(&[(0x1ffc, 4), (0x9000, 4)]).parts().expect("two runs");
         assert_eq!((parts.runs().len(), parts.bytes()), (2, 8));
-        assert_eq!(posted(&[(0x1000, 8), (0x3000, 8), (0x5000, 8)]).parts(), None);
+        assert_eq!(reported(&[(0x1000, 8), (0x3000, 8), (0x5000, 8)]).parts(), None);
     }
 
     #[test]
     fn only_full_pieces_and_those_at_a_page_end_may_go_on() {
-        assert!(posted(&[(0x1000, 8)]).may_go_on());
-        assert!(posted(&[(0x1ffd, 3)]).may_go_on());
-        assert!(!posted(&[(0x1000, 4)]).may_go_on());
-        assert!(!posted(&[(0x1000, 8), (0x1008, 2)]).may_go_on());
+        assert!(reported(&[(0x1000, 8)]).may_go_on());
+        assert!(reported(&[(0x1ffd, 3)]).may_go_on());
+        assert!(!reported(&[(0x1000, 4)]).may_go_on());
+        assert!(!reported(&[(0x1000, 8), (0x1008, 2)]).may_go_on());
     }
 
     #[test]
     fn what_no_store_has_is_refused() {
-        assert!(Posted::new(1 << 48, &[0]).is_none());
-        assert!(Posted::new(0, &[]).is_none());
-        assert!(Posted::new(0, &[0; 9]).is_none());
+        assert!(Reported::new(1 << 48, &[0]).is_none());
+        assert!(Reported::new(0, &[]).is_none());
+        assert!(Reported::new(0, &[0; 9]).is_none());
     }
 }

@@ -1,0 +1,155 @@
+//! What this VMM brings to the protocol of a trapped write.
+
+use std::sync::Arc;
+
+use subpage::address::Gfn;
+use subpage::domain::{Domain, WriteParts};
+use subpage::frames::HeapFrames;
+use subpage_emulate::guest::State;
+use subpage_emulate::{
+    Executor, Extended, Incomplete, PagingFeatures, Progress, Store, SystemTables, Window,
+    XsaveArea,
+};
+use subpage_trap as trap;
+
+use super::Context;
+use super::report::record;
+use crate::ending::Failure;
+use crate::event::Event;
+use crate::guard::Guard;
+use crate::memory::Ram;
+use crate::vcpu::{Interrupted, Processor};
+
+/// Why a write is not done, here.
+pub(super) type Obstacle = trap::Obstacle<HostFailure>;
+
+/// Why the host cannot do a write.
+#[derive(Debug)]
+pub(super) enum HostFailure {
+    /// KVM fails.
+    Processor(Failure),
+    /// The instruction needs XSAVE.
+    NoXsave,
+    /// There is no address space, or no memory, to map the guest's bytes side by side.
+    NoWindow,
+}
+
+impl std::fmt::Display for HostFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Processor(failure) => f.write_str(&failure.reason),
+            Self::NoXsave => f.write_str("this host has no XSAVE"),
+            Self::NoWindow => f.write_str("the host cannot map the guest's bytes"),
+        }
+    }
+}
+
+/// A processor whose write trapped, and the locked guard.
+pub(super) struct Backend<'a> {
+    pub(super) context: Context<'a>,
+    pub(super) guard: &'a mut Guard,
+    pub(super) processor: &'a mut Processor,
+    pub(super) at: &'a Interrupted,
+    /// Extended registers, once an instruction needs them.
+    pub(super) extended: &'a mut Option<Box<XsaveArea>>,
+    /// A page traps that need not, and is to be opened where no processor is in the guest.
+    pub(super) settle: bool,
+}
+
+impl trap::Backend for Backend<'_> {
+    type Memory = Ram;
+    type Frames = HeapFrames;
+    type Extended = Option<Box<XsaveArea>>;
+    type Place = ();
+    type Told = Arc<Event>;
+    type Failure = HostFailure;
+
+    fn memory(&self) -> &Ram {
+        self.context.ram
+    }
+
+    fn paging(&self) -> PagingFeatures {
+        self.context.paging
+    }
+
+    fn vcpu(&self) -> u32 {
+        self.processor.number
+    }
+
+    fn tables(&self) -> SystemTables {
+        self.at.tables
+    }
+
+    fn domain(&self) -> &Domain<HeapFrames> {
+        self.guard.domain()
+    }
+
+    fn domain_mut(&mut self) -> &mut Domain<HeapFrames> {
+        self.guard.domain_mut()
+    }
+
+    fn traps(&self, page: Gfn) -> bool {
+        self.guard.traps().traps(page)
+    }
+
+    fn ready(&mut self, write: &WriteParts) -> Result<(), Obstacle> {
+        match write.runs().iter().find(|run| !self.context.ram.holds(**run)) {
+            None => Ok(()),
+            Some(run) => Err(Obstacle::NotMemory(run.first().as_u64())),
+        }
+    }
+
+    fn checked(&mut self, write: &WriteParts) {
+        self.guard.ledger_count(write);
+        self.context.metrics.checks(1);
+    }
+
+    fn written(&mut self, write: &WriteParts) {
+        self.settle |= self.guard.after_write(self.context.ram, write);
+    }
+
+    fn extended(&mut self) -> &mut Option<Box<XsaveArea>> {
+        self.extended
+    }
+
+    fn with_window<T>(
+        &mut self,
+        write: &WriteParts,
+        (): &(),
+        work: impl FnOnce(&mut Self, &mut Window<'_>) -> T,
+    ) -> Result<T, Obstacle> {
+        let ram = self.context.ram;
+        ram.with_window(write, |window| work(self, window))
+            .map_err(|_| Obstacle::Failed(HostFailure::NoWindow))
+    }
+
+    fn carry_out(
+        &mut self,
+        store: &Store,
+        state: &mut State,
+        window: &mut Window<'_>,
+    ) -> Result<Progress, Obstacle> {
+        let components = self.processor.xstate;
+        let extended = match self.extended {
+            Some(area) if components != 0 => Extended::Xsave { area, components },
+            Some(_) => return Err(Obstacle::Failed(HostFailure::NoXsave)),
+            None => Extended::Unused,
+        };
+        let (memory, paging, tables) = (self.context.ram, self.context.paging, &self.at.tables);
+        let progress = self.processor.trampoline.with(|trampoline| {
+            let mut executor = Executor { memory, paging, tables, trampoline, extended };
+            executor.complete(store, state, window)
+        });
+        progress.map_err(|incomplete| match incomplete {
+            Incomplete::Fault(fault) => fault.into(),
+            Incomplete::Trampoline => match self.processor.trampoline.fault() {
+                Some(exception) => Obstacle::Exception(exception),
+                None => Obstacle::Faulted,
+            },
+        })
+    }
+
+    fn record(&mut self, event: &trap::Event<&[u8]>) -> Arc<Event> {
+        record(self.context, self.guard, self.at.state.bitness(), event)
+    }
+}

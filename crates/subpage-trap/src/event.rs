@@ -1,0 +1,123 @@
+//! The definition of an event: a write that met a rule or an access map.
+
+use arrayvec::ArrayVec;
+use subpage::access::SubPage;
+use subpage::address::Gpa;
+use subpage::rules::{Action, RuleId};
+use subpage_emulate::MAX_INSTRUCTION_BYTES;
+use subpage_emulate::guest::State;
+
+use crate::Response;
+
+/// Longest instruction in bytes (SDM Vol. 2A, "Instruction Format").
+pub const INSTRUCTION_BYTES: usize = MAX_INSTRUCTION_BYTES;
+
+/// What became of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// It had no effect.
+    Denied,
+    /// It had no effect and the guest was stopped.
+    Stopped,
+    /// It took effect.
+    Logged,
+    /// It took effect; the next one will not.
+    AllowedOnce,
+}
+
+impl Verdict {
+    /// The word for people.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::Stopped => "stopped",
+            Self::Logged => "logged",
+            Self::AllowedOnce => "allowed once",
+        }
+    }
+
+    /// Whether the write had no effect.
+    pub const fn is_denial(self) -> bool {
+        matches!(self, Self::Denied | Self::Stopped)
+    }
+}
+
+/// Who wrote, and from where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// Number of the virtual processor.
+    pub vcpu: u32,
+    /// Address of the writing instruction, if known; for the frame of an event, of the instruction
+    /// that was interrupted.
+    pub rip: Option<u64>,
+    /// Whether `rip` was told; if not, it was found by decoding backwards.
+    pub rip_exact: bool,
+    /// Page-table base of the guest.
+    pub cr3: u64,
+    /// Privilege level, 0..=3.
+    pub cpl: u8,
+}
+
+impl Origin {
+    /// Virtual processor `vcpu`, which writes in `state` by the instruction at its RIP.
+    pub const fn of(state: &State, vcpu: u32) -> Self {
+        Self { vcpu, rip: Some(state.rip), rip_exact: true, cr3: state.cr3, cpl: state.cpl }
+    }
+}
+
+/// One write that met a rule or an access map.
+///
+/// `B` holds its bytes: a slice while it happens, whatever a backend keeps them in afterwards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event<B> {
+    /// What became of the write.
+    pub verdict: Verdict,
+    /// What became of the instruction if the write was denied.
+    pub response: Response,
+    /// The rule that decided; `None` if an access map did.
+    pub rule: Option<RuleId>,
+    /// The rule's action; [`Action::Deny`] for an access map.
+    pub action: Action,
+    /// Who wrote.
+    pub origin: Origin,
+    /// First byte of the write.
+    pub gpa: Gpa,
+    /// Linear address of that byte, if known.
+    pub gla: Option<u64>,
+    /// First byte that the rule or map holds.
+    pub at: Gpa,
+    /// Length of the write in bytes, if known.
+    pub length: Option<u64>,
+    /// The bytes that it stored or would have stored; empty if they are not known.
+    pub bytes: B,
+    /// The bytes of the instruction; empty if there is none or it was not found.
+    pub instruction: ArrayVec<u8, INSTRUCTION_BYTES>,
+    /// The write was the frame of an interrupt or exception.
+    pub during_delivery: bool,
+}
+
+impl<B> Event<B> {
+    /// The sub-page, in its page, of the first byte that the rule or map holds.
+    pub fn sub_page(&self) -> SubPage {
+        SubPage::of(self.at)
+    }
+
+    /// The same event with its bytes kept in another way.
+    pub fn map_bytes<T>(self, keep: impl FnOnce(B) -> T) -> Event<T> {
+        let bytes = keep(self.bytes);
+        Event {
+            bytes,
+            verdict: self.verdict,
+            response: self.response,
+            rule: self.rule,
+            action: self.action,
+            origin: self.origin,
+            gpa: self.gpa,
+            gla: self.gla,
+            at: self.at,
+            length: self.length,
+            instruction: self.instruction,
+            during_delivery: self.during_delivery,
+        }
+    }
+}

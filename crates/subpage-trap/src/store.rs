@@ -1,0 +1,276 @@
+//! The store of an instruction that has not happened.
+
+use subpage::address::Gpa;
+use subpage::domain::{Decision, WriteParts};
+use subpage_emulate::guest::State;
+use subpage_emulate::{
+    Access, Exception, GuestInstruction, MAX_STORE_BYTES, Progress, Scratch, Store, Substitute,
+};
+
+use crate::report::{Account, Met, authorize, report};
+use crate::{Backend, Located, Obstacle, Origin, Response, Wanted, locate};
+
+/// An instruction and the store that it makes in the state of the exit.
+#[derive(Debug, Clone, Copy)]
+pub struct Trapped<'a> {
+    /// The instruction.
+    pub instruction: &'a GuestInstruction,
+    /// Its store, or that of one element of a repeated string instruction.
+    pub store: &'a Store,
+}
+
+/// What came of a store.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome<T> {
+    /// The processor is behind the instruction.
+    Done,
+    /// It is at the same string instruction, with elements left.
+    Repeats,
+    /// The write is denied, and the guest receives this in place of the instruction.
+    Refused(Exception),
+    /// A rule stops the guest; the state is behind the instruction.
+    Stopped(T),
+}
+
+/// The state after a store that was carried out on a copy of the guest's bytes.
+struct Rehearsal<X> {
+    scratch: Scratch,
+    after: State,
+    progress: Progress,
+    /// Extended registers afterwards, if the instruction uses them. The backend has those before.
+    extended: Option<X>,
+}
+
+/// Locates the store, decides about it and carries it out, or denies it: the whole protocol.
+///
+/// `state` is that of the exit, and afterwards that with which the guest goes on. On an obstacle
+/// neither it nor memory has changed.
+pub fn store<B: Backend>(
+    backend: &mut B,
+    trapped: Trapped<'_>,
+    state: &mut State,
+) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+    let (linear, length) = (trapped.store.linear(), trapped.store.length());
+    let access = Access::write_by(state);
+    let located = locate(backend, state, linear, length, access, Wanted::InTraps)?;
+    complete(backend, trapped, &located, state)
+}
+
+/// Decides about a located store and carries it out, or denies it.
+pub fn complete<B: Backend>(
+    backend: &mut B,
+    trapped: Trapped<'_>,
+    located: &Located<B::Place>,
+    state: &mut State,
+) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+    backend.checked(&located.parts);
+    let considered = backend.domain_mut().consider_write(B::SPACE, &located.parts);
+    let decision = considered.decision();
+    if decision == Decision::Allowed {
+        let committed = considered.commit().map_err(|_| Obstacle::OutOfMemory)?;
+        debug_assert!(committed.permits(), "decided and committed in one borrow");
+        return carry_out(backend, trapped.store, located, state);
+    }
+    match decision {
+        Decision::NotMapped { at } => Err(Obstacle::NotMemory(at.as_u64())),
+        Decision::NotEligible { .. } => drop_store(backend, trapped.store, located, state),
+        decision => meet(backend, trapped, located, state, decision),
+    }
+}
+
+/// A permitted store on the guest's own bytes.
+fn carry_out<B: Backend>(
+    backend: &mut B,
+    store: &Store,
+    located: &Located<B::Place>,
+    state: &mut State,
+) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+    let progress = backend.with_window(&located.parts, &located.place, |backend, window| {
+        backend.carry_out(store, state, window)
+    })??;
+    backend.written(&located.parts);
+    Ok(done(progress))
+}
+
+const fn done<T>(progress: Progress) -> Outcome<T> {
+    match progress {
+        Progress::Done => Outcome::Done,
+        Progress::Repeats => Outcome::Repeats,
+    }
+}
+
+/// A store that is to be reported, denied or not. Apart, so that most stores need little stack.
+#[cold]
+#[inline(never)]
+fn meet<B: Backend>(
+    backend: &mut B,
+    trapped: Trapped<'_>,
+    located: &Located<B::Place>,
+    state: &mut State,
+    decision: Decision,
+) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+    // First on a copy: what is reported is reported with its bytes, and "allow once" must not be
+    // spent by a store that fails.
+    let rehearsal = rehearse(backend, trapped.store, located, state)?;
+    let committed = authorize(backend, &located.parts)?;
+    assert_eq!(committed, decision, "nothing changes the domain while its lock is held");
+    let met = Met::of(decision).expect("all other decisions were handled");
+    if let Met::Forbidden { .. } = met {
+        return Ok(conclude(backend, trapped, located, state, met, rehearsal));
+    }
+    let before = *state;
+    let outcome = carry_out(backend, trapped.store, located, state)?;
+    let account = account(backend, trapped, located, &before, &rehearsal.scratch);
+    report(backend, met, Response::Skip, &account);
+    Ok(outcome)
+}
+
+/// Denies a located store that the engine has decided about and counted already: `met` says what
+/// it met.
+///
+/// # Panics
+/// If `met` does not forbid it.
+#[cold]
+#[inline(never)]
+pub fn deny<B: Backend>(
+    backend: &mut B,
+    trapped: Trapped<'_>,
+    located: &Located<B::Place>,
+    state: &mut State,
+    met: Met,
+) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+    assert!(matches!(met, Met::Forbidden { .. }), "what is not forbidden is not denied");
+    backend.checked(&located.parts);
+    let rehearsal = rehearse(backend, trapped.store, located, state)?;
+    Ok(conclude(backend, trapped, located, state, met, rehearsal))
+}
+
+/// Reports a denied store, and does what becomes of its instruction.
+fn conclude<B: Backend>(
+    backend: &mut B,
+    trapped: Trapped<'_>,
+    located: &Located<B::Place>,
+    state: &mut State,
+    met: Met,
+    rehearsal: Rehearsal<B::Extended>,
+) -> Outcome<B::Told> {
+    let (response, stop) = response_to(backend, met);
+    let account = account(backend, trapped, located, state, &rehearsal.scratch);
+    let told = report(backend, met, response, &account);
+    if response == Response::Fault && !stop {
+        return Outcome::Refused(Exception::general_protection(0));
+    }
+    let progress = adopt(backend, state, rehearsal);
+    if stop { Outcome::Stopped(told) } else { done(progress) }
+}
+
+/// What becomes of the instruction, and whether the guest stops.
+pub(crate) fn response_to<B: Backend>(backend: &B, met: Met) -> (Response, bool) {
+    match met {
+        Met::Watched { .. } => (Response::Skip, false),
+        Met::Forbidden { rule, stop, .. } => (backend.response(rule), stop),
+    }
+}
+
+/// A store to memory that is read-only for the guest whatever the rules say: as over a ROM, without
+/// an event.
+#[cold]
+fn drop_store<B: Backend>(
+    backend: &mut B,
+    store: &Store,
+    located: &Located<B::Place>,
+    state: &mut State,
+) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+    let rehearsal = rehearse(backend, store, located, state)?;
+    Ok(done(adopt(backend, state, rehearsal)))
+}
+
+/// Denies the write of an instruction that software cannot carry out: its bytes are not known, and of
+/// its other effects none happens.
+///
+/// `parts` are its bytes as far as they are known, at least the one that trapped; `gla` is the linear
+/// address of the first of them.
+#[cold]
+#[inline(never)]
+pub fn deny_unknown<B: Backend>(
+    backend: &mut B,
+    instruction: &GuestInstruction,
+    parts: &WriteParts,
+    gla: Option<u64>,
+    state: &mut State,
+    met: Met,
+) -> Outcome<B::Told> {
+    let (response, stop) = response_to(backend, met);
+    let account = Account {
+        origin: Origin::of(state, backend.vcpu()),
+        gpa: parts.first().first(),
+        gla,
+        length: Some(parts.bytes()),
+        bytes: &[],
+        instruction: instruction.bytes(),
+        during_delivery: false,
+    };
+    let told = report(backend, met, response, &account);
+    if response == Response::Fault && !stop {
+        return Outcome::Refused(Exception::general_protection(0));
+    }
+    // By the length that was decoded: exits for this reason do not define theirs (D37).
+    const RF: u64 = 1 << 16;
+    let next = state.rip.wrapping_add(instruction.bytes().len() as u64);
+    state.rip = if state.is_64_bit() { next } else { next & 0xffff_ffff };
+    state.rflags &= !RF;
+    if stop { Outcome::Stopped(told) } else { Outcome::Done }
+}
+
+/// The instruction has happened, but memory has forgotten what it was told.
+fn adopt<B: Backend>(
+    backend: &mut B,
+    state: &mut State,
+    rehearsal: Rehearsal<B::Extended>,
+) -> Progress {
+    *state = rehearsal.after;
+    if let Some(extended) = rehearsal.extended {
+        *backend.extended() = extended;
+    }
+    rehearsal.progress
+}
+
+fn account<'a, B: Backend>(
+    backend: &B,
+    trapped: Trapped<'a>,
+    located: &Located<B::Place>,
+    before: &State,
+    scratch: &'a Scratch,
+) -> Account<'a> {
+    let gpa: Gpa = located.parts.first().first();
+    Account {
+        origin: Origin::of(before, backend.vcpu()),
+        gpa,
+        gla: Some(located.linear),
+        length: Some(located.parts.bytes()),
+        bytes: scratch.bytes(),
+        instruction: trapped.instruction.bytes(),
+        during_delivery: false,
+    }
+}
+
+/// Carries a store out on a copy of the guest's bytes. The backend's extended registers stay as they
+/// are.
+fn rehearse<B: Backend>(
+    backend: &mut B,
+    store: &Store,
+    located: &Located<B::Place>,
+    before: &State,
+) -> Result<Rehearsal<B::Extended>, Obstacle<B::Failure>> {
+    let mut current = [0; MAX_STORE_BYTES];
+    let current = &mut current[..store.length()];
+    backend.read(&located.parts, &located.place, current)?;
+    let mut scratch = Scratch::new(store.linear(), current);
+    let mut after = *before;
+    let kept =
+        store.substitute().is_some_and(Substitute::is_extended).then(|| backend.extended().clone());
+    let progress = backend.carry_out(store, &mut after, &mut scratch.window())?;
+    let extended = kept.map(|kept| core::mem::replace(backend.extended(), kept));
+    Ok(Rehearsal { scratch, after, progress, extended })
+}
