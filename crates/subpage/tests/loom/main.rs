@@ -1,128 +1,32 @@
 //! Every interleaving (with at most two preemptions) of a processor with publishing, invalidating
-//! and freeing, and of a writer with harvesting.
+//! and freeing, of a writer with harvesting, and of a processor that sets accessed and dirty flags
+//! with whatever changes the leaf.
 //!
 //! Built only with `--cfg loom`; `cargo xtask test concurrency` does that. Tables are kept in
 //! ordinary memory but for the entries that matter to a test, which are loom's atomics, so that the
-//! number of interleavings stays small while the engine's own code runs unchanged.
+//! number of interleavings stays small while the engine's own code runs unchanged. Loads, stores
+//! and compare-and-exchange of these entries are loom's own.
 #![cfg(loom)]
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex as Unmodelled};
+mod frames;
+mod leaves;
+
+use std::sync::Arc;
 
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use loom::thread;
 
 use subpage::access::{AccessMap, SppVector};
-use subpage::address::{ByteRange, Gfn, GfnRange, Hpa, PhysicalWidth};
+use subpage::address::{ByteRange, Gfn, GfnRange, PhysicalWidth};
 use subpage::domain::Domain;
-use subpage::frames::{EntryIndex, OutOfFrames, TableFrame, TableFrames};
 use subpage::invalidate::{Completed, Invalidation, Shootdown};
-use subpage::level::Level;
 use subpage::slots::{AddressSpace::Normal, SlotFlags, SlotId};
-use subpage::sppt::SpptEntry;
+
+use frames::{LoomFrames, walk_sppt};
 
 /// The page that all tests are about; all its indices are 0 but the last, which is 3.
 const PAGE: Gfn = Gfn::new(3);
-/// What a released frame reads as: valid, with reserved bits.
-const POISON: u64 = u64::MAX;
-const FRAMES: usize = 8;
-
-/// Frames of which a processor sees entries 0 and 3.
-struct Shared {
-    seen: Vec<[AtomicU64; 2]>,
-    unseen: Unmodelled<BTreeMap<(usize, usize), u64>>,
-    free: Unmodelled<Vec<usize>>,
-}
-
-#[derive(Clone)]
-struct LoomFrames(Arc<Shared>);
-
-impl LoomFrames {
-    fn new() -> Self {
-        let seen = (0..FRAMES).map(|_| [AtomicU64::new(POISON), AtomicU64::new(POISON)]).collect();
-        let free = (0..FRAMES).rev().collect();
-        Self(Arc::new(Shared { seen, unseen: Unmodelled::default(), free: Unmodelled::new(free) }))
-    }
-
-    fn entry(&self, frame: TableFrame, index: EntryIndex) -> Result<&AtomicU64, (usize, usize)> {
-        let number = usize::try_from(frame.hpa().as_u64() / 4096 - 1).expect("small");
-        match index.get() {
-            0 => Ok(&self.0.seen[number][0]),
-            3 => Ok(&self.0.seen[number][1]),
-            other => Err((number, other)),
-        }
-    }
-}
-
-impl TableFrames for LoomFrames {
-    fn allocate(&mut self) -> Result<TableFrame, OutOfFrames> {
-        let number = self.0.free.lock().expect("no panic").pop().ok_or(OutOfFrames)?;
-        let frame = TableFrame::try_new(Hpa::new((number as u64 + 1) * 4096)).expect("aligned");
-        self.fill(frame, 0);
-        Ok(frame)
-    }
-
-    fn release(&mut self, frame: TableFrame) {
-        self.fill(frame, POISON);
-        let number = usize::try_from(frame.hpa().as_u64() / 4096 - 1).expect("small");
-        self.0.free.lock().expect("no panic").push(number);
-    }
-
-    fn make_room(&mut self, _: TableFrame, _: usize) -> Result<(), OutOfFrames> {
-        Ok(())
-    }
-
-    fn load(&self, frame: TableFrame, index: EntryIndex) -> u64 {
-        match self.entry(frame, index) {
-            Ok(entry) => entry.load(Ordering::Acquire),
-            Err(at) => *self.0.unseen.lock().expect("no panic").get(&at).unwrap_or(&POISON),
-        }
-    }
-
-    fn store(&mut self, frame: TableFrame, index: EntryIndex, value: u64) {
-        match self.entry(frame, index) {
-            Ok(entry) => entry.store(value, Ordering::Release),
-            Err(at) => {
-                self.0.unseen.lock().expect("no panic").insert(at, value);
-            }
-        }
-    }
-
-    fn compare_exchange(
-        &mut self,
-        frame: TableFrame,
-        index: EntryIndex,
-        current: u64,
-        new: u64,
-    ) -> Result<(), u64> {
-        let found = self.load(frame, index);
-        if found != current {
-            return Err(found);
-        }
-        self.store(frame, index, new);
-        Ok(())
-    }
-
-    fn fill(&mut self, frame: TableFrame, value: u64) {
-        for index in EntryIndex::all() {
-            self.store(frame, index, value);
-        }
-    }
-}
-
-/// What a processor's walk of the SPPT finds: the vector, or nothing if an upper entry is not valid.
-fn walk(frames: &LoomFrames, root: TableFrame) -> Option<SppVector> {
-    let mut table = root;
-    for level in [Level::L4, Level::L3, Level::L2] {
-        let entry = SpptEntry::from(frames.load(table, level.index(PAGE)));
-        assert!(!entry.has_reserved_bits(PhysicalWidth::MAX), "the walk read a released frame");
-        table = entry.table()?;
-    }
-    let vector = SppVector::try_from_bits(frames.load(table, Level::L1.index(PAGE)));
-    Some(vector.expect("the walk read a released frame"))
-}
-
 fn domain(frames: LoomFrames) -> Domain<LoomFrames> {
     let mut domain = Domain::new(frames, PhysicalWidth::MAX);
     domain.enable().expect("frames");
@@ -158,7 +62,7 @@ fn publishing() {
         let frames = LoomFrames::new();
         let mut domain = domain(frames.clone());
         let root = domain.sppt().expect("enabled").root();
-        let walker = thread::spawn(move || walk(&frames, root));
+        let walker = thread::spawn(move || walk_sppt(&frames, root, PAGE));
         let map = AccessMap::from_bits(0xF0F0);
         let token = domain.set_access(PAGE, &[map]).expect("frames");
         let seen = walker.join().expect("no panic");
@@ -182,7 +86,7 @@ fn freeing() {
             thread::spawn(move || {
                 let epoch = board.enter(0);
                 board.acknowledge(0, epoch);
-                let seen = walk(&frames, root);
+                let seen = walk_sppt(&frames, root, PAGE);
                 board.leave(0);
                 assert!(seen.is_none_or(|v| v == SppVector::NONE || v == SppVector::ALL));
             })
@@ -211,11 +115,11 @@ fn invalidating() {
             let (board, in_force) = (Arc::clone(&board), Arc::clone(&in_force));
             thread::spawn(move || {
                 let epoch = board.enter(0);
-                let mut cached = walk(&frames, root);
+                let mut cached = walk_sppt(&frames, root, PAGE);
                 board.acknowledge(0, epoch);
                 for _ in 0..2 {
                     if let Some(epoch) = board.pending(0) {
-                        cached = walk(&frames, root);
+                        cached = walk_sppt(&frames, root, PAGE);
                         board.acknowledge(0, epoch);
                     }
                     if cached != Some(SppVector::NONE) {
@@ -252,11 +156,11 @@ fn harvesting() {
                 (Arc::clone(&domain), Arc::clone(&board), Arc::clone(&data));
             thread::spawn(move || {
                 let epoch = board.enter(0);
-                let mut cached = walk(&frames, root);
+                let mut cached = walk_sppt(&frames, root, PAGE);
                 board.acknowledge(0, epoch);
                 for value in 1..=2 {
                     if let Some(epoch) = board.pending(0) {
-                        cached = walk(&frames, root);
+                        cached = walk_sppt(&frames, root, PAGE);
                         board.acknowledge(0, epoch);
                     }
                     if cached.is_none_or(|vector| vector.to_map().bits() & 1 == 1) {
@@ -270,7 +174,11 @@ fn harvesting() {
                     data.store(value, Ordering::Release);
                     drop(domain);
                     let epoch = board.enter(0);
-                    cached = walk(&frames, root);
+                    cached = walk_sppt(&frames, root, PAGE);
+                    board.acknowledge(0, epoch);
+                }
+                // It stays in the guest: a harvest may end by its acknowledgement alone.
+                if let Some(epoch) = board.pending(0) {
                     board.acknowledge(0, epoch);
                 }
                 board.leave(0);
