@@ -10,7 +10,7 @@ use subpage_vmx::abi::BootInformation;
 use zerocopy::FromBytes;
 
 use crate::command_line::{self, Request};
-use crate::hypervisor::hooks;
+use crate::hypervisor::test_hooks;
 use crate::processor::stack::{BOOT_STACK, STACK_BYTES};
 use crate::{bench, memory, processor, registry, say};
 
@@ -65,10 +65,10 @@ extern "sysv64" fn main(information: *const [u8; size_of::<BootInformation>()]) 
         Some(Request::Bench) => bench::run(),
         None => {
             say!("FAIL guest: the command line must have list, run=NAME or bench");
-            hooks::stop(2)
+            test_hooks::stop(2)
         }
     }
-    hooks::stop(0)
+    test_hooks::stop(0)
 }
 
 #[panic_handler]
@@ -79,7 +79,7 @@ fn panic(information: &PanicInfo<'_>) -> ! {
         Some(at) => say!("FAIL {name}: {message} ({}:{})", at.file(), at.line()),
         None => say!("FAIL {name}: {message}"),
     }
-    hooks::stop(1)
+    test_hooks::stop(1)
 }
 
 /// There is no heap, and nothing here asks for memory: the crates of the engine, of which only the
@@ -105,7 +105,7 @@ extern "C" fn rust_eh_personality() {}
 /// `core` may name it; panics abort.
 #[unsafe(no_mangle)]
 extern "C" fn _Unwind_Resume() -> ! {
-    hooks::stop(3)
+    test_hooks::stop(3)
 }
 
 #[unsafe(no_mangle)]

@@ -3,7 +3,7 @@
 use linkme::distributed_slice;
 use spin::Once;
 
-use crate::hypervisor::hooks;
+use crate::hypervisor::test_hooks;
 use crate::say;
 
 /// On which processors a test makes sense.
@@ -100,16 +100,16 @@ pub fn list() {
 pub fn run(name: &str) -> ! {
     let Some(test) = TESTS.iter().find(|test| test.name == name) else {
         say!("FAIL {name}: there is no such test");
-        hooks::stop(2)
+        test_hooks::stop(2)
     };
     RUNNING.call_once(|| test.name);
     (test.run)();
     if test.stop.is_some() {
         say!("FAIL {name}: the guest was not stopped");
-        hooks::stop(1)
+        test_hooks::stop(1)
     }
     passed();
-    hooks::stop(0)
+    test_hooks::stop(0)
 }
 
 /// Says that the running test passed. Tests that end in the guest being stopped call it themselves.

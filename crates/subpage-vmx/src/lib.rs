@@ -17,10 +17,9 @@ extern crate std;
 pub mod abi;
 pub mod boot;
 pub mod conformance;
+pub mod denied;
 pub mod event;
 pub mod exits;
-#[cfg(feature = "test-hooks")]
-pub mod hooks;
 pub mod hypercall;
 pub mod machine;
 // Addresses are 64 bits wide, and so is `usize` here.
@@ -29,5 +28,8 @@ pub mod memory;
 pub mod policy;
 pub mod processor;
 pub mod smp;
+pub mod stop;
+#[cfg(feature = "test-hooks")]
+pub mod test_hooks;
 pub mod vcpu;
 pub mod vmx;

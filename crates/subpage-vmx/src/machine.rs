@@ -13,7 +13,7 @@ use subpage::rules::RuleId;
 
 use crate::abi::feature;
 use crate::boot::MAX_PROCESSORS;
-use crate::boot::command_line::Denied;
+use crate::denied::Denied;
 use crate::event::{Event, Line};
 use crate::hypercall::{self, Ledger, Response};
 use crate::memory::frames::PhysicalFrames;
@@ -21,12 +21,12 @@ use crate::memory::ram::GuestRam;
 use crate::processor::local_apic::{LocalApic, Message};
 use crate::processor::{console, control, interrupts};
 use crate::smp::mailbox::Mailboxes;
-use crate::vcpu::setup::{Bitmaps, Tables};
 use crate::vmx::Capabilities;
 use crate::vmx::structure::invalidate_ept_here;
+use crate::vmx::{Bitmaps, TableRoots};
 use subpage_emulate::PagingFeatures;
 
-/// Tables, rules, events: everything that is changed under the one lock.
+/// TableRoots, rules, events: everything that is changed under the one lock.
 pub struct Shared {
     /// The engine's domain.
     pub domain: Domain<PhysicalFrames>,
@@ -36,7 +36,7 @@ pub struct Shared {
     pub denied: Denied,
     /// Memory of slots beside the guest's own, which only tests have.
     #[cfg(feature = "test-hooks")]
-    pub hooks: crate::hooks::Hooks,
+    pub hooks: crate::test_hooks::Hooks,
 }
 
 impl Shared {
@@ -117,7 +117,7 @@ pub struct Machine {
     /// The guest's memory.
     pub ram: GuestRam,
     /// The tables that processors walk.
-    pub tables: Tables,
+    pub tables: TableRoots,
     /// What the processors' VMX can do.
     pub capabilities: Capabilities,
     /// What their paging can do.
@@ -127,7 +127,7 @@ pub struct Machine {
     /// How it is set up.
     pub settings: Settings,
     /// What guests are told about it.
-    pub told: hypercall::Machine,
+    pub told: hypercall::MachineInformation,
     processors: usize,
     apic: LocalApic,
     apic_ids: [AtomicU32; MAX_PROCESSORS],
@@ -151,14 +151,14 @@ impl Machine {
     pub fn new(
         shared: Shared,
         ram: GuestRam,
-        tables: Tables,
+        tables: TableRoots,
         capabilities: Capabilities,
         paging: PagingFeatures,
         settings: Settings,
         processors: usize,
         apic: LocalApic,
     ) -> Result<Self, subpage::frames::OutOfFrames> {
-        let told = hypercall::Machine {
+        let told = hypercall::MachineInformation {
             features: features(&tables),
             #[allow(clippy::cast_possible_truncation)] // At most 16.
             processors: processors as u32,
@@ -303,7 +303,7 @@ impl Machine {
 }
 
 /// The features word that guests see.
-const fn features(tables: &Tables) -> u32 {
+const fn features(tables: &TableRoots) -> u32 {
     let mut word = 0;
     if tables.sppt.is_some() {
         word |= feature::SPP_HARDWARE;

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::hypervisor::hooks::{self, Counter};
+use crate::hypervisor::test_hooks::{self, Counter};
 use crate::hypervisor::{Action, Rule, add_rule, drain_events, has_spp, remove_rule, set_access};
 use crate::memory::{Bytes, frames};
 use crate::processor::registers::{cpuid, time_stamp};
@@ -53,12 +53,12 @@ fn denied_write() {
     set_access(page, !1);
     let counts = counts_each(ROUNDS, || page.write(0, 1_u64));
     say!("bench: denied_write {counts} instructions");
-    say!("bench: denied_decision {} instructions", hooks::last_decision());
+    say!("bench: denied_decision {} instructions", test_hooks::last_decision());
     set_access(page, !0);
     let rule = add_rule(&Rule::new("bench", page.part(0, 8), Action::Deny));
     let counts = counts_each(ROUNDS, || page.write(0, 1_u64));
     say!("bench: denied_write_by_rule {counts} instructions");
-    say!("bench: denied_decision_by_rule {} instructions", hooks::last_decision());
+    say!("bench: denied_decision_by_rule {} instructions", test_hooks::last_decision());
     assert_eq!(page.read::<u64>(0), 0);
     assert_eq!(remove_rule(rule), 0);
     drain_events();

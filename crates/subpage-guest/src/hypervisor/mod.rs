@@ -5,8 +5,8 @@ mod access;
 #[allow(unsafe_code)]
 mod call;
 mod event;
-pub mod hooks;
 mod rule;
+pub mod test_hooks;
 mod tracking;
 
 pub use access::{Access, get_access, set_access, set_maps};

@@ -3,7 +3,7 @@
 use subpage_vmx::abi::{Call, RuleRequest};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{call, hooks};
+use super::{call, test_hooks};
 use crate::memory::{Bytes, frames};
 
 /// What becomes of a write that touches a byte of a rule.
@@ -68,7 +68,7 @@ impl<'a> Rule<'a> {
     /// # Panics
     /// If that is refused.
     pub fn add_as_host(&self) -> u64 {
-        let rule = hooks::host_rule(self.request_page());
+        let rule = test_hooks::host_rule(self.request_page());
         assert!(rule > 0, "the host's rule {} is refused: {rule}", self.name);
         rule as u64
     }

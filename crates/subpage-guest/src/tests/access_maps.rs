@@ -1,13 +1,13 @@
 //! Access maps: the scenario of the KVM series' own test, all vectors, failures that change nothing.
 
-use crate::hypervisor::hooks::{self, Counter, Slot};
+use crate::hypervisor::test_hooks::{self, Counter, Slot};
 use crate::hypervisor::{errno, get_access, has_spp, set_access, set_maps};
 use crate::memory::{Bytes, LARGE_PAGE, PAGE, SUB_PAGE, frames};
 use crate::test;
 
 /// Stores four bytes at the beginning of each sub-page; returns how many were denied.
 fn write_each_sub_page(page: Bytes, value: u32) -> u64 {
-    hooks::growth(Counter::Denied, || {
+    test_hooks::growth(Counter::Denied, || {
         for index in 0..32 {
             page.sub_page(index).write(0, value);
         }
@@ -49,7 +49,7 @@ fn partial_vectors() {
             set_access(page, map);
             assert_eq!(get_access(page), map);
             let violations = Counter::Exits(48).get();
-            let denied = hooks::growth(Counter::Denied, || {
+            let denied = test_hooks::growth(Counter::Denied, || {
                 for other in 0..32 {
                     page.sub_page(other).write(0, 0xa5_u8);
                     page.sub_page(other).write(SUB_PAGE - 8, 0x5a5a_5a5a_5a5a_5a5a_u64);
@@ -79,7 +79,7 @@ fn reads_are_free() {
     page.fill_pattern(1);
     let sum = page.digest();
     set_access(page, 0);
-    let violations = hooks::growth(Counter::Exits(48), || assert_eq!(page.digest(), sum));
+    let violations = test_hooks::growth(Counter::Exits(48), || assert_eq!(page.digest(), sum));
     assert_eq!(violations, 0);
 }
 test!(reads_are_free);
@@ -111,16 +111,16 @@ fn out_of_frames_changes_nothing() {
     let mut left = 0;
     loop {
         assert!(left < 16, "one page wants 16 frames");
-        hooks::limit_frames(Some(left));
+        test_hooks::limit_frames(Some(left));
         let result = set_maps(page.gfn(), &[0]);
-        hooks::limit_frames(None);
+        test_hooks::limit_frames(None);
         if result == 1 {
             break;
         }
         assert_eq!(result, errno::ENOMEM, "with {left} frames left");
         assert_eq!(get_access(page), !0, "with {left} frames left");
-        assert_eq!(hooks::leaf(page), LARGE_PAGE, "with {left} frames left");
-        let denied = hooks::growth(Counter::Denied, || page.write(0, left + 2));
+        assert_eq!(test_hooks::leaf(page), LARGE_PAGE, "with {left} frames left");
+        let denied = test_hooks::growth(Counter::Denied, || page.write(0, left + 2));
         assert_eq!((denied, page.read::<u64>(0)), (0, left + 2));
         left += 1;
     }
@@ -136,8 +136,8 @@ test!(out_of_frames_changes_nothing);
 fn host_protection_is_apart() {
     let page = frames::page();
     set_access(page, !1);
-    hooks::protect(page, false);
-    let denied = hooks::growth(Counter::Denied, || {
+    test_hooks::protect(page, false);
+    let denied = test_hooks::growth(Counter::Denied, || {
         page.write(SUB_PAGE, 0x1234_u64);
         page.write(0, 0x1234_u64);
     });
@@ -145,8 +145,8 @@ fn host_protection_is_apart() {
     assert_eq!(page.read::<u64>(SUB_PAGE), 0x1234);
     assert_eq!(page.read::<u64>(0), 0);
     assert_eq!(get_access(page), !1);
-    hooks::protect(page, false);
-    hooks::protect(page, true);
+    test_hooks::protect(page, false);
+    test_hooks::protect(page, true);
     page.write(0, 1_u64);
     assert_eq!(page.read::<u64>(0), 0);
 }

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use subpage_vmx::abi::event_flag;
 
-use crate::hypervisor::hooks::{self, Break, Counter, Event, ExitField, growth};
+use crate::hypervisor::test_hooks::{self, Break, Counter, Event, ExitField, growth};
 use crate::hypervisor::{Events, drain_events, has_spp, set_access};
 use crate::memory::{Bytes, SUB_PAGE, frames};
 use crate::processor::exception::{self, COUNT, COUNTED_ON_TEST_STACK, Exception};
@@ -68,7 +68,7 @@ fn interrupt_frame_while_sppt_entry_is_missing() {
     let stage = Stage::new();
     set_access(stage.page, 1 << 4);
     for (round, injected) in [(1, false), (2, true)] {
-        hooks::break_sppt(stage.page, Break::Miss);
+        test_hooks::break_sppt(stage.page, Break::Miss);
         let misses = growth(Counter::SppMisses, || {
             if injected {
                 exception::inject_from(stage.rsp, COUNTED_ON_TEST_STACK, Event::External as u64);
@@ -84,7 +84,7 @@ fn interrupt_frame_while_sppt_entry_is_missing() {
         let vectoring = 1 << 31 | kind << 8 | u64::from(COUNTED_ON_TEST_STACK);
         assert_eq!(ExitField::Vectoring.get(), vectoring);
         stage.check_stored(injected);
-        hooks::break_sppt(stage.page, Break::Repair);
+        test_hooks::break_sppt(stage.page, Break::Repair);
     }
     stage.page.write(0, 1_u64);
     assert_eq!(stage.page.read::<u64>(0), 0, "the repaired page is protected");
@@ -165,11 +165,11 @@ fn nmi_frame_on_a_restricted_stack() {
         stage.check_stored(true);
     }
     if has_spp() {
-        hooks::break_sppt(stage.page, Break::Miss);
+        test_hooks::break_sppt(stage.page, Break::Miss);
         exception::inject_from(stage.rsp, 2, Event::Nmi as u64);
         assert_eq!(COUNT.load(Ordering::Relaxed), 4);
         stage.check_stored(true);
-        hooks::break_sppt(stage.page, Break::Repair);
+        test_hooks::break_sppt(stage.page, Break::Repair);
         exception::inject_from(stage.rsp, 2, Event::Nmi as u64);
         assert_eq!(COUNT.load(Ordering::Relaxed), 5);
     }

@@ -2,7 +2,7 @@
 
 use subpage_vmx::abi::event_flag;
 
-use crate::hypervisor::hooks::{Counter, ExitField, growth};
+use crate::hypervisor::test_hooks::{Counter, ExitField, growth};
 use crate::hypervisor::{
     Action, Events, Rule, add_rule, drain_events, events_lost, has_spp, set_access,
 };

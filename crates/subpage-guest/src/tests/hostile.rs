@@ -3,7 +3,7 @@
 use subpage_vmx::abi::{Call, RuleRequest, query};
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::hypervisor::hooks::{Counter, growth};
+use crate::hypervisor::test_hooks::{Counter, growth};
 use crate::hypervisor::{
     Action, Events, Harvest, Rule, Tracking, add_rule, add_rule_at, call, call_with_registers,
     drain_events, errno, get_access, lock_rule, query, remove_rule, set_access,

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::hypervisor::hooks::{self, Counter, leaf};
+use crate::hypervisor::test_hooks::{self, Counter, leaf};
 use crate::hypervisor::{set_access, set_maps};
 use crate::memory::{LARGE_PAGE, PAGE, frames};
 use crate::processor::start::{give, join, start, wait_for};
@@ -57,7 +57,7 @@ fn large_page_splits_under_a_running_processor() {
             ROUNDS.fetch_add(1, Ordering::Release);
         }
     });
-    let denied = hooks::growth(Counter::Denied, || {
+    let denied = test_hooks::growth(Counter::Denied, || {
         for index in 0..40 {
             let page = region.page(index * 12);
             let before = ROUNDS.load(Ordering::Acquire);

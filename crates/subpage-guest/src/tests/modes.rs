@@ -3,7 +3,7 @@
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::hypervisor::hooks::{Counter, growth};
+use crate::hypervisor::test_hooks::{Counter, growth};
 use crate::hypervisor::{Action, Rule, add_rule, get_access, set_access};
 use crate::memory::{Bytes, PAGE, frames};
 use crate::processor::start::{give, join, start, wait_for};

@@ -1,8 +1,8 @@
 //! Guest page tables in restricted pages: the processor's walks are no writes of the guest, its
 //! translations are right, and a direct write to an entry is denied.
 
-use crate::hypervisor::hooks::{Counter, growth};
 use crate::hypervisor::set_access;
+use crate::hypervisor::test_hooks::{Counter, growth};
 use crate::memory::paging::{ACCESSED, DIRTY, PRESENT, Space, USER, WRITE};
 use crate::memory::{Bytes, frames};
 use crate::test;

@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::hypervisor::hooks::{self, Counter};
+use crate::hypervisor::test_hooks::{self, Counter};
 use crate::hypervisor::{Action, Rule, add_rule, set_access};
 use crate::memory::{Bytes, PAGE, frames};
 use crate::processor::apic::{Message, send};
@@ -111,10 +111,10 @@ fn a_left_out_processor_is_noticed() {
     start(1);
     give(1, write_without_exits);
     assert!(write_lands(page));
-    hooks::skip_shootdown(Some(1));
+    test_hooks::skip_shootdown(Some(1));
     set_access(page, !1);
     assert!(write_lands(page), "without a shoot-down no stale translation was used");
-    hooks::skip_shootdown(None);
+    test_hooks::skip_shootdown(None);
     set_access(page, !0);
     assert!(write_lands(page));
     set_access(page, !1);
@@ -205,7 +205,7 @@ fn stores_in_software_are_atomic() {
     let page = frames::pages(2);
     SHARED.store(page.address(), Ordering::Relaxed);
     add_rule(&Rule::new("fine", page.part(0x100, 8), Action::Deny));
-    let denied = hooks::growth(Counter::Denied, || {
+    let denied = test_hooks::growth(Counter::Denied, || {
         for number in [1, 2] {
             start(number);
             give(number, write_beside_a_rule);
@@ -242,7 +242,7 @@ fn letting_through_opens_nothing() {
         }
     });
     wait_for("the other processor writes", || rounds() > 2);
-    let reported = hooks::growth(Counter::Reported, || {
+    let reported = test_hooks::growth(Counter::Reported, || {
         for value in 1..=TURNS {
             page.increment(0x100);
             assert_eq!(page.read::<u64>(0x100), value);

@@ -1,6 +1,6 @@
 //! Rules: actions, rules finer than a sub-page, overlaps, locks, owners, responses.
 
-use crate::hypervisor::hooks::{self, Counter, growth};
+use crate::hypervisor::test_hooks::{self, Counter, growth};
 use crate::hypervisor::{
     Action, Events, Response, Rule, add_rule, drain_events, errno, get_access, has_spp, lock_rule,
     remove_rule, set_access, set_maps,
@@ -121,7 +121,7 @@ fn locked_rules() {
     let early = add_rule(&early);
     for rule in [late, early] {
         assert_eq!(remove_rule(rule), errno::EPERM);
-        assert_eq!(hooks::host_remove_rule(rule), errno::EPERM);
+        assert_eq!(test_hooks::host_remove_rule(rule), errno::EPERM);
         assert_eq!(lock_rule(rule), 0);
     }
     assert_eq!(set_maps(page.gfn(), &[!0]), errno::EPERM);
@@ -155,7 +155,7 @@ fn rules_of_the_host() {
     add_rule(&Rule::new("mine too", page.part(0, 64), Action::AllowOnce));
     let denied = growth(Counter::Denied, || page.write(0, 1_u64));
     assert_eq!((denied, page.read::<u64>(0)), (1, 0));
-    assert_eq!(hooks::host_remove_rule(rule), 0);
+    assert_eq!(test_hooks::host_remove_rule(rule), 0);
     page.write(0, 2_u64);
     assert_eq!(page.read::<u64>(0), 2);
 }
@@ -186,12 +186,12 @@ fn responses() {
     assert_eq!(events.only().outcome.get(), 1);
     assert_eq!(write(0x100), None);
     assert_eq!(events.only().outcome.get(), 1);
-    hooks::set_response(true);
+    test_hooks::set_response(true);
     assert!(is_gp(write(0x100)));
     assert_eq!(events.only().outcome.get(), 2);
     assert_eq!(write(0x80), None);
     assert_eq!(events.only().outcome.get(), 1);
-    hooks::set_response(false);
+    test_hooks::set_response(false);
     assert_eq!(write(0x100), None);
     for offset in [0, 0x80, 0x100] {
         assert_eq!(page.read::<u64>(offset), 0);

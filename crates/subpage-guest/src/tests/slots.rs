@@ -1,7 +1,7 @@
 //! Memory slots: adding, removing, moving and re-flagging one touches no other, and rules and maps
 //! belong to addresses (contract C5).
 
-use crate::hypervisor::hooks::{self, Counter, Slot, leaf};
+use crate::hypervisor::test_hooks::{self, Counter, Slot, leaf};
 use crate::hypervisor::{Action, Rule, add_rule_at, errno, get_access, set_access, set_maps};
 use crate::memory::{Bytes, PAGE, frames};
 use crate::test;
@@ -18,7 +18,7 @@ fn check_untouched(pages: Bytes) {
     assert_eq!(get_access(pages), !(1 << 4), "{:#x}", pages.address());
     assert_eq!(get_access(pages.page(1)), 0, "{:#x}", pages.address());
     assert_eq!(get_access(pages.page(2)), !0, "{:#x}", pages.address());
-    let denied = hooks::growth(Counter::Denied, || {
+    let denied = test_hooks::growth(Counter::Denied, || {
         pages.sub_page(4).write(0, 1_u64);
         pages.page(1).write(0, 1_u64);
         pages.sub_page(5).write(0, 77_u64);
@@ -55,7 +55,7 @@ fn slots_touch_only_themselves() {
     assert_eq!(Slot(2).set_flags(true, false), 0);
     check();
     // Of a read-only slot nothing may be written, and nothing is denied by a rule.
-    let denied = hooks::growth(Counter::Denied, || place(1).page(2).write(0, 9_u64));
+    let denied = test_hooks::growth(Counter::Denied, || place(1).page(2).write(0, 9_u64));
     assert_eq!((denied, place(1).page(2).read::<u64>(0)), (0, 0));
     assert_eq!(Slot(2).set_flags(false, false), 0);
     place(1).page(2).write(0, 9_u64);
@@ -86,7 +86,7 @@ fn rules_wait_for_slots() {
     early.add_as_host();
     assert_eq!(Slot(1).add(place(0).gfn(), 4), 0);
     for round in 0..3 {
-        let denied = hooks::growth(Counter::Denied, || {
+        let denied = test_hooks::growth(Counter::Denied, || {
             page.write(0x100, 5_u64);
             page.write(0x110, 6_u64 + round);
         });
@@ -119,7 +119,7 @@ fn dirty_log_beside_restrictions() {
     assert_eq!(slot.take_dirty(), 1 << 1, "a page is logged again after the log was taken");
     assert_eq!(slot.set_flags(false, false), 0);
     assert_eq!(pages.page(0).read::<u64>(0), 0);
-    let denied = hooks::growth(Counter::Denied, || pages.page(0).write(0, 1_u64));
+    let denied = test_hooks::growth(Counter::Denied, || pages.page(0).write(0, 1_u64));
     assert_eq!(denied, 1);
 }
 test!(dirty_log_beside_restrictions);

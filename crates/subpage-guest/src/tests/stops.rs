@@ -1,6 +1,6 @@
 //! Guests that the hypervisor stops, in order and with a reason.
 
-use crate::hypervisor::hooks::{self, Break};
+use crate::hypervisor::test_hooks::{self, Break};
 use crate::hypervisor::{Action, Rule, add_rule, set_access};
 use crate::memory::{Bytes, frames};
 use crate::processor::{exception, halt, tables};
@@ -47,7 +47,7 @@ test!(rule_that_stops; stop = "violated");
 fn damaged_sppt() {
     let page = frames::page();
     set_access(page, !1);
-    hooks::break_sppt(page, Break::Misconfiguration);
+    test_hooks::break_sppt(page, Break::Misconfiguration);
     passed();
     page.write(0x80, 1_u64);
 }

@@ -1,7 +1,7 @@
 //! Every form of store, at every kind of place: permitted ones take effect exactly, denied ones have
 //! no effect but on registers, and are reported with what they would have written (contract C3).
 
-use crate::hypervisor::hooks::Counter;
+use crate::hypervisor::test_hooks::Counter;
 use crate::hypervisor::{self, Access, Events, drain_events, has_spp, set_maps};
 use crate::memory::{Bytes, PAGE, SUB_PAGE, frames};
 use crate::processor::registers::has_avx;

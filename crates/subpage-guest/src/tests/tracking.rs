@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::hypervisor::hooks::{Counter, growth};
+use crate::hypervisor::test_hooks::{Counter, growth};
 use crate::hypervisor::{Harvest, Tracking, errno, get_access, has_spp, set_access};
 use crate::memory::{PAGE, frames};
 use crate::processor::start::{give, join, start, wait_for};

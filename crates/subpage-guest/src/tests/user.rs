@@ -2,7 +2,7 @@
 
 use subpage_vmx::abi::Call;
 
-use crate::hypervisor::hooks::{Counter, growth};
+use crate::hypervisor::test_hooks::{Counter, growth};
 use crate::hypervisor::{
     Action, Events, Response, Rule, add_rule, call, drain_events, errno, get_access, set_access,
 };

@@ -58,24 +58,24 @@ pub struct Guard {
     /// What has happened.
     pub ledger: Ledger,
     /// Some page may trap although it need not.
-    untidy: bool,
+    may_overtrap: bool,
     /// Writes to such pages since they were last opened.
     idle: u32,
     /// KVM carries stores to trapped pages out, page by page: of one that crosses a page end it does
     /// the part in a page that does not trap before it tells of the other. So neighbours of bytes that
     /// are denied at a page end have to trap, too.
-    by_halves: bool,
+    splits_at_page_end: bool,
 }
 
 impl Guard {
     /// A guard over the guest's memory with no rule yet.
     ///
-    /// `by_halves`: KVM carries stores to trapped pages out by itself, one page after the other.
+    /// `splits_at_page_end`: KVM carries stores to trapped pages out by itself, one page after the other.
     pub fn new(
         ram: &Ram,
         width: PhysicalWidth,
         traps: Traps,
-        by_halves: bool,
+        splits_at_page_end: bool,
     ) -> Result<Self, ChangeError> {
         let mut domain = Domain::new(HeapFrames::new(), width);
         domain.enable()?;
@@ -87,7 +87,14 @@ impl Guard {
         for (number, region) in (0..).zip(ram.regions()) {
             domain.add_slot(SPACE, SlotId(number), region.pages, SlotFlags::default())?;
         }
-        Ok(Self { domain, traps, ledger: Ledger::default(), untidy: false, idle: 0, by_halves })
+        Ok(Self {
+            domain,
+            traps,
+            ledger: Ledger::default(),
+            may_overtrap: false,
+            idle: 0,
+            splits_at_page_end,
+        })
     }
 
     /// Rules, maps, tracking and the decision about a write.
@@ -116,7 +123,7 @@ impl Guard {
         let mut next = Some(Gfn::new(0));
         while let Some(gfn) = next.and_then(|from| self.domain.next_restricted(from)) {
             runs.push(GfnRange::one(gfn));
-            if self.by_halves {
+            if self.splits_at_page_end {
                 let neighbours = [
                     gfn.as_u64().checked_sub(1).map(Gfn::new).filter(|_| self.denies_edge(gfn, 0)),
                     gfn.checked_add(1).filter(|_| self.denies_edge(gfn, PAGE_BYTES - EDGE_BYTES)),
@@ -134,7 +141,7 @@ impl Guard {
             return true;
         }
         let before = gfn.as_u64().checked_sub(1).map(Gfn::new);
-        self.by_halves
+        self.splits_at_page_end
             && (gfn.checked_add(1).is_some_and(|after| self.denies_edge(after, 0))
                 || before.is_some_and(|it| self.denies_edge(it, PAGE_BYTES - EDGE_BYTES)))
     }
@@ -179,7 +186,7 @@ impl Guard {
             Err(error) => {
                 // Opening what was closed cannot need more than there was before.
                 let _ = self.traps.apply(ram, &before);
-                self.untidy = true;
+                self.may_overtrap = true;
                 Err(error.into())
             }
         }
@@ -191,7 +198,7 @@ impl Guard {
         let done = token.without_processors();
         self.domain.finish(&done);
         let wanted = self.restricted().intersection(&memory(ram));
-        self.untidy = true;
+        self.may_overtrap = true;
         Ok(self.traps.apply(ram, &wanted)?)
     }
 
@@ -201,7 +208,7 @@ impl Guard {
         // A page that stays closed costs exits, and nothing else: its writes are let through. All pages
         // with a restricted sub-page trap already; what may be missing are their neighbours.
         let _ = self.traps.apply(ram, &wanted);
-        self.untidy = *self.traps.trapped() != wanted;
+        self.may_overtrap = *self.traps.trapped() != wanted;
     }
 
     /// Counts a write that trapped.
@@ -214,8 +221,8 @@ impl Guard {
     /// processor is in the guest, which is asked for only when it has become worth it.
     pub(crate) fn after_write(&mut self, ram: &Ram, write: &WriteParts) -> bool {
         // A write opens what was tracked, and nothing else: a spent "allow once" closes.
-        self.untidy |= self.domain.tracked().next().is_some();
-        if !self.untidy {
+        self.may_overtrap |= self.domain.tracked().next().is_some();
+        if !self.may_overtrap {
             return false;
         }
         let mut settle = false;

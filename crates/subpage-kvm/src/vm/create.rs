@@ -200,9 +200,9 @@ fn guard(
         }
         TrapChoice::Auto | TrapChoice::View => TrapBy::View,
     };
-    let by_halves = by == TrapBy::Slots || !native;
+    let splits_at_page_end = by == TrapBy::Slots || !native;
     let width = cpuid::paging_features(supported).physical_width;
-    Ok(Guard::new(ram, width, Traps::new(by, slots), by_halves)?)
+    Ok(Guard::new(ram, width, Traps::new(by, slots), splits_at_page_end)?)
 }
 
 /// Lets the signal that gets processors out of the guest do nothing else.

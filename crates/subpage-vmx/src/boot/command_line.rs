@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::denied::Denied;
+
 /// What the hypervisor was told at its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options<'a> {
@@ -20,15 +22,6 @@ pub struct Options<'a> {
     pub print_events: bool,
     /// Everything after ` -- `.
     pub guest: &'a str,
-}
-
-/// What becomes of an instruction whose write is denied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Denied {
-    /// It completes without the write, as if the memory were a ROM.
-    Skip,
-    /// It gets #GP.
-    Fault,
 }
 
 /// A word of the command line that means nothing.

@@ -28,8 +28,9 @@ use crate::policy::{self, HostMaps};
 use crate::processor::control::{CR0_NE, CR0_PE, CR0_PG, CR4_PAE, CR4_VMXE};
 use crate::processor::local_apic::LocalApic;
 use crate::processor::{console, control, cpuid, interrupts, segments};
-use crate::vcpu::setup::{self, Tables};
+use crate::vcpu::setup;
 use crate::vcpu::{Vcpu, context, vpid};
+use crate::vmx::TableRoots;
 use crate::vmx::controls::ENTRY_IA32E;
 use crate::vmx::field::{ControlField, GuestField as G};
 use crate::vmx::structure;
@@ -122,14 +123,14 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
     let (Some(ept), Some(sppt)) = (domain.ept(AddressSpace::Normal), domain.sppt()) else {
         fatal(format_args!("the guest has no memory mapped"));
     };
-    let tables = Tables { ept: ept.root(), sppt: spp.then(|| sppt.root()), accessed_dirty };
+    let tables = TableRoots { ept: ept.root(), sppt: spp.then(|| sppt.root()), accessed_dirty };
     let ledger = Ledger::new(maps).unwrap_or_else(|error| fatal(format_args!("{error}")));
     let shared = Shared {
         domain,
         ledger,
         denied: options.denied,
         #[cfg(feature = "test-hooks")]
-        hooks: crate::hooks::Hooks::default(),
+        hooks: crate::test_hooks::Hooks::default(),
     };
     let paging = PagingFeatures {
         physical_width: width,

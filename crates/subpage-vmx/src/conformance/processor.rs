@@ -15,11 +15,11 @@ use core::sync::atomic::AtomicBool;
 use crate::processor::control::{CR0_NE, CR0_PE, CR0_PG, CR4_OSXSAVE, CR4_PAE, CR4_VMXE};
 use crate::processor::segments::Bases;
 use crate::vcpu::context::{self, Context, fx_after_reset};
-use crate::vcpu::setup::{self, Bitmaps, Tables};
+use crate::vcpu::setup;
 use crate::vmx::controls::{ENTRY_IA32E, SECONDARY_SPP};
 use crate::vmx::field::{ControlField as C, ExitField, GuestField as G};
 use crate::vmx::structure::{self, VmxError};
-use crate::vmx::{Capabilities, CurrentVmcs};
+use crate::vmx::{Bitmaps, Capabilities, CurrentVmcs, TableRoots};
 use subpage::address::Hpa;
 use subpage::frames::TableFrame;
 use subpage_emulate::guest::{GeneralRegisters, Register, Segment};
@@ -54,7 +54,8 @@ impl VmxProcessor {
         let mut vmcs = structure::start(capabilities)?;
         let root = TableFrame::try_new(Hpa::new(ARENA)).expect("the arena is aligned");
         let sub_page = capabilities.sub_page_permissions;
-        let tables = Tables { ept: root, sppt: sub_page.then_some(root), accessed_dirty: false };
+        let tables =
+            TableRoots { ept: root, sppt: sub_page.then_some(root), accessed_dirty: false };
         let bitmaps = Bitmaps::new();
         // SAFETY: bases and IDT by the contract; the arena is never freed.
         unsafe { setup::prepare(&mut vmcs, capabilities, bases, idt, &tables, &bitmaps, VPID) };
@@ -105,7 +106,7 @@ impl VmxProcessor {
 
     fn set_pointers(&mut self, pointers: &Pointers) {
         let root = TableFrame::try_new(Hpa::new(pointers.ept)).expect("a frame of the arena");
-        let tables = Tables { ept: root, sppt: None, accessed_dirty: pointers.accessed_dirty };
+        let tables = TableRoots { ept: root, sppt: None, accessed_dirty: pointers.accessed_dirty };
         let eptp = tables.eptp(pointers.accessed_dirty);
         let spp = u64::from(SECONDARY_SPP);
         let secondary = self.vmcs.control(C::SECONDARY) & !spp;

@@ -5,10 +5,10 @@ use subpage::address::PAGE_BYTES;
 use subpage::domain::{Decision, Denial, EptViolation};
 use subpage::exit::{Delivery, VectoringInfo};
 
-use super::Stop;
 use super::store::Obstacle;
 use super::violation::{OUT_OF_MEMORY, SPACE};
 use crate::machine::Shared;
+use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 use crate::vcpu::setup::{SEGMENT_FIELDS, set_segment};
 use crate::vmx::field::{ExitField, GuestField as G};

@@ -2,11 +2,11 @@
 
 use subpage::domain::{Denial, EptViolation};
 
-use super::Stop;
 use super::store::{Obstacle, Trapped};
-use crate::boot::command_line::Denied;
+use crate::denied::Denied;
 use crate::event::{Event, EventOutcome, Origin};
 use crate::machine::Shared;
+use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 use subpage_emulate::Exception;
 use subpage_emulate::guest::State;

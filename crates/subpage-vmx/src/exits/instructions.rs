@@ -3,12 +3,12 @@
 //! Unsafe for XSETBV, which sets what the guest may use of the processor.
 #![allow(unsafe_code)]
 
-use super::Stop;
 use crate::abi::{self, Call};
 use crate::event::{Event, Line, Origin};
 use crate::hypercall::{self, Context, Outcome, Request};
 use crate::machine::Shared;
 use crate::processor::{console, control, cpuid};
+use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::GuestField as G;
 use subpage_emulate::Exception;

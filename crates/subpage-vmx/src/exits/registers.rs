@@ -1,8 +1,8 @@
 //! Control registers and model-specific registers that exit.
 
-use super::Stop;
 use crate::processor::msr::Msr;
 use crate::smp::mailbox::Mail;
+use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::{ExitField, GuestField as G};
 use subpage_emulate::Exception;

@@ -6,10 +6,11 @@ use subpage::domain::{Decision, EptViolation, WriteParts};
 
 use arrayvec::ArrayVec;
 
+use super::INVALID_OPCODE;
 use super::violation::{OUT_OF_MEMORY, SPACE};
-use super::{INVALID_OPCODE, Stop};
 use crate::event::Event;
 use crate::machine::Shared;
+use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 use subpage_emulate::guest::State;
 use subpage_emulate::{

@@ -8,10 +8,10 @@ use subpage::exit::{Delivery, EptQualification, SppQualification, VectoringInfo}
 use subpage::level::PageSize;
 use subpage::slots::AddressSpace;
 
-use super::Stop;
 use super::store::Trapped;
 use crate::machine::Shared;
 use crate::processor::control;
+use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::{ExitField, GuestField as G};
 

@@ -43,7 +43,7 @@ use tracking::Harvest;
 
 /// What a guest can learn about its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Machine {
+pub struct MachineInformation {
     /// [`feature`](crate::abi::feature) bits.
     pub features: u32,
     /// Virtual processors.
@@ -72,7 +72,7 @@ pub struct Context<'a, F, O, M> {
     /// What the guest holds by hypercalls.
     pub ledger: &'a mut Ledger,
     /// What it may learn.
-    pub machine: &'a Machine,
+    pub machine: &'a MachineInformation,
     /// Hears of each event, with its number, that a call causes: a result was to be written where a
     /// rule has something to say. The event is in the ring already.
     pub heard: &'a mut dyn FnMut(u64, &Event),

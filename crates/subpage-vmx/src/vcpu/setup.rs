@@ -3,10 +3,6 @@
 //! Unsafe because host state and controls are what keeps the guest in its place.
 #![allow(unsafe_code)]
 
-use alloc::boxed::Box;
-
-use subpage::frames::TableFrame;
-
 use super::context::exit_address;
 use crate::processor::control::{self, CR0_CD, CR0_NE, CR0_NW, CR4_NOT_OFFERED, CR4_VMXE};
 use crate::processor::msr::{self, Msr};
@@ -20,89 +16,11 @@ use crate::vmx::controls::{
     SECONDARY_UNRESTRICTED_GUEST, SECONDARY_VPID, SECONDARY_XSAVES,
 };
 use crate::vmx::field::{ControlField as C, GuestField as G};
-use crate::vmx::{Capabilities, CurrentVmcs};
+use crate::vmx::{Bitmaps, Capabilities, CurrentVmcs, TableRoots};
 use subpage_emulate::guest::Segment;
-
-/// EPTP bits 2:0 and 5:3: write-back tables, four levels (SDM Vol. 3C, "Extended-Page-Table
-/// Pointer").
-const EPTP_WRITE_BACK_4_LEVELS: u64 = 6 | 3 << 3;
-/// EPTP bit 6.
-const EPTP_ACCESSED_DIRTY: u64 = 1 << 6;
 
 /// Entry controls outside of IA-32e mode. With the debug controls, DR7 outlasts an exit.
 const ENTRY: u32 = ENTRY_LOAD_DEBUG | ENTRY_LOAD_EFER | ENTRY_LOAD_PAT;
-
-/// The tables that a virtual processor walks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tables {
-    /// The EPT's root.
-    pub ept: TableFrame,
-    /// The SPPT's root; none if the processor does not enforce sub-page permissions.
-    pub sppt: Option<TableFrame>,
-    /// Accessed and dirty flags for EPT.
-    pub accessed_dirty: bool,
-}
-
-impl Tables {
-    /// The EPTP field, with or without accessed and dirty flags.
-    pub const fn eptp(&self, accessed_dirty: bool) -> u64 {
-        let flags = if accessed_dirty { EPTP_ACCESSED_DIRTY } else { 0 };
-        self.ept.hpa().as_u64() | EPTP_WRITE_BACK_4_LEVELS | flags
-    }
-}
-
-/// Bitmaps that all virtual processors share: every port exits, and every MSR but those that a
-/// guest may have to itself.
-#[derive(Debug, Clone, Copy)]
-pub struct Bitmaps {
-    io: &'static [Page; 2],
-    msr: &'static Page,
-}
-
-#[repr(C, align(4096))]
-#[derive(Debug)]
-struct Page([u8; 4096]);
-
-/// MSRs that only the guest uses while it runs: the hypervisor neither needs nor loads them.
-const PASSED_THROUGH: [Msr; 12] = [
-    Msr::TIME_STAMP_COUNTER,
-    Msr::SYSENTER_CS,
-    Msr::SYSENTER_ESP,
-    Msr::SYSENTER_EIP,
-    Msr::STAR,
-    Msr::LSTAR,
-    Msr::CSTAR,
-    Msr::FMASK,
-    Msr::FS_BASE,
-    Msr::GS_BASE,
-    Msr::KERNEL_GS_BASE,
-    Msr::TSC_AUX,
-];
-
-impl Bitmaps {
-    /// Makes them; they are never freed.
-    pub fn new() -> Self {
-        let io = Box::leak(Box::new([Page([0xFF; 4096]), Page([0xFF; 4096])]));
-        let msr = Box::leak(Box::new(Page([0xFF; 4096])));
-        for Msr(number) in PASSED_THROUGH {
-            // SDM Vol. 3C, "MSR-Bitmap Address": read low, read high, write low, write high.
-            let (half, bit) = if number < 0x2000 { (0, number) } else { (1, number - 0xC000_0000) };
-            let byte = (half * 1024 + bit / 8) as usize;
-            let mask = !(1 << (bit % 8));
-            msr.0[byte] &= mask;
-            if Msr(number) != Msr::TIME_STAMP_COUNTER {
-                msr.0[byte + 2048] &= mask;
-            }
-        }
-        Self { io, msr }
-    }
-}
-
-impl Default for Bitmaps {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 /// Fills in everything that stays the same.
 ///
@@ -113,7 +31,7 @@ pub unsafe fn prepare(
     capabilities: &Capabilities,
     bases: &Bases,
     idt: u64,
-    tables: &Tables,
+    tables: &TableRoots,
     bitmaps: &Bitmaps,
     vpid: u16,
 ) {
@@ -157,9 +75,9 @@ pub unsafe fn prepare(
         (C::ENTRY_MSR_LOADS, 0),
         (C::VPID, vpid.into()),
         (C::TSC_OFFSET, 0),
-        (C::IO_BITMAP_A, &raw const bitmaps.io[0] as u64),
-        (C::IO_BITMAP_B, &raw const bitmaps.io[1] as u64),
-        (C::MSR_BITMAP, &raw const *bitmaps.msr as u64),
+        (C::IO_BITMAP_A, bitmaps.io()[0]),
+        (C::IO_BITMAP_B, bitmaps.io()[1]),
+        (C::MSR_BITMAP, bitmaps.msr()),
         (C::EPTP, tables.eptp(tables.accessed_dirty)),
         (C::CR0_MASK, CR0_NE | CR0_NW | CR0_CD),
         (C::CR4_MASK, CR4_NOT_OFFERED),

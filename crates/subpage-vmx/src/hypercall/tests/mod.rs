@@ -21,7 +21,7 @@ use subpage::slots::{SlotFlags, SlotId};
 use zerocopy::IntoBytes;
 
 use super::buffer::SPACE;
-use super::{Context, Errno, Ledger, Machine, Outcome, Request, dispatch};
+use super::{Context, Errno, Ledger, MachineInformation, Outcome, Request, dispatch};
 use crate::abi::{Call, RuleRequest, feature};
 use crate::event::{Event, Origin};
 use crate::policy::HostMaps;
@@ -164,8 +164,8 @@ pub(super) struct Guest {
     cpl: u8,
 }
 
-const MACHINE: Machine =
-    Machine { features: feature::SPP_HARDWARE, processors: 2, memory: RAM * PAGE };
+const MACHINE: MachineInformation =
+    MachineInformation { features: feature::SPP_HARDWARE, processors: 2, memory: RAM * PAGE };
 
 const ORIGIN: Origin = Origin { cpu: 1, rip: 0x20_0040, cr3: 0x5000, cpl: 0 };
 

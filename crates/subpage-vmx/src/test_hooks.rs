@@ -16,10 +16,10 @@ use subpage::sppt::SpptEntry;
 use zerocopy::FromBytes;
 
 use crate::abi::RuleRequest;
-use crate::boot::command_line::Denied;
-use crate::exits::Stop;
+use crate::denied::Denied;
 use crate::hypercall::{Errno, rule_of};
 use crate::machine::Shared;
+use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::{ExitField, GuestField as G};
 use subpage_emulate::guest::{PhysicalMemory, Register};
