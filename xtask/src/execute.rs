@@ -152,6 +152,25 @@ pub(crate) fn run_with_errors_to(
     Ok(Finished { output: output.finish(on_line), ending })
 }
 
+/// The same command under a limit of its own, so that it does not run on for ever should this
+/// program be killed.
+pub(crate) fn limited(command: &Command, limit: Duration) -> Command {
+    let seconds = (limit + Duration::from_secs(30)).as_secs().to_string();
+    let mut limited = Command::new("timeout");
+    limited.args(["--foreground", "--signal=KILL", &seconds]);
+    limited.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        limited.current_dir(directory);
+    }
+    limited
+}
+
 /// The command and all that it starts, which do not outlive this value.
 struct Group {
     leader: Child,

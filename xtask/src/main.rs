@@ -1,15 +1,19 @@
 //! Drives the project's tests and benchmarks: `cargo xtask test`, `cargo xtask bench`; and Bochs, in
-//! which the bare-metal images run: `cargo xtask bochs`.
+//! which the bare-metal images run: `cargo xtask bochs`; and hosts with an ordinary KVM: `cargo xtask
+//! lab`.
 //!
 //! It depends on no other crate of the workspace, so that it runs when they do not build.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod bochs;
+mod cache;
 mod cargo_log;
 mod count;
 mod execute;
+mod lab;
 mod markdown;
+mod packages;
 mod prerequisites;
 mod session;
 mod suites;
@@ -60,6 +64,11 @@ enum Task {
         #[command(subcommand)]
         task: Option<bochs::Task>,
     },
+    /// Run a command, or a shell, on a stock Linux with an ordinary KVM, inside an emulator
+    Lab {
+        #[command(flatten)]
+        arguments: lab::Arguments,
+    },
     /// Run the benchmarks; all arguments go to subpage-bench, except `kvm [--json]`: what guests on
     /// this machine's KVM cost, and `vmx [--json]`: what the hypervisor costs, in Bochs
     #[command(disable_help_flag = true)]
@@ -100,6 +109,7 @@ fn run(task: Task) -> Result<ExitCode> {
             [first, rest @ ..] if first == "kvm" => bench::run(&workspace, bench::KVM, rest),
             _ => bench::run(&workspace, bench::ENGINE, &arguments),
         },
+        Task::Lab { arguments } => lab::run(&workspace, arguments),
         Task::Bochs { task } => bochs::run(&workspace, task),
         Task::Test { words, filter, limit, list } => {
             let (suites, names) = suites::divide(words)?;

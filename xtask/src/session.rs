@@ -86,10 +86,21 @@ impl<'a> Session<'a> {
         command: Command,
         progress: &mut dyn FnMut(&str) -> Option<String>,
     ) -> Result<Finished> {
+        if !self.interrupted() {
+            self.say(&format!("   $ {}", shown(&command)))?;
+        }
+        self.run_unshown(command, progress)
+    }
+
+    /// Like [`Session::run`], for one of many commands of which none is worth a line.
+    pub(crate) fn run_unshown(
+        &mut self,
+        command: Command,
+        progress: &mut dyn FnMut(&str) -> Option<String>,
+    ) -> Result<Finished> {
         if self.interrupted() {
             return Ok(Finished { output: String::new(), ending: Ending::Interrupted });
         }
-        self.say(&format!("   $ {}", shown(&command)))?;
         let interrupted = || self.interrupt.raised();
         let limits = Limits::new(self.deadline, &interrupted);
         let mut printed = Ok(());

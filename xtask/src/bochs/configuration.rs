@@ -152,11 +152,9 @@ impl Configuration<'_> {
         write(VGA_ROM, &[0; 512])?;
         let errors = File::create(directory.join(ERRORS)).context("cannot write a file")?;
 
-        // Should this program be killed, Bochs must not run on for ever.
-        let mut command = Command::new("timeout");
-        let seconds = (limit + Duration::from_secs(30)).as_secs().to_string();
-        command.args(["--foreground", "--signal=KILL", &seconds]).arg(program);
+        let mut command = Command::new(program);
         command.args(["-q", "-f", FILE]).current_dir(directory);
+        let command = execute::limited(&command, limit);
         let interrupted = || interrupt.raised();
         let limits = Limits::new(Instant::now() + limit, &interrupted);
         let mut lines = Vec::new();

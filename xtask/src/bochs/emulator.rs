@@ -7,11 +7,8 @@ use std::{
 
 use anyhow::Result;
 
-use super::{
-    build_emulator::{self, Cache},
-    probe,
-};
-use crate::{prerequisites, session::Session};
+use super::{build_emulator, probe};
+use crate::{packages, session::Session};
 
 /// Names the Bochs to use, before all others.
 pub(crate) const PROGRAM_VARIABLE: &str = "SUBPAGE_BOCHS";
@@ -31,24 +28,25 @@ pub(crate) fn prepare(session: &mut Session<'_>, install: bool) -> Result<Availa
     if let Some(emulator) = named(session)? {
         return Ok(emulator);
     }
-    if let Some(program) = prerequisites::found("bochs")
+    if let Some(program) = packages::found("bochs")
         && let Some(emulator) = fit(session, &program)?
     {
         return Ok(Ok(emulator));
     }
-    let cache = match Cache::of_user() {
-        Ok(cache) => cache,
+    let place = match build_emulator::place() {
+        Ok(place) => place,
         Err(reason) => return Ok(Err(reason)),
     };
-    if cache.program().exists()
-        && let Some(emulator) = fit(session, &cache.program())?
+    let program = build_emulator::program(&place);
+    if program.exists()
+        && let Some(emulator) = fit(session, &program)?
     {
         return Ok(Ok(emulator));
     }
-    if let Err(reason) = build_emulator::build(session, &cache, install)? {
+    if let Err(reason) = build_emulator::build(session, &place, install)? {
         return Ok(Err(reason));
     }
-    let built = fit(session, &cache.program())?;
+    let built = fit(session, &program)?;
     Ok(built.ok_or_else(|| "the Bochs that was built is not fit".into()))
 }
 

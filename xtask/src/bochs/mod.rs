@@ -8,7 +8,6 @@ mod image;
 pub(crate) mod images;
 mod information;
 pub(crate) mod machine;
-mod package_archives;
 pub(crate) mod probe;
 
 use std::{env, ffi::OsString, fs, io, path::PathBuf, process::ExitCode, time::Duration};

@@ -1,0 +1,246 @@
+//! What a host is made of, from packages of Debian, unpacked into the user's cache: a kernel with
+//! its KVM, a shell with tools, and QEMU.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::qemu::{self, Qemu};
+use crate::{
+    cache::Place,
+    packages::private::{Apt, Version},
+    session::{self, Session},
+};
+
+/// The release of Debian with the kernel that was tried.
+const CODENAME: &str = "bookworm";
+
+/// One package: the version that was tried, and what else will do.
+#[derive(Debug)]
+struct Wanted {
+    package: &'static str,
+    version: &'static str,
+    /// A regular expression for the names that will do.
+    names: &'static str,
+}
+
+const KERNEL: Wanted = Wanted {
+    package: "linux-image-6.1.0-56-cloud-amd64",
+    version: "6.1.192-2",
+    names: r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$",
+};
+const BUSYBOX: Wanted = Wanted {
+    package: "busybox-static",
+    version: "1:1.35.0-4+deb12u1+b1",
+    names: "^busybox-static$",
+};
+const QEMU: Wanted = Wanted {
+    package: "qemu-system-x86",
+    version: "1:10.0.2+ds-2+deb13u1~bpo12+1",
+    names: "^qemu-system-x86$",
+};
+
+/// The modules of the kernel that a host loads, in this order, and the last by its processor.
+pub(crate) const MODULES: [(&str, &str); 4] = [
+    ("irqbypass", "virt/lib/irqbypass.ko"),
+    ("kvm", "arch/x86/kvm/kvm.ko"),
+    ("kvm-amd", "arch/x86/kvm/kvm-amd.ko"),
+    ("kvm-intel", "arch/x86/kvm/kvm-intel.ko"),
+];
+
+/// The ingredients, each known to be there.
+#[derive(Clone, Debug)]
+pub(crate) struct Ingredients {
+    directory: PathBuf,
+}
+
+/// The ingredients, or why there are none.
+pub(crate) type Availability = Result<Ingredients, String>;
+
+impl Ingredients {
+    /// Finds them in the cache or fetches them, and says what it does.
+    pub(crate) fn prepare(session: &mut Session<'_>) -> Result<Availability> {
+        let way = format!("{CODENAME} {KERNEL:?} {BUSYBOX:?} {QEMU:?}");
+        let place = match Place::of_user("lab", &way) {
+            Ok(place) => place,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let ingredients = Self { directory: place.directory() };
+        if !ingredients.directory.exists()
+            && let Err(reason) = fetch(session, &place)?
+        {
+            return Ok(Err(reason));
+        }
+        let versions = fs::read_to_string(ingredients.directory.join(VERSIONS))
+            .context("cannot read which packages the lab has")?;
+        session.say(&format!(
+            "   found the lab's packages in {}: {}",
+            ingredients.directory.display(),
+            versions.trim_end().replace('\n', ", ")
+        ))?;
+        Ok(Ok(ingredients))
+    }
+
+    /// The kernel of host and guests, a bzImage.
+    pub(crate) fn kernel(&self) -> PathBuf {
+        self.directory.join("vmlinuz")
+    }
+
+    /// A module of it.
+    pub(crate) fn module(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.ko"))
+    }
+
+    /// One static program, which is a shell and all tools.
+    pub(crate) fn busybox(&self) -> PathBuf {
+        self.directory.join("busybox")
+    }
+
+    /// QEMU with its libraries and firmware.
+    pub(crate) fn qemu(&self) -> Qemu {
+        Qemu::unpacked(self.directory.join("qemu"))
+    }
+}
+
+/// Names the packages that were taken, one a line.
+const VERSIONS: &str = "versions";
+
+/// Fetches all of them into their place, or says why it could not.
+fn fetch(session: &mut Session<'_>, place: &Place) -> Result<Result<(), String>> {
+    if let Err(reason) = place.make_parent() {
+        return Ok(Err(reason));
+    }
+    let Some(_lock) = place.lock(session, "fetching the lab's packages")? else {
+        return Ok(Err("interrupted".into()));
+    };
+    if place.directory().exists() {
+        // The other one's.
+        return Ok(Ok(()));
+    }
+    session.say("   fetching the lab's packages, once for this machine; about 80 MB")?;
+    let start = Instant::now();
+    let directory = place.begin()?;
+    let path = directory.path();
+    let made = path.join("made");
+    fs::create_dir(&made).context("cannot make a directory")?;
+    let apt = match Apt::prepare(session, path.join("apt"), CODENAME)? {
+        Ok(apt) => apt,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let mut versions = Vec::new();
+    for wanted in [&KERNEL, &BUSYBOX, &QEMU] {
+        let known = apt.versions(session, wanted.names)?;
+        let Some(version) = wanted.choose(&known) else {
+            return Ok(Err(format!("no package {}, nor one like it", wanted.package)));
+        };
+        if !wanted.was_tried(version) {
+            session.say(&format!(
+                "   taking {} {} instead of {} {}, which was tried and is no longer there",
+                version.package, version.version, wanted.package, wanted.version
+            ))?;
+        }
+        let root = path.join(wanted.package);
+        if !apt.unpack(session, version, wanted.package == QEMU.package, &root)? {
+            return Ok(Err(format!("the package {} cannot be had", version.package)));
+        }
+        versions.push(format!("{} {}", version.package, version.version));
+    }
+    keep(path, &made)?;
+    let qemu = Qemu::unpacked(made.join("qemu"));
+    if let Err(reason) = qemu.version(session)?.and_then(qemu::new_enough) {
+        return Ok(Err(reason));
+    }
+    fs::write(made.join(VERSIONS), versions.join("\n")).context("cannot write a file")?;
+    place.finish(&made)?;
+    session.say(&format!("   fetched and unpacked in {}", session::duration(start.elapsed())))?;
+    Ok(Ok(()))
+}
+
+impl Wanted {
+    fn was_tried(&self, version: &Version) -> bool {
+        version.package == self.package && version.version == self.version
+    }
+
+    /// The one that was tried, or else the newest: the highest number in the name, and of that the
+    /// version that apt lists first.
+    fn choose<'a>(&self, known: &'a [Version]) -> Option<&'a Version> {
+        known.iter().find(|version| self.was_tried(version)).or_else(|| {
+            let newest = known.iter().map(|version| numbers(&version.package)).max()?;
+            known.iter().find(|version| numbers(&version.package) == newest)
+        })
+    }
+}
+
+/// The numbers in a name, so that 56 is less than 100.
+fn numbers(name: &str) -> Vec<u64> {
+    let parts = name.split(|character: char| !character.is_ascii_digit());
+    parts.filter_map(|part| part.parse().ok()).collect()
+}
+
+/// Moves what is of use from the unpacked packages below `from`.
+fn keep(from: &Path, to: &Path) -> Result<()> {
+    let take = |path: &Path, name: &str| {
+        let target = to.join(name);
+        let parent = target.parent().context("a file is in a directory")?;
+        fs::create_dir_all(parent).context("cannot make a directory")?;
+        fs::rename(path, &target)
+            .with_context(|| format!("there is no {} in its package", path.display()))
+    };
+    let kernel = from.join(KERNEL.package);
+    let boot = only(&kernel.join("boot"), "vmlinuz-")?;
+    take(&boot, "vmlinuz")?;
+    let modules = only(&kernel.join("lib/modules"), "")?.join("kernel");
+    for (name, path) in MODULES {
+        take(&modules.join(path), &format!("{name}.ko"))?;
+    }
+    take(&from.join(BUSYBOX.package).join("bin/busybox"), "busybox")?;
+    for part in qemu::PARTS {
+        take(&from.join(QEMU.package).join(part), &format!("qemu/{part}"))?;
+    }
+    Ok(())
+}
+
+/// The one entry of a directory whose name begins so.
+fn only(directory: &Path, prefix: &str) -> Result<PathBuf> {
+    let mut entries: Vec<_> = fs::read_dir(directory)
+        .with_context(|| format!("cannot read {}", directory.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        })
+        .collect();
+    entries.sort_unstable();
+    entries.pop().with_context(|| format!("nothing in {}", directory.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(package: &str, version: &str) -> Version {
+        Version { package: package.to_owned(), version: version.to_owned() }
+    }
+
+    #[test]
+    fn the_version_that_was_tried_comes_first() {
+        let known = [
+            version("linux-image-6.1.0-100-cloud-amd64", "6.1.300-1"),
+            version(KERNEL.package, "6.1.192-3"),
+            version(KERNEL.package, KERNEL.version),
+        ];
+        assert_eq!(KERNEL.choose(&known), Some(&known[2]));
+        assert_eq!(KERNEL.choose(&known[..2]), Some(&known[0]));
+        assert_eq!(KERNEL.choose(&known[1..2]), Some(&known[1]));
+        assert_eq!(KERNEL.choose(&[]), None);
+    }
+
+    #[test]
+    fn of_one_package_the_newest_is_taken() {
+        let known = [version(QEMU.package, "1:10.2"), version(QEMU.package, "1:7.2")];
+        assert_eq!(QEMU.choose(&known), Some(&known[0]));
+    }
+}
