@@ -85,14 +85,23 @@ pub struct Metrics {
 impl Metrics {
     /// All zero. Subscribers and their losses are asked of `events` whenever they are shown.
     pub fn new(events: Arc<Broadcast>) -> Self {
+        let denials = RuleCounts::new("subpage_denials_total", "Writes that were denied.");
+        // Access maps only deny.
+        denials.show(None);
         Self {
             exits: Default::default(),
             checks: AtomicU64::new(0),
             trapped: Times::default(),
-            denials: RuleCounts::new("subpage_denials_total", "Writes that were denied."),
+            denials,
             logged: RuleCounts::new("subpage_logged_total", "Writes that took effect, reported."),
             events,
         }
+    }
+
+    /// A rule of this name is in force: its counts are shown from now on, from 0.
+    pub fn rule_added(&self, name: &str) {
+        self.denials.show(Some(name));
+        self.logged.show(Some(name));
     }
 
     /// A virtual processor left the guest.
@@ -253,6 +262,9 @@ subpage_trap_seconds_bucket{le=\"0.01\"} 0
 subpage_trap_seconds_bucket{le=\"+Inf\"} 0
 subpage_trap_seconds_sum 0
 subpage_trap_seconds_count 0
+# HELP subpage_denials_total Writes that were denied.
+# TYPE subpage_denials_total counter
+subpage_denials_total{rule=\"\"} 0
 # HELP subpage_events_dropped_total Events that subscribers lost because they did not keep up.
 # TYPE subpage_events_dropped_total counter
 subpage_events_dropped_total 0
@@ -320,6 +332,21 @@ subpage_subscribers 0
             "subpage_logged_total{rule=\"counter\"} 1",
             "subpage_events_dropped_total 1",
             "subpage_subscribers 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+        }
+    }
+
+    /// `increase()` of a series sees its first denial only if it was scraped at 0 before.
+    #[test]
+    fn every_rule_starts_at_zero() {
+        let metrics = metrics();
+        metrics.rule_added("helper path");
+        let text = metrics.encode();
+        for line in [
+            "subpage_denials_total{rule=\"\"} 0",
+            "subpage_denials_total{rule=\"helper path\"} 0",
+            "subpage_logged_total{rule=\"helper path\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
         }

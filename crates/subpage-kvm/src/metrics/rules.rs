@@ -8,7 +8,7 @@ use prometheus::proto::{LabelPair, MetricFamily, MetricType};
 
 use super::{counter, family};
 
-/// Rules that get a count of their own: the first that have something to count.
+/// Rules that get a count of their own: the first that there were.
 pub const MAX_RULES: usize = 10_000;
 
 /// The label of all further rules together. No rule has this name: it is too long for one.
@@ -31,18 +31,28 @@ impl RuleCounts {
         Self { name, help, counts: Mutex::new(BTreeMap::new()) }
     }
 
+    /// The rule of this name is shown from now on, at 0 if it has not been counted: a series that
+    /// began with its first write would not have increased by it. Without a name it is access maps.
+    pub(super) fn show(&self, rule: Option<&str>) {
+        self.add(rule, 0);
+    }
+
     /// Adds one to the count of the rule of this name; without one it was an access map.
     pub(super) fn count(&self, rule: Option<&str>) {
+        self.add(rule, 1);
+    }
+
+    fn add(&self, rule: Option<&str>, writes: u64) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let rule = rule.unwrap_or_default();
         if let Some(count) = counts.get_mut(rule) {
-            *count = count.saturating_add(1);
+            *count = count.saturating_add(writes);
             return;
         }
         let room = counts.len() < MAX_RULES;
         let name = if room { rule } else { OTHER_RULES };
         let count = counts.entry(name.to_owned()).or_default();
-        *count = count.saturating_add(1);
+        *count = count.saturating_add(writes);
     }
 
     /// All counts, in the order of the names.
@@ -89,6 +99,18 @@ mod tests {
                 r#"n{rule="é"} 1"#,
             ]
         );
+    }
+
+    #[test]
+    fn a_rule_is_shown_before_it_is_counted() {
+        let counts = RuleCounts::new("n", "Help.");
+        counts.show(None);
+        counts.show(Some("rule"));
+        assert_eq!(encode(&counts), [r#"n{rule=""} 0"#, r#"n{rule="rule"} 0"#]);
+        counts.count(Some("rule"));
+        // A second rule of the same name is the same series.
+        counts.show(Some("rule"));
+        assert_eq!(encode(&counts), [r#"n{rule=""} 0"#, r#"n{rule="rule"} 1"#]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! The server of metrics: a few threads, each with one connection at a time.
+//! The server of metrics: a thread that takes connections, and one for each of a bounded number.
 //!
 //! `tiny_http`, the small server at hand, has neither a limit of connections nor a time limit, so
 //! only the parser is a crate's.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -16,8 +17,9 @@ use thiserror::Error;
 use super::Metrics;
 use super::http::answer;
 
-/// Connections that are served at once; more of them wait.
-const THREADS: usize = 4;
+/// Connections that are served at once. One more ends the oldest: a scrape takes milliseconds, so
+/// what is oldest among so many says nothing or does not read.
+const MAX_CONNECTIONS: usize = 32;
 
 /// Before the next attempt when connections cannot be taken, as without free file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -46,8 +48,9 @@ pub enum MetricsError {
 #[derive(Debug, Default)]
 struct State {
     stopping: bool,
-    /// The connection that each thread serves.
-    streams: [Option<Arc<TcpStream>>; THREADS],
+    next: u64,
+    /// The connections that have a thread, by age.
+    streams: BTreeMap<u64, Arc<TcpStream>>,
 }
 
 #[derive(Debug)]
@@ -55,7 +58,8 @@ struct Shared {
     listener: TcpListener,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
-    stopped: Condvar,
+    /// The server stops, or a connection has ended.
+    changed: Condvar,
 }
 
 /// Serves metrics until it is dropped.
@@ -63,7 +67,7 @@ struct Shared {
 pub struct MetricsServer {
     shared: Arc<Shared>,
     address: SocketAddr,
-    threads: Vec<JoinHandle<()>>,
+    accepting: Option<JoinHandle<()>>,
 }
 
 impl MetricsServer {
@@ -72,18 +76,14 @@ impl MetricsServer {
         let cannot = |cause| MetricsError::System { address, cause };
         let listener = TcpListener::bind(address).map_err(cannot)?;
         let address = listener.local_addr().map_err(cannot)?;
-        let shared = Shared { listener, metrics, state: Mutex::default(), stopped: Condvar::new() };
-        // If a thread cannot be started, dropping this ends those that were.
-        let mut server = Self { shared: Arc::new(shared), address, threads: Vec::new() };
-        for number in 0..THREADS {
-            let shared = Arc::clone(&server.shared);
-            let thread = thread::Builder::new()
-                .name("metrics".to_owned())
-                .spawn(move || shared.serve(number))
-                .map_err(cannot)?;
-            server.threads.push(thread);
-        }
-        Ok(server)
+        let shared = Shared { listener, metrics, state: Mutex::default(), changed: Condvar::new() };
+        let shared = Arc::new(shared);
+        let accepting = {
+            let shared = Arc::clone(&shared);
+            let thread = thread::Builder::new().name("metrics".to_owned());
+            thread.spawn(move || shared.accept()).map_err(cannot)?
+        };
+        Ok(Self { shared, address, accepting: Some(accepting) })
     }
 
     /// Where they are served: the port that was chosen, if 0 was asked for.
@@ -96,16 +96,16 @@ impl Drop for MetricsServer {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         state.stopping = true;
-        for stream in state.streams.iter().flatten() {
+        for stream in state.streams.values() {
             let _ = stream.shutdown(Shutdown::Both);
         }
         drop(state);
-        self.shared.stopped.notify_all();
+        self.shared.changed.notify_all();
         // Linux ends every `accept` of a listening socket that is shut down, also coming ones.
         let _ = socket::shutdown(self.shared.listener.as_raw_fd(), socket::Shutdown::Both);
-        for thread in self.threads.drain(..) {
+        if let Some(accepting) = self.accepting.take() {
             // A panic in it has been printed already.
-            let _ = thread.join();
+            let _ = accepting.join();
         }
     }
 }
@@ -116,35 +116,64 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One thread's life.
-    fn serve(&self, number: usize) {
-        loop {
-            let accepted = self.listener.accept().map(|(stream, _)| Arc::new(stream));
-            let mut state = self.state();
-            if state.stopping {
-                return;
+    /// Takes connections until the server stops, then waits for their threads.
+    fn accept(&self) {
+        thread::scope(|scope| {
+            loop {
+                let accepted = self.listener.accept().map(|(stream, _)| Arc::new(stream));
+                let Some(number) = self.admit(accepted.as_ref().ok()) else { return };
+                let Ok(stream) = accepted else { continue };
+                let thread = thread::Builder::new().name("metrics client".to_owned());
+                let spawned = thread.spawn_scoped(scope, move || {
+                    // What fails is this connection, and there is nobody to tell.
+                    let _ = answer(&stream, || self.metrics.encode());
+                    self.leave(number);
+                });
+                if spawned.is_err() {
+                    self.leave(number);
+                }
             }
-            let Ok(stream) = accepted else {
-                let waited = self.stopped.wait_timeout_while(state, PAUSE, |state| !state.stopping);
-                drop(waited);
-                continue;
-            };
-            state.streams[number] = Some(Arc::clone(&stream));
-            drop(state);
-            // What fails is this connection, and there is nobody to tell.
-            let _ = answer(&stream, || self.metrics.encode());
-            self.state().streams[number] = None;
+        });
+    }
+
+    /// A place for a connection, after the oldest one has ended if there are too many, or a pause if
+    /// there is none. None when the server stops.
+    fn admit(&self, stream: Option<&Arc<TcpStream>>) -> Option<u64> {
+        let mut state = self.state();
+        let Some(stream) = stream else {
+            let waited = self.changed.wait_timeout_while(state, PAUSE, |state| !state.stopping);
+            let stopping = waited.unwrap_or_else(PoisonError::into_inner).0.stopping;
+            return (!stopping).then_some(0);
+        };
+        while !state.stopping && state.streams.len() >= MAX_CONNECTIONS {
+            if let Some((_, oldest)) = state.streams.first_key_value() {
+                let _ = oldest.shutdown(Shutdown::Both);
+            }
+            // Its thread finds the connection closed, whatever it does with it.
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        if state.stopping {
+            return None;
+        }
+        state.next += 1;
+        let number = state.next;
+        state.streams.insert(number, Arc::clone(stream));
+        Some(number)
+    }
+
+    fn leave(&self, number: u64) {
+        self.state().streams.remove(&number);
+        self.changed.notify_all();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::io::{ErrorKind, Read, Write};
     use std::net::{Shutdown, SocketAddr, TcpStream};
     use std::sync::Arc;
 
-    use super::{MetricsError, MetricsServer, THREADS};
+    use super::{MAX_CONNECTIONS, MetricsError, MetricsServer};
     use crate::event::Broadcast;
     use crate::metrics::{ExitKind, Metrics, parse_address};
 
@@ -223,7 +252,7 @@ mod tests {
         let address = server.local_addr();
         // One more than are served at once.
         let mut silent: Vec<_> =
-            (0..=THREADS).map(|_| TcpStream::connect(address).expect("it listens")).collect();
+            (0..=MAX_CONNECTIONS).map(|_| TcpStream::connect(address).expect("it listens")).collect();
         silent[0].write_all(b"GET /met").expect("it reads");
         drop(server);
         for stream in &mut silent {
@@ -234,6 +263,24 @@ mod tests {
         }
         TcpStream::connect(address).expect_err("nobody listens");
         assert_eq!(Arc::strong_count(&metrics), 1, "a thread is left");
+    }
+
+    /// Connections that say nothing do not keep others waiting: the oldest of them are ended.
+    #[test]
+    fn a_scrape_does_not_wait_for_silent_connections() {
+        let (metrics, server) = serve();
+        let address = server.local_addr();
+        let connect = || TcpStream::connect(address).expect("it listens");
+        let silent: Vec<_> = (0..2 * MAX_CONNECTIONS).map(|_| connect()).collect();
+        let response = get(address, b"GET /metrics HTTP/1.1\r\n\r\n");
+        assert!(response.ends_with(&metrics.encode()), "{response}");
+        // The newest of them were still served at that moment: nothing waited for their time limit.
+        let open = silent.iter().filter(|stream| {
+            stream.set_nonblocking(true).expect("a mode");
+            let read = (&**stream).read(&mut [0]);
+            read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        });
+        assert!(open.count() >= MAX_CONNECTIONS / 2, "they were waited for");
     }
 
     #[test]

@@ -85,6 +85,9 @@ impl Machine {
         }
         let touched = pages_of(rules.iter().map(|rule| rule.range.gfns()));
         let (first, _) = self.change(&touched, |domain| domain.add_rules(rules))?;
+        for rule in rules {
+            self.metrics.rule_added(rule.name.as_str());
+        }
         Ok(first)
     }
 

@@ -59,6 +59,9 @@ impl Vm {
         }
         let state = reader.finish(&machine.ram)?;
         machine.guard().import(&machine.ram, &state)?;
+        for active in machine.guard().domain().rules().iter() {
+            machine.metrics.rule_added(active.rule.name.as_str());
+        }
         let mut paused = machine.vcpus.pause();
         header.chips.restore(&machine.vm)?;
         for (saved, processor) in header.processors.iter().zip(&mut paused.processors) {
