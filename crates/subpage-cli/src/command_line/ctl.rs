@@ -1,13 +1,22 @@
 //! Arguments of `ctl`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use subpage::address::ByteRange;
 use subpage::rules::Action;
 use subpage_kvm::control::protocol::RuleRef;
 
-use super::values::{parse_byte_range, parse_gfn, parse_map, parse_rule, parse_unsigned};
+use super::values::{
+    parse_byte_range, parse_gfn, parse_map, parse_rule, parse_seconds, parse_unsigned,
+};
+
+/// How long an answer may take if nobody says: no request needs more, unless the machine is busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The same for a request that writes all of a guest's memory.
+const SAVING: Duration = Duration::from_secs(3600);
 
 /// Most pages of one `get` or `set`.
 const MAX_PAGES: i64 = 512;
@@ -21,9 +30,20 @@ pub struct CtlArguments {
     /// Print the reply as one JSON object; with `watch`, one for each event
     #[arg(long, global = true)]
     pub json: bool,
+    /// How long the guest's process may take to answer [default: 60; for `save`, 3600]
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub timeout: Option<Duration>,
     /// What the guest's process is asked for.
     #[command(subcommand)]
     pub request: CtlRequest,
+}
+
+impl CtlArguments {
+    /// How long the guest's process may take to answer.
+    pub fn patience(&self) -> Duration {
+        let saves = matches!(self.request, CtlRequest::Save { .. });
+        self.timeout.unwrap_or(if saves { SAVING } else { PATIENCE })
+    }
 }
 
 /// What happens to a write.

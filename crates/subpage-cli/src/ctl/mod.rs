@@ -87,7 +87,7 @@ pub fn run(arguments: &CtlArguments, out: &mut Output) -> Result<Status, Failure
 
 fn ask(arguments: &CtlArguments, out: &mut Output) -> Result<(), Unanswered> {
     let request = request(&arguments.request)?;
-    let mut client = Client::connect(&arguments.socket)?;
+    let mut client = Client::connect(&arguments.socket, arguments.patience())?;
     if request == Request::Watch {
         return watch::run(client, arguments.json, out);
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -289,6 +290,19 @@ fn bad_input_ends_with_2() {
     assert_golden("ctl/bad-input.txt", &all);
     assert_eq!(place.run(&["socket"]).status.code(), Some(2), "no request is named");
     assert_eq!(place.run(&["socket", "set", "1"]).status.code(), Some(2), "no map is given");
+}
+
+/// A process that is stopped does not keep those who ask it for ever.
+#[test]
+fn a_server_that_says_nothing_is_given_up() {
+    let place = Place::new(Vec::new(), 1);
+    let _silent = UnixListener::bind(place.path("silent")).expect("a socket");
+    for request in ["show", "watch", "stop"] {
+        let output = place.run(&["silent", "--timeout", "0.05", request]);
+        assert_eq!(output.status.code(), Some(2), "{request}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("has not answered within 0.05 s"), "{text}");
+    }
 }
 
 /// A reader that goes away ends `watch`, though the guest runs on.

@@ -1,6 +1,6 @@
 //! The clients that are connected, and how they are sent away.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use crate::event::Subscription;
 /// What a client's thread does.
 #[derive(Debug)]
 pub(super) enum Activity {
-    /// It reads a request or writes a reply.
+    /// It waits for a request, or reads or writes one.
     Talking,
     /// It has a request performed.
     Performing,
@@ -29,7 +29,8 @@ struct Client {
 struct Table {
     stopping: bool,
     next: u64,
-    clients: HashMap<u64, Client>,
+    /// By age.
+    clients: BTreeMap<u64, Client>,
 }
 
 /// All clients.
@@ -57,11 +58,19 @@ impl Connections {
         self.table().stopping
     }
 
-    /// A place for a client, if there are fewer than `max` and the server is not stopping.
+    /// A place for a client, if there are fewer than `max` and the server is not stopping. Of `max`
+    /// clients the oldest that has nothing done for it makes room: connections that say nothing must
+    /// not keep their owner out.
     pub(super) fn admit(&self, stream: &Arc<UnixStream>, max: usize) -> Option<Place<'_>> {
         let mut table = self.table();
-        if table.stopping || table.clients.len() >= max {
+        if table.stopping {
             return None;
+        }
+        if table.clients.len() >= max {
+            let idle = |client: &Client| matches!(client.activity, Activity::Talking);
+            let (&oldest, _) = table.clients.iter().find(|(_, client)| idle(client))?;
+            let client = table.clients.remove(&oldest)?;
+            let _ = client.stream.shutdown(Shutdown::Both);
         }
         let number = table.next;
         table.next += 1;
@@ -104,14 +113,13 @@ impl Connections {
 }
 
 impl Place<'_> {
-    /// Says what the client's thread does from now on. False if the server is stopping: then the
-    /// thread is to end, after the answer that it may still owe.
+    /// Says what the client's thread does from now on. False if the server is stopping, or the client
+    /// had to make room: then the thread is to end, after the answer that it may still owe.
     pub(super) fn set(&self, activity: Activity) -> bool {
         let mut table = self.connections.table();
         let stopping = table.stopping;
-        if let Some(client) = table.clients.get_mut(&self.number) {
-            client.activity = activity;
-        }
+        let Some(client) = table.clients.get_mut(&self.number) else { return false };
+        client.activity = activity;
         !stopping
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -24,6 +25,16 @@ pub enum ControlError {
     #[error("the control socket {} belongs to a running process: give another path", path.display())]
     InUse {
         /// What was asked for.
+        path: PathBuf,
+    },
+    /// The file that would be its lock is somebody else's, and is left alone.
+    #[error(
+        "{} exists and is not a lock of a control socket: remove it, or give another path for the \
+         socket",
+        path.display()
+    )]
+    NotALock {
+        /// The file.
         path: PathBuf,
     },
     /// There is something else, which is not removed.
@@ -70,6 +81,16 @@ pub enum ClientError {
     /// The server went away before it answered. Whether the request was done is not known.
     #[error("the guest's process closed the connection; it may have ended")]
     Closed,
+    /// The server did not answer in time. Whether the request was done, or will be, is not known.
+    #[error(
+        "the guest's process has not answered within {} s: it may be stopped, or busy; whether it does \
+         what was asked for is not known",
+        patience.as_secs_f64()
+    )]
+    Silent {
+        /// How long it had.
+        patience: Duration,
+    },
     /// The connection broke. Whether the request was done is not known.
     #[error("cannot talk to the guest's process: {0}")]
     Connection(io::Error),

@@ -30,6 +30,11 @@ impl<R: Read> Lines<R> {
         Self { stream: BufReader::new(stream), line: Vec::new(), max }
     }
 
+    /// Where the lines come from.
+    pub(super) fn input_mut(&mut self) -> &mut R {
+        self.stream.get_mut()
+    }
+
     /// The next line. After [`Line::TooLong`] or [`Line::End`] there is no sensible next one.
     pub(super) fn next(&mut self) -> io::Result<Line<'_>> {
         self.line.clear();

@@ -16,7 +16,6 @@ mod socket;
 
 pub use client::{Client, Watch, WatchLine};
 pub use error::{ClientError, ControlError};
-pub use path::{SocketPath, default_path};
 pub use server::{MAX_CLIENTS, RequestHandler, Server};
 
 /// Longest line of a client, in bytes, its end not counted.

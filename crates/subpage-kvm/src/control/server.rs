@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use nix::sys::socket::{self, sockopt};
 use nix::unistd::geteuid;
+use tempfile::TempDir;
 
 use super::connection::{Connection, send_refusal};
 use super::connections::Connections;
 use super::error::ControlError;
+use super::path;
 use super::protocol::{Refusal, Reply, Request};
 use super::socket::{SocketFile, system};
 use crate::event::Subscription;
@@ -52,6 +54,8 @@ pub struct Server {
     listener: UnixListener,
     connections: Arc<Connections>,
     accepting: Option<JoinHandle<()>>,
+    /// The directory that was made for the socket, which goes after it.
+    _directory: Option<TempDir>,
 }
 
 impl Server {
@@ -60,8 +64,26 @@ impl Server {
     ///
     /// A socket that a dead process left there is replaced. Beside it lies `PATH.lock` meanwhile.
     pub fn listen(path: &Path, handler: Arc<dyn RequestHandler>) -> Result<Self, ControlError> {
-        let (socket, listener) = SocketFile::listen(path)?;
-        let cannot = |cause| system("serve the control socket", path, cause);
+        let socket = SocketFile::listen(path)?;
+        Self::serve(socket, None, handler)
+    }
+
+    /// The same at a path that nobody else uses, in a directory that only this user can enter:
+    /// `$XDG_RUNTIME_DIR/subpage/PID.sock`, or one in a fresh directory for temporary files.
+    ///
+    /// What killed processes have left there is removed.
+    pub fn listen_somewhere(handler: Arc<dyn RequestHandler>) -> Result<Self, ControlError> {
+        let (socket, directory) = path::find(SocketFile::listen)?;
+        Self::serve(socket, directory, handler)
+    }
+
+    fn serve(
+        (socket, listener): (SocketFile, UnixListener),
+        directory: Option<TempDir>,
+        handler: Arc<dyn RequestHandler>,
+    ) -> Result<Self, ControlError> {
+        let path = socket.path().to_owned();
+        let cannot = |cause| system("serve the control socket", &path, cause);
         let connections = Arc::new(Connections::default());
         let accepting = {
             let listener = listener.try_clone().map_err(cannot)?;
@@ -71,7 +93,13 @@ impl Server {
                 .spawn(move || accept(&listener, &*handler, &connections))
                 .map_err(cannot)?
         };
-        Ok(Self { socket, listener, connections, accepting: Some(accepting) })
+        Ok(Self {
+            socket,
+            listener,
+            connections,
+            accepting: Some(accepting),
+            _directory: directory,
+        })
     }
 
     /// Where the socket is.
@@ -133,7 +161,9 @@ fn welcome<'scope, 'env>(
     }
     let stream = Arc::new(stream);
     let Some(place) = connections.admit(&stream, MAX_CLIENTS) else {
-        let error = format!("{MAX_CLIENTS} clients are connected already: end one of them");
+        let error = format!(
+            "{MAX_CLIENTS} clients watch, or have something done, already: end one of them"
+        );
         return send_refusal(&stream, &Refusal::new("EBUSY", error));
     };
     let connection = Connection { stream: Arc::clone(&stream), place, handler };

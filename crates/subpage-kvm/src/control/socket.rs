@@ -8,9 +8,11 @@
 //! Whether a socket that is there already is a dead process's is told by a lock on a file beside it,
 //! which the kernel releases when a process ends, however it ends. Asking the socket itself cannot
 //! tell: one that is bound and not yet listening looks dead.
+//!
+//! The lock file says what it is: another file of its name is neither locked nor removed.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
@@ -26,6 +28,9 @@ use super::error::ControlError;
 
 /// Nobody but the owner.
 const MODE: u32 = 0o600;
+
+/// What a lock file holds.
+const MARK: &[u8] = b"The lock of a control socket of subpage.\n";
 
 /// How often the lock file may be exchanged under us: each time another process has just ended.
 const LOCK_ATTEMPTS: u32 = 16;
@@ -105,32 +110,110 @@ impl Drop for SocketFile {
 impl LockFile {
     /// Takes the lock that belongs to the socket `socket`.
     fn take(socket: &Path) -> Result<Self, ControlError> {
-        let mut path = socket.as_os_str().to_owned();
-        path.push(".lock");
-        let path = PathBuf::from(path);
+        let path = lock_path(socket);
         for _ in 0..LOCK_ATTEMPTS {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(MODE)
-                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-                .open(&path)
-                .map_err(|cause| system("make the lock file", &path, cause))?;
-            let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(
-                |(_, error)| match error {
-                    Errno::EWOULDBLOCK => ControlError::InUse { path: socket.to_owned() },
-                    other => system("lock", &path, other.into()),
-                },
-            )?;
-            let locked = lock.metadata().map_err(|cause| system("see", &path, cause))?;
-            if fs::symlink_metadata(&path).is_ok_and(|at| identity(&at) == identity(&locked)) {
-                return Ok(Self { path, _lock: lock });
+            if let Some(lock) = Self::make(&path)? {
+                return Ok(lock);
+            }
+            if let Some(lock) = Self::adopt(&path, socket)? {
+                return Ok(lock);
             }
         }
         Err(ControlError::InUse { path: socket.to_owned() })
     }
+
+    /// Makes the lock file; none if there is one. It is locked before it is seen.
+    fn make(path: &Path) -> Result<Option<Self>, ControlError> {
+        let failed = |cause| system("make the lock file", path, cause);
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let mut file = tempfile::Builder::new()
+            .prefix(".subpage-")
+            .suffix(LOCK_SUFFIX)
+            .permissions(Permissions::from_mode(MODE))
+            .tempfile_in(parent.unwrap_or(Path::new(".")))
+            .map_err(failed)?;
+        file.write_all(MARK).map_err(failed)?;
+        // The lock belongs to both descriptors.
+        let lock = file.as_file().try_clone().map_err(failed)?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, error)| failed(error.into()))?;
+        match file.persist_noclobber(path) {
+            Ok(_) => Ok(Some(Self { path: path.to_owned(), _lock: lock })),
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+            Err(error) => Err(failed(error.error)),
+        }
+    }
+
+    /// Takes the lock file that is there; none if it goes meanwhile.
+    fn adopt(path: &Path, socket: &Path) -> Result<Option<Self>, ControlError> {
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // A link, a socket or a directory.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ELOOP | libc::ENXIO | libc::EISDIR)
+                ) =>
+            {
+                return Err(ControlError::NotALock { path: path.to_owned() });
+            }
+            Err(cause) => return Err(system("open the lock file", path, cause)),
+        };
+        let found = file.metadata().map_err(|cause| system("see", path, cause))?;
+        if !found.is_file() || !is_marked(&file) {
+            return Err(ControlError::NotALock { path: path.to_owned() });
+        }
+        let lock =
+            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(
+                |(_, error)| match error {
+                    Errno::EWOULDBLOCK => ControlError::InUse { path: socket.to_owned() },
+                    other => system("lock", path, other.into()),
+                },
+            )?;
+        let is_there = fs::symlink_metadata(path).is_ok_and(|at| identity(&at) == identity(&found));
+        Ok(is_there.then(|| Self { path: path.to_owned(), _lock: lock }))
+    }
+}
+
+const LOCK_SUFFIX: &str = ".lock";
+
+fn lock_path(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(LOCK_SUFFIX);
+    PathBuf::from(path)
+}
+
+fn is_marked(mut file: &File) -> bool {
+    let mut content = Vec::new();
+    let read = (&mut file).take(MARK.len() as u64 + 1).read_to_end(&mut content);
+    read.is_ok() && content == MARK
+}
+
+/// Removes what dead processes have left of sockets in a directory that only this user may change;
+/// whether there was something. What cannot be removed stays.
+pub(super) fn remove_dead(directory: &Path) -> bool {
+    let mut removed = false;
+    let Ok(files) = fs::read_dir(directory) else { return false };
+    for file in files.flatten() {
+        let path = file.path();
+        if path.extension().is_none_or(|extension| extension != "lock") {
+            continue;
+        }
+        let socket = path.with_extension("");
+        // Who holds the lock is alive, in whatever namespace.
+        let Ok(Some(lock)) = LockFile::adopt(&path, &socket) else { continue };
+        if fs::symlink_metadata(&socket).is_ok_and(|found| found.file_type().is_socket()) {
+            let _ = fs::remove_file(&socket);
+        }
+        removed |= fs::remove_file(&lock.path).is_ok();
+    }
+    removed
 }
 
 /// Removes a socket that nobody serves. Call it with the lock held.
@@ -155,7 +238,7 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), ControlError> {
     }
 }
 
-fn new_socket(flags: SockFlag) -> io::Result<OwnedFd> {
+pub(super) fn new_socket(flags: SockFlag) -> io::Result<OwnedFd> {
     let flags = flags | SockFlag::SOCK_CLOEXEC;
     Ok(socket(AddressFamily::Unix, SockType::Stream, flags, None)?)
 }
@@ -181,7 +264,7 @@ mod tests {
 
     use nix::sys::socket::{SockFlag, UnixAddr, bind};
 
-    use super::{MODE, SocketFile, mode, new_socket};
+    use super::{MARK, MODE, SocketFile, mode, new_socket, remove_dead};
     use crate::control::ControlError;
 
     #[test]
@@ -218,7 +301,7 @@ mod tests {
         let path = directory.path().join("guest.sock");
         // What `kill -9` leaves: the files, and nobody who holds them.
         drop(UnixListener::bind(&path).expect("a socket"));
-        fs::write(directory.path().join("guest.sock.lock"), "").expect("a lock file");
+        fs::write(directory.path().join("guest.sock.lock"), MARK).expect("a lock file");
         let (socket, listener) = SocketFile::listen(&path).expect("the old socket is replaced");
 
         let error = SocketFile::listen(&path).expect_err("it is in use");
@@ -247,6 +330,49 @@ mod tests {
         std::os::unix::fs::symlink(directory.path().join("nowhere"), &link).expect("a link");
         let error = SocketFile::listen(&link).expect_err("a link");
         assert!(matches!(error, ControlError::NotASocket { .. }), "{error}");
+    }
+
+    /// The lock's name may belong to another program, whose file is not ours to lock or to remove.
+    #[test]
+    fn a_file_that_is_no_lock_is_left_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, lock) = (directory.path().join("x"), directory.path().join("x.lock"));
+        for content in ["", "kept", "The lock of a control socket of subpage.\nkept"] {
+            fs::write(&lock, content).expect("a file");
+            let error = SocketFile::listen(&path).expect_err("a file");
+            assert!(matches!(error, ControlError::NotALock { .. }), "{error}");
+            assert_eq!(fs::read_to_string(&lock).expect("still there"), content);
+        }
+        fs::remove_file(&lock).expect("it is there");
+        let other = directory.path().join("other");
+        fs::write(&other, MARK).expect("a file");
+        std::os::unix::fs::symlink(&other, &lock).expect("a link");
+        let error = SocketFile::listen(&path).expect_err("a link");
+        assert!(matches!(error, ControlError::NotALock { .. }), "{error}");
+        fs::remove_file(&lock).expect("it is there");
+        drop(SocketFile::listen(&path).expect("nothing stands in the way"));
+        assert_eq!(fs::read_dir(directory.path()).expect("it is there").count(), 1);
+    }
+
+    #[test]
+    fn only_what_the_dead_have_left_is_removed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        let (_living, _listener) = SocketFile::listen(&at("7.sock")).expect("a socket");
+        drop(UnixListener::bind(at("8.sock")).expect("a socket"));
+        fs::write(at("8.sock.lock"), MARK).expect("a lock file");
+        fs::write(at("9.sock.lock"), MARK).expect("a lock file");
+        fs::write(at("9.sock"), "no socket").expect("a file");
+        fs::write(at("other.lock"), "another program's").expect("a file");
+        assert!(remove_dead(directory.path()));
+        let mut left: Vec<_> = fs::read_dir(directory.path())
+            .expect("it is there")
+            .map(|file| file.expect("a file").file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["7.sock", "7.sock.lock", "9.sock", "other.lock"]);
+        assert!(!remove_dead(directory.path()));
+        UnixStream::connect(at("7.sock")).expect("it still listens");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Resource, getrlimit};
 use subpage::address::{ByteRange, Gfn, GfnRange, Gpa, PAGE_BYTES};
 use thiserror::Error;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
@@ -36,6 +37,17 @@ pub enum MemoryError {
     Size {
         /// What was asked for.
         bytes: u64,
+    },
+    /// The memory is a file, and files of this process may not be as long.
+    #[error(
+        "guest memory of {bytes} bytes is beyond the {limit} bytes that a file of this process may \
+         have: raise that limit (`ulimit -f`), or give the guest less memory"
+    )]
+    FileLimit {
+        /// What was asked for.
+        bytes: u64,
+        /// What is allowed.
+        limit: u64,
     },
     /// The host has no memory, or no address space, for it.
     #[error("cannot get {bytes} bytes of guest memory: {cause}")]
@@ -75,6 +87,12 @@ impl Ram {
     pub fn new(bytes: u64) -> Result<Self, MemoryError> {
         if !(MIN_BYTES..=255 << 30).contains(&bytes) || !bytes.is_multiple_of(PAGE_BYTES) {
             return Err(MemoryError::Size { bytes });
+        }
+        // The kernel would end this process by SIGXFSZ.
+        if let Ok((limit, _)) = getrlimit(Resource::RLIMIT_FSIZE)
+            && bytes > limit
+        {
+            return Err(MemoryError::FileLimit { bytes, limit });
         }
         let host = |cause: String| MemoryError::Host { bytes, cause };
         let file = memfd_create(c"subpage-guest", MFdFlags::MFD_CLOEXEC)

@@ -251,8 +251,9 @@ mod tests {
         let (metrics, server) = serve();
         let address = server.local_addr();
         // One more than are served at once.
-        let mut silent: Vec<_> =
-            (0..=MAX_CONNECTIONS).map(|_| TcpStream::connect(address).expect("it listens")).collect();
+        let mut silent: Vec<_> = (0..=MAX_CONNECTIONS)
+            .map(|_| TcpStream::connect(address).expect("it listens"))
+            .collect();
         silent[0].write_all(b"GET /met").expect("it reads");
         drop(server);
         for stream in &mut silent {

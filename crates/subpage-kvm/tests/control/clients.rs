@@ -1,15 +1,17 @@
 //! Clients that behave.
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::time::Duration;
 use std::{fs, io, thread};
 
 use serde_json::json;
 use subpage_kvm::control::protocol::{Reply, Request, RuleRef};
 use subpage_kvm::control::{Client, ClientError, ControlError, MAX_CLIENTS, Server};
 
-use super::{Raw, Served, shown};
+use super::{PATIENCE, Raw, Served, shown};
 
 #[test]
 fn every_request_reaches_the_operator() {
@@ -100,26 +102,75 @@ fn requests_may_be_sent_ahead() {
     assert_eq!(raw.line(), json!({"ok": true}));
 }
 
+/// Clients that say nothing keep nobody out: the oldest makes room.
 #[test]
-fn one_client_too_many_is_told_so() {
+fn one_client_too_many_takes_the_place_of_an_idle_one() {
     let served = Served::new();
     let mut clients: Vec<Client> = (0..MAX_CLIENTS).map(|_| served.client()).collect();
     for client in &mut clients {
         client.request(&Request::Show).expect("there is room for all of them");
     }
+    served.client().request(&Request::Show).expect("there is for another");
+    let error = clients[0].request(&Request::Show).expect_err("it was the oldest");
+    assert!(matches!(error, ClientError::Closed | ClientError::Connection(_)), "{error}");
+    for client in &mut clients[1..] {
+        client.request(&Request::Show).expect("nothing happened to the others");
+    }
+}
+
+#[test]
+fn one_watcher_too_many_is_told_so() {
+    let served = Served::new();
+    let watching = |_| served.client().watch().expect("there is room");
+    let mut watchers: Vec<_> = (0..MAX_CLIENTS).map(watching).collect();
     let error = served.client().request(&Request::Show).expect_err("there is not for another");
     match error {
         ClientError::Refused(refusal) => assert_eq!(refusal.code, "EBUSY"),
         other => panic!("{other}"),
     }
     // Once one has gone there is room again. When the server notices is its business.
-    clients.pop();
+    watchers.pop();
     while served.client().request(&Request::Show).is_err() {
         thread::yield_now();
     }
-    for client in &mut clients {
-        client.request(&Request::Show).expect("nothing happened to the others");
+}
+
+/// A process that is stopped, or stuck, keeps its clients waiting for as long as they say.
+#[test]
+fn a_server_that_says_nothing() {
+    let patience = Duration::from_millis(20);
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("guest.sock");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let silent = |error: ClientError| {
+        let ClientError::Silent { patience: told } = error else { panic!("{error}") };
+        assert_eq!(told, patience);
+    };
+    let mut client = Client::connect(&path, patience).expect("it listens");
+    silent(client.request(&Request::Show).expect_err("no answer"));
+    let client = Client::connect(&path, patience).expect("it listens");
+    silent(client.watch().expect_err("no answer"));
+    // Bytes that drip do not make the time longer.
+    let mut client = Client::connect(&path, patience).expect("it listens");
+    for _ in 0..2 {
+        drop(listener.accept().expect("an earlier one"));
     }
+    let mut stream = listener.accept().expect("it connected").0;
+    thread::scope(|scope| {
+        let dripping = scope.spawn(move || while stream.write_all(b" ").is_ok() {});
+        silent(client.request(&Request::Show).expect_err("no answer"));
+        drop(client);
+        dripping.join().expect("no panic");
+    });
+    // Where nobody takes connections, the queue of those that wait is full at some point.
+    let mut waiting = Vec::new();
+    let error = loop {
+        match Client::connect(&path, patience) {
+            Ok(client) => waiting.push(client),
+            Err(error) => break error,
+        }
+    };
+    silent(error);
 }
 
 #[test]
@@ -135,10 +186,10 @@ fn one_path_has_one_server() {
 fn nobody_there() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("guest.sock");
-    let missing = Client::connect(&path).expect_err("no file");
+    let missing = Client::connect(&path, PATIENCE).expect_err("no file");
     assert!(matches!(missing, ClientError::Connect { .. }), "{missing}");
     drop(UnixListener::bind(&path).expect("a socket"));
-    let dead = Client::connect(&path).expect_err("no process");
+    let dead = Client::connect(&path, PATIENCE).expect_err("no process");
     let ClientError::Connect { cause, .. } = dead else { panic!("{dead}") };
     assert_eq!(cause.kind(), io::ErrorKind::ConnectionRefused);
 }
@@ -151,13 +202,13 @@ fn servers_of_another_kind() {
     for answer in
         ["nonsense\n", "{}\n", "{\"ok\":1}\n", "{\"ok\":false}\n", "{\"ok\":true}\n", "\u{ff}\n"]
     {
-        let mut client = Client::connect(&path).expect("it listens");
+        let mut client = Client::connect(&path, PATIENCE).expect("it listens");
         let mut server = Raw::new(listener.accept().expect("it connected").0);
         server.send(answer.as_bytes());
         let error = client.request(&Request::Show).expect_err("no answer to `show`");
         assert!(matches!(error, ClientError::Answer { .. }), "{answer}: {error}");
     }
-    let mut client = Client::connect(&path).expect("it listens");
+    let mut client = Client::connect(&path, PATIENCE).expect("it listens");
     let server = listener.accept().expect("it connected").0;
     server.shutdown(std::net::Shutdown::Write).expect("it is connected");
     let error = client.request(&Request::Stop).expect_err("the end");

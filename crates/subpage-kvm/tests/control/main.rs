@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 use subpage::rules::Action;
@@ -18,6 +19,9 @@ use subpage_kvm::control::protocol::{Refusal, Reply, Request, Shown};
 use subpage_kvm::control::{Client, RequestHandler, Server};
 use subpage_kvm::event::{Broadcast, Event, Subscription, Verdict};
 use tempfile::TempDir;
+
+/// Longer than any answer takes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Does nothing but remember what it was asked for.
 struct Fake {
@@ -102,7 +106,7 @@ impl Served {
     }
 
     fn client(&self) -> Client {
-        Client::connect(&self.path).expect("the server listens")
+        Client::connect(&self.path, PATIENCE).expect("the server listens")
     }
 
     fn raw(&self) -> Raw {

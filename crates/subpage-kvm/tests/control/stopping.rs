@@ -7,7 +7,7 @@ use serde_json::json;
 use subpage_kvm::control::protocol::Request;
 use subpage_kvm::control::{Client, ClientError, Server};
 
-use super::Served;
+use super::{PATIENCE, Served};
 
 #[test]
 fn clients_are_sent_away_and_the_file_goes() {
@@ -30,7 +30,7 @@ fn clients_are_sent_away_and_the_file_goes() {
     }
     assert_eq!(last.expect("at least the end").text, r#"{"v":1,"type":"end"}"#);
     assert!(!served.path.exists());
-    let error = Client::connect(&served.path).expect_err("nobody is there");
+    let error = Client::connect(&served.path, PATIENCE).expect_err("nobody is there");
     assert!(matches!(error, ClientError::Connect { .. }), "{error}");
     assert_eq!(served.fake.events.subscribers(), 0);
     assert_eq!(served.asked(), [Request::Show]);

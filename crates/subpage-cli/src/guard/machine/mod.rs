@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use subpage::rules::Rule;
 use subpage_kvm::boot::{self, Boot};
 use subpage_kvm::control::protocol::{Reply, Request, Shown};
-use subpage_kvm::control::{RequestHandler, Server, SocketPath, default_path};
+use subpage_kvm::control::{RequestHandler, Server};
 use subpage_kvm::metrics::MetricsServer;
 use subpage_kvm::trap::TrapBy;
 use subpage_kvm::vm::{self, Configuration, Vm};
@@ -122,13 +122,13 @@ fn go(
     let input = asked.input.as_deref().map(Input::open).transpose()?;
     let interrupted = catch_signals()?;
     let desk = Arc::new(Desk::new(vm.request_handler()));
-    let socket = Socket::listen(asked, &desk)?;
+    let server = listen(asked, &desk)?;
     let metrics = asked
         .metrics
         .map(|address| MetricsServer::serve(address, vm.metrics()))
         .transpose()
         .map_err(|error| Failure::bad(&error))?;
-    let control = socket.server.path().display().to_string();
+    let control = server.path().display().to_string();
     start.live = Some(LiveStart {
         cpus: show(&vm)?.cpus,
         memory: vm.ram().bytes(),
@@ -157,7 +157,7 @@ fn go(
     let ending = supervise(&vm, &desk, &subscription, &limits, &mut count, &mut events, screen)?;
     let elapsed = began.elapsed();
     // Whoever asked for the end over the socket gets the answer before it goes.
-    drop((socket, metrics));
+    drop((server, metrics));
     screen.end_console()?;
     let mut summary = count.into_summary(&vm.ledger(), &desk.added(), ending);
     summary.guest = start.guest;
@@ -232,30 +232,17 @@ fn catch_signals() -> Result<Arc<AtomicBool>, Failure> {
     Ok(interrupted)
 }
 
-/// The control socket, and where it is if nobody said where.
-struct Socket {
-    server: Server,
-    /// Goes after the server that listens there.
-    _place: Option<SocketPath>,
-}
-
-impl Socket {
-    fn listen(asked: &MachineArguments, desk: &Arc<Desk>) -> Result<Self, Failure> {
-        let failed = |error| Failure::bad(&error);
-        let place = match &asked.control {
-            Some(_) => None,
-            None => Some(default_path().map_err(failed)?),
-        };
-        let path = match (&asked.control, &place) {
-            (Some(path), _) => path.as_path(),
-            (None, Some(place)) => place.path(),
-            (None, None) => unreachable!("one of the two is there"),
-        };
-        // Printed for people who are in another directory.
-        let path = std::path::absolute(path)
-            .map_err(|error| Failure::input("cannot make the control socket", &error))?;
-        let desk: Arc<Desk> = Arc::clone(desk);
-        let server = Server::listen(&path, desk).map_err(failed)?;
-        Ok(Self { server, _place: place })
-    }
+/// Serves the control socket.
+fn listen(asked: &MachineArguments, desk: &Arc<Desk>) -> Result<Server, Failure> {
+    let desk: Arc<Desk> = Arc::clone(desk);
+    let server = match &asked.control {
+        Some(path) => {
+            // Printed for people who are in another directory.
+            let path = std::path::absolute(path)
+                .map_err(|error| Failure::input("cannot make the control socket", &error))?;
+            Server::listen(&path, desk)
+        }
+        None => Server::listen_somewhere(desk),
+    };
+    server.map_err(|error| Failure::bad(&error))
 }
