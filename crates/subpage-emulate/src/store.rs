@@ -110,6 +110,11 @@ impl Store {
         &self.instruction
     }
 
+    /// Whether what is stored comes from a descriptor-table, segment or task register.
+    pub const fn names_system_register(&self) -> bool {
+        matches!(self.form, Form::StoreTableRegister | Form::StoreSelector)
+    }
+
     /// Whether a repeat prefix means something.
     pub(super) const fn is_string(&self) -> bool {
         matches!(self.form, Form::StoreString | Form::MoveString)

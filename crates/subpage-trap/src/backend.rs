@@ -61,7 +61,7 @@ pub trait Backend {
     /// Whether writes to a page trap at present.
     fn traps(&self, page: Gfn) -> bool;
 
-    /// Makes the pages of a write ready to be written by the host, and tells where they are.
+    /// Makes the pages of a write ready to be read and written by the host, and tells where they are.
     fn ready(&mut self, write: &WriteParts) -> Result<Self::Place, Obstacle<Self::Failure>>;
 
     /// Hears of every write before it is decided about, for counts.
@@ -119,6 +119,16 @@ pub trait Backend {
     fn response(&self, rule: Option<RuleId>) -> Response {
         let _ = rule;
         Response::Skip
+    }
+
+    /// Qualification of the exit that told of the write, where exits have one.
+    fn qualification(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether no processor's tables could have decided about the write.
+    fn in_software(&self) -> bool {
+        true
     }
 
     /// Numbers, keeps and publishes an event.

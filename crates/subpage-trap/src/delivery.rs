@@ -1,7 +1,7 @@
 //! Interrupts and exceptions whose frame goes to a page that traps.
 
 use subpage::address::Gpa;
-use subpage::domain::{Decision, WriteParts};
+use subpage::domain::Decision;
 use subpage_emulate::guest::{PhysicalMemory, State};
 use subpage_emulate::{
     Access, Escalation, EventKind, Exception, GuestInstruction, PlannedDelivery, VectoringEvent,
@@ -49,23 +49,23 @@ pub fn software_interrupt(code: &GuestInstruction) -> Option<VectoringEvent> {
 
 /// An event and the frame that it would push, located and not pushed yet.
 #[derive(Debug)]
-pub struct Frame<P> {
+pub struct Frame {
     event: VectoringEvent,
     planned: PlannedDelivery,
-    located: Located<P>,
+    located: Located,
 }
 
-impl<P> Frame<P> {
+impl Frame {
     /// Where the frame goes.
-    pub const fn parts(&self) -> &WriteParts {
-        &self.located.parts
+    pub const fn located(&self) -> &Located {
+        &self.located
     }
 
     /// Plans the delivery of `event` in `state` and finds out where its frame goes.
     ///
     /// [`Obstacle::Exception`] is what the delivery itself causes: see
     /// [`escalate`](Self::escalate).
-    pub fn plan<B: Backend<Place = P>>(
+    pub fn plan<B: Backend>(
         backend: &mut B,
         state: &State,
         event: &VectoringEvent,
@@ -91,7 +91,7 @@ impl<P> Frame<P> {
     }
 
     /// Plans and pushes: the whole protocol for an event in `state`.
-    pub fn deliver<B: Backend<Place = P>>(
+    pub fn deliver<B: Backend>(
         backend: &mut B,
         state: &mut State,
         event: &VectoringEvent,
@@ -104,7 +104,7 @@ impl<P> Frame<P> {
     }
 
     /// Decides about all bytes of the frame as one write, and pushes it or denies it.
-    pub fn push<B: Backend<Place = P>>(
+    pub fn push<B: Backend>(
         self,
         backend: &mut B,
         state: &mut State,
@@ -122,9 +122,9 @@ impl<P> Frame<P> {
         }
         // Eight bytes at a time, the highest first, as a processor pushes them.
         const UNIT: usize = 8;
-        let (parts, place) = (&self.located.parts, &self.located.place);
-        let frame = &self.planned.frame;
-        backend.with_window(parts, place, |_, window| window.store(frame, UNIT))?;
+        let (parts, frame) = (&self.located.parts, &self.planned.frame);
+        let place = backend.ready(parts)?;
+        backend.with_window(parts, &place, |_, window| window.store(frame, UNIT))?;
         if let Some(met) = met {
             self.report(backend, state, met, Response::Skip);
         }
@@ -140,12 +140,7 @@ impl<P> Frame<P> {
     ///
     /// # Panics
     /// If `met` does not forbid it.
-    pub fn deny<B: Backend<Place = P>>(
-        &self,
-        backend: &mut B,
-        state: &State,
-        met: Met,
-    ) -> Delivered<B::Told> {
+    pub fn deny<B: Backend>(&self, backend: &mut B, state: &State, met: Met) -> Delivered<B::Told> {
         assert!(matches!(met, Met::Forbidden { .. }), "what is not forbidden is not denied");
         backend.checked(&self.located.parts);
         self.conclude(backend, state, met)
@@ -153,12 +148,7 @@ impl<P> Frame<P> {
 
     /// There is no instruction to skip, and repeating would loop. The guest gets a double fault, as
     /// for any event that cannot be delivered; if that is the event, it is a triple fault.
-    fn conclude<B: Backend<Place = P>>(
-        &self,
-        backend: &mut B,
-        state: &State,
-        met: Met,
-    ) -> Delivered<B::Told> {
+    fn conclude<B: Backend>(&self, backend: &mut B, state: &State, met: Met) -> Delivered<B::Told> {
         let (_, stop) = response_to(backend, met);
         let told = self.report(backend, state, met, Response::Fault);
         if stop {
@@ -167,7 +157,7 @@ impl<P> Frame<P> {
         denied(&self.event)
     }
 
-    fn report<B: Backend<Place = P>>(
+    fn report<B: Backend>(
         &self,
         backend: &mut B,
         state: &State,
@@ -182,9 +172,38 @@ impl<P> Frame<P> {
             bytes: &self.planned.frame,
             instruction: &[],
             during_delivery: true,
+            qualification: backend.qualification(),
+            in_software: backend.in_software(),
         };
         report(backend, met, response, &account)
     }
+}
+
+/// Denies a write of a delivery that is not planned here, such as one outside of IA-32e mode: of its
+/// bytes only the one at `gpa`, which trapped, is known.
+#[cold]
+pub fn deny_unplanned<B: Backend>(
+    backend: &mut B,
+    state: &State,
+    event: &VectoringEvent,
+    gpa: Gpa,
+    gla: Option<u64>,
+    met: Met,
+) -> Delivered<B::Told> {
+    let (_, stop) = response_to(backend, met);
+    let account = Account {
+        origin: Origin::of(state, backend.vcpu()),
+        gpa,
+        gla,
+        length: None,
+        bytes: &[],
+        instruction: &[],
+        during_delivery: true,
+        qualification: backend.qualification(),
+        in_software: backend.in_software(),
+    };
+    let told = report(backend, met, Response::Fault, &account);
+    if stop { Delivered::Stopped(told) } else { denied(event) }
 }
 
 /// What the guest gets in place of an event that may not be delivered.
@@ -224,6 +243,8 @@ fn mark_descriptor<B: Backend>(backend: &mut B, state: &State, linear: u64) {
             bytes: &stored,
             instruction: &[],
             during_delivery: true,
+            qualification: backend.qualification(),
+            in_software: backend.in_software(),
         };
         report(backend, met, Response::Skip, &account);
     }

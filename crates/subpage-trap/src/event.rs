@@ -94,6 +94,10 @@ pub struct Event<B> {
     pub instruction: ArrayVec<u8, INSTRUCTION_BYTES>,
     /// The write was the frame of an interrupt or exception.
     pub during_delivery: bool,
+    /// Qualification of the exit that told of the write, where exits have one.
+    pub qualification: Option<u64>,
+    /// The write was decided about in software: no processor's tables could have.
+    pub in_software: bool,
 }
 
 impl<B> Event<B> {
@@ -118,6 +122,8 @@ impl<B> Event<B> {
             length: self.length,
             instruction: self.instruction,
             during_delivery: self.during_delivery,
+            qualification: self.qualification,
+            in_software: self.in_software,
         }
     }
 }

@@ -32,9 +32,9 @@ mod report;
 mod store;
 
 pub use backend::{Backend, Response};
-pub use delivery::{Delivered, Frame, software_interrupt};
+pub use delivery::{Delivered, Frame, deny_unplanned, software_interrupt};
 pub use event::{Event, INSTRUCTION_BYTES, Origin, Verdict};
 pub use locate::{Located, Wanted, locate, mark};
 pub use obstacle::Obstacle;
-pub use report::{Account, Met, authorize, report};
-pub use store::{Outcome, Trapped, complete, deny, deny_unknown, store};
+pub use report::{Account, Met, authorize, describe, report};
+pub use store::{Outcome, Trapped, complete, deny, deny_unknown, drop_store, skip, store};

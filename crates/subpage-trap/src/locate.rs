@@ -1,6 +1,6 @@
 //! Where a write goes: from a linear address to guest-physical bytes.
 
-use subpage::address::ByteRange;
+use subpage::address::{ByteRange, Gpa};
 use subpage::domain::WriteParts;
 use subpage_emulate::guest::State;
 use subpage_emulate::{Access, Part, Translation, translate_span};
@@ -17,14 +17,19 @@ pub enum Wanted {
 }
 
 /// The bytes of a write that has not happened.
-#[derive(Debug)]
-pub struct Located<P> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
     /// Linear address of the first byte.
     pub linear: u64,
     /// The bytes.
     pub parts: WriteParts,
-    /// Where the backend reaches them.
-    pub place: P,
+}
+
+impl Located {
+    /// Whether some byte goes to the page of `gpa`.
+    pub fn touches_page_of(&self, gpa: Gpa) -> bool {
+        self.parts.runs().iter().any(|run| run.in_page(gpa.gfn()).is_some())
+    }
 }
 
 /// Attempts at a walk whose entries other processors change meanwhile.
@@ -47,7 +52,7 @@ pub fn locate<B: Backend>(
     length: usize,
     access: Access,
     wanted: Wanted,
-) -> Result<Located<B::Place>, Obstacle<B::Failure>> {
+) -> Result<Located, Obstacle<B::Failure>> {
     for _ in 0..ATTEMPTS {
         let paging = backend.paging();
         let pages = translate_span(backend.memory(), paging, state, linear, length, access)?;
@@ -56,9 +61,7 @@ pub fn locate<B: Backend>(
             return Err(Obstacle::NotOurs);
         }
         if mark_all(backend, &pages)? {
-            let parts = parts_of(&pages)?;
-            let place = backend.ready(&parts)?;
-            return Ok(Located { linear, parts, place });
+            return Ok(Located { linear, parts: parts_of(&pages)? });
         }
     }
     Err(Obstacle::Again)

@@ -1,7 +1,8 @@
 //! What a write met, and the event about it.
 
 use subpage::address::Gpa;
-use subpage::domain::{Decision, WriteParts};
+use subpage::domain::{Decision, Domain, Observer, WriteParts};
+use subpage::frames::TableFrames;
 use subpage::rules::{Action, RuleId};
 
 use crate::event::{Event, Origin, Verdict};
@@ -56,6 +57,10 @@ pub struct Account<'a> {
     pub instruction: &'a [u8],
     /// It is the frame of an interrupt or exception.
     pub during_delivery: bool,
+    /// Qualification of the exit that told of it, where exits have one.
+    pub qualification: Option<u64>,
+    /// It was decided about in software: no processor's tables could have.
+    pub in_software: bool,
 }
 
 /// Decides about all bytes of a write and commits the decision: what the engine has to note is noted.
@@ -76,11 +81,22 @@ pub fn report<B: Backend>(
     response: Response,
     account: &Account<'_>,
 ) -> B::Told {
+    let event = describe(backend.domain(), met, response, account);
+    backend.record(&event)
+}
+
+/// The event of a write that met something in `domain`.
+pub fn describe<'a, F: TableFrames, O: Observer>(
+    domain: &Domain<F, O>,
+    met: Met,
+    response: Response,
+    account: &Account<'a>,
+) -> Event<&'a [u8]> {
     let (rule, at) = match met {
         Met::Watched { rule, at } => (Some(rule), at),
         Met::Forbidden { rule, at, .. } => (rule, at),
     };
-    let active = rule.and_then(|rule| backend.domain().rules().get(rule));
+    let active = rule.and_then(|rule| domain.rules().get(rule));
     let action = active.map_or(Action::Deny, |active| active.rule.action);
     let verdict = match met {
         Met::Watched { .. } if action == Action::AllowOnce => Verdict::AllowedOnce,
@@ -88,7 +104,7 @@ pub fn report<B: Backend>(
         Met::Forbidden { stop: true, .. } => Verdict::Stopped,
         Met::Forbidden { .. } => Verdict::Denied,
     };
-    backend.record(&Event {
+    Event {
         verdict,
         response,
         rule,
@@ -101,5 +117,7 @@ pub fn report<B: Backend>(
         bytes: account.bytes,
         instruction: account.instruction.iter().copied().take(crate::INSTRUCTION_BYTES).collect(),
         during_delivery: account.during_delivery,
-    })
+        qualification: account.qualification,
+        in_software: account.in_software || matches!(met, Met::Watched { .. }),
+    }
 }

@@ -61,21 +61,22 @@ pub fn store<B: Backend>(
 pub fn complete<B: Backend>(
     backend: &mut B,
     trapped: Trapped<'_>,
-    located: &Located<B::Place>,
+    located: &Located,
     state: &mut State,
 ) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
     backend.checked(&located.parts);
+    let place = backend.ready(&located.parts)?;
     let considered = backend.domain_mut().consider_write(B::SPACE, &located.parts);
     let decision = considered.decision();
     if decision == Decision::Allowed {
         let committed = considered.commit().map_err(|_| Obstacle::OutOfMemory)?;
         debug_assert!(committed.permits(), "decided and committed in one borrow");
-        return carry_out(backend, trapped.store, located, state);
+        return carry_out(backend, trapped.store, located, &place, state);
     }
     match decision {
         Decision::NotMapped { at } => Err(Obstacle::NotMemory(at.as_u64())),
-        Decision::NotEligible { .. } => drop_store(backend, trapped.store, located, state),
-        decision => meet(backend, trapped, located, state, decision),
+        Decision::NotEligible { .. } => drop_at(backend, trapped.store, located, &place, state),
+        decision => meet(backend, trapped, located, &place, state, decision),
     }
 }
 
@@ -83,10 +84,11 @@ pub fn complete<B: Backend>(
 fn carry_out<B: Backend>(
     backend: &mut B,
     store: &Store,
-    located: &Located<B::Place>,
+    located: &Located,
+    place: &B::Place,
     state: &mut State,
 ) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
-    let progress = backend.with_window(&located.parts, &located.place, |backend, window| {
+    let progress = backend.with_window(&located.parts, place, |backend, window| {
         backend.carry_out(store, state, window)
     })??;
     backend.written(&located.parts);
@@ -106,13 +108,14 @@ const fn done<T>(progress: Progress) -> Outcome<T> {
 fn meet<B: Backend>(
     backend: &mut B,
     trapped: Trapped<'_>,
-    located: &Located<B::Place>,
+    located: &Located,
+    place: &B::Place,
     state: &mut State,
     decision: Decision,
 ) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
     // First on a copy: what is reported is reported with its bytes, and "allow once" must not be
     // spent by a store that fails.
-    let rehearsal = rehearse(backend, trapped.store, located, state)?;
+    let rehearsal = rehearse(backend, trapped.store, located, place, state)?;
     let committed = authorize(backend, &located.parts)?;
     assert_eq!(committed, decision, "nothing changes the domain while its lock is held");
     let met = Met::of(decision).expect("all other decisions were handled");
@@ -120,7 +123,7 @@ fn meet<B: Backend>(
         return Ok(conclude(backend, trapped, located, state, met, rehearsal));
     }
     let before = *state;
-    let outcome = carry_out(backend, trapped.store, located, state)?;
+    let outcome = carry_out(backend, trapped.store, located, place, state)?;
     let account = account(backend, trapped, located, &before, &rehearsal.scratch);
     report(backend, met, Response::Skip, &account);
     Ok(outcome)
@@ -136,13 +139,14 @@ fn meet<B: Backend>(
 pub fn deny<B: Backend>(
     backend: &mut B,
     trapped: Trapped<'_>,
-    located: &Located<B::Place>,
+    located: &Located,
     state: &mut State,
     met: Met,
 ) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
     assert!(matches!(met, Met::Forbidden { .. }), "what is not forbidden is not denied");
     backend.checked(&located.parts);
-    let rehearsal = rehearse(backend, trapped.store, located, state)?;
+    let place = backend.ready(&located.parts)?;
+    let rehearsal = rehearse(backend, trapped.store, located, &place, state)?;
     Ok(conclude(backend, trapped, located, state, met, rehearsal))
 }
 
@@ -150,7 +154,7 @@ pub fn deny<B: Backend>(
 fn conclude<B: Backend>(
     backend: &mut B,
     trapped: Trapped<'_>,
-    located: &Located<B::Place>,
+    located: &Located,
     state: &mut State,
     met: Met,
     rehearsal: Rehearsal<B::Extended>,
@@ -176,13 +180,24 @@ pub(crate) fn response_to<B: Backend>(backend: &B, met: Met) -> (Response, bool)
 /// A store to memory that is read-only for the guest whatever the rules say: as over a ROM, without
 /// an event.
 #[cold]
-fn drop_store<B: Backend>(
+pub fn drop_store<B: Backend>(
     backend: &mut B,
     store: &Store,
-    located: &Located<B::Place>,
+    located: &Located,
     state: &mut State,
 ) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
-    let rehearsal = rehearse(backend, store, located, state)?;
+    let place = backend.ready(&located.parts)?;
+    drop_at(backend, store, located, &place, state)
+}
+
+fn drop_at<B: Backend>(
+    backend: &mut B,
+    store: &Store,
+    located: &Located,
+    place: &B::Place,
+    state: &mut State,
+) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+    let rehearsal = rehearse(backend, store, located, place, state)?;
     Ok(done(adopt(backend, state, rehearsal)))
 }
 
@@ -210,17 +225,24 @@ pub fn deny_unknown<B: Backend>(
         bytes: &[],
         instruction: instruction.bytes(),
         during_delivery: false,
+        qualification: backend.qualification(),
+        in_software: backend.in_software(),
     };
     let told = report(backend, met, response, &account);
     if response == Response::Fault && !stop {
         return Outcome::Refused(Exception::general_protection(0));
     }
     // By the length that was decoded: exits for this reason do not define theirs (D37).
+    skip(instruction, state);
+    if stop { Outcome::Stopped(told) } else { Outcome::Done }
+}
+
+/// Moves `state` behind an instruction of which nothing happens.
+pub fn skip(instruction: &GuestInstruction, state: &mut State) {
     const RF: u64 = 1 << 16;
     let next = state.rip.wrapping_add(instruction.bytes().len() as u64);
     state.rip = if state.is_64_bit() { next } else { next & 0xffff_ffff };
     state.rflags &= !RF;
-    if stop { Outcome::Stopped(told) } else { Outcome::Done }
 }
 
 /// The instruction has happened, but memory has forgotten what it was told.
@@ -239,7 +261,7 @@ fn adopt<B: Backend>(
 fn account<'a, B: Backend>(
     backend: &B,
     trapped: Trapped<'a>,
-    located: &Located<B::Place>,
+    located: &Located,
     before: &State,
     scratch: &'a Scratch,
 ) -> Account<'a> {
@@ -252,6 +274,8 @@ fn account<'a, B: Backend>(
         bytes: scratch.bytes(),
         instruction: trapped.instruction.bytes(),
         during_delivery: false,
+        qualification: backend.qualification(),
+        in_software: backend.in_software(),
     }
 }
 
@@ -260,12 +284,13 @@ fn account<'a, B: Backend>(
 fn rehearse<B: Backend>(
     backend: &mut B,
     store: &Store,
-    located: &Located<B::Place>,
+    located: &Located,
+    place: &B::Place,
     before: &State,
 ) -> Result<Rehearsal<B::Extended>, Obstacle<B::Failure>> {
     let mut current = [0; MAX_STORE_BYTES];
     let current = &mut current[..store.length()];
-    backend.read(&located.parts, &located.place, current)?;
+    backend.read(&located.parts, place, current)?;
     let mut scratch = Scratch::new(store.linear(), current);
     let mut after = *before;
     let kept =

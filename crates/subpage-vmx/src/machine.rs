@@ -59,7 +59,7 @@ impl Shared {
     }
 
     /// Takes an event into the ring, and prints it if that is wanted.
-    pub fn record(&mut self, event: &Event, settings: Settings) {
+    pub fn record(&mut self, event: &Event<'_>, settings: Settings) {
         let sequence = self.ledger.events.push(event);
         if settings.print_events {
             let active = event.rule.and_then(|rule| self.domain.rules().get(rule));

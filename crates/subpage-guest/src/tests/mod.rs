@@ -6,6 +6,7 @@ mod delivery;
 mod events;
 mod large_pages;
 mod modes;
+mod page_ends;
 mod page_tables;
 mod processors;
 mod rules;

@@ -172,6 +172,8 @@ pub(crate) fn mmio_store(
             bytes: &bytes,
             instruction: found.as_ref().map_or(&[], |found| found.instruction.bytes()),
             during_delivery: false,
+            qualification: None,
+            in_software: true,
         };
         let (guard, extended) = (&mut *guard, &mut None);
         let mut backend = Backend { context, guard, processor, at: &at, extended, settle: false };

@@ -2,18 +2,20 @@
 
 use core::fmt;
 
-use super::{Event, EventOutcome};
+use subpage_trap::Event;
+
+use super::{DATA_BYTES, EventOutcome};
 
 /// An event with its number, shown as one line without a line end.
 ///
 /// The verdict comes first, in the words of `docs/events.md`, then `key=value` pairs; what is not
 /// known is left out. Addresses and bytes are hexadecimal, lengths are decimal.
-#[derive(Debug, Clone, Copy)]
-pub struct Line<'a> {
+#[derive(Debug)]
+pub struct Line<'a, B> {
     /// Number of the event.
     pub sequence: u64,
     /// The event.
-    pub event: &'a Event,
+    pub event: &'a Event<B>,
     /// Name of the rule; a [`RuleName`](subpage::rules::RuleName) has no control characters.
     pub name: Option<&'a subpage::rules::RuleName>,
 }
@@ -26,10 +28,10 @@ impl fmt::Display for Hex<'_> {
     }
 }
 
-impl fmt::Display for Line<'_> {
+impl<B: AsRef<[u8]>> fmt::Display for Line<'_, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let event = self.event;
-        let (verdict, then) = match event.outcome {
+        let (verdict, then) = match EventOutcome::of(event) {
             EventOutcome::LetThrough => ("logged", None),
             EventOutcome::Skipped => ("denied", Some("skip")),
             EventOutcome::GeneralProtection => ("denied", Some("#GP")),
@@ -50,22 +52,25 @@ impl fmt::Display for Line<'_> {
             write!(f, " gla={gla:#x}")?;
         }
         let origin = event.origin;
-        write!(f, " rip={:#x} cr3={:#x}", origin.rip, origin.cr3)?;
-        write!(f, " cpl={} cpu={}", origin.cpl, origin.cpu)?;
+        if let Some(rip) = origin.rip {
+            write!(f, " rip={rip:#x}")?;
+        }
+        write!(f, " cr3={:#x} cpl={} cpu={}", origin.cr3, origin.cpl, origin.vcpu)?;
         if let Some(qualification) = event.qualification {
             write!(f, " qualification={qualification:#x}")?;
         }
         if !event.instruction.is_empty() {
             write!(f, " instruction={}", Hex(&event.instruction))?;
         }
-        if !event.data.is_empty() {
-            write!(f, " data={}", Hex(&event.data))?;
+        let bytes = event.bytes.as_ref();
+        if !bytes.is_empty() {
+            write!(f, " data={}", Hex(&bytes[..bytes.len().min(DATA_BYTES)]))?;
         }
         if let Some(then) = then {
             write!(f, " then={then}")?;
         }
         for (condition, word) in
-            [(event.during_delivery, " delivery"), (event.software, " software")]
+            [(event.during_delivery, " delivery"), (event.in_software, " software")]
         {
             if condition {
                 f.write_str(word)?;
@@ -80,6 +85,7 @@ mod tests {
     use std::string::ToString;
 
     use subpage::rules::RuleName;
+    use subpage_trap::Verdict;
 
     use super::super::samples;
     use super::*;
@@ -100,19 +106,17 @@ mod tests {
     #[test]
     fn what_is_unknown_is_left_out() {
         let mut event = samples::sparse();
-        let line = |event: &Event| Line { sequence: 1, event, name: None }.to_string();
+        let line =
+            |event: &super::super::Event<'_>| Line { sequence: 1, event, name: None }.to_string();
         assert_eq!(
             line(&event),
-            "event 1 logged rule=7 gpa=0x1000 at=0x1000 rip=0x0 cr3=0x0 cpl=0 cpu=0 software"
+            "event 1 logged rule=7 gpa=0x1000 at=0x1000 cr3=0x0 cpl=0 cpu=0 software"
         );
         event.rule = None;
-        event.software = false;
-        event.outcome = EventOutcome::Stopped;
-        assert_eq!(
-            line(&event),
-            "event 1 stopped map gpa=0x1000 at=0x1000 rip=0x0 cr3=0x0 cpl=0 cpu=0"
-        );
-        event.outcome = EventOutcome::Skipped;
+        event.in_software = false;
+        event.verdict = Verdict::Stopped;
+        assert_eq!(line(&event), "event 1 stopped map gpa=0x1000 at=0x1000 cr3=0x0 cpl=0 cpu=0");
+        event.verdict = Verdict::Denied;
         assert!(line(&event).ends_with("cpu=0 then=skip"));
     }
 }

@@ -1,41 +1,70 @@
 //! An event as guests read it.
 
+use subpage_trap::{Event, Response, Verdict};
+
+use super::DATA_BYTES;
 use crate::abi::{EventRecord, event_flag};
 
-use super::Event;
+/// What became of a write. The numbers are those of the interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum EventOutcome {
+    /// It took effect and is reported because a rule wants that.
+    LetThrough = 0,
+    /// It had no effect, and the guest went on after the instruction.
+    Skipped = 1,
+    /// It had no effect, and the guest got a general-protection exception; a double fault, if the
+    /// write was part of delivering an event.
+    GeneralProtection = 2,
+    /// It had no effect, and the guest was stopped.
+    Stopped = 3,
+}
 
-impl Event {
-    /// The record of the event with number `sequence`. A length beyond 32 bits becomes the highest.
-    pub fn record(&self, sequence: u64) -> EventRecord {
-        let mut flags = 0;
-        for (condition, flag) in [
-            (self.gla.is_some(), event_flag::LINEAR),
-            (self.during_delivery, event_flag::DELIVERY),
-            (self.software, event_flag::SOFTWARE),
-        ] {
-            flags |= if condition { flag } else { 0 };
+impl EventOutcome {
+    /// What became of the write of an event.
+    pub const fn of<B>(event: &Event<B>) -> Self {
+        match (event.verdict, event.response) {
+            (Verdict::Logged | Verdict::AllowedOnce, _) => Self::LetThrough,
+            (Verdict::Denied, Response::Skip) => Self::Skipped,
+            (Verdict::Denied, Response::Fault) => Self::GeneralProtection,
+            (Verdict::Stopped, _) => Self::Stopped,
         }
-        let length = self.length.map_or(0, |length| u32::try_from(length).unwrap_or(u32::MAX));
-        EventRecord {
-            sequence: sequence.into(),
-            rule: self.rule.map_or(0, |rule| rule.0).into(),
-            gpa: self.gpa.as_u64().into(),
-            gla: self.gla.unwrap_or(0).into(),
-            at: self.at.as_u64().into(),
-            rip: self.origin.rip.into(),
-            cr3: self.origin.cr3.into(),
-            qualification: self.qualification.unwrap_or(0).into(),
-            length: length.into(),
-            cpu: self.origin.cpu.into(),
-            outcome: (self.outcome as u16).into(),
-            flags: flags.into(),
-            instruction_length: count(&self.instruction),
-            cpl: self.origin.cpl,
-            data_length: count(&self.data),
-            reserved: 0,
-            data: padded(&self.data),
-            instruction: padded(&self.instruction),
-        }
+    }
+}
+
+/// The record of the event with number `sequence`. A length beyond 32 bits becomes the highest; of
+/// the bytes the first 64 are kept.
+pub fn record<B: AsRef<[u8]>>(event: &Event<B>, sequence: u64) -> EventRecord {
+    let mut flags = 0;
+    for (condition, flag) in [
+        (event.gla.is_some(), event_flag::LINEAR),
+        (event.during_delivery, event_flag::DELIVERY),
+        (event.in_software, event_flag::SOFTWARE),
+    ] {
+        flags |= if condition { flag } else { 0 };
+    }
+    let length = event.length.map_or(0, |length| u32::try_from(length).unwrap_or(u32::MAX));
+    let bytes = event.bytes.as_ref();
+    let bytes = &bytes[..bytes.len().min(DATA_BYTES)];
+    EventRecord {
+        sequence: sequence.into(),
+        rule: event.rule.map_or(0, |rule| rule.0).into(),
+        gpa: event.gpa.as_u64().into(),
+        gla: event.gla.unwrap_or(0).into(),
+        at: event.at.as_u64().into(),
+        rip: event.origin.rip.unwrap_or(0).into(),
+        cr3: event.origin.cr3.into(),
+        qualification: event.qualification.unwrap_or(0).into(),
+        length: length.into(),
+        cpu: event.origin.vcpu.into(),
+        outcome: (EventOutcome::of(event) as u16).into(),
+        flags: flags.into(),
+        instruction_length: count(&event.instruction),
+        cpl: event.origin.cpl,
+        data_length: count(bytes),
+        reserved: 0,
+        data: padded(bytes),
+        instruction: padded(&event.instruction),
     }
 }
 
@@ -81,30 +110,32 @@ mod tests {
         expected[76..80].copy_from_slice(&[3, 3, 8, 0]);
         expected[80..88].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 0xF8]);
         expected[144..147].copy_from_slice(&[0x48, 0x89, 0x18]);
-        assert_eq!(samples::full().record(5).as_bytes(), expected);
+        assert_eq!(record(&samples::full(), 5).as_bytes(), expected);
     }
 
     #[test]
     fn what_is_unknown_is_zero() {
-        let record = samples::sparse().record(u64::MAX);
+        let told = record(&samples::sparse(), u64::MAX);
         let mut expected = [0; 160];
         expected[..8].fill(0xFF);
         expected[8] = 7;
         expected[17] = 0x10;
         expected[33] = 0x10;
         expected[74] = 0b100; // software
-        assert_eq!(record.as_bytes(), expected);
+        assert_eq!(told.as_bytes(), expected);
         let mut map = samples::full();
         map.rule = None;
         map.length = Some(1 << 40);
-        let record = EventRecord::read_from_bytes(map.record(1).as_bytes()).expect("160 bytes");
+        let record = EventRecord::read_from_bytes(record(&map, 1).as_bytes()).expect("160 bytes");
         assert_eq!((record.rule.get(), record.length.get()), (0, u32::MAX));
     }
 
     #[test]
     fn long_texts_are_cut() {
-        let event = samples::sparse().with_data(&[7; 100]).with_instruction(&[9; 40]);
-        let record = event.record(1);
+        let mut event = samples::sparse();
+        event.bytes = &[7; 100];
+        event.instruction = [9; 15].into();
+        let record = super::record(&event, 1);
         assert_eq!((record.data_length, record.instruction_length), (64, 15));
         assert_eq!(record.data, [7; 64]);
         assert_eq!(record.instruction[..15], [9; 15]);

@@ -4,9 +4,10 @@ use alloc::collections::VecDeque;
 
 use subpage::frames::OutOfFrames;
 
-use crate::abi::EventRecord;
+use subpage_trap::Event;
 
-use super::Event;
+use super::record;
+use crate::abi::EventRecord;
 
 /// Events that the ring holds: 256, 40 KiB.
 pub const CAPACITY: usize = 256;
@@ -30,10 +31,10 @@ impl Ring {
 
     /// Adds an event, or counts it as lost if the ring is full; returns its number, which it has
     /// either way.
-    pub fn push(&mut self, event: &Event) -> u64 {
+    pub fn push<B: AsRef<[u8]>>(&mut self, event: &Event<B>) -> u64 {
         self.last_sequence += 1;
         if self.records.len() < CAPACITY {
-            self.records.push_back(event.record(self.last_sequence));
+            self.records.push_back(record(event, self.last_sequence));
         } else {
             self.lost += 1;
         }

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use crate::abi::{self, Call};
-use crate::event::{Event, Line, Origin};
+use crate::event::{Event, Line};
 use crate::hypercall::{self, Context, Outcome, Request};
 use crate::machine::Shared;
 use crate::processor::{console, control, cpuid};
@@ -13,6 +13,7 @@ use crate::vcpu::Vcpu;
 use crate::vmx::field::GuestField as G;
 use subpage_emulate::Exception;
 use subpage_emulate::guest::Register;
+use subpage_trap::Origin;
 
 #[allow(clippy::cast_possible_truncation)] // Instructions that use the low half.
 const fn low(value: u64) -> u32 {
@@ -124,8 +125,9 @@ impl Vcpu {
             arguments: [Register::Rbx, Register::Rcx, Register::Rdx, Register::Rsi]
                 .map(|register| self.register(register)),
             origin: Origin {
-                cpu: low(self.index as u64),
-                rip,
+                vcpu: low(self.index as u64),
+                rip: Some(rip),
+                rip_exact: true,
                 cr3: self.vmcs.guest(G::CR3),
                 cpl: self.cpl(),
             },
@@ -134,7 +136,7 @@ impl Vcpu {
         let mut shared = machine.lock();
         let Shared { domain, ledger, .. } = &mut *shared;
         let print = machine.settings.print_events;
-        let mut heard = |sequence: u64, event: &Event| {
+        let mut heard = |sequence: u64, event: &Event<'_>| {
             if print {
                 console::print_line(format_args!("{}", Line { sequence, event, name: None }));
             }

@@ -1,7 +1,7 @@
 //! What happens when the guest exits: the loop, and which handler a reason has.
 
+mod backend;
 mod delivery;
-mod denial;
 mod input_output;
 mod instructions;
 mod registers;

@@ -75,14 +75,4 @@ impl Vcpu {
         unsafe { self.vmcs.set_control(ControlField::EPTP, eptp) };
         self.vmcs.invalidate_ept();
     }
-
-    /// Translates a linear address as the guest's processor would.
-    pub(super) fn translate(
-        &self,
-        state: &subpage_emulate::guest::State,
-        linear: u64,
-        access: Access,
-    ) -> Result<subpage_emulate::Translation, subpage_emulate::Fault> {
-        subpage_emulate::translate(&self.machine.ram, self.paging(), state, linear, access)
-    }
 }

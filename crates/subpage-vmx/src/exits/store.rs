@@ -1,301 +1,147 @@
-//! Completing a store in software, exactly: the decision about every byte and the store itself under
-//! one lock.
+//! The store of an instruction that exited: what the engine answers, and doing it.
 
-use subpage::address::{ByteRange, Gpa, Hpa, PAGE_BYTES};
-use subpage::domain::{Decision, EptViolation, WriteParts};
-
-use arrayvec::ArrayVec;
-
-use super::INVALID_OPCODE;
-use super::violation::{OUT_OF_MEMORY, SPACE};
-use crate::event::Event;
-use crate::machine::Shared;
-use crate::stop::Stop;
-use crate::vcpu::Vcpu;
+use subpage::address::{ByteRange, PAGE_BYTES};
+use subpage::domain::{Answer, Denial, EptViolation, WriteParts};
+use subpage::exit::DeliveryFixup;
 use subpage_emulate::guest::State;
-use subpage_emulate::{
-    Access, Exception, Executor, Extended, Fault, FxArea, GuestInstruction, Incomplete, Refusal,
-    Scratch, Store, Translation, Unsupported, Window,
+use subpage_emulate::{Access, Fault, GuestInstruction, Refusal, Store};
+use subpage_trap::{
+    Located, Met, Outcome, Trapped, Wanted, complete, deny, deny_unknown, drop_store, locate, skip,
 };
 
-/// The instruction that an exit interrupted, as far as it can be found out.
-pub(super) struct Trapped {
-    pub(super) state: State,
-    pub(super) instruction: GuestInstruction,
-    pub(super) store: Result<Store, Refusal>,
-}
+use super::INVALID_OPCODE;
+use super::backend::{Locked, Obstacle};
+use super::violation::OUT_OF_MEMORY;
+use crate::processor::control;
+use crate::stop::Stop;
+use crate::vcpu::Vcpu;
 
-/// The part of a store in one page.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Piece {
-    pub(super) bytes: ByteRange,
-    page: Hpa,
-}
-
-/// At most two: no store of the allow list is longer than a page.
-pub(super) type Pieces = ArrayVec<Piece, 2>;
-
-/// What came of carrying a store out on a copy.
-pub(super) struct DryRun {
-    pub(super) scratch: Scratch,
-    pub(super) after: State,
-    fx_after: FxArea,
-    /// The first byte of the write.
-    pub(super) gpa: Gpa,
-}
-
-impl Trapped {
-    /// Fetches and decodes; none if even that fails, because other processors have changed the
-    /// instruction or its mapping since.
-    pub(super) fn find(vcpu: &mut Vcpu) -> Option<Self> {
-        let state = vcpu.state();
-        let machine = vcpu.machine;
-        let found = vcpu.decode_cache.find(&machine.ram, machine.paging, &state);
-        let (instruction, store) = found.ok()?;
-        Some(Self { state, instruction, store })
-    }
-
-    /// How many bytes of the store lie from the trapped byte to the end of its page; none if it is
-    /// not this store's.
-    pub(super) fn length_from(&self, gla: u64, gpa: Gpa) -> Option<u64> {
-        let store = self.store.as_ref().ok()?;
-        let before = gla.checked_sub(store.linear())?;
-        let rest = (store.length() as u64).checked_sub(before).filter(|&rest| rest > 0)?;
-        Some(rest.min(PAGE_BYTES - u64::from(gpa.page_offset())))
-    }
-}
-
-/// Why a store cannot go on as planned.
-pub(super) enum Obstacle {
-    /// The guest gets this instead.
-    Exception(Exception),
-    /// The machine stops.
-    Stop(Stop),
-    /// Nothing is as it was at the exit: the guest runs on, and traps again if it has to.
-    Again,
-}
-
-impl From<Stop> for Obstacle {
-    fn from(stop: Stop) -> Self {
-        Self::Stop(stop)
-    }
-}
-
-impl From<Fault> for Obstacle {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Exception(exception) => Self::Exception(exception),
-            Fault::NotMemory(gpa) => Self::Stop(Stop::NoMemory(gpa)),
-        }
-    }
-}
-
-impl From<Incomplete> for Obstacle {
-    fn from(incomplete: Incomplete) -> Self {
-        match incomplete {
-            Incomplete::Fault(fault) => fault.into(),
-            Incomplete::Trampoline => {
-                Self::Stop(Stop::CannotEmulate("it faults outside of the guest"))
-            }
-        }
-    }
-}
-
-impl From<Refusal> for Obstacle {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Exception(exception) => Self::Exception(exception),
-            // The instruction that trapped did store: another processor has exchanged it since.
-            Refusal::Unsupported(Unsupported::NoStore) => Self::Again,
-            Refusal::Unsupported(_) => Self::Stop(Stop::CannotEmulate("software does not know it")),
-        }
-    }
+/// An instruction, and its store if software knows it.
+struct Found {
+    instruction: GuestInstruction,
+    store: Result<Store, Refusal>,
 }
 
 impl Vcpu {
-    /// Completes the store of a trapped instruction, or denies it by its exact bytes.
+    /// Handles the exit from an instruction that was to write.
+    pub(super) fn store_violation(&mut self, exit: &EptViolation) -> Result<(), Stop> {
+        let fixup = exit.delivery.fixup(exit.qualification.nmi_unblocked());
+        self.with_store(exit, fixup, |locked, found, state| locked.answer_store(exit, found, state))
+    }
+
+    /// The tables could not be walked for it, and a retry did not help: carries out the store of the
+    /// instruction that exited.
     pub(super) fn complete_store(
         &mut self,
-        shared: &mut Shared,
-        trapped: &Trapped,
         exit: &EptViolation,
+        fixup: DeliveryFixup,
     ) -> Result<(), Stop> {
-        match self.try_complete(shared, trapped, exit) {
-            Ok(()) | Err(Obstacle::Again) => Ok(()),
-            Err(Obstacle::Exception(exception)) => {
+        self.with_store(exit, fixup, |locked, found, state| {
+            let store = found.store.as_ref().map_err(|&refusal| Obstacle::from(refusal))?;
+            let Some(located) = locked.locate_store(exit, store, state)? else { return Ok(None) };
+            let trapped = Trapped { instruction: &found.instruction, store };
+            complete(locked, trapped, &located, state).map(Some)
+        })
+    }
+
+    /// Finds the instruction at RIP, lets `work` handle it with the lock held, and goes on as that
+    /// says.
+    fn with_store(
+        &mut self,
+        exit: &EptViolation,
+        fixup: DeliveryFixup,
+        work: impl FnOnce(
+            &mut Locked<'_>,
+            &Found,
+            &mut State,
+        ) -> Result<Option<Outcome<Stop>>, Obstacle>,
+    ) -> Result<(), Stop> {
+        self.fix_up_delivery(fixup);
+        let mut state = self.state();
+        let machine = self.machine;
+        let found = self.decode_cache.find(&machine.ram, machine.paging, &state);
+        let found = match found {
+            Ok((instruction, store)) => Found { instruction, store },
+            Err(fault) => return self.not_fetched(fault),
+        };
+        self.not_fetched_at = None;
+        let mut shared = machine.lock();
+        let qualification = Some(exit.qualification.into());
+        let mut locked = Locked { vcpu: self, shared: &mut shared, qualification };
+        let result = work(&mut locked, &found, &mut state);
+        drop(shared);
+        match result {
+            Ok(Some(outcome)) => self.go_on(outcome, &state),
+            Ok(None) => Ok(()),
+            Err(obstacle) => self.meet_obstacle(&obstacle, state.cpl),
+        }
+    }
+
+    /// The instruction that exited cannot be fetched: another processor has changed it or its mapping.
+    /// This one has to find that out itself; if it exits here once more, it gets what a fetch causes.
+    fn not_fetched(&mut self, fault: Fault) -> Result<(), Stop> {
+        let rip = self.vmcs.guest(crate::vmx::field::GuestField::RIP);
+        if self.not_fetched_at.replace(rip) != Some(rip) {
+            self.vmcs.invalidate_ept();
+            return Ok(());
+        }
+        match fault {
+            Fault::Exception(exception) => {
                 self.inject(exception);
                 Ok(())
             }
-            // A program must not be able to stop the machine that its kernel runs on.
-            Err(Obstacle::Stop(Stop::CannotEmulate(_))) if trapped.state.cpl == 3 => {
-                self.inject(INVALID_OPCODE);
+            Fault::NotMemory(gpa) => Err(Stop::NoMemory(gpa)),
+        }
+    }
+
+    /// Does what came of a store.
+    fn go_on(&mut self, outcome: Outcome<Stop>, state: &State) -> Result<(), Stop> {
+        match outcome {
+            Outcome::Done | Outcome::Repeats => {
+                self.set_state(state);
+                self.end_emulated(state);
                 Ok(())
             }
-            Err(Obstacle::Stop(stop)) => Err(stop),
+            Outcome::Refused(exception) => {
+                self.inject(exception);
+                Ok(())
+            }
+            Outcome::Stopped(stop) => Err(stop),
         }
     }
 
-    fn try_complete(
-        &mut self,
-        shared: &mut Shared,
-        trapped: &Trapped,
-        exit: &EptViolation,
-    ) -> Result<(), Obstacle> {
-        let store = trapped.store.as_ref().map_err(|&refusal| Obstacle::from(refusal))?;
-        let access = Access::write_by(&trapped.state);
-        let length = store.length() as u64;
-        let pieces = self.find_pieces(shared, &trapped.state, store.linear(), length, access)?;
-        let parts = parts_of(&pieces);
-        let decision = shared.domain.check_write_parts(SPACE, &parts);
-        match decision {
-            Decision::Denied { rule, at, stop } => {
-                let denial = denial_of(&pieces, exit, length, (rule, at, stop));
-                // Counts and reports it.
-                let _ = authorize(shared, &parts)?;
-                return Ok(self.deny(shared, Some(trapped), &denial, exit)?);
+    /// Does what an obstacle asks for.
+    pub(super) fn meet_obstacle(&mut self, obstacle: &Obstacle, cpl: u8) -> Result<(), Stop> {
+        let stop = match obstacle {
+            Obstacle::Exception(exception) => {
+                self.inject(*exception);
+                return Ok(());
             }
-            Decision::NotEligible { .. } => {
-                return Ok(self.drop_store(shared, trapped)?);
+            Obstacle::Again => return Ok(()),
+            // The instruction that exited did store: another processor has exchanged it since.
+            Obstacle::NotOurs => {
+                self.vmcs.invalidate_ept();
+                return Ok(());
             }
-            Decision::NotMapped { at } => return Err(Stop::NoMemory(at.as_u64()).into()),
-            Decision::Allowed | Decision::Reported { .. } => {}
-        }
-        // What is reported is reported with its bytes, and must not fail once it is spent.
-        let reported = match decision {
-            Decision::Reported { rule, at } => {
-                let dry = self.dry_run(trapped, &pieces)?;
-                Some((rule, at, dry))
+            // A program must not be able to stop the machine that its kernel runs on.
+            Obstacle::Unknown(_) | Obstacle::Faulted if cpl == 3 => {
+                self.inject(INVALID_OPCODE);
+                return Ok(());
             }
-            _ => None,
+            Obstacle::Unknown(_) => Stop::CannotEmulate("software does not know it"),
+            Obstacle::Faulted => Stop::CannotEmulate("it faults outside of the guest"),
+            Obstacle::LegacyDelivery => {
+                Stop::CannotEmulate("it is a delivery outside of IA-32e mode")
+            }
+            Obstacle::NotMemory(gpa) => Stop::NoMemory(*gpa),
+            Obstacle::OutOfMemory => OUT_OF_MEMORY,
+            Obstacle::Failed(stop) => *stop,
         };
-        let authorized = authorize(shared, &parts)?;
-        assert!(authorized.permits(), "decided and authorized under one lock");
-        let mut state = trapped.state;
-        self.run_store(store, &pieces, &mut state)?;
-        self.set_state(&state);
-        self.end_emulated(&state);
-        if let Some((rule, at, dry)) = reported {
-            let event = Event::reported(rule, at, parts.first(), self.origin(&trapped.state))
-                .with_data(dry.scratch.bytes())
-                .with_instruction(trapped.instruction.bytes())
-                .with_qualification(exit.qualification.into());
-            let event = Event { gla: Some(store.linear()), ..event };
-            shared.record(&event, self.machine.settings);
-        }
-        Ok(())
-    }
-
-    /// Translates a store and makes its pages ready: mapped, and writable for the host.
-    ///
-    /// The walk marks the guest's page tables as a processor's would. Those marks are no writes of the
-    /// guest, so rules do not forbid them, wherever the tables lie; their pages count as dirty.
-    pub(super) fn find_pieces(
-        &mut self,
-        shared: &mut Shared,
-        state: &State,
-        linear: u64,
-        length: u64,
-        access: Access,
-    ) -> Result<Pieces, Obstacle> {
-        let mut pieces = Pieces::new();
-        let in_first = (PAGE_BYTES - linear % PAGE_BYTES).min(length);
-        for (start, bytes) in
-            [(linear, in_first), (linear.wrapping_add(in_first), length - in_first)]
-        {
-            if bytes == 0 {
-                continue;
-            }
-            let walk = self.marked_walk(shared, state, start, access)?;
-            let page = self.ready_page(shared, walk.gpa)?;
-            let bytes =
-                ByteRange::new(walk.gpa, bytes).map_err(|_| Stop::NoMemory(walk.gpa.as_u64()))?;
-            if pieces.try_push(Piece { bytes, page }).is_err() {
-                return Err(Stop::CannotEmulate("it is longer than two pages").into());
-            }
-        }
-        Ok(pieces)
-    }
-
-    /// Walks the guest's page tables and marks them.
-    ///
-    /// Other processors may change the entries between the walk and the marks, again and again. They
-    /// must not keep the machine's lock that way: after some attempts the guest runs on, and traps
-    /// again.
-    fn marked_walk(
-        &mut self,
-        shared: &mut Shared,
-        state: &State,
-        linear: u64,
-        access: Access,
-    ) -> Result<Translation, Obstacle> {
-        const ATTEMPTS: u32 = 8;
-        for _ in 0..ATTEMPTS {
-            let walk = self.translate(state, linear, access)?;
-            let marked = walk.marks.iter().map(|mark| mark.entry.gfn());
-            shared.domain.note_logged(SPACE, marked);
-            if walk.mark_accessed(&self.machine.ram)? {
-                return Ok(walk);
-            }
-        }
-        Err(Obstacle::Again)
-    }
-
-    /// Carries a store out on the guest's bytes.
-    fn run_store(
-        &mut self,
-        store: &Store,
-        pieces: &Pieces,
-        state: &mut State,
-    ) -> Result<(), Obstacle> {
-        let first = self.window.open(pieces[0].page, pieces.get(1).map(|piece| piece.page));
-        let offset = usize::from(pieces[0].bytes.first().page_offset());
-        let mut window = guest_window(first, offset, store.length());
-        let result = self.emulation(|machine| machine.complete(store, state, &mut window));
-        self.window.close();
-        let _ = result?;
-        Ok(())
-    }
-
-    /// Carries a store out on a copy of its bytes.
-    pub(super) fn dry_run(
-        &mut self,
-        trapped: &Trapped,
-        pieces: &Pieces,
-    ) -> Result<DryRun, Obstacle> {
-        let store = trapped.store.as_ref().map_err(|&refusal| Obstacle::from(refusal))?;
-        let mut current = [0; subpage_emulate::MAX_STORE_BYTES];
-        let current = &mut current[..store.length()];
-        self.window.open(pieces[0].page, pieces.get(1).map(|piece| piece.page));
-        self.window.read(pieces[0].bytes.first().page_offset().into(), current);
-        self.window.close();
-        let mut scratch = Scratch::new(store.linear(), current);
-        let mut after = trapped.state;
-        let fx = self.context.fx;
-        let result =
-            self.emulation(|machine| machine.complete(store, &mut after, &mut scratch.window()));
-        // The instruction has not happened, unless it is decided that it has.
-        let fx_after = core::mem::replace(&mut self.context.fx, fx);
-        let _ = result?;
-        Ok(DryRun { scratch, after, fx_after, gpa: pieces[0].bytes.first() })
-    }
-
-    fn emulation<T>(
-        &mut self,
-        work: impl FnOnce(&mut Executor<'_, crate::memory::ram::GuestRam>) -> T,
-    ) -> T {
-        let tables = self.system_tables();
-        let mut executor = Executor {
-            memory: &self.machine.ram,
-            paging: self.machine.paging,
-            tables: &tables,
-            trampoline: &mut self.trampoline,
-            extended: Extended::Fx(&mut self.context.fx),
-        };
-        work(&mut executor)
+        Err(stop)
     }
 
     /// What goes with the end of an emulated instruction.
-    pub(super) fn end_emulated(&mut self, state: &State) {
+    fn end_emulated(&mut self, state: &State) {
         use crate::vmx::field::GuestField as G;
         const TF: u64 = 1 << 8;
         const SINGLE_STEP: u64 = 1 << 14;
@@ -304,104 +150,103 @@ impl Vcpu {
             self.vmcs.set_guest(G::PENDING_DEBUG, SINGLE_STEP);
         }
     }
+}
 
-    /// A write to a read-only slot: the instruction completes, memory does not change.
-    pub(super) fn drop_write(
+impl Locked<'_> {
+    /// Asks the engine about a write of an instruction, all its bytes at once, and does what it says.
+    fn answer_store(
         &mut self,
-        shared: &mut Shared,
-        trapped: Option<&Trapped>,
-    ) -> Result<(), Stop> {
-        if let Some(trapped) = trapped {
-            return self.drop_store(shared, trapped);
+        exit: &EptViolation,
+        found: &Found,
+        state: &mut State,
+    ) -> Result<Option<Outcome<Stop>>, Obstacle> {
+        let instruction = &found.instruction;
+        let located = match &found.store {
+            Ok(store) => match self.locate_store(exit, store, state)? {
+                None => return Ok(None),
+                located => located,
+            },
+            Err(Refusal::Exception(exception)) => return Err(Obstacle::Exception(*exception)),
+            Err(Refusal::Unsupported(_)) => self.locate_unknown(exit, instruction, state),
+        };
+        let begin = control::time_stamp();
+        let (domain, retry) = (&mut self.shared.domain, &mut self.vcpu.retry);
+        let (answer, _) = match &located {
+            Some(located) => domain.ept_violation_by(retry, exit, &located.parts),
+            None => domain.ept_violation(retry, exit),
+        };
+        let end = control::time_stamp();
+        match (answer, &found.store, located) {
+            (Answer::Deny(denial), store, located) => {
+                self.vcpu.last_decision = end.wrapping_sub(begin);
+                let met = met(&denial);
+                let (Ok(store), Some(located)) = (store, &located) else {
+                    let one = ByteRange::new(exit.gpa, 1).expect("one byte");
+                    let gla = exit.qualification.linear_valid().then_some(exit.gla);
+                    let (parts, gla) = match located {
+                        Some(located) => (located.parts, Some(located.linear)),
+                        None => (WriteParts::one(one), gla),
+                    };
+                    return Ok(Some(deny_unknown(self, instruction, &parts, gla, state, met)));
+                };
+                deny(self, Trapped { instruction, store }, located, state, met).map(Some)
+            }
+            (Answer::Emulate, Ok(store), Some(located)) => {
+                complete(self, Trapped { instruction, store }, &located, state).map(Some)
+            }
+            (Answer::Emulate, Err(refusal), _) => Err((*refusal).into()),
+            (Answer::ReadOnlySlot(_), Ok(store), Some(located)) => {
+                drop_store(self, store, &located, state).map(Some)
+            }
+            (Answer::ReadOnlySlot(_), ..) => {
+                skip(instruction, state);
+                Ok(Some(Outcome::Done))
+            }
+            (answer, ..) => {
+                self.vcpu.obey(self.shared, answer).map_err(Obstacle::Failed)?;
+                Ok(None)
+            }
         }
-        self.skip_or_fault();
-        Ok(())
     }
 
-    fn drop_store(&mut self, shared: &mut Shared, trapped: &Trapped) -> Result<(), Stop> {
-        match self.try_dry(shared, trapped) {
-            Ok(dry) => {
-                self.take_dry_run(&dry);
-                Ok(())
-            }
-            Err(Obstacle::Exception(exception)) => {
-                self.inject(exception);
-                Ok(())
-            }
-            Err(Obstacle::Stop(Stop::CannotEmulate(_))) => {
-                self.skip_or_fault();
-                Ok(())
-            }
-            Err(Obstacle::Again) => Ok(()),
-            Err(Obstacle::Stop(stop)) => Err(stop),
-        }
-    }
-
-    /// The instruction has happened, but memory has forgotten what it was told, as a ROM does.
-    pub(super) fn take_dry_run(&mut self, dry: &DryRun) {
-        self.context.fx = dry.fx_after;
-        self.set_state(&dry.after);
-        self.end_emulated(&dry.after);
-    }
-
-    /// Finds a store's bytes and carries it out on a copy of them.
-    pub(super) fn try_dry(
+    /// Where a store goes; `None` if no byte goes to the page that the exit is about any more: the
+    /// guest's tables have changed, and the processor forgets what it remembers of them.
+    fn locate_store(
         &mut self,
-        shared: &mut Shared,
-        trapped: &Trapped,
-    ) -> Result<DryRun, Obstacle> {
-        let store = trapped.store.as_ref().map_err(|&refusal| Obstacle::from(refusal))?;
-        let access = Access::write_by(&trapped.state);
-        let length = store.length() as u64;
-        let pieces = self.find_pieces(shared, &trapped.state, store.linear(), length, access)?;
-        self.dry_run(trapped, &pieces)
-    }
-
-    /// Goes behind an instruction that software cannot complete, by the length that the exit told;
-    /// where it told none, skipping would loop, so the guest gets #UD.
-    pub(super) fn skip_or_fault(&mut self) {
-        use crate::vmx::field::ExitField;
-        match self.vmcs.exit(ExitField::INSTRUCTION_LENGTH) {
-            length @ 1..=15 => self.skip(length),
-            _ => self.inject(INVALID_OPCODE),
+        exit: &EptViolation,
+        store: &Store,
+        state: &State,
+    ) -> Result<Option<Located>, Obstacle> {
+        let access = Access::write_by(state);
+        let (linear, length) = (store.linear(), store.length());
+        let located = locate(self, state, linear, length, access, Wanted::Anywhere)?;
+        if located.touches_page_of(exit.gpa) {
+            return Ok(Some(located));
         }
+        self.vcpu.vmcs.invalidate_ept();
+        Ok(None)
+    }
+
+    /// The bytes that an instruction writes which software does not carry out, if the decoder tells
+    /// its destination; with them, a denial in the first page hides no stronger rule in the next.
+    fn locate_unknown(
+        &mut self,
+        exit: &EptViolation,
+        instruction: &GuestInstruction,
+        state: &State,
+    ) -> Option<Located> {
+        let access = Access::write_by(state);
+        let operands = instruction.accesses(state);
+        let written = operands.iter().filter(|(_, bytes, write)| *write && *bytes <= PAGE_BYTES);
+        written.into_iter().find_map(|&(linear, bytes, _)| {
+            let length = usize::try_from(bytes).ok()?;
+            let located = locate(self, state, linear, length, access, Wanted::Anywhere).ok()?;
+            located.touches_page_of(exit.gpa).then_some(located)
+        })
     }
 }
 
-/// The guest's bytes in the hypervisor's window.
-#[allow(unsafe_code)]
-fn guest_window(first: *mut u8, offset: usize, length: usize) -> Window<'static> {
-    // SAFETY: the window was opened over the one or two pages that hold the bytes, stays open until
-    // the store is done, and no reference covers guest memory.
-    unsafe { Window::new(first.wrapping_add(offset), length) }
-}
-
-/// All bytes of a store, for the decision.
-fn parts_of(pieces: &Pieces) -> WriteParts {
-    match pieces.get(1) {
-        None => WriteParts::one(pieces[0].bytes),
-        Some(second) => WriteParts::two(pieces[0].bytes, second.bytes),
-    }
-}
-
-/// Takes note of a write that is decided, and spends what it spends.
-fn authorize(shared: &mut Shared, parts: &WriteParts) -> Result<Decision, Stop> {
-    shared.domain.authorize_write_parts(SPACE, parts).map_err(|_| OUT_OF_MEMORY)
-}
-
-fn denial_of(
-    pieces: &Pieces,
-    exit: &EptViolation,
-    length: u64,
-    (rule, at, stop): (Option<subpage::rules::RuleId>, Gpa, bool),
-) -> subpage::domain::Denial {
-    subpage::domain::Denial {
-        gpa: pieces[0].bytes.first(),
-        gla: exit.qualification.linear_valid().then_some(exit.gla),
-        length: Some(length),
-        at,
-        rule,
-        stop,
-        during_delivery: false,
-    }
+/// What a denied write met.
+pub(super) const fn met(denial: &Denial) -> Met {
+    Met::Forbidden { rule: denial.rule, at: denial.at, stop: denial.stop }
 }

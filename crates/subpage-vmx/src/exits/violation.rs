@@ -8,9 +8,7 @@ use subpage::exit::{Delivery, EptQualification, SppQualification, VectoringInfo}
 use subpage::level::PageSize;
 use subpage::slots::AddressSpace;
 
-use super::store::Trapped;
 use crate::machine::Shared;
-use crate::processor::control;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::{ExitField, GuestField as G};
@@ -33,97 +31,67 @@ impl Vcpu {
         #[cfg(feature = "test-hooks")]
         self.note_exit();
         let qualification = EptQualification::from(self.vmcs.exit(ExitField::QUALIFICATION));
-        let gpa = self.vmcs.exit(ExitField::GUEST_PHYSICAL);
-        let gpa = Gpa::try_new(gpa).map_err(|_| Stop::NoMemory(gpa))?;
-        let gla = self.vmcs.exit(ExitField::GUEST_LINEAR);
-        let delivery = self.delivery();
-        let in_instruction = !delivery.vectoring.valid() && qualification.final_access();
-        let trapped =
-            if qualification.write() && in_instruction { Trapped::find(self) } else { None };
-        let length = trapped.as_ref().and_then(|trapped| trapped.length_from(gla, gpa));
-        let exit = EptViolation {
-            qualification,
-            gpa,
-            gla,
-            rip: self.vmcs.guest(G::RIP),
-            length,
-            space: SPACE,
-            delivery,
-        };
+        let exit = self.violation(qualification)?;
+        let delivering = exit.delivery.vectoring.valid();
+        if qualification.write() && !qualification.is_page_walk() {
+            return if delivering {
+                self.frame_violation(&exit)
+            } else {
+                self.store_violation(&exit)
+            };
+        }
         let machine = self.machine;
         let mut shared = machine.lock();
-        let begin = control::time_stamp();
         let (answer, fixup) = shared.domain.ept_violation(&mut self.retry, &exit);
-        let end = control::time_stamp();
         match answer {
             // The page has been opened and closed again since the first time: a walk is stepped over
             // either way.
             Answer::Emulate if qualification.is_page_walk() => {
-                self.step_over_walk(&mut shared, gla);
+                self.step_over_walk(&mut shared, exit.gla);
             }
-            Answer::Emulate if delivery.vectoring.valid() => {
-                return self.deliver_in_software(&mut shared, delivery, &exit);
+            Answer::PageWalk { .. } => self.step_over_walk(&mut shared, exit.gla),
+            Answer::Emulate if delivering => {
+                drop(shared);
+                return self.deliver_in_software(&exit);
             }
-            // The instruction cannot even be fetched any more: another processor has changed it or
-            // its mapping, and this one has to find that out itself.
-            Answer::Emulate if trapped.is_none() && qualification.write() => {
-                self.vmcs.invalidate_ept();
-            }
-            Answer::Emulate => {
-                let trapped = trapped.ok_or(Stop::CannotEmulate("it is no store"))?;
-                self.fix_up_delivery(fixup);
-                return self.complete_store(&mut shared, &trapped, &exit);
-            }
-            Answer::Deny(denial) => {
-                self.last_decision = end.wrapping_sub(begin);
-                if !delivery.vectoring.valid() {
-                    self.fix_up_delivery(fixup);
-                }
-                return self.deny(&mut shared, trapped.as_ref(), &denial, &exit);
-            }
-            Answer::ReadOnlySlot(_) if !delivery.vectoring.valid() => {
-                self.fix_up_delivery(fixup);
-                return self.drop_write(&mut shared, trapped.as_ref());
-            }
-            Answer::PageWalk { .. } => self.step_over_walk(&mut shared, gla),
+            Answer::Emulate => return Err(Stop::CannotEmulate("it is no store")),
             answer => self.obey(&mut shared, answer)?,
         }
         self.fix_up_delivery(fixup);
         Ok(())
     }
 
+    /// The exit as the engine wants to know it.
+    fn violation(&self, qualification: EptQualification) -> Result<EptViolation, Stop> {
+        let gpa = self.vmcs.exit(ExitField::GUEST_PHYSICAL);
+        Ok(EptViolation {
+            qualification,
+            gpa: Gpa::try_new(gpa).map_err(|_| Stop::NoMemory(gpa))?,
+            gla: self.vmcs.exit(ExitField::GUEST_LINEAR),
+            rip: self.vmcs.guest(G::RIP),
+            length: None,
+            space: SPACE,
+            delivery: self.delivery(),
+        })
+    }
+
     pub(super) fn spp_event(&mut self) -> Result<(), Stop> {
         #[cfg(feature = "test-hooks")]
         self.note_exit();
         let qualification = SppQualification::from(self.vmcs.exit(ExitField::QUALIFICATION));
-        let gpa = self.vmcs.exit(ExitField::GUEST_PHYSICAL);
-        let gpa = Gpa::try_new(gpa).map_err(|_| Stop::NoMemory(gpa))?;
-        let delivery = self.delivery();
-        let rip = self.vmcs.guest(G::RIP);
+        let exit = self.violation(EptQualification::new())?;
+        let (gpa, rip, delivery) = (exit.gpa, exit.rip, exit.delivery);
         let event = SppEvent { qualification, gpa, rip, space: SPACE, delivery };
-        let trapped = if delivery.vectoring.valid() { None } else { Trapped::find(self) };
         let machine = self.machine;
         let mut shared = machine.lock();
         let (answer, fixup) = shared.domain.spp_event(&mut self.retry, &event);
         if answer == Answer::Emulate {
-            let exit = EptViolation {
-                qualification: EptQualification::new(),
-                gpa,
-                gla: self.vmcs.exit(ExitField::GUEST_LINEAR),
-                rip,
-                length: None,
-                space: SPACE,
-                delivery,
+            drop(shared);
+            return if delivery.vectoring.valid() {
+                self.deliver_in_software(&exit)
+            } else {
+                self.complete_store(&exit, fixup)
             };
-            if delivery.vectoring.valid() {
-                return self.deliver_in_software(&mut shared, delivery, &exit);
-            }
-            self.fix_up_delivery(fixup);
-            let Some(trapped) = trapped else {
-                self.vmcs.invalidate_ept();
-                return Ok(());
-            };
-            return self.complete_store(&mut shared, &trapped, &exit);
         }
         self.obey(&mut shared, answer)?;
         self.fix_up_delivery(fixup);
@@ -131,7 +99,7 @@ impl Vcpu {
     }
 
     /// Does what an answer asks for that needs no instruction.
-    fn obey(&mut self, shared: &mut Shared, answer: Answer) -> Result<(), Stop> {
+    pub(super) fn obey(&mut self, shared: &mut Shared, answer: Answer) -> Result<(), Stop> {
         match answer {
             Answer::Resume => Ok(()),
             Answer::Retry => {

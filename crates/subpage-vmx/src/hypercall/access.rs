@@ -8,8 +8,8 @@ use subpage::domain::Observer;
 use subpage::frames::TableFrames;
 use subpage::uapi::{self, Fault, HEADER_BYTES, MAX_PAGES, RequestMemory};
 
-use crate::event::Origin;
 use subpage_emulate::guest::PhysicalMemory;
+use subpage_trap::Origin;
 
 use super::buffer::bytes_at;
 use super::{Context, Errno, Outcome, Refusal, after, done};

@@ -1,12 +1,13 @@
 //! Reading arguments from guest memory, and writing results into it.
 
 use subpage::address::{ByteRange, Gpa};
-use subpage::domain::{Decision, Denial, Observer};
+use subpage::domain::{Decision, Observer};
 use subpage::frames::TableFrames;
 use subpage::slots::AddressSpace;
 
-use crate::event::{Event, EventOutcome, Origin};
+use crate::event::Event;
 use subpage_emulate::guest::PhysicalMemory;
+use subpage_trap::{Account, Met, Origin, Response, describe};
 
 use super::{Context, Errno, Refusal};
 
@@ -61,31 +62,28 @@ impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
         data: &[u8],
         origin: Origin,
     ) -> Result<(), Refusal> {
-        match self.domain.authorize_write(SPACE, write)? {
-            Decision::Allowed => Ok(()),
-            Decision::Reported { rule, at } => {
-                self.tell(&Event::reported(rule, at, write, origin).with_data(data));
-                Ok(())
+        let decision = self.domain.authorize_write(SPACE, write)?;
+        if let Some(met) = Met::of(decision) {
+            let account = Account {
+                origin,
+                gpa: write.first(),
+                gla: None,
+                length: Some(write.bytes()),
+                bytes: data,
+                instruction: &[],
+                during_delivery: false,
+                qualification: None,
+                in_software: true,
+            };
+            let event = describe(self.domain, met, Response::Skip, &account);
+            self.tell(&event);
+        }
+        match decision {
+            Decision::Allowed | Decision::Reported { .. } => Ok(()),
+            Decision::Denied { rule: Some(rule), stop: true, .. } => Err(Refusal::Stop(rule)),
+            Decision::Denied { .. } | Decision::NotEligible { .. } | Decision::NotMapped { .. } => {
+                Err(Errno::Fault.into())
             }
-            Decision::Denied { rule, at, stop } => {
-                let denial = Denial {
-                    gpa: write.first(),
-                    gla: None,
-                    length: Some(write.bytes()),
-                    at,
-                    rule,
-                    stop,
-                    during_delivery: false,
-                };
-                let outcome = if stop { EventOutcome::Stopped } else { EventOutcome::Skipped };
-                let event = Event::denied(&denial, origin, outcome).with_data(data);
-                self.tell(&Event { software: true, ..event });
-                match rule {
-                    Some(rule) if stop => Err(Refusal::Stop(rule)),
-                    _ => Err(Errno::Fault.into()),
-                }
-            }
-            Decision::NotEligible { .. } | Decision::NotMapped { .. } => Err(Errno::Fault.into()),
         }
     }
 
@@ -94,7 +92,7 @@ impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
         self.memory.write(to, bytes).expect("memory that was just read can be written");
     }
 
-    fn tell(&mut self, event: &Event) {
+    fn tell(&mut self, event: &Event<'_>) {
         let sequence = self.ledger.events.push(event);
         (self.heard)(sequence, event);
     }

@@ -36,8 +36,9 @@ use subpage::invalidate::{Completed, Invalidation};
 use subpage::rules::RuleId;
 
 use crate::abi::{Call, VERSION, query};
-use crate::event::{Event, Origin};
+use crate::event::Event;
 use subpage_emulate::guest::PhysicalMemory;
+use subpage_trap::Origin;
 
 use tracking::Harvest;
 
@@ -75,7 +76,7 @@ pub struct Context<'a, F, O, M> {
     pub machine: &'a MachineInformation,
     /// Hears of each event, with its number, that a call causes: a result was to be written where a
     /// rule has something to say. The event is in the ring already.
-    pub heard: &'a mut dyn FnMut(u64, &Event),
+    pub heard: &'a mut dyn FnMut(u64, &Event<'_>),
 }
 
 /// How a call ended, or what it still needs.

@@ -5,8 +5,9 @@ use subpage::frames::TableFrames;
 use zerocopy::IntoBytes;
 
 use crate::abi::EventRecord;
-use crate::event::{DATA_BYTES, Origin};
+use crate::event::DATA_BYTES;
 use subpage_emulate::guest::PhysicalMemory;
+use subpage_trap::Origin;
 
 use super::buffer::bytes_at;
 use super::{Context, Errno, Outcome, Refusal, done};

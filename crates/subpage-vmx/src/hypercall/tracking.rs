@@ -12,8 +12,9 @@ use subpage::track::{TrackId, WrittenPage};
 use zerocopy::IntoBytes;
 
 use crate::abi::WrittenRecord;
-use crate::event::{DATA_BYTES, Origin};
+use crate::event::DATA_BYTES;
 use subpage_emulate::guest::PhysicalMemory;
+use subpage_trap::Origin;
 
 use super::buffer::{SPACE, bytes_at};
 use super::{Context, Continuation, Errno, Outcome, Refusal, after, done};

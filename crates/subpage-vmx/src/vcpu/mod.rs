@@ -33,6 +33,8 @@ pub struct Vcpu {
     pub trampoline: Trampoline,
     /// Instructions that trapped lately.
     pub decode_cache: DecodeCache,
+    /// RIP of the last exit whose instruction could not be fetched.
+    pub not_fetched_at: Option<u64>,
     /// What it was last told to retry.
     pub retry: RetryState,
     /// One instruction is run with EPT's flags off, to step over a walk of the guest's page tables.
@@ -76,6 +78,7 @@ impl Vcpu {
             window,
             trampoline,
             decode_cache: DecodeCache::default(),
+            not_fetched_at: None,
             retry: RetryState::default(),
             stepping: false,
             task_priority: 0,

@@ -5,7 +5,7 @@
 //! translation (D27, D33, D34). The vector decides, never the mere fact of an exit.
 
 use super::tables::Tables;
-use super::{Decision, Denial, Domain, DomainError, Observer};
+use super::{Decision, Denial, Domain, DomainError, Observer, WriteParts};
 use crate::access::SubPage;
 use crate::address::{ByteRange, Gpa};
 use crate::exit::{Delivery, DeliveryFixup, EptQualification, SppQualification};
@@ -126,8 +126,31 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         retry: &mut RetryState,
         exit: &EptViolation,
     ) -> (Answer, DeliveryFixup) {
+        self.answer(retry, exit, None)
+    }
+
+    /// The same for a write of which all bytes are known, in whichever pages they are: they are
+    /// decided about as one, so a denial in the page that trapped hides no stronger rule in the next.
+    ///
+    /// The violation's own `length` is not looked at. Its address lies in the write; if the write is
+    /// permitted, what its page waits for is done, and what its other page waits for at the next trap.
+    pub fn ept_violation_by(
+        &mut self,
+        retry: &mut RetryState,
+        exit: &EptViolation,
+        write: &WriteParts,
+    ) -> (Answer, DeliveryFixup) {
+        self.answer(retry, exit, Some(write))
+    }
+
+    fn answer(
+        &mut self,
+        retry: &mut RetryState,
+        exit: &EptViolation,
+        write: Option<&WriteParts>,
+    ) -> (Answer, DeliveryFixup) {
         self.counters.ept_violations += 1;
-        let answer = match self.answer_violation(retry, exit) {
+        let answer = match self.answer_violation(retry, exit, write) {
             Ok(answer) => answer,
             Err(error) => host_error(error),
         };
@@ -139,6 +162,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         &mut self,
         retry: &mut RetryState,
         exit: &EptViolation,
+        whole: Option<&WriteParts>,
     ) -> Result<Answer, DomainError> {
         let gpa = exit.gpa;
         let gfn = gpa.gfn();
@@ -153,16 +177,17 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             let Ok(write) = ByteRange::new(gpa, exit.length.unwrap_or(1).max(1)) else {
                 return Ok(Answer::NoSlot(Gpa::MAX));
             };
-            let decision = if write.last().gfn() == gfn {
-                self.check_in_slot(write)
-            } else {
-                self.check_write(exit.space, write)
+            let decision = match whole {
+                Some(parts) => self.check_write_parts(exit.space, parts),
+                None if write.last().gfn() == gfn => self.check_in_slot(write),
+                None => self.check_write(exit.space, write),
             };
             if let Decision::Denied { rule, at, stop } = decision {
                 // Whatever the page is mapped to: that is not looked at.
-                return Ok(self.deny(exit, rule, at, stop));
+                return Ok(self.deny(exit, whole, rule, at, stop));
             }
-            decided = Some((write, decision));
+            let in_page = |parts: &WriteParts| parts.runs().iter().find_map(|run| run.in_page(gfn));
+            decided = Some((whole.and_then(in_page).unwrap_or(write), decision));
         }
         let Some(place) = self.mapping(exit.space, gfn) else { return Ok(Answer::Map(gpa)) };
         if !exit.qualification.write() {
@@ -191,11 +216,20 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         }
     }
 
-    fn deny(&mut self, exit: &EptViolation, rule: Option<RuleId>, at: Gpa, stop: bool) -> Answer {
+    fn deny(
+        &mut self,
+        exit: &EptViolation,
+        whole: Option<&WriteParts>,
+        rule: Option<RuleId>,
+        at: Gpa,
+        stop: bool,
+    ) -> Answer {
+        let gpa = whole.map_or(exit.gpa, |parts| parts.first().first());
+        let told = exit.qualification.linear_valid() && gpa == exit.gpa;
         let denial = Denial {
-            gpa: exit.gpa,
-            gla: exit.qualification.linear_valid().then_some(exit.gla),
-            length: exit.length,
+            gpa,
+            gla: told.then_some(exit.gla),
+            length: whole.map_or(exit.length, |parts| Some(parts.bytes())),
             at,
             rule,
             stop,

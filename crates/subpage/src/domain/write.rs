@@ -37,6 +37,11 @@ impl WriteParts {
         self.0[0]
     }
 
+    /// The last run; the first if there is one.
+    pub fn last(&self) -> ByteRange {
+        self.0[self.0.len() - 1]
+    }
+
     /// How many bytes all runs have.
     pub fn bytes(&self) -> u64 {
         self.0.iter().map(|run| run.bytes()).sum()

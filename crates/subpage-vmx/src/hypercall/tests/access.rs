@@ -95,8 +95,8 @@ fn a_map_is_written_only_where_the_guest_could() {
     let (sequence, event) = guest.heard.pop().expect("an event");
     assert_eq!((sequence, event.rule, event.at), (1, Some(denied), Gpa::new(RESULT + 20)));
     assert_eq!((event.gpa, event.length, event.gla), (Gpa::new(RESULT + 16), Some(8), None));
-    assert_eq!((event.origin, event.software), (ORIGIN, true));
-    assert_eq!(event.data[..], [0xFF; 8]);
+    assert_eq!((event.origin, event.in_software), (ORIGIN, true));
+    assert_eq!(event.bytes[..], [0xFF; 8]);
     assert_eq!(guest.ledger.events.len(), 1);
     assert_eq!(get(&mut guest, 4, 1), [u32::MAX], "beside the rule");
     for gfn in [SHARED, UNMAPPED, ROM] {

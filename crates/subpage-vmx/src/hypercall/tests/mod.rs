@@ -23,9 +23,9 @@ use zerocopy::IntoBytes;
 use super::buffer::SPACE;
 use super::{Context, Errno, Ledger, MachineInformation, Outcome, Request, dispatch};
 use crate::abi::{Call, RuleRequest, feature};
-use crate::event::{Event, Origin};
 use crate::policy::HostMaps;
 use subpage_emulate::guest::{NotMemory, PhysicalMemory};
+use subpage_trap::{Event, Origin};
 
 const PAGE: u64 = 4096;
 
@@ -160,14 +160,15 @@ pub(super) struct Guest {
     domain: Domain<ScarceFrames>,
     memory: VecMemory,
     ledger: Ledger,
-    heard: Vec<(u64, Event)>,
+    heard: Vec<(u64, Event<Vec<u8>>)>,
     cpl: u8,
 }
 
 const MACHINE: MachineInformation =
     MachineInformation { features: feature::SPP_HARDWARE, processors: 2, memory: RAM * PAGE };
 
-const ORIGIN: Origin = Origin { cpu: 1, rip: 0x20_0040, cr3: 0x5000, cpl: 0 };
+const ORIGIN: Origin =
+    Origin { vcpu: 1, rip: Some(0x20_0040), rip_exact: true, cr3: 0x5000, cpl: 0 };
 
 fn range(first: u64, bytes: u64) -> ByteRange {
     ByteRange::new(Gpa::new(first), bytes).expect("a range")
@@ -214,7 +215,9 @@ impl Guest {
             memory,
             ledger,
             machine: &MACHINE,
-            heard: &mut |sequence, event| heard.push((sequence, event.clone())),
+            heard: &mut |sequence, event| {
+                heard.push((sequence, event.clone().map_bytes(<[u8]>::to_vec)));
+            },
         })
     }
 

@@ -28,7 +28,7 @@ fn events_leave_the_ring_in_order() {
     assert_eq!(sequences(&guest, 2), [1, 2]);
     assert_eq!(guest.memory.at(RESULT + 320, 160), [0; 160], "not a byte beyond the records");
     let read = records(&guest, RESULT, 1)[0];
-    assert_eq!(read.as_bytes(), samples::full().record(1).as_bytes());
+    assert_eq!(read.as_bytes(), crate::event::record(&samples::full(), 1).as_bytes());
     assert_eq!(guest.call(Call::ReadEvents, &[RESULT, u64::MAX]), 1);
     assert_eq!(sequences(&guest, 1), [3]);
     assert_eq!(guest.call(Call::ReadEvents, &[RESULT, 1]), 0);
@@ -83,7 +83,7 @@ fn rules_of_every_action_are_obeyed() {
     assert_eq!(guest.call(Call::ReadEvents, &[RESULT, 1]), 1);
     let (sequence, event) = guest.heard.pop().expect("an event");
     assert_eq!((sequence, event.rule), (6, Some(log)));
-    assert_eq!(event.data[..], guest.memory.at(RESULT, 64));
+    assert_eq!(event.bytes[..64], guest.memory.at(RESULT, 64));
     assert_eq!(guest.call(Call::ReadEvents, &[0xA000, 1]), 1);
     assert_eq!(guest.heard.pop().expect("an event").1.rule, Some(once));
     guest.fails(Call::ReadEvents, &[0xA000, 1], Errno::Fault);
@@ -93,7 +93,7 @@ fn rules_of_every_action_are_obeyed() {
         other => panic!("{other:?}"),
     }
     let (_, event) = guest.heard.pop().expect("an event");
-    assert_eq!(event.outcome, crate::event::EventOutcome::Stopped);
+    assert_eq!(event.verdict, subpage_trap::Verdict::Stopped);
     assert_eq!(guest.memory.at(0xB000, 1), [0]);
     // Three of the five, and four events of these calls.
     assert_eq!(guest.ledger.events.len(), 7);

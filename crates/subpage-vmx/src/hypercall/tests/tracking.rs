@@ -98,7 +98,7 @@ fn a_stop_rule_under_the_buffer_stops_and_a_log_rule_reports() {
     assert_eq!(guest.call(Call::Harvest, &[id, 0xA000, 8]), 1);
     let (_, event) = guest.heard.pop().expect("an event");
     assert_eq!(event.rule, Some(log));
-    assert_eq!(event.data[..], guest.memory.at(0xA000, 16));
+    assert_eq!(event.bytes[..], guest.memory.at(0xA000, 16));
     assert!(guest.heard.is_empty());
 }
 

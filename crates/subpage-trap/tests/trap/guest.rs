@@ -1,0 +1,351 @@
+//! A guest in memory with a software processor, and the backend over it.
+//!
+//! | physical | linear | holds |
+//! |---|---|---|
+//! | 0x1000 to 0x4fff | | page tables, each level one |
+//! | 0x5000 | 0x400000 | code |
+//! | 0x6000 | 0x406000 | IDT, whose every gate leads to 0x400800 |
+//! | 0x7000 | 0x407000 | GDT |
+//! | 0x8000, and 0x9000 or 0xa000 | 0x410000, 0x411000 | the two pages that are written |
+
+use std::cell::RefCell;
+use std::num::NonZeroUsize;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use subpage::access::AccessMap;
+use subpage::address::{ByteRange, Gfn, GfnRange, Gpa, PhysicalWidth};
+use subpage::domain::{Domain, WriteParts};
+use subpage::frames::HeapFrames;
+use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
+use subpage::slots::{AddressSpace, SlotFlags, SlotId};
+use subpage_emulate::guest::{NotMemory, PhysicalMemory, Register, Segment, State};
+use subpage_emulate::{
+    CODE_BYTES, Executor, Extended, FxArea, GuestInstruction, Incomplete, PagingFeatures, Progress,
+    Scratch, Store, SystemTables, TableRegister, Trampoline, Window,
+};
+use subpage_trap::{Backend, Event, Obstacle, Outcome, Response, Trapped, store};
+
+pub(crate) const SPACE: AddressSpace = AddressSpace::Normal;
+pub(crate) const CODE: u64 = 0x40_0000;
+pub(crate) const HANDLER: u64 = 0x40_0800;
+/// Linear address of the first of the two pages that are written.
+pub(crate) const DATA: u64 = 0x41_0000;
+/// End of the first page.
+pub(crate) const EDGE: u64 = DATA + 0x1000;
+const PAGES: u64 = 16;
+const PAGE_TABLE: u64 = 0x4000;
+const RING_0_CODE: u16 = 0x08;
+
+pub(crate) struct Memory(RefCell<Vec<u8>>);
+
+impl Memory {
+    fn span(&self, at: Gpa, length: usize) -> Result<std::ops::Range<usize>, NotMemory> {
+        let start = usize::try_from(at.as_u64()).map_err(|_| NotMemory)?;
+        let end = start.checked_add(length).ok_or(NotMemory)?;
+        if end <= self.0.borrow().len() { Ok(start..end) } else { Err(NotMemory) }
+    }
+
+    pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
+        self.write(Gpa::new(at), bytes).unwrap();
+    }
+
+    pub(crate) fn get(&self, at: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.read(Gpa::new(at), &mut bytes).unwrap();
+        bytes
+    }
+
+    pub(crate) fn all(&self) -> Vec<u8> {
+        self.0.borrow().clone()
+    }
+}
+
+impl PhysicalMemory for Memory {
+    fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), NotMemory> {
+        let span = self.span(gpa, buffer.len())?;
+        buffer.copy_from_slice(&self.0.borrow()[span]);
+        Ok(())
+    }
+
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotMemory> {
+        let span = self.span(gpa, bytes.len())?;
+        self.0.borrow_mut()[span].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn set_bits(&self, gpa: Gpa, current: u64, bits: u64) -> Result<Result<(), u64>, NotMemory> {
+        let mut now = [0; 8];
+        self.read(gpa, &mut now)?;
+        let now = u64::from_le_bytes(now);
+        if now != current {
+            return Ok(Err(now));
+        }
+        self.write(gpa, &(now | bits).to_le_bytes())?;
+        Ok(Ok(()))
+    }
+}
+
+fn trampoline() -> Trampoline {
+    let all = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE | ProtFlags::PROT_EXEC;
+    let length = NonZeroUsize::new(4096).unwrap();
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice; it is never unmapped.
+    let memory = unsafe { mmap_anonymous(None, length, all, MapFlags::MAP_PRIVATE) }.unwrap();
+    let code: *mut [u8; CODE_BYTES] = memory.as_ptr().cast();
+    // SAFETY: writable and executable for good, used by this value alone; no instruction of these
+    // tests faults in it.
+    unsafe { Trampoline::new(code) }
+}
+
+pub(crate) struct Guest {
+    pub(crate) memory: Memory,
+    pub(crate) domain: Domain<HeapFrames>,
+    pub(crate) state: State,
+    pub(crate) events: Vec<Event<Vec<u8>>>,
+    pub(crate) response: Response,
+    pub(crate) extended: FxArea,
+    /// Calls of `carry_out`.
+    pub(crate) executed: u32,
+    /// Physical addresses of the two pages.
+    pub(crate) pages: [u64; 2],
+    trampoline: Trampoline,
+}
+
+impl Guest {
+    /// A guest whose two pages are neighbours in guest-physical memory, or not.
+    pub(crate) fn new(neighbours: bool) -> Self {
+        let mut domain = Domain::new(HeapFrames::new(), PhysicalWidth::MAX);
+        domain.enable().unwrap();
+        let pages = GfnRange::new(Gfn::new(0), PAGES).unwrap();
+        domain.add_slot(SPACE, SlotId(0), pages, SlotFlags::default()).unwrap();
+        let memory = Memory(RefCell::new(vec![0; usize::try_from(PAGES * 4096).unwrap()]));
+        let entry = |at: u64, value: u64| memory.put(at, &value.to_le_bytes());
+        // Present, writable, user, accessed.
+        for (table, index, next) in
+            [(0x1000, 0, 0x2000), (0x2000, 0, 0x3000), (0x3000, CODE >> 21 & 511, 0x4000)]
+        {
+            entry(table + 8 * index, next | 0x27);
+        }
+        let pages = [0x8000, if neighbours { 0x9000 } else { 0xa000 }];
+        for (linear, page) in [
+            (CODE, 0x5000),
+            (CODE + 0x6000, 0x6000),
+            (CODE + 0x7000, 0x7000),
+            (DATA, pages[0]),
+            (EDGE, pages[1]),
+        ] {
+            entry(PAGE_TABLE + 8 * (linear >> 12 & 511), page | 0x7);
+        }
+        for vector in 0..256 {
+            let gate = u128::from(HANDLER & 0xffff)
+                | u128::from(RING_0_CODE) << 16
+                | 0xee00 << 32
+                | u128::from(HANDLER >> 16) << 48;
+            memory.put(0x6000 + 16 * vector, &gate.to_le_bytes());
+        }
+        // Accessed code of ring 0.
+        memory.put(0x7000 + u64::from(RING_0_CODE), &0x00af_9b00_0000_ffff_u64.to_le_bytes());
+        let mut state = State {
+            rip: CODE,
+            rflags: 0x202,
+            cr0: 0x8005_0033,
+            cr3: 0x1000,
+            cr4: 0x4_06a0,
+            efer: 0xd01,
+            ..State::default()
+        };
+        let data = Segment { selector: 0x10, base: 0, limit: !0, access: 0xc093 };
+        let segments = &mut state.segments;
+        for segment in [
+            &mut segments.ds,
+            &mut segments.es,
+            &mut segments.ss,
+            &mut segments.fs,
+            &mut segments.gs,
+        ] {
+            *segment = data;
+        }
+        segments.cs = Segment { selector: RING_0_CODE, base: 0, limit: !0, access: 0xa09b };
+        let mut extended = FxArea([0; 512]);
+        extended.0[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
+        extended.0[160..176].copy_from_slice(&[0xa7; 16]); // XMM0
+        let trampoline = trampoline();
+        Self {
+            memory,
+            domain,
+            state,
+            events: Vec::new(),
+            response: Response::Skip,
+            extended,
+            executed: 0,
+            pages,
+            trampoline,
+        }
+    }
+
+    pub(crate) fn add_rule(
+        &mut self,
+        name: &str,
+        action: Action,
+        first: u64,
+        bytes: u64,
+    ) -> RuleId {
+        let rule = Rule {
+            name: RuleName::new(name).unwrap(),
+            range: ByteRange::new(Gpa::new(first), bytes).unwrap(),
+            owner: Owner(7),
+            locked: false,
+            action,
+        };
+        let (id, token) = self.domain.add_rule(rule).unwrap();
+        self.domain.finish(&token.without_processors());
+        id
+    }
+
+    pub(crate) fn deny_by_map(&mut self, page: u64, sub_page: u32) {
+        let map = AccessMap::from_bits(!(1 << sub_page));
+        let token = self.domain.set_access(Gpa::new(page).gfn(), &[map]).unwrap();
+        self.domain.finish(&token.without_processors());
+    }
+
+    pub(crate) fn page_table_entry(&self, linear: u64) -> u64 {
+        let bytes = self.memory.get(PAGE_TABLE + 8 * (linear >> 12 & 511), 8);
+        u64::from_le_bytes(bytes.try_into().unwrap())
+    }
+
+    pub(crate) fn set_page_table_entry(&mut self, linear: u64, value: u64) {
+        self.memory.put(PAGE_TABLE + 8 * (linear >> 12 & 511), &value.to_le_bytes());
+    }
+
+    /// Guest-physical address of a linear one in the two pages.
+    pub(crate) fn physical(&self, linear: u64) -> u64 {
+        self.pages[usize::from(linear >= EDGE)] + linear % 4096
+    }
+
+    /// The bytes of the two pages from `linear` on.
+    pub(crate) fn bytes(&self, linear: u64, length: u64) -> Vec<u8> {
+        (linear..linear + length).map(|at| self.memory.get(self.physical(at), 1)[0]).collect()
+    }
+
+    /// Decodes `code` at RIP.
+    pub(crate) fn decode(&mut self, code: &[u8]) -> GuestInstruction {
+        self.memory.put(0x5000 + self.state.rip % 4096, code);
+        GuestInstruction::fetch(&self.memory, self.paging(), &self.state).unwrap()
+    }
+
+    /// Runs `code`, whose store has trapped, through the protocol.
+    pub(crate) fn run(&mut self, code: &[u8]) -> Result<Outcome<u64>, Obstacle<()>> {
+        let instruction = self.decode(code);
+        let made = Store::of(&instruction, &self.state)?;
+        let mut state = self.state;
+        let trapped = Trapped { instruction: &instruction, store: &made };
+        let result = store(self, trapped, &mut state);
+        if result.is_err() {
+            assert_eq!(state, self.state, "an obstacle leaves the state as it was");
+        }
+        self.state = state;
+        result
+    }
+}
+
+impl Backend for Guest {
+    type Memory = Memory;
+    type Frames = HeapFrames;
+    type Extended = FxArea;
+    type Place = ();
+    type Told = u64;
+    type Failure = ();
+
+    fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    fn paging(&self) -> PagingFeatures {
+        PagingFeatures { physical_width: PhysicalWidth::MAX, gigabyte_pages: true }
+    }
+
+    fn vcpu(&self) -> u32 {
+        3
+    }
+
+    fn tables(&self) -> SystemTables {
+        SystemTables {
+            gdtr: TableRegister { base: CODE + 0x7000, limit: 0xff },
+            idtr: TableRegister { base: CODE + 0x6000, limit: 0xfff },
+            ldtr: Segment { access: 1 << 16, ..Segment::default() },
+            tr: Segment::default(),
+        }
+    }
+
+    fn domain(&self) -> &Domain<HeapFrames> {
+        &self.domain
+    }
+
+    fn domain_mut(&mut self) -> &mut Domain<HeapFrames> {
+        &mut self.domain
+    }
+
+    fn traps(&self, page: Gfn) -> bool {
+        self.domain.next_restricted(page) == Some(page)
+    }
+
+    fn ready(&mut self, _: &WriteParts) -> Result<(), Obstacle<()>> {
+        Ok(())
+    }
+
+    fn extended(&mut self) -> &mut FxArea {
+        &mut self.extended
+    }
+
+    fn with_window<T>(
+        &mut self,
+        write: &WriteParts,
+        (): &(),
+        work: impl FnOnce(&mut Self, &mut Window<'_>) -> T,
+    ) -> Result<T, Obstacle<()>> {
+        let mut bytes = vec![0; usize::try_from(write.bytes()).unwrap()];
+        self.read(write, &(), &mut bytes)?;
+        let mut copy = Scratch::new(write.first().first().as_u64(), &bytes);
+        let result = work(self, &mut copy.window());
+        let mut rest = copy.bytes();
+        for run in write.runs() {
+            let (now, later) = rest.split_at(usize::try_from(run.bytes()).unwrap());
+            self.memory.write(run.first(), now).unwrap();
+            rest = later;
+        }
+        Ok(result)
+    }
+
+    fn carry_out(
+        &mut self,
+        store: &Store,
+        state: &mut State,
+        window: &mut Window<'_>,
+    ) -> Result<Progress, Obstacle<()>> {
+        self.executed += 1;
+        let (tables, paging) = (self.tables(), self.paging());
+        let mut executor = Executor {
+            memory: &self.memory,
+            paging,
+            tables: &tables,
+            trampoline: &mut self.trampoline,
+            extended: Extended::Fx(&mut self.extended),
+        };
+        executor.complete(store, state, window).map_err(|incomplete| match incomplete {
+            Incomplete::Fault(fault) => fault.into(),
+            Incomplete::Trampoline => Obstacle::Faulted,
+        })
+    }
+
+    fn response(&self, _: Option<RuleId>) -> Response {
+        self.response
+    }
+
+    fn record(&mut self, event: &Event<&[u8]>) -> u64 {
+        self.events.push(event.clone().map_bytes(<[u8]>::to_vec));
+        self.events.len() as u64
+    }
+}
+
+pub(crate) fn set_stack(guest: &mut Guest, rsp: u64) {
+    guest.state.registers[Register::Rsp] = rsp;
+}

@@ -1,0 +1,10 @@
+//! The protocol over a guest in this process's memory, against a naive judgement of every byte.
+#![cfg(target_arch = "x86_64")]
+#![allow(clippy::unwrap_used)] // a test says by panicking that something failed
+
+mod frames;
+mod guest;
+mod judge;
+mod stores;
+mod unknown;
+mod walks;

@@ -1,0 +1,174 @@
+//! Stores at and over a page end: one decision, all bytes or none, one event.
+
+use subpage::rules::Action;
+use subpage_emulate::Exception;
+use subpage_emulate::guest::Register;
+use subpage_trap::{Obstacle, Outcome, Response, Verdict};
+
+use crate::guest::{CODE, DATA, EDGE, Guest};
+use crate::judge::Setup;
+
+/// Stores to [RBX]: their code and how many bytes they write.
+const STORES: [(&[u8], u64); 6] = [
+    (&[0x88, 0x03], 1),                   // mov [rbx], al
+    (&[0x66, 0x89, 0x03], 2),             // mov [rbx], ax
+    (&[0x89, 0x03], 4),                   // mov [rbx], eax
+    (&[0x48, 0x89, 0x03], 8),             // mov [rbx], rax
+    (&[0x0f, 0x11, 0x03], 16),            // movups [rbx], xmm0
+    (&[0xf0, 0x48, 0x0f, 0xc1, 0x03], 8), // lock xadd [rbx], rax
+];
+
+/// Every store, at every distance from the page end at which some of its bytes meet a rule or
+/// map, under all rules and maps, three times in a row.
+#[test]
+fn every_store_at_a_page_end() {
+    let mut cases = 0;
+    for setup in Setup::all() {
+        for (code, length) in STORES {
+            for before in 0..=length + 5 {
+                let (mut guest, mut judge) = setup.build();
+                let linear = EDGE + 4 - before;
+                guest.state.registers[Register::Rbx] = linear;
+                for round in 0..3_u64 {
+                    let value = 0x1122_3344_5566_7788_u64.wrapping_mul(round + 1);
+                    guest.state.registers[Register::Rax] = value;
+                    guest.state.rip = CODE;
+                    guest.executed = 0;
+                    cases += 1;
+                    round_of(&mut guest, &mut judge, code, linear, length);
+                }
+            }
+        }
+    }
+    assert!(cases > 30_000, "{cases}");
+}
+
+fn round_of(
+    guest: &mut Guest,
+    judge: &mut crate::judge::Judge,
+    code: &[u8],
+    linear: u64,
+    length: u64,
+) {
+    let expected = judge.judge(linear, length);
+    let old = guest.bytes(linear, length);
+    guest.decode(code);
+    let whole = guest.memory.all();
+    let value = guest.state.registers[Register::Rax];
+    let new = match (code[0], length) {
+        (0xf0, _) => {
+            let sum = value.wrapping_add(u64::from_le_bytes(old.clone().try_into().unwrap()));
+            sum.to_le_bytes().to_vec()
+        }
+        (_, 16) => vec![0xa7; 16],
+        _ => value.to_le_bytes()[..usize::try_from(length).unwrap()].to_vec(),
+    };
+    let traps = [linear, linear + length - 1].into_iter().any(|at| {
+        subpage_trap::Backend::traps(guest, subpage::address::Gpa::new(guest.physical(at)).gfn())
+    });
+    let outcome = guest.run(code);
+    if !traps {
+        assert_eq!(outcome, Err(Obstacle::NotOurs));
+        assert!(guest.memory.all() == whole, "no mark, no byte");
+        assert_eq!(guest.executed, 0);
+        return;
+    }
+    match outcome.unwrap() {
+        Outcome::Stopped(_) => {
+            assert_eq!(expected.event.map(|(verdict, _)| verdict), Some(Verdict::Stopped));
+        }
+        outcome => assert_eq!(outcome, Outcome::Done),
+    }
+    let stored = if expected.stored { &new } else { &old };
+    assert_eq!(guest.bytes(linear, length), *stored, "all bytes or none at {linear:#x}");
+    judge.check_event(guest, expected, linear, &new);
+    // Whether the bytes are stored or forgotten, the registers are those behind the instruction.
+    assert_eq!(guest.state.rip, CODE + code.len() as u64);
+    if code[0] == 0xf0 {
+        let register = guest.state.registers[Register::Rax];
+        assert_eq!(register.to_le_bytes().to_vec(), old);
+    }
+    // Nothing else has changed but flags of the page tables.
+    let mut there = guest.memory.all();
+    let mut before = whole;
+    for memory in [&mut there, &mut before] {
+        memory[0x1000..0x6000].fill(0);
+        for at in linear..linear + length {
+            memory[usize::try_from(guest.physical(at)).unwrap()] = 0;
+        }
+    }
+    assert!(there == before, "nothing else has changed");
+    assert_eq!(guest.executed, 1 + u32::from(expected.stored && expected.event.is_some()));
+}
+
+/// A denied instruction leaves the extended registers of a ROM; one that is refused, those before it.
+#[test]
+fn extended_registers_follow_the_outcome() {
+    // fstp qword [rbx]: pops.
+    let code = [0xdd, 0x1b];
+    for (action, response, pops) in [
+        (Action::Log, Response::Skip, true),
+        (Action::Deny, Response::Skip, true),
+        (Action::Deny, Response::Fault, false),
+    ] {
+        let mut guest = Guest::new(true);
+        guest.add_rule("fpu", action, guest.pages[0], 8);
+        guest.response = response;
+        guest.state.registers[Register::Rbx] = DATA;
+        // TOP is 7, register 7 valid: 1.0.
+        guest.extended.0[0..2].copy_from_slice(&0x37f_u16.to_le_bytes());
+        guest.extended.0[2..4].copy_from_slice(&(7_u16 << 11).to_le_bytes());
+        guest.extended.0[4] = 0x80;
+        guest.extended.0[32..42].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0x80, 0xff, 0x3f]);
+        let before = guest.extended;
+        let outcome = guest.run(&code).unwrap();
+        let refused = Outcome::Refused(Exception::general_protection(0));
+        assert_eq!(outcome, if pops { Outcome::Done } else { refused });
+        let top = guest.extended.0[3] >> 3 & 7;
+        assert_eq!(top, if pops { 0 } else { 7 }, "{action:?} {response:?}");
+        if !pops {
+            assert_eq!(guest.extended.0, before.0);
+            assert_eq!(guest.state.rip, CODE);
+        }
+        assert_eq!(guest.events.len(), 1);
+        assert_eq!(guest.events[0].bytes, 1.0_f64.to_le_bytes());
+        let stored = guest.bytes(DATA, 8) == 1.0_f64.to_le_bytes();
+        assert_eq!(stored, action == Action::Log);
+    }
+}
+
+/// One element of a repeated string instruction is one write.
+#[test]
+fn each_element_is_decided_by_itself() {
+    let mut guest = Guest::new(true);
+    guest.add_rule("middle", Action::Deny, guest.pages[0] + 9, 1);
+    guest.state.registers[Register::Rdi] = DATA;
+    guest.state.registers[Register::Rcx] = 3;
+    guest.state.registers[Register::Rax] = 0x55;
+    // rep stosq
+    let code = [0xf3, 0x48, 0xab];
+    for (left, outcome) in [(2, Outcome::Repeats), (1, Outcome::Repeats), (0, Outcome::Done)] {
+        assert_eq!(guest.run(&code), Ok(outcome));
+        assert_eq!(guest.state.registers[Register::Rcx], left);
+    }
+    let stored: Vec<bool> = (0..3).map(|n| guest.bytes(DATA + 8 * n, 1) == [0x55]).collect();
+    assert_eq!(stored, [true, false, true]);
+    assert_eq!(guest.events.len(), 1);
+    assert_eq!(guest.events[0].gla, Some(DATA + 8));
+}
+
+/// A write to a read-only slot completes as over a ROM, without an event.
+#[test]
+fn a_read_only_slot_is_a_rom() {
+    use subpage::slots::{SlotFlags, SlotId};
+    let mut guest = Guest::new(true);
+    guest.add_rule("log", Action::Log, guest.pages[0], 8);
+    let flags = SlotFlags { read_only: true, log_dirty: false };
+    let token = guest.domain.set_slot_flags(crate::guest::SPACE, SlotId(0), flags).unwrap();
+    guest.domain.finish(&token.without_processors());
+    guest.state.registers[Register::Rbx] = DATA;
+    guest.state.registers[Register::Rax] = 5;
+    assert_eq!(guest.run(&[0x48, 0x89, 0x03]), Ok(Outcome::Done));
+    assert_eq!(guest.bytes(DATA, 8), [0; 8]);
+    assert_eq!((guest.state.rip, guest.events.len()), (CODE + 3, 0));
+}
