@@ -36,17 +36,14 @@ impl Bare {
         let vm = Arc::new(kvm.create_vm().expect("a machine"));
         let ram = Ram::new(memory).expect("memory");
         let page = GfnRange::one(guest::guarded_page());
-        let none = PageSet::new();
         let read_only: PageSet = [page].into_iter().collect();
         let has = vm.check_extension_int(Cap::NrMemslots);
         let mut slots =
             Slots::new(Arc::clone(&vm), usize::try_from(has).expect("a number of slots"));
+        slots.lay_out(&ram).expect("one slot");
         match by {
-            TrapBy::Slots => slots.apply(&ram, &read_only).expect("three slots"),
-            TrapBy::View => {
-                slots.apply(&ram, &none).expect("one slot");
-                ram.view().set_writable(page, false).expect("one more mapping");
-            }
+            TrapBy::Slots => slots.set_read_only(&ram, &read_only, true).expect("three slots"),
+            TrapBy::View => ram.view().set_writable(page, false).expect("one more mapping"),
         }
         let image = Image::new(work);
         let boot = boot::load(&ram, &image.request(1)).expect("a flat guest");

@@ -6,6 +6,7 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 mod bare;
+mod change_while_tracking;
 mod guarded;
 mod guest;
 mod pairs;
@@ -24,10 +25,11 @@ use subpage_bench::report::{Form, Record, Report};
 /// A benchmark: its name, and what measures it and hands on each record as it comes.
 type Benchmark = (&'static str, fn(&mut dyn FnMut(Record) -> io::Result<()>) -> io::Result<()>);
 
-const BENCHMARKS: [Benchmark; 3] = [
+const BENCHMARKS: [Benchmark; 4] = [
     (trap_overhead::NAME, trap_overhead::run),
     (unprotected_pages::NAME, unprotected_pages::run),
     (set_latency::NAME, set_latency::run),
+    (change_while_tracking::NAME, change_while_tracking::run),
 ];
 
 /// Measures what guarding a guest on KVM costs.

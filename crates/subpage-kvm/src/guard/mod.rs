@@ -4,6 +4,8 @@ mod ledger;
 
 pub use ledger::{Ledger, RuleCounts};
 
+use std::collections::BTreeSet;
+
 use subpage::access::AccessMap;
 use subpage::address::{ByteRange, Gfn, GfnRange, PAGE_BYTES, PhysicalWidth};
 use subpage::domain::{Decision, Domain, DomainError, ImportError, ProcessorUse, WriteParts};
@@ -59,8 +61,14 @@ pub struct Guard {
     pub ledger: Ledger,
     /// Some page may trap although it need not.
     may_overtrap: bool,
-    /// Writes to such pages since they were last opened.
-    idle: u32,
+    /// Such pages, if they cannot be opened while the guest runs, that were written.
+    idle: PageSet,
+    /// Writes to them since they were last opened.
+    idle_writes: u32,
+    /// A change has begun.
+    changing: bool,
+    /// Processors in the middle of a store that takes several decisions.
+    in_pieces: BTreeSet<u32>,
     /// KVM carries stores to trapped pages out, page by page: of one that crosses a page end it does
     /// the part in a page that does not trap before it tells of the other. So neighbours of bytes that
     /// are denied at a page end have to trap, too.
@@ -92,7 +100,10 @@ impl Guard {
             traps,
             ledger: Ledger::default(),
             may_overtrap: false,
-            idle: 0,
+            idle: PageSet::new(),
+            idle_writes: 0,
+            changing: false,
+            in_pieces: BTreeSet::new(),
             splits_at_page_end,
         })
     }
@@ -117,33 +128,29 @@ impl Guard {
         &mut self.traps
     }
 
-    /// Pages whose writes have to trap.
-    fn restricted(&self) -> PageSet {
-        let mut runs: Vec<GfnRange> = Vec::new();
-        let mut next = Some(Gfn::new(0));
-        while let Some(gfn) = next.and_then(|from| self.domain.next_restricted(from)) {
-            runs.push(GfnRange::one(gfn));
+    /// Those of the pages of `looked` whose writes have to trap.
+    fn wanted(&self, looked: &PageSet) -> PageSet {
+        let mut wanted = PageSet::new();
+        for run in looked.runs() {
+            wanted.extend(self.domain.restricted_runs(run));
             if self.splits_at_page_end {
-                let neighbours = [
-                    gfn.as_u64().checked_sub(1).map(Gfn::new).filter(|_| self.denies_edge(gfn, 0)),
-                    gfn.checked_add(1).filter(|_| self.denies_edge(gfn, PAGE_BYTES - EDGE_BYTES)),
-                ];
-                runs.extend(neighbours.into_iter().flatten().map(GfnRange::one));
+                for gfn in self.domain.denying_pages(with_neighbours(run)) {
+                    let before = gfn.as_u64().checked_sub(1).map(Gfn::new);
+                    let neighbours = [
+                        before.filter(|_| self.denies_edge(gfn, 0)),
+                        gfn.checked_add(1)
+                            .filter(|_| self.denies_edge(gfn, PAGE_BYTES - EDGE_BYTES)),
+                    ];
+                    wanted.extend(neighbours.into_iter().flatten().map(GfnRange::one));
+                }
             }
-            next = gfn.checked_add(1);
         }
-        runs.into_iter().collect()
+        wanted.intersection(looked)
     }
 
     /// Whether writes to a page have to trap.
     fn has_to_trap(&self, gfn: Gfn) -> bool {
-        if self.domain.next_restricted(gfn) == Some(gfn) {
-            return true;
-        }
-        let before = gfn.as_u64().checked_sub(1).map(Gfn::new);
-        self.splits_at_page_end
-            && (gfn.checked_add(1).is_some_and(|after| self.denies_edge(after, 0))
-                || before.is_some_and(|it| self.denies_edge(it, PAGE_BYTES - EDGE_BYTES)))
+        !self.wanted(&[GfnRange::one(gfn)].into_iter().collect()).is_empty()
     }
 
     /// Whether a store could be denied for its bytes from `offset` of a page on, as far as a store
@@ -161,32 +168,57 @@ impl Guard {
         })
     }
 
-    /// Changes permissions of pages in `touched`; in force when it returns.
+    /// Those of the pages that are memory.
+    pub(crate) fn within_memory(ram: &Ram, pages: &PageSet) -> PageSet {
+        pages.intersection(&memory(ram))
+    }
+
+    /// The pages that a change of the permissions of `pages` may close or open.
+    pub(crate) fn around(&self, ram: &Ram, pages: &PageSet) -> PageSet {
+        let memory = memory(ram);
+        if !self.splits_at_page_end {
+            return pages.intersection(&memory);
+        }
+        pages.runs().map(with_neighbours).collect::<PageSet>().intersection(&memory)
+    }
+
+    /// Begins a change: makes every page that it may restrict, of `pages`, trap. No page is opened until
+    /// the change [ends](Self::change). On an error nothing has changed.
     ///
-    /// First every page of `touched` is made to trap, then the engine decides, then what need not
-    /// trap is opened. So there is no moment in which a page that the engine restricts does not trap,
-    /// and what fails leaves all as it was. No processor may be in the guest.
+    /// If slots change, no processor may be in the guest.
+    pub(crate) fn begin(&mut self, ram: &Ram, pages: &PageSet) -> Result<Begun, ChangeError> {
+        let fresh = self.traps.close(ram, pages)?;
+        self.changing = true;
+        Ok(Begun { fresh })
+    }
+
+    /// Changes permissions, and lets those of the pages `looked` be written that need not trap; in
+    /// force when it returns.
+    ///
+    /// First every page was made to trap, now the engine decides, then what need not trap is opened. So
+    /// there is no moment in which a page that the engine restricts does not trap, and what fails
+    /// leaves all as it was.
     pub(crate) fn change<T, E: Into<ChangeError>>(
         &mut self,
         ram: &Ram,
-        touched: &PageSet,
+        begun: Begun,
+        looked: &PageSet,
         change: impl FnOnce(&mut Domain<HeapFrames>) -> Result<(T, Invalidation), E>,
     ) -> Result<(T, Completed), ChangeError> {
-        let before = self.traps.trapped().clone();
-        self.traps.apply(ram, &before.union(&touched.intersection(&memory(ram))))?;
+        self.changing = false;
         match change(&mut self.domain) {
             Ok((result, token)) => {
                 // No processor walks the engine's tables: what the guest's processors remember was
                 // invalidated when the pages were closed above.
                 let done = token.without_processors();
                 self.domain.finish(&done);
-                self.settle(ram);
+                self.settle(ram, looked);
                 Ok((result, done))
             }
             Err(error) => {
-                // Opening what was closed cannot need more than there was before.
-                let _ = self.traps.apply(ram, &before);
-                self.may_overtrap = true;
+                // What was closed need not be, unless a write since then has made it so.
+                let Begun { fresh } = begun;
+                self.settle(ram, &fresh);
                 Err(error.into())
             }
         }
@@ -197,18 +229,55 @@ impl Guard {
         let token = self.domain.import(state, ram.bytes() / PAGE_BYTES)?;
         let done = token.without_processors();
         self.domain.finish(&done);
-        let wanted = self.restricted().intersection(&memory(ram));
-        self.may_overtrap = true;
-        Ok(self.traps.apply(ram, &wanted)?)
+        self.traps.close(ram, &self.wanted(&memory(ram)))?;
+        Ok(())
     }
 
-    /// Makes exactly those pages trap that have to.
-    pub(crate) fn settle(&mut self, ram: &Ram) {
-        let wanted = self.restricted().intersection(&memory(ram));
-        // A page that stays closed costs exits, and nothing else: its writes are let through. All pages
-        // with a restricted sub-page trap already; what may be missing are their neighbours.
-        let _ = self.traps.apply(ram, &wanted);
-        self.may_overtrap = *self.traps.trapped() != wanted;
+    /// Makes exactly those of some pages trap that have to.
+    ///
+    /// If slots change, no processor may be in the guest.
+    fn settle(&mut self, ram: &Ram, looked: &PageSet) {
+        let wanted = self.wanted(looked);
+        // All pages with a restricted sub-page trap already; what may be missing are neighbours that
+        // the change has closed before, so that this fails where the host does.
+        let _ = self.traps.close(ram, &wanted);
+        // A page that stays closed costs exits, and nothing else: its writes are let through.
+        let left = self.traps.open(ram, &looked.difference(&wanted));
+        self.may_overtrap |= !left.is_empty();
+    }
+
+    /// Opens pages that trap and need not, which [`after_write`](Self::after_write) has found. No
+    /// processor may be in the guest.
+    pub(crate) fn settle_idle(&mut self, ram: &Ram) {
+        let idle = std::mem::take(&mut self.idle);
+        self.idle_writes = 0;
+        self.settle(ram, &idle);
+    }
+
+    /// Whether a change has begun and not ended: no store is to begin that takes several decisions.
+    pub(crate) const fn is_changing(&self) -> bool {
+        self.changing
+    }
+
+    /// A store of which a part is done goes on under the rules that it began with.
+    pub(crate) fn store_begins(&mut self, vcpu: u32) {
+        self.in_pieces.insert(vcpu);
+    }
+
+    /// That store has ended.
+    pub(crate) fn store_ended(&mut self, vcpu: u32) {
+        self.in_pieces.remove(&vcpu);
+    }
+
+    /// The processors in the middle of such a store.
+    pub(crate) const fn in_pieces(&self) -> &BTreeSet<u32> {
+        &self.in_pieces
+    }
+
+    /// Whether a change may have to wait for every processor: KVM may be carrying out a store to two
+    /// pages, one after the other.
+    pub(crate) const fn splits_at_page_end(&self) -> bool {
+        self.splits_at_page_end
     }
 
     /// Counts a write that trapped.
@@ -222,7 +291,7 @@ impl Guard {
     pub(crate) fn after_write(&mut self, ram: &Ram, write: &WriteParts) -> bool {
         // A write opens what was tracked, and nothing else: a spent "allow once" closes.
         self.may_overtrap |= self.domain.tracked().next().is_some();
-        if !self.may_overtrap {
+        if !self.may_overtrap || self.changing {
             return false;
         }
         let mut settle = false;
@@ -233,14 +302,12 @@ impl Guard {
                 }
                 if self.traps.traps_by_view(gfn) {
                     // A page that stays closed costs exits, and nothing else.
-                    self.traps.open_page(ram, gfn);
+                    self.traps.open(ram, &[GfnRange::one(gfn)].into_iter().collect());
                     continue;
                 }
-                self.idle += 1;
-                if self.idle >= IDLE_WRITES {
-                    self.idle = 0;
-                    settle = true;
-                }
+                self.idle.insert(GfnRange::one(gfn));
+                self.idle_writes += 1;
+                settle |= self.idle_writes >= IDLE_WRITES;
             }
         }
         settle
@@ -259,6 +326,19 @@ impl Guard {
         let (first, last) = (range.first().as_u64(), range.last().as_u64());
         Err(ChangeError::NotMemory { first, last })
     }
+}
+
+/// A change that has begun: what it had to close.
+#[must_use = "a change that has begun must end"]
+pub(crate) struct Begun {
+    fresh: PageSet,
+}
+
+/// Pages and the one before and behind them.
+fn with_neighbours(pages: GfnRange) -> GfnRange {
+    let first = pages.first().as_u64().saturating_sub(1);
+    let last = pages.last().checked_add(1).unwrap_or(pages.last());
+    GfnRange::new(Gfn::new(first), last.as_u64() - first + 1).expect("pages around others")
 }
 
 /// All pages of the guest's memory.

@@ -119,9 +119,10 @@ pub(crate) fn mmio_store(
     let Some(mut reported) = Reported::new(address, data) else { return Ok(Next::Enter) };
     if let Some(parts) = reported.parts()
         && reported.may_go_on()
-        && let Some(next) = at_once(context, &reported, &parts)
+        && let Some(next) = at_once(context, processor.number, &reported, &parts)
     {
         processor.store_may_go_on = true;
+        processor.in_pieces = true;
         return Ok(next);
     }
     let vcpu = processor.number;
@@ -187,7 +188,12 @@ pub(crate) fn mmio_store(
 }
 
 /// Does a piece of a store of which every byte is permitted, however it goes on; none if that is not so.
-fn at_once(context: Context<'_>, reported: &Reported, parts: &WriteParts) -> Option<Next> {
+fn at_once(
+    context: Context<'_>,
+    vcpu: u32,
+    reported: &Reported,
+    parts: &WriteParts,
+) -> Option<Next> {
     let piece = parts.first();
     let whole = ByteRange::new(piece.first(), MAX_BYTES as u64).ok()?;
     if whole.last().gfn() != piece.first().gfn() || !context.ram.holds(whole) {
@@ -195,12 +201,16 @@ fn at_once(context: Context<'_>, reported: &Reported, parts: &WriteParts) -> Opt
     }
     let whole = WriteParts::one(whole);
     let mut guard = context.guard();
+    if guard.is_changing() {
+        return None;
+    }
     let considered = guard.domain_mut().consider_write(SPACE, &whole);
     if considered.decision() != Decision::Allowed {
         return None;
     }
     // Without memory for its records, the engine says so once more on the long way.
     considered.commit_part(piece).ok()?;
+    guard.store_begins(vcpu);
     guard.ledger_count(parts);
     context.metrics.checks(1);
     for (gpa, bytes) in &reported.pieces {
@@ -212,7 +222,7 @@ fn at_once(context: Context<'_>, reported: &Reported, parts: &WriteParts) -> Opt
 
 /// Lets KVM report what is left of a store whose first piece was done at once.
 ///
-/// To be called before the processor is let go of: others may change the rules then.
+/// To be called before the processor is let go of, or passes for a change that waits.
 pub(crate) fn finish(
     context: Context<'_>,
     processor: &mut Processor,

@@ -73,7 +73,7 @@ pub(super) fn help(
             .iter()
             .filter(|entry| guard.traps().traps(entry.gfn()))
             .map(|entry| GfnRange::one(entry.gfn()));
-        held = held.union(&trapping.collect());
+        held.extend(trapping);
     }
     match visits {
         // The flags are set: perhaps that was all.

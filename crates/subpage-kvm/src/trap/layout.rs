@@ -3,7 +3,6 @@
 use subpage::address::{GfnRange, PAGE_BYTES};
 
 use super::PageSet;
-use crate::memory::Region;
 
 /// A memory slot as it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,28 +15,41 @@ pub struct PlannedSlot {
     pub read_only: bool,
 }
 
-/// The fewest slots in which exactly `read_only` is read-only: each region is cut at the ends of
-/// the runs, and nowhere else.
-pub fn plan(regions: &[Region], read_only: &PageSet) -> Vec<PlannedSlot> {
-    let mut slots = Vec::new();
-    for region in regions {
-        let all: PageSet = [region.pages].into_iter().collect();
-        let closed = read_only.intersection(&all);
-        let open = all.difference(&closed);
-        let mut of_region: Vec<_> = open
-            .runs()
-            .iter()
-            .map(|run| (*run, false))
-            .chain(closed.runs().iter().map(|run| (*run, true)))
-            .map(|(pages, read_only)| {
-                let before = pages.first().as_u64() - region.pages.first().as_u64();
-                PlannedSlot { pages, offset: region.offset + before * PAGE_BYTES, read_only }
-            })
+/// The fewest slots for the memory of `slots`, which ascend, after `pages` of it have become
+/// read-only or writable.
+///
+/// Slots are cut where that changes and joined where it no longer does, so whoever wants the fewest of
+/// all gives the neighbours of what changes, too.
+pub fn replan(
+    slots: impl Iterator<Item = PlannedSlot>,
+    pages: &PageSet,
+    read_only: bool,
+) -> Vec<PlannedSlot> {
+    let mut planned: Vec<PlannedSlot> = Vec::new();
+    let mut add = |slot: PlannedSlot| match planned.last_mut() {
+        Some(last)
+            if last.read_only == slot.read_only
+                && last.pages.last().checked_add(1) == Some(slot.pages.first()) =>
+        {
+            let pages = last.pages.pages() + slot.pages.pages();
+            last.pages = GfnRange::new(last.pages.first(), pages).expect("memory is a range");
+        }
+        _ => planned.push(slot),
+    };
+    for slot in slots {
+        let part = |pages: GfnRange, read_only: bool| {
+            let before = pages.first().as_u64() - slot.pages.first().as_u64();
+            PlannedSlot { pages, offset: slot.offset + before * PAGE_BYTES, read_only }
+        };
+        let mut parts: Vec<_> = pages
+            .runs_in(slot.pages)
+            .map(|run| part(run, read_only))
+            .chain(pages.gaps_in(slot.pages).map(|run| part(run, slot.read_only)))
             .collect();
-        of_region.sort_unstable_by_key(|slot| slot.pages.first());
-        slots.append(&mut of_region);
+        parts.sort_unstable_by_key(|part| part.pages.first());
+        parts.into_iter().for_each(&mut add);
     }
-    slots
+    planned
 }
 
 #[cfg(test)]
@@ -50,31 +62,30 @@ mod tests {
         GfnRange::new(Gfn::new(first), count).expect("pages")
     }
 
-    fn regions() -> Vec<Region> {
-        vec![
-            Region { pages: pages(0, 100), offset: 0 },
-            Region { pages: pages(1000, 50), offset: 100 * PAGE_BYTES },
-        ]
+    fn memory() -> Vec<PlannedSlot> {
+        [(0, 100, 0), (1000, 50, 100)]
+            .map(|(first, count, offset)| PlannedSlot {
+                pages: pages(first, count),
+                offset: offset * PAGE_BYTES,
+                read_only: false,
+            })
+            .into()
     }
 
-    #[test]
-    fn without_read_only_pages_each_region_is_one_slot() {
-        let slots = plan(&regions(), &PageSet::new());
-        assert_eq!(slots.len(), 2);
-        assert!(slots.iter().all(|slot| !slot.read_only));
+    fn shape(slots: &[PlannedSlot]) -> Vec<(u64, u64, bool)> {
+        slots
+            .iter()
+            .map(|slot| (slot.pages.first().as_u64(), slot.pages.pages(), slot.read_only))
+            .collect()
     }
 
     #[test]
     fn exactly_the_read_only_pages_are_read_only() {
         let closed: PageSet =
             [pages(0, 1), pages(7, 2), pages(99, 1), pages(1049, 1)].into_iter().collect();
-        let slots = plan(&regions(), &closed);
-        let shape: Vec<_> = slots
-            .iter()
-            .map(|slot| (slot.pages.first().as_u64(), slot.pages.pages(), slot.read_only))
-            .collect();
+        let slots = replan(memory().into_iter(), &closed, true);
         assert_eq!(
-            shape,
+            shape(&slots),
             [
                 (0, 1, true),
                 (1, 6, false),
@@ -86,7 +97,16 @@ mod tests {
             ]
         );
         assert_eq!(slots[6].offset, (100 + 49) * PAGE_BYTES);
-        let merged = plan(&regions(), &[pages(7, 2)].into_iter().collect());
-        assert_eq!(merged.len(), 4, "what is open again is one slot with its neighbours");
+    }
+
+    #[test]
+    fn what_is_open_again_is_one_slot_with_its_neighbours() {
+        let closed: PageSet = [pages(7, 2), pages(20, 3)].into_iter().collect();
+        let slots = replan(memory().into_iter(), &closed, true);
+        let opened: PageSet = [pages(8, 1), pages(20, 3)].into_iter().collect();
+        let slots = replan(slots.into_iter(), &opened, false);
+        assert_eq!(shape(&slots), [(0, 7, false), (7, 1, true), (8, 92, false), (1000, 50, false)]);
+        let slots = replan(slots.into_iter(), &[pages(7, 1)].into_iter().collect(), false);
+        assert_eq!(slots, memory());
     }
 }

@@ -13,7 +13,7 @@ mod layout;
 mod pages;
 mod slots;
 
-pub use layout::{PlannedSlot, plan};
+pub use layout::{PlannedSlot, replan};
 pub use pages::PageSet;
 pub use slots::{SlotError, Slots};
 
@@ -93,75 +93,86 @@ impl Traps {
         self.slots.len()
     }
 
-    /// Makes exactly `wanted` the trapped pages. All or nothing.
+    /// Whether some of the pages trap, or would trap, by slots: no processor may be in the guest when
+    /// that changes.
+    pub fn need_slots(&self, pages: &PageSet) -> bool {
+        match self.by {
+            TrapBy::Slots => !pages.is_empty(),
+            TrapBy::View => pages.runs().any(|run| self.tables.runs_in(run).next().is_some()),
+        }
+    }
+
+    /// Makes pages of memory trap; those that did not before. All or nothing.
+    ///
+    /// In force when it returns. If slots change, no processor may be in the guest.
+    pub fn close(&mut self, ram: &Ram, pages: &PageSet) -> Result<PageSet, TrapError> {
+        let fresh = pages.difference(&self.trapped);
+        if fresh.is_empty() {
+            return Ok(fresh);
+        }
+        match self.by {
+            TrapBy::Slots => self.slots.set_read_only(ram, &fresh, true)?,
+            TrapBy::View => {
+                if let Err(error) = set_writable(ram, &fresh, false) {
+                    let _ = set_writable(ram, &fresh, true);
+                    return Err(error.into());
+                }
+            }
+        }
+        self.changes = self.changes.wrapping_add(1);
+        self.trapped.extend(fresh.runs());
+        Ok(fresh)
+    }
+
+    /// Lets the guest write pages; those that trap all the same, because the kernel has no room for
+    /// another mapping or KVM none for another slot.
     ///
     /// If slots change, no processor may be in the guest.
-    pub fn apply(&mut self, ram: &Ram, wanted: &PageSet) -> Result<(), TrapError> {
-        let tables = self.tables.intersection(wanted);
-        self.change(ram, wanted, &tables)
+    pub fn open(&mut self, ram: &Ram, pages: &PageSet) -> PageSet {
+        let pages = pages.intersection(&self.trapped);
+        let mut left = PageSet::new();
+        let in_slots = match self.by {
+            TrapBy::Slots => pages.clone(),
+            TrapBy::View => pages.intersection(&self.tables),
+        };
+        if self.slots.set_read_only(ram, &in_slots, false).is_ok() {
+            in_slots.runs().for_each(|run| self.tables.remove(run));
+        } else {
+            left = in_slots.clone();
+        }
+        if self.by == TrapBy::View {
+            left.extend(open(ram, &pages.difference(&in_slots)).runs());
+        }
+        if !pages.is_empty() {
+            self.changes = self.changes.wrapping_add(1);
+        }
+        for run in pages.difference(&left).runs() {
+            self.trapped.remove(run);
+        }
+        left
     }
 
     /// Puts trapped pages that hold page tables of the guest into read-only slots.
     ///
     /// No processor may be in the guest.
     pub fn hold_tables(&mut self, ram: &Ram, pages: &PageSet) -> Result<(), TrapError> {
-        let trapped = self.trapped.clone();
-        let tables = self.tables.union(&pages.intersection(&trapped));
-        self.change(ram, &trapped, &tables)
-    }
-
-    fn change(&mut self, ram: &Ram, wanted: &PageSet, tables: &PageSet) -> Result<(), TrapError> {
-        if *wanted == self.trapped && *tables == self.tables {
+        let fresh = pages.intersection(&self.trapped).difference(&self.tables);
+        if self.by == TrapBy::Slots || fresh.is_empty() {
             return Ok(());
         }
-        let old = self.by_view(&self.trapped, &self.tables);
-        let new = self.by_view(wanted, tables);
-        // What is to trap anew first: a failure then leaves more pages trapped, never fewer.
-        let tighten = new.difference(&old);
-        if let Err(error) = set_writable(ram, &tighten, false) {
-            let _ = set_writable(ram, &tighten, true);
-            return Err(error.into());
-        }
-        let read_only = match self.by {
-            TrapBy::Slots => wanted,
-            TrapBy::View => tables,
-        };
-        if let Err(error) = self.slots.apply(ram, read_only) {
-            let _ = set_writable(ram, &tighten, true);
-            return Err(error.into());
-        }
-        // Opening a page may split a mapping, for which the kernel may have no room: such a page stays
-        // trapped, and writes to it are let through one by one.
-        let closed = open(ram, &old.difference(&new));
+        self.slots.set_read_only(ram, &fresh, true)?;
+        self.tables.extend(fresh.runs());
         self.changes = self.changes.wrapping_add(1);
-        self.trapped = wanted.union(&closed);
-        self.tables = tables.clone();
+        // A page that its mapping keeps closed, too, traps as before.
+        open(ram, &fresh);
         Ok(())
-    }
-
-    /// Opens one page that traps by the view alone, if that can be done.
-    pub fn open_page(&mut self, ram: &Ram, gfn: Gfn) {
-        if self.by == TrapBy::View && !self.tables.contains(gfn) && self.trapped.contains(gfn) {
-            let page: PageSet = [GfnRange::one(gfn)].into_iter().collect();
-            if open(ram, &page).is_empty() {
-                self.trapped.remove(gfn);
-                self.changes = self.changes.wrapping_add(1);
-            }
-        }
-    }
-
-    fn by_view(&self, trapped: &PageSet, tables: &PageSet) -> PageSet {
-        match self.by {
-            TrapBy::Slots => PageSet::new(),
-            TrapBy::View => trapped.difference(tables),
-        }
     }
 }
 
 fn set_writable(ram: &Ram, pages: &PageSet, writable: bool) -> Result<(), ViewError> {
     for run in pages.runs() {
         for region in ram.regions() {
-            if let Some(part) = region.pages.intersection(*run) {
+            if let Some(part) = region.pages.intersection(run) {
                 ram.view().set_writable(part, writable)?;
             }
         }
@@ -171,12 +182,8 @@ fn set_writable(ram: &Ram, pages: &PageSet, writable: bool) -> Result<(), ViewEr
 
 /// Lets the guest write the pages; those that could not be opened.
 fn open(ram: &Ram, pages: &PageSet) -> PageSet {
-    pages
-        .runs()
-        .iter()
-        .filter(|run| set_writable(ram, &[**run].into_iter().collect(), true).is_err())
-        .copied()
-        .collect()
+    let fails = |run: &GfnRange| set_writable(ram, &[*run].into_iter().collect(), true).is_err();
+    pages.runs().filter(fails).collect()
 }
 
 /// The pages of a range as a set.

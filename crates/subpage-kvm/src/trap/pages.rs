@@ -1,127 +1,150 @@
 //! Sets of guest pages, as runs.
 
+use std::collections::BTreeMap;
+
 use subpage::address::{Gfn, GfnRange};
 
 /// A set of pages: ascending runs, none of which touches the next.
+///
+/// Taking pages in or out costs the runs that are touched, and a logarithm of all others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageSet {
-    runs: Vec<GfnRange>,
+    /// First page to last page of each run.
+    runs: BTreeMap<Gfn, Gfn>,
+    pages: u64,
 }
 
 impl PageSet {
     /// No page.
     pub const fn new() -> Self {
-        Self { runs: Vec::new() }
+        Self { runs: BTreeMap::new(), pages: 0 }
     }
 
     /// Whether there is no page.
-    pub const fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }
 
     /// The runs, ascending; between two there is at least one page that is not in the set.
-    pub fn runs(&self) -> &[GfnRange] {
-        &self.runs
+    pub fn runs(&self) -> impl Iterator<Item = GfnRange> {
+        self.runs.iter().map(|(first, last)| run(*first, *last))
     }
 
     /// How many pages.
-    pub fn pages(&self) -> u64 {
-        self.runs.iter().map(|run| run.pages()).sum()
+    pub const fn pages(&self) -> u64 {
+        self.pages
     }
 
     /// Whether a page is in the set.
     pub fn contains(&self, gfn: Gfn) -> bool {
-        let behind = self.runs.partition_point(|run| run.first() <= gfn);
-        behind > 0 && self.runs[behind - 1].last() >= gfn
+        self.runs.range(..=gfn).next_back().is_some_and(|(_, last)| *last >= gfn)
     }
 
-    /// Takes a page out.
-    pub fn remove(&mut self, gfn: Gfn) {
-        let behind = self.runs.partition_point(|run| run.first() <= gfn);
-        let Some(at) = behind.checked_sub(1).filter(|&at| self.runs[at].last() >= gfn) else {
-            return;
-        };
-        let run = self.runs[at];
-        let before = (run.first() < gfn).then(|| between(run.first(), gfn));
-        let after = (gfn < run.last()).then(|| between(next(gfn), next(run.last())));
-        self.runs.splice(at..=at, before.into_iter().chain(after));
+    /// The runs of the pages of `range` that are in the set, ascending.
+    pub fn runs_in(&self, range: GfnRange) -> impl Iterator<Item = GfnRange> {
+        let before = self.runs.range(..range.first()).next_back();
+        let from = self.runs.range(range.first()..=range.last());
+        let all = before.into_iter().chain(from);
+        all.filter_map(move |(first, last)| run(*first, *last).intersection(range))
     }
 
-    /// The pages in either.
-    pub fn union(&self, other: &Self) -> Self {
-        self.runs.iter().chain(&other.runs).copied().collect()
+    /// The runs of the pages of `range` that are not in the set, ascending.
+    pub fn gaps_in(&self, range: GfnRange) -> impl Iterator<Item = GfnRange> {
+        let mut inside = self.runs_in(range);
+        let mut rest = Some(range);
+        std::iter::from_fn(move || {
+            loop {
+                let now = rest?;
+                let Some(next) = inside.next() else { return rest.take() };
+                rest = (next.last() < now.last()).then(|| run(after(next.last()), now.last()));
+                if now.first() < next.first() {
+                    return Some(run(now.first(), before(next.first())));
+                }
+            }
+        })
     }
 
-    /// The pages in both.
+    /// Takes pages in.
+    pub fn insert(&mut self, pages: GfnRange) {
+        let (mut first, mut last) = (pages.first(), pages.last());
+        // What touches the pages becomes one run with them.
+        let reach = last.checked_add(1).unwrap_or(last);
+        while let Some((&from, &to)) = self.runs.range(..=reach).next_back() {
+            if to.checked_add(1).is_some_and(|behind| behind < first) {
+                break;
+            }
+            self.runs.remove(&from);
+            self.pages -= run(from, to).pages();
+            (first, last) = (first.min(from), last.max(to));
+        }
+        self.runs.insert(first, last);
+        self.pages += run(first, last).pages();
+    }
+
+    /// Takes pages out.
+    pub fn remove(&mut self, pages: GfnRange) {
+        while let Some((&from, &to)) = self.runs.range(..=pages.last()).next_back() {
+            if to < pages.first() {
+                break;
+            }
+            self.runs.remove(&from);
+            self.pages -= run(from, to).pages();
+            if to > pages.last() {
+                self.add_apart(run(after(pages.last()), to));
+            }
+            if from < pages.first() {
+                self.add_apart(run(from, before(pages.first())));
+                break;
+            }
+        }
+    }
+
+    /// Takes a run in that touches no other.
+    fn add_apart(&mut self, pages: GfnRange) {
+        self.runs.insert(pages.first(), pages.last());
+        self.pages += pages.pages();
+    }
+
+    /// The pages in both; costs the runs of `self`, and what they have in common.
     pub fn intersection(&self, other: &Self) -> Self {
-        let (mut mine, mut others) = (self.runs.iter().peekable(), other.runs.iter().peekable());
-        let mut runs = Vec::new();
-        while let (Some(a), Some(b)) = (mine.peek(), others.peek()) {
-            runs.extend(a.intersection(**b));
-            if a.last() < b.last() {
-                mine.next()
-            } else {
-                others.next()
-            };
-        }
-        Self { runs }
+        self.runs().flat_map(|run| other.runs_in(run)).collect()
     }
 
-    /// The pages in this set and not in the other.
+    /// The pages in this set and not in the other; costs the runs of `self`, and what they have in
+    /// common.
     pub fn difference(&self, other: &Self) -> Self {
-        let mut runs = Vec::new();
-        let mut holes = other.runs.iter().peekable();
-        for run in &self.runs {
-            let mut from = run.first();
-            while let Some(hole) = holes.peek() {
-                if hole.first() > run.last() {
-                    break;
-                }
-                if hole.first() > from {
-                    runs.push(between(from, hole.first()));
-                }
-                if hole.last() >= run.last() {
-                    break;
-                }
-                from = from.max(next(hole.last()));
-                holes.next();
-            }
-            let covered = holes
-                .peek()
-                .is_some_and(|hole| hole.first() <= run.last() && hole.last() >= run.last());
-            if !covered {
-                runs.push(between(from, next(run.last())));
-            }
-        }
-        Self { runs }
+        self.runs().flat_map(|run| other.gaps_in(run)).collect()
     }
 }
 
-/// The pages from `first` up to, and without, `end`, which is more.
-fn between(first: Gfn, end: Gfn) -> GfnRange {
-    GfnRange::new(first, end.as_u64() - first.as_u64()).expect("a run within the guest's memory")
+/// The pages from `first` to `last`.
+fn run(first: Gfn, last: Gfn) -> GfnRange {
+    GfnRange::new(first, last.as_u64() - first.as_u64() + 1).expect("a run of pages")
 }
 
-/// The page behind one of the guest's memory, which ends far below the last page there can be.
-fn next(gfn: Gfn) -> Gfn {
-    gfn.checked_add(1).expect("memory ends below the address space")
+/// The page behind one that is not the last there can be.
+fn after(gfn: Gfn) -> Gfn {
+    gfn.checked_add(1).expect("a page lies behind")
+}
+
+/// The page before one that is not the first there can be.
+fn before(gfn: Gfn) -> Gfn {
+    Gfn::new(gfn.as_u64() - 1)
 }
 
 impl FromIterator<GfnRange> for PageSet {
     fn from_iter<I: IntoIterator<Item = GfnRange>>(ranges: I) -> Self {
-        let mut sorted: Vec<GfnRange> = ranges.into_iter().collect();
-        sorted.sort_unstable_by_key(|run| run.first());
-        let mut runs: Vec<GfnRange> = Vec::new();
-        for range in sorted {
-            match runs.last_mut() {
-                Some(last) if range.first().as_u64() <= last.last().as_u64() + 1 => {
-                    let end = last.last().max(range.last());
-                    *last = between(last.first(), next(end));
-                }
-                _ => runs.push(range),
-            }
+        let mut set = Self::new();
+        set.extend(ranges);
+        set
+    }
+}
+
+impl Extend<GfnRange> for PageSet {
+    fn extend<I: IntoIterator<Item = GfnRange>>(&mut self, ranges: I) {
+        for range in ranges {
+            self.insert(range);
         }
-        Self { runs }
     }
 }
 
@@ -141,31 +164,36 @@ mod tests {
     }
 
     fn bits(set: &PageSet) -> u64 {
-        let runs = set.runs();
+        let runs: Vec<_> = set.runs().collect();
         assert!(runs.windows(2).all(|two| two[0].last().as_u64() + 1 < two[1].first().as_u64()));
+        assert_eq!(runs.iter().map(|run| run.pages()).sum::<u64>(), set.pages());
         (0..SPACE)
             .filter(|&page| set.contains(Gfn::new(page)))
             .fold(0, |bits, page| bits | 1 << page)
     }
 
     proptest! {
-        /// Taking a page out takes out that page.
-        #[test]
-        fn a_page_is_taken_out(a in 0..1_u64 << SPACE, page in 0..SPACE) {
-            let mut x = set(a);
-            x.remove(Gfn::new(page));
-            prop_assert_eq!(bits(&x), a & !(1 << page));
-        }
-
         /// A set of pages does what a word of bits does.
         #[test]
-        fn sets_are_sets(a in 0..1_u64 << SPACE, b in 0..1_u64 << SPACE) {
+        fn sets_are_sets(
+            a in 0..1_u64 << SPACE,
+            b in 0..1_u64 << SPACE,
+            first in 0..SPACE,
+            pages in 1..SPACE,
+        ) {
             let (x, y) = (set(a), set(b));
             prop_assert_eq!(bits(&x), a);
-            prop_assert_eq!(x.pages(), u64::from(a.count_ones()));
-            prop_assert_eq!(bits(&x.union(&y)), a | b);
             prop_assert_eq!(bits(&x.intersection(&y)), a & b);
             prop_assert_eq!(bits(&x.difference(&y)), a & !b);
+            let range = GfnRange::new(Gfn::new(first), pages.min(SPACE - first)).expect("a range");
+            let of_range = ((1 << range.pages()) - 1) << first;
+            prop_assert_eq!(bits(&x.runs_in(range).collect()), a & of_range);
+            prop_assert_eq!(bits(&x.gaps_in(range).collect()), of_range & !a);
+            let (mut more, mut less) = (x.clone(), x);
+            more.insert(range);
+            less.remove(range);
+            prop_assert_eq!(bits(&more), a | of_range);
+            prop_assert_eq!(bits(&less), a & !of_range);
         }
     }
 }

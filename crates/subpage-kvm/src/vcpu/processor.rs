@@ -46,6 +46,8 @@ pub struct Processor {
     pub(crate) stuck: Stuck,
     /// The last exit was a piece of a store that may go on.
     pub(crate) store_may_go_on: bool,
+    /// The guard knows of such a store.
+    pub(crate) in_pieces: bool,
     /// Where the watch found it last.
     seen_at: Option<u64>,
     /// Whether registers go through the page that it shares with KVM.
@@ -132,6 +134,7 @@ impl Processor {
             xstate: super::trampoline::components(),
             stuck: Stuck::default(),
             store_may_go_on: false,
+            in_pieces: false,
             seen_at: None,
             exchange: Exchange::Off,
         })

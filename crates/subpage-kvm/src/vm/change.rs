@@ -10,7 +10,7 @@ use subpage::track::{TrackId, WrittenPage};
 use subpage_emulate::guest::State;
 use subpage_emulate::table_frames;
 
-use super::{Machine, Paused, Vm, VmError};
+use super::{Machine, Vm, VmError};
 use crate::ending::{Ending, Failure};
 use crate::guard::{ChangeError, Guard};
 use crate::trap::{PageSet, TrapBy, pages_of};
@@ -18,51 +18,101 @@ use crate::trap::{PageSet, TrapBy, pages_of};
 /// How many tables of a processor are looked at for guarded ones: those of 64 GiB of memory.
 const MAX_TABLES: usize = 1 << 15;
 
+/// The pages that a change is about.
+#[derive(Clone)]
+struct Touched {
+    /// Pages that it may restrict.
+    closes: PageSet,
+    /// These, and those that it may release.
+    pages: PageSet,
+}
+
+impl Touched {
+    /// A change that may restrict pages.
+    fn closing(pages: PageSet) -> Self {
+        Self { closes: pages.clone(), pages }
+    }
+
+    /// A change that restricts none.
+    const fn opening(pages: PageSet) -> Self {
+        Self { closes: PageSet::new(), pages }
+    }
+}
+
 impl Machine {
-    /// Changes permissions of the pages in `touched`.
-    pub(crate) fn change<T, E: Into<ChangeError>>(
+    /// Changes permissions of the pages that `touched` names, which is asked when no page can be
+    /// opened any more, and may be asked before.
+    ///
+    /// Processors are stopped only if memory slots change. Otherwise they run, and a change waits for
+    /// stores that are under way and take more than one decision.
+    fn change<T, E: Into<ChangeError>>(
         &self,
-        touched: &PageSet,
+        touched: impl Fn(&Guard) -> Touched,
         change: impl FnOnce(&mut Domain<HeapFrames>) -> Result<(T, Invalidation), E>,
     ) -> Result<(T, Completed), ChangeError> {
-        // Also where no slot changes: a store of which a part is done finds the rules that it began
-        // with, because its thread holds the processor.
-        let paused = self.vcpus.pause();
+        let alone = self.vcpus.exclude();
+        let around = |guard: &Guard| {
+            let Touched { closes, pages } = touched(guard);
+            (guard.around(&self.ram, &closes), guard.around(&self.ram, &pages))
+        };
         let mut guard = self.guard();
-        let before = guard.traps().trapped().clone();
-        let result = guard.change(&self.ram, touched, change)?;
-        let fresh = guard.traps().trapped().difference(&before);
-        if guard.traps().by() == TrapBy::View && !self.native && !fresh.is_empty() {
-            let tables = self.tables_among(&paused, &fresh);
+        let mut tables = PageSet::new();
+        if guard.traps().by() == TrapBy::View && !self.native {
+            let fresh = around(&guard).0.difference(guard.traps().trapped());
+            if !fresh.is_empty() {
+                drop(guard);
+                tables = self.tables_among(&alone.states(), &fresh);
+                guard = self.guard();
+            }
+        }
+        let (closes, looked) = around(&guard);
+        if guard.traps().need_slots(&looked) || !tables.is_empty() {
+            drop(guard);
+            let _paused = alone.pause();
+            let mut guard = self.guard();
+            // No store is under way: neighbours need not trap before the engine has decided.
+            let closes = Guard::within_memory(&self.ram, &touched(&guard).closes);
+            let (_, looked) = around(&guard);
+            let begun = guard.begin(&self.ram, &closes)?;
+            let result = guard.change(&self.ram, begun, &looked, change)?;
             // Where that fails the tables trap as every other page does, which is no less guarded.
             let _ = guard.traps_mut().hold_tables(&self.ram, &tables);
+            return Ok(result);
         }
-        Ok(result)
+        let begun = guard.begin(&self.ram, &closes)?;
+        let all = guard.splits_at_page_end();
+        if all || !guard.in_pieces().is_empty() {
+            let waited_for: Vec<usize> = (0..self.vcpus.processors())
+                .filter(|&number| {
+                    let vcpu = u32::try_from(number).expect("a u32 was asked for");
+                    all || guard.in_pieces().contains(&vcpu)
+                })
+                .collect();
+            drop(guard);
+            alone.wait_between_stores(&waited_for);
+            guard = self.guard();
+        }
+        guard.change(&self.ram, begun, &looked, change)
     }
 
     /// Those of the pages that hold page tables of a processor.
     ///
     /// Where KVM walks page tables itself it sets accessed flags through the host's mapping, and gives
     /// the guest a page fault if it cannot; in a read-only slot it sets none.
-    fn tables_among(&self, paused: &Paused<'_>, pages: &PageSet) -> PageSet {
-        // A processor that cannot be asked has other troubles, which its exits tell.
-        let mut states: Vec<_> = paused
-            .processors
-            .iter()
-            .filter_map(|processor| Some(processor.interrupted().ok()?.state))
-            .collect();
+    fn tables_among(&self, states: &[State], pages: &PageSet) -> PageSet {
         let root = |state: &State| (state.cr3, state.cr0, state.cr4, state.efer);
+        let mut states = states.to_vec();
         states.sort_unstable_by_key(root);
         states.dedup_by_key(|state| root(state));
         let found =
             states.iter().flat_map(|state| table_frames(&self.ram, self.paging, state, MAX_TABLES));
-        pages_of(found.map(GfnRange::one)).intersection(pages)
+        found.filter(|gfn| pages.contains(*gfn)).map(GfnRange::one).collect()
     }
 
     /// Opens pages that need not trap any more.
     pub(crate) fn settle(&self) {
         let _paused = self.vcpus.pause();
-        self.guard().settle(&self.ram);
+        self.guard().settle_idle(&self.ram);
     }
 
     /// Puts trapping pages that hold page tables of the guest into read-only slots.
@@ -83,8 +133,8 @@ impl Machine {
         for rule in rules {
             Guard::check_memory(&self.ram, rule.range)?;
         }
-        let touched = pages_of(rules.iter().map(|rule| rule.range.gfns()));
-        let (first, _) = self.change(&touched, |domain| domain.add_rules(rules))?;
+        let touched = Touched::closing(pages_of(rules.iter().map(|rule| rule.range.gfns())));
+        let (first, _) = self.change(|_| touched.clone(), |domain| domain.add_rules(rules))?;
         for rule in rules {
             self.metrics.rule_added(rule.name.as_str());
         }
@@ -92,9 +142,12 @@ impl Machine {
     }
 
     pub(crate) fn remove_rule(&self, rule: RuleId, by: Owner) -> Result<(), ChangeError> {
-        let ((), _) = self.change(&PageSet::new(), |domain| {
-            domain.remove_rule(rule, by).map(|token| ((), token))
-        })?;
+        let range = self.guard().domain().rules().get(rule).map(|active| active.rule.range);
+        let touched = Touched::opening(pages_of(range.map(ByteRange::gfns)));
+        let ((), _) = self.change(
+            |_| touched.clone(),
+            |domain| domain.remove_rule(rule, by).map(|token| ((), token)),
+        )?;
         Ok(())
     }
 
@@ -104,33 +157,44 @@ impl Machine {
 
     pub(crate) fn set_access(&self, first: Gfn, maps: &[AccessMap]) -> Result<(), ChangeError> {
         let range = GfnRange::new(first, maps.len() as u64).map_err(DomainError::from)?;
-        let touched = pages_of([range]);
-        let ((), _) = self
-            .change(&touched, |domain| domain.set_access(first, maps).map(|token| ((), token)))?;
+        let restricted = range.iter().zip(maps).filter(|(_, map)| !map.is_unrestricted());
+        let touched = Touched {
+            closes: restricted.map(|(gfn, _)| GfnRange::one(gfn)).collect(),
+            pages: pages_of([range]),
+        };
+        let ((), _) = self.change(
+            |_| touched.clone(),
+            |domain| domain.set_access(first, maps).map(|token| ((), token)),
+        )?;
         Ok(())
     }
 
     pub(crate) fn track(&self, range: ByteRange) -> Result<TrackId, ChangeError> {
         Guard::check_memory(&self.ram, range)?;
-        let (track, _) = self.change(&pages_of([range.gfns()]), |domain| domain.track(range))?;
+        let touched = Touched::closing(pages_of([range.gfns()]));
+        let (track, _) = self.change(|_| touched.clone(), |domain| domain.track(range))?;
         Ok(track)
     }
 
     pub(crate) fn harvest(&self, track: TrackId) -> Result<Vec<WrittenPage>, ChangeError> {
-        let touched = {
-            let guard = self.guard();
+        // A tracked page that traps goes on to trap, whatever was written of it.
+        let open = |guard: &Guard| {
             let tracked = guard.domain().tracked().find(|(id, _)| *id == track);
-            pages_of(tracked.map(|(_, range)| range.gfns()))
+            let range = tracked.map(|(_, range)| range.gfns());
+            let gaps = |range| guard.traps().trapped().gaps_in(range);
+            Touched::closing(range.into_iter().flat_map(gaps).collect())
         };
         // The pages were closed before the engine was asked: no processor writes through an old
         // translation.
-        let (pending, done) = self.change(&touched, |domain| domain.harvest_written(track))?;
+        let (pending, done) = self.change(open, |domain| domain.harvest_written(track))?;
         Ok(pending.ready(&done).expect("the harvest's own change is complete"))
     }
 
     pub(crate) fn untrack(&self, track: TrackId) -> Result<(), ChangeError> {
-        let ((), _) =
-            self.change(&PageSet::new(), |domain| domain.untrack(track).map(|token| ((), token)))?;
+        let range = self.guard().domain().tracked().find(|(id, _)| *id == track);
+        let touched = Touched::opening(pages_of(range.map(|(_, range)| range.gfns())));
+        let ((), _) = self
+            .change(|_| touched.clone(), |domain| domain.untrack(track).map(|token| ((), token)))?;
         Ok(())
     }
 }

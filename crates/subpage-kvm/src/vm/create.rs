@@ -22,7 +22,7 @@ use crate::guard::Guard;
 use crate::memory::Ram;
 use crate::metrics::{Clock, Metrics};
 use crate::snapshot::Features;
-use crate::trap::{PageSet, Slots, TrapBy, TrapError, Traps};
+use crate::trap::{Slots, TrapBy, TrapError, Traps};
 use crate::vcpu::{Kick, Processor, cpuid};
 use crate::vm::watch::Watch;
 
@@ -190,7 +190,7 @@ fn guard(
     let has = usize::try_from(vm.check_extension_int(Cap::NrMemslots)).unwrap_or(32);
     let limit = configuration.slots.map_or(has, |slots| slots.min(has));
     let mut slots = Slots::new(Arc::clone(vm), limit);
-    slots.apply(ram, &PageSet::new()).map_err(TrapError::from)?;
+    slots.lay_out(ram).map_err(TrapError::from)?;
     let by = match configuration.trap {
         TrapChoice::Slots => TrapBy::Slots,
         TrapChoice::Auto

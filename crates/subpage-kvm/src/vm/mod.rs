@@ -1,5 +1,6 @@
 //! A virtual machine: memory, processors, devices, and the guard over its memory.
 
+mod between_stores;
 mod change;
 mod create;
 mod error;

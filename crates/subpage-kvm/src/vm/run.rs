@@ -42,19 +42,46 @@ fn turns(
     processor: &mut Processor,
     number: usize,
 ) -> Result<Option<Next>, Failure> {
+    machine.vcpus.enter_turns(number);
+    let kick = machine.vcpus.kick_of(number);
+    let result = enter_again(machine, processor, number)
+        .and_then(|next| finish(machine.stores(), processor, kick).map(|()| next));
+    store_ended(machine, processor);
+    machine.vcpus.leave_turns(number);
+    result
+}
+
+/// Has a processor enter the guest again and again.
+fn enter_again(
+    machine: &Machine,
+    processor: &mut Processor,
+    number: usize,
+) -> Result<Option<Next>, Failure> {
     let kick = machine.vcpus.kick_of(number);
     while machine.vcpus.may_run(number) {
-        processor.store_may_go_on = false;
-        match turn(machine, processor, kick)? {
-            Next::Enter => {}
-            next => {
-                finish(machine.stores(), processor, kick)?;
-                return Ok(Some(next));
+        if machine.vcpus.is_waited_for() {
+            finish(machine.stores(), processor, kick)?;
+            if let Ok(at) = processor.interrupted() {
+                machine.vcpus.leave_state(number, &at.state);
             }
         }
+        if !std::mem::take(&mut processor.store_may_go_on) {
+            store_ended(machine, processor);
+            machine.vcpus.pass(number);
+        }
+        match turn(machine, processor, kick)? {
+            Next::Enter => {}
+            next => return Ok(Some(next)),
+        }
     }
-    finish(machine.stores(), processor, kick)?;
     Ok(None)
+}
+
+/// The processor is between two stores: changes need not wait for it.
+fn store_ended(machine: &Machine, processor: &mut Processor) {
+    if std::mem::take(&mut processor.in_pieces) {
+        machine.guard().store_ended(processor.number);
+    }
 }
 
 /// What an exit was, when KVM's buffer is no longer borrowed.

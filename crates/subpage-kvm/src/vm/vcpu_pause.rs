@@ -4,19 +4,30 @@
 //! Pausing closes the gate, kicks the processors out of the guest, and takes them one after the other.
 //! So there is no list of who has stopped: a processor that can be held has stopped.
 //!
+//! A change of permissions that stops nobody holds the pause, too: see
+//! [`between_stores`](super::between_stores).
+//!
 //! Order of locks: first the pause, then processors, then the guard. A thread that holds the guard
 //! never waits for a processor.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use subpage_emulate::guest::State;
 
 use crate::vcpu::{Kick, Processor};
 
 /// A processor, and how to get it out of the guest.
 pub(crate) struct Seat {
-    processor: Mutex<Processor>,
+    pub(super) processor: Mutex<Processor>,
     kick: Kick,
     thread: Mutex<Option<Thread>>,
+    /// The thread has the processor and may be in the middle of a store.
+    pub(super) inside: AtomicBool,
+    /// How often it was between two stores.
+    pub(super) passed: AtomicU64,
+    /// Its state at a moment since somebody wanted to know it.
+    pub(super) state: Mutex<Option<State>>,
 }
 
 /// The thread of a processor, to be signalled.
@@ -25,14 +36,16 @@ struct Thread(nix::sys::pthread::Pthread);
 
 /// The processors of a machine, and the gate that their threads pass.
 pub(crate) struct PausableVcpus {
-    seats: Vec<Seat>,
+    pub(super) seats: Vec<Seat>,
     closed: AtomicBool,
     ended: AtomicBool,
-    /// Held by whoever has paused the machine.
-    pause: Mutex<()>,
-    /// Whether the gate is closed, for those who wait for it.
-    waiting: Mutex<()>,
-    opened: Condvar,
+    /// Held by whoever has paused the machine, or changes permissions.
+    pub(super) pause: Mutex<()>,
+    /// Whether the gate is closed, for those who wait for it; and whether processors have passed.
+    pub(super) waiting: Mutex<()>,
+    pub(super) opened: Condvar,
+    /// How many wait until processors have been between two stores.
+    pub(super) waiters: AtomicUsize,
 }
 
 /// The machine is paused: no processor is in the guest, and all are ours.
@@ -50,6 +63,9 @@ impl PausableVcpus {
                 processor: Mutex::new(processor),
                 kick,
                 thread: Mutex::new(None),
+                inside: AtomicBool::new(false),
+                passed: AtomicU64::new(0),
+                state: Mutex::new(None),
             })
             .collect();
         Arc::new(Self {
@@ -59,6 +75,7 @@ impl PausableVcpus {
             pause: Mutex::new(()),
             waiting: Mutex::new(()),
             opened: Condvar::new(),
+            waiters: AtomicUsize::new(0),
         })
     }
 
@@ -129,7 +146,11 @@ impl PausableVcpus {
 
     /// Stops all processors; they go on when the value is dropped. The caller holds no processor.
     pub(crate) fn pause(&self) -> Paused<'_> {
-        let pause = lock(&self.pause);
+        self.exclude().pause()
+    }
+
+    /// Stops all processors, for whoever holds the pause.
+    pub(super) fn stop<'a>(&'a self, pause: MutexGuard<'a, ()>) -> Paused<'a> {
         self.closed.store(true, Ordering::SeqCst);
         self.kick_all();
         let processors = self.seats.iter().map(|seat| lock(&seat.processor)).collect();
@@ -160,6 +181,6 @@ impl Drop for Paused<'_> {
 
 /// A lock whose holder has panicked is taken all the same: the machine is ending, and its processors
 /// have to be stopped whatever state they are in.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

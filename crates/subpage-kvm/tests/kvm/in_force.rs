@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use iced_x86::code_asm::{qword_ptr, rbx};
+use iced_x86::code_asm::{qword_ptr, rax, rbp, rbx, xmm0, xmmword_ptr};
+use subpage::rules::{Action, Owner, RuleId};
 use subpage_kvm::vm::{Configuration, TrapChoice};
 
-use crate::guest::{Guest, PAGE, kvm, small};
+use crate::guest::{Guest, PAGE, PLAIN, kvm, small};
 use crate::privilege::{LEVELS, Level, place_all};
 
 /// How often memory is looked at.
@@ -83,5 +84,50 @@ fn the_same_with_three_processors() {
     }
     for trap in [TrapChoice::Slots, TrapChoice::View] {
         tightening_and_loosening(trap, &[Level::User, Level::Supervisor, Level::User]);
+    }
+}
+
+/// Sixteen bytes of a page that traps for others, and the eight of them that come and go.
+const PAIR: u64 = PAGE + 0x100;
+const HALF: u64 = PAIR + 8;
+
+/// A store that KVM tells of in two parts is done as a whole or not at all, whenever rules change.
+#[test]
+fn no_change_comes_between_the_parts_of_a_store() {
+    if !kvm() {
+        return;
+    }
+    for (trap, levels) in
+        [(TrapChoice::Slots, vec![Level::Supervisor]), (TrapChoice::View, vec![Level::Supervisor])]
+    {
+        let cpus = u32::try_from(levels.len()).unwrap();
+        let configuration = Configuration { cpus, trap, ..small() };
+        let mut guest = Guest::new(&configuration, |code| {
+            let mut again = code.create_label();
+            code.mov(rbx, PAIR).unwrap();
+            code.mov(rbp, PLAIN).unwrap();
+            code.set_label(&mut again).unwrap();
+            code.inc(rax).unwrap();
+            code.mov(qword_ptr(rbp), rax).unwrap();
+            code.mov(qword_ptr(rbp + 8), rax).unwrap();
+            code.movdqu(xmm0, xmmword_ptr(rbp)).unwrap();
+            code.movdqu(xmmword_ptr(rbx), xmm0).unwrap();
+            code.jmp(again).unwrap();
+        });
+        place_all(&guest, &levels);
+        guest.guard(PAGE + 0x800, 8, Action::Deny);
+        guest.vm.start().unwrap();
+        for round in 0..40 {
+            let context = format!("{trap:?} at {levels:?}, round {round}");
+            let before = guest.word(HALF);
+            until(&context, || guest.word(HALF) != before);
+            guest.guard(HALF, 8, Action::Deny);
+            let pair: [u8; 16] = guest.read(PAIR);
+            assert_eq!(pair[..8], pair[8..], "half a store: {context}");
+            for _ in 0..LOOKS / 20 {
+                assert_eq!(guest.read(PAIR), pair, "written after it was denied: {context}");
+            }
+            guest.vm.remove_rule(RuleId(guest.rules()), Owner::HOST).unwrap();
+        }
     }
 }
