@@ -25,10 +25,10 @@ const FILE: &str = "bochsrc";
 const LOG: &str = "log";
 const ERRORS: &str = "errors";
 
-/// Bytes of the emulated memory. The whole of it is there from the start, in blocks of 8 MiB:
-/// Bochs reads an image in one piece into the block where it begins.
-pub(crate) const MEMORY: u64 = 512 << 20;
-/// Bytes of a block; no image may cross from one into the next.
+/// The emulated memory, if no more is needed, in MiB. It is in blocks of 8 MiB: Bochs reads an image
+/// in one piece into the block where it begins.
+pub(crate) const MEMORY_MIB: u64 = 512;
+/// Bytes of a block; no image may cross from one into the next, unless that is not in use yet.
 pub(crate) const BLOCK: u64 = 8 << 20;
 
 /// How many lines at the end of Bochs's own log are of interest.
@@ -54,14 +54,26 @@ pub(crate) enum Logging {
     Fatal,
 }
 
+/// Where the serial lines go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SerialLines {
+    None,
+    /// The first to a file in the directory of the run, the second to standard output.
+    Two {
+        first: &'static str,
+    },
+}
+
 /// What differs from run to run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Configuration<'a> {
     pub(crate) model: &'a str,
     pub(crate) processors: u32,
+    pub(crate) memory_mib: u64,
     /// At most four.
     pub(crate) images: &'a [Placed],
     pub(crate) logging: Logging,
+    pub(crate) serial_lines: SerialLines,
 }
 
 /// One run of Bochs that has come to its end. Its exit status says nothing: it is always 1.
@@ -99,7 +111,7 @@ impl Configuration<'_> {
              vgaromimage: file={VGA_ROM}\n",
             self.model,
             self.processors,
-            memory = MEMORY >> 20,
+            memory = self.memory_mib,
             block = BLOCK >> 10,
         );
         for (number, image) in self.images.iter().enumerate() {
@@ -111,6 +123,12 @@ impl Configuration<'_> {
                 image.address
             )
             .expect("writing to a string cannot fail");
+        }
+        if let SerialLines::Two { first } = self.serial_lines {
+            for (number, file) in [(1, first), (2, "/dev/stdout")] {
+                writeln!(text, "com{number}: enabled=1, mode=file, dev={file}")
+                    .expect("writing to a string cannot fail");
+            }
         }
         let errors = match self.logging {
             Logging::Errors => "report",
@@ -133,6 +151,20 @@ impl Configuration<'_> {
         text
     }
 
+    /// The command that runs Bochs in `directory`, where its files are written now.
+    pub(crate) fn command(&self, program: &Path, directory: &Path) -> Result<Command> {
+        assert!(self.images.len() <= 4, "Bochs takes four images");
+        let write = |name: &str, contents: &[u8]| {
+            fs::write(directory.join(name), contents)
+                .with_context(|| format!("cannot write {name}"))
+        };
+        write(FILE, self.text().as_bytes())?;
+        write(VGA_ROM, &[0; 512])?;
+        let mut command = Command::new(program);
+        command.args(["-q", "-f", FILE]).current_dir(directory);
+        Ok(command)
+    }
+
     /// Runs Bochs in `directory`, where the ROM and the images are, until it ends or `limit` has
     /// passed. `on_line` sees each line from inside as it comes.
     pub(crate) fn start(
@@ -143,18 +175,8 @@ impl Configuration<'_> {
         interrupt: &Interrupt,
         on_line: &mut dyn FnMut(&str),
     ) -> Result<Run> {
-        assert!(self.images.len() <= 4, "Bochs takes four images");
-        let write = |name: &str, contents: &[u8]| {
-            fs::write(directory.join(name), contents)
-                .with_context(|| format!("cannot write {name}"))
-        };
-        write(FILE, self.text().as_bytes())?;
-        write(VGA_ROM, &[0; 512])?;
+        let command = execute::limited(&self.command(program, directory)?, limit);
         let errors = File::create(directory.join(ERRORS)).context("cannot write a file")?;
-
-        let mut command = Command::new(program);
-        command.args(["-q", "-f", FILE]).current_dir(directory);
-        let command = execute::limited(&command, limit);
         let interrupted = || interrupt.raised();
         let limits = Limits::new(Instant::now() + limit, &interrupted);
         let mut lines = Vec::new();
@@ -244,11 +266,15 @@ mod tests {
             processors: 3,
             images: &images,
             logging: Logging::Errors,
+            serial_lines: SerialLines::Two { first: "console" },
+            memory_mib: 768,
         }
         .text();
         for line in [
             "cpu: model=tigerlake, count=3, reset_on_triple_fault=0",
-            "memory: guest=512, host=512, block_size=8192",
+            "memory: guest=768, host=768, block_size=8192",
+            "com1: enabled=1, mode=file, dev=console",
+            "com2: enabled=1, mode=file, dev=/dev/stdout",
             "romimage: file=rom, address=0xffff0000",
             "optramimage1: file=image, address=0x100000",
             "optramimage2: file=guest, address=0x800000",
@@ -264,9 +290,11 @@ mod tests {
             processors: 1,
             images: &[],
             logging: Logging::Fatal,
+            serial_lines: SerialLines::None,
+            memory_mib: MEMORY_MIB,
         };
         assert!(quiet.text().contains("error: action=ignore\n"));
-        assert!(!quiet.text().contains("optramimage"));
+        assert!(!quiet.text().contains("optramimage") && !quiet.text().contains("com1"));
     }
 
     #[test]

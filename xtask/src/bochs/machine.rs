@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    configuration::{self, Configuration, Logging, Placed, Run},
+    configuration::{self, Configuration, Logging, Placed, Run, SerialLines},
     emulator::Emulator,
     images::{IMAGE_ADDRESS, ROOM},
     information::{self, Module},
@@ -88,8 +88,10 @@ impl Machine {
         let configuration = Configuration {
             model: &self.model,
             processors: self.processors,
+            memory_mib: configuration::MEMORY_MIB,
             images: &images,
             logging: self.logging,
+            serial_lines: SerialLines::None,
         };
         configuration.start(&emulator.program, path, limit, interrupt, on_line)
     }

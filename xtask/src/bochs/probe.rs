@@ -8,7 +8,7 @@ use std::{fmt, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::configuration::{self, Configuration, Logging};
+use super::configuration::{self, Configuration, Logging, MEMORY_MIB, SerialLines};
 use crate::session::Interrupt;
 
 /// The model with SPP that the suites run on.
@@ -84,8 +84,14 @@ pub(crate) fn probe(program: &Path, interrupt: &Interrupt) -> Result<Result<Vers
         let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
         fs::write(directory.path().join(configuration::ROM), rom())
             .context("cannot write a ROM image")?;
-        let configuration =
-            Configuration { model, processors: 4, images: &[], logging: Logging::Errors };
+        let configuration = Configuration {
+            model,
+            processors: 4,
+            memory_mib: MEMORY_MIB,
+            images: &[],
+            logging: Logging::Errors,
+            serial_lines: SerialLines::None,
+        };
         let run = configuration.start(program, directory.path(), LIMIT, interrupt, &mut |_| {});
         let run = match run {
             Ok(run) => run,

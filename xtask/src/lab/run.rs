@@ -72,16 +72,20 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    fn line<'a>(&mut self, line: &'a str) -> Line<'a> {
-        self.heard = Instant::now();
+    /// A line of the job; none if it comes from the emulator itself.
+    fn line<'a>(&mut self, line: &'a str) -> Option<Line<'a>> {
         let line = self.mark.read(line);
+        if !self.ready && matches!(line, Line::Output(_)) {
+            return None;
+        }
+        self.heard = Instant::now();
         match line {
             Line::Ready => self.ready = true,
             Line::Failed(what) => self.end(Outcome::Failed(failed(what))),
             Line::Over { status } => self.end(Outcome::Over(status)),
             Line::Begins(_) | Line::Ended { .. } | Line::Output(_) => {}
         }
-        line
+        Some(line)
     }
 
     fn end(&mut self, outcome: Outcome) {
@@ -142,7 +146,7 @@ pub(crate) fn run(
     // An empty line stands in front of the frame at the end, in case the output ends within a line.
     let mut held = false;
     let finished = execute::run(command, &limits, &mut |text| {
-        let line = watch.borrow_mut().line(text);
+        let Some(line) = watch.borrow_mut().line(text) else { return };
         if held && !matches!(line, Line::Over { .. } | Line::Ended { .. }) {
             on_line(Line::Output(""));
         }

@@ -27,13 +27,18 @@ fn each(code: impl Fn(&mut iced_x86::code_asm::CodeAssembler), look: impl Fn(&Gu
 }
 
 #[test]
-fn an_exception_without_handlers_is_a_triple_fault_with_its_address() {
+fn an_exception_without_handlers_is_a_triple_fault() {
     each(
         |code| {
             code.nop().unwrap();
             code.ud2().unwrap();
         },
-        |_, ending, _| assert_eq!(ending, Ending::TripleFault { rip: CODE + 1 }),
+        |_, ending, _| {
+            // An AMD processor loses its state at a shutdown, and KVM puts that of a reset there.
+            const RESET: u64 = 0xfff0;
+            let Ending::TripleFault { rip } = ending else { panic!("{ending}") };
+            assert!([CODE + 1, RESET].contains(&rip), "{rip:#x}");
+        },
     );
 }
 

@@ -7,7 +7,7 @@ use subpage::rules::Action;
 use subpage_kvm::vm::{Configuration, Ending};
 
 use crate::guest::{CODE, Guest, PAGE, both_ways, kvm};
-use crate::privilege::{LEVELS, Level, place_first};
+use crate::privilege::{FLAGS, LEVELS, Level, place_first};
 use crate::random::Random;
 
 /// How long a guest may go on. Most fault at once; what runs on is stopped.
@@ -88,7 +88,7 @@ fn registers(random: &mut Random) -> kvm_regs {
         rsi: near(),
         rdi: near(),
         rip: CODE,
-        rflags: 2,
+        rflags: FLAGS,
         ..kvm_regs::default()
     }
 }

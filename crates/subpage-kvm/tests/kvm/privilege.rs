@@ -24,14 +24,15 @@ pub(crate) const STACK: u64 = 0x61_8000;
 pub(crate) const ENTRY: u64 = 0x67;
 const LARGE: u64 = 0x80;
 
-/// Task state with a map of ports: CPL 3 may use all of those below 0x100. (A KVM that runs CPL 3
-/// without the processor's help does not keep IOPL.)
+/// Task state with a map of ports: CPL 3 may use all of those below 0x100. A KVM that runs CPL 3
+/// without the processor's help does not keep IOPL, and QEMU's emulation of AMD-V refuses a port of
+/// a busy task whatever its map says; so a program has both.
 const TASK_STATE: u64 = 0x60_4000;
 const TASK_STATE_BYTES: u64 = 0x68;
 const PORT_MAP_BYTES: u64 = 0x20;
 
-/// The bit that is always set.
-const FLAGS: u64 = 2;
+/// The bit that is always set, and IOPL 3.
+pub(crate) const FLAGS: u64 = 0x3002;
 
 /// A privilege level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use subpage::access::AccessMap;
 use subpage_emulate::XsaveArea;
 
 use crate::guest::{PAGE, assemble, both_ways, gfn, kvm};
-use crate::privilege::LEVELS;
+use crate::privilege::{FLAGS, LEVELS};
 use crate::stepper::{Registers, Stepper};
 
 const CODE_AT: u64 = 0x21_0000;
@@ -35,7 +35,7 @@ fn thirty_two_denials_and_none_when_all_is_permitted() {
             });
             let run = || {
                 let rax = 0x0101_0101;
-                let general = kvm_regs { rip: CODE_AT, rax, rflags: 2, ..kvm_regs::default() };
+                let general = kvm_regs { rip: CODE_AT, rax, rflags: FLAGS, ..kvm_regs::default() };
                 let extended = Box::new(XsaveArea::INITIAL);
                 stepper.step(&code, &Registers { general, extended }).unwrap();
             };

@@ -11,7 +11,7 @@ use subpage_kvm::event::Verdict;
 use subpage_kvm::vm::Ending;
 
 use crate::guest::{Guest, PAGE, assemble, both_ways, exit, kvm};
-use crate::privilege::{LEVELS, Level, place_first};
+use crate::privilege::{FLAGS, LEVELS, Level, place_first};
 use crate::random::Random;
 use crate::stepper::{Registers, Stepper};
 
@@ -122,7 +122,7 @@ fn denied_elements_have_no_effect_and_the_others_do() {
                     rcx: run.count as u64,
                     rdi: PAGE + run.to as u64,
                     rsi: PAGE + run.from as u64,
-                    rflags: 2 | u64::from(run.backwards) << 10,
+                    rflags: FLAGS | u64::from(run.backwards) << 10,
                     ..kvm_regs::default()
                 };
                 let code = assemble(CODE_AT, |code| emit(code, &run));

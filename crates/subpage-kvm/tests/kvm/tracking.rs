@@ -7,7 +7,7 @@ use subpage_emulate::XsaveArea;
 use subpage_kvm::vm::Configuration;
 
 use crate::guest::{Guest, PAGE, PLAIN, assemble, both_ways, kvm};
-use crate::privilege::{LEVELS, Level, place_first};
+use crate::privilege::{FLAGS, LEVELS, Level, place_first};
 use crate::stepper::{Registers, Stepper};
 
 const CODE_AT: u64 = 0x21_0000;
@@ -25,7 +25,7 @@ fn store(stepper: &Stepper, addresses: &[u64]) {
             code.mov(qword_ptr(rbx), rax).unwrap();
         }
     });
-    let general = kvm_regs { rip: CODE_AT, rax: 0x77, rflags: 2, ..kvm_regs::default() };
+    let general = kvm_regs { rip: CODE_AT, rax: 0x77, rflags: FLAGS, ..kvm_regs::default() };
     stepper.step(&code, &Registers { general, extended: Box::new(XsaveArea::INITIAL) }).unwrap();
 }
 
