@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use subpage_vmx::conformance::execute::stored;
 use subpage_vmx::conformance::format::{
-    ARENA_WORDS, BatchHeader, CaseHeader, SIGNATURE, StepHeader, VERSION, control,
+    ARENA_WORDS, BatchHeader, CaseHeader, SIGNATURE, StepHeader, VERSION, control, mode,
 };
 use zerocopy::IntoBytes;
 
@@ -17,9 +17,48 @@ const MAX_INSTRUCTIONS: usize = 32;
 /// One word to be stored: index in the arena, value.
 pub(crate) type Word = (u32, u64);
 
+/// The privilege and the controls of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools)] // five independent bits of three registers
+pub(crate) struct Mode {
+    /// CPL 3.
+    pub(crate) user: bool,
+    /// CR0.WP.
+    pub(crate) write_protect: bool,
+    /// CR4.SMEP.
+    pub(crate) smep: bool,
+    /// CR4.SMAP.
+    pub(crate) smap: bool,
+    /// RFLAGS.AC.
+    pub(crate) alignment_check: bool,
+}
+
+/// CPL 0 with CR0.WP.
+impl Default for Mode {
+    fn default() -> Self {
+        let [user, smep, smap, alignment_check] = [false; 4];
+        Self { user, write_protect: true, smep, smap, alignment_check }
+    }
+}
+
+impl Mode {
+    /// The bits of the format.
+    pub(crate) fn bits(self) -> u32 {
+        let bit = |set, bit| if set { bit } else { 0 };
+        bit(self.user, mode::USER)
+            | bit(self.write_protect, mode::WRITE_PROTECT)
+            | bit(self.smep, mode::SMEP)
+            | bit(self.smap, mode::SMAP)
+            | bit(self.alignment_check, mode::ALIGNMENT_CHECK)
+    }
+}
+
 /// One entry of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Step {
+    /// In which state.
+    #[serde(default)]
+    pub(crate) mode: Mode,
     /// What the host stores first.
     pub(crate) stores: Vec<Word>,
     /// What the guest then does, until something exits.
@@ -100,11 +139,12 @@ impl Case {
         bytes.extend_from_slice(header.as_bytes());
         write_stores(&self.stores, bytes);
         for step in &self.steps {
-            let code = crate::code::words(&step.instructions);
-            let stores = length(step.stores.len() + code.len());
-            bytes.extend_from_slice(StepHeader { stores: stores.into() }.as_bytes());
+            let own = crate::code::words(step);
+            let stores = length(step.stores.len() + own.len());
+            let header = StepHeader { mode: step.mode.bits().into(), stores: stores.into() };
+            bytes.extend_from_slice(header.as_bytes());
             write_stores(&step.stores, bytes);
-            write_stores(&code, bytes);
+            write_stores(&own, bytes);
         }
     }
 }

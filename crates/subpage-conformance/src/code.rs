@@ -2,9 +2,9 @@
 
 use subpage_vmx::conformance::format::guest;
 
-use crate::case::Word;
+use crate::case::{Step, Word};
 use crate::instruction::{Instruction, Modify, Size, Wide};
-use crate::layout::{FXSAVE_IMAGE, VECTOR, frame, harness, word};
+use crate::layout::{self, FXSAVE_IMAGE, VECTOR, frame, harness, word};
 
 /// The bytes of VMCALL.
 pub(crate) const VMCALL: [u8; 3] = [0x0F, 0x01, 0xC1];
@@ -144,6 +144,11 @@ impl Code {
                 self.set(RCX, count.into());
                 self.string(size, 0xA4, backward);
             }
+            Instruction::Invalidate { at } => {
+                self.set(RDI, at);
+                // INVLPG [RDI].
+                self.access(&[0x0F, 0x01, 0x3F]);
+            }
             Instruction::Jump { to } => {
                 self.set(RDI, to);
                 self.access(&[0xFF, 0xE7]);
@@ -181,14 +186,22 @@ fn wide(size: Wide, opcode: u8) -> Vec<u8> {
     }
 }
 
-/// The words that hold a step's code.
-pub(crate) fn words(instructions: &[Instruction]) -> Vec<Word> {
-    let code = Code::of(instructions);
-    assert!(code.bytes.len() <= 0xF00, "the code of a step reaches the handler");
+/// The words that a step needs besides its own: its code, and harness and task state as its mode
+/// wants them.
+pub(crate) fn words(step: &Step) -> Vec<Word> {
+    let code = Code::of(&step.instructions);
+    assert!(code.bytes.len() <= 0x1000, "the code of a step has one page");
     let padded = code.bytes.chunks(8).map(|chunk| {
         let mut bytes = [0; 8];
         bytes[..chunk.len()].copy_from_slice(chunk);
         u64::from_le_bytes(bytes)
     });
-    (0..).zip(padded).map(|(index, value)| (word(frame::CODE, index), value)).collect()
+    let code = (0..).zip(padded).map(|(index, value)| (word(frame::CODE, index), value));
+    let mut words: Vec<_> = code.collect();
+    words.extend(layout::harness_leaves(step.mode.user));
+    // An interrupt at CPL 3 takes its stack from the task state; it is a step's first instruction.
+    if let Some(Instruction::Interrupt { stack }) = step.instructions.first() {
+        words.extend(layout::stack_of_level_0(*stack));
+    }
+    words
 }

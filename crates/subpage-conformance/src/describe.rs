@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::case::{Case, Word};
+use crate::case::{Case, Mode, Word};
 use crate::layout::{self, DATA_PAGES, PAGES, WINDOWS, frame, host};
 
 /// Names a word of the arena and gives its value.
@@ -75,13 +75,26 @@ pub(crate) fn case(case: &Case) -> String {
     );
     stores(&mut text, &case.stores);
     for (number, step) in case.steps.iter().enumerate() {
-        let _ = writeln!(text, "  step {number}");
+        let _ = writeln!(text, "  step {number}{}", mode(step.mode));
         stores(&mut text, &step.stores);
         for instruction in &step.instructions {
             let _ = writeln!(text, "    {instruction}");
         }
     }
     text
+}
+
+/// What a step's mode has beyond the usual one.
+fn mode(mode: Mode) -> String {
+    let names = [
+        (mode.user, "CPL 3"),
+        (!mode.write_protect, "CR0.WP = 0"),
+        (mode.smep, "SMEP"),
+        (mode.smap, "SMAP"),
+        (mode.alignment_check, "RFLAGS.AC"),
+    ];
+    let names: Vec<_> = names.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
+    if names.is_empty() { String::new() } else { format!(" with {}", names.join(", ")) }
 }
 
 fn stores(text: &mut String, words: &[Word]) {

@@ -1,10 +1,13 @@
-//! A guest on the modelled processor: its page walks, its accesses, the bytes they move.
+//! A guest on the modelled processor: its accesses, the bytes they move.
 
 use arrayvec::ArrayVec;
 use subpage::address::{Gpa, Hpa};
-use subpage_model::{Access, AccessKind, GuestRights, Roots, Translation, Vcpu, VmExit};
+use subpage_model::{Access, AccessKind, GuestRights, Roots, Vcpu, VmExit};
 
 use crate::arena::Arena;
+use crate::case::Mode;
+use crate::layout::{frame, host};
+use crate::translation::Translations;
 
 /// Why an access does not complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +21,8 @@ pub(crate) enum Stop {
         /// Error code of #PF.
         error: u32,
     },
+    /// A privileged instruction at CPL 3.
+    GeneralProtection,
     /// An address is none that the model takes: the case is of no use.
     Useless,
 }
@@ -41,15 +46,15 @@ pub(crate) struct Guest {
     pub(crate) roots: Roots,
     /// CR3.
     pub(crate) cr3: u64,
+    /// What the step's controls are.
+    pub(crate) mode: Mode,
+    /// Accesses are user-mode ones: CPL is 3, and no event is being delivered.
+    pub(crate) user: bool,
+    /// The processor has shadow stacks.
+    pub(crate) shadow_stacks: bool,
+    /// What it remembers of its own paging structures.
+    pub(crate) translations: Translations,
 }
-
-const PRESENT: u64 = 1;
-const WRITABLE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-const EXECUTE_DISABLE: u64 = 1 << 63;
-const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
 impl Guest {
     /// Reads bytes.
@@ -105,93 +110,49 @@ impl Guest {
     fn locate(&mut self, kind: AccessKind, linear: u64, length: u64) -> Result<Located, Stop> {
         let in_first = length.min(0x1000 - linear % 0x1000);
         let second = linear + in_first;
-        let (gpa, rights) = self.walk(kind, linear)?;
-        if in_first == length {
-            let at = self.check(&access(kind, gpa, length, linear, rights)?)?;
-            return Ok([(at.first, length)].into_iter().collect());
-        }
+        let one = self.translate(kind, linear)?;
         let in_second = length - in_first;
-        let pieces = if self.vcpu.deviations().pages_one_by_one {
-            let first = self.check(&access(kind, gpa, in_first, linear, rights)?)?;
-            let (gpa, rights) = self.walk(kind, second)?;
-            let second = self.check(&access(kind, gpa, in_second, second, rights)?)?;
-            [(first.first, in_first), (second.first, in_second)]
-        } else {
-            let (second, _) = self.walk(kind, second)?;
-            let across = Access::across(kind, gpa, second, length).map_err(|_| Stop::Useless)?;
-            let at = self.check(&across.at_linear(linear).with_guest_rights(rights))?;
-            let second = at.second.expect("an access across a page end has two pieces");
-            [(at.first, in_first), (second, in_second)]
-        };
-        Ok(pieces.into_iter().collect())
+        let mut pieces = Located::new();
+        if in_second == 0 || self.vcpu.deviations().pages_one_by_one {
+            let at = self.check(&access(kind, one.gpa, in_first, linear, one.rights)?)?;
+            self.remember(kind, linear, one);
+            pieces.push((at.first, in_first));
+        }
+        if in_second != 0 {
+            let two = self.translate(kind, second)?;
+            if self.vcpu.deviations().pages_one_by_one {
+                let at = self.check(&access(kind, two.gpa, in_second, second, two.rights)?)?;
+                pieces.push((at.first, in_second));
+            } else {
+                let across = Access::across(kind, one.gpa, two.gpa, length);
+                let across = across.map_err(|_| Stop::Useless)?.at_linear(linear);
+                let at = self.check(&across.with_guest_rights(one.rights))?;
+                self.remember(kind, linear, one);
+                let second = at.second.expect("an access across a page end has two pieces");
+                pieces.extend([(at.first, in_first), (second, in_second)]);
+            }
+            self.remember(kind, second, two);
+        }
+        // A guest that writes the tables of its own hypervisor proves nothing.
+        let of_host = Hpa::new(host(frame::EPT_L4))..Hpa::new(host(frame::CODE));
+        if kind.is_write() && pieces.iter().any(|(hpa, _)| of_host.contains(hpa)) {
+            return Err(Stop::Useless);
+        }
+        Ok(pieces)
     }
 
-    fn check(&mut self, access: &Access) -> Result<Translation, VmExit> {
+    /// Lets EPT and SPPT decide an access.
+    pub(crate) fn check(&mut self, access: &Access) -> Result<subpage_model::Translation, VmExit> {
         self.vcpu.access(&self.roots, &mut self.arena, access)
     }
 
-    /// Walks the guest's paging structures.
-    ///
-    /// Accessed and dirty flags are set once the whole walk has succeeded, which the architecture
-    /// permits and Bochs does. SDM Vol. 3A, "4-Level Paging and 5-Level Paging" and "Accessed and
-    /// Dirty Flags".
-    fn walk(&mut self, kind: AccessKind, linear: u64) -> Result<(Gpa, GuestRights), Stop> {
-        let write = kind.is_write();
-        let mut table = self.cr3 & ADDRESS;
-        let mut rights = GuestRights { user: true, writable: true, execute_disable: false };
-        let mut used = ArrayVec::<(Gpa, Hpa, u64), 4>::new();
-        let fault = |present: bool| {
-            let fetch = if kind == AccessKind::Fetch { 1 << 4 } else { 0 };
-            let error = u32::from(present) | u32::from(write) << 1 | fetch;
-            Stop::PageFault { linear, error }
-        };
-        for shift in [39, 30, 21, 12] {
-            let gpa = Gpa::try_new(table | (linear >> shift & 0x1FF) << 3);
-            let gpa = gpa.map_err(|_| Stop::Useless)?;
-            let read = Access::new(AccessKind::WalkRead, gpa, 8).map_err(|_| Stop::Useless)?;
-            let hpa = self.check(&read.at_linear(linear))?.first;
-            let mut bytes = [0; 8];
-            self.load(&[(hpa, 8)], &mut bytes);
-            let entry = u64::from_le_bytes(bytes);
-            if entry & PRESENT == 0 {
-                return Err(fault(false));
-            }
-            // Larger pages and reserved bits are no matter of this comparison.
-            if entry & !EXECUTE_DISABLE & !ADDRESS & !0x7F != 0 {
-                return Err(Stop::Useless);
-            }
-            rights.user &= entry & USER != 0;
-            rights.writable &= entry & WRITABLE != 0;
-            rights.execute_disable |= entry & EXECUTE_DISABLE != 0;
-            used.push((gpa, hpa, entry));
-            table = entry & ADDRESS;
-        }
-        let forbidden =
-            write && !rights.writable || kind == AccessKind::Fetch && rights.execute_disable;
-        if forbidden {
-            return Err(fault(true));
-        }
-        for (level, (gpa, hpa, entry)) in used.into_iter().enumerate() {
-            let dirty = if write && level == 3 { DIRTY } else { 0 };
-            let wanted = entry | ACCESSED | dirty;
-            if wanted != entry {
-                let update = Access::new(AccessKind::WalkUpdate, gpa, 8);
-                let update = update.map_err(|_| Stop::Useless)?.at_linear(linear);
-                self.check(&update)?;
-                self.store(&[(hpa, 8)], &wanted.to_le_bytes());
-            }
-        }
-        let gpa = Gpa::try_new(table | linear & 0xFFF).map_err(|_| Stop::Useless)?;
-        Ok((gpa, rights))
-    }
-
-    fn load(&self, located: &[(Hpa, u64)], bytes: &mut [u8]) {
+    pub(crate) fn load(&self, located: &[(Hpa, u64)], bytes: &mut [u8]) {
         for (byte, hpa) in bytes.iter_mut().zip(addresses(located)) {
             *byte = self.arena.byte(hpa);
         }
     }
 
-    fn store(&mut self, located: &[(Hpa, u64)], bytes: &[u8]) {
+    pub(crate) fn store(&mut self, located: &[(Hpa, u64)], bytes: &[u8]) {
         for (byte, hpa) in bytes.iter().zip(addresses(located)) {
             self.arena.set_byte(hpa, *byte);
         }

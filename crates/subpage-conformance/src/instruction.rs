@@ -167,6 +167,11 @@ pub(crate) enum Instruction {
         /// RFLAGS.DF.
         backward: bool,
     },
+    /// INVLPG.
+    Invalidate {
+        /// Linear address.
+        at: u64,
+    },
     /// JMP to a VMCALL, which a store of the step has put there.
     Jump {
         /// Linear address.
@@ -195,6 +200,7 @@ impl Instruction {
             | Self::Store { at, .. }
             | Self::Modify { at, .. }
             | Self::LoadWide { at, .. }
+            | Self::Invalidate { at }
             | Self::Fill { at, .. } => inside(at),
             Self::CompareExchange16 { at, .. } | Self::SaveState { at } => {
                 inside(at) && at.is_multiple_of(16)
@@ -228,6 +234,7 @@ impl Instruction {
             Self::Interrupt { .. } => "int",
             Self::Fill { .. } => "rep stos",
             Self::Copy { .. } => "rep movs",
+            Self::Invalidate { .. } => "invlpg",
             Self::Jump { .. } => "jump",
         }
     }
@@ -257,7 +264,7 @@ impl fmt::Display for Instruction {
             Self::StoreWide { at, size, source } => {
                 write!(f, "{name} {} bytes at {at:#x} from source+{source:#x}", size.bytes())
             }
-            Self::SaveState { at } => write!(f, "{name} at {at:#x}"),
+            Self::SaveState { at } | Self::Invalidate { at } => write!(f, "{name} at {at:#x}"),
             Self::Push { stack, value } => write!(f, "{name} {value:#x} with RSP {stack:#x}"),
             Self::Call { stack } | Self::Interrupt { stack } => {
                 write!(f, "{name} with RSP {stack:#x}")

@@ -86,8 +86,10 @@ pub(crate) const fn window_l3(window: u32) -> u32 {
 pub(crate) const WINDOW_L2: u32 = (ARENA >> 21 & 0x1FF) as u32;
 
 /// Linear address of a page of the linear window; the lowest index is the page's number.
+///
+/// Its low 30 bits are those of the window's page, so that guest pages of every size can reach it.
 pub(crate) const fn linear(page: u32) -> u64 {
-    1 << 39 | (page as u64) << 12
+    1 << 39 | ARENA | (page as u64) << 12
 }
 
 /// Host-physical address of a frame.
@@ -103,8 +105,9 @@ pub(crate) const fn word(frame: u32, index: u32) -> u32 {
 /// Vector whose gate the guest's IDT holds.
 pub(crate) const VECTOR: u8 = 0x40;
 
-/// Linear address of the handler of [`VECTOR`]: the end of the code page.
-pub(crate) const HANDLER: u64 = guest::RIP + 0xF00;
+/// Linear address of the handler of [`VECTOR`]: the end of the descriptors' page, which is never a
+/// user-mode one.
+pub(crate) const HANDLER: u64 = harness(frame::DESCRIPTORS) + 0xF00;
 
 /// Words that every case begins with: the harness.
 pub(crate) fn template() -> &'static [(u32, u64)] {
@@ -118,7 +121,7 @@ fn make_template() -> Vec<(u32, u64)> {
     guest_harness(&mut words);
     descriptors(&mut words);
     // VMCALL.
-    words.push((word(frame::CODE, 0xF00 / 8), 0x00C1_010F));
+    words.push((word(frame::DESCRIPTORS, 0xF00 / 8), 0x00C1_010F));
     let mut random = fastrand::Rng::with_seed(0x5350_5020_6461_7461);
     words.extend((0..512).map(|index| (word(frame::SOURCE, index), random.u64(..))));
     fxsave_image(&mut words);
@@ -155,6 +158,31 @@ const EPT_LINK: u64 = 0b111;
 const EPT_LEAF: u64 = 6 << 3 | 0b111;
 /// Present, writable, accessed, dirty: nothing of the harness is ever changed by a walk.
 const GUEST_GOOD: u64 = 0x63;
+const GUEST_USER: u64 = 1 << 2;
+
+/// An entry of the guest's own tables that leads to the harness, in either privilege.
+pub(crate) const fn harness_link(frame: u32) -> u64 {
+    harness(frame) | GUEST_GOOD | GUEST_USER
+}
+
+/// The guest's leaves for the harness: what code, stack and operands need is in user-mode pages at
+/// CPL 3, and in supervisor-mode ones at CPL 0, as SMEP and SMAP demand.
+pub(crate) fn harness_leaves(user: bool) -> impl Iterator<Item = (u32, u64)> {
+    let system = [frame::DESCRIPTORS, frame::GUEST_HARNESS, frame::GUEST_HARNESS + 1, LEAVES];
+    let frames = (frame::CODE..frame::GUEST_TABLES + 3).filter(move |it| !system.contains(it));
+    let bit = if user { GUEST_USER } else { 0 };
+    frames.map(move |frame| (word(LEAVES, harness_index(frame)), harness(frame) | GUEST_GOOD | bit))
+}
+
+/// The guest's table with the leaves of the harness.
+const LEAVES: u32 = frame::GUEST_HARNESS + 2;
+
+/// The task state segment with this RSP0. SDM Vol. 3A, "Task Management in 64-Bit Mode": it stands
+/// at byte 4.
+pub(crate) fn stack_of_level_0(stack: u64) -> [(u32, u64); 2] {
+    let at = word(frame::DESCRIPTORS, (guest::TASK_STATE & 0xFFF) as u32 / 8);
+    [(at, stack << 32), (at + 1, stack >> 32)]
+}
 
 fn ept_harness(words: &mut Vec<(u32, u64)>) {
     let l3 = frame::EPT_HARNESS;
@@ -168,12 +196,11 @@ fn ept_harness(words: &mut Vec<(u32, u64)>) {
 
 fn guest_harness(words: &mut Vec<(u32, u64)>) {
     let l3 = frame::GUEST_HARNESS;
-    let link = |frame| harness(frame) | GUEST_GOOD;
-    words.push((word(frame::GUEST_L4, 0), link(l3)));
-    words.push((word(l3, 0), link(l3 + 1)));
-    words.push((word(l3 + 1, HARNESS_L2), link(l3 + 2)));
+    words.push((word(frame::GUEST_L4, 0), harness_link(l3)));
+    words.push((word(l3, 0), harness_link(l3 + 1)));
+    words.push((word(l3 + 1, HARNESS_L2), harness_link(LEAVES)));
     for frame in frame::CODE..frame::GUEST_TABLES + 3 {
-        words.push((word(l3 + 2, harness_index(frame)), link(frame)));
+        words.push((word(LEAVES, harness_index(frame)), harness(frame) | GUEST_GOOD));
     }
 }
 
@@ -183,16 +210,18 @@ fn descriptors(words: &mut Vec<(u32, u64)>) {
     let at = |address: u64| word(frame::DESCRIPTORS, (address & 0xFFF) as u32 / 8);
     let low = HANDLER & 0xFFFF
         | u64::from(guest::CODE) << 16
-        | 0x8E << 40
+        | 0xEE << 40
         | (HANDLER >> 16 & 0xFFFF) << 48;
     words.push((at(guest::IDT) + gate, low));
     words.push((at(guest::IDT) + gate + 1, HANDLER >> 32));
     words.push((at(guest::GDT) + 1, 0x00AF_9B00_0000_FFFF));
     words.push((at(guest::GDT) + 2, 0x00CF_9300_0000_FFFF));
-    let task = harness(frame::DESCRIPTORS) + 0xA00;
+    let task = guest::TASK_STATE;
     let low = 0x67 | (task & 0xFF_FFFF) << 16 | 0x8B << 40 | (task >> 24 & 0xFF) << 56;
     words.push((at(guest::GDT) + 3, low));
     words.push((at(guest::GDT) + 4, task >> 32));
+    words.push((at(guest::GDT) + 5, 0x00CF_F300_0000_FFFF));
+    words.push((at(guest::GDT) + 6, 0x00AF_FB00_0000_FFFF));
 }
 
 #[cfg(test)]
@@ -212,6 +241,11 @@ mod tests {
         assert_eq!(window(1, 5) & 0x3FFF_FFFF, host(5));
         assert_eq!(window(1, 5) & 0x1F_FFFF, host(5) & 0x1F_FFFF);
         assert_eq!((window(1, 5) >> 30 & 0x1FF) as u32, window_l3(1));
+        // So do guest pages of 2 MiB and 1 GiB at the window.
+        assert_eq!(linear(5) & 0x3FFF_FFFF, window(1, 5) & 0x3FFF_FFFF);
+        assert_eq!(guest::TASK_STATE & !0xFFF, harness(frame::DESCRIPTORS));
+        assert!(guest::TASK_STATE >= guest::GDT + u64::from(guest::GDT_BYTES));
+        assert!(HANDLER >= guest::TASK_STATE + 0x68);
     }
 
     #[test]

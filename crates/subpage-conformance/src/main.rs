@@ -21,6 +21,7 @@ mod outcome;
 mod predict;
 mod session;
 mod shrink;
+mod translation;
 
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
@@ -58,7 +59,7 @@ enum Operation {
               default_values = ["tigerlake", "corei7_skylake_x", "corei7_haswell_4770"])]
         models: Vec<String>,
         /// Accesses to compare, at least.
-        #[arg(long, default_value_t = 24_000)]
+        #[arg(long, default_value_t = 60_000)]
         accesses: usize,
         /// Makes the cases of an earlier run again; otherwise each run makes its own.
         #[arg(long)]
@@ -104,7 +105,13 @@ impl Target {
         let sub_page =
             matches!(model, "tigerlake" | "corei7_icelake_u" | "sapphire_rapids" | "arrow_lake");
         let old = matches!(model, "corei7_haswell_4770" | "broadwell_ult");
-        Processor { sub_page, advanced_information: !old, deviations }
+        Processor {
+            sub_page,
+            advanced_information: !old,
+            smap: !old,
+            shadow_stacks: sub_page && model != "corei7_icelake_u",
+            deviations,
+        }
     }
 
     fn bochs(&self, model: &str) -> Bochs {

@@ -7,12 +7,13 @@ use subpage_model::{Deviations, Features, Roots, Staleness, Vcpu};
 use subpage_vmx::conformance::format::guest;
 
 use crate::arena::Arena;
-use crate::case::{Case, Step};
+use crate::case::{Case, Mode, Step};
 use crate::code::{self, Code};
 use crate::guest::{Guest, Stop};
 use crate::instruction::{Instruction, Modify, Size};
 use crate::layout::{self, FXSAVE_BYTES, FXSAVE_IMAGE, HANDLER, VECTOR, frame, harness, host};
 use crate::outcome::{EXCEPTION, Outcome, VMCALL};
+use crate::translation::Translations;
 
 /// The case touches memory outside of the arena, or is no sensible guest: nothing is predicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,10 @@ pub(crate) struct Processor {
     pub(crate) sub_page: bool,
     /// Whether EPT violations tell what the guest's paging structures allow.
     pub(crate) advanced_information: bool,
+    /// Whether it has SMAP (all have SMEP).
+    pub(crate) smap: bool,
+    /// Whether it has shadow stacks.
+    pub(crate) shadow_stacks: bool,
     /// How it differs.
     pub(crate) deviations: Deviations,
 }
@@ -52,7 +57,16 @@ impl Processor {
         arena.store_words(layout::template());
         arena.store_words(&case.stores);
         let vcpu = Vcpu::new(self.features(), self.deviations, Staleness::UntilExit);
-        let guest = Guest { arena, vcpu, roots, cr3: case.cr3 };
+        let guest = Guest {
+            arena,
+            vcpu,
+            roots,
+            cr3: case.cr3,
+            mode: Mode::default(),
+            user: false,
+            shadow_stacks: self.shadow_stacks,
+            translations: Translations::default(),
+        };
         let mut run = Run { guest, registers: Registers::default(), vectoring: 0, performed: 0 };
         case.steps.iter().map(|step| run.step(step)).collect()
     }
@@ -94,9 +108,11 @@ struct At {
 impl Run {
     fn step(&mut self, step: &Step) -> Result<Outcome, Useless> {
         self.guest.arena.store_words(&step.stores);
-        self.guest.arena.store_words(&code::words(&step.instructions));
+        self.guest.arena.store_words(&code::words(step));
         self.guest.arena.begin();
         self.guest.vcpu.invept();
+        self.guest.translations.clear();
+        (self.guest.mode, self.guest.user) = (step.mode, step.mode.user);
         self.registers = Registers { rsp: guest::RSP, ..Registers::default() };
         (self.vectoring, self.performed) = (0, 0);
         let mut outcome = self.execute(&step.instructions)?;
@@ -171,6 +187,13 @@ impl Run {
         let common = Outcome { vectoring: self.vectoring, length: None, ..self.vmcall(at.rip) };
         match stop {
             Stop::Useless => Err(Useless),
+            Stop::GeneralProtection => Ok(Outcome {
+                reason: EXCEPTION,
+                // Valid, with error code, hardware exception, vector 13.
+                event: Some(0x8000_0B0D),
+                error: Some(0),
+                ..common
+            }),
             Stop::PageFault { linear, error } => Ok(Outcome {
                 reason: EXCEPTION,
                 qualification: Some(linear),
@@ -283,23 +306,41 @@ impl Run {
                     registers.rcx -= 1;
                 }
             }
+            Instruction::Invalidate { at } => {
+                registers.rdi = at;
+                if guest.user {
+                    return Err(Stop::GeneralProtection);
+                }
+                guest.translations.invalidate(at);
+            }
             Instruction::Jump { to } => registers.rdi = to,
         }
         Ok(())
     }
 
-    /// Delivers a software interrupt on the same privilege level.
+    /// Delivers a software interrupt to a handler at CPL 0.
     ///
     /// SDM Vol. 3A, "64-Bit Mode Stack Frame": the stack pointer is aligned down to 16 bytes, five
-    /// words are pushed.
+    /// words are pushed. From CPL 3 the stack pointer is RSP0 of the task state segment, which the
+    /// step has made the same number. Descriptor tables and task state are read as supervisor, and
+    /// the frame is pushed with the privilege of the handler.
     fn interrupt(&mut self, stack: u64, next: u64) -> Result<(), Stop> {
         self.registers.rsp = stack;
         // Valid, software interrupt.
         self.vectoring = 0x8000_0400 | u32::from(VECTOR);
+        let mode = self.guest.mode;
+        self.guest.user = false;
         self.guest.read(guest::IDT + u64::from(VECTOR) * 16, &mut [0; 16])?;
         self.guest.read(guest::GDT + u64::from(guest::CODE), &mut [0; 8])?;
+        let (code, data) = if mode.user {
+            self.guest.read(guest::TASK_STATE + 4, &mut [0; 8])?;
+            (guest::USER_CODE, guest::USER_DATA)
+        } else {
+            (guest::CODE, guest::DATA)
+        };
         let top = stack & !0xF;
-        let values = [guest::DATA.into(), stack, 2, guest::CODE.into(), next];
+        let flags = 2 | if mode.alignment_check { 1 << 18 } else { 0 };
+        let values = [data.into(), stack, flags, code.into(), next];
         let values = values.map(u64::to_le_bytes);
         let parts: Vec<_> =
             (1..).zip(&values).map(|(at, value)| (top.wrapping_sub(at * 8), &value[..])).collect();

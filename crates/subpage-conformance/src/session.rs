@@ -62,6 +62,7 @@ pub(crate) fn run(
             u32::try_from(number).is_ok_and(|case| answers.answers.contains_key(&(case, 0)))
         };
         let compared = predicted.iter().enumerate().filter(|(number, _)| answered(*number));
+        let accesses_before = tally.accesses;
         for (_, case) in compared {
             tally.accesses += case.accesses();
             for outcome in &case.outcomes {
@@ -69,13 +70,20 @@ pub(crate) fn run(
             }
         }
         tally.disagreements += found.len();
+        let counts: Vec<_> = predicted.iter().map(Predicted::accesses).collect();
         let mut cases: Vec<_> = predicted.into_iter().map(Some).collect();
         for disagreement in found {
             let new = known.insert(disagreement.signature.clone());
             if !new || known.len() > SHOWN {
                 continue;
             }
-            writeln!(out, "{name}: disagreement, shrinking: {}", disagreement.signature)?;
+            let after = accesses_before + counts[..=disagreement.case].iter().sum::<usize>();
+            writeln!(
+                out,
+                "{name}: disagreement after {after} accesses, shrinking: {}",
+                disagreement.signature
+            )?;
+            out.flush()?;
             let predicted = cases[disagreement.case].take().expect("one per case");
             let shown = shrink(Shown { predicted, disagreement }, processor, emulator)?;
             show(&shown, out)?;
@@ -141,8 +149,13 @@ mod tests {
     use crate::emulator::tests::Modelled;
     use subpage_vmx::conformance::format::Batch;
 
-    const BOCHS: Processor =
-        Processor { sub_page: true, advanced_information: true, deviations: Deviations::BOCHS };
+    const BOCHS: Processor = Processor {
+        sub_page: true,
+        advanced_information: true,
+        smap: true,
+        shadow_stacks: true,
+        deviations: Deviations::BOCHS,
+    };
 
     fn compare(observed: Deviations, accesses: usize) -> (Tally, String, usize) {
         let processor = Processor { deviations: observed, ..BOCHS };
@@ -180,7 +193,8 @@ mod tests {
             assert!(batches < 10 + 4 * 81, "{name}: {batches} batches");
             let line = out.lines().find_map(|line| line.trim().strip_prefix("case: "));
             let case: Case = serde_json::from_str(line.expect("a case is shown")).expect("JSON");
-            assert_eq!((case.steps.len(), case.accesses()), (1, 1), "{name}: {out}");
+            // None if fetching the code shows it.
+            assert!(case.steps.len() == 1 && case.accesses() <= 1, "{name}: {out}");
             assert!(case.stores.len() <= MOST_STORES, "{name}: {out}");
             // Read back, it shows the same again.
             let processor = Processor { deviations: observed, ..BOCHS };

@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 
-use crate::case::{Case, Word};
+use crate::case::{Case, Mode, Word};
 use crate::emulator::Emulator;
 use crate::generate::Predicted;
 use crate::instruction::Instruction;
@@ -68,7 +68,10 @@ fn measure(case: &Case) -> (usize, usize, usize, u64) {
     let instructions = case.steps.iter().flat_map(|step| &step.instructions);
     let bits = stores().map(|(_, value)| u64::from(value.count_ones())).sum::<u64>();
     let operands = instructions.map(effort).sum::<u64>();
-    let controls = u64::from(case.sub_page) + u64::from(case.accessed_dirty);
+    let modes = case.steps.iter().map(|step| step.mode.bits() ^ Mode::default().bits());
+    let controls = u64::from(case.sub_page)
+        + u64::from(case.accessed_dirty)
+        + modes.map(|bits| u64::from(bits.count_ones())).sum::<u64>();
     (case.steps.len(), case.accesses(), stores().count(), bits + operands + controls)
 }
 
@@ -112,6 +115,18 @@ fn simplifications(shown: &Shown) -> Vec<Case> {
         let step = &case.steps[at];
         for stores in fewer_words(&step.stores) {
             replace(crate::case::Step { stores, ..step.clone() });
+        }
+        let mode = step.mode;
+        let usual = Mode::default();
+        for mode in [
+            usual,
+            Mode { user: false, ..mode },
+            Mode { write_protect: true, ..mode },
+            Mode { smep: false, ..mode },
+            Mode { smap: false, ..mode },
+            Mode { alignment_check: false, ..mode },
+        ] {
+            replace(crate::case::Step { mode, ..step.clone() });
         }
         for instructions in shorter(&step.instructions) {
             replace(crate::case::Step { instructions, ..step.clone() });

@@ -10,9 +10,13 @@ use crate::layout::{PAGES, linear, word};
 
 /// A linear address in the window for an access of `length` bytes.
 fn address(random: &mut Rng, length: u64) -> u64 {
-    let page = linear(random.u32(..PAGES));
+    linear(random.u32(..PAGES)) + offset(random, length)
+}
+
+/// An offset in a page for an access of `length` bytes.
+fn offset(random: &mut Rng, length: u64) -> u64 {
     let inside = random.u64(1..length.max(2));
-    let offset = match random.u32(..20) {
+    match random.u32(..20) {
         // Across the end of a page.
         0..3 => 0x1000 - inside,
         // Across the end of a sub-page.
@@ -22,8 +26,7 @@ fn address(random: &mut Rng, length: u64) -> u64 {
         9..11 => random.u64(1..33) * 128 - length.min(128),
         11..16 => random.u64(..512) * 8,
         _ => random.u64(..0x1000),
-    };
-    page + offset
+    }
 }
 
 /// The same, a multiple of 16.
@@ -62,6 +65,28 @@ impl Draft {
             _ => {}
         }
         instruction
+    }
+
+    /// An access to one linear page, which may reach the next.
+    pub(super) fn access_to(random: &mut Rng, page: u32) -> Instruction {
+        let size = size(random);
+        let at = linear(page) + offset(random, size.bytes());
+        match random.u32(..10) {
+            0..3 => Instruction::Load { at, size },
+            3..7 => Instruction::Store { at, size, value: value(random, size) },
+            7 => {
+                let (kind, value) = (Modify::LockAdd, value(random, size));
+                Instruction::Modify { at, size, kind, value, compare: 0 }
+            }
+            8 => Instruction::Push { stack: at + 8, value: random.u64(..) },
+            _ => Instruction::Fill {
+                at,
+                size,
+                count: 3,
+                value: value(random, size),
+                backward: false,
+            },
+        }
     }
 
     fn any_instruction(random: &mut Rng) -> Instruction {

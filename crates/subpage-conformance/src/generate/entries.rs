@@ -129,20 +129,36 @@ pub(super) fn vector(random: &mut Rng) -> u64 {
     if chance(random, 3) { even | 2 << (2 * random.u32(..32)) } else { even }
 }
 
-/// An entry of the guest's own tables; plainly writable and executable in `good` of a hundred
-/// cases.
-pub(super) fn guest_entry(random: &mut Rng, address: u64, user: bool, good: u32) -> u64 {
+/// An entry of the guest's own tables that maps a page or names a table of 2^`order` bytes, as a
+/// `leaf` or not; plainly writable and executable in `good` of a hundred cases.
+pub(super) fn guest_entry(
+    random: &mut Rng,
+    address: u64,
+    (order, leaf): (u32, bool),
+    user: bool,
+    good: u32,
+) -> u64 {
+    let address = if leaf && order > 12 { address & !((1 << order) - 1) | LARGE } else { address };
     let plain = address | 0b11 | if user { 0b100 } else { 0 };
     // Accessed and dirty.
     let plain = plain | random.u64(..4) << 5;
     if chance(random, good) {
         return plain;
     }
-    match random.u32(..10) {
-        0..3 => plain & !0b10,
-        3..7 => plain | 1 << 63,
+    match random.u32(..14) {
+        0..4 => plain & !0b10,
+        4..7 => plain | 1 << 63,
         7 => plain & !1,
         // The other privilege.
-        _ => plain ^ 0b100,
+        8..11 => plain ^ 0b100,
+        11 => plain | beyond_width(random),
+        // A reserved bit in the root or, but for the PAT bit, in a large leaf; ignored elsewhere.
+        12 if leaf && order > 12 => plain | 1 << random.u32(12..order),
+        12 if order == 39 || order == 12 => plain | LARGE,
+        // Cache control, global, ignored bits, protection key.
+        _ => {
+            let bits = [3, 4, 8, 9, 10, 11, 52, 58, 59, 62];
+            plain | 1 << bits[random.usize(..bits.len())]
+        }
     }
 }

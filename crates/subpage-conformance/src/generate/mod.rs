@@ -3,16 +3,16 @@
 
 mod accesses;
 mod entries;
+mod guest_tables;
 
 use fastrand::Rng;
 
-use crate::case::{Case, Step, Word};
-use crate::layout::{
-    DATA_PAGES, PAGES, WINDOW_L2, WINDOWS, frame, harness, host, window, window_l3, word,
-};
+use crate::case::{Case, Mode, Step, Word};
+use crate::layout::{DATA_PAGES, PAGES, WINDOW_L2, WINDOWS, frame, host, window_l3, word};
 use crate::outcome::Outcome;
 use crate::predict::Processor;
-use entries::{ept_leaf, ept_link, guest_entry, sppt_link, vector};
+use entries::{ept_leaf, ept_link, sppt_link, vector};
+use guest_tables::GuestTables;
 
 /// Makes cases for one processor; the same seed makes the same cases.
 pub(crate) struct Generator {
@@ -40,6 +40,10 @@ struct Draft {
     case: Case,
     /// Per linear page the window's page that the guest maps there.
     mapped: Vec<(u32, u32)>,
+    /// Where the guest's own tables are.
+    guest: GuestTables,
+    /// The processor has SMAP.
+    smap: bool,
     /// Per window and page the frame that the last leaf named.
     frames: [[u32; PAGES as usize]; WINDOWS as usize],
 }
@@ -66,6 +70,8 @@ impl Generator {
         let mut draft = Draft {
             case: Case::new(sub_page, random.bool()),
             mapped: (0..PAGES).map(|_| (random.u32(..WINDOWS), random.u32(..DATA_PAGES))).collect(),
+            guest: GuestTables::new(random),
+            smap: self.processor.smap,
             frames: [[0; PAGES as usize]; WINDOWS as usize],
         };
         let walks = chance(random, 35);
@@ -149,49 +155,15 @@ impl Draft {
         (word(frame::EPT_L1 + window, page), value)
     }
 
-    /// The guest's tables for the linear window, each in the harness or in a window's page.
-    fn guest_tables(&mut self, random: &mut Rng, walks: bool) {
-        let harness_frames = [
-            frame::GUEST_L4,
-            frame::GUEST_TABLES,
-            frame::GUEST_TABLES + 1,
-            frame::GUEST_TABLES + 2,
-        ];
-        let mut places = [(0, 0); 4];
-        for (level, place) in (0..).zip(&mut places) {
-            let in_window = walks && chance(random, if level == 0 { 6 } else { 50 });
-            *place = if in_window {
-                let frame = frame::WINDOW_TABLES + level;
-                (window(random.u32(..WINDOWS), frame), frame)
-            } else {
-                let frame = harness_frames[level as usize];
-                (harness(frame), frame)
-            };
-        }
-        let [level_4, rest @ ..] = places;
-        self.case.cr3 = level_4.0;
-        let stores = &mut self.case.stores;
-        if level_4.1 != frame::GUEST_L4 {
-            // The harness must be reached from this root too.
-            stores.push((word(level_4.1, 0), harness(frame::GUEST_HARNESS) | 0x63));
-        }
-        let user = random.bool();
-        let mut table = (level_4.1, 1);
-        for (address, frame) in rest {
-            stores.push((word(table.0, table.1), guest_entry(random, address, user, 97)));
-            table = (frame, 0);
-        }
-        for (page, (number, target)) in (0..).zip(&self.mapped) {
-            let entry = guest_entry(random, window(*number, *target), user, 80);
-            stores.push((word(table.0, page), entry));
-        }
-    }
-
     fn step(&mut self, random: &mut Rng) -> Step {
-        let mut step = Step::default();
+        let mut step = Step { mode: self.mode(random), ..Step::default() };
         while chance(random, 30) {
             let change = self.change(random);
             step.stores.push(change);
+        }
+        if chance(random, 12) {
+            self.guest_changes_tables(random, &mut step);
+            return step;
         }
         for number in 0..random.u32(1..4) {
             let instruction = self.access(random, number == 0, &mut step.stores);
@@ -203,12 +175,24 @@ impl Draft {
         step
     }
 
+    fn mode(&self, random: &mut Rng) -> Mode {
+        Mode {
+            // Most often what the pages are made for.
+            user: chance(random, if self.guest.has_user_pages() { 60 } else { 15 }),
+            write_protect: chance(random, 75),
+            smep: chance(random, 30),
+            smap: self.smap && chance(random, 30),
+            alignment_check: chance(random, 60),
+        }
+    }
+
     /// A change of tables between two entries.
     fn change(&mut self, random: &mut Rng) -> Word {
         let (window, page) = self.mapped[random.usize(..self.mapped.len())];
-        match random.u32(..10) {
+        match random.u32(..11) {
             0..5 => self.leaf(random, window, page, true),
             5..9 => (word(frame::SPPT_L1 + window, page), vector(random)),
+            9 => self.guest_change(random).0,
             _ => {
                 let place = random.u32(..4);
                 Self::upper(random, window, place)
@@ -226,8 +210,13 @@ mod tests {
     use super::*;
     use crate::layout::linear;
 
-    const TIGER_LAKE: Processor =
-        Processor { sub_page: true, advanced_information: true, deviations: Deviations::BOCHS };
+    const TIGER_LAKE: Processor = Processor {
+        sub_page: true,
+        advanced_information: true,
+        smap: true,
+        shadow_stacks: true,
+        deviations: Deviations::BOCHS,
+    };
 
     #[test]
     fn a_seed_makes_its_cases_again() {
@@ -249,10 +238,12 @@ mod tests {
         let mut generator = Generator::new(7, TIGER_LAKE);
         let (mut endings, mut kinds) = (HashSet::new(), HashSet::new());
         let (mut walks, mut delivery, mut large) = (0, 0, 0);
+        let mut faults = HashSet::new();
         for _ in 0..3000 {
             let Predicted { case, outcomes } = generator.case();
             for (step, outcome) in case.steps.iter().zip(outcomes) {
                 endings.insert((outcome.reason, outcome.qualification));
+                faults.extend(outcome.error.filter(|_| outcome.event == Some(0x8000_0B0E)));
                 walks += u32::from(outcome.qualification.is_some_and(|bits| bits & 0x180 == 0x80));
                 delivery += u32::from(outcome.vectoring != 0);
                 if let Some(last) = outcome.performed.checked_sub(1) {
@@ -271,5 +262,17 @@ mod tests {
         assert!(endings.contains(&(66, Some(0))) && endings.contains(&(66, Some(0x800))));
         assert!(walks > 100 && delivery > 20 && large > 100, "{walks} {delivery} {large}");
         assert!(endings.len() > 60, "{} endings", endings.len());
+        // Every error code of #PF: absent, forbidden, reserved; read, write, fetch; both privileges.
+        for error in [0, 1, 2, 3, 9, 0xB, 0x10, 0x11, 0x19] {
+            for user in [0, 4] {
+                assert!(faults.contains(&(error | user)), "no #PF with {:#x}", error | user);
+            }
+        }
+        // Violations through user-mode pages.
+        assert!(
+            endings
+                .iter()
+                .any(|(reason, bits)| *reason == 48 && bits.is_some_and(|it| it & 0x200 != 0))
+        );
     }
 }

@@ -31,9 +31,10 @@ pub trait Processor {
     /// The arena, while no guest runs.
     fn arena(&mut self) -> &mut Arena;
 
-    /// Enters the guest in the state that [`guest`](super::format::guest) describes, with nothing
-    /// remembered of earlier tables, and runs it to its first exit.
-    fn run(&mut self, pointers: &Pointers) -> Result<Exit, Self::Error>;
+    /// Enters the guest in the state that [`guest`](super::format::guest) describes and in the given
+    /// [mode](super::format::mode), with nothing remembered of earlier tables, and runs it to its
+    /// first exit.
+    fn run(&mut self, pointers: &Pointers, mode: u32) -> Result<Exit, Self::Error>;
 }
 
 /// Why a batch was not run to its end.
@@ -60,12 +61,13 @@ pub fn run<P: Processor>(
     for case in batch.cases() {
         prepare(batch.template(), &case, processor.arena(), before);
         let pointers = pointers(&case);
-        for (step, stores) in (0..).zip(case.steps()) {
-            let refused = |error| Refused { case: case.header.number.get(), step, error };
-            store(stores, processor.arena());
-            store(stores, before);
-            let exit = processor.run(&pointers).map_err(|error| refused(Some(error)))?;
-            write_exit(out, case.header.number.get(), step, &exit)
+        for (number, step) in (0..).zip(case.steps()) {
+            let case = case.header.number.get();
+            let refused = |error| Refused { case, step: number, error };
+            store(step.stores, processor.arena());
+            store(step.stores, before);
+            let exit = processor.run(&pointers, step.mode).map_err(|error| refused(Some(error)))?;
+            write_exit(out, case, number, &exit)
                 .and_then(|()| write_changes(processor.arena(), before, out))
                 .and_then(|()| out.write_char('\n'))
                 .map_err(|_| refused(None))?;
@@ -130,7 +132,7 @@ pub fn stored(word: u32, value: u64) -> Store {
 #[cfg(test)]
 mod tests {
     use super::super::answer::Answer;
-    use super::super::format::{BatchHeader, CaseHeader, SIGNATURE, StepHeader, VERSION};
+    use super::super::format::{BatchHeader, CaseHeader, SIGNATURE, StepHeader, VERSION, mode};
     use super::*;
     use std::boxed::Box;
     use std::string::String;
@@ -141,7 +143,7 @@ mod tests {
     /// A processor that adds 1 to word 5 and leaves the rest.
     struct Adder {
         arena: Box<Arena>,
-        seen: Vec<Pointers>,
+        seen: Vec<(Pointers, u32)>,
         fails: bool,
     }
 
@@ -152,8 +154,8 @@ mod tests {
             &mut self.arena
         }
 
-        fn run(&mut self, pointers: &Pointers) -> Result<Exit, u8> {
-            self.seen.push(*pointers);
+        fn run(&mut self, pointers: &Pointers, mode: u32) -> Result<Exit, u8> {
+            self.seen.push((*pointers, mode));
             self.arena[5] += 1;
             if self.fails { Err(7) } else { Ok(Exit { reason: 18, ..Exit::default() }) }
         }
@@ -177,8 +179,10 @@ mod tests {
             };
             bytes.extend_from_slice(case.as_bytes());
             bytes.extend_from_slice(stored(5, number.into()).as_bytes());
-            bytes.extend_from_slice(StepHeader { stores: 0.into() }.as_bytes());
-            bytes.extend_from_slice(StepHeader { stores: 1.into() }.as_bytes());
+            for (mode, stores) in [(0, 0), (mode::USER, 1)] {
+                let header = StepHeader { mode: u32::into(mode), stores: u32::into(stores) };
+                bytes.extend_from_slice(header.as_bytes());
+            }
             bytes.extend_from_slice(stored(6, 1).as_bytes());
         }
         let header = BatchHeader {
@@ -212,7 +216,8 @@ mod tests {
         let plain =
             Pointers { ept: ARENA + 0x1000, accessed_dirty: false, sppt: None, cr3: 0x3000 };
         let full = Pointers { accessed_dirty: true, sppt: Some(ARENA + 0x2000), ..plain };
-        assert_eq!(processor.seen, [plain, plain, full, full]);
+        let user = mode::USER;
+        assert_eq!(processor.seen, [(plain, 0), (plain, user), (full, 0), (full, user)]);
     }
 
     #[test]

@@ -18,14 +18,14 @@ pub const ARENA_FRAMES: usize = 48;
 pub const ARENA_WORDS: usize = ARENA_FRAMES * 512;
 
 /// Version of this format, of the answers and of the guest's state at entry.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// First bytes of a batch.
 pub const SIGNATURE: [u8; 8] = *b"SPPCASES";
 
-/// The guest's state at each entry: 64-bit mode at CPL 0, paging on, CR0.WP and EFER.NXE set, SMEP,
-/// SMAP, protection keys and CET off, SSE and AVX usable, RFLAGS 2, all general registers 0 but
-/// RSP. Every exception exits, and so does VMCALL; nothing else is intercepted.
+/// The guest's state at each entry: 64-bit mode, paging on, EFER.NXE set, protection keys and CET
+/// off, SSE and AVX usable, RFLAGS 2, all general registers 0 but RSP; what a step's [`mode`] says
+/// comes on top. Every exception exits, and so does VMCALL; nothing else is intercepted.
 pub mod guest {
     /// Linear address of the first instruction.
     pub const RIP: u64 = 0x20_0000;
@@ -33,18 +33,40 @@ pub mod guest {
     pub const RSP: u64 = 0x20_2000;
     /// Linear address of the IDT, of 128 gates.
     pub const IDT: u64 = 0x20_2000;
-    /// Linear address of the GDT: null, code, data, task state segment.
+    /// Linear address of the GDT: null, code, data, task state segment, user data, user code.
     pub const GDT: u64 = 0x20_2800;
     /// Size of the IDT in bytes.
     pub const IDT_BYTES: u16 = 0x800;
     /// Size of the GDT in bytes.
-    pub const GDT_BYTES: u16 = 40;
-    /// Selector in CS.
+    pub const GDT_BYTES: u16 = 56;
+    /// Linear address of the task state segment: RSP0 is all that is used of it.
+    pub const TASK_STATE: u64 = 0x20_2A00;
+    /// Selector in CS at CPL 0.
     pub const CODE: u16 = 0x08;
-    /// Selector in SS, DS and ES.
+    /// Selector in SS, DS and ES at CPL 0.
     pub const DATA: u16 = 0x10;
-    /// Selector in TR; the segment lies behind the GDT and is never used.
+    /// Selector in TR.
     pub const TASK: u16 = 0x18;
+    /// Selector in SS, DS and ES at CPL 3.
+    pub const USER_DATA: u16 = 0x2B;
+    /// Selector in CS at CPL 3.
+    pub const USER_CODE: u16 = 0x33;
+}
+
+/// Bits of [`StepHeader::mode`].
+pub mod mode {
+    /// CPL 3.
+    pub const USER: u32 = 1 << 0;
+    /// CR0.WP.
+    pub const WRITE_PROTECT: u32 = 1 << 1;
+    /// CR4.SMEP.
+    pub const SMEP: u32 = 1 << 2;
+    /// CR4.SMAP.
+    pub const SMAP: u32 = 1 << 3;
+    /// RFLAGS.AC; CR0.AM is 0.
+    pub const ALIGNMENT_CHECK: u32 = 1 << 4;
+    /// Every defined bit.
+    pub const ALL: u32 = USER | WRITE_PROTECT | SMEP | SMAP | ALIGNMENT_CHECK;
 }
 
 /// Bits of [`CaseHeader::controls`].
@@ -97,6 +119,8 @@ pub struct CaseHeader {
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct StepHeader {
+    /// [`mode`] bits.
+    pub mode: U32,
     /// Stores before the entry.
     pub stores: U32,
 }
@@ -137,6 +161,9 @@ pub enum FormatError {
     /// A case sets controls that this version does not define.
     #[error("a case has unknown controls {0:#x}")]
     Controls(u32),
+    /// A step asks for a mode that this version does not define.
+    #[error("a step has an unknown mode {0:#x}")]
+    Mode(u32),
 }
 
 /// A batch whose every length and index has been checked.
@@ -214,11 +241,20 @@ impl<'a> Case<'a> {
         self.header.controls.get() & control != 0
     }
 
-    /// The stores of each step in order.
-    pub fn steps(&self) -> impl Iterator<Item = &'a [Store]> + use<'a> {
+    /// The steps in order.
+    pub fn steps(&self) -> impl Iterator<Item = Step<'a>> + use<'a> {
         let mut reader = Reader { bytes: self.steps, at: 0 };
         (0..self.header.steps.get()).map(move |_| reader.step().expect("the batch was checked"))
     }
+}
+
+/// One step of a case: one entry of the guest.
+#[derive(Debug, Clone, Copy)]
+pub struct Step<'a> {
+    /// [`mode`] bits.
+    pub mode: u32,
+    /// Stores before the entry.
+    pub stores: &'a [Store],
 }
 
 /// Takes structures off bytes; nothing is taken that is not there.
@@ -252,9 +288,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn step(&mut self) -> Result<&'a [Store], FormatError> {
+    fn step(&mut self) -> Result<Step<'a>, FormatError> {
         let header: &StepHeader = self.take()?;
-        self.stores(header.stores.get())
+        let mode = header.mode.get();
+        if mode & !mode::ALL != 0 {
+            return Err(FormatError::Mode(mode));
+        }
+        Ok(Step { mode, stores: self.stores(header.stores.get())? })
     }
 
     fn case(&mut self) -> Result<Case<'a>, FormatError> {
@@ -306,8 +346,10 @@ mod tests {
             bytes.extend_from_slice(case.as_bytes());
             bytes.extend_from_slice(store(3, number.into()).as_bytes());
             bytes.extend_from_slice(store(last_word(), u64::MAX).as_bytes());
-            bytes.extend_from_slice(StepHeader { stores: 0.into() }.as_bytes());
-            bytes.extend_from_slice(StepHeader { stores: 1.into() }.as_bytes());
+            for (mode, stores) in [(mode::ALL, 0), (0, 1)] {
+                let header = StepHeader { mode: mode.into(), stores: stores.into() };
+                bytes.extend_from_slice(header.as_bytes());
+            }
             bytes.extend_from_slice(store(5, 6).as_bytes());
         }
         let length = u32::try_from(bytes.len()).expect("small");
@@ -329,8 +371,8 @@ mod tests {
             assert_eq!(case.header.cr3.get(), 0x5000);
             assert!(case.has(control::SUB_PAGE) && !case.has(control::ACCESSED_DIRTY));
             assert_eq!(case.stores[0], store(3, number.into()));
-            let steps: Vec<_> = case.steps().collect();
-            assert_eq!(steps, [&[][..], &[store(5, 6)][..]]);
+            let steps: Vec<_> = case.steps().map(|step| (step.mode, step.stores)).collect();
+            assert_eq!(steps, [(mode::ALL, &[][..]), (0, &[store(5, 6)][..])]);
         }
     }
 
@@ -361,11 +403,12 @@ mod tests {
             Batch::parse(&bytes).err()
         };
         let words = last_word() + 1;
-        assert_eq!(at(8, 2), Some(FormatError::Version(2)));
+        assert_eq!(at(8, 1), Some(FormatError::Version(1)));
         assert_eq!(at(24, words), Some(FormatError::Word(words)));
         assert_eq!(at(40, 4), Some(FormatError::Controls(4)));
         assert_eq!(at(44, 48), Some(FormatError::Frame(48)));
         assert_eq!(at(48, u32::MAX), Some(FormatError::Frame(u32::MAX)));
+        assert_eq!(at(92, 1 << 5), Some(FormatError::Mode(1 << 5)));
         assert!(matches!(at(60, u32::MAX), Some(FormatError::CutOff(_))));
         assert!(matches!(at(64, u32::MAX), Some(FormatError::CutOff(_))));
         assert!(matches!(at(20, u32::MAX), Some(FormatError::CutOff(_))));
@@ -386,8 +429,8 @@ mod tests {
             }
             if let Ok(batch) = Batch::parse(&bytes) {
                 for case in batch.cases() {
-                    for stores in case.steps() {
-                        assert!(stores.iter().all(|store| (store.word.get() as usize) < ARENA_WORDS));
+                    for step in case.steps() {
+                        assert!(step.stores.iter().all(|store| (store.word.get() as usize) < ARENA_WORDS));
                     }
                 }
             }

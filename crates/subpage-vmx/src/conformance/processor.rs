@@ -9,7 +9,7 @@ use alloc::boxed::Box;
 
 use super::answer::Exit;
 use super::execute::{Arena, Pointers, Processor};
-use super::format::{ARENA, guest};
+use super::format::{ARENA, guest, mode};
 use core::sync::atomic::AtomicBool;
 
 use crate::processor::control::{CR0_NE, CR0_PE, CR0_PG, CR4_OSXSAVE, CR4_PAE, CR4_VMXE};
@@ -67,28 +67,12 @@ impl VmxProcessor {
     }
 
     fn prepare_guest(&mut self) {
-        const CR0_MP_ET_WP: u64 = 1 << 1 | 1 << 4 | 1 << 16;
-        const CR4_OSFXSR_OSXMMEXCPT: u64 = 3 << 9;
         const EFER_LME_LMA_NXE: u64 = 1 << 8 | 1 << 10 | 1 << 11;
-        let cr0 = CR0_PE | CR0_MP_ET_WP | CR0_NE | CR0_PG;
-        let cr4 = CR4_PAE | CR4_OSFXSR_OSXMMEXCPT | CR4_OSXSAVE;
-        let data = Segment { selector: guest::DATA, base: 0, limit: u32::MAX, access: 0xC093 };
-        let code = Segment { selector: guest::CODE, access: 0xA09B, ..data };
-        let task = Segment {
-            selector: guest::TASK,
-            base: guest::GDT + u64::from(guest::GDT_BYTES),
-            limit: 0x67,
-            access: 0x8B,
-        };
-        let [es, cs, ss, ds, .., tr] = setup::SEGMENT_FIELDS;
-        for (fields, segment) in [(es, &data), (cs, &code), (ss, &data), (ds, &data), (tr, &task)] {
-            setup::set_segment(&mut self.vmcs, fields, segment);
-        }
+        let task =
+            Segment { selector: guest::TASK, base: guest::TASK_STATE, limit: 0x67, access: 0x8B };
+        let [.., tr] = setup::SEGMENT_FIELDS;
+        setup::set_segment(&mut self.vmcs, tr, &task);
         for (field, value) in [
-            (G::CR0, cr0),
-            (G::CR0_SHADOW, cr0),
-            (G::CR4, cr4 | CR4_VMXE),
-            (G::CR4_SHADOW, cr4),
             (G::EFER, EFER_LME_LMA_NXE),
             (G::GDTR_BASE, guest::GDT),
             (G::GDTR_LIMIT, u64::from(guest::GDT_BYTES) - 1),
@@ -102,6 +86,41 @@ impl VmxProcessor {
         unsafe { self.vmcs.set_control(C::ENTRY, entry) };
         // SAFETY: more exits than before take nothing from the host.
         unsafe { self.vmcs.set_control(C::EXCEPTION_BITMAP, u64::from(u32::MAX)) };
+    }
+
+    /// Sets what a step's mode decides: segments, CR0, CR4, RFLAGS.
+    fn set_mode(&mut self, mode: u32) {
+        const CR0_MP_ET: u64 = 1 << 1 | 1 << 4;
+        const CR0_WP: u64 = 1 << 16;
+        const CR4_SMEP: u64 = 1 << 20;
+        const CR4_SMAP: u64 = 1 << 21;
+        const RFLAGS_AC: u64 = 1 << 18;
+        const CR4_OSFXSR_OSXMMEXCPT: u64 = 3 << 9;
+        let bit = |of: u32, bit: u64| if mode & of != 0 { bit } else { 0 };
+        let cr0 = CR0_PE | CR0_MP_ET | CR0_NE | CR0_PG | bit(mode::WRITE_PROTECT, CR0_WP);
+        let cr4 = CR4_PAE | CR4_OSFXSR_OSXMMEXCPT | CR4_OSXSAVE;
+        let cr4 = cr4 | bit(mode::SMEP, CR4_SMEP) | bit(mode::SMAP, CR4_SMAP);
+        for (field, value) in [
+            (G::CR0, cr0),
+            (G::CR0_SHADOW, cr0),
+            (G::CR4, cr4 | CR4_VMXE),
+            (G::CR4_SHADOW, cr4),
+            (G::RFLAGS, 2 | bit(mode::ALIGNMENT_CHECK, RFLAGS_AC)),
+        ] {
+            self.vmcs.set_guest(field, value);
+        }
+        // Bits 6:5 of the access rights are the DPL.
+        let (data, code, dpl) = if mode & mode::USER == 0 {
+            (guest::DATA, guest::CODE, 0)
+        } else {
+            (guest::USER_DATA, guest::USER_CODE, 3 << 5)
+        };
+        let data = Segment { selector: data, base: 0, limit: u32::MAX, access: 0xC093 | dpl };
+        let code = Segment { selector: code, access: 0xA09B | dpl, ..data };
+        let [es, cs, ss, ds, ..] = setup::SEGMENT_FIELDS;
+        for (fields, segment) in [(es, &data), (cs, &code), (ss, &data), (ds, &data)] {
+            setup::set_segment(&mut self.vmcs, fields, segment);
+        }
     }
 
     fn set_pointers(&mut self, pointers: &Pointers) {
@@ -164,12 +183,12 @@ impl Processor for VmxProcessor {
         unsafe { &mut *arena }
     }
 
-    fn run(&mut self, pointers: &Pointers) -> Result<Exit, InstructionError> {
+    fn run(&mut self, pointers: &Pointers, mode: u32) -> Result<Exit, InstructionError> {
         self.set_pointers(pointers);
+        self.set_mode(mode);
         for (field, value) in [
             (G::RIP, guest::RIP),
             (G::RSP, guest::RSP),
-            (G::RFLAGS, 2),
             (G::INTERRUPTIBILITY, 0),
             (G::ACTIVITY, 0),
             (G::PENDING_DEBUG, 0),
