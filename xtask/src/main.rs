@@ -13,6 +13,7 @@ mod count;
 mod execute;
 mod lab;
 mod markdown;
+mod mutants;
 mod packages;
 mod prerequisites;
 mod session;
@@ -69,6 +70,13 @@ enum Task {
         #[command(flatten)]
         arguments: lab::Arguments,
     },
+    /// Change the engine and the trap protocol in small ways, one at a time, and see that a test finds
+    /// each; all arguments go to `cargo mutants`, for example --file PATH or --shard 0/8
+    #[command(disable_help_flag = true)]
+    Mutants {
+        #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Run the benchmarks; all arguments go to subpage-bench, except `kvm [--json]`: what guests on
     /// this machine's KVM cost, and `vmx [--json]`: what the hypervisor costs, in Bochs
     #[command(disable_help_flag = true)]
@@ -111,6 +119,7 @@ fn run(task: Task) -> Result<ExitCode> {
         },
         Task::Lab { arguments } => lab::run(&workspace, arguments),
         Task::Bochs { task } => bochs::run(&workspace, task),
+        Task::Mutants { arguments } => mutants::run(&workspace, &arguments),
         Task::Test { words, filter, limit, list } => {
             let (suites, names) = suites::divide(words)?;
             let selected = suites::select(&suites, filter.as_deref())?;
