@@ -139,7 +139,9 @@ pub(super) fn guest_entry(
     good: u32,
 ) -> u64 {
     let address = if leaf && order > 12 { address & !((1 << order) - 1) | LARGE } else { address };
-    let plain = address | 0b11 | if user { 0b100 } else { 0 };
+    // The PAT bit, which stands below the address of a large page.
+    let pat = if leaf && order > 12 && chance(random, 25) { 1 << 12 } else { 0 };
+    let plain = address | pat | 0b11 | if user { 0b100 } else { 0 };
     // Accessed and dirty.
     let plain = plain | random.u64(..4) << 5;
     if chance(random, good) {
