@@ -107,17 +107,23 @@ impl Draft {
     /// A new entry for the guest's tables, and the linear page that it matters to.
     pub(super) fn guest_change(&mut self, random: &mut Rng) -> (Word, u32) {
         let page = random.u32(..PAGES);
-        if chance(random, 75) {
-            let target = (random.u32(..WINDOWS), random.u32(..DATA_PAGES));
-            if self.guest.order == 12 {
+        let order = self.guest.order;
+        let level = match ORDERS[..3].iter().position(|it| *it == order) {
+            None if chance(random, 75) => {
+                let target = (random.u32(..WINDOWS), random.u32(..DATA_PAGES));
                 self.mapped[page as usize] = target;
+                return (self.guest_leaf(random, page, target, 60), page);
             }
-            (self.guest_leaf(random, page, target, 60), page)
-        } else {
-            let level = random.usize(..3);
-            let order = if chance(random, 70) { self.guest.order } else { ORDERS[level] };
-            (self.upper_guest_entry(random, level, order, 60), page)
+            Some(level) if chance(random, 75) => level,
+            _ => random.usize(..3),
+        };
+        let leaf = order == ORDERS[level] || chance(random, 20);
+        if leaf {
+            self.guest.window = random.u32(..WINDOWS);
+            self.mapped = (0..PAGES).map(|page| (self.guest.window, page)).collect();
         }
+        let order = if leaf { ORDERS[level] } else { 12 };
+        (self.upper_guest_entry(random, level, order, 60), page)
     }
 
     /// A step in which the guest stores to an entry of its own tables, before and after other
@@ -140,7 +146,7 @@ impl Draft {
         }
         if chance(random, 50) && (!step.mode.user || chance(random, 10)) {
             // Of the page itself, or of another one, which may be part of the same large page.
-            let page = if chance(random, 80) { page } else { random.u32(..PAGES) };
+            let page = if chance(random, 60) { page } else { random.u32(..PAGES) };
             instructions.push(Instruction::Invalidate { at: linear(page) + random.u64(..0x1000) });
         }
         for _ in 0..random.u32(1..4) {
