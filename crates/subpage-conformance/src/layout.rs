@@ -244,8 +244,8 @@ mod tests {
         // So do guest pages of 2 MiB and 1 GiB at the window.
         assert_eq!(linear(5) & 0x3FFF_FFFF, window(1, 5) & 0x3FFF_FFFF);
         assert_eq!(guest::TASK_STATE & !0xFFF, harness(frame::DESCRIPTORS));
-        assert!(guest::TASK_STATE >= guest::GDT + u64::from(guest::GDT_BYTES));
-        assert!(HANDLER >= guest::TASK_STATE + 0x68);
+        const { assert!(guest::TASK_STATE >= guest::GDT + guest::GDT_BYTES as u64) };
+        const { assert!(HANDLER >= guest::TASK_STATE + 0x68) };
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub(crate) struct Useless;
 
 /// What is predicted: a processor and where it departs from the architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // what a processor has or has not
 pub(crate) struct Processor {
     /// Whether it has sub-page write permissions.
     pub(crate) sub_page: bool,

@@ -228,7 +228,6 @@ const fn has_reserved_bits(entry: u64, shift: u32) -> bool {
 mod tests {
     use subpage_model::Deviations;
 
-    use super::*;
     use crate::case::{Case, Mode, Step};
     use crate::instruction::{Instruction, Size};
     use crate::layout::{WINDOW_L2, frame, harness, host, linear, window, window_l3, word};
