@@ -1,14 +1,18 @@
 //! Carrying a store out, on the guest's bytes or on a copy of them.
 
-use super::bits::RFLAGS_RF;
+use super::bits::{CR4_OSXMMEXCPT, RFLAGS_RF};
 use super::extended::Addresses;
 use super::implied::{Surroundings, next_rip};
 use super::store::{count, repeats};
-use super::trampoline::Guest;
+use super::trampoline::{Guest, SIMD_EXCEPTION};
 use super::{
-    Extended, Fault, PagingFeatures, Store, SystemTables, Trampoline, TrampolineFault, Window,
+    Exception, Extended, Fault, PagingFeatures, Store, SystemTables, Trampoline, TrampolineFault,
+    Window,
 };
-use crate::guest::{PhysicalMemory, State};
+use crate::guest::{PhysicalMemory, State, Vendor};
+
+/// #UD.
+const INVALID_OPCODE: u8 = 6;
 
 /// Where the guest is after a completed store.
 #[must_use]
@@ -19,16 +23,19 @@ pub enum Progress {
     /// What else ends with an instruction is the caller's: blocking by STI and MOV SS, and the
     /// single-step trap if RFLAGS.TF is set.
     Done,
-    /// At the same string instruction, with elements left to do.
+    /// At the same string instruction, with elements left to do. RFLAGS.RF is as the processor saves
+    /// it in an event's frame now.
     Repeats,
 }
 
-/// Why a store was not carried out. Neither the state nor the window has changed.
+/// Why a store was not carried out. Neither the state nor the window has changed; of the extended
+/// registers, #XM changes MXCSR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Incomplete {
-    /// Reading the instruction's source failed, or the target of a call is out of reach.
+    /// Reading the instruction's source failed, the target of a call is out of reach, or executing it
+    /// gave an exception that the guest's processor would have given.
     Fault(Fault),
-    /// Executing it failed.
+    /// The window cannot be written.
     Trampoline,
 }
 
@@ -38,9 +45,20 @@ impl From<Fault> for Incomplete {
     }
 }
 
-impl From<TrampolineFault> for Incomplete {
-    fn from(_: TrampolineFault) -> Self {
-        Self::Trampoline
+impl Incomplete {
+    /// What an exception of an instruction in its window is for the guest in `state`.
+    const fn by(fault: TrampolineFault, state: &State) -> Self {
+        const fn simple(vector: u8) -> Exception {
+            Exception { vector, error_code: None, address: None }
+        }
+        Self::Fault(Fault::Exception(match fault.vector {
+            SIMD_EXCEPTION if state.cr4 & CR4_OSXMMEXCPT == 0 => simple(INVALID_OPCODE),
+            // An unknown instruction, a pending x87 exception.
+            vector @ (INVALID_OPCODE | 16 | SIMD_EXCEPTION) => simple(vector),
+            // Alignment: the bytes themselves are there.
+            13 => Exception::general_protection(0),
+            _ => return Self::Trampoline,
+        }))
     }
 }
 
@@ -95,7 +113,8 @@ impl<M: PhysicalMemory> Executor<'_, M> {
                 rflags: &mut state.rflags,
                 extended: self.extended.reborrow(),
             };
-            self.trampoline.run(substitute, window, &mut guest)?;
+            let result = self.trampoline.run(substitute, window, &mut guest);
+            result.map_err(|fault| Incomplete::by(fault, state))?;
         } else {
             let surroundings =
                 Surroundings { memory: self.memory, paging: self.paging, tables: self.tables };
@@ -105,6 +124,10 @@ impl<M: PhysicalMemory> Executor<'_, M> {
             jumps = effect.jumps;
         }
         if repeats(instruction) && store.is_string() && count(instruction, state) != 0 {
+            state.rflags = match state.vendor {
+                Vendor::Intel => state.rflags | RFLAGS_RF,
+                Vendor::Amd => state.rflags & !RFLAGS_RF,
+            };
             return Ok(Progress::Repeats);
         }
         state.rflags &= !RFLAGS_RF;

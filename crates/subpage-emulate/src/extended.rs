@@ -37,15 +37,26 @@ impl Extended<'_> {
             Self::Xsave { area, components } => Extended::Xsave { area, components: *components },
         }
     }
+
+    /// Sets MXCSR.
+    pub(super) fn set_mxcsr(&mut self, mxcsr: u32) {
+        let area: &mut [u8] = match self {
+            Self::Unused => return,
+            Self::Fx(fx) => &mut fx.0,
+            Self::Xsave { area, .. } => &mut area.0,
+        };
+        area[offset::MXCSR..offset::MXCSR + 4].copy_from_slice(&mxcsr.to_le_bytes());
+    }
 }
 
-/// Offsets in the first 512 bytes of either area.
+/// Offsets in the first 512 bytes of either area, and in the header of XSAVE.
 mod offset {
     pub(super) const FOP: usize = 6;
     pub(super) const FIP: usize = 8;
     pub(super) const FDP: usize = 16;
     pub(super) const MXCSR: usize = 24;
     pub(super) const MXCSR_MASK: usize = 28;
+    pub(super) const XSTATE_BV: usize = 512;
 }
 
 /// The state after FNINIT, with all SSE exceptions masked.
@@ -66,7 +77,22 @@ impl FxArea {
 impl XsaveArea {
     /// All components in their initial configuration.
     pub const INITIAL: Self = Self(initial());
+
+    /// Says that the SSE component is in use if MXCSR is not initial: XSAVE says that it is not as long
+    /// as all vector registers are 0, and who takes XSTATE_BV at its word then drops MXCSR (SDM Vol. 1,
+    /// "XSAVE-Managed Features", "Processor Tracking of XSAVE-Managed State").
+    ///
+    /// The registers in the area must be true, as XSAVE leaves them.
+    pub fn keep_mxcsr(&mut self) {
+        const SSE: u8 = 1 << 1;
+        if word(&self.0, offset::MXCSR) != MXCSR_INITIAL {
+            self.0[offset::XSTATE_BV] |= SSE;
+        }
+    }
 }
+
+/// All exceptions masked, no flag.
+const MXCSR_INITIAL: u32 = 0x1f80;
 
 /// The bits of MXCSR that the processor has which stored an area (SDM Vol. 1, "Guidelines for Writing to
 /// the MXCSR Register").

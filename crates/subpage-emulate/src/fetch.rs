@@ -5,7 +5,7 @@ use subpage::address::PAGE_BYTES;
 
 use super::linear::{advance, read_linear};
 use super::{Access, Exception, Fault, PagingFeatures};
-use crate::guest::{PhysicalMemory, State};
+use crate::guest::{PhysicalMemory, State, Vendor};
 
 /// Longest instruction that a processor executes.
 pub const MAX_INSTRUCTION_BYTES: usize = 15;
@@ -78,7 +78,11 @@ impl GuestInstruction {
 
 fn decoder<'a>(state: &State, bytes: &'a [u8]) -> Decoder<'a> {
     let ip = if state.is_64_bit() { state.rip } else { state.rip & 0xffff_ffff };
-    Decoder::with_ip(state.bitness(), bytes, ip, DecoderOptions::NONE)
+    let options = match state.vendor {
+        Vendor::Intel => DecoderOptions::NONE,
+        Vendor::Amd => DecoderOptions::AMD,
+    };
+    Decoder::with_ip(state.bitness(), bytes, ip, options)
 }
 
 fn needs_more(state: &State, bytes: &[u8]) -> bool {

@@ -124,6 +124,7 @@ mod bits {
     pub(super) const CR4_PSE: u64 = 1 << 4;
     pub(super) const CR4_PAE: u64 = 1 << 5;
     pub(super) const CR4_OSFXSR: u64 = 1 << 9;
+    pub(super) const CR4_OSXMMEXCPT: u64 = 1 << 10;
     pub(super) const CR4_UMIP: u64 = 1 << 11;
     pub(super) const CR4_OSXSAVE: u64 = 1 << 18;
     pub(super) const CR4_SMEP: u64 = 1 << 20;

@@ -30,12 +30,16 @@ const _: () = assert!(MAX_INSTRUCTION_BYTES + JUMP.len() + 8 <= SLOT_BYTES);
 /// JMP [RIP + 0], with the address right behind it.
 const JUMP: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
 
-/// The instruction faulted in the hypervisor; nothing of the guest has changed.
-///
-/// The window was not mapped, or the processor does not have the instruction, or a pending x87
-/// exception came first. The hypervisor's exception handler knows which.
+/// The instruction faulted in the hypervisor; nothing of the guest has changed but for MXCSR's
+/// exception flags, which #XM tells by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TrampolineFault;
+pub struct TrampolineFault {
+    /// Vector of the exception.
+    pub vector: u8,
+}
+
+/// #XM.
+pub(super) const SIMD_EXCEPTION: u8 = 19;
 
 /// What the assembly below works on.
 #[derive(Debug)]
@@ -48,6 +52,10 @@ struct Context {
     guest: *mut u8,
     /// Components for XSAVE and XRSTOR; 0 to use FXSAVE and FXRSTOR.
     components: u64,
+    /// Vector of the exception of an instruction that faulted.
+    vector: u64,
+    /// MXCSR at that exception.
+    mxcsr: u32,
     /// What is the hypervisor's while the guest's extended registers are loaded. Last, so that the rest
     /// lies close to what is used beside it.
     host: XsaveArea,
@@ -152,11 +160,13 @@ global_asm!(
     "pop rbp",
     "pop rbx",
     "ret",
-    // The exception handler continues here, with RSP as it was at the fault.
+    // The exception handler continues here, with RSP as it was at the fault and the vector in RAX.
     "subpage_emulate_recover:",
     "pop rdi",
+    "mov [rdi + {vector}], rax",
     "cmp qword ptr [rdi + {guest}], 0",
     "je 5f",
+    "stmxcsr [rdi + {mxcsr}]",
     "mov rax, [rdi + {components}]",
     "test rax, rax",
     "jz 8f",
@@ -175,6 +185,8 @@ global_asm!(
     code = const offset_of!(Context, code),
     guest = const offset_of!(Context, guest),
     components = const offset_of!(Context, components),
+    vector = const offset_of!(Context, vector),
+    mxcsr = const offset_of!(Context, mxcsr),
     other_flags = const !(ARITHMETIC_FLAGS.cast_signed()),
 );
 
@@ -209,8 +221,8 @@ impl Trampoline {
     /// 1. the bytes are mapped readable, writable and executable in the address space of every
     ///    processor that uses it, and nothing else uses them;
     /// 2. an exception with an instruction pointer that [`contains`](Self::contains) has its handler
-    ///    continue at [`recovery_address`](Self::recovery_address) with all registers as they were,
-    ///    and pushes its frame where the bytes below RSP do not matter (they never do) or on a stack
+    ///    continue at [`recovery_address`](Self::recovery_address) with the vector in RAX and all
+    ///    other registers as they were, and pushes its frame where the bytes below RSP do not matter (they never do) or on a stack
     ///    of its own;
     /// 3. SSE is enabled (CR4.OSFXSR set, CR0.EM and CR0.TS clear) where an instruction is executed;
     /// 4. if an instruction is executed on another processor than the one before it, that processor
@@ -231,6 +243,8 @@ impl Trampoline {
             code: 0,
             guest: ptr::null_mut(),
             components: 0,
+            vector: 0,
+            mxcsr: 0,
         };
         Self { code, context, written: Default::default(), next: 0, mxcsr_mask }
     }
@@ -248,8 +262,8 @@ impl Trampoline {
 
     /// Executes `substitute` on `window` with the guest's registers and arithmetic flags.
     ///
-    /// Extended registers come from `guest.extended` and go there. On a fault nothing has changed. Not
-    /// to be called by a handler that may have interrupted a call on the same trampoline, which `&mut`
+    /// Extended registers come from `guest.extended` and go there. On a fault nothing has changed but
+    /// for MXCSR, see [`TrampolineFault`]. Not to be called by a handler that may have interrupted a call on the same trampoline, which `&mut`
     /// forbids anyway.
     ///
     /// An x87 instruction leaves the guest's addresses and opcode in FIP, FDP and FOP, not the
@@ -287,7 +301,11 @@ impl Trampoline {
         // made (asserted by the caller), and its memory is writable.
         let faulted = unsafe { subpage_emulate_enter(&raw mut self.context) } != 0;
         if faulted {
-            return Err(TrampolineFault);
+            let vector = self.context.vector.to_le_bytes()[0];
+            if vector == SIMD_EXCEPTION {
+                guest.extended.set_mxcsr(self.context.mxcsr);
+            }
+            return Err(TrampolineFault { vector });
         }
         for (number, value) in guest.registers.0.iter_mut().enumerate() {
             let stands_in = substitute.stack_pointer().is_some_and(|by| by as usize == number);

@@ -4,4 +4,4 @@ mod memory;
 mod state;
 
 pub use memory::{NotMemory, PhysicalMemory};
-pub use state::{GeneralRegisters, Register, Segment, Segments, State};
+pub use state::{GeneralRegisters, Register, Segment, Segments, State, Vendor};

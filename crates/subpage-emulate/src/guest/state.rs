@@ -81,6 +81,29 @@ pub struct Segments {
     pub gs: Segment,
 }
 
+/// Whose rules a processor follows where Intel's and AMD's manuals differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Vendor {
+    /// 64-bit code: an operand-size prefix before a near branch means nothing. An event after an
+    /// element of a repeated string instruction saves RFLAGS.RF as 1 (SDM Vol. 3B,
+    /// "Instruction-Breakpoint Exception Condition").
+    #[default]
+    Intel,
+    /// The prefix makes the branch one of 16 bits (AMD64 APM Vol. 3, "Near Branches in 64-Bit Mode"),
+    /// and RFLAGS.RF is saved as 0 (measured). Hygon's follow AMD.
+    Amd,
+}
+
+impl Vendor {
+    /// By the vendor string of CPUID leaf 0.
+    pub const fn from_cpuid(vendor: &[u8; 12]) -> Self {
+        match vendor {
+            b"AuthenticAMD" | b"HygonGenuine" => Self::Amd,
+            _ => Self::Intel,
+        }
+    }
+}
+
 /// A virtual processor between two entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs)]
@@ -94,6 +117,7 @@ pub struct State {
     pub efer: u64,
     /// Current privilege level, 0..=3 (the DPL of SS).
     pub cpl: u8,
+    pub vendor: Vendor,
     pub segments: Segments,
 }
 

@@ -7,8 +7,8 @@ use nix::libc;
 use nix::sys::mman::ProtFlags;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use subpage_emulate::{
-    Executor, Extended, FxArea, GuestInstruction, Incomplete, Progress, Scratch, Store, Trampoline,
-    Window,
+    Exception, Executor, Extended, FxArea, GuestInstruction, Incomplete, Progress, Scratch, Store,
+    Trampoline, Window,
 };
 
 use crate::machine::{Flat, OwnTrampoline, PAGING, Pages, TABLES, state_64};
@@ -36,6 +36,7 @@ extern "C" fn continue_at_recovery(
     if ours {
         FAULTS.fetch_add(1, Ordering::Relaxed);
         *rip = Trampoline::recovery_address().cast_signed();
+        registers[libc::REG_RAX as usize] = registers[libc::REG_TRAPNO as usize];
     } else {
         // SAFETY: both are async-signal-safe; the signal then has its usual end.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
@@ -118,7 +119,7 @@ fn an_instruction_that_the_processor_lacks_is_an_error() {
         let mut scratch = Scratch::new(store.linear(), &[0xaa; 64]);
         let got =
             machine(own, &memory, &mut fx).complete(&store, &mut state, &mut scratch.window());
-        assert_eq!(got, Err(Incomplete::Trampoline));
+        assert_eq!(got, exception(6));
         assert_eq!(scratch.bytes(), [0xaa; 64]);
     });
 }
@@ -140,10 +141,50 @@ fn a_pending_x87_exception_comes_before_the_store() {
         let mut scratch = Scratch::new(store.linear(), &[0xaa; 8]);
         let got =
             machine(own, &memory, &mut fx).complete(&store, &mut state, &mut scratch.window());
-        assert_eq!(got, Err(Incomplete::Trampoline));
+        assert_eq!(got, exception(16));
         assert!(fx == fx_before);
         assert_eq!(scratch.bytes(), [0xaa; 8]);
     });
+}
+
+/// Unmasked SSE exceptions are #XM, not #MF, and their flags are in MXCSR when the handler looks; a
+/// system that does not know them gets #UD.
+#[test]
+fn an_unmasked_sse_exception_has_its_own_vector_and_leaves_its_flag() {
+    if !std::arch::is_x86_feature_detected!("f16c") {
+        println!("skipped: this processor has no F16C");
+        return;
+    }
+    with_handler(|own| {
+        let memory = Flat::new(0);
+        for (cr4, vector) in [(0x4_06a0, 19), (0x4_02a0, 6)] {
+            let mut state = state_64();
+            state.cr4 = cr4;
+            let before = state;
+            let mut fx = FxArea::INITIAL;
+            // Invalid operations unmasked; XMM1 is a signalling NaN.
+            fx.0[24] = 0;
+            fx.0[160 + 16..160 + 20].copy_from_slice(&0x7f80_0001_u32.to_le_bytes());
+            let mut flagged = fx;
+            // IE.
+            flagged.0[24] = 1;
+            // VCVTPS2PH [RBX], XMM1, 0
+            let code = [0xc4, 0xe3, 0x79, 0x1d, 0x0b, 0x00];
+            let instruction = GuestInstruction::decode(&state, &code).unwrap();
+            let store = Store::of(&instruction, &state).unwrap();
+            let mut scratch = Scratch::new(store.linear(), &[0xaa; 8]);
+            let got =
+                machine(own, &memory, &mut fx).complete(&store, &mut state, &mut scratch.window());
+            assert_eq!(got, exception(vector));
+            assert_eq!(state, before);
+            assert!(fx == flagged, "the flag and nothing else");
+            assert_eq!(scratch.bytes(), [0xaa; 8]);
+        }
+    });
+}
+
+fn exception(vector: u8) -> Result<Progress, Incomplete> {
+    Err(Incomplete::Fault(Exception { vector, error_code: None, address: None }.into()))
 }
 
 /// Bits of MXCSR that FXRSTOR would refuse do not get to it.

@@ -1,7 +1,7 @@
 //! Fetching instructions: across pages, up to absent ones, with privilege.
 
 use proptest::prelude::*;
-use subpage_emulate::guest::State;
+use subpage_emulate::guest::{Register, State, Vendor};
 use subpage_emulate::{DecodeCache, Exception, Fault, GuestInstruction, Store};
 
 use crate::machine::{Flat, PAGING, state_16, state_32, state_64};
@@ -184,6 +184,26 @@ proptest! {
                 prop_assert_eq!(store.substitute(), expected.substitute());
             }
             (store, expected) => prop_assert_eq!(store.err(), expected.err(), "{:02x?}", bytes),
+        }
+    }
+}
+
+/// An operand-size prefix before a near call of 64-bit code: Intel's processors ignore it, AMD's take
+/// an operand of 16 bits, so that the instruction is shorter and pushes less.
+#[test]
+fn an_operand_size_prefix_before_a_near_call_is_the_vendors() {
+    // CALL rel16 or rel32; CALL RAX or AX.
+    for (code, intel, amd) in [
+        ([0x66, 0xe8, 0x10, 0x00, 0x00, 0x00], (6, 8), (4, 2)),
+        ([0x66, 0xff, 0xd0, 0x90, 0x90, 0x90], (3, 8), (3, 2)),
+    ] {
+        for (vendor, expected) in [(Vendor::Intel, intel), (Vendor::Amd, amd)] {
+            let mut state = State { vendor, ..state_64() };
+            state.registers[Register::Rsp] = 0x1008;
+            let instruction = GuestInstruction::decode(&state, &code).unwrap();
+            let store = Store::of(&instruction, &state).unwrap();
+            let got = (instruction.bytes().len(), store.length());
+            assert_eq!(got, expected, "{code:02x?}, {vendor:?}");
         }
     }
 }

@@ -3,10 +3,12 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, byte_ptr, dword_ptr, edi, esi, qword_ptr};
-use subpage_emulate::guest::{GeneralRegisters, Register, State};
-use subpage_emulate::{Executor, Extended, FxArea, GuestInstruction, Progress, Store, Window};
+use subpage_emulate::guest::{GeneralRegisters, Register, State, Vendor};
+use subpage_emulate::{
+    Executor, Extended, FxArea, GuestInstruction, Progress, Scratch, Store, Window,
+};
 
-use crate::machine::{OwnTrampoline, PAGING, TABLES};
+use crate::machine::{Flat, OwnTrampoline, PAGING, TABLES, state_64};
 use crate::native::{DATA_BYTES, Native, Registers};
 
 const DIRECTION: u64 = 1 << 10;
@@ -115,4 +117,35 @@ fn a_prefix_that_means_nothing_does_not_repeat() {
     // F3 before a MOV.
     compare("rep mov", |a| a.db(&[0xf3, 0x88, 0x07]), 0x202, 100, 1);
     compare("inc", |a| a.inc(byte_ptr(iced_x86::code_asm::rdi)), 0x202, 100, 1);
+}
+
+/// Between two elements RFLAGS.RF is what the processor saves for an event there; at the end it is
+/// clear.
+#[test]
+fn between_elements_the_resume_flag_is_the_vendors() {
+    const RESUME: u64 = 1 << 16;
+    let memory = Flat::new(0);
+    let mut own = OwnTrampoline::new();
+    for (vendor, between) in [(Vendor::Intel, RESUME), (Vendor::Amd, 0)] {
+        for before in [0, RESUME] {
+            let mut state = State { vendor, ..state_64() };
+            state.rflags |= before;
+            state.registers[Register::Rcx] = 2;
+            // REP STOSB
+            let instruction = GuestInstruction::decode(&state, &[0xf3, 0xaa]).unwrap();
+            for expected in [(Progress::Repeats, between), (Progress::Done, 0)] {
+                let store = Store::of(&instruction, &state).unwrap();
+                let mut scratch = Scratch::new(store.linear(), &[0]);
+                let mut machine = Executor {
+                    memory: &memory,
+                    paging: PAGING,
+                    tables: &TABLES,
+                    trampoline: &mut own.trampoline,
+                    extended: Extended::Unused,
+                };
+                let progress = machine.complete(&store, &mut state, &mut scratch.window());
+                assert_eq!((progress.unwrap(), state.rflags & RESUME), expected, "{vendor:?}");
+            }
+        }
+    }
 }

@@ -22,8 +22,9 @@ use crate::trap::{PageSet, TrapError, Traps};
 /// this VMM gives it none.
 pub const SPACE: AddressSpace = AddressSpace::Normal;
 
-/// How far a store reaches over a page end at most: KVM's emulator has none of more than 64 bytes.
-const EDGE_BYTES: u64 = 63;
+/// How far a store reaches over a page end at most: the longest that KVM's emulator carries out, page by
+/// page, is FXSAVE.
+const EDGE_BYTES: u64 = 512 - 1;
 
 /// How many writes to pages that need not trap are let through one by one before the guest is stopped
 /// for as long as it takes to open those pages.

@@ -142,10 +142,7 @@ impl trap::Backend for Backend<'_> {
         });
         progress.map_err(|incomplete| match incomplete {
             Incomplete::Fault(fault) => fault.into(),
-            Incomplete::Trampoline => match self.processor.trampoline.fault() {
-                Some(exception) => Obstacle::Exception(exception),
-                None => Obstacle::Faulted,
-            },
+            Incomplete::Trampoline => Obstacle::Faulted,
         })
     }
 

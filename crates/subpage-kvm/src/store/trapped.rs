@@ -174,7 +174,13 @@ fn instruction(
             }
             // What has been done stays done; the rest is found out when the guest gets there.
             Err(_) if element > 0 => break,
-            Err(obstacle) => return Err(obstacle),
+            Err(obstacle) => {
+                // #XM comes with its flags in MXCSR.
+                if let (Obstacle::Exception(_), Some(area)) = (&obstacle, &work.extended) {
+                    processor.set_extended(area).map_err(failed)?;
+                }
+                return Err(obstacle);
+            }
         }
     }
     processor.stuck.reset();

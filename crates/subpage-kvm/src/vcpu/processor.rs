@@ -270,6 +270,9 @@ impl Processor {
     /// Sets the extended state.
     pub fn set_extended(&self, area: &XsaveArea) -> Result<(), ProcessorError> {
         let mut to = kvm_xsave::default();
+        let mut area = *area;
+        // KVM takes MXCSR only with a component that says that it is in use.
+        area.keep_mxcsr();
         for (word, from) in to.region.iter_mut().zip(area.0.chunks_exact(4)) {
             *word = u32::from_le_bytes(from.try_into().expect("four bytes"));
         }

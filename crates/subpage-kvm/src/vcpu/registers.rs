@@ -1,7 +1,9 @@
 //! A virtual processor's registers between KVM's form and that of the emulation.
 
+use std::sync::OnceLock;
+
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
-use subpage_emulate::guest::{GeneralRegisters, Segment, Segments, State};
+use subpage_emulate::guest::{GeneralRegisters, Segment, Segments, State, Vendor};
 use subpage_emulate::{SystemTables, TableRegister};
 
 /// The state that decoding and completing a store need.
@@ -19,6 +21,7 @@ pub fn state(registers: &kvm_regs, special: &kvm_sregs) -> State {
         cr4: special.cr4,
         efer: special.efer,
         cpl: special.ss.dpl & 3,
+        vendor: vendor(),
         segments: Segments {
             es: segment(&special.es),
             cs: segment(&special.cs),
@@ -28,6 +31,19 @@ pub fn state(registers: &kvm_regs, special: &kvm_sregs) -> State {
             gs: segment(&special.gs),
         },
     }
+}
+
+/// Whose processor the host has, which is the guest's, too.
+fn vendor() -> Vendor {
+    static VENDOR: OnceLock<Vendor> = OnceLock::new();
+    *VENDOR.get_or_init(|| {
+        let leaf = core::arch::x86_64::__cpuid(0);
+        let mut name = [0; 12];
+        for (to, from) in name.chunks_exact_mut(4).zip([leaf.ebx, leaf.edx, leaf.ecx]) {
+            to.copy_from_slice(&from.to_le_bytes());
+        }
+        Vendor::from_cpuid(&name)
+    })
 }
 
 /// The general registers of a state, in KVM's form.

@@ -11,15 +11,13 @@ use std::sync::{Once, OnceLock};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use subpage_emulate::{CODE_BYTES, Exception, Trampoline};
+use subpage_emulate::{CODE_BYTES, Trampoline};
 
 const BYTES: usize = 4096;
 
 thread_local! {
     /// The code that this thread is executing a substitute in; 0 if it is not.
     static CODE: Cell<u64> = const { Cell::new(0) };
-    /// The signal of the last fault in it; 0 if there was none.
-    static FAULT: Cell<i32> = const { Cell::new(0) };
 }
 
 /// A trampoline with its memory.
@@ -56,25 +54,10 @@ impl OwnTrampoline {
 
     /// The trampoline, for `work` on this thread.
     pub fn with<T>(&mut self, work: impl FnOnce(&mut Trampoline) -> T) -> T {
-        FAULT.set(0);
         let before = CODE.replace(self.memory.as_ptr().expose_provenance() as u64);
         let result = work(&mut self.trampoline);
         CODE.set(before);
         result
-    }
-
-    /// What the fault in the last work on this thread would have been in the guest; none if it had
-    /// none that a guest's instruction could cause.
-    #[allow(clippy::unused_self)] // Of this trampoline's last work.
-    pub fn fault(&self) -> Option<Exception> {
-        let simple = |vector| Exception { vector, error_code: None, address: None };
-        Some(match Signal::try_from(FAULT.get()).ok()? {
-            // Alignment: the bytes themselves are there.
-            Signal::SIGSEGV => Exception::general_protection(0),
-            Signal::SIGILL => simple(6),
-            Signal::SIGFPE => simple(16),
-            _ => return None,
-        })
     }
 }
 
@@ -132,11 +115,11 @@ extern "C" fn recover(signal: i32, _: *mut libc::siginfo_t, context: *mut c_void
     let context: *mut libc::ucontext_t = context.cast();
     // SAFETY: the kernel passes the interrupted context of this thread.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
-    let rip = &mut registers[libc::REG_RIP as usize];
+    let rip = registers[libc::REG_RIP as usize];
     let code = CODE.get();
     if code != 0 && rip.cast_unsigned().wrapping_sub(code) < CODE_BYTES as u64 {
-        *rip = Trampoline::recovery_address().cast_signed();
-        FAULT.set(signal);
+        registers[libc::REG_RIP as usize] = Trampoline::recovery_address().cast_signed();
+        registers[libc::REG_RAX as usize] = registers[libc::REG_TRAPNO as usize];
         return;
     }
     // Not ours: the instruction faults again, and then happens what would have before.

@@ -17,6 +17,7 @@ use super::segments::{self, STACK_EXCEPTION, STACK_FATAL, STACK_NMI};
 #[repr(C)]
 #[derive(Debug)]
 struct Frame {
+    /// R15 to R8, RDI, RSI, RBP, RBX, RDX, RCX, RAX.
     registers: [u64; 15],
     vector: u64,
     error_code: u64,
@@ -98,6 +99,8 @@ unsafe extern "C" {
 
 const VECTORS: usize = 32;
 const NMI: u64 = 2;
+/// Its place among the registers of a frame.
+const RAX: usize = 14;
 
 /// What an NMI is for; called with the number of the processor.
 static ON_NMI: Once<fn(usize)> = Once::new();
@@ -159,6 +162,7 @@ extern "C" fn handle(frame: &mut Frame) {
     let [start, end, resume] = [0, 1, 2].map(|i| RECOVERABLE[i].load(Ordering::Acquire) as u64);
     if (start..end).contains(&frame.rip) {
         frame.rip = resume;
+        frame.registers[RAX] = frame.vector;
         return;
     }
     panic!(

@@ -14,7 +14,7 @@ use crate::memory::window::Window;
 use crate::vmx::CurrentVmcs;
 use crate::vmx::field::{ExitField, GuestField as G};
 use context::{Context, fx_after_reset};
-use subpage_emulate::guest::{GeneralRegisters, Register, Segment, Segments, State};
+use subpage_emulate::guest::{GeneralRegisters, Register, Segment, Segments, State, Vendor};
 use subpage_emulate::{DecodeCache, PagingFeatures, SystemTables, TableRegister, Trampoline};
 
 /// A virtual processor, bound to the processor it was made on.
@@ -128,6 +128,7 @@ impl Vcpu {
             cr4: self.vmcs.guest(G::CR4),
             efer: self.vmcs.guest(G::EFER),
             cpl: self.cpl(),
+            vendor: Vendor::Intel,
             segments: Segments { es, cs, ss, ds, fs, gs },
         }
     }

@@ -175,6 +175,7 @@ impl Form {
 }
 
 /// Random x87, SSE and AVX registers; no exception is unmasked.
+#[allow(clippy::cast_possible_truncation)] // Random bits.
 fn extended(random: &mut Random) -> Box<XsaveArea> {
     let mut area = Box::new(XsaveArea::INITIAL);
     let bytes = &mut area.0;
@@ -191,10 +192,15 @@ fn extended(random: &mut Random) -> Box<XsaveArea> {
             bytes[at + 7] |= 0x80;
         }
     }
-    bytes[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
-    bytes[160..416].copy_from_slice(&random.bytes(256));
+    // All masked; rounding, denormals and flags are anything.
+    let mxcsr = 0x1f80 | random.next() as u32 & 0xe07f;
+    bytes[24..28].copy_from_slice(&mxcsr.to_le_bytes());
     // Components that follow: x87, SSE, AVX.
     bytes[512..520].copy_from_slice(&7_u64.to_le_bytes());
-    bytes[576..832].copy_from_slice(&random.bytes(256));
+    // Zeros are the initial state, which processors and KVM treat in a way of its own.
+    if random.below(4) != 0 {
+        bytes[160..416].copy_from_slice(&random.bytes(256));
+        bytes[576..832].copy_from_slice(&random.bytes(256));
+    }
     area
 }

@@ -11,6 +11,9 @@ const PAIR: u64 = 0x3000;
 
 const MEMORY: u64 = 0x80_0000;
 
+/// How deep in its page [`Pair::Deep`] is guarded: further than a vector register reaches.
+const DEEP: u64 = 0x64;
+
 /// Which bytes of the pair are not to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pair {
@@ -30,9 +33,11 @@ pub(super) enum Pair {
     Neighbours,
     /// 0x400..0x800 and the byte 0xdff of the first are denied.
     Within,
+    /// Neighbours in memory; only bytes well behind the start of the second are denied.
+    Deep,
 }
 
-const PAIRS: [Pair; 8] = [
+const PAIRS: [Pair; 9] = [
     Pair::Open,
     Pair::Second,
     Pair::First,
@@ -41,6 +46,7 @@ const PAIRS: [Pair; 8] = [
     Pair::OpenPlain,
     Pair::Neighbours,
     Pair::Within,
+    Pair::Deep,
 ];
 
 impl Pair {
@@ -57,6 +63,7 @@ impl Pair {
     pub(super) fn page(self, number: u64) -> u64 {
         match self {
             Self::Neighbours => MEMORY + 0x10_0000 + number * 0x1000,
+            Self::Deep => MEMORY + 0x12_0000 + number * 0x1000,
             // The second pages lie far from the first, some below and some above.
             _ => MEMORY + (self.number() * 2 + number) * 7 % 16 * 0x2000,
         }
@@ -103,6 +110,7 @@ pub(super) fn guard(guest: &Guest) {
         deny("second", Pair::PlainSecond.page(1), 128),
         deny("first", Pair::FirstPlain.page(0) + 0xf80, 128),
         deny("neighbour", Pair::Neighbours.page(1), 1),
+        deny("deep", Pair::Deep.page(1) + DEEP, 128),
         deny("middle", Pair::Within.page(0) + 0x400, 0x400),
         deny("byte", Pair::Within.page(0) + 0xdff, 1),
     ];
@@ -138,6 +146,9 @@ pub(super) fn spots(form: &Form) -> Vec<Spot> {
     add(Pair::Within, 0x7ff, Some(0x7ff));
     if form.quirk == Quirk::Slow {
         return spots;
+    }
+    if bytes / 2 > DEEP {
+        add(Pair::Deep, 0x1000 - bytes / 2, Some(0x1000 + DEEP));
     }
     // One byte in the second page; all but one; and for what KVM cuts into pieces, half.
     let cuts = [bytes - 1, 1, if bytes < 16 { 0 } else { bytes / 2 }];
