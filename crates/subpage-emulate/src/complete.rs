@@ -2,6 +2,8 @@
 
 use super::bits::{CR4_OSXMMEXCPT, RFLAGS_RF};
 use super::extended::Addresses;
+use super::extent::Extent;
+use super::form::Form;
 use super::implied::{Surroundings, next_rip};
 use super::store::{count, repeats};
 use super::trampoline::{Guest, SIMD_EXCEPTION};
@@ -10,9 +12,6 @@ use super::{
     Window,
 };
 use crate::guest::{PhysicalMemory, State, Vendor};
-
-/// #UD.
-const INVALID_OPCODE: u8 = 6;
 
 /// Where the guest is after a completed store.
 #[must_use]
@@ -23,7 +22,7 @@ pub enum Progress {
     /// What else ends with an instruction is the caller's: blocking by STI and MOV SS, and the
     /// single-step trap if RFLAGS.TF is set.
     Done,
-    /// At the same string instruction, with elements left to do. RFLAGS.RF is as the processor saves
+    /// At the same string instruction or scatter, with elements left to do. RFLAGS.RF is as the processor saves
     /// it in an event's frame now.
     Repeats,
 }
@@ -47,14 +46,14 @@ impl From<Fault> for Incomplete {
 
 impl Incomplete {
     /// What an exception of an instruction in its window is for the guest in `state`.
-    const fn by(fault: TrampolineFault, state: &State) -> Self {
+    pub(super) const fn by(fault: TrampolineFault, state: &State) -> Self {
         const fn simple(vector: u8) -> Exception {
             Exception { vector, error_code: None, address: None }
         }
         Self::Fault(Fault::Exception(match fault.vector {
-            SIMD_EXCEPTION if state.cr4 & CR4_OSXMMEXCPT == 0 => simple(INVALID_OPCODE),
+            SIMD_EXCEPTION if state.cr4 & CR4_OSXMMEXCPT == 0 => Exception::INVALID_OPCODE,
             // An unknown instruction, a pending x87 exception.
-            vector @ (INVALID_OPCODE | 16 | SIMD_EXCEPTION) => simple(vector),
+            vector @ (6 | 16 | SIMD_EXCEPTION) => simple(vector),
             // Alignment: the bytes themselves are there.
             13 => Exception::general_protection(0),
             _ => return Self::Trampoline,
@@ -91,7 +90,7 @@ impl<M: PhysicalMemory> Executor<'_, M> {
     /// a MOVS, PUSH, CALL or POP is read from `memory` without setting accessed flags, which the
     /// processor has done when it got as far as the write.
     ///
-    /// Panics if the window is not as long as the store.
+    /// Panics if the window is not as long as the store, or the store is [open](Store::is_open).
     pub fn complete(
         &mut self,
         store: &Store,
@@ -102,7 +101,10 @@ impl<M: PhysicalMemory> Executor<'_, M> {
         let instruction = store.instruction();
         let next = next_rip(instruction, state);
         let mut jumps = false;
-        if let Some(substitute) = store.substitute() {
+        let mut more = false;
+        if store.extent() != Extent::Whole || matches!(store.form(), Form::SaveFirst(_)) {
+            more = self.store_part(store, state, window)? == Progress::Repeats;
+        } else if let Some(substitute) = store.substitute() {
             let mut guest = Guest {
                 addresses: Addresses {
                     rip: state.rip,
@@ -123,7 +125,8 @@ impl<M: PhysicalMemory> Executor<'_, M> {
             *state = effect.after;
             jumps = effect.jumps;
         }
-        if repeats(instruction) && store.is_string() && count(instruction, state) != 0 {
+        more |= repeats(instruction) && store.is_string() && count(instruction, state) != 0;
+        if more {
             state.rflags = match state.vendor {
                 Vendor::Intel => state.rflags | RFLAGS_RF,
                 Vendor::Amd => state.rflags & !RFLAGS_RF,

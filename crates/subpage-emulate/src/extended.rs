@@ -38,6 +38,21 @@ impl Extended<'_> {
         }
     }
 
+    /// The value of an MMX register.
+    ///
+    /// Panics if there is none.
+    pub(super) fn mmx(&self, number: usize) -> [u8; 8] {
+        let area: &[u8] = match self {
+            Self::Unused => panic!("an instruction gets the registers that it uses"),
+            Self::Fx(fx) => &fx.0,
+            Self::Xsave { area, .. } => &area.0,
+        };
+        // They lie in the order of the stack.
+        let top = usize::from(area[offset::FSW + 1] >> 3 & 7);
+        let at = offset::ST + 16 * (number.wrapping_sub(top) & 7);
+        area[at..at + 8].try_into().expect("eight bytes")
+    }
+
     /// Sets MXCSR.
     pub(super) fn set_mxcsr(&mut self, mxcsr: u32) {
         let area: &mut [u8] = match self {
@@ -51,11 +66,13 @@ impl Extended<'_> {
 
 /// Offsets in the first 512 bytes of either area, and in the header of XSAVE.
 mod offset {
+    pub(super) const FSW: usize = 2;
     pub(super) const FOP: usize = 6;
     pub(super) const FIP: usize = 8;
     pub(super) const FDP: usize = 16;
     pub(super) const MXCSR: usize = 24;
     pub(super) const MXCSR_MASK: usize = 28;
+    pub(super) const ST: usize = 32;
     pub(super) const XSTATE_BV: usize = 512;
 }
 

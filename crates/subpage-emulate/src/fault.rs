@@ -12,6 +12,9 @@ pub struct Exception {
 }
 
 impl Exception {
+    /// #UD.
+    pub const INVALID_OPCODE: Self = Self { vector: 6, error_code: None, address: None };
+
     const DOUBLE_FAULT: u8 = 8;
     const INVALID_TSS: u8 = 10;
     const NOT_PRESENT: u8 = 11;

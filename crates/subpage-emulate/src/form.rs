@@ -9,7 +9,13 @@ use iced_x86::{
 };
 use thiserror::Error;
 
-use super::bits::{CR0_EM, CR0_PE, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, CR4_UMIP, RFLAGS_VM};
+use super::allow_list::{
+    is_compare_and_add, is_compression, is_general, is_masked_move, is_scatter, is_vector, is_x87,
+    is_xsave,
+};
+use super::bits::{
+    CR0_EM, CR0_PE, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, CR4_UMIP, EFER_FFXSR, RFLAGS_VM,
+};
 use crate::guest::State;
 
 /// Why an instruction is not completed in software.
@@ -25,27 +31,16 @@ pub enum Unsupported {
     /// INT n, INT3, INTO, INT1: see [`deliver`](super::deliver()).
     #[error("a software interrupt")]
     SoftwareInterrupt,
-    /// VMASKMOV, MASKMOVQ, an opmask: which bytes are written depends on data.
-    #[error("a store under a mask")]
-    Masked,
-    /// AVX-512 scatter: many destinations.
-    #[error("a scattering store")]
-    Scatter,
-    /// XSAVE and its kin, FNSAVE, FNSTENV: extent or format depends on the processor's mode.
-    #[error("a store of extended processor state")]
+    /// XSAVE and its kin outside of 64-bit mode, or of components that software does not know; FNSAVE
+    /// and FNSTENV outside of protected mode: the format is not that of the hypervisor's own mode.
+    #[error("a store of extended processor state in the format of this mode")]
     ExtendedState,
-    /// FXSAVE outside of 64-bit mode, whose format is not that of the hypervisor's own mode.
-    #[error("FXSAVE outside of 64-bit mode")]
-    FxsaveFormat,
     /// A segment or task register is loaded, which sets a flag in a descriptor.
     #[error("a load of a segment or task register")]
     DescriptorMark,
     /// INS, whose bytes come from a port.
     #[error("input from a port to memory")]
     PortInput,
-    /// ENTER with a nesting level other than 0.
-    #[error("ENTER with nesting")]
-    NestedEnter,
     /// The state says that the processor would refuse it (CR0.EM, CR0.TS, CR4.OSFXSR,
     /// CR4.OSXSAVE, CR4.UMIP).
     #[error("an instruction that the guest's control registers disable")]
@@ -76,20 +71,56 @@ pub(super) enum Form {
     StoreSelector,
     StoreTableRegister,
     StoreMachineStatus,
+    /// CLZERO.
+    ZeroLine,
+    /// MOVDIR64B.
+    CopyLine,
+    /// Of operand 0 only elements under a mask.
+    Masked(MaskKind),
+    Compress,
+    Scatter,
+    /// XSAVE and its kin.
+    SaveState,
+    /// FXSAVE where it leaves registers out: so many bytes.
+    SaveFirst(usize),
 }
+
+/// Where the mask of a store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MaskKind {
+    /// In an opmask register, one bit an element.
+    Opmask,
+    /// In the signs of the elements of a register operand.
+    Signs { operand: u32 },
+}
+
+/// FXSAVE outside of 64-bit mode: half of the vector registers.
+const FXSAVE_NARROW: usize = 288;
+
+/// FXSAVE at CPL 0 with EFER.FFXSR: no vector registers.
+const FXSAVE_FAST: usize = 160;
 
 impl Form {
     pub(super) fn of(instruction: &Instruction, state: &State) -> Result<Self, Unsupported> {
         if let Some(form) = implied(instruction, state)? {
             return Ok(form);
         }
-        if let Some(refusal) = refused(instruction.mnemonic()) {
+        let mnemonic = instruction.mnemonic();
+        if let Some(refusal) = refused(mnemonic) {
             return Err(refusal);
+        }
+        if is_masked_move(mnemonic) && instruction.op0_kind() != OpKind::Register {
+            enabled(instruction, state)?;
+            let named = instruction.op0_kind() == OpKind::Memory;
+            return Ok(Self::Masked(MaskKind::Signs { operand: if named { 1 } else { 2 } }));
         }
         if instruction.op_count() == 0 || instruction.op0_kind() != OpKind::Memory {
             return Err(without_form(instruction));
         }
-        if is_general(instruction.mnemonic()) && instruction.encoding() == EncodingKind::Legacy {
+        if is_compare_and_add(mnemonic) {
+            return Ok(Self::Operand { extended: false });
+        }
+        if is_general(mnemonic) && instruction.encoding() == EncodingKind::Legacy {
             let by_register = matches!(
                 instruction.code(),
                 Code::Bts_rm16_r16
@@ -108,11 +139,40 @@ impl Form {
                 Self::Operand { extended: false }
             });
         }
-        if instruction.op_mask() != Register::None {
-            return Err(Unsupported::Masked);
-        }
-        if is_vector(instruction) || is_x87(instruction.mnemonic()) {
+        if is_compression(mnemonic) {
             enabled(instruction, state)?;
+            return Ok(Self::Compress);
+        }
+        if is_scatter(mnemonic) {
+            enabled(instruction, state)?;
+            return Ok(Self::Scatter);
+        }
+        if is_xsave(mnemonic) {
+            if !state.is_64_bit() {
+                return Err(Unsupported::ExtendedState);
+            }
+            let on = state.cr0 & CR0_TS == 0 && state.cr4 & CR4_OSXSAVE != 0;
+            return if on { Ok(Self::SaveState) } else { Err(Unsupported::Disabled) };
+        }
+        if matches!(mnemonic, Mnemonic::Fxsave | Mnemonic::Fxsave64) {
+            enabled(instruction, state)?;
+            return Ok(match state.is_64_bit() {
+                false => Self::SaveFirst(FXSAVE_NARROW),
+                true if state.efer & EFER_FFXSR != 0 && state.cpl == 0 => {
+                    Self::SaveFirst(FXSAVE_FAST)
+                }
+                true => Self::Operand { extended: true },
+            });
+        }
+        if is_vector(mnemonic) || is_x87(mnemonic) {
+            enabled(instruction, state)?;
+            if instruction.op_mask() != Register::None {
+                return Ok(Self::Masked(MaskKind::Opmask));
+            }
+            let protected = state.cr0 & CR0_PE != 0 && state.rflags & RFLAGS_VM == 0;
+            if matches!(mnemonic, Mnemonic::Fnstenv | Mnemonic::Fnsave) && !protected {
+                return Err(Unsupported::ExtendedState);
+            }
             return Ok(Self::Operand { extended: true });
         }
         Err(without_form(instruction))
@@ -142,8 +202,9 @@ fn implied(instruction: &Instruction, state: &State) -> Result<Option<Form>, Uns
             | Code::Call_rm64 => Form::Call,
             _ => return Err(Unsupported::FarCall),
         },
-        Mnemonic::Enter if instruction.immediate8_2nd().is_multiple_of(32) => Form::Enter,
-        Mnemonic::Enter => return Err(Unsupported::NestedEnter),
+        Mnemonic::Enter => Form::Enter,
+        Mnemonic::Clzero => Form::ZeroLine,
+        Mnemonic::Movdir64b => Form::CopyLine,
         Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => Form::StoreString,
         Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsq => Form::MoveString,
         // The mnemonic is also that of an SSE2 instruction.
@@ -184,39 +245,6 @@ const fn refused(mnemonic: Mnemonic) -> Option<Unsupported> {
         Mnemonic::Int | Mnemonic::Int1 | Mnemonic::Int3 | Mnemonic::Into => {
             Unsupported::SoftwareInterrupt
         }
-        Mnemonic::Maskmovq
-        | Mnemonic::Maskmovdqu
-        | Mnemonic::Vmaskmovdqu
-        | Mnemonic::Vmaskmovps
-        | Mnemonic::Vmaskmovpd
-        | Mnemonic::Vpmaskmovd
-        | Mnemonic::Vpmaskmovq
-        | Mnemonic::Vpcompressb
-        | Mnemonic::Vpcompressw
-        | Mnemonic::Vpcompressd
-        | Mnemonic::Vpcompressq
-        | Mnemonic::Vcompressps
-        | Mnemonic::Vcompresspd => Unsupported::Masked,
-        Mnemonic::Vpscatterdd
-        | Mnemonic::Vpscatterdq
-        | Mnemonic::Vpscatterqd
-        | Mnemonic::Vpscatterqq
-        | Mnemonic::Vscatterdps
-        | Mnemonic::Vscatterdpd
-        | Mnemonic::Vscatterqps
-        | Mnemonic::Vscatterqpd => Unsupported::Scatter,
-        Mnemonic::Xsave
-        | Mnemonic::Xsave64
-        | Mnemonic::Xsavec
-        | Mnemonic::Xsavec64
-        | Mnemonic::Xsaveopt
-        | Mnemonic::Xsaveopt64
-        | Mnemonic::Xsaves
-        | Mnemonic::Xsaves64
-        | Mnemonic::Fnsave
-        | Mnemonic::Fnstenv
-        | Mnemonic::Tilestored
-        | Mnemonic::Sttilecfg => Unsupported::ExtendedState,
         Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => Unsupported::PortInput,
         _ => return None,
     })
@@ -252,160 +280,9 @@ fn without_form(instruction: &Instruction) -> Unsupported {
     }
 }
 
-/// Writes of operand 0 that use general registers only.
-const fn is_general(mnemonic: Mnemonic) -> bool {
-    matches!(
-        mnemonic,
-        Mnemonic::Mov
-            | Mnemonic::Movnti
-            | Mnemonic::Movbe
-            | Mnemonic::Movdiri
-            | Mnemonic::Add
-            | Mnemonic::Or
-            | Mnemonic::Adc
-            | Mnemonic::Sbb
-            | Mnemonic::And
-            | Mnemonic::Sub
-            | Mnemonic::Xor
-            | Mnemonic::Inc
-            | Mnemonic::Dec
-            | Mnemonic::Neg
-            | Mnemonic::Not
-            | Mnemonic::Rol
-            | Mnemonic::Ror
-            | Mnemonic::Rcl
-            | Mnemonic::Rcr
-            | Mnemonic::Shl
-            | Mnemonic::Sal
-            | Mnemonic::Shr
-            | Mnemonic::Sar
-            | Mnemonic::Shld
-            | Mnemonic::Shrd
-            | Mnemonic::Bts
-            | Mnemonic::Btr
-            | Mnemonic::Btc
-            | Mnemonic::Xchg
-            | Mnemonic::Xadd
-            | Mnemonic::Cmpxchg
-            | Mnemonic::Cmpxchg8b
-            | Mnemonic::Cmpxchg16b
-            | Mnemonic::Seta
-            | Mnemonic::Setae
-            | Mnemonic::Setb
-            | Mnemonic::Setbe
-            | Mnemonic::Sete
-            | Mnemonic::Setg
-            | Mnemonic::Setge
-            | Mnemonic::Setl
-            | Mnemonic::Setle
-            | Mnemonic::Setne
-            | Mnemonic::Setno
-            | Mnemonic::Setnp
-            | Mnemonic::Setns
-            | Mnemonic::Seto
-            | Mnemonic::Setp
-            | Mnemonic::Sets
-    )
-}
-
-/// x87 stores of a value or of a control or status word.
-pub(super) const fn is_x87(mnemonic: Mnemonic) -> bool {
-    matches!(
-        mnemonic,
-        Mnemonic::Fst
-            | Mnemonic::Fstp
-            | Mnemonic::Fist
-            | Mnemonic::Fistp
-            | Mnemonic::Fisttp
-            | Mnemonic::Fbstp
-            | Mnemonic::Fnstcw
-            | Mnemonic::Fnstsw
-    )
-}
-
-/// MMX, SSE, AVX and AVX-512 stores, and FXSAVE.
-fn is_vector(instruction: &Instruction) -> bool {
-    // A named operand 0 in memory with the data in a register: none of these has an immediate source
-    // or reads memory.
-    matches!(
-        instruction.mnemonic(),
-        Mnemonic::Movd
-            | Mnemonic::Movq
-            | Mnemonic::Movntq
-            | Mnemonic::Movss
-            | Mnemonic::Movsd
-            | Mnemonic::Movups
-            | Mnemonic::Movupd
-            | Mnemonic::Movaps
-            | Mnemonic::Movapd
-            | Mnemonic::Movdqa
-            | Mnemonic::Movdqu
-            | Mnemonic::Movntps
-            | Mnemonic::Movntpd
-            | Mnemonic::Movntdq
-            | Mnemonic::Movlps
-            | Mnemonic::Movlpd
-            | Mnemonic::Movhps
-            | Mnemonic::Movhpd
-            | Mnemonic::Extractps
-            | Mnemonic::Pextrb
-            | Mnemonic::Pextrw
-            | Mnemonic::Pextrd
-            | Mnemonic::Pextrq
-            | Mnemonic::Stmxcsr
-            | Mnemonic::Fxsave
-            | Mnemonic::Fxsave64
-            | Mnemonic::Vmovd
-            | Mnemonic::Vmovq
-            | Mnemonic::Vmovw
-            | Mnemonic::Vmovsh
-            | Mnemonic::Vmovss
-            | Mnemonic::Vmovsd
-            | Mnemonic::Vmovups
-            | Mnemonic::Vmovupd
-            | Mnemonic::Vmovaps
-            | Mnemonic::Vmovapd
-            | Mnemonic::Vmovdqa
-            | Mnemonic::Vmovdqu
-            | Mnemonic::Vmovdqa32
-            | Mnemonic::Vmovdqa64
-            | Mnemonic::Vmovdqu8
-            | Mnemonic::Vmovdqu16
-            | Mnemonic::Vmovdqu32
-            | Mnemonic::Vmovdqu64
-            | Mnemonic::Vmovntps
-            | Mnemonic::Vmovntpd
-            | Mnemonic::Vmovntdq
-            | Mnemonic::Vmovlps
-            | Mnemonic::Vmovlpd
-            | Mnemonic::Vmovhps
-            | Mnemonic::Vmovhpd
-            | Mnemonic::Vextractf128
-            | Mnemonic::Vextracti128
-            | Mnemonic::Vextractf32x4
-            | Mnemonic::Vextractf32x8
-            | Mnemonic::Vextractf64x2
-            | Mnemonic::Vextractf64x4
-            | Mnemonic::Vextracti32x4
-            | Mnemonic::Vextracti32x8
-            | Mnemonic::Vextracti64x2
-            | Mnemonic::Vextracti64x4
-            | Mnemonic::Vextractps
-            | Mnemonic::Vpextrb
-            | Mnemonic::Vpextrw
-            | Mnemonic::Vpextrd
-            | Mnemonic::Vpextrq
-            | Mnemonic::Vcvtps2ph
-            | Mnemonic::Vstmxcsr
-    )
-}
-
 /// Whether the guest's control registers let the instruction use its registers.
 fn enabled(instruction: &Instruction, state: &State) -> Result<(), Unsupported> {
     let fxsave = matches!(instruction.mnemonic(), Mnemonic::Fxsave | Mnemonic::Fxsave64);
-    if fxsave && !state.is_64_bit() {
-        return Err(Unsupported::FxsaveFormat);
-    }
     let on = match instruction.encoding() {
         EncodingKind::Legacy => {
             let mmx = instruction.op_count() > 1 && instruction.op1_register().is_mm();

@@ -1,22 +1,42 @@
 //! Stores whose bytes are computed: pushes, calls, string instructions and stores of system
 //! registers.
 
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Deref;
+
 use arrayvec::ArrayVec;
 use iced_x86::{Instruction, OpKind, Register as Name};
 
 use super::bits::{RFLAGS_DF, RFLAGS_RF, RFLAGS_VM};
 use super::form::Form;
-use super::linear::read_number;
+use super::linear::{read_linear, read_number};
 use super::segment::{self, segment};
 use super::store::{
-    address_mask, count, effective_address, register, repeats, set_stack_pointer, slot,
-    stack_pointer,
+    address_mask, count, effective_address, enter_slot, levels, register, repeats,
+    set_stack_pointer, slot, stack_mask, stack_pointer,
 };
 use super::{Access, Exception, Fault, PagingFeatures, Store, SystemTables, is_canonical};
 use crate::guest::{PhysicalMemory, Register, State};
 
-/// Longest computed store: PUSHAD.
-pub(super) type Bytes = ArrayVec<u8, 32>;
+/// What is stored.
+pub(super) enum Bytes {
+    /// As much as PUSHAD stores.
+    Short(ArrayVec<u8, 32>),
+    /// ENTER with nesting, a line of 64 bytes.
+    Long(Vec<u8>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Short(bytes) => bytes,
+            Self::Long(bytes) => bytes,
+        }
+    }
+}
 
 /// What an instruction does besides advancing RIP.
 pub(super) struct Effect {
@@ -32,7 +52,7 @@ pub(super) struct Effect {
 
 impl Effect {
     fn of_number(value: u64, bytes: usize, after: &State) -> Self {
-        let bytes = value.to_le_bytes()[..bytes].iter().copied().collect();
+        let bytes = Bytes::Short(value.to_le_bytes()[..bytes].iter().copied().collect());
         Self { bytes, unit: 1, after: *after, jumps: false }
     }
 }
@@ -66,14 +86,29 @@ impl<M: PhysicalMemory> Surroundings<'_, M> {
                 push(&mut after, slot(instruction));
                 let unit = length / 8;
                 // (E)DI is pushed last and lies lowest.
-                let mut bytes = Bytes::new();
+                let mut bytes = ArrayVec::new();
                 for value in state.registers.0[..8].iter().rev() {
                     bytes.extend(value.to_le_bytes().into_iter().take(unit));
                 }
-                Effect { bytes, unit, after, jumps: false }
+                Effect { bytes: Bytes::Short(bytes), unit, after, jumps: false }
             }
             Form::Call => self.call(instruction, state, length)?,
-            Form::Enter => enter(instruction, state, length),
+            Form::Enter => self.enter(store, state)?,
+            Form::ZeroLine => {
+                Effect { bytes: Bytes::Long(vec![0; length]), unit: 8, after, jumps: false }
+            }
+            Form::CopyLine => {
+                if !store.linear().is_multiple_of(length as u64) {
+                    return Err(Exception::general_protection(0).into());
+                }
+                let offset = effective_address(instruction, 1, state);
+                let name = instruction.memory_segment();
+                let from = segment::linear(state, name, offset, length as u64, false)?;
+                let mut line = vec![0; length];
+                let access = Access::read_by(state);
+                read_linear(self.memory, self.paging, state, from, access, &mut line)?;
+                Effect { bytes: Bytes::Long(line), unit: 8, after, jumps: false }
+            }
             Form::PopMemory => {
                 let offset = stack_pointer(state);
                 let from = segment::linear(state, Name::SS, offset, length as u64, false)?;
@@ -108,14 +143,18 @@ impl<M: PhysicalMemory> Surroundings<'_, M> {
                     iced_x86::Mnemonic::Sgdt => self.tables.gdtr,
                     _ => self.tables.idtr,
                 };
-                let mut bytes = Bytes::new();
+                let mut bytes = ArrayVec::new();
                 bytes.extend(table.limit.to_le_bytes());
                 bytes.extend(table.base.to_le_bytes().into_iter().take(length - 2));
-                Effect { bytes, unit: 1, after, jumps: false }
+                Effect { bytes: Bytes::Short(bytes), unit: 1, after, jumps: false }
             }
-            Form::Operand { .. } | Form::BitString => {
-                unreachable!("a store with a substitute is executed, not computed")
-            }
+            Form::Operand { .. }
+            | Form::BitString
+            | Form::Masked(_)
+            | Form::Compress
+            | Form::Scatter
+            | Form::SaveState
+            | Form::SaveFirst(_) => unreachable!("this form is executed, not computed"),
         })
     }
 
@@ -148,6 +187,50 @@ impl<M: PhysicalMemory> Surroundings<'_, M> {
             }
             _ => instruction.immediate(0),
         })
+    }
+
+    /// ENTER: pushes (R|E)BP, the frame pointers of the levels around this one and its own, points
+    /// (R|E)BP at the first of them, and makes room (SDM Vol. 2, "ENTER").
+    fn enter(&self, store: &Store, state: &State) -> Result<Effect, Fault> {
+        let (instruction, length) = (store.instruction(), store.length());
+        let unit = enter_slot(instruction);
+        let slot = unit as usize;
+        let name = match unit {
+            2 => Name::BP,
+            4 => Name::EBP,
+            _ => Name::RBP,
+        };
+        let mut after = *state;
+        push(&mut after, unit);
+        let frame = stack_pointer(&after);
+        // From the last slot, the highest, to the first.
+        let mut bytes = vec![0; length];
+        let mut free = length - slot;
+        bytes[free..].copy_from_slice(&register(state, name).to_le_bytes()[..slot]);
+        let levels = levels(instruction);
+        for level in 1..levels {
+            let below = state.registers[Register::Rbp].wrapping_sub((level * unit).into());
+            let offset = below & stack_mask(state);
+            let from = segment::linear(state, Name::SS, offset, unit.into(), false)?;
+            let mut value = self.read(state, from, slot)?.to_le_bytes();
+            // What has been pushed just now is read back.
+            for (byte, at) in value[..slot].iter_mut().zip(0..) {
+                let place = usize::try_from(from.wrapping_add(at).wrapping_sub(store.linear()));
+                if let Some(place) = place.ok().filter(|place| (free..length).contains(place)) {
+                    *byte = bytes[place];
+                }
+            }
+            free -= slot;
+            bytes[free..free + slot].copy_from_slice(&value[..slot]);
+        }
+        if levels > 0 {
+            bytes[..slot].copy_from_slice(&frame.to_le_bytes()[..slot]);
+        }
+        let room = u64::from(instruction.immediate16());
+        let below = stack_pointer(state).wrapping_sub(length as u64).wrapping_sub(room);
+        set_stack_pointer(&mut after, below);
+        set_part(&mut after, name, frame);
+        Ok(Effect { bytes: Bytes::Long(bytes), unit: slot, after, jumps: false })
     }
 
     fn call(
@@ -192,21 +275,6 @@ pub(super) fn next_rip(instruction: &Instruction, state: &State) -> u64 {
 
 fn push(state: &mut State, bytes: u32) {
     set_stack_pointer(state, stack_pointer(state).wrapping_sub(bytes.into()));
-}
-
-/// ENTER with nesting level 0: push (R|E)BP, point it at the slot, make room.
-fn enter(instruction: &Instruction, state: &State, bytes: usize) -> Effect {
-    let mut after = *state;
-    set_stack_pointer(&mut after, stack_pointer(state).wrapping_sub(bytes as u64));
-    let frame = stack_pointer(&after);
-    let name = match bytes {
-        2 => Name::BP,
-        4 => Name::EBP,
-        _ => Name::RBP,
-    };
-    set_part(&mut after, name, frame);
-    set_stack_pointer(&mut after, frame.wrapping_sub(instruction.immediate16().into()));
-    Effect::of_number(register(state, name), bytes, &after)
 }
 
 /// Moves the pointers of a string instruction by one element, and counts it if it repeats.

@@ -33,10 +33,12 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod allow_list;
 mod complete;
 mod decode_cache;
 mod deliver;
 mod extended;
+mod extent;
 mod fault;
 mod fetch;
 mod form;
@@ -45,6 +47,7 @@ mod implied;
 mod linear;
 mod memory_operands;
 mod paging;
+mod partial;
 mod segment;
 mod store;
 mod store_template;
@@ -52,6 +55,7 @@ mod substitute;
 mod tables;
 mod trampoline;
 mod window;
+mod xsave;
 
 use subpage::address::PhysicalWidth;
 
@@ -131,6 +135,7 @@ mod bits {
     pub(super) const CR4_SMAP: u64 = 1 << 21;
     pub(super) const EFER_LMA: u64 = 1 << 10;
     pub(super) const EFER_NXE: u64 = 1 << 11;
+    pub(super) const EFER_FFXSR: u64 = 1 << 14;
     /// CF, PF, AF, ZF, SF and OF.
     pub(super) const ARITHMETIC_FLAGS: u64 = 0x8d5;
     pub(super) const RFLAGS_TF: u64 = 1 << 8;

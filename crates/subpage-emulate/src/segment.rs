@@ -49,6 +49,16 @@ pub(super) fn linear(
     Ok(segment.base.wrapping_add(offset) & 0xffff_ffff)
 }
 
+/// The linear address of an offset, whatever the segment permits.
+pub(super) const fn unchecked(state: &State, name: Name, offset: u64) -> u64 {
+    let base = segment(state, name).base;
+    if state.is_64_bit() {
+        let has_base = matches!(name, Name::FS | Name::GS);
+        return if has_base { base.wrapping_add(offset) } else { offset };
+    }
+    base.wrapping_add(offset) & 0xffff_ffff
+}
+
 const fn type_permits(segment: Segment, write: bool) -> bool {
     const UNUSABLE: u32 = 1 << 16;
     const CODE: u32 = 1 << 3;

@@ -1,15 +1,21 @@
 //! Where an instruction writes, and how many bytes.
 
-use iced_x86::{Instruction, OpKind, Register as Name};
+use iced_x86::{Code, Instruction, OpKind, Register as Name};
 
-use super::form::Form;
+use super::allow_list::is_not_offered;
+use super::extent::Extent;
+use super::form::{Form, MaskKind};
 use super::segment;
 use super::substitute::Substitute;
-use super::{Exception, GuestInstruction, Unsupported};
+use super::{Exception, GuestInstruction, TrampolineFault, Unsupported};
 use crate::guest::State;
 
-/// Longest store that an instruction of the allow list makes, in bytes: FXSAVE.
-pub const MAX_STORE_BYTES: usize = 512;
+/// Longest store that an instruction of the allow list makes, in bytes: XSAVE of what software knows needs
+/// less than a page.
+pub const MAX_STORE_BYTES: usize = 4096;
+
+/// What CLZERO, MOVDIR64B and the alignment of XSAVE go by.
+const LINE_BYTES: usize = 64;
 
 /// Why there is no store to be decided about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +24,17 @@ pub enum Refusal {
     Unsupported(Unsupported),
     /// The instruction causes this exception before it writes.
     Exception(Exception),
+}
+
+impl Refusal {
+    /// An instruction that reads a register for the store has faulted.
+    pub(super) const fn by(fault: TrampolineFault) -> Self {
+        match fault.vector {
+            // The processor lacks it, and so it lacks the store.
+            6 => Self::Exception(Exception::INVALID_OPCODE),
+            _ => Self::Unsupported(Unsupported::Unlisted),
+        }
+    }
 }
 
 impl From<Unsupported> for Refusal {
@@ -43,6 +60,9 @@ pub struct Store {
     substitute: Option<Substitute>,
     instruction: Instruction,
     x87_opcode: Option<u16>,
+    extent: Extent,
+    /// Bytes of the operand of which the store is a part.
+    operand_bytes: usize,
 }
 
 impl Store {
@@ -63,9 +83,18 @@ impl Store {
     ) -> Result<Self, Refusal> {
         let x87_opcode = x87_opcode(instruction.bytes());
         let instruction = *instruction.instruction();
+        if is_not_offered(instruction.mnemonic()) {
+            return Err(Exception::INVALID_OPCODE.into());
+        }
         let form = Form::of(&instruction, state)?;
         let (name, offset, length) = destination(&instruction, form, state)?;
-        let linear = segment::linear(state, name, offset, length as u64, true)?;
+        let (linear, extent) = match form {
+            // Which bytes of the operand have to be there is not known yet.
+            Form::Masked(_) | Form::Compress | Form::Scatter | Form::SaveState => {
+                (segment::unchecked(state, name, offset), Extent::Open)
+            }
+            _ => (segment::linear(state, name, offset, length as u64, true)?, Extent::Whole),
+        };
         let substitute = match form {
             Form::Operand { extended } => {
                 match known.filter(|known| known.is_extended() == extended) {
@@ -74,9 +103,26 @@ impl Store {
                 }
             }
             Form::BitString => Some(Substitute::for_bit_string(&instruction, state)?),
+            Form::Masked(MaskKind::Signs { operand: 2 }) => {
+                Some(Substitute::for_register(instruction.op1_register())?)
+            }
+            Form::Masked(_) | Form::Compress | Form::SaveState | Form::SaveFirst(_) => {
+                Some(Substitute::for_operand(&instruction, true)?)
+            }
             _ => None,
         };
-        Ok(Self { linear, length, offset, form, substitute, instruction, x87_opcode })
+        let operand_bytes = length;
+        Ok(Self {
+            linear,
+            length,
+            offset,
+            form,
+            substitute,
+            instruction,
+            x87_opcode,
+            extent,
+            operand_bytes,
+        })
     }
 
     /// Linear address of the first byte.
@@ -86,10 +132,48 @@ impl Store {
 
     /// How many bytes: 1 to [`MAX_STORE_BYTES`].
     ///
-    /// FXSAVE counts all 512 of its operand, although it leaves some of them as they are.
+    /// FXSAVE counts all 512 of its operand, although it leaves some of them as they are. Of an
+    /// [open](Self::is_open) store it is the operand's.
     #[allow(clippy::len_without_is_empty)]
     pub const fn length(&self) -> usize {
         self.length
+    }
+
+    pub(super) const fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    /// Bytes of the operand of which the store is a part.
+    pub(super) const fn operand_bytes(&self) -> usize {
+        self.operand_bytes
+    }
+
+    pub(super) const fn with_extent(mut self, extent: Extent) -> Self {
+        self.extent = extent;
+        self
+    }
+
+    /// The part of the operand from byte `start` to byte `end`, which the segment has to permit.
+    pub(super) fn narrowed(
+        &self,
+        state: &State,
+        start: usize,
+        end: usize,
+        extent: Extent,
+    ) -> Result<Self, Refusal> {
+        let offset = self.offset.wrapping_add(start as u64) & address_mask(&self.instruction);
+        let (name, length) = (self.instruction.memory_segment(), end - start);
+        let linear = segment::linear(state, name, offset, length as u64, true)?;
+        let part = Self { length, ..self.clone() };
+        Ok(part.moved_to(linear, offset).with_extent(extent))
+    }
+
+    /// Whether the guest's extended registers take part.
+    pub const fn uses_extended(&self) -> bool {
+        match &self.substitute {
+            Some(substitute) => substitute.is_extended(),
+            None => matches!(self.form, Form::Scatter),
+        }
     }
 
     /// Offset of the first byte in its segment.
@@ -152,7 +236,27 @@ fn destination(
     let operand = |state: &State| effective_address(instruction, 0, state);
     let named = instruction.memory_size().size();
     Ok(match form {
-        Form::Operand { .. } => (instruction.memory_segment(), operand(state), sized(named)?),
+        Form::Operand { .. } | Form::Masked(_) | Form::Compress => {
+            (instruction.memory_segment(), operand(state), sized(named)?)
+        }
+        // The address is that of an element.
+        Form::Scatter => (instruction.memory_segment(), 0, sized(named)?),
+        Form::SaveState => (instruction.memory_segment(), operand(state), LINE_BYTES),
+        Form::SaveFirst(bytes) => (instruction.memory_segment(), operand(state), bytes),
+        Form::ZeroLine => {
+            let name = match instruction.segment_prefix() {
+                Name::None => Name::DS,
+                name => name,
+            };
+            let mask = match instruction.code() {
+                Code::Clzerow => 0xffff,
+                Code::Clzerod => 0xffff_ffff,
+                _ => u64::MAX,
+            };
+            let offset = register(state, Name::RAX) & mask & !(LINE_BYTES as u64 - 1);
+            (name, offset, LINE_BYTES)
+        }
+        Form::CopyLine => (Name::ES, register(state, instruction.op0_register()), LINE_BYTES),
         Form::BitString => {
             let (displacement, bytes) = bit_string(instruction, state);
             let mask = address_mask(instruction);
@@ -187,12 +291,11 @@ fn destination(
             pushed(state, slot(instruction))?
         }
         Form::Enter => {
-            let slot = match instruction.code() {
-                iced_x86::Code::Enterw_imm16_imm8 => 2,
-                iced_x86::Code::Enterd_imm16_imm8 => 4,
-                _ => 8,
+            let slots = match levels(instruction) {
+                0 => 1,
+                levels => levels + 1,
             };
-            pushed(state, slot)?
+            pushed(state, enter_slot(instruction) * slots)?
         }
     })
 }
@@ -200,6 +303,20 @@ fn destination(
 /// By how many bytes a push moves the stack pointer.
 pub(super) fn slot(instruction: &Instruction) -> u32 {
     instruction.stack_pointer_increment().unsigned_abs()
+}
+
+/// By how many bytes ENTER moves the stack pointer for each register.
+pub(super) const fn enter_slot(instruction: &Instruction) -> u32 {
+    match instruction.code() {
+        Code::Enterw_imm16_imm8 => 2,
+        Code::Enterd_imm16_imm8 => 4,
+        _ => 8,
+    }
+}
+
+/// The nesting level of ENTER.
+pub(super) fn levels(instruction: &Instruction) -> u32 {
+    u32::from(instruction.immediate8_2nd()) % 32
 }
 
 /// A push of a segment register with a slot of 4 bytes writes the selector only: recent processors

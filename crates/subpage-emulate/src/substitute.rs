@@ -4,8 +4,9 @@
 //! does not use otherwise. RSP as a register operand becomes another free register, for RSP is the
 //! hypervisor's own while the instruction runs.
 
-use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpKind, Register as Name};
+use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Register as Name};
 
+use super::allow_list::is_xsave;
 use super::store::register;
 use super::{MAX_INSTRUCTION_BYTES, Unsupported};
 use crate::guest::{Register, State};
@@ -49,13 +50,24 @@ impl Substitute {
             Code::Mov_moffs16_AX => (Code::Mov_rm16_r16, Name::AX),
             Code::Mov_moffs32_EAX => (Code::Mov_rm32_r32, Name::EAX),
             Code::Mov_moffs64_RAX => (Code::Mov_rm64_r64, Name::RAX),
+            // The same without components of IA32_XSS, and not privileged.
+            Code::Xsaves_mem => (Code::Xsavec_mem, Name::None),
+            Code::Xsaves64_mem => (Code::Xsavec64_mem, Name::None),
             code => (code, Name::None),
         };
+        copy.set_code(code);
         if source != Name::None {
-            copy.set_code(code);
             copy.set_op1_register(source);
         }
         Self::encode(copy, extended)
+    }
+
+    /// That stores an MMX or SSE register.
+    pub(super) fn for_register(name: Name) -> Result<Self, Unsupported> {
+        let code = if name.is_mm() { Code::Movq_mmm64_mm } else { Code::Movups_xmmm128_xmm };
+        let to = MemoryOperand::with_base(Name::RBX);
+        let store = Instruction::with2(code, to, name).map_err(|_| Unsupported::Unlisted)?;
+        Self::encode(store, true)
     }
 
     /// For BTS, BTR and BTC with a bit offset in a register: the bit within the operand becomes an
@@ -122,7 +134,7 @@ impl Substitute {
             pointer: *pointer,
             stack_pointer,
             extended,
-            x87: super::form::is_x87(copy.mnemonic()),
+            x87: super::allow_list::is_x87(copy.mnemonic()),
         })
     }
 
@@ -157,6 +169,8 @@ fn used_registers(instruction: &Instruction) -> u16 {
     let mut used = match instruction.mnemonic() {
         Mnemonic::Cmpxchg => 1 << Register::Rax as u16,
         Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b => 0b1111,
+        // EDX:EAX.
+        mnemonic if is_xsave(mnemonic) => 0b101,
         _ => 0,
     };
     for operand in 1..instruction.op_count() {

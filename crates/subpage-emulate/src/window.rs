@@ -4,6 +4,8 @@
 //! it is a raw pointer, and stores to it are single instructions.
 #![allow(unsafe_code)]
 
+use alloc::vec;
+use alloc::vec::Vec;
 use core::arch::asm;
 use core::marker::PhantomData;
 
@@ -42,6 +44,20 @@ impl Window<'_> {
     /// Address of the first byte.
     pub(super) fn address(&self) -> u64 {
         self.first.expose_provenance() as u64
+    }
+
+    /// Stores `bytes`, 1, 2, 4 or 8 of them, with one instruction, from byte `at` of the window on.
+    ///
+    /// # Panics
+    /// If they are not that many, or do not lie in the window.
+    pub fn store_element(&mut self, at: usize, bytes: &[u8]) {
+        let unit = bytes.len();
+        assert!(matches!(unit, 1 | 2 | 4 | 8), "an element is stored at once");
+        assert!(at < self.length && unit <= self.length - at, "an element lies in its window");
+        let mut value = [0; 8];
+        value[..unit].copy_from_slice(bytes);
+        // SAFETY: checked to lie in the window, which is writable memory that no reference covers.
+        unsafe { store(self.first.wrapping_add(at), u64::from_le_bytes(value), unit) };
     }
 
     /// Stores `bytes`, as many as the window has: 1, 2, 4 or 8 bytes with one instruction, more in
@@ -100,12 +116,18 @@ unsafe fn store(to: *mut u8, value: u64, unit: usize) {
     }
 }
 
+/// Bytes of a copy that needs no heap.
+const SHORT: usize = 512;
+
 /// A copy of the destination, aligned as the original is, to find out what a store would write.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Scratch {
-    bytes: [u8; ALIGNMENT + MAX_STORE_BYTES],
-    start: usize,
+    short: [u8; ALIGNMENT + SHORT],
+    /// Where a longer one is, with room to align it.
+    long: Option<Vec<u8>>,
+    /// Linear address of the first byte within an aligned 64 bytes.
+    misaligned: usize,
     length: usize,
 }
 
@@ -114,23 +136,60 @@ impl Scratch {
     ///
     /// Panics if they are more than [`MAX_STORE_BYTES`].
     pub fn new(linear: u64, current: &[u8]) -> Self {
-        assert!(current.len() <= MAX_STORE_BYTES, "no store is that long");
-        let start = usize::try_from(linear % ALIGNMENT as u64).expect("less than 64");
-        let mut bytes = [0; ALIGNMENT + MAX_STORE_BYTES];
-        bytes[start..start + current.len()].copy_from_slice(current);
-        Self { bytes, start, length: current.len() }
+        let filled = Self::filled(linear, current.len(), |bytes| {
+            bytes.copy_from_slice(current);
+            Ok::<(), core::convert::Infallible>(())
+        });
+        match filled {
+            Ok(scratch) => scratch,
+            Err(never) => match never {},
+        }
+    }
+
+    /// A copy of the `length` bytes at linear address `linear`, as `fill` tells them.
+    ///
+    /// Panics if they are more than [`MAX_STORE_BYTES`].
+    pub fn filled<E>(
+        linear: u64,
+        length: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        assert!(length <= MAX_STORE_BYTES, "no store is that long");
+        let misaligned = usize::try_from(linear % ALIGNMENT as u64).expect("less than 64");
+        let long = (length > SHORT).then(|| vec![0; 2 * ALIGNMENT + length]);
+        let mut scratch = Self { short: [0; ALIGNMENT + SHORT], long, misaligned, length };
+        let start = scratch.start();
+        fill(&mut scratch.room_mut()[start..start + length])?;
+        Ok(scratch)
+    }
+
+    fn room(&self) -> &[u8] {
+        self.long.as_deref().unwrap_or(&self.short)
+    }
+
+    fn room_mut(&mut self) -> &mut [u8] {
+        self.long.as_deref_mut().unwrap_or(&mut self.short)
+    }
+
+    /// Where in its room the copy begins: the same wherever this value is moved, since what is on the
+    /// heap stays there and this struct is aligned.
+    fn start(&self) -> usize {
+        let room = self.room().as_ptr() as usize;
+        room.next_multiple_of(ALIGNMENT) - room + self.misaligned
     }
 
     /// The copy, to be written.
     pub fn window(&mut self) -> Window<'_> {
-        let first = self.bytes[self.start..].as_mut_ptr();
+        let (start, length) = (self.start(), self.length);
+        let first = self.room_mut()[start..].as_mut_ptr();
         // SAFETY: the bytes are this struct's own, and it is borrowed mutably while the window
         // lives.
-        unsafe { Window::new(first, self.length) }
+        unsafe { Window::new(first, length) }
     }
 
     /// The bytes as they are now.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + self.length]
+        let start = self.start();
+        &self.room()[start..start + self.length]
     }
 }

@@ -74,7 +74,7 @@ pub trait Backend {
         let _ = write;
     }
 
-    /// The guest's extended registers. Asked for if [`Store::substitute`] uses them.
+    /// The guest's extended registers. Asked for if [`Store::uses_extended`] says so.
     fn extended(&mut self) -> &mut Self::Extended;
 
     /// Does `work` on the bytes of a write, side by side even where they go to two pages that are
@@ -104,6 +104,11 @@ pub trait Backend {
         }
         Ok(())
     }
+
+    /// Tells which bytes an [open](Store::is_open) store writes, by
+    /// [`Executor::settle`](subpage_emulate::Executor::settle), with the extended registers of
+    /// [`extended`](Self::extended).
+    fn settle(&mut self, store: &Store, state: &State) -> Result<Store, Obstacle<Self::Failure>>;
 
     /// Carries a store out on `window` and moves `state` behind it, by
     /// [`Executor::complete`](subpage_emulate::Executor::complete), with the extended registers of

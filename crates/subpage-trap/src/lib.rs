@@ -37,4 +37,6 @@ pub use event::{Event, INSTRUCTION_BYTES, Origin, Verdict};
 pub use locate::{Located, Wanted, locate, mark};
 pub use obstacle::Obstacle;
 pub use report::{Account, Met, authorize, describe, report};
-pub use store::{Outcome, Trapped, complete, deny, deny_unknown, drop_store, skip, store};
+pub use store::{
+    Outcome, Trapped, complete, deny, deny_unknown, drop_store, locate_store, skip, store,
+};

@@ -3,9 +3,7 @@
 use subpage::address::Gpa;
 use subpage::domain::{Decision, WriteParts};
 use subpage_emulate::guest::State;
-use subpage_emulate::{
-    Access, Exception, GuestInstruction, MAX_STORE_BYTES, Progress, Scratch, Store, Substitute,
-};
+use subpage_emulate::{Access, Exception, GuestInstruction, Progress, Scratch, Store};
 
 use crate::report::{Account, Met, authorize, report};
 use crate::{Backend, Located, Obstacle, Origin, Response, Wanted, locate};
@@ -15,7 +13,7 @@ use crate::{Backend, Located, Obstacle, Origin, Response, Wanted, locate};
 pub struct Trapped<'a> {
     /// The instruction.
     pub instruction: &'a GuestInstruction,
-    /// Its store, or that of one element of a repeated string instruction.
+    /// Its store, or that of one element of a repeated string instruction or scatter.
     pub store: &'a Store,
 }
 
@@ -51,10 +49,31 @@ pub fn store<B: Backend>(
     trapped: Trapped<'_>,
     state: &mut State,
 ) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
-    let (linear, length) = (trapped.store.linear(), trapped.store.length());
-    let access = Access::write_by(state);
-    let located = locate(backend, state, linear, length, access, Wanted::InTraps)?;
+    let wanted = Wanted::InTraps;
+    if trapped.store.is_open() {
+        let settled = &backend.settle(trapped.store, state)?;
+        // Elements of a scatter that come before the one that trapped may go anywhere.
+        let wanted = if settled.is_element() { Wanted::Anywhere } else { wanted };
+        let located = locate_store(backend, settled, state, wanted)?;
+        return complete(backend, Trapped { store: settled, ..trapped }, &located, state);
+    }
+    let located = locate_store(backend, trapped.store, state, wanted)?;
     complete(backend, trapped, &located, state)
+}
+
+/// Where a store goes that is not [open](Store::is_open): those of its bytes that it writes.
+pub fn locate_store<B: Backend>(
+    backend: &mut B,
+    store: &Store,
+    state: &State,
+    wanted: Wanted,
+) -> Result<Located, Obstacle<B::Failure>> {
+    let (linear, length) = (store.linear(), store.length());
+    let located = locate(backend, state, linear, length, Access::write_by(state), wanted)?;
+    Ok(match store.written() {
+        None => located,
+        Some(written) => Located { parts: located.parts.under_mask(written), ..located },
+    })
 }
 
 /// Decides about a located store and carries it out, or denies it.
@@ -288,13 +307,11 @@ fn rehearse<B: Backend>(
     place: &B::Place,
     before: &State,
 ) -> Result<Rehearsal<B::Extended>, Obstacle<B::Failure>> {
-    let mut current = [0; MAX_STORE_BYTES];
-    let current = &mut current[..store.length()];
-    backend.read(&located.parts, place, current)?;
-    let mut scratch = Scratch::new(store.linear(), current);
+    let mut scratch = Scratch::filled(store.linear(), store.length(), |bytes| {
+        backend.read(&located.parts, place, bytes)
+    })?;
     let mut after = *before;
-    let kept =
-        store.substitute().is_some_and(Substitute::is_extended).then(|| backend.extended().clone());
+    let kept = store.uses_extended().then(|| backend.extended().clone());
     let progress = backend.carry_out(store, &mut after, &mut scratch.window())?;
     let extended = kept.map(|kept| core::mem::replace(backend.extended(), kept));
     Ok(Rehearsal { scratch, after, progress, extended })

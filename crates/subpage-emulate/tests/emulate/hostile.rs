@@ -1,7 +1,7 @@
 //! Random instructions in random states: nothing panics, nothing outside the allow list is executed.
 
 use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, OpAccess, OpKind,
+    Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, MemorySize, OpAccess, OpKind,
     Register as Name, RflagsBits as Bits,
 };
 use proptest::prelude::*;
@@ -43,7 +43,9 @@ fn check(substitute: &Substitute, length: usize) {
     let info = factory.info(&instruction);
     for memory in info.used_memory() {
         assert_eq!(memory.base(), instruction.memory_base(), "{instruction:?}");
-        assert_eq!(memory.memory_size().size(), length, "{instruction:?}");
+        // What XSAVE stores the decoder does not tell.
+        let saves = matches!(memory.memory_size(), MemorySize::Xsave | MemorySize::Xsave64);
+        assert!(saves || memory.memory_size().size() >= length, "{instruction:?}");
     }
     assert!(info.used_memory().len() == 1, "{instruction:?}");
     for register in info.used_registers() {
@@ -74,6 +76,10 @@ fn judge(own: &mut OwnTrampoline, mut state: State, code: &[u8]) -> bool {
         check(substitute, store.length());
         // Not executed here: the processor may lack it. What is executed is in `stores`.
         return true;
+    }
+    // A scatter: it takes registers to know where it stores.
+    if store.is_open() {
+        return false;
     }
     let mut scratch = Scratch::new(store.linear(), &vec![0; store.length()]);
     let memory = Flat::new(0x1000);

@@ -18,3 +18,4 @@ mod paging;
 mod stores;
 mod strings;
 mod tables;
+mod wide_stores;

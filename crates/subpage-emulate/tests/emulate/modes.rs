@@ -336,8 +336,6 @@ fn an_instruction_that_the_guest_has_disabled_is_not_executed() {
     }
     // VEX does not exist in real mode.
     assert_eq!(refusal(&state_16(), &[0xc5, 0xf8, 0x11, 0x07]), disabled);
-    let fxsave = Some(Refusal::Unsupported(Unsupported::FxsaveFormat));
-    assert_eq!(refusal(&state_32(), &[0x0f, 0xae, 0x03]), fxsave);
 }
 
 #[test]
@@ -355,16 +353,7 @@ fn what_is_refused_says_why() {
         (&[0xff, 0x1b], Unsupported::FarCall),       // call far [rbx]
         (&[0xcd, 0x80], Unsupported::SoftwareInterrupt), // int 80h
         (&[0xcc], Unsupported::SoftwareInterrupt),   // int3
-        (&[0x66, 0x0f, 0xf7, 0xc1], Unsupported::Masked), // maskmovdqu
-        (&[0xc4, 0xe2, 0x71, 0x2e, 0x03], Unsupported::Masked), // vmaskmovps
-        (&[0x62, 0xf1, 0x7c, 0x49, 0x11, 0x0b], Unsupported::Masked), // vmovups {k1}
-        (&[0x62, 0xf2, 0x7d, 0x49, 0xa0, 0x0c, 0x03], Unsupported::Scatter), // vpscatterdd
-        (&[0x0f, 0xae, 0x23], Unsupported::ExtendedState), // xsave
-        (&[0xd9, 0x33], Unsupported::ExtendedState), // fnstenv
-        (&[0xdd, 0x33], Unsupported::ExtendedState), // fnsave
         (&[0x6c], Unsupported::PortInput),           // insb
-        (&[0xc8, 0, 0, 1], Unsupported::NestedEnter), // enter 0, 1
-        (&[0x66, 0x0f, 0x38, 0xf8, 0x03], Unsupported::Unlisted), // movdir64b
         (&[0x0f, 0xc7, 0x33], Unsupported::NoStore), // vmptrld [rbx]
         (&[0x0f, 0xc7, 0x3b], Unsupported::Unlisted), // vmptrst [rbx]
         (&[0x8e, 0xd8], Unsupported::DescriptorMark), // mov ds, eax

@@ -4,17 +4,18 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use subpage_emulate::guest::{GeneralRegisters, Register};
 use subpage_emulate::{
-    Executor, Extended, FxArea, GuestInstruction, Progress, Scratch, Store, Window,
+    Executor, Extended, FxArea, GuestInstruction, Progress, Refusal, Scratch, Store, Unsupported,
+    Window,
 };
 
 use crate::machine::{OwnTrampoline, PAGING, TABLES};
 use crate::native::{DATA_BYTES, Native, Registers};
 
-type Assemble = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+pub(crate) type Assemble = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
 /// What a form needs besides random registers.
 #[derive(Clone, Copy, PartialEq)]
-enum Needs {
+pub(crate) enum Needs {
     Nothing,
     /// A destination aligned to this many bytes.
     Alignment(u64),
@@ -27,12 +28,17 @@ enum Needs {
 }
 
 /// An instruction and how many bytes it stores.
-struct Form(&'static str, usize, Needs, Assemble);
+pub(crate) struct Form(
+    pub(crate) &'static str,
+    pub(crate) usize,
+    pub(crate) Needs,
+    pub(crate) Assemble,
+);
 
 use Needs::{Alignment, BitOffset, Equal, Nothing, Target};
 
 /// The destination that most forms name.
-fn m() -> AsmMemoryOperand {
+pub(crate) fn m() -> AsmMemoryOperand {
     rbx + rcx * 2 + 0x15
 }
 
@@ -241,18 +247,24 @@ impl Random {
     }
 }
 
+/// XCR0 of this process.
+fn xcr0() -> u64 {
+    // SAFETY: what needs it is tried on processors with XSAVE only.
+    unsafe { std::arch::x86_64::_xgetbv(0) }
+}
+
 /// All but `MXCSR_MASK`, which FXSAVE stores and FXRSTOR ignores.
 fn significant(fx: &FxArea) -> (&[u8], &[u8]) {
     (&fx.0[..28], &fx.0[32..])
 }
 
-struct Bench {
+pub(crate) struct Bench {
     native: Native,
     own: OwnTrampoline,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { native: Native::new(), own: OwnTrampoline::new() }
     }
 
@@ -318,7 +330,8 @@ impl Bench {
         let operand = before.general[Register::Rbx]
             .wrapping_add(before.general[Register::Rcx].wrapping_mul(2))
             .wrapping_add(0x15);
-        let offset_of = |linear: u64| (linear - self.native.data.address()) as usize;
+        let first = self.native.data.address();
+        let offset_of = |linear: u64| (linear - first) as usize;
         let value_at = |data: &[u8], linear: u64| {
             u64::from_le_bytes(data[offset_of(linear)..][..8].try_into().unwrap())
         };
@@ -344,7 +357,16 @@ impl Bench {
         let mut state = Native::state(&before, rip);
         let instruction = GuestInstruction::fetch(&self.native, PAGING, &state).expect(&context);
         assert_eq!(instruction.bytes(), &code[..instruction.bytes().len()], "{context}");
-        let store = Store::of(&instruction, &state).expect(&context);
+        let found = Store::of(&instruction, &state).expect(&context);
+        let settled = self.machine(&mut before.fx.clone()).settle(&found, &state, xcr0);
+        let store = match settled {
+            Err(Refusal::Unsupported(Unsupported::NoStore)) => {
+                assert!(direct_data == data, "the processor stores something: {context}");
+                return;
+            }
+            settled => settled.expect(&context),
+        };
+        let bytes = if found.is_open() { store.length() } else { bytes };
         assert_eq!(store.length(), bytes, "{context}");
 
         // On a copy: memory stays, everything else is as if it had been written.
@@ -390,7 +412,7 @@ impl Bench {
         }
     }
 
-    fn compare_all(&mut self, forms: &[Form]) {
+    pub(crate) fn compare_all(&mut self, forms: &[Form]) {
         for (number, form) in forms.iter().enumerate() {
             for round in 0..200 {
                 self.compare(form, (number as u64) << 32 | round);

@@ -79,6 +79,7 @@ pub struct Metrics {
     trapped: Times,
     denials: RuleCounts,
     logged: RuleCounts,
+    refused: AtomicU64,
     events: Arc<Broadcast>,
 }
 
@@ -94,6 +95,7 @@ impl Metrics {
             trapped: Times::default(),
             denials,
             logged: RuleCounts::new("subpage_logged_total", "Writes that took effect, reported."),
+            refused: AtomicU64::new(0),
             events,
         }
     }
@@ -134,6 +136,11 @@ impl Metrics {
         self.logged.count(rule);
     }
 
+    /// A program got #UD for an instruction that nobody here carries out.
+    pub fn refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Everything, in Prometheus' text format 0.0.4.
     pub fn encode(&self) -> String {
         let exits = ExitKind::ALL.map(|kind| {
@@ -168,6 +175,11 @@ impl Metrics {
         families.push(self.denials.family());
         families.push(self.logged.family());
 
+        families.push(total(
+            "subpage_instructions_refused_total",
+            "Instructions of programs that got #UD because nobody here carries out their store.",
+            self.refused.load(Ordering::Relaxed),
+        ));
         families.push(total(
             "subpage_events_dropped_total",
             "Events that subscribers lost because they did not keep up.",

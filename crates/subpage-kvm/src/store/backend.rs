@@ -123,23 +123,23 @@ impl trap::Backend for Backend<'_> {
             .map_err(|_| Obstacle::Failed(HostFailure::NoWindow))
     }
 
+    fn settle(&mut self, store: &Store, state: &State) -> Result<Store, Obstacle> {
+        // Not guessed where KVM does not tell: without XCR0 nothing is enabled but x87.
+        let xcr0 = if store.needs_xcr0() {
+            self.processor.xcr0().map_err(super::trapped::failed)?
+        } else {
+            1
+        };
+        Ok(self.execute(|executor| executor.settle(store, state, || xcr0))??)
+    }
+
     fn carry_out(
         &mut self,
         store: &Store,
         state: &mut State,
         window: &mut Window<'_>,
     ) -> Result<Progress, Obstacle> {
-        let components = self.processor.xstate;
-        let extended = match self.extended {
-            Some(area) if components != 0 => Extended::Xsave { area, components },
-            Some(_) => return Err(Obstacle::Failed(HostFailure::NoXsave)),
-            None => Extended::Unused,
-        };
-        let (memory, paging, tables) = (self.context.ram, self.context.paging, &self.at.tables);
-        let progress = self.processor.trampoline.with(|trampoline| {
-            let mut executor = Executor { memory, paging, tables, trampoline, extended };
-            executor.complete(store, state, window)
-        });
+        let progress = self.execute(|executor| executor.complete(store, state, window))?;
         progress.map_err(|incomplete| match incomplete {
             Incomplete::Fault(fault) => fault.into(),
             Incomplete::Trampoline => Obstacle::Faulted,
@@ -148,5 +148,24 @@ impl trap::Backend for Backend<'_> {
 
     fn record(&mut self, event: &trap::Event<&[u8]>) -> Arc<Event> {
         record(self.context, self.guard, self.at.state.bitness(), event)
+    }
+}
+
+impl Backend<'_> {
+    /// Work with the processor's extended registers and trampoline.
+    fn execute<T>(
+        &mut self,
+        work: impl FnOnce(&mut Executor<'_, Ram>) -> T,
+    ) -> Result<T, Obstacle> {
+        let components = self.processor.xstate;
+        let extended = match self.extended {
+            Some(area) if components != 0 => Extended::Xsave { area, components },
+            Some(_) => return Err(Obstacle::Failed(HostFailure::NoXsave)),
+            None => Extended::Unused,
+        };
+        let (memory, paging, tables) = (self.context.ram, self.context.paging, &self.at.tables);
+        Ok(self.processor.trampoline.with(|trampoline| {
+            work(&mut Executor { memory, paging, tables, trampoline, extended })
+        }))
     }
 }

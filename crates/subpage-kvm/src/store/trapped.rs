@@ -7,8 +7,9 @@
 
 use std::sync::Arc;
 
+use subpage::address::{ByteRange, PAGE_BYTES};
 use subpage_emulate::guest::State;
-use subpage_emulate::{Exception, Fault, GuestInstruction, Store, Substitute, XsaveArea};
+use subpage_emulate::{Access, Exception, Fault, GuestInstruction, Store, XsaveArea, translate};
 use subpage_trap::{Outcome, Trapped, software_interrupt, store as carry_out};
 
 use super::backend::{Backend, HostFailure, Obstacle};
@@ -26,7 +27,7 @@ const ELEMENTS: u32 = 256;
 const TRAP_FLAG: u64 = 1 << 8;
 
 /// #UD.
-const INVALID_OPCODE: Exception = Exception { vector: 6, error_code: None, address: None };
+const INVALID_OPCODE: Exception = Exception::INVALID_OPCODE;
 
 /// How often the same place may trap without visible progress.
 const PATIENCE: u32 = 64;
@@ -68,6 +69,11 @@ pub(crate) fn trapped(
         Err(Obstacle::Exception(exception)) => return inject(processor, exception),
         Err(obstacle) => obstacle,
     };
+    // A program must not be able to stop the machine that its kernel runs on. What is the host's fault
+    // is told all the same, and an event that cannot be delivered has no instruction to refuse.
+    let refusable = at.state.cpl == 3
+        && pending.is_none()
+        && !matches!(obstacle, Obstacle::Failed(_) | Obstacle::OutOfMemory);
     let visits = visit(context, processor, &at);
     let reason = match obstacle {
         Obstacle::Again if visits <= PATIENCE => return Ok(Next::Enter),
@@ -97,7 +103,32 @@ pub(crate) fn trapped(
         Obstacle::NotOurs => "KVM cannot emulate the instruction".to_owned(),
         obstacle => reason_of(&obstacle),
     };
+    if refusable {
+        context.metrics.refused();
+        processor.stuck.reset();
+        return inject(processor, INVALID_OPCODE);
+    }
+    let stored_to = code.and_then(|code| guarded_operand(context, &at, &code));
+    let reason = [Some(reason), stored_to].into_iter().flatten().collect::<Vec<_>>().join("; ");
     Err(failure(processor, &at, code.as_ref(), &reason))
+}
+
+/// Which trapping page an instruction writes to, and a rule that guards bytes there, for people.
+fn guarded_operand(
+    context: Context<'_>,
+    at: &Interrupted,
+    code: &GuestInstruction,
+) -> Option<String> {
+    let guard = context.guard();
+    let written = code.accesses(&at.state).into_iter().filter(|(_, _, write)| *write);
+    written.into_iter().find_map(|(linear, _, _)| {
+        let access = Access::write_by(&at.state);
+        let to = translate(context.ram, context.paging, &at.state, linear, access).ok()?.gpa;
+        let page = ByteRange::new(to.gfn().gpa(), PAGE_BYTES).ok()?;
+        let name = guard.domain().rules().touching(page).map(|active| &active.rule.name).next();
+        let by = name.map_or_else(String::new, |name| format!(", in a page that {name} guards"));
+        guard.traps().traps(to.gfn()).then(|| format!("it stores at {:#x}{by}", to.as_u64()))
+    })
 }
 
 /// Why a store is not done, for people.
@@ -214,8 +245,7 @@ impl Work<'_> {
         instruction: &GuestInstruction,
         store: &Store,
     ) -> Result<Outcome<Arc<Event>>, Obstacle> {
-        let uses_extended = store.substitute().is_some_and(Substitute::is_extended);
-        if uses_extended && self.extended.is_none() {
+        if store.uses_extended() && self.extended.is_none() {
             self.extended = Some(processor.extended().map_err(failed)?);
         }
         let mut guard = self.context.guard();

@@ -257,6 +257,14 @@ impl Processor {
         self.seen_at.replace(rip) == Some(rip)
     }
 
+    /// The guest's XCR0.
+    pub(crate) fn xcr0(&self) -> Result<u64, ProcessorError> {
+        let registers = self.fd.get_xcrs().map_err(self.failed("read XCR0"))?;
+        let first = registers.xcrs.iter().take(registers.nr_xcrs as usize);
+        // x87 is always enabled.
+        Ok(first.into_iter().find(|register| register.xcr == 0).map_or(1, |it| it.value))
+    }
+
     /// The extended state in the format of XSAVE.
     pub fn extended(&self) -> Result<Box<XsaveArea>, ProcessorError> {
         let from = self.fd.get_xsave().map_err(self.failed("read the extended state"))?;

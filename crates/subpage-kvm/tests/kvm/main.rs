@@ -6,6 +6,7 @@ mod atomics;
 mod basics;
 mod edges;
 mod endings;
+mod exceptions;
 mod guest;
 mod halves;
 mod hostile;

@@ -27,7 +27,7 @@ const LARGE: u64 = 0x80;
 /// Task state with a map of ports: CPL 3 may use all of those below 0x100. A KVM that runs CPL 3
 /// without the processor's help does not keep IOPL, and QEMU's emulation of AMD-V refuses a port of
 /// a busy task whatever its map says; so a program has both.
-const TASK_STATE: u64 = 0x60_4000;
+pub(crate) const TASK_STATE: u64 = 0x60_4000;
 const TASK_STATE_BYTES: u64 = 0x68;
 const PORT_MAP_BYTES: u64 = 0x20;
 
@@ -98,7 +98,7 @@ pub(crate) fn place_first(guest: &Guest, level: Level) {
     place_all(guest, &[level]);
 }
 
-fn special_registers(from: &kvm_sregs, level: Level) -> kvm_sregs {
+pub(crate) fn special_registers(from: &kvm_sregs, level: Level) -> kvm_sregs {
     const OSXSAVE: u64 = 1 << 18;
     let dpl = level.cpl();
     let selector = |selector: u16| selector | u16::from(dpl);

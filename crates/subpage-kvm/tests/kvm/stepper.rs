@@ -16,7 +16,7 @@ use crate::guest::{CODE, Guest, assemble};
 use crate::privilege::{Level, enable_avx, place, write_tables};
 
 /// The byte that becomes 1 at the end of a piece.
-const FLAG: u64 = 0x60_0000;
+pub(crate) const FLAG: u64 = 0x60_0000;
 
 /// Longer than any piece takes.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -108,7 +108,7 @@ fn set_activity(processor: &Processor, mp_state: u32) {
     processor.fd.set_mp_state(kvm_mp_state { mp_state }).unwrap();
 }
 
-fn spin(code: &mut iced_x86::code_asm::CodeAssembler) {
+pub(crate) fn spin(code: &mut iced_x86::code_asm::CodeAssembler) {
     let mut here = code.create_label();
     code.set_label(&mut here).unwrap();
     code.jmp(here).unwrap();

@@ -315,6 +315,20 @@ impl Backend for Guest {
         Ok(result)
     }
 
+    fn settle(&mut self, store: &Store, state: &State) -> Result<Store, Obstacle<()>> {
+        /// x87, SSE and AVX.
+        const XCR0: u64 = 7;
+        let (tables, paging) = (self.tables(), self.paging());
+        let mut executor = Executor {
+            memory: &self.memory,
+            paging,
+            tables: &tables,
+            trampoline: &mut self.trampoline,
+            extended: Extended::Fx(&mut self.extended),
+        };
+        Ok(executor.settle(store, state, || XCR0)?)
+    }
+
     fn carry_out(
         &mut self,
         store: &Store,

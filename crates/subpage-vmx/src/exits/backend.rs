@@ -17,6 +17,7 @@ use crate::denied::Denied;
 use crate::machine::Shared;
 use crate::memory::frames::PhysicalFrames;
 use crate::memory::ram::GuestRam;
+use crate::processor::control;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 
@@ -145,23 +146,18 @@ impl trap::Backend for Locked<'_> {
         Ok(())
     }
 
+    fn settle(&mut self, store: &Store, state: &State) -> Result<Store, Obstacle> {
+        Ok(self.execute(store, |executor| executor.settle(store, state, control::xcr0))?)
+    }
+
     fn carry_out(
         &mut self,
         store: &Store,
         state: &mut State,
         window: &mut Window<'_>,
     ) -> Result<Progress, Obstacle> {
-        // Reading them takes a dozen fields of the control structure.
-        let tables = store.names_system_register().then(|| self.vcpu.system_tables());
-        let machine = self.vcpu.machine;
-        let mut executor = Executor {
-            memory: &machine.ram,
-            paging: machine.paging,
-            tables: &tables.unwrap_or_default(),
-            trampoline: &mut self.vcpu.trampoline,
-            extended: Extended::Fx(&mut self.vcpu.context.fx),
-        };
-        executor.complete(store, state, window).map_err(|incomplete| match incomplete {
+        let result = self.execute(store, |executor| executor.complete(store, state, window));
+        result.map_err(|incomplete| match incomplete {
             Incomplete::Fault(fault) => fault.into(),
             Incomplete::Trampoline => Obstacle::Faulted,
         })
@@ -185,5 +181,25 @@ impl trap::Backend for Locked<'_> {
     fn record(&mut self, event: &trap::Event<&[u8]>) -> Stop {
         self.shared.record(event, self.vcpu.machine.settings);
         event.rule.map_or(Stop::NoMemory(event.at.as_u64()), Stop::Rule)
+    }
+}
+
+impl Locked<'_> {
+    /// Work with the processor's registers and trampoline.
+    fn execute<T>(
+        &mut self,
+        store: &Store,
+        work: impl FnOnce(&mut Executor<'_, crate::memory::ram::GuestRam>) -> T,
+    ) -> T {
+        // Reading them takes a dozen fields of the control structure.
+        let tables = store.names_system_register().then(|| self.vcpu.system_tables());
+        let machine = self.vcpu.machine;
+        work(&mut Executor {
+            memory: &machine.ram,
+            paging: machine.paging,
+            tables: &tables.unwrap_or_default(),
+            trampoline: &mut self.vcpu.trampoline,
+            extended: Extended::Fx(&mut self.vcpu.context.fx),
+        })
     }
 }

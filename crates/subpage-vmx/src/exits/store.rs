@@ -6,7 +6,8 @@ use subpage::exit::DeliveryFixup;
 use subpage_emulate::guest::State;
 use subpage_emulate::{Access, Fault, GuestInstruction, Refusal, Store};
 use subpage_trap::{
-    Located, Met, Outcome, Trapped, Wanted, complete, deny, deny_unknown, drop_store, locate, skip,
+    Backend as _, Located, Met, Outcome, Trapped, Wanted, complete, deny, deny_unknown, drop_store,
+    locate, locate_store, skip,
 };
 
 use super::INVALID_OPCODE;
@@ -68,6 +69,13 @@ impl Vcpu {
         let mut shared = machine.lock();
         let qualification = Some(exit.qualification.into());
         let mut locked = Locked { vcpu: self, shared: &mut shared, qualification };
+        let found = match locked.settled(found, &state) {
+            Ok(found) => found,
+            Err(obstacle) => {
+                drop(shared);
+                return self.meet_obstacle(&obstacle, state.cpl);
+            }
+        };
         let result = work(&mut locked, &found, &mut state);
         drop(shared);
         match result {
@@ -209,6 +217,16 @@ impl Locked<'_> {
         }
     }
 
+    /// The same with all bytes of the store known.
+    fn settled(&mut self, found: Found, state: &State) -> Result<Found, Obstacle> {
+        Ok(match &found.store {
+            Ok(store) if store.is_open() => {
+                Found { store: Ok(self.settle(store, state)?), ..found }
+            }
+            _ => found,
+        })
+    }
+
     /// Where a store goes; `None` if no byte goes to the page that the exit is about any more: the
     /// guest's tables have changed, and the processor forgets what it remembers of them.
     fn locate_store(
@@ -217,9 +235,7 @@ impl Locked<'_> {
         store: &Store,
         state: &State,
     ) -> Result<Option<Located>, Obstacle> {
-        let access = Access::write_by(state);
-        let (linear, length) = (store.linear(), store.length());
-        let located = locate(self, state, linear, length, access, Wanted::Anywhere)?;
+        let located = locate_store(self, store, state, Wanted::Anywhere)?;
         if located.touches_page_of(exit.gpa) {
             return Ok(Some(located));
         }

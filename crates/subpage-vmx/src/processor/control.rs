@@ -76,6 +76,20 @@ pub fn set_cr2(value: u64) {
     unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack)) };
 }
 
+/// XCR0: the guest's, too.
+///
+/// # Panics
+/// If the processor has no XSAVE, whose CR4.OSXSAVE is set where it has.
+pub fn xcr0() -> u64 {
+    assert!(cr4() & CR4_OSXSAVE != 0, "XCR0 comes with XSAVE");
+    let (low, high): (u32, u32);
+    // SAFETY: reads a register that exists.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
 /// Writes XCR0.
 ///
 /// # Safety

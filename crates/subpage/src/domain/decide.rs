@@ -111,7 +111,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         if !matches!(decision, Decision::Denied { .. } | Decision::Reported { .. }) {
             return decision;
         }
-        let touched = runs.iter().filter_map(|&run| Some((self.rules.strongest(run)?, run)));
+        // Of equals the last is the greatest: the first run.
+        let touched = runs.iter().rev().filter_map(|&run| Some((self.rules.strongest(run)?, run)));
         let rank = |active: &ActiveRule| (active.effect(), core::cmp::Reverse(active.id));
         match touched.max_by_key(|(active, _)| rank(active)) {
             Some((active, run)) if active.effect() >= Action::Deny || decision.permits() => {

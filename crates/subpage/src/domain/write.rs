@@ -9,12 +9,22 @@ use crate::slots::AddressSpace;
 
 /// All bytes of one write: one run, or two where it goes on in a page that is not the next one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WriteParts(ArrayVec<ByteRange, 2>);
+pub struct WriteParts {
+    runs: ArrayVec<ByteRange, 2>,
+    /// The bytes of the runs that are written, one bit each; `None` if all are.
+    written: Option<u64>,
+}
+
+/// Most bytes of a write that leaves some of them as they are: those of the longest vector register.
+const MASKED_BYTES: u64 = 64;
+
+/// Most runs of written bytes: every second one of them, and a page end.
+const MASKED_RUNS: usize = 33;
 
 impl WriteParts {
     /// A write in one run.
     pub fn one(bytes: ByteRange) -> Self {
-        Self([bytes].into_iter().collect())
+        Self { runs: [bytes].into_iter().collect(), written: None }
     }
 
     /// A write of `first` and then `second`; one run if they adjoin.
@@ -24,27 +34,74 @@ impl WriteParts {
         {
             return Self::one(whole);
         }
-        Self([first, second].into_iter().collect())
+        Self { runs: [first, second].into_iter().collect(), written: None }
     }
 
-    /// The runs, in the order of the write: one or two.
+    /// The same write under a mask: it writes only the bytes whose bit in `written` is set, the lowest
+    /// bit for the first byte.
+    ///
+    /// Only those bytes are decided about and noted.
+    ///
+    /// # Panics
+    /// If the write has more than 64 bytes, or its first or last byte is not written.
+    #[must_use]
+    pub fn under_mask(self, written: u64) -> Self {
+        let bytes = self.bytes();
+        assert!(bytes <= MASKED_BYTES, "a mask is for the elements of one register");
+        let span = 64 - u64::from(written.leading_zeros());
+        assert!(written & 1 != 0 && span == bytes, "the ends of a write are written");
+        Self { written: Some(written), ..self }
+    }
+
+    /// The runs, in the order of the write: one or two. A mask does not show.
     pub fn runs(&self) -> &[ByteRange] {
-        &self.0
+        &self.runs
+    }
+
+    /// Does `work` with the runs of bytes that are written, in the order of the write.
+    fn with_written<T>(&self, work: impl FnOnce(&[ByteRange]) -> T) -> T {
+        match self.written {
+            None => work(&self.runs),
+            Some(written) => work(&self.under(written)),
+        }
+    }
+
+    #[cold]
+    fn under(&self, written: u64) -> ArrayVec<ByteRange, MASKED_RUNS> {
+        let mut runs = ArrayVec::new();
+        let mut before = 0;
+        for run in &self.runs {
+            let mut at = 0;
+            while at < run.bytes() {
+                let rest = written >> (before + at);
+                let skip = u64::from(rest.trailing_zeros());
+                at += skip;
+                if at >= run.bytes() {
+                    break;
+                }
+                let bytes = u64::from((rest >> skip).trailing_ones()).min(run.bytes() - at);
+                let first = run.first().checked_add(at).expect("a byte of the run");
+                runs.push(ByteRange::new(first, bytes).expect("bytes of the run"));
+                at += bytes;
+            }
+            before += run.bytes();
+        }
+        runs
     }
 
     /// The first run.
     pub fn first(&self) -> ByteRange {
-        self.0[0]
+        self.runs[0]
     }
 
     /// The last run; the first if there is one.
     pub fn last(&self) -> ByteRange {
-        self.0[self.0.len() - 1]
+        self.runs[self.runs.len() - 1]
     }
 
-    /// How many bytes all runs have.
+    /// How many bytes all runs have, those under a mask included.
     pub fn bytes(&self) -> u64 {
-        self.0.iter().map(|run| run.bytes()).sum()
+        self.runs.iter().map(|run| run.bytes()).sum()
     }
 }
 
@@ -53,7 +110,10 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     ///
     /// What stops one run stops both (contract C3).
     pub fn check_write_parts(&self, space: AddressSpace, write: &WriteParts) -> Decision {
-        let runs = write.runs();
+        write.with_written(|runs| self.check_runs(space, runs))
+    }
+
+    fn check_runs(&self, space: AddressSpace, runs: &[ByteRange]) -> Decision {
         let decision = runs
             .iter()
             .map(|&run| self.check_write(space, run))
@@ -69,7 +129,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         write: &WriteParts,
     ) -> Result<Decision, DomainError> {
         let decision = self.check_write_parts(space, write);
-        self.commit(space, write.runs(), decision)
+        write.with_written(|runs| self.commit(space, runs, decision))
     }
 
     /// Decides about a write, and leaves it to the caller whether it is done.
@@ -103,7 +163,8 @@ impl<F: TableFrames, O: Observer> Considered<'_, F, O> {
     /// Does what goes with the decision, as [`authorize_write`](Domain::authorize_write) does, with
     /// the same duties for the caller and the same error.
     pub fn commit(self) -> Result<Decision, DomainError> {
-        self.domain.commit(self.space, self.write.runs(), self.decision)
+        let Self { domain, space, write, decision } = self;
+        write.with_written(|runs| domain.commit(space, runs, decision))
     }
 
     /// The same for a part of the write, of which every byte is [allowed](Decision::Allowed): so it

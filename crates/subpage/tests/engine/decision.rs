@@ -224,3 +224,41 @@ fn of_two_reports_the_first_stays() {
     assert_eq!(report(1).and(report(2)), report(1));
     assert_eq!(Decision::Allowed.and(report(2)), report(2));
 }
+
+/// Of a write under a mask, only the bytes that it writes are decided about, also across pages that are
+/// no neighbours.
+#[test]
+fn only_the_bytes_under_a_mask_count() {
+    const BYTES: u64 = 12;
+    const ENDS: u64 = 1 | 1 << (BYTES - 1);
+    let first = PAGE + 4096 - 5;
+    let far = PAGE + 3 * 4096;
+    for denied in 0..BYTES {
+        let (mut domain, _) = guest(5);
+        let at = if denied < 5 { first + denied } else { far + denied - 5 };
+        let (id, token) = domain.add_rule(rule(bytes(at, 1), Action::Deny)).expect("memory");
+        done(&mut domain, token);
+        for middle in 0..1 << (BYTES - 2) {
+            let mask = ENDS | middle << 1;
+            let parts = WriteParts::two(bytes(first, 5), bytes(far, BYTES - 5)).under_mask(mask);
+            let expected = if mask >> denied & 1 == 0 {
+                Decision::Allowed
+            } else {
+                Decision::Denied { rule: Some(id), at: bytes(at, 1).first(), stop: false }
+            };
+            assert_eq!(domain.check_write_parts(Normal, &parts), expected, "{mask:#x}, {denied}");
+        }
+    }
+}
+
+/// Where a rule is met by several runs, the first byte that it denies is told.
+#[test]
+fn the_first_byte_that_a_rule_denies_is_in_the_first_run() {
+    let (mut domain, _) = guest(5);
+    let (id, token) = domain.add_rule(rule(bytes(PAGE, 4 * 4096), Action::Deny)).expect("memory");
+    done(&mut domain, token);
+    let parts = WriteParts::two(bytes(PAGE + 4090, 6), bytes(PAGE + 3 * 4096, 2));
+    let at = bytes(PAGE + 4090, 1).first();
+    let expected = Decision::Denied { rule: Some(id), at, stop: false };
+    assert_eq!(domain.check_write_parts(Normal, &parts), expected);
+}

@@ -146,9 +146,11 @@ impl Step {
         }
         let events = bench.stepper.guest.events();
         let Some(denied) = self.spot.denied else {
-            if got.memory != expected.memory {
-                return Err("memory differs".to_owned());
+            let pairs = got.memory.iter().zip(&expected.memory).enumerate();
+            for (at, (got, expected)) in pairs.skip(self.span.start) {
+                same(&format!("byte {} of the store", at - self.span.start), got, expected)?;
             }
+            same("memory before the store", &(got.memory == expected.memory), &true)?;
             return same("events", &events.len(), &0);
         };
         same("events", &events.len(), &1)?;
@@ -167,7 +169,8 @@ impl Step {
     ) -> Result<(), String> {
         let pair = self.spot.pair;
         let mut span = self.span.clone();
-        let early = self.quirk == Quirk::Early && level == Level::Supervisor;
+        let early =
+            self.quirk == Quirk::Early && level == Level::Supervisor || self.quirk == Quirk::Pieces;
         match pair.half() {
             // Where KVM emulates a store, it has stored what goes to a page that does not trap, and
             // tells of the rest (docs/kvm.md).

@@ -2,8 +2,8 @@
 
 use iced_x86::code_asm::*;
 
-use super::form::Place::{Operand, R10};
-use super::form::Quirk::Early;
+use super::form::Place::{Operand, R10, Rax, String};
+use super::form::Quirk::{Early, Masked, Saves};
 use super::form::{Form, form, m};
 
 #[rustfmt::skip] // a table
@@ -34,6 +34,27 @@ pub(super) const SSE: &[Form] = &[
     form("stmxcsr", 4, Operand, |a, _| a.stmxcsr(dword_ptr(m()))),
     form("fxsave", 512, R10(16), |a, _| a.fxsave(r10 + 0)).but(Early),
     form("fxsave64", 512, R10(16), |a, _| a.fxsave64(r10 + 0)).but(Early),
+    form("maskmovdqu", 16, String, |a, _| a.maskmovdqu(xmm3, xmm9)).but(Masked),
+];
+
+#[rustfmt::skip] // a table
+pub(super) const SSE4A: &[Form] = &[
+    form("movntss", 4, Operand, |a, _| a.movntss(dword_ptr(m()), xmm3)),
+    form("movntsd", 8, Operand, |a, _| a.movntsd(qword_ptr(m()), xmm14)),
+];
+
+#[rustfmt::skip] // a table
+pub(super) const CLZERO: &[Form] = &[
+    form("clzero", 64, Rax(64), |a, _| a.clzero()),
+];
+
+#[rustfmt::skip] // a table
+pub(super) const XSAVE: &[Form] = &[
+    form("xsave", 832, R10(64), |a, _| a.xsave(r10 + 0)).but(Saves),
+    form("xsave64", 832, R10(64), |a, _| a.xsave64(r10 + 0)).but(Saves),
+    form("xsaveopt64", 832, R10(64), |a, _| a.xsaveopt64(r10 + 0)).but(Saves),
+    form("xsavec", 832, R10(64), |a, _| a.xsavec(r10 + 0)).but(Saves),
+    form("xsavec64", 832, R10(64), |a, _| a.xsavec64(r10 + 0)).but(Saves),
 ];
 
 #[rustfmt::skip] // a table
@@ -50,6 +71,12 @@ pub(super) const AVX: &[Form] = &[
     form("vmovhps", 8, Operand, |a, _| a.vmovhps(qword_ptr(m()), xmm8)),
     form("vpextrb", 1, Operand, |a, _| a.vpextrb(byte_ptr(m()), xmm9, 3)),
     form("vstmxcsr", 4, Operand, |a, _| a.vstmxcsr(dword_ptr(m()))),
+    form("vmaskmovps xmm", 16, Operand, |a, _| a.vmaskmovps(xmmword_ptr(m()), xmm9, xmm2)).but(Masked),
+    form("vmaskmovps ymm", 32, Operand, |a, _| a.vmaskmovps(ymmword_ptr(m()), ymm9, ymm2)).but(Masked),
+    form("vmaskmovpd ymm", 32, Operand, |a, _| a.vmaskmovpd(ymmword_ptr(m()), ymm8, ymm2)).but(Masked),
+    form("vpmaskmovd ymm", 32, Operand, |a, _| a.vpmaskmovd(ymmword_ptr(m()), ymm9, ymm9)).but(Masked),
+    form("vpmaskmovq ymm", 32, Operand, |a, _| a.vpmaskmovq(ymmword_ptr(m()), ymm8, ymm3)).but(Masked),
+    form("vmaskmovdqu", 16, String, |a, _| a.vmaskmovdqu(xmm3, xmm9)).but(Masked),
 ];
 
 #[rustfmt::skip] // a table
@@ -66,4 +93,9 @@ pub(super) const X87: &[Form] = &[
     form("fbstp", 10, Operand, |a, _| a.fbstp(tbyte_ptr(m()))),
     form("fnstcw", 2, Operand, |a, _| a.fnstcw(word_ptr(m()))),
     form("fnstsw", 2, Operand, |a, _| a.fnstsw(word_ptr(m()))),
+    form("fnstenv", 28, Operand, |a, _| a.fnstenv(m())),
+    form("fnsave", 108, Operand, |a, _| a.fnsave(m())),
+    // [RBX + RCX * 2 + 15H] with operands of 16 bits.
+    form("fnstenv 16", 14, Operand, |a, _| a.db(&[0x66, 0xd9, 0x74, 0x4b, 0x15])),
+    form("fnsave 16", 94, Operand, |a, _| a.db(&[0x66, 0xdd, 0x74, 0x4b, 0x15])),
 ];

@@ -31,6 +31,8 @@ pub(super) enum Place {
     Popped,
     /// RDI, from RSI.
     String,
+    /// RAX; aligned to so many bytes.
+    Rax(u64),
 }
 
 /// How a form differs from the others.
@@ -51,6 +53,13 @@ pub(super) enum Quirk {
     Native,
     /// KVM's emulator stores the part in a page that does not trap before it fails at the other.
     Early,
+    /// It is several stores, of which the processor makes those to a page that does not trap before it
+    /// comes to the others.
+    Pieces,
+    /// It stores the elements whose sign is set in vector register 8 (of 8 bytes) or 9.
+    Masked,
+    /// It saves the components in EAX.
+    Saves,
 }
 
 /// A store form.
@@ -90,7 +99,7 @@ pub(super) fn by_dx() -> AsmMemoryOperand {
 impl Form {
     pub(super) fn alignment(&self) -> u64 {
         match self.place {
-            Place::R10(alignment) => alignment,
+            Place::R10(alignment) | Place::Rax(alignment) => alignment,
             _ => 1,
         }
     }
@@ -146,9 +155,12 @@ impl Form {
             }
             Place::Push => {
                 general.rsp = linear + self.bytes;
+                // ENTER reads frame pointers below it.
+                general.rbp = SOURCE + 0x900 + random.below(0x80) * 8;
                 general.r9 = next;
                 target = SOURCE + 0x800;
             }
+            Place::Rax(_) => general.rax = linear,
             Place::Popped => general.rsp = linear - 0x10 - self.bytes,
             _ => {}
         }
@@ -170,8 +182,37 @@ impl Form {
                 }
             }
         }
-        Registers { general, extended: extended(random) }
+        let mut extended = extended(random);
+        match self.quirk {
+            Quirk::Masked => mask(&mut extended),
+            Quirk::Saves => {
+                // x87, SSE and AVX; none is in its initial state. No others: a KVM that runs CPL 3
+                // without the processor's help may leave the host's XCR0 in force there.
+                general.rax = general.rax & !0xffff_ffff | 7;
+                general.rdx &= !0xffff_ffff;
+                extended.0[160..416].fill(0x5a);
+                extended.0[576..832].fill(0xa5);
+            }
+            _ => {}
+        }
+        Registers { general, extended }
     }
+}
+
+/// Sets the masks: the ends of the operand are stored, and not all that lies between.
+fn mask(area: &mut XsaveArea) {
+    let bytes = &mut area.0;
+    for register in [8, 9] {
+        let (low, high) = (160 + 16 * register, 576 + 16 * register);
+        bytes[low..low + 16].fill(0xff);
+        bytes[high..high + 16].fill(0xff);
+    }
+    // Of elements of 8 bytes the second; of those of 4 bytes, and of bytes, those from 4 on.
+    let low = 160 + 16 * 8;
+    bytes[low + 8..low + 16].fill(0);
+    let (low, high) = (160 + 16 * 9, 576 + 16 * 9);
+    bytes[low + 4..low + 8].fill(0);
+    bytes[high + 4..high + 8].fill(0);
 }
 
 /// Random x87, SSE and AVX registers; no exception is unmasked.

@@ -3,7 +3,7 @@
 use iced_x86::code_asm::*;
 
 use super::form::Place::{Operand, Popped, Push, R10, String};
-use super::form::Quirk::{Hidden, Slow};
+use super::form::Quirk::{Hidden, Pieces, Slow};
 use super::form::{Form, form, m};
 
 #[rustfmt::skip] // a table
@@ -27,6 +27,9 @@ pub(super) const STACK: &[Form] = &[
         a.zero_bytes()
     }),
     form("enter", 8, Push, |a, _| a.enter(0x40, 0)),
+    form("enter level 1", 16, Push, |a, _| a.enter(0x40, 1)).but(Pieces),
+    form("enter level 4", 40, Push, |a, _| a.enter(0, 4)).but(Pieces),
+    form("enter level 31", 256, Push, |a, _| a.enter(0x10, 31)).but(Pieces),
     form("pop m64", 8, Operand, |a, _| a.pop(qword_ptr(m()))),
     form("pop m16", 2, Operand, |a, _| a.pop(word_ptr(m()))),
     form("pop [rsp]", 8, Popped, |a, _| a.pop(qword_ptr(rsp + 0x10))),

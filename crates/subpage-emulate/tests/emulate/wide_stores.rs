@@ -1,0 +1,152 @@
+//! Stores of more than a register, or of parts of one: against the processor, as the others are.
+
+use iced_x86::code_asm::*;
+use subpage_emulate::guest::{Register, State};
+use subpage_emulate::{GuestInstruction, Refusal, Store, Unsupported};
+
+use crate::machine::{state_32, state_64};
+use crate::stores::Needs::{Alignment, Nothing};
+use crate::stores::{Bench, Form, m};
+
+#[rustfmt::skip] // a table
+const ENTER: &[Form] = &[
+    Form("enter level 1", 16, Nothing, |a| a.enter(0x40, 1)),
+    Form("enter level 2", 24, Nothing, |a| a.enter(0, 2)),
+    Form("enter level 31", 256, Nothing, |a| a.enter(0x123, 31)),
+    Form("enter level 32 is 0", 8, Nothing, |a| a.enter(0x10, 32)),
+    // With operands of 16 bits.
+    Form("enterw level 3", 8, Nothing, |a| a.db(&[0x66, 0xc8, 0x20, 0x00, 0x03])),
+];
+
+#[rustfmt::skip] // a table
+const X87_STATE: &[Form] = &[
+    Form("fnstenv", 28, Nothing, |a| a.fnstenv(m())),
+    Form("fnsave", 108, Nothing, |a| a.fnsave(m())),
+    // [RBX] with operands of 16 bits.
+    Form("fnstenv 16", 14, Nothing, |a| a.db(&[0x66, 0xd9, 0x33])),
+    Form("fnsave 16", 94, Nothing, |a| a.db(&[0x66, 0xdd, 0x33])),
+];
+
+#[rustfmt::skip] // a table
+const MASKED: &[Form] = &[
+    Form("maskmovq", 8, Nothing, |a| a.maskmovq(mm1, mm4)),
+    Form("maskmovdqu", 16, Nothing, |a| a.maskmovdqu(xmm3, xmm12)),
+];
+
+#[rustfmt::skip] // a table
+const MASKED_AVX: &[Form] = &[
+    Form("vmaskmovdqu", 16, Nothing, |a| a.vmaskmovdqu(xmm3, xmm12)),
+    Form("vmaskmovps xmm", 16, Nothing, |a| a.vmaskmovps(xmmword_ptr(m()), xmm1, xmm2)),
+    Form("vmaskmovps ymm", 32, Nothing, |a| a.vmaskmovps(ymmword_ptr(m()), ymm3, ymm4)),
+    Form("vmaskmovpd xmm", 16, Nothing, |a| a.vmaskmovpd(xmmword_ptr(m()), xmm5, xmm6)),
+    Form("vmaskmovpd ymm", 32, Nothing, |a| a.vmaskmovpd(ymmword_ptr(m()), ymm7, ymm8)),
+    Form("vpmaskmovd xmm", 16, Nothing, |a| a.vpmaskmovd(xmmword_ptr(m()), xmm9, xmm10)),
+    Form("vpmaskmovd ymm", 32, Nothing, |a| a.vpmaskmovd(ymmword_ptr(m()), ymm11, ymm11)),
+    Form("vpmaskmovq ymm", 32, Nothing, |a| a.vpmaskmovq(ymmword_ptr(m()), ymm12, ymm13)),
+];
+
+#[rustfmt::skip] // a table
+const SSE4A: &[Form] = &[
+    Form("movntss", 4, Nothing, |a| a.movntss(dword_ptr(m()), xmm4)),
+    Form("movntsd", 8, Nothing, |a| a.movntsd(qword_ptr(m()), xmm11)),
+];
+
+#[rustfmt::skip] // a table
+const XSAVE: &[Form] = &[
+    Form("xsave", 0, Alignment(64), |a| a.xsave(m())),
+    Form("xsave64", 0, Alignment(64), |a| a.xsave64(m())),
+];
+
+#[rustfmt::skip] // a table
+const XSAVE_KIN: &[Form] = &[
+    Form("xsaveopt", 0, Alignment(64), |a| a.xsaveopt(m())),
+    Form("xsaveopt64", 0, Alignment(64), |a| a.xsaveopt64(m())),
+    Form("xsavec", 0, Alignment(64), |a| a.xsavec(m())),
+    Form("xsavec64", 0, Alignment(64), |a| a.xsavec64(m())),
+];
+
+fn compare(present: bool, what: &str, forms: &[Form]) {
+    if present {
+        Bench::new().compare_all(forms);
+    } else {
+        println!("skipped: this processor has no {what}");
+    }
+}
+
+#[test]
+fn enter_pushes_the_frames_of_all_levels() {
+    Bench::new().compare_all(ENTER);
+}
+
+#[test]
+fn all_of_the_x87_state_is_stored_as_the_processor_does() {
+    Bench::new().compare_all(X87_STATE);
+}
+
+#[test]
+fn masked_stores_write_what_the_processor_writes() {
+    Bench::new().compare_all(MASKED);
+    compare(std::arch::is_x86_feature_detected!("avx2"), "AVX2", MASKED_AVX);
+}
+
+#[test]
+fn stores_of_sse4a() {
+    compare(std::arch::is_x86_feature_detected!("sse4a"), "SSE4A", SSE4A);
+}
+
+#[test]
+fn extended_state_is_saved_as_the_processor_does() {
+    compare(std::arch::is_x86_feature_detected!("xsave"), "XSAVE", XSAVE);
+    let all = std::arch::is_x86_feature_detected!("xsaveopt")
+        && std::arch::is_x86_feature_detected!("xsavec");
+    compare(all, "XSAVEOPT and XSAVEC", XSAVE_KIN);
+}
+
+/// What an instruction stores in a state.
+fn store(state: &State, code: &[u8]) -> Result<Store, Refusal> {
+    let instruction = GuestInstruction::decode(state, code).expect("an instruction");
+    Store::of(&instruction, state)
+}
+
+#[test]
+fn lines_are_64_bytes_where_the_address_says() {
+    let mut state = state_64();
+    state.registers[Register::Rax] = 0x12_3475;
+    // CLZERO rounds the address down.
+    let line = store(&state, &[0x0f, 0x01, 0xfc]).unwrap();
+    assert_eq!((line.linear(), line.length()), (0x12_3440, 64));
+    // MOVDIR64B RAX, [RBX]
+    let line = store(&state, &[0x66, 0x0f, 0x38, 0xf8, 0x03]).unwrap();
+    assert_eq!((line.linear(), line.length()), (0x12_3475, 64));
+}
+
+/// Their features are hidden from guests, so they are what they are on a processor without them.
+#[test]
+fn tiles_and_commands_are_invalid() {
+    let state = state_64();
+    for code in [
+        // ENQCMD RAX, [RBX]
+        &[0xf2, 0x0f, 0x38, 0xf8, 0x03][..],
+        // TILESTORED [RBX + RCX], TMM1; STTILECFG [RBX]
+        &[0xc4, 0xe2, 0x7a, 0x4b, 0x0c, 0x0b],
+        &[0xc4, 0xe2, 0x79, 0x49, 0x03],
+    ] {
+        let Err(Refusal::Exception(exception)) = store(&state, code) else {
+            panic!("{code:02x?} is refused")
+        };
+        assert_eq!(exception.vector, 6, "{code:02x?}");
+    }
+}
+
+#[test]
+fn formats_of_other_modes_are_refused_by_name() {
+    let state = state_32();
+    // XSAVE [EBX]
+    let refused = store(&state, &[0x0f, 0xae, 0x23]).map(|_| ());
+    assert_eq!(refused, Err(Refusal::Unsupported(Unsupported::ExtendedState)));
+    // FXSAVE [EBX] leaves out half of the vector registers.
+    assert_eq!(store(&state, &[0x0f, 0xae, 0x03]).map(|store| store.length()), Ok(288));
+    // And all of them at CPL 0 with EFER.FFXSR.
+    let fast = State { cpl: 0, efer: 0x4d01, ..state_64() };
+    assert_eq!(store(&fast, &[0x0f, 0xae, 0x03]).map(|store| store.length()), Ok(160));
+}
