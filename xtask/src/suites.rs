@@ -5,6 +5,7 @@ mod cargo_test;
 mod conformance;
 mod documentation;
 mod kvm;
+mod lab;
 mod lints;
 mod readme;
 
@@ -44,6 +45,8 @@ pub(crate) enum Suite {
     Property,
     /// Guests on KVM: the VMM, the example, and the tool with them
     Kvm,
+    /// Hosts with an ordinary KVM, in emulators, only if it is named; takes amd or intel behind it
+    Lab,
     /// The hypervisor with a guest that tests it, in Bochs; takes names of tests behind it
     Bochs,
     /// The processor model against Bochs, with random tables and accesses
@@ -59,6 +62,16 @@ impl Suite {
         matches!(self, Self::Unit | Self::Concurrency | Self::Property | Self::Kvm | Self::Bochs)
     }
 
+    /// Whether it runs only if it is named.
+    fn only_by_name(self) -> bool {
+        self == Self::Lab
+    }
+
+    /// Whether names can stand behind it.
+    fn takes_names(self) -> bool {
+        matches!(self, Self::Bochs | Self::Lab)
+    }
+
     /// Whether it runs in Bochs.
     pub(crate) fn needs_emulator(self) -> bool {
         matches!(self, Self::Bochs | Self::Conformance)
@@ -72,6 +85,7 @@ impl Suite {
             Self::Concurrency => cargo_test::concurrency(session, plan),
             Self::Property => cargo_test::property(session, plan),
             Self::Kvm => kvm::check(session, plan),
+            Self::Lab => lab::check(session, plan),
             Self::Bochs => bochs::check(session, plan),
             Self::Conformance => conformance::check(session, plan),
             Self::Docs => documentation::check(session, plan),
@@ -116,20 +130,22 @@ impl TypedValueParser for WordParser {
     }
 }
 
-/// The suites among the words, and the names of tests; names are for the suite `bochs`.
+/// The suites among the words, and the names behind `bochs` (of tests) and `lab` (of hosts).
 pub(crate) fn divide(words: Vec<Word>) -> Result<(Vec<Suite>, Vec<String>)> {
     let (mut suites, mut names) = (Vec::new(), Vec::new());
     for word in words {
         match word {
             Word::Suite(suite) => suites.push(suite),
-            Word::Name(name) if suites.contains(&Suite::Bochs) && !name.is_empty() => {
+            Word::Name(name)
+                if suites.iter().any(|suite| suite.takes_names()) && !name.is_empty() =>
+            {
                 names.push(name);
             }
             Word::Name(name) => {
                 let all: Vec<_> =
                     Suite::value_variants().iter().map(|suite| suite.name()).collect();
                 bail!(
-                    "there is no suite {name:?}, only {}; names of tests can stand behind bochs",
+                    "there is no suite {name:?}, only {}; names can stand behind bochs and lab",
                     all.join(", ")
                 );
             }
@@ -143,7 +159,7 @@ pub(crate) struct Plan {
     pub(crate) workspace: Workspace,
     pub(crate) prerequisites: Prerequisites,
     pub(crate) filter: Option<String>,
-    /// Parts of the names of tests in Bochs; none means all.
+    /// Parts of the names of tests in Bochs, or names of hosts; none means all.
     pub(crate) names: Vec<String>,
 }
 
@@ -171,11 +187,13 @@ impl Plan {
     }
 }
 
-/// The suites to run: those named, or all; with a filter, those of all that can take one.
+/// The suites to run: those named, or all that need no naming; with a filter, those of all that can take one.
 pub(crate) fn select(named: &[Suite], filter: Option<&str>) -> Result<Vec<Suite>> {
     if named.is_empty() {
         let all = Suite::value_variants().iter().copied();
-        return Ok(all.filter(|suite| filter.is_none() || suite.takes_filter()).collect());
+        let wanted =
+            |suite: &Suite| !suite.only_by_name() && (filter.is_none() || suite.takes_filter());
+        return Ok(all.filter(wanted).collect());
     }
     let mut selected = named.to_vec();
     selected.sort_unstable();
@@ -229,8 +247,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_name_all_run() {
-        assert_eq!(select(&[], None).expect("nothing to refuse"), Suite::value_variants());
+    fn without_a_name_all_run_but_the_lab() {
+        let selected = select(&[], None).expect("nothing to refuse");
+        let all = Suite::value_variants().iter().copied();
+        assert!(selected.into_iter().eq(all.filter(|suite| *suite != Suite::Lab)));
     }
 
     #[test]

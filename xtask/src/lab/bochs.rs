@@ -246,7 +246,7 @@ mod tests {
         for length in [0, 0x1f1, 0x206, 0x260, 0x600 - 1] {
             assert!(Setup::of(&good[..length]).is_err(), "{length}");
         }
-        for (at, byte) in [(0x202, b'h'), (0x201, 0x10), (0x25b, 1), (0x263, 0x10)] {
+        for (at, byte) in [(0x202, b'h'), (0x201, 0x10), (0x25b, 2), (0x263, 0x10)] {
             let mut bad = good.clone();
             bad[at] = byte;
             assert!(Setup::of(&bad).is_err(), "{at:#x}");

@@ -54,6 +54,15 @@ pub(crate) enum Job {
     Shell,
     /// One command, which ends the job.
     Command(Vec<String>),
+    /// Several, one after the other, each in frames of its own.
+    Parts(Vec<Part>),
+}
+
+/// A command with a title of one line.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) title: String,
+    pub(crate) words: Vec<String>,
 }
 
 /// What goes into a host.
@@ -177,15 +186,28 @@ fail() {{
                 script.push("setsid sh -c 'exec sh -i <>/dev/ttyS1 >&0 2>&1'".into());
             }
             Job::Command(words) => {
-                let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
                 script.push(format!("echo {mark} ready >$line"));
-                script.push(format!("({}) </dev/null >$line 2>&1", words.join(" ")));
+                script.push(format!("({}) </dev/null >$line 2>&1", command(words)));
                 script.push(format!("printf '\\n{mark} over %s\\n' $? >$line"));
+            }
+            Job::Parts(parts) => {
+                script.push(format!("echo {mark} ready >$line"));
+                for Part { title, words } in parts {
+                    script.push(format!("echo {mark} begins {} >$line", quoted(title)));
+                    script.push(format!("({}) </dev/null >$line 2>&1", command(words)));
+                    script.push(format!("printf '\\n{mark} ended %s\\n' $? >$line"));
+                }
+                script.push(format!("echo {mark} over 0 >$line"));
             }
         }
         script.push("poweroff -f\n".into());
         script.join("\n")
     }
+}
+
+/// A command for the shell.
+fn command(words: &[String]) -> String {
+    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// A word for the shell.

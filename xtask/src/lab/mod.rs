@@ -94,6 +94,22 @@ pub(crate) struct Size {
 }
 
 impl Host {
+    /// As the command line has it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Amd => "amd",
+            Self::Intel => "intel",
+        }
+    }
+
+    /// How many tests run at the same time, for libtest: one a processor.
+    pub(crate) fn test_threads(self) -> &'static str {
+        match self {
+            Self::Amd => "--test-threads=2",
+            Self::Intel => "--test-threads=1",
+        }
+    }
+
     /// What a host has if nothing else is said.
     pub(crate) fn size(self) -> Size {
         match self {
