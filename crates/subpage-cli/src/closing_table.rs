@@ -53,6 +53,10 @@ fn ending(out: &mut dyn Write, live: &LiveSummary) -> io::Result<()> {
             "{count} {events} not shown: the guest made them too fast; the table counts them"
         )?;
     }
+    if live.console_dropped > 0 {
+        let dropped = bytes(live.console_dropped);
+        writeln!(out, "{dropped} of the guest's console not shown: it printed them too fast")?;
+    }
     Ok(())
 }
 

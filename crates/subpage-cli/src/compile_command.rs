@@ -1,6 +1,7 @@
 //! `subpage compile`: a policy as the bytes that a hypervisor takes in.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use subpage::address::PhysicalWidth;
 use subpage::domain::{Domain, DomainError};
@@ -25,6 +26,9 @@ const NO_NAMES: &str =
 /// Runs the command.
 pub fn run(arguments: &CompileArguments, color: ColorWhen) -> Result<Status, Failure> {
     new_file::check(&arguments.output, "the compiled policy")?;
+    let read = [Some(&arguments.policy), arguments.symbols.as_ref()];
+    let read = read.into_iter().flatten().map(PathBuf::as_path);
+    new_file::keep(&arguments.output, "the compiled policy", read)?;
     let source = PolicySource::read(&arguments.policy).map_err(|error| Failure::bad(&error))?;
     let draft = Draft::parse(source);
     let regions = match &arguments.symbols {

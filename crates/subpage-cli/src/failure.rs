@@ -36,7 +36,9 @@ pub enum Failure {
     Policy(Box<Mistakes>),
     /// What the command was given is not usable.
     Input(String),
-    /// Output could not be written, or this program is wrong.
+    /// Standard output takes no more, as on a full disk; the reason.
+    Output(String),
+    /// A thread or a stream of this program does not work, or this program is wrong.
     Internal(String),
 }
 
@@ -55,14 +57,15 @@ impl Failure {
     pub fn status(&self) -> Status {
         match self {
             Self::Policy(_) | Self::Input(_) => Status::BadInput,
-            Self::Internal(_) => Status::Internal,
+            Self::Output(_) | Self::Internal(_) => Status::Internal,
         }
     }
 
     /// As an event, where it is not one event for each mistake.
     pub fn event(&self) -> Option<ErrorEvent> {
         match self {
-            Self::Policy(_) => None,
+            // Nobody could read it there.
+            Self::Policy(_) | Self::Output(_) => None,
             Self::Input(message) | Self::Internal(message) => Some(ErrorEvent::new(message)),
         }
     }

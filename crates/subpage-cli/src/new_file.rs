@@ -1,6 +1,7 @@
 //! Files that appear whole or not at all.
 
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use subpage_trace::destination;
@@ -27,6 +28,42 @@ pub fn check(path: &Path, what: &str) -> Result<(), Failure> {
             Failure::input(format_args!("cannot write {what} {}", path.display()), &error)
         }),
     }
+}
+
+/// Refuses to write `path` if it leads to a file that is read: `what` names it to people, and a file
+/// that is to be replaced is one whatever path leads to it. `-` among the files is standard input.
+pub fn keep<'a>(
+    path: &Path,
+    what: &str,
+    read: impl IntoIterator<Item = &'a Path>,
+) -> Result<(), Failure> {
+    match same_file(path, read) {
+        None => Ok(()),
+        Some(other) => Err(Failure::Input(format!(
+            "cannot write {what} {}: it is the same file as {}, which is read; name another",
+            path.display(),
+            other.display()
+        ))),
+    }
+}
+
+/// The first of the files that is the one at `path`.
+pub fn same_file<'a>(path: &Path, files: impl IntoIterator<Item = &'a Path>) -> Option<&'a Path> {
+    // Through links, and by what the file is, not how it is called.
+    let identity = |path: &Path| {
+        let found = std::fs::metadata(path).ok()?;
+        Some((found.dev(), found.ino()))
+    };
+    let ours = identity(path)?;
+    files.into_iter().find(|file| {
+        let at = if is_stdin(file) { Path::new("/dev/stdin") } else { *file };
+        identity(at) == Some(ours)
+    })
+}
+
+/// Whether a path given on the command line stands for standard input or output.
+pub fn is_stdin(path: &Path) -> bool {
+    path == Path::new("-")
 }
 
 /// Writes `bytes` under `path`, whole or not at all: a new file beside it takes the name when it is

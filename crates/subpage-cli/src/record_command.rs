@@ -1,8 +1,10 @@
 //! `subpage record`.
 
+use std::env;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -11,12 +13,16 @@ use subpage_trace::{Header, RecordError, Recorded, Recording, import, record};
 
 use crate::command_line::RecordArguments;
 use crate::failure::{Failure, Status};
+use crate::new_file;
 use crate::progress::Progress;
 use crate::terminal::style::{LOGGED, QUIET};
 use crate::terminal::{ColorWhen, Output, bytes, grouped, printable};
 
 /// Runs the command. Standard output stays the recorded program's.
 pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Failure> {
+    let program = arguments.program.first().and_then(|program| find_program(program));
+    let read = [arguments.from_lackey.as_deref(), program.as_deref()];
+    new_file::keep(&arguments.output, "the trace", read.into_iter().flatten())?;
     let cancel = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&cancel))
@@ -49,6 +55,15 @@ pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Fail
     let recorded = recorded.map_err(|error: RecordError| Failure::bad(&error))?;
     say(&arguments.output, &recorded, &mut Output::stderr(color))?;
     Ok(Status::Clean)
+}
+
+/// The file that a command's name leads to, as a shell would find it.
+fn find_program(name: &OsStr) -> Option<PathBuf> {
+    if name.as_encoded_bytes().contains(&b'/') {
+        return Some(PathBuf::from(name));
+    }
+    let folders = env::var_os("PATH")?;
+    env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
 fn say(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::Result<()> {

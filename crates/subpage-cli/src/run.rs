@@ -2,15 +2,19 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches};
+use signal_hook::consts::SIGXFSZ;
+use signal_hook::flag;
 
 use crate::check::{self, Machine};
 use crate::command_line::{Command, CommandLine};
 use crate::events::EventWriter;
 use crate::failure::{Failure, Status};
 use crate::terminal::style::DENIED;
-use crate::terminal::{ColorWhen, Output, printable};
+use crate::terminal::{self, ColorWhen, Output, printable};
 use crate::{compile_command, ctl, guard, plan_command, record_command};
 
 /// Runs the command that `arguments` (the program's name first) ask for.
@@ -18,6 +22,8 @@ use crate::{compile_command, ctl, guard, plan_command, record_command};
 /// Everything is printed when this returns; the caller only has to end with the status.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Status {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // A file that grows beyond its limit is an error of the write then, and does not end the process.
+    let _ = flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
     let command = CommandLine::command().color(clap_color(&arguments));
     let parsed = command
         .try_get_matches_from(arguments)
@@ -30,7 +36,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Status {
                 _ if error.use_stderr() => Status::BadInput,
                 // A reader that has gone is no reason to fail.
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                    let failure = Failure::from(error);
+                    let failure = Failure::Output(error.to_string());
                     tell_people(&failure, ColorWhen::Auto);
                     failure.status()
                 }
@@ -40,7 +46,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Status {
     };
     let mut out = Output::stdout(line.color);
     let result = execute(&line.command, line.color, &mut out)
-        .and_then(|status| out.flush().map(|()| status).map_err(Failure::from));
+        .and_then(|status| out.flush().map(|()| status).map_err(Failure::from))
+        .and_then(|status| match out.failure() {
+            None => Ok(status),
+            Some(failure) => Err(Failure::Output(failure.to_string())),
+        });
     match result {
         Ok(status) => status,
         Err(failure) => {
@@ -119,16 +129,18 @@ fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
 }
 
 fn tell_people(failure: &Failure, color: ColorWhen) {
-    let mut err = Output::stderr(color);
-    // Nothing is left to try when this cannot be written either.
-    let _ = match failure {
-        Failure::Policy(mistakes) => err.write_all(mistakes.render().as_bytes()),
+    let text = match failure {
+        Failure::Policy(mistakes) => mistakes.render(),
         Failure::Input(message) => {
-            writeln!(err, "{DENIED}error:{DENIED:#} {}", printable(message))
+            format!("{DENIED}error:{DENIED:#} {}\n", printable(message))
         }
+        Failure::Output(reason) => format!(
+            "{DENIED}error:{DENIED:#} cannot write to standard output: {}\n",
+            printable(reason)
+        ),
         Failure::Internal(message) => {
-            writeln!(err, "{DENIED}internal error:{DENIED:#} {}", printable(message))
+            format!("{DENIED}internal error:{DENIED:#} {}\n", printable(message))
         }
     };
-    let _ = err.flush();
+    terminal::tell(color, text);
 }

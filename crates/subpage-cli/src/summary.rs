@@ -70,6 +70,8 @@ pub struct LiveSummary {
     pub denied_by_maps: u64,
     /// Events that were not shown, because the guest made them faster than they could be.
     pub events_dropped: u64,
+    /// Bytes of the guest's console that were not shown, for the same reason.
+    pub console_dropped: u64,
 }
 
 /// How a guest on KVM ended.

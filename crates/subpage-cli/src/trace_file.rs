@@ -8,6 +8,7 @@ use subpage::address::{ByteRange, Gpa};
 use subpage_trace::{TraceReader, Write};
 
 use crate::failure::Failure;
+use crate::new_file::is_stdin;
 use crate::policy::{NamedRange, Names};
 
 /// An open trace whose header has been read.
@@ -27,7 +28,8 @@ impl TraceFile {
         let failed = |error: &(dyn std::error::Error + 'static)| {
             Failure::input(format_args!("cannot read the trace {name}"), error)
         };
-        let file = File::open(path).map_err(|error| failed(&error))?;
+        let at = if is_stdin(path) { Path::new("/dev/stdin") } else { path };
+        let file = File::open(at).map_err(|error| failed(&error))?;
         let bytes = file.metadata().map_err(|error| failed(&error))?.len();
         let reader = TraceReader::new(BufReader::with_capacity(1 << 18, file))
             .map_err(|error| failed(&error))?;

@@ -9,7 +9,7 @@ use subpage::rules::Action;
 use subpage_kvm::control::protocol::RuleRef;
 
 use super::values::{
-    parse_byte_range, parse_gfn, parse_map, parse_rule, parse_seconds, parse_unsigned,
+    file, parse_byte_range, parse_gfn, parse_map, parse_rule, parse_seconds, parse_unsigned,
 };
 
 /// How long an answer may take if nobody says: no request needs more, unless the machine is busy.
@@ -25,7 +25,7 @@ const MAX_PAGES: i64 = 512;
 #[derive(Debug, Args)]
 pub struct CtlArguments {
     /// The socket that `subpage guard` printed
-    #[arg(value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+    #[arg(value_name = "SOCKET", value_hint = ValueHint::FilePath, value_parser = file())]
     pub socket: PathBuf,
     /// Print the reply as one JSON object; with `watch`, one for each event
     #[arg(long, global = true)]
@@ -145,7 +145,7 @@ pub enum CtlRequest {
     /// Save the guest to a file, from which `subpage guard --restore FILE` goes on
     Save {
         /// The file; it appears when it is complete
-        #[arg(value_hint = ValueHint::FilePath)]
+        #[arg(value_hint = ValueHint::FilePath, value_parser = file())]
         file: PathBuf,
     },
     /// End the guest

@@ -1,13 +1,13 @@
 //! Arguments of `guard`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
 use subpage_kvm::metrics::parse_address;
 
-use super::values::{parse_bytes, parse_gpa, parse_seconds};
+use super::values::{file, parse_bytes, parse_gpa, parse_seconds};
 
 /// Most virtual processors of a guest.
 pub const MAX_CPUS: u16 = 64;
@@ -51,7 +51,7 @@ pub enum OnFailure {
 /// Arguments of `guard`.
 #[derive(Debug, Args)]
 pub struct GuardArguments {
-    /// The rules (TOML)
+    /// The rules (TOML); `-` is standard input
     #[arg(
         long,
         short,
@@ -61,7 +61,7 @@ pub struct GuardArguments {
     )]
     pub policy: Option<PathBuf>,
     /// Write a self-contained page about the run
-    #[arg(long, value_name = "FILE.html", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE.html", value_hint = ValueHint::FilePath, value_parser = file())]
     pub report: Option<PathBuf>,
     /// Print one JSON object a line for every event; a guest's console goes to standard error
     #[arg(long)]
@@ -69,8 +69,8 @@ pub struct GuardArguments {
     /// What enforces the rules
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendChoice,
-    /// A trace, a static ELF64 program, a Linux kernel (bzImage or vmlinux), or with --load-address
-    /// any file of code
+    /// A trace (`-`: from standard input), a static ELF64 program, a Linux kernel (bzImage or vmlinux),
+    /// or with --load-address any file of code
     #[arg(value_name = "GUEST", value_hint = ValueHint::FilePath, required_unless_present = "restore")]
     pub guest: Option<PathBuf>,
     /// What only a guest on KVM has.
@@ -89,7 +89,7 @@ pub struct MachineArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory: Option<u64>,
     /// Initial RAM disk of a Linux kernel
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub initrd: Option<PathBuf>,
     /// Command line of a Linux kernel
     #[arg(long, value_name = "TEXT")]
@@ -100,7 +100,7 @@ pub struct MachineArguments {
     /// Names for `region` in the policy: the symbols of an ELF file, where its load segments put them,
     /// or of a list as /proc/kallsyms or System.map, at their values minus 0xffffffff80000000
     /// [default: the guest's own, if it is an ELF file]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub symbols: Option<PathBuf>,
     /// Go on from a file that `subpage ctl SOCKET save FILE` wrote; it holds memory, processors and
     /// rules
@@ -108,6 +108,7 @@ pub struct MachineArguments {
         long,
         value_name = "FILE",
         value_hint = ValueHint::FilePath,
+        value_parser = file(),
         conflicts_with_all = ["policy", "guest", "cpus", "memory", "initrd", "cmdline", "load_address", "symbols"]
     )]
     pub restore: Option<PathBuf>,
@@ -116,7 +117,7 @@ pub struct MachineArguments {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub input: Option<PathBuf>,
     /// Where `subpage ctl` reaches the guest: a socket to create [default: one of its own, printed]
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, value_parser = file())]
     pub control: Option<PathBuf>,
     /// Serve metrics for Prometheus at this address; without a host, for this machine alone
     #[arg(long, value_name = "[HOST:]PORT", value_parser = parse_address)]
@@ -130,6 +131,29 @@ pub struct MachineArguments {
     /// End the guest after this time
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub timeout: Option<Duration>,
+}
+
+impl GuardArguments {
+    /// Every file that is read.
+    pub fn inputs(&self) -> impl Iterator<Item = &Path> {
+        let machine = &self.machine;
+        let files = [
+            &self.policy,
+            &self.guest,
+            &machine.initrd,
+            &machine.symbols,
+            &machine.input,
+            &machine.restore,
+        ];
+        files.into_iter().flatten().map(PathBuf::as_path)
+    }
+
+    /// The files that are not to be replaced while the guest runs: all that are read but a saved
+    /// guest, which the next save replaces.
+    pub fn read_only(&self) -> Vec<PathBuf> {
+        let restored = self.machine.restore.as_deref();
+        self.inputs().filter(|path| Some(*path) != restored).map(Path::to_owned).collect()
+    }
 }
 
 impl MachineArguments {

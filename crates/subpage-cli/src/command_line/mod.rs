@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueHint};
 
 use crate::terminal::ColorWhen;
+use values::file;
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -76,7 +77,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct RecordArguments {
     /// The trace to write; it appears when it is complete
-    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub output: PathBuf,
     /// Read what `valgrind --tool=lackey --trace-mem=yes` printed; `-` is standard input
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "program")]
@@ -94,22 +95,22 @@ pub struct RecordArguments {
 /// Arguments of `compile`.
 #[derive(Debug, Args)]
 pub struct CompileArguments {
-    /// The rules (TOML)
+    /// The rules (TOML); `-` is standard input
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub policy: PathBuf,
     /// Names for `region` in the policy: the symbols of an ELF file, where its load segments put them,
     /// or of a list as /proc/kallsyms or System.map, at their values minus 0xffffffff80000000
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub symbols: Option<PathBuf>,
     /// The module to write; it appears when it is complete
-    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub output: PathBuf,
 }
 
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 pub struct PlanArguments {
-    /// The trace
+    /// The trace; `-` is standard input
     #[arg(value_name = "TRACE", value_hint = ValueHint::FilePath)]
     pub trace: PathBuf,
     /// A range whose protection is to be priced: START..END (the end not included) or a name

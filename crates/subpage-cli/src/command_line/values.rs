@@ -1,12 +1,24 @@
 //! Numbers, sizes and ranges as they are written on the command line.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use parse_size::{ByteSuffix, Config};
 use subpage::address::{ByteRange, GPA_BITS, Gfn, Gpa};
 use subpage_kvm::control::protocol::RuleRef;
 
 use crate::policy::{parse_address_range, parse_number};
+
+/// A path of a file, which standard input or output cannot stand in for.
+pub(super) fn file() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| {
+        if path == Path::new("-") {
+            return Err("no standard stream fits here: name a file (`./-`, if it is called so)");
+        }
+        Ok(path)
+    })
+}
 
 /// A length in bytes with powers of 1024: `128M`, `2G`, `1.5GiB`; without a unit, bytes.
 pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {

@@ -24,6 +24,8 @@ pub enum Event<'a> {
     AllowedOnce(&'a WriteEvent),
     /// The guest cannot go on, and is kept as it is.
     Failed(&'a FailedEvent),
+    /// Something is missing here.
+    Dropped(&'a DroppedEvent),
     /// The run is over.
     Summary(&'a Summary),
     /// The run cannot go on or did not begin.
@@ -130,6 +132,17 @@ pub struct FailedEvent {
     pub message: String,
     /// Where `subpage ctl` reaches it.
     pub control: String,
+}
+
+/// Something is missing here: whoever reads did not keep up with the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct DroppedEvent {
+    /// Events of writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events: Option<u64>,
+    /// Bytes of the guest's console, which goes elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub console_bytes: Option<u64>,
 }
 
 /// The run cannot go on or did not begin.

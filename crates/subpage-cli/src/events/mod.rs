@@ -7,7 +7,7 @@ mod kinds;
 mod text;
 
 pub use json::write_json;
-pub use kinds::{ErrorEvent, Event, FailedEvent, LiveStart, RuleEvent, StartEvent};
+pub use kinds::{DroppedEvent, ErrorEvent, Event, FailedEvent, LiveStart, RuleEvent, StartEvent};
 pub use text::{SHOWN_PER_RULE, TextEvents, write_line};
 
 use std::io::{self, Write};
@@ -59,6 +59,21 @@ impl<W: Write> EventWriter<W> {
             }
             Self::Text(text) => text.write(&WriteEvent::from(event)),
         }
+    }
+
+    /// Something is missing here. For people the closing table says so.
+    pub fn dropped(&mut self, dropped: &DroppedEvent) -> io::Result<()> {
+        match self {
+            Self::Json(out) if *dropped != DroppedEvent::default() => {
+                write_json(out, &Event::Dropped(dropped))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether every event makes a line; if not, most of them are only counted.
+    pub const fn shows_all(&self) -> bool {
+        matches!(self, Self::Json(_))
     }
 
     /// The guest cannot go on, and is kept as it is.

@@ -9,6 +9,7 @@ use subpage_trace::MAGIC;
 
 use crate::command_line::{BackendChoice, GuardArguments};
 use crate::failure::Failure;
+use crate::new_file::is_stdin;
 
 /// A guest.
 #[derive(Debug)]
@@ -87,6 +88,9 @@ enum Content {
 fn content(path: &Path) -> Result<Content, Failure> {
     let failed =
         |error| Failure::input(format_args!("cannot read the guest {}", path.display()), &error);
+    if is_stdin(path) {
+        return Ok(Content::Trace);
+    }
     // What cannot be read twice is read once, as a trace: an image has to be a regular file.
     let kind = std::fs::metadata(path).map_err(failed)?;
     if kind.is_dir() {

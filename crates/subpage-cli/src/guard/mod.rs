@@ -22,6 +22,7 @@ use crate::failure::{Failure, Status};
 use crate::new_file;
 use crate::policy::{Draft, PolicySource};
 use crate::report;
+use crate::summary::Summary;
 use crate::terminal::{ColorWhen, Output};
 use guest::Guest;
 
@@ -48,20 +49,35 @@ pub fn run(
     // What is quick to find wrong is looked at before what takes long.
     if let Some(path) = &arguments.report {
         new_file::check(path, "the report")?;
+        new_file::keep(path, "the report", arguments.inputs())?;
     }
-    let (summary, status) = match guest::of(arguments)? {
+    if arguments.inputs().filter(|path| new_file::is_stdin(path)).count() > 1 {
+        return Err(Failure::Input(
+            "`-` is given more than once, and standard input can be read for one thing only"
+                .to_owned(),
+        ));
+    }
+    let ran = match guest::of(arguments)? {
         Guest::Trace { trace, policy } => {
             let summary = trace::run(trace, draft(policy)?, arguments, color, out)?;
-            let denied = summary.denied() > 0;
-            (summary, if denied { Status::Denied } else { Status::Clean })
+            write_report(&summary, arguments)?;
+            return Ok(if summary.denied() > 0 { Status::Denied } else { Status::Clean });
         }
         Guest::Image { image, policy } => machine::run(image, draft(policy)?, arguments, color)?,
         Guest::Saved { file } => machine::restore(file, arguments, color)?,
     };
-    if let Some(path) = &arguments.report {
-        report::write(&summary, path).map_err(|error| Failure::bad(&error))?;
+    let status = ran.status;
+    // First: whoever reads the output may be in no hurry.
+    let report = write_report(&ran.summary, arguments);
+    ran.finish(out);
+    report.map(|()| status)
+}
+
+fn write_report(summary: &Summary, arguments: &GuardArguments) -> Result<(), Failure> {
+    match &arguments.report {
+        Some(path) => report::write(summary, path).map_err(|error| Failure::bad(&error)),
+        None => Ok(()),
     }
-    Ok(status)
 }
 
 /// The policy's text, read.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::MAX_FILE_BYTES;
+use crate::new_file::is_stdin;
 
 /// Why a policy file has no text to parse.
 #[derive(Debug, Error)]
@@ -54,7 +55,8 @@ impl PolicySource {
         let failed = |source| SourceError::Read { path: path.to_owned(), source };
         let mut bytes = Vec::new();
         // The length is that of what is read, not of what the file system claims.
-        let file = File::open(path).map_err(failed)?;
+        let at = if is_stdin(path) { Path::new("/dev/stdin") } else { path };
+        let file = File::open(at).map_err(failed)?;
         file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > MAX_FILE_BYTES {
             return Err(SourceError::TooLong { path: path.to_owned() });

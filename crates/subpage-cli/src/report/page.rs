@@ -89,6 +89,9 @@ fn ending(live: &LiveSummary) -> Markup {
             " The guest made " (grouped(live.events_dropped)) " events faster than they could be \
              taken; the rules count them, the rest of the page lacks them."
         }
+        @if live.console_dropped > 0 {
+            " Of the guest's console " (bytes(live.console_dropped)) " were not shown."
+        }
     }
 }
 

@@ -1,14 +1,16 @@
 //! What goes to a terminal: colours, column widths, hostile text, closed pipes.
 
 mod columns;
+mod console_text;
 mod numbers;
 mod output;
 mod printable;
+mod queue;
 mod screen;
 pub mod style;
 
 pub use columns::{Align, Columns};
 pub use numbers::{bytes, grouped, plural, ratio};
-pub use output::{ColorWhen, Output};
+pub use output::{ColorWhen, Output, tell};
 pub use printable::printable;
-pub use screen::{Console, Lines, Screen};
+pub use screen::{Console, Lines, MARK, Screen};

@@ -1,8 +1,14 @@
 //! Standard output and standard error.
 
 use std::io::{self, BufWriter, IsTerminal, Write};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use anstream::{AutoStream, ColorChoice};
+
+/// How long a message may take to be written.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// When to use colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -18,12 +24,16 @@ pub enum ColorWhen {
 
 /// A standard stream: buffered, with colours removed where they are not wanted.
 ///
-/// When the reader has gone (`subpage … | head`), what is written later is dropped without an
-/// error: the work goes on, so that the report is written and the exit status is that of the whole
-/// run.
+/// Writing never fails. When the reader has gone (`subpage … | head`) or the stream takes no more (a
+/// full disk), what is written later is dropped: the work goes on, so that the report is written and
+/// the exit status is that of the whole run. A failure is remembered for the end; a reader that has
+/// gone is none.
 pub struct Output {
     stream: BufWriter<Box<dyn Write + Send>>,
     gone: bool,
+    failure: Option<Arc<io::Error>>,
+    /// Something was written since the last flush.
+    dirty: bool,
     terminal: bool,
 }
 
@@ -45,7 +55,7 @@ impl Output {
     }
 
     pub(super) fn new(stream: Box<dyn Write + Send>, terminal: bool) -> Self {
-        Self { stream: BufWriter::new(stream), gone: false, terminal }
+        Self { stream: BufWriter::new(stream), gone: false, failure: None, dirty: false, terminal }
     }
 
     /// Whether a person is likely to watch.
@@ -53,19 +63,48 @@ impl Output {
         self.terminal
     }
 
-    /// Whether the reader has gone, so that nothing more is written.
+    /// Whether the reader has gone or the stream has failed, so that nothing more is written.
     pub fn is_gone(&self) -> bool {
         self.gone
     }
 
-    fn tolerate<T>(&mut self, result: io::Result<T>, instead: T) -> io::Result<T> {
+    /// Why the stream takes no more; none if it does, or its reader has gone.
+    pub fn failure(&self) -> Option<Arc<io::Error>> {
+        self.failure.clone()
+    }
+
+    /// Nothing more is to be written here, because the stream has failed or nobody reads it where
+    /// somebody else wrote to it.
+    pub fn abandon(&mut self, failure: Option<Arc<io::Error>>) {
+        self.gone = true;
+        self.failure = failure;
+    }
+
+    fn tolerate<T>(&mut self, result: io::Result<T>, instead: T) -> T {
         match result {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Ok(done) => done,
+            Err(error) => {
                 self.gone = true;
-                Ok(instead)
+                if error.kind() != io::ErrorKind::BrokenPipe {
+                    self.failure = Some(Arc::new(error));
+                }
+                instead
             }
-            other => other,
         }
+    }
+}
+
+/// Writes to standard error, for a moment at most: whoever should read may not.
+pub fn tell(color: ColorWhen, text: String) {
+    let (done, written) = mpsc::channel();
+    let writer = thread::Builder::new().name("message".to_owned()).spawn(move || {
+        let mut err = Output::stderr(color);
+        // Where nobody reads messages, there is nobody to tell.
+        let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
+        let _ = done.send(());
+    });
+    if writer.is_ok() {
+        let _ = written.recv_timeout(PATIENCE);
     }
 }
 
@@ -82,16 +121,18 @@ impl Write for Output {
         if self.gone {
             return Ok(buffer.len());
         }
+        self.dirty = true;
         let result = self.stream.write(buffer);
-        self.tolerate(result, buffer.len())
+        Ok(self.tolerate(result, buffer.len()))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.gone {
-            return Ok(());
+        // The stream of a process has a lock, which another thread may hold while nobody reads.
+        if !self.gone && std::mem::take(&mut self.dirty) {
+            let result = self.stream.flush();
+            self.tolerate(result, ());
         }
-        let result = self.stream.flush();
-        self.tolerate(result, ())
+        Ok(())
     }
 }
 
@@ -138,12 +179,17 @@ mod tests {
             writeln!(output, "a line that fills the buffer").expect("dropped");
         }
         output.flush().expect("dropped");
+        assert!(output.is_gone() && output.failure().is_none());
     }
 
     #[test]
-    fn a_full_disk_is_an_error() {
+    fn a_full_disk_is_remembered() {
         let mut output = Output::new(Box::new(Full), false);
-        writeln!(output, "x").expect("buffered");
-        assert_eq!(output.flush().expect_err("full").kind(), io::ErrorKind::StorageFull);
+        for _ in 0..10_000 {
+            writeln!(output, "a line that fills the buffer").expect("dropped");
+        }
+        output.flush().expect("dropped");
+        assert!(output.is_gone());
+        assert_eq!(output.failure().expect("full").kind(), io::ErrorKind::StorageFull);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-/// The text with control characters and direction overrides written as escapes (`\u{1b}`).
+/// The text with control characters, direction overrides and characters without a width written as
+/// escapes (`\u{1b}`).
 ///
 /// Names come from policies, traces and ELF files, which may be hostile; without this a name could
 /// move the cursor, recolour the screen or hide a line.
@@ -21,10 +22,22 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Control characters, and Unicode's bidirectional formatting and line separators.
-fn is_harmful(character: char) -> bool {
+/// Control characters, Unicode's line separators, what changes the direction of text, and what is not
+/// seen at all: with the last, two names that look the same are not.
+pub(super) fn is_harmful(character: char) -> bool {
     character.is_control()
-        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(
+            character,
+            '\u{ad}'
+                | '\u{61c}'
+                | '\u{180e}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e007f}'
+        )
 }
 
 #[cfg(test)]
@@ -40,6 +53,7 @@ mod tests {
     fn a_terminal_sees_no_control_character() {
         assert_eq!(printable("a\x1b[2Jb\n\u{9b}c"), "a\\u{1b}[2Jb\\n\\u{9b}c");
         assert_eq!(printable("x\u{202e}y"), "x\\u{202e}y");
+        assert_eq!(printable("x\u{200b}\u{feff}y"), "x\\u{200b}\\u{feff}y");
         for code in 0..=0x2100 {
             if let Some(character) = char::from_u32(code) {
                 assert!(!printable(&character.to_string()).contains(char::is_control));

@@ -223,6 +223,7 @@ pub(crate) fn live() -> Run {
         message: "processor 1 cannot go on: KVM cannot \u{1b}emulate; rip 0x401234".to_owned(),
         denied_by_maps: 1,
         events_dropped: 1200,
+        console_dropped: 70_000,
     });
     run.start.live = Some(LiveStart {
         cpus: 2,

@@ -80,6 +80,7 @@ pub struct Metrics {
     denials: RuleCounts,
     logged: RuleCounts,
     refused: AtomicU64,
+    console_dropped: AtomicU64,
     events: Arc<Broadcast>,
 }
 
@@ -96,6 +97,7 @@ impl Metrics {
             denials,
             logged: RuleCounts::new("subpage_logged_total", "Writes that took effect, reported."),
             refused: AtomicU64::new(0),
+            console_dropped: AtomicU64::new(0),
             events,
         }
     }
@@ -141,6 +143,11 @@ impl Metrics {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// So many bytes of the guest's console were lost, because nobody read them in time.
+    pub fn console_dropped(&self, bytes: u64) {
+        self.console_dropped.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Everything, in Prometheus' text format 0.0.4.
     pub fn encode(&self) -> String {
         let exits = ExitKind::ALL.map(|kind| {
@@ -184,6 +191,11 @@ impl Metrics {
             "subpage_events_dropped_total",
             "Events that subscribers lost because they did not keep up.",
             self.events.dropped_total(),
+        ));
+        families.push(total(
+            "subpage_console_dropped_bytes_total",
+            "Bytes of the guest's console that were lost because they were not read in time.",
+            self.console_dropped.load(Ordering::Relaxed),
         ));
 
         let mut subscribers = Gauge::default();
@@ -277,9 +289,15 @@ subpage_trap_seconds_count 0
 # HELP subpage_denials_total Writes that were denied.
 # TYPE subpage_denials_total counter
 subpage_denials_total{rule=\"\"} 0
+# HELP subpage_instructions_refused_total Instructions of programs that got #UD because nobody here carries out their store.
+# TYPE subpage_instructions_refused_total counter
+subpage_instructions_refused_total 0
 # HELP subpage_events_dropped_total Events that subscribers lost because they did not keep up.
 # TYPE subpage_events_dropped_total counter
 subpage_events_dropped_total 0
+# HELP subpage_console_dropped_bytes_total Bytes of the guest's console that were lost because they were not read in time.
+# TYPE subpage_console_dropped_bytes_total counter
+subpage_console_dropped_bytes_total 0
 # HELP subpage_subscribers Subscribers of events now.
 # TYPE subpage_subscribers gauge
 subpage_subscribers 0
@@ -318,6 +336,7 @@ subpage_subscribers 0
         metrics.denied(Some("helper path"));
         metrics.denied(None);
         metrics.logged(Some("counter"));
+        metrics.console_dropped(70);
         let _subscription = events.subscribe(1);
         events.publish(Arc::new(event(1)));
         events.publish(Arc::new(event(2)));
@@ -343,6 +362,7 @@ subpage_subscribers 0
             "subpage_denials_total{rule=\"helper path\"} 2",
             "subpage_logged_total{rule=\"counter\"} 1",
             "subpage_events_dropped_total 1",
+            "subpage_console_dropped_bytes_total 70",
             "subpage_subscribers 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");

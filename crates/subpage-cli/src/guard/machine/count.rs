@@ -59,6 +59,7 @@ pub(super) struct Count {
     first_denials: Vec<WriteEvent>,
     denied_by_maps: u64,
     dropped: u64,
+    console_dropped: u64,
 }
 
 impl Count {
@@ -71,10 +72,11 @@ impl Count {
             first_denials: Vec::new(),
             denied_by_maps: 0,
             dropped: 0,
+            console_dropped: 0,
         }
     }
 
-    /// An event that was shown.
+    /// An event, shown or not.
     pub(super) fn event(&mut self, event: &Event) {
         let denied = event.verdict.is_denial();
         self.count_heat(event, denied);
@@ -92,6 +94,11 @@ impl Count {
     /// Events that were not shown.
     pub(super) fn dropped(&mut self, events: u64) {
         self.dropped += events;
+    }
+
+    /// Bytes of the guest's console that were not shown.
+    pub(super) fn console_dropped(&mut self, bytes: u64) {
+        self.console_dropped += bytes;
     }
 
     /// The bytes in the write's first page, and the one that the rule holds: where a write goes on in
@@ -119,7 +126,8 @@ impl Count {
         added: &[(u64, NewRule)],
         end: RunEnd,
     ) -> Summary {
-        let Self { mut rules, heat, first_denials, denied_by_maps, dropped } = self;
+        let Self { mut rules, heat, first_denials, denied_by_maps, dropped, console_dropped } =
+            self;
         rules.extend(added.iter().map(|(id, rule)| Known::of_machine(*id, rule)));
         let ranges: Vec<_> = rules.iter().map(|rule| rule.range).collect();
         let rules =
@@ -143,6 +151,7 @@ impl Count {
                 message: end.message,
                 denied_by_maps,
                 events_dropped: dropped,
+                console_dropped,
             }),
             first_denials,
             heat_omitted: heat.omitted(),

@@ -24,7 +24,7 @@ use subpage_kvm::vm::{self, Configuration, Vm};
 use self::count::{Count, Known};
 use self::desk::Desk;
 use self::input::Input;
-use self::supervise::{Limits, supervise};
+use self::supervise::{Grace, Limits, Teller, supervise};
 use crate::command_line::{
     DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, TrapChoice,
 };
@@ -32,7 +32,8 @@ use crate::events::{EventWriter, LiveStart, RuleEvent, StartEvent};
 use crate::failure::{Failure, Status};
 use crate::policy::{Draft, Policy};
 use crate::summary::Summary;
-use crate::terminal::{ColorWhen, Screen, bytes};
+use crate::terminal::style::LOGGED;
+use crate::terminal::{ColorWhen, Output, Screen, bytes, grouped, tell};
 
 /// Events that may wait for this program to print them.
 const QUEUE: usize = 1 << 16;
@@ -40,13 +41,41 @@ const QUEUE: usize = 1 << 16;
 /// Exit status of a program that a second signal ends at once, as shells give it for Ctrl-C.
 const KILLED: i32 = 128 + SIGINT;
 
+/// A guest that has run, whose output may still wait for its reader.
+pub(super) struct Ran {
+    pub(super) summary: Summary,
+    pub(super) status: Status,
+    screen: Screen,
+    limits: Limits,
+    grace: Grace,
+    color: ColorWhen,
+}
+
+impl Ran {
+    /// Sees the output out; its failure becomes that of `out`.
+    pub(super) fn finish(mut self, out: &mut Output) {
+        let left = self.grace.finish(&self.limits, &self.screen);
+        if left > 0 {
+            let text = format!(
+                "{LOGGED}note:{LOGGED:#} {} bytes of output are lost: nobody read them\n",
+                grouped(left as u64)
+            );
+            tell(self.color, text);
+        }
+        let failure = self.screen.failure();
+        if left > 0 || failure.is_some() {
+            out.abandon(failure);
+        }
+    }
+}
+
 /// Runs the guest in the file `image` under a policy, and tells what happens.
 pub(super) fn run(
     image: &Path,
     draft: Draft,
     arguments: &GuardArguments,
     color: ColorWhen,
-) -> Result<(Summary, Status), Failure> {
+) -> Result<Ran, Failure> {
     let asked = &arguments.machine;
     let policy_name = draft.source().path().display().to_string();
     let names = names::of_guest(image, &draft, asked)?;
@@ -54,7 +83,7 @@ pub(super) fn run(
     let policy = draft
         .resolve_or(&names.list, names.otherwise)
         .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
-    let screen = Screen::new(color, arguments.json);
+    let screen = screen(color, arguments)?;
     let mut vm = Vm::new(&configuration(asked), Box::new(screen.console()))
         .map_err(|error| Failure::bad(&error))?;
     let boot = load(&mut vm, image, asked)?;
@@ -73,7 +102,7 @@ pub(super) fn run(
         rules: policy.rules.iter().map(RuleEvent::from).collect(),
         live: None,
     };
-    go(vm, start, count, arguments, &screen, color)
+    go(vm, start, count, arguments, screen, color)
 }
 
 /// Goes on with a saved guest under the rules that it had, and tells what happens.
@@ -81,8 +110,8 @@ pub(super) fn restore(
     file: &Path,
     arguments: &GuardArguments,
     color: ColorWhen,
-) -> Result<(Summary, Status), Failure> {
-    let screen = Screen::new(color, arguments.json);
+) -> Result<Ran, Failure> {
+    let screen = screen(color, arguments)?;
     let configuration = configuration(&arguments.machine);
     let vm = Vm::restore(file, &configuration, Box::new(screen.console()))
         .map_err(|error| Failure::bad(&error))?;
@@ -99,7 +128,7 @@ pub(super) fn restore(
         rules: rules.iter().map(RuleEvent::from).collect(),
         live: None,
     };
-    go(vm, start, count, arguments, &screen, color)
+    go(vm, start, count, arguments, screen, color)
 }
 
 fn show(vm: &Vm) -> Result<Shown, Failure> {
@@ -115,13 +144,13 @@ fn go(
     mut start: StartEvent,
     mut count: Count,
     arguments: &GuardArguments,
-    screen: &Screen,
+    screen: Screen,
     color: ColorWhen,
-) -> Result<(Summary, Status), Failure> {
+) -> Result<Ran, Failure> {
     let asked = &arguments.machine;
     let input = asked.input.as_deref().map(Input::open).transpose()?;
     let interrupted = catch_signals()?;
-    let desk = Arc::new(Desk::new(vm.request_handler()));
+    let desk = Arc::new(Desk::new(vm.request_handler(), arguments.read_only()));
     let server = listen(asked, &desk)?;
     let metrics = asked
         .metrics
@@ -150,15 +179,16 @@ fn go(
     }
     let limits = Limits {
         deadline: asked.timeout.and_then(|time| began.checked_add(time)),
-        interrupted: &interrupted,
+        interrupted,
         keeps_failed: asked.on_failure.unwrap_or(wait) == OnFailure::Wait,
-        control: &control,
+        control,
     };
-    let ending = supervise(&vm, &desk, &subscription, &limits, &mut count, &mut events, screen)?;
+    let mut grace = Grace::default();
+    let teller = Teller::new(&mut count, &mut events, &screen, vm.metrics(), color);
+    let ending = supervise(&vm, &desk, &subscription, &limits, &mut grace, teller)?;
     let elapsed = began.elapsed();
     // Whoever asked for the end over the socket gets the answer before it goes.
     drop((server, metrics));
-    screen.end_console()?;
     let mut summary = count.into_summary(&vm.ledger(), &desk.added(), ending);
     summary.guest = start.guest;
     summary.policy = start.policy;
@@ -172,7 +202,13 @@ fn go(
         (false, true) => Status::GuestFailed,
         (false, false) => Status::Clean,
     };
-    Ok((summary, status))
+    drop(events);
+    Ok(Ran { summary, status, screen, limits, grace, color })
+}
+
+fn screen(color: ColorWhen, arguments: &GuardArguments) -> Result<Screen, Failure> {
+    Screen::new(color, arguments.json)
+        .map_err(|error| Failure::Internal(format!("cannot start a thread for output: {error}")))
 }
 
 fn cpus(asked: &MachineArguments) -> u32 {

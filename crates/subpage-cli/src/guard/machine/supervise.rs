@@ -1,35 +1,45 @@
 //! Staying with a guest until its end.
 
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use subpage_kvm::event::{Delivery, Subscription};
+use subpage_kvm::event::{Delivery, Event, Subscription};
+use subpage_kvm::metrics::Metrics;
 use subpage_kvm::vm::Vm;
 
 use super::count::Count;
 use super::desk::Desk;
 use super::ending::{Cut, RunEnd};
-use crate::events::{EventWriter, FailedEvent};
+use crate::events::{DroppedEvent, EventWriter, FailedEvent};
 use crate::failure::Failure;
-use crate::terminal::{Lines, Screen};
+use crate::terminal::style::LOGGED;
+use crate::terminal::{ColorWhen, Lines, Screen, tell};
 
 /// How long an event is waited for before anything else is looked at.
 const TICK: Duration = Duration::from_millis(20);
 
+/// How long a reader that takes nothing keeps events waiting, while the guest runs.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long one keeps this program when somebody has asked for the end.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// What else may end a run.
-pub(super) struct Limits<'a> {
+pub(super) struct Limits {
     /// When the guest's time is up.
     pub(super) deadline: Option<Instant>,
     /// Set when this program is told to end.
-    pub(super) interrupted: &'a AtomicBool,
+    pub(super) interrupted: Arc<AtomicBool>,
     /// A guest that cannot go on is kept until somebody ends it.
     pub(super) keeps_failed: bool,
     /// Where `subpage ctl` reaches the guest.
-    pub(super) control: &'a str,
+    pub(super) control: String,
 }
 
-impl Limits<'_> {
-    fn cut(&self) -> Option<Cut> {
+impl Limits {
+    pub(super) fn cut(&self) -> Option<Cut> {
         if self.interrupted.load(Ordering::SeqCst) {
             return Some(Cut::Interrupted);
         }
@@ -37,31 +47,156 @@ impl Limits<'_> {
     }
 }
 
-/// Shows and counts every event until the guest has ended and all of them are shown.
-///
-/// Fails if they cannot be written; the guest is then still to be ended by dropping it.
+/// How much longer the output may wait for its reader.
+#[derive(Default)]
+pub(super) struct Grace {
+    /// When it is over, once somebody has asked for the end.
+    until: Option<Instant>,
+}
+
+impl Grace {
+    /// Somebody has asked for the end.
+    fn begin(&mut self) {
+        self.until.get_or_insert_with(|| Instant::now() + GRACE);
+    }
+
+    fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    /// Waits until everything is written, or it is over; how many bytes are left.
+    ///
+    /// A guest that has ended by itself leaves its output to its reader, as any program does that
+    /// writes into a pipe, until somebody asks for the end.
+    pub(super) fn finish(&mut self, limits: &Limits, screen: &Screen) -> usize {
+        screen.finish(|| {
+            if limits.cut().is_some() {
+                self.begin();
+            }
+            self.is_over()
+        })
+    }
+}
+
+/// Passes what happens on to whoever reads, and counts it.
+pub(super) struct Teller<'a> {
+    pub(super) count: &'a mut Count,
+    pub(super) events: &'a mut EventWriter<Lines>,
+    pub(super) screen: &'a Screen,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) color: ColorWhen,
+    /// Events that were lost and not yet told.
+    missed: u64,
+    /// Bytes of the console that were counted, and that were told.
+    console: (u64, u64),
+    /// It has been said that standard output takes no more.
+    failed: bool,
+}
+
+impl<'a> Teller<'a> {
+    pub(super) fn new(
+        count: &'a mut Count,
+        events: &'a mut EventWriter<Lines>,
+        screen: &'a Screen,
+        metrics: Arc<Metrics>,
+        color: ColorWhen,
+    ) -> Self {
+        Self { count, events, screen, metrics, color, missed: 0, console: (0, 0), failed: false }
+    }
+
+    /// Waits a moment where the output has no room and its reader still takes some of it: false if
+    /// there was need to.
+    fn has_room(&self, grace: &Grace) -> bool {
+        // What makes few lines needs no room: all of it is counted.
+        if !self.events.shows_all() || grace.is_over() || self.screen.has_room() {
+            return true;
+        }
+        !self.screen.wait_for_room(TICK, PATIENCE)
+    }
+
+    fn event(&mut self, event: &Event) -> io::Result<()> {
+        self.count.event(event);
+        if self.events.shows_all() && !self.screen.has_room() {
+            self.missed(1);
+            return Ok(());
+        }
+        self.tell_missed()?;
+        self.events.live_write(event)
+    }
+
+    fn missed(&mut self, events: u64) {
+        self.count.dropped(events);
+        self.missed += events;
+    }
+
+    fn tell_missed(&mut self) -> io::Result<()> {
+        let events = std::mem::take(&mut self.missed);
+        let events = (events > 0).then_some(events);
+        self.events.dropped(&DroppedEvent { events, console_bytes: None })
+    }
+
+    /// What the console has lost, and whether the output still works.
+    fn look(&mut self) -> io::Result<()> {
+        let lost = self.screen.console_lost();
+        let (counted, told) = self.console;
+        if lost > counted {
+            self.count.console_dropped(lost - counted);
+            self.metrics.console_dropped(lost - counted);
+            self.console.0 = lost;
+        }
+        if lost > told && !self.screen.loses_console() {
+            let console_bytes = Some(lost - told);
+            self.events.dropped(&DroppedEvent { events: None, console_bytes })?;
+            self.console.1 = lost;
+        }
+        if let Some(failure) = self.screen.failure().filter(|_| !self.failed) {
+            self.failed = true;
+            let text = "nothing more is printed, and the guest goes on";
+            let note = format!(
+                "{LOGGED}note:{LOGGED:#} cannot write to standard output: {failure}; {text}\n"
+            );
+            tell(self.color, note);
+        }
+        Ok(())
+    }
+
+    /// What is still to be told when the guest has ended.
+    fn end(&mut self) -> io::Result<()> {
+        self.tell_missed()?;
+        self.screen.end_console();
+        self.look()
+    }
+}
+
+/// Shows and counts every event until the guest has ended and all of them are.
 pub(super) fn supervise(
     vm: &Vm,
     desk: &Desk,
     subscription: &Subscription,
-    limits: &Limits<'_>,
-    count: &mut Count,
-    events: &mut EventWriter<Lines>,
-    screen: &Screen,
+    limits: &Limits,
+    grace: &mut Grace,
+    mut teller: Teller<'_>,
 ) -> Result<RunEnd, Failure> {
     let mut cut = None;
     let mut end = None;
     let mut kept = false;
+    let mut looked = Instant::now();
     loop {
-        match subscription.next(Some(TICK)) {
-            Some(Delivery::Event(event)) => {
-                count.event(&event);
-                events.live_write(&event)?;
+        if teller.has_room(grace) {
+            match subscription.next(Some(TICK)) {
+                Some(Delivery::Event(event)) => teller.event(&event)?,
+                Some(Delivery::Dropped(dropped)) => teller.missed(dropped),
+                Some(Delivery::Closed) => break,
+                // A prompt has no end of line that would show it.
+                None => teller.screen.flush(),
             }
-            Some(Delivery::Dropped(dropped)) => count.dropped(dropped),
-            Some(Delivery::Closed) => break,
-            // A prompt has no end of line that would show it.
-            None => screen.flush()?,
+        }
+        if looked.elapsed() >= TICK {
+            looked = Instant::now();
+            teller.look()?;
+        }
+        if limits.cut().is_some() || desk.stop_is_asked() {
+            grace.begin();
         }
         if end.is_some() {
             continue;
@@ -77,10 +212,8 @@ pub(super) fn supervise(
         if limits.keeps_failed && ending.is_failure() && cut.is_none() && !desk.stop_is_asked() {
             if !kept {
                 kept = true;
-                events.failed(&FailedEvent {
-                    message: run_end.message,
-                    control: limits.control.to_owned(),
-                })?;
+                let control = limits.control.clone();
+                teller.events.failed(&FailedEvent { message: run_end.message, control })?;
             }
             continue;
         }
@@ -89,5 +222,6 @@ pub(super) fn supervise(
         vm.close_events();
         end = Some(run_end);
     }
+    teller.end()?;
     Ok(end.expect("events end when the guest has"))
 }

@@ -1,6 +1,7 @@
 //! What is found wrong before a guest starts.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
 use super::{LIST, Place, can_run, endless};
 
@@ -89,6 +90,15 @@ fn a_program_that_is_not_one_is_told() {
     wrong(&damaged, &[], &["not a 64-bit little-endian one for x86-64"]);
     wrong(&image, &["--input", "nowhere"], &["cannot read the input nowhere", "No such file"]);
     wrong(&image, &["--input", "."], &["cannot read the input .", "directory"]);
+
+    // The memory of a guest is a file, and a file beyond the limit would end the process.
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -f 1000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_subpage")]);
+    limited.args(["guard", "-p", "policy.toml", "guest"]).current_dir(&place.directory);
+    let output = limited.stdin(Stdio::null()).output().expect("starts");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("(`ulimit -f`), or give the guest less memory"), "{errors}");
 
     fs::remove_file(place.path("guest")).expect("it was there");
     let missing = place.program(&["guard", "-p", "policy.toml", "guest"]).output().expect("starts");

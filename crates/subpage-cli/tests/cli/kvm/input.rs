@@ -35,11 +35,13 @@ fn a_file_reaches_the_guest_whole_and_in_order() {
         return;
     }
     let place = Place::new(&echoing());
-    let text = "a line that is longer than the port is\n".repeat(20);
-    fs::write(place.path("text"), format!("{text}q and no more")).expect("file");
+    let line = "a line that is longer than the port is\n";
+    let text = format!("{}q and no more", line.repeat(20));
+    fs::write(place.path("text"), text).expect("file");
     let output = place.run(&["--json", "--input", "text"]);
     assert_eq!(output.status.code(), Some(0));
-    assert_eq!(String::from_utf8_lossy(&output.stderr), text);
+    let echoed = format!("guest| {line}").repeat(20);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), echoed);
 }
 
 /// Whoever holds the other end of standard input holds up nothing.
@@ -58,7 +60,7 @@ fn standard_input_that_stays_open_does_not_keep_the_program() {
     let mut told = String::new();
     child.stderr.take().expect("piped").read_to_string(&mut told).expect("text");
     assert_eq!(child.wait().expect("ends").code(), Some(0));
-    assert_eq!(told, "typed\n");
+    assert_eq!(told, "guest| typed\n");
     drop(stdin);
 }
 

@@ -7,6 +7,7 @@ mod input;
 mod killed;
 mod runs;
 mod saving;
+mod stalled;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};

@@ -67,7 +67,7 @@ fn events_are_json_and_the_console_goes_elsewhere() {
     let place = Place::new(&exploited());
     let output = place.run(&["--json", "--trap", "view", "--metrics", "127.0.0.1:0"]);
     assert_eq!(output.status.code(), Some(3));
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "counting\r\nready\r\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "guest| counting\nguest| ready\n");
     let text = String::from_utf8(output.stdout).expect("text");
     let values: Vec<Value> =
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
@@ -131,6 +131,7 @@ fn a_running_guest_is_asked_and_changed() {
         let value: Value = serde_json::from_str(&line).expect("JSON");
         match value["type"].as_str() {
             Some("denied") => denied += 1,
+            Some("dropped") => {}
             _ => break value,
         }
     };

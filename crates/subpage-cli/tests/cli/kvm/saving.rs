@@ -32,6 +32,27 @@ fn counting() -> Vec<u8> {
 
 /// Between two writes of a loop, and under either way to trap; the byte that ends the loop comes only
 /// to the one that goes on.
+/// What the guest was started with is not replaced, whatever it is called.
+#[test]
+fn a_saved_guest_replaces_no_input() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&super::endless());
+    let running = Running::start(&place, &[]);
+    fs::hard_link(place.path("policy.toml"), place.path("link")).expect("a link");
+    for name in ["guest", "policy.toml", "System.map", "link"] {
+        let before = fs::read(place.path(name)).expect("a file");
+        let output = place.ctl(&["save", name]);
+        let answer = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(2), "{answer}");
+        assert!(answer.contains("is the same file as"), "{answer}");
+        assert_eq!(fs::read(place.path(name)).expect("a file"), before);
+    }
+    place.ask(&["stop"]);
+    assert_eq!(running.end().1, Some(0));
+}
+
 #[test]
 fn a_guest_saved_in_mid_flight_loses_no_write() {
     if !can_run() {
