@@ -1,5 +1,7 @@
 //! Tests, which register themselves, and the words by which they report.
 
+use core::fmt;
+
 use linkme::distributed_slice;
 use spin::Once;
 
@@ -30,6 +32,8 @@ pub struct Test {
     pub limit: u32,
     /// The hypervisor is expected to stop the guest, with a line that has this word.
     pub stop: Option<&'static str>,
+    /// The hypervisor is expected to print an event that has this word.
+    pub event: Option<&'static str>,
     /// Returns if it passed, and panics otherwise.
     pub run: fn(),
 }
@@ -39,11 +43,11 @@ pub struct Test {
 pub static TESTS: [Test];
 
 /// Registers a function as a test of the same name: `test!(NAME)`, or with `spp` or `nospp` and
-/// `cpus = N`, `limit = SECONDS`, `stop = WORD`, in this order.
+/// `cpus = N`, `limit = SECONDS`, `stop = WORD`, `event = WORD`, in this order.
 #[macro_export]
 macro_rules! test {
     ($name:ident $(, $hardware:ident)? $(; cpus = $cpus:literal)? $(; limit = $limit:literal)?
-        $(; stop = $stop:literal)?) => {
+        $(; stop = $stop:literal)? $(; event = $event:literal)?) => {
         // Being put into a link section is all that is unsafe about the static.
         #[allow(unsafe_code)]
         const _: () = {
@@ -56,12 +60,14 @@ macro_rules! test {
                     processors: 1,
                     limit: 20,
                     stop: None,
+                    event: None,
                     run: $name,
                 };
                 $(test.hardware = $crate::test!(@ $hardware);)?
                 $(test.processors = $cpus;)?
                 $(test.limit = $limit;)?
                 $(test.stop = Some($stop);)?
+                $(test.event = Some($event);)?
                 test
             };
         };
@@ -87,12 +93,17 @@ pub fn list() {
             Hardware::NoSpp => "nospp",
         };
         let Test { name, processors, limit, .. } = test;
-        match test.stop {
-            None => say!("test: {name} {hardware} cpus={processors} limit={limit}"),
-            Some(word) => {
-                say!("test: {name} {hardware} cpus={processors} limit={limit} stop={word}");
-            }
-        }
+        let (stop, event) = (Word("stop", test.stop), Word("event", test.event));
+        say!("test: {name} {hardware} cpus={processors} limit={limit}{stop}{event}");
+    }
+}
+
+/// What is expected of the hypervisor's lines, if anything.
+struct Word(&'static str, Option<&'static str>);
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.1.map_or(Ok(()), |word| write!(f, " {}={word}", self.0))
     }
 }
 

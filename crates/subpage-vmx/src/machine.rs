@@ -58,13 +58,15 @@ impl Shared {
         }
     }
 
-    /// Takes an event into the ring, and prints it if that is wanted.
+    /// Takes an event into the ring, and prints it if that is wanted, or if it is one of the host's
+    /// that the guest must not be able to read away.
     pub fn record(&mut self, event: &Event<'_>, settings: Settings) {
-        let sequence = self.ledger.events.push(event);
-        if settings.print_events {
+        let (sequence, met) = self.ledger.record(self.domain.rules(), event);
+        if settings.print_events || met.is_some() {
+            let met = met.filter(|_| !settings.print_events);
             let active = event.rule.and_then(|rule| self.domain.rules().get(rule));
             let name = active.map(|active| &active.rule.name);
-            console::print_line(format_args!("{}", Line { sequence, event, name }));
+            console::print_line(format_args!("{}", Line { sequence, event, name, met }));
         }
     }
 }

@@ -18,7 +18,8 @@ pub struct Options<'a> {
     pub use_spp: bool,
     /// `ept-ad=off`: no accessed and dirty flags for EPT although the processor has them.
     pub use_accessed_dirty: bool,
-    /// `events=serial`: print a line for each event; otherwise they go to the ring only.
+    /// `events=serial`: print a line for each event; otherwise for the first of each rule of the host,
+    /// and at each power of ten of them.
     pub print_events: bool,
     /// Everything after ` -- `.
     pub guest: &'a str,

@@ -18,6 +18,8 @@ pub struct Line<'a, B> {
     pub event: &'a Event<B>,
     /// Name of the rule; a [`RuleName`](subpage::rules::RuleName) has no control characters.
     pub name: Option<&'a subpage::rules::RuleName>,
+    /// How many events of the rule there were, where not all of them are shown.
+    pub met: Option<u64>,
 }
 
 struct Hex<'a>(&'a [u8]);
@@ -76,6 +78,9 @@ impl<B: AsRef<[u8]>> fmt::Display for Line<'_, B> {
                 f.write_str(word)?;
             }
         }
+        if let Some(met) = self.met.filter(|met| *met > 1) {
+            write!(f, " met={met}")?;
+        }
         Ok(())
     }
 }
@@ -94,7 +99,8 @@ mod tests {
     fn all_fields_in_one_line() {
         let event = samples::full();
         let name = RuleName::new("helper path").expect("a name");
-        let line = Line { sequence: 12, event: &event, name: Some(&name) }.to_string();
+        let line = Line { sequence: 12, event: &event, name: Some(&name), met: Some(1) };
+        let line = line.to_string();
         assert_eq!(
             line,
             "event 12 denied rule=3 \"helper path\" gpa=0x8001fc length=8 at=0x800200 \
@@ -106,8 +112,9 @@ mod tests {
     #[test]
     fn what_is_unknown_is_left_out() {
         let mut event = samples::sparse();
-        let line =
-            |event: &super::super::Event<'_>| Line { sequence: 1, event, name: None }.to_string();
+        let line = |event: &super::super::Event<'_>| {
+            Line { sequence: 1, event, name: None, met: None }.to_string()
+        };
         assert_eq!(
             line(&event),
             "event 1 logged rule=7 gpa=0x1000 at=0x1000 cr3=0x0 cpl=0 cpu=0 software"
@@ -118,5 +125,7 @@ mod tests {
         assert_eq!(line(&event), "event 1 stopped map gpa=0x1000 at=0x1000 cr3=0x0 cpl=0 cpu=0");
         event.verdict = Verdict::Denied;
         assert!(line(&event).ends_with("cpu=0 then=skip"));
+        let line = Line { sequence: 1, event: &event, name: None, met: Some(1000) };
+        assert!(line.to_string().ends_with("cpu=0 then=skip met=1000"));
     }
 }

@@ -4,10 +4,12 @@
 //! [`EventRecord`](crate::abi::EventRecord) in the bounded [`Ring`] that guests read, and one [`Line`]
 //! on the serial port.
 
+mod journal;
 mod line;
 mod record;
 mod ring;
 
+pub use journal::Journal;
 pub use line::Line;
 pub use record::{EventOutcome, record};
 pub use ring::{CAPACITY, Ring};

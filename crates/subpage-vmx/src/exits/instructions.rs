@@ -136,9 +136,10 @@ impl Vcpu {
         let mut shared = machine.lock();
         let Shared { domain, ledger, .. } = &mut *shared;
         let print = machine.settings.print_events;
-        let mut heard = |sequence: u64, event: &Event<'_>| {
-            if print {
-                console::print_line(format_args!("{}", Line { sequence, event, name: None }));
+        let mut heard = |sequence: u64, event: &Event<'_>, met: Option<u64>| {
+            if print || met.is_some() {
+                let met = met.filter(|_| !print);
+                console::print_line(format_args!("{}", Line { sequence, event, name: None, met }));
             }
         };
         let mut context = Context {

@@ -93,7 +93,7 @@ impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
     }
 
     fn tell(&mut self, event: &Event<'_>) {
-        let sequence = self.ledger.events.push(event);
-        (self.heard)(sequence, event);
+        let (sequence, met) = self.ledger.record(self.domain.rules(), event);
+        (self.heard)(sequence, event, met);
     }
 }

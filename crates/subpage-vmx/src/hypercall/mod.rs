@@ -74,9 +74,9 @@ pub struct Context<'a, F, O, M> {
     pub ledger: &'a mut Ledger,
     /// What it may learn.
     pub machine: &'a MachineInformation,
-    /// Hears of each event, with its number, that a call causes: a result was to be written where a
-    /// rule has something to say. The event is in the ring already.
-    pub heard: &'a mut dyn FnMut(u64, &Event<'_>),
+    /// Hears of each event that a call causes, with what [`Ledger::record`] says of it: a result was
+    /// to be written where a rule has something to say. The event is in the ring already.
+    pub heard: &'a mut dyn FnMut(u64, &Event<'_>, Option<u64>),
 }
 
 /// How a call ended, or what it still needs.

@@ -321,6 +321,7 @@ mod tests {
             processors: 2,
             limit: Duration::from_secs(20),
             stop: None,
+            event: None,
         }
     }
 

@@ -34,9 +34,12 @@ pub(super) struct Listed {
     pub(super) limit: Duration,
     /// The hypervisor has to stop the guest, for a reason that has this word in it.
     pub(super) stop: Option<String>,
+    /// The hypervisor has to print an event that has this word in it.
+    pub(super) event: Option<String>,
 }
 
-/// Reads the lines `test: NAME [any|spp|nospp] [cpus=N] [limit=SECONDS] [stop=WORD]`.
+/// Reads the lines
+/// `test: NAME [any|spp|nospp] [cpus=N] [limit=SECONDS] [stop=WORD] [event=WORD]`.
 pub(super) fn list(run: &Run) -> Result<Vec<Listed>, String> {
     ended(run, CONTENT)?;
     let mut tests = Vec::new();
@@ -62,6 +65,7 @@ fn listed(line: &str) -> Option<Listed> {
         processors: 1,
         limit: LIMIT,
         stop: None,
+        event: None,
     };
     for word in words {
         match word.split_once('=') {
@@ -86,6 +90,7 @@ fn listed(line: &str) -> Option<Listed> {
                 }
             }
             Some(("stop", word)) if !word.is_empty() => test.stop = Some(word.to_owned()),
+            Some(("event", word)) if !word.is_empty() => test.event = Some(word.to_owned()),
             Some(_) => return None,
         }
     }
@@ -103,6 +108,12 @@ pub(super) fn verdict(test: &Listed, run: &Run) -> Result<(), String> {
         return Err(line.clone());
     }
     ended(run, test.stop.as_deref().unwrap_or(CONTENT))?;
+    if let Some(word) = test.event.as_deref() {
+        let tells = |line: &String| line.starts_with("event ") && line.contains(word);
+        if !run.lines.iter().any(tells) {
+            return Err(format!("the hypervisor printed no event with {word}"));
+        }
+    }
     if run.lines.iter().any(|line| line.strip_prefix("PASS ") == Some(&test.name)) {
         Ok(())
     } else {
@@ -171,6 +182,7 @@ mod tests {
                 processors: 1,
                 limit: LIMIT,
                 stop: None,
+                event: None,
             },
             Listed {
                 name: "shootdown".into(),
@@ -178,6 +190,7 @@ mod tests {
                 processors: 3,
                 limit: Duration::from_secs(45),
                 stop: None,
+                event: None,
             },
             Listed {
                 name: "triple_fault".into(),
@@ -185,6 +198,7 @@ mod tests {
                 processors: 1,
                 limit: LIMIT,
                 stop: Some("triple".into()),
+                event: None,
             },
         ];
         assert_eq!(list(&output).expect("a good list"), expected);
@@ -216,6 +230,10 @@ mod tests {
         assert_eq!(verdict(&test("a"), &run(&["noise", "PASS a", "noise", END, ""])), Ok(()));
         let stopped = run(&["PASS a", "hypervisor: stopped: triple fault of processor 0"]);
         assert_eq!(verdict(&test("a stop=triple"), &stopped), Ok(()));
+        let told = run(&["event 1 denied rule=1 \"it\"", "PASS a", END]);
+        assert_eq!(verdict(&test("a event=\"it\""), &told), Ok(()));
+        assert!(verdict(&test("a event=\"other\""), &told).is_err());
+        assert!(verdict(&test("a event=\"it\""), &run(&["PASS a", END])).is_err());
     }
 
     #[test]

@@ -215,7 +215,7 @@ impl Guest {
             memory,
             ledger,
             machine: &MACHINE,
-            heard: &mut |sequence, event| {
+            heard: &mut |sequence, event, _| {
                 heard.push((sequence, event.clone().map_bytes(<[u8]>::to_vec)));
             },
         })
