@@ -4,6 +4,7 @@
 
 mod atomics;
 mod basics;
+mod differential;
 mod edges;
 mod endings;
 mod exceptions;
