@@ -1,13 +1,16 @@
-//! Guests whose code is random bytes: the tool never panics, and guarded bytes never change.
+//! Guests whose code is random bytes: the tool never panics, guarded bytes never change, and where
+//! all bytes may be written a guarded guest ends as the same machine that an unguarded one does.
 
 use std::time::Duration;
 
-use kvm_bindings::kvm_regs;
+use kvm_bindings::{kvm_regs, kvm_sregs};
+use subpage::address::Gpa;
 use subpage::rules::Action;
+use subpage_emulate::guest::PhysicalMemory as _;
 use subpage_kvm::vm::{Configuration, Ending};
 
-use crate::guest::{CODE, Guest, PAGE, both_ways, kvm};
-use crate::privilege::{FLAGS, LEVELS, Level, place_first};
+use crate::guest::{CODE, EXIT_PORT, Guest, PAGE, PLAIN, both_ways, kvm};
+use crate::privilege::{LEVELS, Level, place_first};
 use crate::random::Random;
 
 /// How long a guest may go on. Most fault at once; what runs on is stopped.
@@ -48,26 +51,31 @@ const PREFIXES: [&[u8]; 8] = [&[], &[], &[0x66], &[0xf0], &[0xf2], &[0xf3], &[0x
 
 const IMPLIED: [[u8; 2]; 4] = [[0xf3, 0xaa], [0xf3, 0xa5], [0x90, 0xab], [0x50, 0x9c]];
 
-/// Bytes that are likely to store something.
+/// Adds bytes that are likely to store something.
+fn add_store(code: &mut Vec<u8>, random: &mut Random) {
+    if random.below(8) == 0 {
+        code.extend(random.pick(&IMPLIED));
+        return;
+    }
+    code.extend(random.pick(&PREFIXES));
+    code.extend(random.pick(&STORES));
+    // A register and a displacement of 8 bits: no SIB.
+    let register = random.pick(&[0, 1, 2, 3, 6, 7]);
+    let field = random.pick(&[0, 1, 2, 3, 4, 5, 6, 7]) << 3;
+    code.push(0x40 | field | register);
+    code.extend(random.bytes(1));
+    // Perhaps an immediate, perhaps the next instruction.
+    if random.below(3) == 0 {
+        let bytes = random.pick(&[1, 2, 4]);
+        code.extend(random.bytes(bytes));
+    }
+}
+
+/// Stores without end.
 fn stores(random: &mut Random) -> Vec<u8> {
     let mut code = Vec::new();
     while code.len() < 400 {
-        if random.below(8) == 0 {
-            code.extend(random.pick(&IMPLIED));
-            continue;
-        }
-        code.extend(random.pick(&PREFIXES));
-        code.extend(random.pick(&STORES));
-        // A register and a displacement of 8 bits: no SIB.
-        let register = random.pick(&[0, 1, 2, 3, 6, 7]);
-        let field = random.pick(&[0, 1, 2, 3, 4, 5, 6, 7]) << 3;
-        code.push(0x40 | field | register);
-        code.extend(random.bytes(1));
-        // Perhaps an immediate, perhaps the next instruction.
-        if random.below(3) == 0 {
-            let bytes = random.pick(&[1, 2, 4]);
-            code.extend(random.bytes(bytes));
-        }
+        add_store(&mut code, random);
     }
     // Over and over.
     let back = -5 - i32::try_from(code.len()).expect("short code");
@@ -88,7 +96,7 @@ fn registers(random: &mut Random) -> kvm_regs {
         rsi: near(),
         rdi: near(),
         rip: CODE,
-        rflags: FLAGS,
+        rflags: 2,
         ..kvm_regs::default()
     }
 }
@@ -150,4 +158,129 @@ fn random_stores_as_code() {
         println!("{asked} of {} guests stored to the page", 4 * GUESTS);
         assert!(asked > GUESTS, "most of these guests store something");
     }
+}
+
+/// Where a guest leaves RAX and RDX, which the port that ends it needs.
+const LEFT: u64 = PLAIN;
+
+const PUSHF: u8 = 0x9c;
+const NOP: u8 = 0x90;
+
+/// A few stores, and a normal end that keeps every register: in the machine, or at [`LEFT`].
+fn ending_stores(random: &mut Random) -> Vec<u8> {
+    let mut code = Vec::new();
+    for _ in 0..=random.below(5) {
+        add_store(&mut code, random);
+    }
+    // At CPL 3 a KVM without the processor's help lets PUSHF store RFLAGS.IF as the host has it.
+    for byte in &mut code {
+        *byte = if *byte == PUSHF { NOP } else { *byte };
+    }
+    // A store that takes the next bytes for its immediate ends in these.
+    code.extend([0x90; 8]);
+    let [low, high] = [LEFT, LEFT + 8].map(u64::to_le_bytes);
+    // MOV [LEFT], RAX; MOV RAX, RDX; MOV [LEFT + 8], RAX. No flag changes from here on.
+    code.extend([&[0x48, 0xa3][..], &low, &[0x48, 0x89, 0xd0, 0x48, 0xa3], &high].concat());
+    // MOV EAX, 0; MOV EDX, port; OUT DX, AL.
+    code.extend([0xb8, 0, 0, 0, 0, 0xba]);
+    code.extend(EXIT_PORT.to_le_bytes());
+    code.push(0xee);
+    code
+}
+
+/// All that a guest leaves.
+struct Left {
+    general: kvm_regs,
+    special: kvm_sregs,
+    extended: Vec<u32>,
+    memory: Vec<u8>,
+}
+
+impl Left {
+    /// The first difference of each kind.
+    fn differences(&self, other: &Self) -> impl Iterator<Item = String> {
+        let general = (self.general != other.general)
+            .then(|| format!("{:x?}, not {:x?}", self.general, other.general));
+        let special = (self.special != other.special)
+            .then(|| format!("{:x?}, not {:x?}", self.special, other.special));
+        let first =
+            |what: &str, at: Option<usize>| at.map(|at| format!("{what} from byte {at:#x}"));
+        let extended = self.extended.iter().zip(&other.extended).position(|(a, b)| a != b);
+        let memory = self.memory.iter().zip(&other.memory).position(|(a, b)| a != b);
+        let extended = first("extended state", extended.map(|word| word * 4));
+        [general, special, extended, first("memory", memory)].into_iter().flatten()
+    }
+}
+
+/// Runs a guest, guarded or not; `None` if it does not end with the status of its last instruction.
+///
+/// A rule guards bytes of the page that no store reaches, so every store to the page traps and is
+/// permitted.
+fn left_by(
+    configuration: &Configuration,
+    level: Level,
+    seed: u64,
+    guarded: bool,
+) -> (Option<Left>, Ending, u64) {
+    let random = &mut Random(seed);
+    let code = ending_stores(random);
+    let mut guest = Guest::from_bytes(configuration, &code);
+    place_first(&guest, level);
+    guest.write(PAGE, &random.bytes(0x1000));
+    let general = registers(random);
+    guest.vm.with_processors(|processors| processors[0].fd.set_regs(&general).unwrap());
+    if guarded {
+        guest.guard(PAGE + 0xff8, 8, Action::Deny);
+    }
+    guest.vm.start().unwrap();
+    // What ends without a rule ends with one, but a loop of stores that trap takes its time.
+    let in_time = if guarded { Some(guest.end()) } else { guest.vm.wait(BOUND) };
+    let ending = in_time.unwrap_or_else(|| {
+        guest.vm.stop();
+        guest.end()
+    });
+    let writes = guest.vm.ledger().writes();
+    if ending != (Ending::Exited { code: 0 }) {
+        return (None, ending, writes);
+    }
+    let (general, special, extended) = guest.vm.with_processors(|processors| {
+        let fd = &processors[0].fd;
+        (fd.get_regs().unwrap(), fd.get_sregs().unwrap(), fd.get_xsave().unwrap().region.to_vec())
+    });
+    let mut memory = vec![0; configuration.memory.try_into().expect("some MiB")];
+    guest.vm.ram().read(Gpa::new(0), &mut memory).expect("memory");
+    (Some(Left { general, special, extended, memory }), ending, writes)
+}
+
+/// Every register, the extended state and all memory of guests that end: with a rule in the page
+/// that they store to, and without one.
+#[test]
+fn a_guarded_machine_is_the_unguarded_one() {
+    if !kvm() {
+        return;
+    }
+    let (mut compared, mut trapped) = (0, 0);
+    let (mut refused, mut different) = (Vec::<String>::new(), Vec::<String>::new());
+    for configuration in both_ways() {
+        for level in LEVELS {
+            for seed in 1000..1000 + 2 * GUESTS {
+                let (expected, ..) = left_by(&configuration, level, seed, false);
+                let Some(expected) = expected else { continue };
+                let (left, ending, writes) = left_by(&configuration, level, seed, true);
+                let context = format!("seed {seed}, {:?} at {level:?}", configuration.trap);
+                let Some(left) = left else {
+                    refused.push(format!("{context}: {ending}"));
+                    continue;
+                };
+                compared += 1;
+                trapped += u64::from(writes > 0);
+                different
+                    .extend(left.differences(&expected).map(|what| format!("{context}: {what}")));
+            }
+        }
+    }
+    println!("{compared} machines compared, {trapped} with trapped stores");
+    assert_eq!(different, [""; 0], "a rule that no store touches changes nothing");
+    assert_eq!(refused, [""; 0], "guests that end without a rule end with one");
+    assert!(trapped > GUESTS, "most of these guests store to the page");
 }
