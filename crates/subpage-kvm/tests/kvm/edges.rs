@@ -78,9 +78,9 @@ fn neighbours_trap_only_where_a_store_could_reach() {
             guest.vm.remove_rule(rule, subpage::rules::Owner::HOST).unwrap();
             trapped
         };
-        assert_eq!(pages(PAGE + 128, 128), 1);
-        assert_eq!(pages(PAGE + 63, 1), 1, "no store reaches that far");
-        let beside = pages(PAGE + 62, 1);
+        assert_eq!(pages(PAGE + 0x800, 128), 1);
+        assert_eq!(pages(PAGE + 511, 1), 1, "no store reaches that far");
+        let beside = pages(PAGE + 510, 1);
         assert!(beside <= 2, "{beside}");
         assert_eq!(pages(PAGE, 4096), 2 * beside - 1, "on both sides as on one");
         assert_eq!(guest.vm.trapped_pages(), 0);

@@ -21,7 +21,7 @@ fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// The word: in the second sub-page, so that no store could reach it from another page.
-const WORD: u64 = PAGE + 128;
+const WORD: u64 = PAGE + 0x800;
 
 /// Processors that count in the same word, without a lock.
 fn hammer(trap: TrapChoice, levels: &[Level]) -> Guest {
@@ -45,7 +45,7 @@ fn tightening_and_loosening(trap: TrapChoice, levels: &[Level]) {
         let context = format!("{trap:?} at {levels:?}, round {round}");
         let before = guest.word(WORD);
         until(&context, || guest.word(WORD) != before);
-        guest.map(PAGE, !2);
+        guest.map(PAGE, !(1 << 16));
         let last = guest.word(WORD);
         for _ in 0..LOOKS {
             assert_eq!(guest.word(WORD), last, "written after it was denied: {context}");

@@ -9,7 +9,7 @@ use crate::guest::{Guest, PAGE, both_ways, kvm, rule, small, stores};
 
 /// A rule on every second page.
 fn separate(pages: u64) -> Vec<Rule> {
-    (0..pages).map(|page| rule("page", PAGE + page * 0x2000 + 0x80, 8, Action::Deny)).collect()
+    (0..pages).map(|page| rule("page", PAGE + page * 0x2000 + 0x800, 8, Action::Deny)).collect()
 }
 
 #[test]
@@ -18,11 +18,11 @@ fn too_many_separate_pages_are_a_clear_error_and_change_nothing() {
         return;
     }
     let configuration = Configuration { trap: TrapChoice::Slots, slots: Some(8), ..small() };
-    let mut guest = Guest::new(&configuration, |code| stores(code, &[PAGE + 0x80, PAGE + 0x6080]));
+    let mut guest = Guest::new(&configuration, |code| stores(code, &[PAGE + 0x800, PAGE + 0x6800]));
     // A slot for each page and for each gap: three pages need seven.
     guest.vm.add_rules(&separate(3)).unwrap();
     assert_eq!(guest.vm.slot_count(), 7);
-    let refused = guest.vm.add_rules(&[rule("one more", PAGE + 0x6080, 8, Action::Deny)]);
+    let refused = guest.vm.add_rules(&[rule("one more", PAGE + 0x6800, 8, Action::Deny)]);
     let Err(VmError::Change(ChangeError::Trap(TrapError::Slot(SlotError::TooMany {
         needed: 9,
         limit: 8,
@@ -34,7 +34,7 @@ fn too_many_separate_pages_are_a_clear_error_and_change_nothing() {
     assert!(message.contains("9 memory slots are needed, KVM has 8"), "{message}");
     assert_eq!((guest.vm.slot_count(), guest.vm.trapped_pages()), (7, 3));
     guest.run_well();
-    assert_eq!([guest.word(PAGE + 0x80), guest.word(PAGE + 0x6080)], [0, 2]);
+    assert_eq!([guest.word(PAGE + 0x800), guest.word(PAGE + 0x6800)], [0, 2]);
     assert_eq!(guest.events().len(), 1);
 }
 
@@ -64,8 +64,8 @@ fn a_thousand_rules_on_separate_pages_hold() {
     if !kvm() {
         return;
     }
-    let denied = [0, 1, 499, 999].map(|page| PAGE + page * 0x2000 + 0x80);
-    let between = [0, 499].map(|page| PAGE + page * 0x2000 + 0x1080);
+    let denied = [0, 1, 499, 999].map(|page| PAGE + page * 0x2000 + 0x800);
+    let between = [0, 499].map(|page| PAGE + page * 0x2000 + 0x1800);
     let addresses = [&denied[..], &between, &between].concat();
     for configuration in both_ways() {
         let mut guest = Guest::new(&configuration, |code| stores(code, &addresses));

@@ -51,9 +51,9 @@ fn tells_each_once(configuration: &Configuration, level: Level) {
     store(&stepper, &[PAGE + 0x10, PAGE + 0x2080]);
     assert_eq!(harvest(guest, track), [(0, 1), (2, 0b10)]);
     // What is denied is not written.
-    guest.guard(PAGE + 0x1100, 8, Action::Deny);
-    store(&stepper, &[PAGE + 0x1100, PAGE + 0x1180]);
-    assert_eq!(harvest(guest, track), [(1, 0b1000)]);
+    guest.guard(PAGE + 0x1800, 8, Action::Deny);
+    store(&stepper, &[PAGE + 0x1800, PAGE + 0x1880]);
+    assert_eq!(harvest(guest, track), [(1, 1 << 17)]);
     assert_eq!(guest.events().len(), 1);
     guest.vm.untrack(track).unwrap();
     assert_eq!(guest.vm.trapped_pages(), 1, "the rule's page is left");
