@@ -17,6 +17,7 @@ pub mod memory;
 pub mod metrics;
 pub mod probe;
 pub mod snapshot;
+mod step;
 mod store;
 pub mod trap;
 pub mod vcpu;

@@ -74,6 +74,11 @@ pub(crate) fn runs_natively() -> bool {
     })
 }
 
+/// Whether the processor runs a guest's kernel itself, as far as a tiny guest found out.
+pub fn is_native() -> bool {
+    runs_natively()
+}
+
 /// Starts the guest.
 fn guest(trap: TrapChoice) -> Result<Vm, VmError> {
     let configuration = Configuration { memory: 8 << 20, trap, ..Configuration::default() };

@@ -39,6 +39,16 @@ pub enum TrapChoice {
     View,
 }
 
+/// What becomes of page tables of the guest in guarded pages, where every walk of them leaves the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum PageTables {
+    /// Each instruction that uses them is executed by itself: exact, and a thousand times slower
+    #[default]
+    Step,
+    /// The guest is ended, and the rule and the table are named
+    Refuse,
+}
+
 /// What happens when the guest cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OnFailure {
@@ -125,6 +135,10 @@ pub struct MachineArguments {
     /// How writes to guarded pages are trapped [default: auto]
     #[arg(long, value_enum, value_name = "HOW")]
     pub trap: Option<TrapChoice>,
+    /// What becomes of page tables of the guest in guarded pages, on a KVM for which a walk of them is a
+    /// write [default: step]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub page_tables: Option<PageTables>,
     /// What happens when the guest cannot go on [default: wait on a terminal, else exit]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub on_failure: Option<OnFailure>,
@@ -171,6 +185,7 @@ impl MachineArguments {
             ("--control", self.control.is_some()),
             ("--metrics", self.metrics.is_some()),
             ("--trap", self.trap.is_some()),
+            ("--page-tables", self.page_tables.is_some()),
             ("--on-failure", self.on_failure.is_some()),
             ("--timeout", self.timeout.is_some()),
         ]

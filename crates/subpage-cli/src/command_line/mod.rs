@@ -7,7 +7,7 @@ mod values;
 pub use ctl::{ActionChoice, CtlArguments, CtlRequest};
 pub use guard::{
     BackendChoice, DEFAULT_MEMORY, GuardArguments, MAX_CPUS, MachineArguments, OnFailure,
-    TrapChoice,
+    PageTables, TrapChoice,
 };
 
 use std::ffi::OsString;

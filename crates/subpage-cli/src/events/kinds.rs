@@ -26,6 +26,8 @@ pub enum Event<'a> {
     Failed(&'a FailedEvent),
     /// Something is missing here.
     Dropped(&'a DroppedEvent),
+    /// Something about the rules is slow.
+    Notice(&'a NoticeEvent),
     /// The run is over.
     Summary(&'a Summary),
     /// The run cannot go on or did not begin.
@@ -143,6 +145,27 @@ pub struct DroppedEvent {
     /// Bytes of the guest's console, which goes elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub console_bytes: Option<u64>,
+}
+
+/// Something about the rules is slow.
+#[derive(Debug, Clone, Serialize)]
+pub struct NoticeEvent {
+    /// What, and what it costs.
+    pub message: String,
+    /// The rule; none if it is an access map or tracking.
+    pub rule_name: Option<String>,
+    /// Address of the page that holds a live page table.
+    pub page: Hex,
+}
+
+impl From<&subpage_kvm::vm::Notice> for NoticeEvent {
+    fn from(notice: &subpage_kvm::vm::Notice) -> Self {
+        Self {
+            message: notice.to_string(),
+            rule_name: notice.rule.clone(),
+            page: Hex(notice.table.gpa().as_u64()),
+        }
+    }
 }
 
 /// The run cannot go on or did not begin.

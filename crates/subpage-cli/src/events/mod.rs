@@ -7,7 +7,9 @@ mod kinds;
 mod text;
 
 pub use json::write_json;
-pub use kinds::{DroppedEvent, ErrorEvent, Event, FailedEvent, LiveStart, RuleEvent, StartEvent};
+pub use kinds::{
+    DroppedEvent, ErrorEvent, Event, FailedEvent, LiveStart, NoticeEvent, RuleEvent, StartEvent,
+};
 pub use text::{SHOWN_PER_RULE, TextEvents, write_line};
 
 use std::io::{self, Write};
@@ -81,6 +83,15 @@ impl<W: Write> EventWriter<W> {
         match self {
             Self::Json(out) => write_json(out, &Event::Failed(failed))?,
             Self::Text(text) => text.failed(failed)?,
+        }
+        self.flush()
+    }
+
+    /// Something about the rules is slow.
+    pub fn notice(&mut self, notice: &NoticeEvent) -> io::Result<()> {
+        match self {
+            Self::Json(out) => write_json(out, &Event::Notice(notice))?,
+            Self::Text(text) => text.notice(notice)?,
         }
         self.flush()
     }

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use subpage_kvm::event::Verdict;
 use unicode_width::UnicodeWidthStr;
 
-use super::{FailedEvent, LiveStart, StartEvent};
+use super::{FailedEvent, LiveStart, NoticeEvent, StartEvent};
 use crate::summary::Summary;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, QUIET};
 use crate::terminal::{bytes, grouped, plural, printable};
@@ -132,6 +132,10 @@ impl<W: Write> TextEvents<W> {
              ends it",
             printable(&failed.message),
         )
+    }
+
+    pub(super) fn notice(&mut self, notice: &NoticeEvent) -> io::Result<()> {
+        writeln!(self.out, "{QUIET}slow:{QUIET:#} {}", printable(&notice.message))
     }
 
     pub(super) fn summary(&mut self, summary: &Summary) -> io::Result<()> {

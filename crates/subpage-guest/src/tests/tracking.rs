@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::hypervisor::test_hooks::{Counter, growth};
 use crate::hypervisor::{Harvest, Tracking, errno, get_access, has_spp, set_access};
+use crate::memory::paging::{ACCESSED, DIRTY, Space, USER, WRITE};
 use crate::memory::{PAGE, frames};
 use crate::processor::start::{give, join, start, wait_for};
 use crate::test;
@@ -45,6 +46,27 @@ fn tracking_harvests_what_was_written() {
     assert_eq!(violations, 0);
 }
 test!(tracking_harvests_what_was_written);
+
+/// Accessed and dirty flags that walks set in a tracked table are harvested.
+fn flags_in_a_tracked_table_are_harvested() {
+    let space = Space::new();
+    let page = frames::page();
+    space.map(0, page, WRITE | USER);
+    // One entry in another sub-page, which stays as it is.
+    space.map(100, page, WRITE | USER);
+    let tracking = Tracking::start(space.table);
+    let mut harvest = Harvest::with_room(1);
+    let _ = tracking.harvest(&mut harvest);
+    let before = space.table.read::<u64>(0);
+    space.run(|| Space::page(0).write(0, 5_u64));
+    assert_eq!(page.read::<u64>(0), 5);
+    let set = space.table.read::<u64>(0) & !before;
+    assert_eq!(set, ACCESSED | DIRTY);
+    assert_eq!(tracking.harvest(&mut harvest), 1);
+    assert_eq!(harvest.written(space.table), 1);
+    assert_eq!(tracking.stop(), 0);
+}
+test!(flags_in_a_tracked_table_are_harvested);
 
 /// A denied write is not a written sub-page; a permitted one beside it is.
 fn tracking_beside_restrictions() {

@@ -4,6 +4,7 @@
 //! to: a page of it may be made read-only, and then every write of the guest to it leaves the guest.
 
 mod physical;
+mod twin;
 mod view;
 mod window;
 
@@ -17,6 +18,7 @@ use subpage::address::{ByteRange, Gfn, GfnRange, Gpa, PAGE_BYTES};
 use thiserror::Error;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 
+pub use twin::{PAGE_WORDS, PageImage, Twin};
 pub use view::{View, ViewError};
 pub use window::NoWindow;
 
@@ -122,6 +124,21 @@ impl Ram {
     /// What KVM maps the guest to.
     pub const fn view(&self) -> &Arc<View> {
         &self.view
+    }
+
+    /// The mapping of the second address space, which is made at the first call. `closed` are the
+    /// pages that the guest may not write.
+    pub fn twin(&self, closed: &[GfnRange]) -> Result<&Twin, MemoryError> {
+        if let Some(twin) = self.view.twin() {
+            return Ok(twin);
+        }
+        let bytes = self.bytes;
+        let host = |cause: String| MemoryError::Host { bytes, cause };
+        let twin = Twin::new(&self.regions, &self.file).map_err(host)?;
+        let parts = closed.iter().flat_map(|run| {
+            self.regions.iter().filter_map(|region| region.pages.intersection(*run))
+        });
+        self.view.add_twin(twin, parts).map_err(|error| host(error.to_string()))
     }
 
     /// The file behind both.

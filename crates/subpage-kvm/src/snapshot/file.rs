@@ -50,6 +50,10 @@ pub struct Header {
     pub chips: Chips,
     /// State of this program's devices.
     pub ports: PortsState,
+    /// Trapping pages that were in read-only slots because they hold page tables: first frame and
+    /// count of each run. Absent in files of versions that did not keep it.
+    #[serde(default)]
+    pub held_tables: Vec<(u64, u64)>,
 }
 
 /// A file that is being written.

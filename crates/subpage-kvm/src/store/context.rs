@@ -18,6 +18,8 @@ pub(crate) struct Context<'a> {
     pub(crate) guard: &'a Mutex<Guard>,
     pub(crate) metrics: &'a Metrics,
     pub(crate) events: &'a Broadcast,
+    /// The processor runs the guest's kernel itself, and walks its page tables.
+    pub(crate) native: bool,
 }
 
 impl<'a> Context<'a> {
@@ -25,7 +27,7 @@ impl<'a> Context<'a> {
     ///
     /// # Panics
     /// If a thread has panicked with it: what it guards may be half changed.
-    pub(super) fn guard(&self) -> MutexGuard<'a, Guard> {
+    pub(crate) fn guard(&self) -> MutexGuard<'a, Guard> {
         self.guard.lock().expect("the guard is whole")
     }
 }

@@ -2,7 +2,7 @@
 
 use kvm_bindings::kvm_vcpu_events;
 use subpage_emulate::{EventKind, VectoringEvent, deliver as plan};
-use subpage_trap::{Delivered, Frame};
+use subpage_trap::{Delivered, Frame, Wanted};
 
 use super::backend::{Backend, HostFailure, Obstacle};
 use super::inject::inject;
@@ -13,15 +13,20 @@ use crate::vcpu::{Interrupted, Processor, ProcessorError};
 
 const EFER_LMA: u64 = 1 << 10;
 const NMI: u8 = 2;
+const BREAKPOINT: u8 = 3;
+const OVERFLOW: u8 = 4;
 const INVALID_OPCODE: u8 = 6;
 
 /// The event that KVM was about to deliver when the exit happened.
 ///
-/// KVM does not tell of software interrupts here, whose instruction is still at RIP. Where its emulator
+/// None for software interrupts, whose instruction is still at RIP, whether KVM tells of them or not.
+/// Where its emulator
 /// failed, it may have queued #UD in place of the instruction, which is then not to be had.
 pub(super) fn pending(events: &kvm_vcpu_events, cause: Cause) -> Option<VectoringEvent> {
     let exception = &events.exception;
-    if exception.injected != 0 && !(cause == Cause::Emulation && exception.nr == INVALID_OPCODE) {
+    let by_instruction = matches!(exception.nr, BREAKPOINT | OVERFLOW)
+        || cause == Cause::Emulation && exception.nr == INVALID_OPCODE;
+    if exception.injected != 0 && !by_instruction {
         let error_code = (exception.has_error_code != 0).then_some(exception.error_code);
         return Some(VectoringEvent {
             vector: exception.nr,
@@ -33,7 +38,7 @@ pub(super) fn pending(events: &kvm_vcpu_events, cause: Cause) -> Option<Vectorin
         return Some(VectoringEvent { vector: NMI, error_code: None, kind: EventKind::Interrupt });
     }
     let interrupt = &events.interrupt;
-    (interrupt.injected != 0).then_some(VectoringEvent {
+    (interrupt.injected != 0 && interrupt.soft == 0).then_some(VectoringEvent {
         vector: interrupt.nr,
         error_code: None,
         kind: EventKind::Interrupt,
@@ -60,6 +65,7 @@ pub(super) fn deliver(
     processor: &mut Processor,
     at: &Interrupted,
     event: &VectoringEvent,
+    wanted: Wanted,
 ) -> Result<Next, Obstacle> {
     let mut state = at.state;
     let mut guard = context.guard();
@@ -71,7 +77,10 @@ pub(super) fn deliver(
         extended: &mut None,
         settle: false,
     };
-    let delivered = Frame::deliver(&mut backend, &mut state, event)?;
+    let delivered = match Frame::plan(&mut backend, &state, event, wanted) {
+        Err(Obstacle::Exception(exception)) => Frame::escalate(event, exception),
+        frame => frame?.push(&mut backend, &mut state)?,
+    };
     let settle = backend.settle;
     drop(guard);
     match delivered {

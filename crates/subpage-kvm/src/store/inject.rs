@@ -7,7 +7,7 @@ use crate::ending::Failure;
 use crate::vcpu::{Interrupted, Processor, ProcessorError};
 
 /// Has the guest receive an exception in place of the instruction at RIP.
-pub(super) fn inject(processor: &Processor, exception: Exception) -> Result<Next, Failure> {
+pub(crate) fn inject(processor: &Processor, exception: Exception) -> Result<Next, Failure> {
     if let Some(address) = exception.address {
         processor.set_page_fault_address(address)?;
     }
@@ -25,7 +25,7 @@ pub(super) fn inject(processor: &Processor, exception: Exception) -> Result<Next
 
 /// What ends with a completed instruction: blocking by STI and MOV SS, and, if RFLAGS.TF was set, the
 /// single-step trap begins. `shadow` tells of such blocking at the exit.
-pub(super) fn end_instruction(
+pub(crate) fn end_instruction(
     processor: &mut Processor,
     before: &Interrupted,
     shadow: bool,

@@ -17,11 +17,27 @@ mod trapped;
 mod walk;
 
 pub(crate) use context::Context;
+pub(crate) use inject::{end_instruction, inject};
 pub(crate) use mmio_store::{finish, mmio_store};
-pub(crate) use trapped::{Cause, trapped};
+pub(crate) use report::{Stepped, report_step};
+pub(crate) use trapped::{Cause, failure, trapped};
+pub(crate) use walk::mark as mark_walks;
+
+use subpage_emulate::GuestInstruction;
 
 use crate::ending::Ending;
 use crate::trap::PageSet;
+
+/// An instruction that trapped and that software does not carry out.
+#[derive(Debug)]
+pub(crate) struct Unsolved {
+    /// The instruction, if it could be fetched.
+    pub(crate) code: Option<GuestInstruction>,
+    /// Why software does not, as a sentence without its end.
+    pub(crate) reason: String,
+    /// How often the processor came here in a row.
+    pub(crate) visits: u32,
+}
 
 /// How a processor goes on after an exit.
 #[derive(Debug)]
@@ -31,6 +47,8 @@ pub(crate) enum Next {
     Enter,
     /// Into the guest, after pages that need not trap any more were opened.
     Settle,
+    /// Over the instruction at RIP, with the pages open that it needs: software does not carry it out.
+    Step(Unsolved),
     /// Into the guest, after these pages, which hold page tables, were put into read-only slots.
     HoldTables(PageSet),
     /// From the start: the guest has asked for a reset.

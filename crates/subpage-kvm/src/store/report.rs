@@ -3,6 +3,11 @@
 use std::sync::Arc;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter as _, IntelFormatter};
+use subpage::address::ByteRange;
+use subpage::domain::Decision;
+use subpage::rules::Action;
+use subpage_emulate::GuestInstruction;
+use subpage_emulate::guest::State;
 use subpage_trap as trap;
 
 use super::Context;
@@ -57,6 +62,55 @@ pub(super) fn record(
     }
     context.events.publish(Arc::clone(&event));
     event
+}
+
+/// Bytes that a step over one instruction has changed, or would have.
+pub(crate) struct Stepped<'a> {
+    pub(crate) vcpu: u32,
+    /// Registers before it.
+    pub(crate) state: &'a State,
+    pub(crate) range: ByteRange,
+    pub(crate) bytes: &'a [u8],
+    pub(crate) code: Option<GuestInstruction>,
+}
+
+/// Records the event of what a step has stored, if a rule or a map met it.
+pub(crate) fn report_step(
+    context: Context<'_>,
+    guard: &mut Guard,
+    decision: Decision,
+    step: &Stepped<'_>,
+) -> Option<Arc<Event>> {
+    let (rule, at) = match trap::Met::of(decision)? {
+        trap::Met::Watched { rule, at } => (Some(rule), at),
+        trap::Met::Forbidden { rule, at, .. } => (rule, at),
+    };
+    let active = rule.and_then(|rule| guard.domain().rules().get(rule));
+    let action = active.map_or(Action::Deny, |active| active.rule.action);
+    let verdict = match decision {
+        Decision::Denied { stop: true, .. } => trap::Verdict::Stopped,
+        Decision::Denied { .. } => trap::Verdict::Denied,
+        _ if action == Action::AllowOnce => trap::Verdict::AllowedOnce,
+        _ => trap::Verdict::Logged,
+    };
+    let code = step.code.as_ref().map_or(&[][..], GuestInstruction::bytes);
+    let event = trap::Event {
+        verdict,
+        response: trap::Response::Skip,
+        rule,
+        action,
+        origin: trap::Origin::of(step.state, step.vcpu),
+        gpa: step.range.first(),
+        gla: None,
+        at,
+        length: Some(step.range.bytes()),
+        bytes: step.bytes,
+        instruction: code.iter().copied().collect(),
+        during_delivery: false,
+        qualification: None,
+        in_software: true,
+    };
+    Some(record(context, guard, step.state.bitness(), &event))
 }
 
 /// An instruction in words, Intel syntax.

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use subpage::address::{ByteRange, PAGE_BYTES};
 use subpage_emulate::guest::State;
 use subpage_emulate::{Access, Exception, Fault, GuestInstruction, Store, XsaveArea, translate};
-use subpage_trap::{Outcome, Trapped, software_interrupt, store as carry_out};
+use subpage_trap::{Outcome, Trapped, Wanted, software_interrupt, store as carry_out};
 
 use super::backend::{Backend, HostFailure, Obstacle};
 use super::inject::{end_instruction, inject};
-use super::{Context, Next, delivery, walk};
+use super::{Context, Next, Unsolved, delivery, walk};
 use crate::ending::{Ending, Failure};
 use crate::event::Event;
 use crate::vcpu::{Interrupted, Processor, ProcessorError};
@@ -58,7 +58,9 @@ pub(crate) fn trapped(
     let result = match (pending, cause) {
         // Nothing is known to be wrong: KVM delivers it.
         (Some(_), Cause::Stuck) => return Ok(Next::Enter),
-        (Some(event), _) => delivery::deliver(context, processor, &at, &event),
+        (Some(event), _) => {
+            delivery::deliver(context, processor, &at, &event, wanted(context, cause))
+        }
         (None, _) => instruction(context, processor, &at, shadow, cause, &mut code),
     };
     let obstacle = match result {
@@ -79,6 +81,9 @@ pub(crate) fn trapped(
         Obstacle::Again if visits <= PATIENCE => return Ok(Next::Enter),
         Obstacle::Again => "its store traps again and again although it is permitted".to_owned(),
         // What trapped may be a walk over page tables, whatever the instruction is.
+        obstacle if cause == Cause::Fault && context.native && obstacle.may_step() => {
+            return Ok(Next::Step(Unsolved { code, reason: reason_of(&obstacle), visits }));
+        }
         obstacle if cause == Cause::Fault => {
             let stack = pending.and_then(|event| delivery::frame_at(context, &at, &event));
             if let Some(next) = walk::help(context, &at, code.as_ref(), stack, visits) {
@@ -131,6 +136,12 @@ fn guarded_operand(
     })
 }
 
+/// Which frames of events are pushed here. Where the processor's own walk of a page table traps, it is
+/// not the frame that did, and the processor cannot push it.
+fn wanted(context: Context<'_>, cause: Cause) -> Wanted {
+    if context.native && cause == Cause::Fault { Wanted::Anywhere } else { Wanted::InTraps }
+}
+
 /// Why a store is not done, for people.
 fn reason_of(obstacle: &Obstacle) -> String {
     match obstacle {
@@ -145,7 +156,7 @@ fn visit(context: Context<'_>, processor: &mut Processor, at: &Interrupted) -> u
     processor.stuck.visit(at.state.rip, changes)
 }
 
-fn failure(
+pub(crate) fn failure(
     processor: &Processor,
     at: &Interrupted,
     code: Option<&GuestInstruction>,
@@ -183,7 +194,7 @@ fn instruction(
         *code = Some(instruction);
         match software_interrupt(&instruction) {
             Some(event) if element == 0 => {
-                return delivery::deliver(context, processor, at, &event);
+                return delivery::deliver(context, processor, at, &event, wanted(context, cause));
             }
             // A string store has written it over itself: it is found when the guest gets there.
             Some(_) => break,

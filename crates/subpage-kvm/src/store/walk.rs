@@ -6,11 +6,11 @@
 
 use subpage::address::{GfnRange, Gpa};
 use subpage_emulate::{
-    Access, GuestInstruction, MAX_INSTRUCTION_BYTES, Translation, walk_entries, walk_marks,
+    Access, GuestInstruction, MAX_INSTRUCTION_BYTES, Mark, Translation, walk_entries, walk_marks,
 };
 
 use super::{Context, Next};
-use crate::guard::SPACE;
+use crate::guard::{Guard, SPACE};
 use crate::trap::PageSet;
 use crate::vcpu::Interrupted;
 
@@ -31,6 +31,25 @@ pub(super) fn help(
     frame: Option<u64>,
     visits: u32,
 ) -> Option<Next> {
+    let (_, held) = mark(context, &mut context.guard(), at, code, frame);
+    match visits {
+        // The flags are set: perhaps that was all.
+        1 => Some(Next::Enter),
+        _ if held.is_empty() => None,
+        2..=4 => Some(Next::HoldTables(held)),
+        _ => None,
+    }
+}
+
+/// Sets the flags that the walks of an instruction would set. Whether any was clear, and the pages that
+/// trap and hold entries of these walks.
+pub(crate) fn mark(
+    context: Context<'_>,
+    guard: &mut Guard,
+    at: &Interrupted,
+    code: Option<&GuestInstruction>,
+    frame: Option<u64>,
+) -> (bool, PageSet) {
     let state = &at.state;
     let base = if state.is_64_bit() { 0 } else { state.segments.cs.base };
     let rip = base.wrapping_add(state.rip);
@@ -57,12 +76,16 @@ pub(super) fn help(
         walks.extend([(table, system), (table.wrapping_add(limit.into()), system)]);
     }
     walks.extend([(tables.tr.base, system), (tables.ldtr.base, system)]);
-    let mut guard = context.guard();
-    let mut held = PageSet::new();
+    let (mut set, mut held) = (false, PageSet::new());
     for (linear, access) in walks {
         for _ in 0..ATTEMPTS {
             let marks = walk_marks(context.ram, context.paging, state, linear, access);
-            guard.domain_mut().note_logged(SPACE, marks.iter().map(|mark| mark.entry.gfn()));
+            let noted = |mark: &Mark| guard.domain_mut().note_marked(SPACE, mark.entry).is_ok();
+            // Without memory for the record nothing is set here.
+            if !marks.iter().all(noted) {
+                break;
+            }
+            set |= !marks.is_empty();
             let walk = Translation { gpa: Gpa::new(0), marks };
             if walk.mark_accessed(context.ram) != Ok(false) {
                 break;
@@ -75,11 +98,5 @@ pub(super) fn help(
             .map(|entry| GfnRange::one(entry.gfn()));
         held.extend(trapping);
     }
-    match visits {
-        // The flags are set: perhaps that was all.
-        1 => Some(Next::Enter),
-        _ if held.is_empty() => None,
-        2..=4 => Some(Next::HoldTables(held)),
-        _ => None,
-    }
+    (set, held)
 }

@@ -82,6 +82,11 @@ impl Traps {
         &self.trapped
     }
 
+    /// Those of them that are in read-only slots because they hold page tables of the guest.
+    pub const fn tables(&self) -> &PageSet {
+        &self.tables
+    }
+
     /// How often it has changed what traps, and how. A processor may have left the guest for what
     /// trapped before the last change.
     pub const fn changes(&self) -> u64 {

@@ -5,8 +5,8 @@
 
 use kvm_bindings::{
     KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE,
-    KVM_MP_STATE_UNINITIALIZED, kvm_debugregs, kvm_enable_cap, kvm_mp_state, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xsave,
+    KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_debugregs, kvm_enable_cap, kvm_guest_debug, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use subpage_emulate::guest::State;
@@ -215,6 +215,19 @@ impl Processor {
     /// Sets the debug registers.
     pub fn set_debug_registers(&self, to: &kvm_debugregs) -> Result<(), ProcessorError> {
         self.fd.set_debug_regs(to).map_err(self.failed("set the debug registers"))
+    }
+
+    /// Sets what ends a stay in the guest for debugging.
+    pub(crate) fn set_guest_debug(&self, to: &kvm_guest_debug) -> Result<(), ProcessorError> {
+        self.fd.set_guest_debug(to).map_err(self.failed("set the guest's debugging"))
+    }
+
+    /// A model-specific register.
+    pub(crate) fn msr(&self, index: u32) -> Result<u64, ProcessorError> {
+        let wanted = kvm_msr_entry { index, ..kvm_msr_entry::default() };
+        let mut msrs = Msrs::from_entries(&[wanted]).expect("one register");
+        self.fd.get_msrs(&mut msrs).map_err(self.failed("read a model-specific register"))?;
+        Ok(msrs.as_slice()[0].data)
     }
 
     /// Sets CR2.

@@ -10,7 +10,7 @@ use subpage::track::{TrackId, WrittenPage};
 use subpage_emulate::guest::State;
 use subpage_emulate::table_frames;
 
-use super::{Machine, Vm, VmError};
+use super::{Machine, Paused, Vm, VmError};
 use crate::ending::{Ending, Failure};
 use crate::guard::{ChangeError, Guard};
 use crate::trap::{PageSet, TrapBy, pages_of};
@@ -93,6 +93,30 @@ impl Machine {
             guard = self.guard();
         }
         guard.change(&self.ram, begun, &looked, change)
+    }
+
+    /// After a restore: what was in read-only slots when the guest was saved, and the tables of its
+    /// processors, are put there again, if it is KVM that walks page tables.
+    pub(crate) fn hold_again(&self, paused: &Paused<'_>, held: &[(u64, u64)]) {
+        let mut guard = self.guard();
+        let trapped = guard.traps().trapped().clone();
+        if guard.traps().by() != TrapBy::View || self.native || trapped.is_empty() {
+            return;
+        }
+        let known = held
+            .iter()
+            .filter_map(|(first, pages)| GfnRange::new(Gfn::try_new(*first).ok()?, *pages).ok());
+        let known = trapped.intersection(&pages_of(known));
+        // A processor that cannot be asked has other troubles, which its exits tell.
+        let states: Vec<State> = paused
+            .processors
+            .iter()
+            .filter_map(|processor| Some(processor.interrupted().ok()?.state))
+            .collect();
+        let mut tables = self.tables_among(&states, &trapped);
+        known.runs().for_each(|run| tables.insert(run));
+        // Where that fails the tables trap as every other page does, which is no less guarded.
+        let _ = guard.traps_mut().hold_tables(&self.ram, &tables);
     }
 
     /// Those of the pages that hold page tables of a processor.

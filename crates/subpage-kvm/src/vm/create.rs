@@ -22,6 +22,7 @@ use crate::guard::Guard;
 use crate::memory::Ram;
 use crate::metrics::{Clock, Metrics};
 use crate::snapshot::Features;
+use crate::step::{PageTables, Stepping};
 use crate::trap::{Slots, TrapBy, TrapError, Traps};
 use crate::vcpu::{Kick, Processor, cpuid};
 use crate::vm::watch::Watch;
@@ -54,6 +55,8 @@ pub struct Configuration {
     pub memory: u64,
     /// How pages are made to trap.
     pub trap: TrapChoice,
+    /// What becomes of page tables in pages that trap, where a walk of them counts as a write.
+    pub page_tables: PageTables,
     /// Most memory slots to use; none for as many as KVM has.
     pub slots: Option<usize>,
     /// A reset that the guest asks for starts it again; otherwise it ends it.
@@ -63,7 +66,14 @@ pub struct Configuration {
 impl Default for Configuration {
     /// One processor and 128 MiB; resets end the guest.
     fn default() -> Self {
-        Self { cpus: 1, memory: 128 << 20, trap: TrapChoice::Auto, slots: None, reboots: false }
+        Self {
+            cpus: 1,
+            memory: 128 << 20,
+            trap: TrapChoice::Auto,
+            page_tables: PageTables::Step,
+            slots: None,
+            reboots: false,
+        }
     }
 }
 
@@ -145,6 +155,7 @@ impl Vm {
                 start: Mutex::new(None),
                 reboots: configuration.reboots,
                 native,
+                stepping: Stepping::new(configuration.page_tables),
                 ram,
             }),
             threads: Vec::new(),
@@ -192,6 +203,10 @@ fn guard(
     let mut slots = Slots::new(Arc::clone(vm), limit);
     slots.lay_out(ram).map_err(TrapError::from)?;
     let by = match configuration.trap {
+        // Where the processor runs the guest's kernel, KVM emulates whatever instruction meets a
+        // read-only slot, also by a walk of page tables or by pushing an event's frame, and takes the
+        // address of the entry or frame for that of the operand. The view has no such case.
+        TrapChoice::Slots if native => TrapBy::View,
         TrapChoice::Slots => TrapBy::Slots,
         TrapChoice::Auto
             if !native && configuration.cpus == 1 && vm.check_extension(Cap::ReadonlyMem) =>

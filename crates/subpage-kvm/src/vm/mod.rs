@@ -12,10 +12,12 @@ mod vcpu_pause;
 mod watch;
 
 pub use crate::ending::Ending;
+pub use crate::step::{Notice, PageTables};
 pub(crate) use create::open;
 pub use create::{Configuration, TrapChoice, nowhere};
 pub use error::VmError;
 pub use request_handler::VmRequestHandler;
+pub(crate) use run::{Exit, enter};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -33,6 +35,7 @@ use crate::guard::{Guard, Ledger};
 use crate::memory::Ram;
 use crate::metrics::{Clock, Metrics};
 use crate::snapshot::Features;
+use crate::step::Stepping;
 use crate::store::Context;
 use crate::trap::TrapBy;
 use crate::vcpu::Processor;
@@ -67,6 +70,7 @@ pub(crate) struct Machine {
     /// The processor runs the guest's kernel itself: KVM emulates no store that it need not, and
     /// walks no page tables.
     pub(crate) native: bool,
+    pub(crate) stepping: Stepping,
 }
 
 impl Machine {
@@ -86,6 +90,7 @@ impl Machine {
             guard: &self.guard,
             metrics: &self.metrics,
             events: &self.events,
+            native: self.native,
         }
     }
 
@@ -186,6 +191,22 @@ impl Vm {
     /// Counts of the guest's exits.
     pub fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.machine.metrics)
+    }
+
+    /// What whoever set the rules should know and has not been told yet: guarded bytes that are
+    /// slow.
+    pub fn notices(&self) -> Vec<Notice> {
+        self.machine.stepping.notices.take()
+    }
+
+    /// How many instructions of the guest were stepped over because software does not carry them out.
+    pub fn steps(&self) -> u64 {
+        self.machine.stepping.steps()
+    }
+
+    /// Whether walks of the guest's page tables were found to count as writes of their pages.
+    pub fn walks_write(&self) -> bool {
+        self.machine.stepping.walks_write()
     }
 
     /// Counts of what trapped so far.

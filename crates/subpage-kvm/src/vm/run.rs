@@ -9,6 +9,7 @@ use super::Machine;
 use crate::devices::PortEffect;
 use crate::ending::{Ending, Failure};
 use crate::metrics::ExitKind;
+use crate::step::step;
 use crate::store::{Cause, Next, finish, mmio_store, trapped};
 use crate::vcpu::{Activity, Kick, Processor};
 
@@ -27,6 +28,7 @@ pub(super) fn run(machine: &Arc<Machine>, number: usize) {
         match next.and_then(|next| given.map(|()| next).map_err(Failure::from)) {
             Ok(None | Some(Next::Enter)) => {}
             Ok(Some(Next::Settle)) => machine.settle(),
+            Ok(Some(Next::Step(_))) => unreachable!("a step is made where it is asked for"),
             Ok(Some(Next::HoldTables(pages))) => machine.hold_tables(&pages),
             Ok(Some(Next::Reset)) => machine.reset(),
             Ok(Some(Next::End(ending))) => machine.end(ending),
@@ -85,20 +87,33 @@ fn store_ended(machine: &Machine, processor: &mut Processor) {
 }
 
 /// What an exit was, when KVM's buffer is no longer borrowed.
-enum Exit {
+pub(crate) enum Exit {
+    /// KVM tells of a store that it has carried out but for memory.
     Store { address: u64, data: ArrayVec<u8, 8> },
+    /// An instruction has not happened.
     Trapped(Cause),
+    /// A port was read or written.
     Port(PortEffect),
+    /// Nothing is left to be done.
     Nothing(ExitKind),
+    /// A breakpoint or single step, with what DR6 would say.
+    Debug { dr6: u64 },
+    /// A signal got the processor out.
+    Interrupted,
+    /// The guest has ended.
     End(Ending),
+    /// Something that this program does not know.
     Strange(String),
 }
 
 /// One stay in the guest.
-fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next, Failure> {
-    let vcpu = processor.number;
+pub(crate) fn enter(
+    machine: &Machine,
+    processor: &mut Processor,
+    kick: Kick,
+) -> Result<Exit, Failure> {
     processor.entered();
-    let exit = match processor.fd.run() {
+    Ok(match processor.fd.run() {
         Ok(VcpuExit::MmioWrite(address, data)) => {
             Exit::Store { address, data: data.iter().copied().take(8).collect() }
         }
@@ -117,6 +132,7 @@ fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next
         // Kernels from 6.8 on may say so beside EFAULT.
         Ok(VcpuExit::MemoryFault { .. }) => Exit::Trapped(Cause::Fault),
         Ok(VcpuExit::InternalError) => internal_error(processor),
+        Ok(VcpuExit::Debug(debug)) => Exit::Debug { dr6: debug.dr6 },
         Ok(VcpuExit::Hlt) => Exit::Nothing(ExitKind::Hlt),
         Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Exit::Nothing(ExitKind::Interrupted),
         Ok(VcpuExit::Shutdown) => {
@@ -130,11 +146,21 @@ fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next
         Ok(other) => Exit::Strange(format!("KVM left the guest for {other:?}")),
         Err(error) => match error.errno() {
             libc::EFAULT => Exit::Trapped(Cause::Fault),
-            libc::EINTR | libc::EAGAIN => return interrupted(machine, processor),
+            libc::EINTR | libc::EAGAIN => Exit::Interrupted,
             _ => Exit::Strange(format!("KVM cannot run the processor: {error}")),
         },
-    };
-    match exit {
+    })
+}
+
+/// One stay in the guest, and what it asks for.
+fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next, Failure> {
+    let vcpu = processor.number;
+    match enter(machine, processor, kick)? {
+        Exit::Interrupted => interrupted(machine, processor),
+        Exit::Debug { .. } => {
+            machine.metrics.exit(ExitKind::Other);
+            Ok(Next::Enter)
+        }
         Exit::Store { address, data } => {
             let began = machine.clock.now();
             machine.metrics.exit(ExitKind::Mmio);
@@ -146,7 +172,10 @@ fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next
             let began = machine.clock.now();
             let kind = if cause == Cause::Fault { ExitKind::Fault } else { ExitKind::Emulation };
             machine.metrics.exit(kind);
-            let next = trapped(machine.stores(), processor, cause);
+            let next = match trapped(machine.stores(), processor, cause) {
+                Ok(Next::Step(why)) => step(machine, processor, kick, why),
+                next => next,
+            };
             machine.metrics.write_trapped(machine.clock.since(began));
             next
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::{Configuration, Machine, Vm, VmError};
 use crate::guard::ChangeError;
 use crate::snapshot::{Chips, Header, ProcessorState, Reader, SnapshotError, Writer};
+use crate::trap::PageSet;
 
 impl Machine {
     /// Saves the guest as it is between two instructions; it goes on afterwards. How many bytes the
@@ -27,6 +28,7 @@ impl Machine {
             processors,
             chips: Chips::save(&self.vm)?,
             ports: self.ports().save(),
+            held_tables: runs(self.guard().traps().tables()),
         };
         let state = self
             .guard()
@@ -35,6 +37,10 @@ impl Machine {
             .map_err(|error| SnapshotError::Content(error.to_string()))?;
         writer.write(&header, &state, &self.ram)
     }
+}
+
+fn runs(pages: &PageSet) -> Vec<(u64, u64)> {
+    pages.runs().map(|run| (run.first().as_u64(), run.pages())).collect()
 }
 
 impl Vm {
@@ -71,6 +77,7 @@ impl Vm {
             .ports()
             .restore(&header.ports)
             .map_err(|error| SnapshotError::Content(error.to_string()))?;
+        machine.hold_again(&paused, &header.held_tables);
         drop(paused);
         Ok(vm)
     }

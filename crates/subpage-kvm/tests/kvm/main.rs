@@ -12,6 +12,7 @@ mod guest;
 mod halves;
 mod hostile;
 mod in_force;
+mod live_tables;
 mod privilege;
 mod random;
 mod rules;

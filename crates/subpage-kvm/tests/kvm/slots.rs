@@ -2,7 +2,7 @@
 
 use subpage::rules::{Action, Owner, Rule};
 use subpage_kvm::guard::ChangeError;
-use subpage_kvm::trap::{SlotError, TrapError};
+use subpage_kvm::trap::{SlotError, TrapBy, TrapError};
 use subpage_kvm::vm::{Configuration, TrapChoice, VmError};
 
 use crate::guest::{Guest, PAGE, both_ways, kvm, rule, small, stores};
@@ -12,6 +12,15 @@ fn separate(pages: u64) -> Vec<Rule> {
     (0..pages).map(|page| rule("page", PAGE + page * 0x2000 + 0x800, 8, Action::Deny)).collect()
 }
 
+/// Whether slots are what traps where they are asked for. Tells the reason if not.
+fn slots_trap(guest: &Guest) -> bool {
+    let slots = guest.vm.traps_by() == TrapBy::Slots;
+    if !slots {
+        println!("skipped: this KVM runs a guest's kernel itself, where the view traps");
+    }
+    slots
+}
+
 #[test]
 fn too_many_separate_pages_are_a_clear_error_and_change_nothing() {
     if !kvm() {
@@ -19,6 +28,9 @@ fn too_many_separate_pages_are_a_clear_error_and_change_nothing() {
     }
     let configuration = Configuration { trap: TrapChoice::Slots, slots: Some(8), ..small() };
     let mut guest = Guest::new(&configuration, |code| stores(code, &[PAGE + 0x800, PAGE + 0x6800]));
+    if !slots_trap(&guest) {
+        return;
+    }
     // A slot for each page and for each gap: three pages need seven.
     guest.vm.add_rules(&separate(3)).unwrap();
     assert_eq!(guest.vm.slot_count(), 7);
@@ -45,6 +57,9 @@ fn slots_merge_when_their_rules_go() {
     }
     let configuration = Configuration { trap: TrapChoice::Slots, ..small() };
     let guest = Guest::new(&configuration, |code| stores(code, &[]));
+    if !slots_trap(&guest) {
+        return;
+    }
     assert_eq!(guest.vm.slot_count(), 1);
     let first = guest.vm.add_rules(&separate(10)).unwrap();
     assert_eq!((guest.vm.slot_count(), guest.vm.trapped_pages()), (21, 10));

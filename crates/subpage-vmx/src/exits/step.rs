@@ -50,7 +50,10 @@ impl Vcpu {
                 linear,
                 access,
             );
-            shared.domain.note_logged(SPACE, marks.iter().map(|mark| mark.entry.gfn()));
+            // Without memory for the record nothing is set here; the processor sets it itself.
+            if marks.iter().any(|mark| shared.domain.note_marked(SPACE, mark.entry).is_err()) {
+                break;
+            }
             let walk = subpage_emulate::Translation { gpa: subpage::address::Gpa::new(0), marks };
             if walk.mark_accessed(&self.machine.ram) != Ok(false) {
                 break;

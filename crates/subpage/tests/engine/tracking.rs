@@ -1,5 +1,6 @@
 //! Access tracking at 128 bytes.
 
+use subpage::address::Gpa;
 use subpage::domain::{Decision, DomainError, WriteParts};
 use subpage::rules::{Action, Owner};
 use subpage::track::{TrackId, WrittenPage};
@@ -46,6 +47,21 @@ fn written_sub_pages_are_harvested_once() {
     assert_eq!(harvest(&mut domain, id), []);
     assert_eq!(write(&mut domain, 300, 1), Decision::Allowed);
     assert_eq!(harvest(&mut domain, id), [(0, 1 << 2)]);
+}
+
+/// What a walk sets in the guest's page tables is harvested, and no rule decides about it.
+#[test]
+fn flags_that_a_walk_sets_are_harvested() {
+    let (mut domain, _) = guest(2);
+    let (_, token) = domain.add_rule(rule(bytes(PAGE + 128, 128), Action::Deny)).expect("a rule");
+    done(&mut domain, token);
+    let id = track(&mut domain, 0, 4096);
+    for offset in [0x8, 0x80, 0x1000] {
+        domain.note_marked(Normal, Gpa::new(PAGE + offset)).expect("memory");
+    }
+    assert_eq!(harvest(&mut domain, id), [(0, 0b11)], "the second page is not tracked");
+    assert_eq!(harvest(&mut domain, id), [], "each is told once");
+    assert!(!write(&mut domain, 0x80, 8).permits(), "the rule is in force");
 }
 
 #[test]

@@ -26,7 +26,7 @@ use self::desk::Desk;
 use self::input::Input;
 use self::supervise::{Grace, Limits, Teller, supervise};
 use crate::command_line::{
-    DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, TrapChoice,
+    DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, PageTables, TrapChoice,
 };
 use crate::events::{EventWriter, LiveStart, RuleEvent, StartEvent};
 use crate::failure::{Failure, Status};
@@ -223,6 +223,10 @@ fn configuration(asked: &MachineArguments) -> Configuration {
             TrapChoice::Auto => vm::TrapChoice::Auto,
             TrapChoice::Slots => vm::TrapChoice::Slots,
             TrapChoice::View => vm::TrapChoice::View,
+        },
+        page_tables: match asked.page_tables.unwrap_or_default() {
+            PageTables::Step => vm::PageTables::Step,
+            PageTables::Refuse => vm::PageTables::Refuse,
         },
         ..Configuration::default()
     }

@@ -12,7 +12,7 @@ use subpage_kvm::vm::Vm;
 use super::count::Count;
 use super::desk::Desk;
 use super::ending::{Cut, RunEnd};
-use crate::events::{DroppedEvent, EventWriter, FailedEvent};
+use crate::events::{DroppedEvent, EventWriter, FailedEvent, NoticeEvent};
 use crate::failure::Failure;
 use crate::terminal::style::LOGGED;
 use crate::terminal::{ColorWhen, Lines, Screen, tell};
@@ -197,6 +197,9 @@ pub(super) fn supervise(
         }
         if limits.cut().is_some() || desk.stop_is_asked() {
             grace.begin();
+        }
+        for notice in vm.notices() {
+            teller.events.notice(&NoticeEvent::from(&notice))?;
         }
         if end.is_some() {
             continue;

@@ -1,0 +1,173 @@
+//! What a step has changed in the copies of pages that trap: decided, and done on the guest's memory.
+
+use std::sync::Arc;
+
+use subpage::address::{ByteRange, Gfn, Gpa};
+use subpage::domain::{Decision, WriteParts};
+use subpage_emulate::guest::PhysicalMemory as _;
+use subpage_emulate::{Access, translate};
+
+use super::copies::Copies;
+use super::plan::Plan;
+use crate::event::Event;
+use crate::guard::{Guard, SPACE};
+use crate::memory::Twin;
+use crate::store::{Stepped, report_step};
+use crate::vcpu::Interrupted;
+use crate::vm::Machine;
+
+/// Accessed and dirty.
+const MARKS: u64 = 0x60;
+
+/// Present.
+const PRESENT: u64 = 1;
+
+/// Eight bytes of a copy that are not as they were.
+#[derive(Debug, Clone, Copy)]
+struct Changed {
+    gfn: Gfn,
+    word: usize,
+    before: u64,
+    now: u64,
+}
+
+impl Changed {
+    fn gpa(&self) -> Gpa {
+        Gpa::new(self.gfn.gpa().as_u64() + self.word as u64 * 8)
+    }
+}
+
+/// Decides about what the step over the instruction at `at` has changed, as about one write, and does
+/// it or takes it back. The event, if a rule stops the guest for it.
+pub(super) fn settle(
+    machine: &Machine,
+    guard: &mut Guard,
+    vcpu: u32,
+    at: &Interrupted,
+    plan: &Plan,
+    copies: &mut Copies,
+) -> Result<Option<Arc<Event>>, &'static str> {
+    let twin = machine.ram.view().twin().expect("a step has been made in it");
+    let mut changed = Vec::new();
+    copies.compare(twin, |gfn, word, before, now| changed.push(Changed { gfn, word, before, now }));
+    if changed.is_empty() {
+        return Ok(None);
+    }
+    changed.sort_unstable_by_key(Changed::gpa);
+    let (marks, stored): (Vec<Changed>, Vec<Changed>) =
+        changed.into_iter().partition(|change| is_walk(machine, at, plan, change));
+    for mark in &marks {
+        guard.domain_mut().note_marked(SPACE, mark.gpa()).map_err(|_| NO_MEMORY)?;
+        // A walk's flags go to the entry that it has read.
+        let _ = machine.ram.set_bits(mark.gpa(), mark.before, mark.now & !mark.before);
+        copies.note(mark.gfn, mark.word, mark.now);
+        opened(machine, guard, mark.gpa());
+    }
+    let event = store(machine, guard, vcpu, at, plan, copies, twin, &stored)?;
+    // Pages that need not trap any more have no copy.
+    copies.retain(&twin.copied());
+    Ok(event)
+}
+
+const NO_MEMORY: &str = "the engine has no memory left for a record of a write";
+
+/// Whether a change is what a walk of the page tables does to an entry: it sets flags of one that is
+/// present, which the instruction does not write.
+fn is_walk(machine: &Machine, at: &Interrupted, plan: &Plan, change: &Changed) -> bool {
+    let set = change.before ^ change.now;
+    let is_entry = set & !MARKS == 0 && change.now & set == set && change.before & PRESENT != 0;
+    let written = || {
+        plan.writes.iter().any(|&(linear, bytes)| {
+            let access = Access::write_by(&at.state);
+            let walk = translate(&machine.ram, machine.paging, &at.state, linear, access);
+            walk.is_ok_and(|walk| {
+                let (start, first) = (walk.gpa.as_u64(), change.gpa().as_u64());
+                start < first + 8 && first < start.saturating_add(bytes)
+            })
+        })
+    };
+    is_entry && !written()
+}
+
+/// Opens the page of what was written, if nothing in it has to trap any more.
+fn opened(machine: &Machine, guard: &mut Guard, at: Gpa) {
+    let range = ByteRange::new(at, 1).expect("a byte of memory");
+    // The view opens pages at once: there is nothing to settle later.
+    let _ = guard.after_write(&machine.ram, &WriteParts::one(range));
+}
+
+/// The runs of changed bytes, ascending.
+fn runs(stored: &[Changed]) -> Vec<(ByteRange, Vec<u8>)> {
+    let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+    for change in stored {
+        let bytes = change.before.to_le_bytes().into_iter().zip(change.now.to_le_bytes());
+        for (offset, (before, now)) in (0..).zip(bytes) {
+            if before == now {
+                continue;
+            }
+            let at = change.gpa().as_u64() + offset;
+            match runs.last_mut() {
+                Some((first, bytes)) if *first + bytes.len() as u64 == at => bytes.push(now),
+                _ => runs.push((at, vec![now])),
+            }
+        }
+    }
+    let range = |(first, bytes): (u64, Vec<u8>)| {
+        let range = ByteRange::new(Gpa::new(first), bytes.len() as u64);
+        (range.expect("bytes of memory"), bytes)
+    };
+    runs.into_iter().map(range).collect()
+}
+
+/// Decides about the stored bytes together, and does them or takes them back.
+#[allow(clippy::too_many_arguments)] // One step, seen from all sides.
+fn store(
+    machine: &Machine,
+    guard: &mut Guard,
+    vcpu: u32,
+    at: &Interrupted,
+    plan: &Plan,
+    copies: &mut Copies,
+    twin: &Twin,
+    stored: &[Changed],
+) -> Result<Option<Arc<Event>>, &'static str> {
+    let runs = runs(stored);
+    let decided = runs
+        .iter()
+        .map(|(range, _)| guard.domain().check_write(SPACE, *range))
+        .fold(Decision::Allowed, Decision::and);
+    let mut stopped = None;
+    for (range, bytes) in &runs {
+        let parts = WriteParts::one(*range);
+        let alone = guard.domain().check_write(SPACE, *range);
+        // Of a denied store, the bytes that may be written are not written either.
+        if !decided.permits() && alone.permits() {
+            continue;
+        }
+        guard.ledger_count(&parts);
+        machine.metrics.checks(1);
+        let decision = guard.domain_mut().authorize_write(SPACE, *range).map_err(|_| NO_MEMORY)?;
+        if decision.permits() {
+            machine
+                .ram
+                .with_window(&parts, |window| window.store(bytes, 1))
+                .expect("what was copied is memory");
+        }
+        let step = Stepped { vcpu, state: &at.state, range: *range, bytes, code: plan.code };
+        let event = report_step(machine.stores(), guard, decision, &step);
+        if let Decision::Denied { stop: true, .. } = decision {
+            stopped = event;
+        }
+        if decision.permits() {
+            opened(machine, guard, range.first());
+        }
+    }
+    for change in stored {
+        if decided.permits() {
+            copies.note(change.gfn, change.word, change.now);
+        } else {
+            twin.set(change.gfn, change.word, change.before);
+        }
+    }
+    Ok(stopped)
+}

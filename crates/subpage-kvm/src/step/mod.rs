@@ -1,0 +1,437 @@
+//! One instruction with pages open that trap otherwise, executed by the processor itself.
+//!
+//! What software cannot carry out exactly: walks of the guest's page tables in a page that traps, on
+//! processors for which every walk counts as a write, and instructions that the decoder does not know.
+//! The processor moves into KVM's [second address space](space), where those pages are
+//! [copies](copies), and executes [one instruction](plan). What it has [changed](changes) in them is
+//! decided about and done on the guest's memory; denied bytes never get there.
+//!
+//! All of that under the guard's lock: the copies are what memory holds, and no other processor writes
+//! to pages that trap meanwhile. Other processors run on.
+
+mod changes;
+mod copies;
+mod notice;
+mod plan;
+mod space;
+mod tracked;
+
+pub use notice::{Notice, PageTables};
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kvm_bindings::{
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
+    kvm_guest_debug,
+};
+use subpage_emulate::guest::{PhysicalMemory as _, State};
+use subpage_emulate::{Access, Exception, translate};
+
+use crate::ending::{Ending, Failure};
+use crate::guard::Guard;
+use crate::metrics::ExitKind;
+use crate::store::{Cause, Next, Unsolved, end_instruction, failure, inject, mark_walks};
+use crate::vcpu::{Interrupted, Kick, Processor, ProcessorError};
+use crate::vm::{Exit, Machine, enter};
+use copies::Copies;
+use notice::Notices;
+use plan::{End, Plan, Refusal, plan};
+use tracked::Tracked;
+
+/// Most pages that are open in one step.
+const STEP_TABLES: usize = 64;
+
+/// Instructions in a row, at most, before the processor leaves the second address space: closing drops
+/// its translations, so where one walk trapped, the next instruction's often does.
+const BATCH: u32 = 64;
+
+/// How often the same instruction may find that other pages are needed.
+const PATIENCE: u32 = 64;
+
+/// DR6.BS.
+const SINGLE_STEP: u64 = 1 << 14;
+
+/// RFLAGS.TF.
+const TF: u64 = 1 << 8;
+
+/// RFLAGS.RF.
+const RF: u64 = 1 << 16;
+
+/// #DB.
+const DEBUG: Exception = Exception { vector: 1, error_code: None, address: None };
+
+/// #UD.
+const INVALID_OPCODE: Exception = Exception { vector: 6, error_code: None, address: None };
+
+/// What a machine keeps for steps.
+#[derive(Debug, Default)]
+pub(crate) struct Stepping {
+    inner: Mutex<Inner>,
+    /// Walks trap though no flag is to be set: they count as writes.
+    walks_write: AtomicBool,
+    steps: AtomicU64,
+    pub(crate) notices: Notices,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Whether there is a second address space; what is missing if not.
+    space: Option<Result<(), String>>,
+    copies: Copies,
+    /// Steps for tables that trap for tracking alone.
+    tracked: Tracked,
+}
+
+impl Stepping {
+    /// With what to do about page tables in pages that trap.
+    pub(crate) fn new(choice: PageTables) -> Self {
+        Self { notices: Notices::new(choice), ..Self::default() }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many instructions were stepped over.
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
+    }
+
+    /// Whether walks were found to count as writes.
+    pub(crate) fn walks_write(&self) -> bool {
+        self.walks_write.load(Ordering::Relaxed)
+    }
+}
+
+/// What ended a batch of steps.
+enum Outcome {
+    /// The processor goes on as usual.
+    GoOn,
+    /// It gets an exception; none of the instruction has happened.
+    Exception(Exception),
+    /// The guest's own single-step trap follows the instruction that began in this state.
+    Trap(Interrupted),
+    /// #DB at the next instruction, with DR6 as it is (ICEBP).
+    DebugTrap,
+    /// Another page is needed.
+    Wider,
+    /// The guest is to be ended or reset.
+    Next(Next),
+    /// It is not stepped over, and nothing of it has happened; why, as a sentence without its end.
+    Refused(String),
+    /// The guest cannot go on; why, as a sentence without its end.
+    Cannot(String),
+}
+
+/// Steps over the instruction at RIP, which has just trapped, and as many more as is worth it.
+pub(crate) fn step(
+    machine: &Machine,
+    processor: &mut Processor,
+    kick: Kick,
+    why: Unsolved,
+) -> Result<Next, Failure> {
+    let (at, _) = processor.at_exit()?;
+    let code = why.code.as_ref();
+    let mut guard = machine.guard();
+    let mut inner = machine.stepping.inner();
+    if !machine.stepping.walks_write() {
+        let (set, held) = mark_walks(machine.stores(), &mut guard, &at, code, None);
+        if set && why.visits <= 1 {
+            // Perhaps that was all: some processors, and KVM's own walks, only want to set flags.
+            return Ok(Next::Enter);
+        }
+        if !held.is_empty() {
+            machine.stepping.walks_write.store(true, Ordering::Relaxed);
+        }
+    }
+    let outcome = match try_batch(machine, processor, kick, &mut guard, &mut inner, &at, false)? {
+        // The decoder does not tell all that it touches.
+        Outcome::Wider => {
+            let (at, _) = processor.at_exit()?;
+            try_batch(machine, processor, kick, &mut guard, &mut inner, &at, true)?
+        }
+        outcome => outcome,
+    };
+    drop(inner);
+    drop(guard);
+    match outcome {
+        Outcome::GoOn => {
+            processor.stuck.reset();
+            Ok(Next::Enter)
+        }
+        Outcome::Exception(exception) => inject(processor, exception),
+        Outcome::Trap(before) => {
+            processor.stuck.reset();
+            end_instruction(processor, &before, false)?;
+            Ok(Next::Enter)
+        }
+        Outcome::DebugTrap => {
+            let mut state = at.state;
+            state.rip = state.rip.wrapping_add(code.map_or(1, |code| code.bytes().len() as u64));
+            processor.go_on(&state)?;
+            inject(processor, DEBUG)
+        }
+        Outcome::Next(next) => Ok(next),
+        // Tables in pages that do not trap may have changed on the way.
+        Outcome::Wider if why.visits < PATIENCE => Ok(Next::Enter),
+        // A program must not be able to end the guest.
+        Outcome::Wider | Outcome::Refused(_) if at.state.cpl == 3 => {
+            machine.metrics.refused();
+            processor.stuck.reset();
+            inject(processor, INVALID_OPCODE)
+        }
+        Outcome::Wider => Err(failure(processor, &at, code, &why.reason)),
+        Outcome::Refused(reason) | Outcome::Cannot(reason) => {
+            let reason = format!("{}, and it cannot be stepped over: {reason}", why.reason);
+            Err(failure(processor, &at, code, &reason))
+        }
+    }
+}
+
+/// Plans the first step, and makes it and those after it in the second address space.
+fn try_batch(
+    machine: &Machine,
+    processor: &mut Processor,
+    kick: Kick,
+    guard: &mut Guard,
+    inner: &mut Inner,
+    at: &Interrupted,
+    wide: bool,
+) -> Result<Outcome, Failure> {
+    let made =
+        inner.space.get_or_insert_with(|| space::make(&machine.vm, &machine.ram, guard.traps()));
+    if let Err(missing) = made {
+        return Ok(Outcome::Cannot(missing.clone()));
+    }
+    let watched = processor.debug_registers()?.dr7;
+    let first = match plan(machine, guard, processor, at, watched, wide) {
+        Ok(plan) => plan,
+        Err(refusal) => return Ok(refused(refusal)),
+    };
+    if let Err(reason) = machine.stepping.notices.see(guard, &first.tables) {
+        return Ok(Outcome::Cannot(reason));
+    }
+    match inner.tracked.open(machine, guard, &first.tables) {
+        Ok(false) => {}
+        Ok(true) => return Ok(Outcome::GoOn),
+        Err(reason) => return Ok(Outcome::Cannot(reason.into())),
+    }
+    let twin = machine.ram.view().twin().expect("made with the second address space");
+    if let Err(error) = inner.copies.open(&machine.ram, twin, &first.pages()) {
+        return Ok(Outcome::Cannot(error.to_string()));
+    }
+    space::go(processor, true)?;
+    let mut batch =
+        Batch { machine, processor, kick, guard, copies: &mut inner.copies, watched, made: 0 };
+    let outcome = batch.run(at, first, BATCH);
+    let made = batch.made;
+    machine.stepping.steps.fetch_add(made.into(), Ordering::Relaxed);
+    let closed = processor.set_guest_debug(&kvm_guest_debug::default());
+    let left = space::go(processor, false);
+    closed.and(left)?;
+    outcome
+}
+
+fn refused(refusal: Refusal) -> Outcome {
+    match refusal {
+        Refusal::Exception(exception) => Outcome::Exception(exception),
+        Refusal::DebugTrap => Outcome::DebugTrap,
+        Refusal::Software => {
+            Outcome::Refused("software interrupts are carried out in IA-32e mode only".into())
+        }
+        Refusal::Cannot(reason) => Outcome::Refused(reason),
+    }
+}
+
+/// A processor in the second address space.
+struct Batch<'a> {
+    machine: &'a Machine,
+    processor: &'a mut Processor,
+    kick: Kick,
+    guard: &'a mut Guard,
+    copies: &'a mut Copies,
+    /// The guest's DR7.
+    watched: u64,
+    /// Steps made.
+    made: u32,
+}
+
+/// What one step came to.
+enum Step {
+    /// The instruction has happened, or an exception in its place.
+    Done,
+    /// It has happened, and the guest's own single-step trap follows.
+    Trap,
+    /// Nothing has happened: somebody wants the processor.
+    Nothing,
+    /// Nothing has happened: another page is needed, or an event's frame goes to one that traps.
+    Trapped {
+        /// An event is being delivered.
+        delivering: bool,
+    },
+    /// The guest ends.
+    Next(Next),
+    /// The processor has run on.
+    RanOn(String),
+}
+
+impl Batch<'_> {
+    /// Steps until something else is to be done, at most `most` times.
+    fn run(&mut self, first: &Interrupted, plan: Plan, most: u32) -> Result<Outcome, Failure> {
+        let (mut at, mut plan) = (*first, plan);
+        loop {
+            let step = self.one(&at, &plan)?;
+            let (now, _) = self.processor.at_exit()?;
+            let vcpu = self.processor.number;
+            let settled = changes::settle(self.machine, self.guard, vcpu, &at, &plan, self.copies);
+            match settled {
+                Ok(Some(event)) => return Ok(Outcome::Next(Next::End(Ending::Stopped { event }))),
+                Ok(None) => {}
+                Err(reason) => return Ok(Outcome::Cannot(reason.into())),
+            }
+            match step {
+                Step::Done => self.made += 1,
+                Step::Trap => {
+                    self.made += 1;
+                    at.state.rflags |= TF;
+                    return Ok(Outcome::Trap(at));
+                }
+                // What has been done stays done; an event is delivered when the processor gets back.
+                Step::Nothing | Step::Trapped { delivering: true } => return Ok(Outcome::GoOn),
+                Step::Trapped { delivering: false } if self.made == 0 => return Ok(Outcome::Wider),
+                Step::Trapped { delivering: false } => return Ok(Outcome::GoOn),
+                Step::Next(next) => return Ok(Outcome::Next(next)),
+                Step::RanOn(reason) => return Ok(Outcome::Cannot(reason)),
+            }
+            if plan.last || self.made >= most {
+                return Ok(Outcome::GoOn);
+            }
+            at = now;
+            // Whatever is the matter with the next one, it is found out when it traps.
+            plan = match self.next(&at) {
+                Some(plan) => plan,
+                None => return Ok(Outcome::GoOn),
+            };
+        }
+    }
+
+    /// The plan for another step, if its pages are open already and it stores nothing to them that
+    /// software would carry out.
+    fn next(&self, at: &Interrupted) -> Option<Plan> {
+        let plan = plan(self.machine, self.guard, self.processor, at, self.watched, false).ok()?;
+        (plan.targets.is_empty() && self.copies.have(&plan.tables)).then_some(plan)
+    }
+
+    /// One step.
+    fn one(&mut self, at: &Interrupted, plan: &Plan) -> Result<Step, Failure> {
+        self.arm(plan)?;
+        loop {
+            let exit = enter(self.machine, self.processor, self.kick)?;
+            return Ok(match exit {
+                Exit::Debug { dr6 } => self.stopped(plan, dr6)?,
+                Exit::Interrupted => {
+                    let (now, _) = self.processor.at_exit()?;
+                    if now.state.rip == at.state.rip && now.state.registers == at.state.registers {
+                        Step::Nothing
+                    } else {
+                        Step::RanOn("it does not come back from its step in time".into())
+                    }
+                }
+                Exit::Trapped(Cause::Fault) => {
+                    let (_, events) = self.processor.at_exit()?;
+                    let delivering = events.exception.injected != 0
+                        || events.interrupt.injected != 0
+                        || events.nmi.injected != 0;
+                    Step::Trapped { delivering }
+                }
+                Exit::Trapped(_) => Step::RanOn("KVM cannot emulate it".into()),
+                Exit::Store { .. } => {
+                    // A device that is not there. KVM forgets the single step of such a store.
+                    self.kick.raise();
+                    let _ = enter(self.machine, self.processor, self.kick)?;
+                    Step::Done
+                }
+                Exit::Port(crate::devices::PortEffect::None) | Exit::Nothing(ExitKind::Mmio) => {
+                    continue;
+                }
+                Exit::Port(effect) => Step::Next(effect_of(effect)),
+                Exit::Nothing(_) => Step::Nothing,
+                Exit::End(ending) => Step::Next(Next::End(ending)),
+                Exit::Strange(reason) => Step::RanOn(reason),
+            });
+        }
+    }
+
+    /// Lets the processor stop behind the instruction, and at handlers.
+    fn arm(&self, plan: &Plan) -> Result<(), ProcessorError> {
+        let mut debug = kvm_guest_debug {
+            control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_BLOCKIRQ,
+            ..kvm_guest_debug::default()
+        };
+        if plan.end == End::TrapFlag {
+            debug.control |= KVM_GUESTDBG_SINGLESTEP;
+        }
+        // Global breakpoints on execution; bit 10 is always set.
+        debug.arch.debugreg[7] = 1 << 10;
+        for (number, address) in plan.breakpoints().into_iter().enumerate() {
+            debug.arch.debugreg[number] = address;
+            debug.arch.debugreg[7] |= 2 << (2 * number);
+        }
+        self.processor.set_guest_debug(&debug)
+    }
+
+    /// A breakpoint or trap has ended the step.
+    fn stopped(&mut self, plan: &Plan, dr6: u64) -> Result<Step, Failure> {
+        let (now, _) = self.processor.at_exit()?;
+        if dr6 & SINGLE_STEP != 0 {
+            if plan.end != End::TrapFlag {
+                return Ok(Step::Trap);
+            }
+            // Between two iterations of a string instruction; a processor has it in frames only.
+            if now.state.rflags & RF != 0 {
+                let state = State { rflags: now.state.rflags & !RF, ..now.state };
+                self.processor.go_on(&state)?;
+            }
+            return Ok(Step::Done);
+        }
+        let handler = plan.handlers.iter().find(|handler| handler.1 == now.state.rip);
+        if let (Some((vector, _)), End::TrapFlag) = (handler, plan.end) {
+            self.clear_trap_flag(&now, *vector);
+        }
+        Ok(Step::Done)
+    }
+
+    /// Takes the TF that KVM has set out of the frame of an exception.
+    fn clear_trap_flag(&self, handler: &Interrupted, vector: u8) {
+        let has_error_code = matches!(vector, 8 | 10..=14 | 17 | 21);
+        let state = &handler.state;
+        let offset = if has_error_code { 24 } else { 16 };
+        let linear = state.registers.0[4].wrapping_add(offset);
+        let access = Access::write_by(state);
+        let machine = self.machine;
+        let walk = translate(&machine.ram, machine.paging, state, linear, access);
+        let Ok(gpa) = walk.map(|walk| walk.gpa) else { return };
+        let twin = machine.ram.view().twin().expect("a step has been made in it");
+        if self.copies.has(gpa.gfn()) {
+            let word = usize::from(gpa.page_offset()) / 8;
+            twin.set(gpa.gfn(), word, twin.get(gpa.gfn(), word) & !TF);
+            return;
+        }
+        let mut flags = [0; 8];
+        if machine.ram.read(gpa, &mut flags).is_ok() {
+            let flags = u64::from_le_bytes(flags) & !TF;
+            let _ = machine.ram.write(gpa, &flags.to_le_bytes());
+        }
+    }
+}
+
+fn effect_of(effect: crate::devices::PortEffect) -> Next {
+    use crate::devices::PortEffect;
+    match effect {
+        PortEffect::None => Next::Enter,
+        PortEffect::Reset => Next::Reset,
+        PortEffect::PowerOff => Next::End(Ending::PoweredOff),
+        PortEffect::Exit { code } => Next::End(Ending::Exited { code }),
+    }
+}
