@@ -115,6 +115,10 @@ impl Twin {
         (NonZeroUsize::new(self.words(gfn).expose_provenance()), one)
     }
 
+    #[expect(
+        clippy::cast_ptr_alignment,
+        reason = "a page of the mapping starts at a page of the host"
+    )]
     fn words(&self, gfn: Gfn) -> *mut u64 {
         let at = self.memory.get_host_address(GuestAddress(gfn.gpa().as_u64()));
         at.expect("a copy is memory").cast::<u64>()

@@ -111,7 +111,7 @@ enum Outcome {
     /// It gets an exception; none of the instruction has happened.
     Exception(Exception),
     /// The guest's own single-step trap follows the instruction that began in this state.
-    Trap(Interrupted),
+    Trap(Box<Interrupted>),
     /// #DB at the next instruction, with DR6 as it is (ICEBP).
     DebugTrap,
     /// Another page is needed.
@@ -129,7 +129,7 @@ pub(crate) fn step(
     machine: &Machine,
     processor: &mut Processor,
     kick: Kick,
-    why: Unsolved,
+    why: &Unsolved,
 ) -> Result<Next, Failure> {
     let (at, _) = processor.at_exit()?;
     let code = why.code.as_ref();
@@ -295,12 +295,11 @@ impl Batch<'_> {
                 Step::Trap => {
                     self.made += 1;
                     at.state.rflags |= TF;
-                    return Ok(Outcome::Trap(at));
+                    return Ok(Outcome::Trap(Box::new(at)));
                 }
                 // What has been done stays done; an event is delivered when the processor gets back.
-                Step::Nothing | Step::Trapped { delivering: true } => return Ok(Outcome::GoOn),
                 Step::Trapped { delivering: false } if self.made == 0 => return Ok(Outcome::Wider),
-                Step::Trapped { delivering: false } => return Ok(Outcome::GoOn),
+                Step::Nothing | Step::Trapped { .. } => return Ok(Outcome::GoOn),
                 Step::Next(next) => return Ok(Outcome::Next(next)),
                 Step::RanOn(reason) => return Ok(Outcome::Cannot(reason)),
             }

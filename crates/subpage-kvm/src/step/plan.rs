@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 use iced_x86::{CpuidFeature, Mnemonic, Register};
-use subpage::address::{Gfn, GfnRange};
+use subpage::address::{Gfn, GfnRange, Gpa};
 use subpage_emulate::guest::State;
 use subpage_emulate::{
     Access, Exception, GuestInstruction, MAX_ACCESSES, MAX_INSTRUCTION_BYTES, read_linear,
@@ -170,7 +170,8 @@ fn own_breakpoints(
     let registers =
         processor.debug_registers().map_err(|error| Refusal::Cannot(format!("{error}")))?;
     for (number, address) in (0_u32..).zip(registers.db) {
-        if control >> (2 * number) & 3 == 0 {
+        let enabled = control >> (2 * number) & 3;
+        if enabled == 0 {
             continue;
         }
         let bytes = [1, 2, 8, 4][(control >> (18 + 4 * number) & 3) as usize];
@@ -257,7 +258,7 @@ impl Plan {
         let mut tables: Vec<Gfn> = walks
             .iter()
             .flat_map(|linear| walk_entries(&machine.ram, machine.paging, state, *linear))
-            .map(|entry| entry.gfn())
+            .map(Gpa::gfn)
             .filter(traps)
             .collect();
         if wide {

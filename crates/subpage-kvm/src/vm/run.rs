@@ -173,7 +173,7 @@ fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next
             let kind = if cause == Cause::Fault { ExitKind::Fault } else { ExitKind::Emulation };
             machine.metrics.exit(kind);
             let next = match trapped(machine.stores(), processor, cause) {
-                Ok(Next::Step(why)) => step(machine, processor, kick, why),
+                Ok(Next::Step(why)) => step(machine, processor, kick, &why),
                 next => next,
             };
             machine.metrics.write_trapped(machine.clock.since(began));

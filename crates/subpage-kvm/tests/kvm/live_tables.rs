@@ -123,10 +123,10 @@ fn a_guest_with_guarded_tables_does_what_it_does_without() {
 /// Two processors count in the same words behind guarded tables, one of which the first changes.
 #[test]
 fn two_processors_share_guarded_tables_that_one_changes() {
+    const BOTH: u64 = 200;
     if !kvm() {
         return;
     }
-    const BOTH: u64 = 200;
     for configuration in both_ways() {
         let configuration = Configuration { cpus: 2, ..configuration };
         let mut guest = Guest::new(&configuration, |code| {
@@ -389,10 +389,10 @@ fn faulting(configuration: &Configuration, stack: u64) -> Option<Guest> {
 /// Exceptions and software interrupts on a stack in a guarded page (T7), and with guarded tables.
 #[test]
 fn events_are_delivered_to_guarded_stacks_and_through_guarded_tables() {
+    const STACK: u64 = PAGE + 0x1000;
     if !kvm() {
         return;
     }
-    const STACK: u64 = PAGE + 0x1000;
     for configuration in both_ways() {
         let Some(mut plain) = faulting(&configuration, STACK) else { return };
         plain.run_well();
