@@ -52,7 +52,7 @@ impl Exception {
     }
 
     /// What becomes of this exception if it arose while the exception `first`, one that the processor
-    /// found, was being delivered: see [`Event::escalate`](super::Event::escalate) for other events
+    /// found, was being delivered: see [`VectoringEvent::escalate`](super::VectoringEvent::escalate) for other events
     /// (SDM Vol. 3A, "Interrupt 8--Double Fault Exception (#DF)").
     pub const fn while_delivering(self, first: u8) -> Escalation {
         const fn contributory(vector: u8) -> bool {
