@@ -413,10 +413,9 @@ fn events_are_delivered_to_guarded_stacks_and_through_guarded_tables() {
     }
 }
 
-/// What the processor does between two instructions of its own: TF of the guest's own, breakpoints
-/// and ICEBP on guarded tables neither end it nor leak.
+/// ICEBP with all tables guarded gives the guest its #DB, behind the instruction.
 #[test]
-fn a_program_cannot_end_the_guest_by_what_cannot_be_stepped_over() {
+fn icebp_is_delivered_with_guarded_tables() {
     if !kvm() {
         return;
     }
