@@ -31,7 +31,7 @@ pub enum Demand {
 }
 
 impl Demand {
-    /// SDM Vol. 3C, "EPT Violations" and "Accessed and Dirty Flags for EPT"; `spp-facts.md` 1.2.
+    /// SDM Vol. 3C, "EPT Violations" and "Accessed and Dirty Flags for EPT"; `docs/spp.md` 1.2.
     ///
     /// - Accesses to guest paging-structure entries are writes if EPTP bit 6 is 1, whatever the
     ///   walk does there; otherwise reading one is a read, and setting its accessed or dirty flag
@@ -87,7 +87,7 @@ pub struct PageRights {
 /// Whether the SPPT decides an access that EPT rights do not allow.
 ///
 /// SDM Vol. 3C, "Sub-Page Write Permissions for EPT" (which writes are eligible);
-/// `spp-facts.md` 1.2, conditions 1 to 5:
+/// `docs/spp.md` 1.2, conditions 1 to 5:
 /// 1. the control is set;
 /// 2. the access is a write;
 /// 3. the leaf maps 4 KiB and has bit 61 set (in larger leaves the bit is ignored);
@@ -103,7 +103,7 @@ pub const fn is_eligible(roots: &Roots, access: &Access, page: PageRights) -> bo
 
 /// Whether a page's vector lets every byte of `piece` be written.
 ///
-/// SDM Vol. 3C, "Determining an Access's Sub-Page Write Permission"; `spp-facts.md` 1.7: each
+/// SDM Vol. 3C, "Determining an Access's Sub-Page Write Permission"; `docs/spp.md` 1.7: each
 /// touched sub-page must be writable. With [`first_byte_only`](Deviations::first_byte_only) only the
 /// first one is asked.
 #[inline]

@@ -8,7 +8,7 @@
 pub struct Deviations {
     /// Of a write's bytes in a page only the first one's sub-page is checked.
     ///
-    /// Bochs 2.6.10 to 3.0 (`spp-facts.md` 1.7). The architecture checks every touched sub-page.
+    /// Bochs 2.6.10 to 3.0 (`docs/spp.md` 1.7). The architecture checks every touched sub-page.
     pub first_byte_only: bool,
     /// With accessed and dirty flags for EPT off, the processor's own update of a guest
     /// paging-structure entry does not ask for the write right.

@@ -28,7 +28,7 @@ pub struct VmExit {
 
 impl VmExit {
     /// Reason 48. SDM Vol. 3C, "EPT Violations" and "Exit Qualification for EPT Violations";
-    /// `spp-facts.md` 1.6.
+    /// `docs/spp.md` 1.6.
     ///
     /// `rights` is the AND over the entries of the walk; an absent entry makes it empty. A write
     /// that the SPPT denies comes out the same as any write to a read-only page.
@@ -94,7 +94,7 @@ impl VmExit {
         }
     }
 
-    /// Reason 66. SDM Vol. 3C, "SPP-Induced VM Exits"; `spp-facts.md` 1.5.
+    /// Reason 66. SDM Vol. 3C, "SPP-Induced VM Exits"; `docs/spp.md` 1.5.
     pub(crate) fn spp_event(access: &Access, piece: Piece, miss: bool) -> Self {
         Self {
             reason: ExitReason::SPP_EVENT,

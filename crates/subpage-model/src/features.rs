@@ -7,7 +7,7 @@ use thiserror::Error;
 /// Capabilities and controls that stay the same while a virtual CPU lives.
 ///
 /// SDM Vol. 3D, appendix "VMX Capability Reporting Facility" (the MSRs
-/// IA32_VMX_PROCBASED_CTLS2 and IA32_VMX_EPT_VPID_CAP); `spp-facts.md` 1.1.
+/// IA32_VMX_PROCBASED_CTLS2 and IA32_VMX_EPT_VPID_CAP); `docs/spp.md` 1.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)]
 pub struct Features {
@@ -33,7 +33,7 @@ pub struct Features {
     /// Reserved bits of an SPPT entry are looked at although its valid bit is 0, so that such an
     /// entry is a misconfiguration and not a miss.
     ///
-    /// The sources do not settle which of the two a processor does (`spp-facts.md` 1.5); `false` is
+    /// The sources do not settle which of the two a processor does (`docs/spp.md` 1.5); `false` is
     /// what every other paging structure of the architecture does, and what Bochs does.
     pub checks_invalid_sppt_entries: bool,
 }
@@ -68,7 +68,7 @@ pub struct Roots {
 
 /// Why a VM entry fails (VM-instruction error 7: invalid control field).
 ///
-/// SDM Vol. 3C, "VM-Execution Control Fields" (checks on VMX controls); `spp-facts.md` 1.1. That
+/// SDM Vol. 3C, "VM-Execution Control Fields" (checks on VMX controls); `docs/spp.md` 1.1. That
 /// SPP needs EPT and that both pointers are 4 KiB aligned holds by the types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum EntryError {

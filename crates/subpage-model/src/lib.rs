@@ -8,7 +8,7 @@
 //! # Where to find a fact
 //!
 //! Section titles are those of the SDM, Vol. 3C, chapter "VMX Support for Address Translation",
-//! unless another is named; numbers are sections of `spp-facts.md`.
+//! unless another is named; numbers are sections of `docs/spp.md`.
 //!
 //! | fact | source | where |
 //! |---|---|---|

@@ -10,7 +10,7 @@ const LAST: u16 = 511;
 
 /// The page-modification log of one virtual CPU and its index field.
 ///
-/// SDM Vol. 3C, "Page-Modification Logging"; `spp-facts.md` 1.8. Entries are written from the end
+/// SDM Vol. 3C, "Page-Modification Logging"; `docs/spp.md` 1.8. Entries are written from the end
 /// of the page to its start: the index counts down from 511 and turns to FFFFH behind entry 0.
 #[derive(Debug, Clone)]
 pub struct PageModificationLog {

@@ -1,6 +1,6 @@
 //! The processor's walk of the sub-page permission table.
 //!
-//! SDM Vol. 3C, "Sub-Page Permission Table"; `spp-facts.md` 1.3 to 1.5.
+//! SDM Vol. 3C, "Sub-Page Permission Table"; `docs/spp.md` 1.3 to 1.5.
 
 use arrayvec::ArrayVec;
 use subpage::access::{AccessMap, SppVector};

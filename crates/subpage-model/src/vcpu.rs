@@ -309,7 +309,7 @@ impl Vcpu {
     /// Sets accessed and dirty flags, logs the page, and remembers the translation.
     ///
     /// SDM Vol. 3C, "Accessed and Dirty Flags for EPT" and "Page-Modification Logging";
-    /// `spp-facts.md` 1.8. A write that the SPPT allows is a write like any other here; an access
+    /// `docs/spp.md` 1.8. A write that the SPPT allows is a write like any other here; an access
     /// that exits has set nothing. (The architecture also permits an accessed flag set by an access
     /// that then exits; the model sets none.) If an access to two pages finds the log full at the
     /// second, the first keeps its flags: it is written when the access is repeated.

@@ -1,7 +1,7 @@
 //! Guest-physical, guest-frame and host-physical numbers as types that cannot be mixed up.
 //!
 //! The walks of EPT and SPPT with four levels use address bits 47:12 (SDM Vol. 3C, "EPT
-//! Translation Mechanism"; `spp-facts.md` 1.3), so a [`Gpa`] has at most 48 bits by construction.
+//! Translation Mechanism"; `docs/spp.md` 1.3), so a [`Gpa`] has at most 48 bits by construction.
 //! The processor's own physical width, which may be smaller, is a [`PhysicalWidth`] and is checked
 //! where a call enters the engine.
 

@@ -32,7 +32,7 @@
 //!
 //! # Where to find a fact of the manual
 //!
-//! Sections are those of the SDM, Vol. 3C, by title; numbers are facts of `spp-facts.md`.
+//! Sections are those of the SDM, Vol. 3C, by title; numbers are facts of `docs/spp.md`.
 //!
 //! | fact | where |
 //! |---|---|

@@ -15,7 +15,7 @@ use crate::domain::{Domain, DomainError, Observer};
 use crate::frames::TableFrames;
 use crate::invalidate::Invalidation;
 
-/// Most pages that one request may name (`KVM_SUBPAGE_MAX_PAGES`; `spp-facts.md` 2.2).
+/// Most pages that one request may name (`KVM_SUBPAGE_MAX_PAGES`; `docs/spp.md` 2.2).
 pub const MAX_PAGES: u32 = 512;
 
 /// Bytes before the map: 16.

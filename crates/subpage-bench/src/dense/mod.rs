@@ -1,4 +1,4 @@
-//! The baseline: how the KVM series did it, in our own words (`spp-facts.md` 2.3 and 2.4).
+//! The baseline: how the KVM series did it, in our own words (`docs/spp.md` 2.3 and 2.4).
 //!
 //! The permission of a page is a `u32` in an array that its memory slot owns, one entry for every
 //! page of the guest. The SPPT is a copy, built when the processor misses it:

@@ -2,7 +2,7 @@
 //!
 //! SDM Vol. 3C, "Caching Translation Information" (guest-physical mappings and guest-physical
 //! paging-structure caches), "Operations that Invalidate Cached Mappings" and "Guidelines for Use of
-//! the INVEPT Instruction"; `spp-facts.md` 1.9. Facts used:
+//! the INVEPT Instruction"; `docs/spp.md` 1.9. Facts used:
 //!
 //! - Nothing is remembered of entries that are absent or misconfigured.
 //! - INVEPT, single-context or global, forgets all; the model has one EPT context at a time, so the
@@ -12,7 +12,7 @@
 //! - Other VM exits need not forget anything. None of the sources says that an SPP miss does.
 //! - A processor may forget anything at any time.
 //! - That vectors and upper SPPT entries may be remembered until INVEPT is the cautious reading of
-//!   `spp-facts.md` 1.9: no source denies it.
+//!   `docs/spp.md` 1.9: no source denies it.
 //!
 //! Combined and linear mappings are not modelled apart: what they add is keyed by linear address
 //! and forgotten at least whenever the mapping of the guest-physical address is.
@@ -37,7 +37,7 @@ pub enum Staleness {
     /// Nothing is remembered: each access walks the tables.
     None,
     /// As Bochs 2.8 to 3.0: mappings live until the next VM exit and are used for accesses that
-    /// they allow; nothing read from the SPPT is remembered (`spp-facts.md` 1.9).
+    /// they allow; nothing read from the SPPT is remembered (`docs/spp.md` 1.9).
     UntilExit,
     /// Mappings and vectors live until they are invalidated or another page takes their place in an
     /// array of 4096. Fast, and of fixed size: for replays.

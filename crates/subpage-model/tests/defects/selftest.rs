@@ -1,4 +1,4 @@
-//! The scenario of the KVM series' own self-test (`spp-facts.md` 2.2), which tested nothing else.
+//! The scenario of the KVM series' own self-test (`docs/spp.md` 2.2), which tested nothing else.
 
 use subpage::access::{AccessMap, SUB_PAGE_BYTES, SUB_PAGES};
 use subpage_model::{Features, Outcome, Setup};

@@ -9,7 +9,7 @@ use crate::address::ByteRange;
 /// Which sub-pages of one page may be written: bit i = 1 means sub-page i is writable.
 ///
 /// Every 32-bit value is a map. The initial value of every page is [`AccessMap::ALL`]
-/// (`spp-facts.md` 2.2).
+/// (`docs/spp.md` 2.2).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct AccessMap(u32);

@@ -10,7 +10,7 @@ pub const SUB_PAGES: u32 = 32;
 
 /// Index of a sub-page in its page, 0..32: bits 11:7 of the address.
 ///
-/// SDM Vol. 3C, "Determining an Access's Sub-Page Write Permission"; `spp-facts.md` 1.3.
+/// SDM Vol. 3C, "Determining an Access's Sub-Page Write Permission"; `docs/spp.md` 1.3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SubPage(u8);
 

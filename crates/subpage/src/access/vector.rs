@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::{AccessMap, SubPage};
 use crate::address::ByteRange;
 
-/// The odd bits of a vector are reserved and must be 0 (`spp-facts.md` 1.4).
+/// The odd bits of a vector are reserved and must be 0 (`docs/spp.md` 1.4).
 const RESERVED: u64 = 0xAAAA_AAAA_AAAA_AAAA;
 
 /// A vector read from outside has reserved (odd) bits set; the processor would take an
@@ -23,7 +23,7 @@ pub struct ReservedBitsSet {
 
 /// An L1 entry of the SPPT: bit 2i = 1 means sub-page i may be written; odd bits are always 0.
 ///
-/// SDM Vol. 3C, "Sub-Page Permission Table" (format of L1 entries); `spp-facts.md` 1.4. There is no
+/// SDM Vol. 3C, "Sub-Page Permission Table" (format of L1 entries); `docs/spp.md` 1.4. There is no
 /// valid bit: zero denies all 32 sub-pages, it never means "absent".
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SppVector(u64);

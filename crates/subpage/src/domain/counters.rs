@@ -32,7 +32,7 @@ pub struct Counters {
 
 /// Hears of what the series traced; all methods do nothing unless written.
 ///
-/// The engine itself never logs (`spp-facts.md` 2.2 names the three trace points).
+/// The engine itself never logs (`docs/spp.md` 2.2 names the three trace points).
 pub trait Observer {
     /// Access maps were set; the maps are those of `pages` in order (`kvm_spp_set_subpages`).
     fn maps_set(&mut self, pages: GfnRange, maps: &[AccessMap]) {

@@ -86,7 +86,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     ///
     /// Looks at every sub-page the write touches, across page ends. The hardware's own rule is the
     /// same: a write proceeds only if the bit of every touched sub-page is 1 (SDM Vol. 3C,
-    /// "Determining an Access's Sub-Page Write Permission"; `spp-facts.md` 1.7).
+    /// "Determining an Access's Sub-Page Write Permission"; `docs/spp.md` 1.7).
     #[inline]
     pub fn check_write(&self, space: AddressSpace, write: ByteRange) -> Decision {
         if write.first().gfn() != write.last().gfn() {

@@ -46,7 +46,7 @@ pub struct LeafRights {
 /// Bit 61 while the gate is closed would let a guest write a page that the host shares or has
 /// read-only (D9); bit 61 with an all-ones vector would outlive the protection (HVMI's stale SPP).
 /// SDM Vol. 3C, "Sub-Page Write Permissions for EPT": eligible are writes to a page whose
-/// accumulated rights have R = 1 and W = 0 and whose leaf has bit 61 set (`spp-facts.md` 1.2).
+/// accumulated rights have R = 1 and W = 0 and whose leaf has bit 61 set (`docs/spp.md` 1.2).
 pub const fn leaf_rights(gate: WriteGate, vector: SppVector) -> LeafRights {
     let open = gate.is_open();
     let unrestricted = vector.is_unrestricted();

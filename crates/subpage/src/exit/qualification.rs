@@ -4,7 +4,7 @@ use bitfield_struct::bitfield;
 
 /// Exit qualification of an EPT violation (exit reason 48).
 ///
-/// SDM Vol. 3C, "Exit Qualification for EPT Violations"; `spp-facts.md` 1.6. A write denied by the
+/// SDM Vol. 3C, "Exit Qualification for EPT Violations"; `docs/spp.md` 1.6. A write denied by the
 /// SPPT reports the same bits as a write to a read-only page: nothing here says "sub-page".
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl EptQualification {
 
 /// Exit qualification of an SPP-related event (exit reason 66).
 ///
-/// SDM Vol. 3C, "Exit Qualification for SPP-Induced VM Exits"; `spp-facts.md` 1.5. All 64 bits are
+/// SDM Vol. 3C, "Exit Qualification for SPP-Induced VM Exits"; `docs/spp.md` 1.5. All 64 bits are
 /// kept: the trace point of the KVM series cut them to 32 (D51).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //!
 //! How many rules hold a sub-page is not stored: it is the number of rules whose range touches it,
 //! asked when a rule goes. The counters that HVMI keeps for the same purpose can disagree with the
-//! hooks they count (`spp-facts.md` 4.2, hazards a, b, d); a question cannot.
+//! hooks they count (`docs/spp.md` 3, hazards (a) and (b)); a question cannot.
 
 use alloc::vec::Vec;
 

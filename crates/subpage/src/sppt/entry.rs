@@ -7,7 +7,7 @@ use crate::frames::TableFrame;
 
 /// An L4, L3 or L2 entry of the sub-page permission table.
 ///
-/// SDM Vol. 3C, "Sub-Page Permission Table" (format of L4, L3 and L2 entries); `spp-facts.md` 1.4.
+/// SDM Vol. 3C, "Sub-Page Permission Table" (format of L4, L3 and L2 entries); `docs/spp.md` 1.4.
 /// Leaves are [`SppVector`](crate::access::SppVector)s.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
