@@ -67,12 +67,20 @@ impl Guarded {
         guest::set_count(self.vm.ram(), count);
     }
 
+    /// Lets a round begin that nobody waits for.
+    ///
+    /// # Panics
+    /// If the guest has ended.
+    pub(crate) fn begin(&self) {
+        self.go.send(()).expect("the guest waits");
+    }
+
     /// One round.
     ///
     /// # Panics
     /// If the guest ends or takes too long for it.
     pub(crate) fn round(&self) -> Duration {
-        self.go.send(()).expect("the guest waits");
+        self.begin();
         let Ok(took) = self.done.recv_timeout(LIMIT) else {
             match self.vm.wait(Duration::ZERO) {
                 Some(ending) => panic!("{ending}"),

@@ -6,7 +6,8 @@
 use std::io::Write as _;
 
 use iced_x86::code_asm::{
-    CodeAssembler, al, dword_ptr, dx, eax, ecx, edx, esi, qword_ptr, rax, rbx, rcx, rsi,
+    CodeAssembler, al, dword_ptr, dx, eax, ecx, edx, esi, qword_ptr, r8d, rax, rbx, rcx, rdi, rsi,
+    rsp,
 };
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use subpage::address::{Gfn, Gpa};
@@ -56,6 +57,10 @@ pub(crate) enum Work {
     Trapping { bytes: u8, at: u64 },
     /// Stores of four bytes to one place of that page, by four instructions in turn.
     Varied,
+    /// Pushes of eight bytes to one place of that page.
+    Push,
+    /// Eight words of eight bytes to the page's first, by REP MOVS.
+    Copy,
     /// Stores of eight bytes all over other pages.
     Plain,
 }
@@ -65,7 +70,7 @@ impl Work {
     pub(crate) const fn stores_a_turn(self) -> u32 {
         match self {
             Self::Varied => 4,
-            Self::Trapping { .. } | Self::Plain => 1,
+            Self::Trapping { .. } | Self::Push | Self::Copy | Self::Plain => 1,
         }
     }
 }
@@ -127,7 +132,7 @@ fn assemble(work: Work) -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
     code.mov(ecx, dword_ptr(COUNT))?;
     match work {
         Work::Trapping { at, .. } => code.mov(rbx, GUARDED + at)?,
-        Work::Varied => code.mov(rbx, GUARDED)?,
+        Work::Varied | Work::Push | Work::Copy => code.mov(rbx, GUARDED)?,
         Work::Plain => code.mov(rbx, PLAIN)?,
     }
     code.xor(esi, esi)?;
@@ -135,11 +140,23 @@ fn assemble(work: Work) -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
     match work {
         Work::Trapping { bytes: 4, .. } | Work::Varied => code.mov(dword_ptr(rbx), eax)?,
         Work::Trapping { .. } => code.mov(qword_ptr(rbx), rax)?,
+        Work::Push => {
+            code.lea(rsp, qword_ptr(rbx + 8))?;
+            code.push(rax)?;
+        }
+        Work::Copy => {
+            code.mov(r8d, ecx)?;
+            code.mov(rdi, rbx)?;
+            code.mov(esi, u32::try_from(PLAIN).expect("below 4 GiB"))?;
+            code.mov(ecx, 8_u32)?;
+            code.rep().movsq()?;
+            code.mov(ecx, r8d)?;
+        }
         Work::Plain => code.mov(qword_ptr(rbx + rsi), rcx)?,
     }
     code.set_label(&mut behind)?;
     match work {
-        Work::Trapping { .. } => {}
+        Work::Trapping { .. } | Work::Push | Work::Copy => {}
         // As long as the first.
         Work::Varied => {
             code.add(dword_ptr(rbx), eax)?;

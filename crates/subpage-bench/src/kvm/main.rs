@@ -9,6 +9,7 @@ mod bare;
 mod change_while_tracking;
 mod guarded;
 mod guest;
+mod instructions;
 mod pairs;
 mod set_latency;
 mod trap_overhead;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
+use instructions::Case;
 use subpage_bench::report::{Form, Record, Report};
 
 /// A benchmark: its name, and what measures it and hands on each record as it comes.
@@ -41,25 +43,31 @@ struct Arguments {
     /// One JSON object a line instead of a table
     #[arg(long)]
     json: bool,
+    /// Print the functions whose instructions are counted, too (instructions)
+    #[arg(long)]
+    by_function: bool,
+    /// Only run the guest of a case, for the process that counts its instructions
+    #[arg(long, hide = true, value_name = "CASE", conflicts_with_all = ["json", "by_function", "names"],
+          value_parser = |key: &str| Case::of_key(key).ok_or("no case"))]
+    serve: Option<Case>,
     /// Benchmarks to run, all by default
     #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(
-        BENCHMARKS.map(|(name, _)| name)
+        BENCHMARKS.iter().map(|(name, _)| *name).chain([instructions::NAME])
     ))]
     names: Vec<String>,
 }
 
+impl Arguments {
+    fn wants(&self, name: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|n| n == name)
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let form = if arguments.json { Form::Json } else { Form::Table };
-    let mut report = Report::new(io::stdout().lock(), form);
-    let result = match File::options().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => BENCHMARKS
-            .iter()
-            .filter(|(name, _)| {
-                arguments.names.is_empty() || arguments.names.iter().any(|n| n == name)
-            })
-            .try_for_each(|(_, run)| run(&mut |record| report.print(&record))),
-        Err(error) => report.skip(&format!("/dev/kvm cannot be opened: {error}")),
+    let result = match arguments.serve {
+        Some(case) => instructions::serve(case),
+        None => measure(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -70,4 +78,22 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn measure(arguments: &Arguments) -> io::Result<()> {
+    let form = if arguments.json { Form::Json } else { Form::Table };
+    let mut report = Report::new(io::stdout().lock(), form);
+    if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+        return report.skip(&format!("/dev/kvm cannot be opened: {error}"));
+    }
+    for (_, run) in BENCHMARKS.iter().filter(|(name, _)| arguments.wants(name)) {
+        run(&mut |record| report.print(&record))?;
+    }
+    if arguments.wants(instructions::NAME) {
+        match instructions::run(arguments.by_function, &mut |record| report.print(&record)) {
+            Ok(printed) => printed?,
+            Err(reason) => report.skip(&reason)?,
+        }
+    }
+    Ok(())
 }
