@@ -4,6 +4,8 @@
 //! finding what executes in its place costs more than all the rest of completing its store, and
 //! depends on nothing but its bytes: so both are kept for as long as the bytes stay the same.
 
+use alloc::boxed::Box;
+
 use super::linear::read_linear;
 use super::store::Refusal;
 use super::store_template::StoreTemplate;
@@ -13,61 +15,126 @@ use crate::guest::{PhysicalMemory, State};
 /// How many are kept: a loop's worth.
 const ENTRIES: usize = 8;
 
+/// An instruction of the guest and the store that it makes.
 #[derive(Debug, Clone)]
-struct Entry {
+pub struct Decoded {
     rip: u64,
+    /// Only that is kept.
+    is_64_bit: bool,
     instruction: GuestInstruction,
     template: StoreTemplate,
+    /// In the state for which it was looked up; of a refused one, in an older state or none.
+    store: Option<Store>,
+    refusal: Option<Refusal>,
+}
+
+impl Decoded {
+    /// The instruction.
+    pub const fn instruction(&self) -> &GuestInstruction {
+        &self.instruction
+    }
+
+    /// Its store in the state for which it was looked up, as [`Store::of`] tells it.
+    pub fn store(&self) -> Result<&Store, Refusal> {
+        match (&self.store, self.refusal) {
+            (_, Some(refusal)) => Err(refusal),
+            (Some(store), None) => Ok(store),
+            (None, None) => unreachable!("there is a store or a reason why not"),
+        }
+    }
+
+    fn fetch<M: PhysicalMemory>(
+        memory: &M,
+        paging: PagingFeatures,
+        state: &State,
+    ) -> Result<Self, Fault> {
+        let instruction = GuestInstruction::fetch(memory, paging, state)?;
+        let (store, refusal) = apart(Store::of(&instruction, state));
+        let template = store.as_ref().map_or(StoreTemplate::Nothing, StoreTemplate::of);
+        let (rip, is_64_bit) = (state.rip, state.is_64_bit());
+        Ok(Self { rip, is_64_bit, instruction, template, store, refusal })
+    }
+
+    /// Whether its bytes are still there, through the guest's page tables as they are now.
+    fn is_there<M: PhysicalMemory>(
+        &self,
+        memory: &M,
+        paging: PagingFeatures,
+        state: &State,
+    ) -> Result<bool, Fault> {
+        let known = self.instruction.bytes();
+        let mut bytes = [0; MAX_INSTRUCTION_BYTES];
+        let bytes = &mut bytes[..known.len()];
+        let access = Access::fetch_by(state);
+        read_linear(memory, paging, state, state.rip, access, bytes)?;
+        Ok(bytes.iter().eq(known))
+    }
+
+    /// Whether its store depends on nothing of the state but general registers, RIP and the bases of FS
+    /// and GS: the instruction names its destination, in 64-bit code.
+    pub const fn is_plain(&self) -> bool {
+        self.is_64_bit && matches!(self.template, StoreTemplate::Operand(_))
+    }
+
+    /// Finds the store in another state.
+    pub fn renew(&mut self, state: &State) {
+        match (&self.template, &mut self.store) {
+            (StoreTemplate::Operand(operand), Some(store)) => {
+                self.refusal = store.move_operand(operand, state).err();
+            }
+            (StoreTemplate::Substitute(substitute), _) => {
+                let store = Store::with_substitute(&self.instruction, state, Some(substitute));
+                (self.store, self.refusal) = apart(store);
+            }
+            _ => (self.store, self.refusal) = apart(Store::of(&self.instruction, state)),
+        }
+    }
+}
+
+fn apart(store: Result<Store, Refusal>) -> (Option<Store>, Option<Refusal>) {
+    match store {
+        Ok(store) => (Some(store), None),
+        Err(refusal) => (None, Some(refusal)),
+    }
 }
 
 /// Decoded instructions of 64-bit code, by address.
 #[derive(Debug, Clone, Default)]
 pub struct DecodeCache {
-    entries: [Option<Entry>; ENTRIES],
+    entries: [Option<Box<Decoded>>; ENTRIES],
 }
 
 impl DecodeCache {
     /// Fetches the instruction at RIP and finds its store, as [`GuestInstruction::fetch`] and
-    /// [`Store::of`] do.
+    /// [`Store::of`] do. To be [put](Self::put) back, or it is decoded anew the next time.
     ///
     /// The bytes are read anew each time, through the guest's page tables as they are now.
-    pub fn find<M: PhysicalMemory>(
+    pub fn take<M: PhysicalMemory>(
         &mut self,
         memory: &M,
         paging: PagingFeatures,
         state: &State,
-    ) -> Result<(GuestInstruction, Result<Store, Refusal>), Fault> {
-        if !state.is_64_bit() {
-            let instruction = GuestInstruction::fetch(memory, paging, state)?;
-            let store = Store::of(&instruction, state);
-            return Ok((instruction, store));
+    ) -> Result<Box<Decoded>, Fault> {
+        let Some(mut decoded) = self.entries[slot(state.rip)].take() else {
+            return Ok(Box::new(Decoded::fetch(memory, paging, state)?));
+        };
+        let same = decoded.rip == state.rip && decoded.is_64_bit && state.is_64_bit();
+        if same && super::is_canonical(state.rip) && decoded.is_there(memory, paging, state)? {
+            decoded.renew(state);
+        } else {
+            *decoded = Decoded::fetch(memory, paging, state)?;
         }
-        #[allow(clippy::cast_possible_truncation)] // Less than the number of entries.
-        let slot = &mut self.entries[(state.rip ^ state.rip >> 4) as usize % ENTRIES];
-        if let Some(entry) = slot
-            && entry.rip == state.rip
-            && super::is_canonical(state.rip)
-        {
-            let known = entry.instruction.bytes();
-            let mut bytes = [0; MAX_INSTRUCTION_BYTES];
-            let bytes = &mut bytes[..known.len()];
-            let access = Access::fetch_by(state);
-            read_linear(memory, paging, state, state.rip, access, bytes)?;
-            if *bytes == *known {
-                let store = match &entry.template {
-                    StoreTemplate::Operand { store, operand } => store.of_operand(operand, state),
-                    StoreTemplate::Substitute(substitute) => {
-                        Store::with_substitute(&entry.instruction, state, Some(substitute))
-                    }
-                    StoreTemplate::Nothing => Store::of(&entry.instruction, state),
-                };
-                return Ok((entry.instruction, store));
-            }
-        }
-        let instruction = GuestInstruction::fetch(memory, paging, state)?;
-        let store = Store::of(&instruction, state);
-        let template = store.as_ref().map_or(StoreTemplate::Nothing, StoreTemplate::of);
-        *slot = Some(Entry { rip: state.rip, instruction, template });
-        Ok((instruction, store))
+        Ok(decoded)
     }
+
+    /// Keeps an instruction that was taken.
+    pub fn put(&mut self, decoded: Box<Decoded>) {
+        let slot = slot(decoded.rip);
+        self.entries[slot] = Some(decoded);
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // Less than the number of entries.
+const fn slot(rip: u64) -> usize {
+    (rip ^ rip >> 4) as usize % ENTRIES
 }

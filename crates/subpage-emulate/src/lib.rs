@@ -60,14 +60,16 @@ mod xsave;
 use subpage::address::PhysicalWidth;
 
 pub use complete::{Executor, Incomplete, Progress};
-pub use decode_cache::DecodeCache;
+pub use decode_cache::{DecodeCache, Decoded};
 pub use deliver::{EventKind, PlannedDelivery, VectoringEvent, deliver};
 pub use extended::{Extended, FxArea, XsaveArea};
 pub use fault::{Escalation, Exception, Fault};
 pub use fetch::{GuestInstruction, MAX_INSTRUCTION_BYTES};
 pub use form::Unsupported;
 pub use linear::{Part, read_linear, translate_span};
-pub use paging::{Access, Mark, Translation, translate, walk_entries, walk_marks};
+pub use paging::{
+    Access, Mark, Translation, translate, translate_marked, walk_entries, walk_marks,
+};
 pub use store::{MAX_STORE_BYTES, Refusal, Store};
 pub use substitute::Substitute;
 pub use tables::table_frames;

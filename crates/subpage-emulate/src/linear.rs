@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 use subpage::address::PAGE_BYTES;
 
 use super::bits::EFER_LMA;
-use super::{Access, Fault, PagingFeatures, Translation, translate};
+use super::{Access, Fault, PagingFeatures, Translation, translate, translate_marked};
 use crate::guest::{PhysicalMemory, State};
 
 /// The linear address `bytes` after `linear`; linear addresses of 32 bits wrap.
@@ -28,7 +28,10 @@ pub fn read_linear<M: PhysicalMemory>(
         let in_page = PAGE_BYTES - linear % PAGE_BYTES;
         let take = usize::try_from(in_page).map_or(rest.len(), |page| page.min(rest.len()));
         let (part, after) = rest.split_at_mut(take);
-        let gpa = translate(memory, paging, state, linear, access)?.gpa;
+        let gpa = match translate_marked(memory, paging, state, linear, access) {
+            Some(gpa) => gpa,
+            None => translate(memory, paging, state, linear, access)?.gpa,
+        };
         memory.read(gpa, part).map_err(|_| Fault::NotMemory(gpa.as_u64()))?;
         linear = advance(state, linear, in_page);
         rest = after;

@@ -276,11 +276,61 @@ fn page_fault(state: &State, linear: u64, access: Access, cause: u32) -> Fault {
 /// Reads the eight aligned bytes around `at`, and the entry there.
 fn load<M: PhysicalMemory>(memory: &M, at: u64, bytes: u8) -> Result<(Gpa, u64, u64), Fault> {
     let entry = Gpa::try_new(at).map_err(|_| Fault::NotMemory(at))?;
-    let mut unit = [0; 8];
-    memory.read(Gpa::new(at & !7), &mut unit).map_err(|_| Fault::NotMemory(at))?;
-    let unit = u64::from_le_bytes(unit);
+    let unit = memory.read_word(Gpa::new(at & !7)).map_err(|_| Fault::NotMemory(at))?;
     let value = if bytes == 8 { unit } else { unit >> ((at & 4) * 8) & 0xffff_ffff };
     Ok((entry, unit, value))
+}
+
+/// The common case of [`translate`]: 4-level paging, no fault, and no flag to be set. `None` if it is
+/// another case.
+///
+/// What the entries of a walk have in common is collected on the way and looked at in the end.
+#[inline]
+pub fn translate_marked<M: PhysicalMemory>(
+    memory: &M,
+    paging: PagingFeatures,
+    state: &State,
+    linear: u64,
+    access: Access,
+) -> Option<Gpa> {
+    const TABLE: u64 = 0x000f_ffff_ffff_f000;
+    if state.efer & EFER_LMA == 0 || state.cr0 & CR0_PG == 0 || !is_canonical(linear) {
+        return None;
+    }
+    let (mut all, mut any) = (u64::MAX, 0);
+    let mut table = state.cr3 & TABLE;
+    let mut shift = 39;
+    let value = loop {
+        let entry = table | (linear >> shift & 0x1ff) << 3;
+        let value = memory.read_word(Gpa::try_new(entry).ok()?).ok()?;
+        all &= value;
+        any |= value;
+        if shift == 12 || value & PAGE_SIZE != 0 {
+            break value;
+        }
+        table = value & TABLE;
+        shift -= 9;
+    };
+    let offset = (1 << shift) - 1;
+    let beyond = !((1_u64 << paging.physical_width.bits()) - 1) & TABLE;
+    let no_execute = if state.efer & EFER_NXE == 0 { NO_EXECUTE } else { 0 };
+    // Bit 12 of the entry of a large page is PAT.
+    let low = if shift == 12 { 0 } else { offset & !0x1fff };
+    let size = shift < 30 || shift == 30 && paging.gigabyte_pages;
+    let rights = Rights {
+        write: all & WRITABLE != 0,
+        user: all & USER != 0,
+        execute: any & NO_EXECUTE == 0,
+    };
+    let marked =
+        all & (PRESENT | ACCESSED) == PRESENT | ACCESSED && (!access.write || value & DIRTY != 0);
+    if !marked || any & (beyond | no_execute) | value & low != 0 || !size {
+        return None;
+    }
+    if !rights.permit(state, access) {
+        return None;
+    }
+    Gpa::try_new(value & TABLE & !offset | linear & offset).ok()
 }
 
 /// Translates `linear` for an access, as the processor of `state` would.

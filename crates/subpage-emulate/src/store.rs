@@ -206,9 +206,14 @@ impl Store {
 
     /// The same store at another place.
     pub(super) const fn moved_to(mut self, linear: u64, offset: u64) -> Self {
+        self.move_to(linear, offset);
+        self
+    }
+
+    /// Moves it to another place.
+    pub(super) const fn move_to(&mut self, linear: u64, offset: u64) {
         self.linear = linear;
         self.offset = offset;
-        self
     }
 
     /// What is executed in the instruction's place; none if its store is computed.

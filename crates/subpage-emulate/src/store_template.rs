@@ -15,7 +15,7 @@ use crate::guest::State;
 #[derive(Debug, Clone)]
 pub(super) enum StoreTemplate {
     /// All but its address: the instruction names the destination, and uses general registers only.
-    Operand { store: Store, operand: Operand },
+    Operand(Operand),
     /// What executes in its place.
     Substitute(Substitute),
     /// Nothing that is worth keeping.
@@ -68,7 +68,7 @@ impl StoreTemplate {
     pub(super) fn of(store: &Store) -> Self {
         match (store.form(), store.substitute()) {
             (Form::Operand { extended: false }, _) => {
-                Self::Operand { store: store.clone(), operand: Operand::of(store.instruction()) }
+                Self::Operand(Operand::of(store.instruction()))
             }
             (Form::Operand { extended: true }, Some(substitute)) => {
                 Self::Substitute(substitute.clone())
@@ -79,10 +79,11 @@ impl StoreTemplate {
 }
 
 impl Store {
-    /// The store of an operand that is known, in another state of 64-bit code.
-    pub(super) fn of_operand(&self, operand: &Operand, state: &State) -> Result<Self, Refusal> {
+    /// Makes it the store of an operand that is known, in another state of 64-bit code.
+    pub(super) fn move_operand(&mut self, operand: &Operand, state: &State) -> Result<(), Refusal> {
         let offset = operand.offset(state);
         let linear = segment::linear(state, operand.segment, offset, self.length() as u64, true)?;
-        Ok(self.clone().moved_to(linear, offset))
+        self.move_to(linear, offset);
+        Ok(())
     }
 }

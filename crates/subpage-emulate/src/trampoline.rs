@@ -307,15 +307,15 @@ impl Trampoline {
             }
             return Err(TrampolineFault { vector });
         }
-        for (number, value) in guest.registers.0.iter_mut().enumerate() {
-            let stands_in = substitute.stack_pointer().is_some_and(|by| by as usize == number);
-            if number != pointer && number != rsp && !stands_in {
-                *value = self.context.registers[number];
-            }
-        }
+        // Those that the instruction does not have are as they were.
+        let registers = &mut self.context.registers;
+        registers[rsp] = guest.registers.0[rsp];
+        registers[pointer] = guest.registers.0[pointer];
         if let Some(stand_in) = substitute.stack_pointer() {
-            guest.registers[Register::Rsp] = self.context.registers[stand_in as usize];
+            registers[rsp] = registers[stand_in as usize];
+            registers[stand_in as usize] = guest.registers[stand_in];
         }
+        guest.registers.0 = *registers;
         *guest.rflags = *guest.rflags & !ARITHMETIC_FLAGS | self.context.flags & ARITHMETIC_FLAGS;
         let hide = substitute.is_x87();
         let addresses = guest.addresses;

@@ -38,5 +38,6 @@ pub use locate::{Located, Wanted, locate, mark};
 pub use obstacle::Obstacle;
 pub use report::{Account, Met, authorize, describe, report};
 pub use store::{
-    Outcome, Trapped, complete, deny, deny_unknown, drop_store, locate_store, skip, store,
+    Outcome, Trapped, carry_out, complete, deny, deny_unknown, drop_store, locate_store, skip,
+    store,
 };

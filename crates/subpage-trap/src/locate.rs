@@ -1,9 +1,9 @@
 //! Where a write goes: from a linear address to guest-physical bytes.
 
-use subpage::address::{ByteRange, Gpa};
+use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
 use subpage::domain::WriteParts;
 use subpage_emulate::guest::State;
-use subpage_emulate::{Access, Part, Translation, translate_span};
+use subpage_emulate::{Access, Part, Translation, translate_marked, translate_span};
 
 use crate::{Backend, Obstacle};
 
@@ -46,6 +46,29 @@ const ATTEMPTS: u32 = 8;
 ///
 /// `length` is 1 to 4096.
 pub fn locate<B: Backend>(
+    backend: &mut B,
+    state: &State,
+    linear: u64,
+    length: usize,
+    access: Access,
+    wanted: Wanted,
+) -> Result<Located, Obstacle<B::Failure>> {
+    // Nearly all writes lie in one page, whose entries are marked already.
+    if linear % PAGE_BYTES + length as u64 <= PAGE_BYTES
+        && let Some(gpa) =
+            translate_marked(backend.memory(), backend.paging(), state, linear, access)
+        && let Ok(run) = ByteRange::new(gpa, length as u64)
+    {
+        if wanted == Wanted::InTraps && !backend.traps(gpa.gfn()) {
+            return Err(Obstacle::NotOurs);
+        }
+        return Ok(Located { linear, parts: WriteParts::one(run) });
+    }
+    locate_and_mark(backend, state, linear, length, access, wanted)
+}
+
+/// [`locate`] where flags have to be set, or two pages to be looked at.
+fn locate_and_mark<B: Backend>(
     backend: &mut B,
     state: &State,
     linear: u64,

@@ -99,8 +99,9 @@ pub fn complete<B: Backend>(
     }
 }
 
-/// A permitted store on the guest's own bytes.
-fn carry_out<B: Backend>(
+/// Carries out a store on the guest's own bytes that the engine has permitted, and noted, under the
+/// lock that is held.
+pub fn carry_out<B: Backend>(
     backend: &mut B,
     store: &Store,
     located: &Located,

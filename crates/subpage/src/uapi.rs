@@ -6,6 +6,7 @@
 
 use alloc::vec::Vec;
 
+use arrayvec::ArrayVec;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -108,6 +109,9 @@ fn read_header(memory: &mut impl RequestMemory) -> Result<Option<Request>, Errno
     Ok(Some(Request { first, pages }))
 }
 
+/// Maps of a request that are read at a time.
+const PIECE: usize = 16;
+
 fn maps_of(pages: usize) -> Result<Vec<AccessMap>, Errno> {
     let mut maps = Vec::new();
     maps.try_reserve_exact(pages).map_err(|_| Errno::NoMemory)?;
@@ -156,12 +160,17 @@ pub fn set_access<F: TableFrames, O: Observer>(
         return Err(Errno::NoDevice);
     }
     let Some(request) = read_header(memory)? else { return Ok((0, Invalidation::none())) };
-    let mut maps = maps_of(request.pages)?;
-    let mut bytes = bytes_of(request.pages)?;
-    memory.read(HEADER_BYTES, &mut bytes).map_err(|Fault| Errno::Fault)?;
-    for (bytes, map) in bytes.chunks_exact(size_of::<U32>()).zip(&mut maps) {
-        let word = U32::read_from_bytes(bytes).map_err(|_| Errno::Fault)?;
-        *map = AccessMap::from_bits(word.get());
+    let mut maps: ArrayVec<AccessMap, { MAX_PAGES as usize }> = ArrayVec::new();
+    while maps.len() < request.pages {
+        let mut bytes = [0; PIECE * size_of::<U32>()];
+        let pages = PIECE.min(request.pages - maps.len());
+        let bytes = &mut bytes[..pages * size_of::<U32>()];
+        let offset = HEADER_BYTES + maps.len() * size_of::<U32>();
+        memory.read(offset, bytes).map_err(|Fault| Errno::Fault)?;
+        for word in bytes.chunks_exact(size_of::<U32>()) {
+            let word = U32::read_from_bytes(word).map_err(|_| Errno::Fault)?;
+            maps.push(AccessMap::from_bits(word.get()));
+        }
     }
     let token = domain.set_access(request.first, &maps)?;
     Ok((u32::try_from(request.pages).map_err(|_| Errno::Invalid)?, token))

@@ -15,6 +15,14 @@ pub trait PhysicalMemory {
     /// Copies `buffer.len()` bytes from `gpa`; all or an error.
     fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), NotMemory>;
 
+    /// The eight bytes at `gpa`, a multiple of 8, read with one load: half of an old page-table entry
+    /// and half of a new one would be neither.
+    fn read_word(&self, gpa: Gpa) -> Result<u64, NotMemory> {
+        let mut bytes = [0; 8];
+        self.read(gpa, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
     /// Copies `bytes` to `gpa`; all or none.
     fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotMemory>;
 

@@ -115,12 +115,14 @@ fn a_remembered_instruction_is_the_one_that_is_there() {
     let mut state = state_64();
     state.rip = 0x5000;
     let mut check = |memory: &Flat, state: &State| {
-        let (instruction, store) = cache.find(memory, PAGING, state).unwrap();
+        let decoded = cache.take(memory, PAGING, state).unwrap();
+        let (instruction, store) = (decoded.instruction(), decoded.store());
         let fresh = GuestInstruction::fetch(memory, PAGING, state).unwrap();
         assert_eq!(instruction.bytes(), fresh.bytes());
         let (store, expected) = (store.unwrap(), Store::of(&fresh, state).unwrap());
         assert_eq!((store.linear(), store.length()), (expected.linear(), expected.length()));
         assert_eq!(store.substitute(), expected.substitute());
+        cache.put(decoded);
     };
     // MOV [RAX + 11223344H], 55667788H; MOV [RDX], RCX; LOCK INC QWORD PTR [RAX]; BTS [RAX], RCX
     let all: [&[u8]; 4] =
@@ -134,7 +136,7 @@ fn a_remembered_instruction_is_the_one_that_is_there() {
         }
     }
     memory.put(0xa000 + 5 * 8, &0_u64.to_le_bytes());
-    assert!(cache.find(&memory, PAGING, &state).is_err(), "the page is gone");
+    assert!(cache.take(&memory, PAGING, &state).is_err(), "the page is gone");
 }
 
 /// ADD, MOV, XCHG, INC, SHL by CL, MOV of an immediate; all but LOCK and the REX prefix.
@@ -172,12 +174,13 @@ proptest! {
         let mut state = state_64();
         state.rip = 0x5000;
         let mut cache = DecodeCache::default();
-        let first = cache.find(&memory, PAGING, &state);
+        let first = cache.take(&memory, PAGING, &state);
         prop_assert!(first.is_ok(), "{bytes:02x?}");
+        cache.put(first.unwrap());
         state.registers.0 = registers.map(|value| if small { value >> 20 } else { value });
         [state.segments.fs.base, state.segments.gs.base] = bases;
-        let (instruction, store) = cache.find(&memory, PAGING, &state).unwrap();
-        match (store, Store::of(&instruction, &state)) {
+        let decoded = cache.take(&memory, PAGING, &state).unwrap();
+        match (decoded.store(), Store::of(decoded.instruction(), &state)) {
             (Ok(store), Ok(expected)) => {
                 prop_assert_eq!(store.linear(), expected.linear(), "{:02x?}", bytes);
                 prop_assert_eq!(store.length(), expected.length());

@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 use subpage::address::Gpa;
 use subpage_emulate::guest::State;
-use subpage_emulate::{Access, Exception, Fault, translate, translate_span, walk_marks};
+use subpage_emulate::{
+    Access, Exception, Fault, translate, translate_marked, translate_span, walk_marks,
+};
 
 use crate::machine::{Flat, PAGING, state_64};
 
@@ -378,5 +380,52 @@ proptest! {
             prop_assert_eq!(way.gpa.as_u64() & 0xfff, linear & 0xfff);
             prop_assert_eq!(way.mark_accessed(&memory).is_ok(), true);
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200_000))]
+
+    /// The walk for the common case gives what the walk for all cases gives where that has nothing to
+    /// mark, and nothing elsewhere.
+    #[test]
+    fn the_common_case_is_told_exactly(
+        flags in prop::array::uniform4(prop::array::uniform11(any::<bool>())),
+        usual in prop::array::uniform4(0..4_u8),
+        registers in prop::array::uniform7(any::<bool>()),
+        access in prop::array::uniform4(any::<bool>()),
+        not_canonical in 0..20_u8,
+    ) {
+        const BITS: [u64; 11] =
+            [P, W, U, A, D, PS, NX, 1 << 40, 1 << 12, 1 << 13, 1 << 52];
+        let entries = [0, 1, 2, 3].map(|level| {
+            // Most of the time an entry is an ordinary one.
+            let ordinary = P | W | U | A | D;
+            let one = if usual[level] == 0 { ordinary } else { 0 };
+            (0..11).filter(|&bit| flags[level][bit]).fold(one, |all, bit| {
+                if usual[level] < 3 { ordinary | BITS[bit % 5] } else { all | BITS[bit] }
+            })
+        });
+        let memory = four_levels(entries);
+        let mut state = long();
+        for (on, bit) in registers.into_iter().zip([WP, 0, 0, 0, 0, 0, 0]) {
+            state.cr0 |= if on { bit } else { 0 };
+        }
+        state.cr4 |= if registers[1] { SMEP } else { 0 } | if registers[2] { SMAP } else { 0 };
+        state.efer |= if registers[3] { NXE } else { 0 };
+        state.rflags |= if registers[4] { AC } else { 0 };
+        state.cpl = if registers[5] { 3 } else { 0 };
+        if registers[6] && not_canonical == 1 {
+            state.efer &= !LMA;
+        }
+        let [write, user, fetch, implicit] = access;
+        let access = Access { write: write && !fetch, user, fetch, implicit };
+        let linear = if not_canonical == 0 { LINEAR ^ 1 << 50 } else { LINEAR };
+        let marked = translate_marked(&memory, PAGING, &state, linear, access);
+        let expected = match translate(&memory, PAGING, &state, linear, access) {
+            Ok(walk) if walk.marks.is_empty() && state.efer & LMA != 0 => Some(walk.gpa),
+            _ => None,
+        };
+        prop_assert_eq!(marked, expected, "{:x?}", entries);
     }
 }

@@ -20,6 +20,10 @@ impl PhysicalMemory for Ram {
         self.direct.read_slice(buffer, at).map_err(|_| NotMemory)
     }
 
+    fn read_word(&self, gpa: Gpa) -> Result<u64, NotMemory> {
+        self.load(gpa).ok_or(NotMemory)
+    }
+
     fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotMemory> {
         let at = GuestAddress(gpa.as_u64());
         if !self.direct.check_range(at, bytes.len()) {

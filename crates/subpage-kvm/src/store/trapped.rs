@@ -181,8 +181,8 @@ fn instruction(
 ) -> Result<Next, Obstacle> {
     let mut work = Work { context, at, shadow, state: at.state, extended: None, settle: false };
     for element in 0..ELEMENTS {
-        let found = processor.decode_cache.find(context.ram, context.paging, &work.state);
-        let (instruction, store) = match found {
+        let found = processor.decode_cache.take(context.ram, context.paging, &work.state);
+        let decoded = match found {
             Ok(found) => found,
             // It cannot even be fetched: KVM finds that out itself, unless it just has.
             Err(Fault::Exception(exception)) if cause == Cause::Emulation => {
@@ -191,8 +191,9 @@ fn instruction(
             Err(_) if element == 0 => return Err(Obstacle::NotOurs),
             Err(_) => break,
         };
-        *code = Some(instruction);
-        match software_interrupt(&instruction) {
+        let instruction = decoded.instruction();
+        *code = Some(*instruction);
+        match software_interrupt(instruction) {
             Some(event) if element == 0 => {
                 return delivery::deliver(context, processor, at, &event, wanted(context, cause));
             }
@@ -200,10 +201,11 @@ fn instruction(
             Some(_) => break,
             None => {}
         }
-        let result = match &store {
-            Ok(store) => work.element(processor, &instruction, store),
-            Err(refusal) => Err((*refusal).into()),
+        let result = match decoded.store() {
+            Ok(store) => work.element(processor, instruction, store),
+            Err(refusal) => Err(refusal.into()),
         };
+        processor.decode_cache.put(decoded);
         match result {
             Ok(Outcome::Done) => break,
             // The single-step trap comes after each element.

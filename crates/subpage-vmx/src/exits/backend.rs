@@ -39,6 +39,13 @@ pub(super) struct Place {
     second: Option<Hpa>,
 }
 
+impl Place {
+    /// A write within the page at `first`.
+    pub(super) const fn of_page(first: Hpa) -> Self {
+        Self { first, second: None }
+    }
+}
+
 impl Locked<'_> {
     /// Does `work` on the first byte of a write in the hypervisor's address space, where the others
     /// follow.

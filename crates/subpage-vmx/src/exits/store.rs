@@ -4,24 +4,18 @@ use subpage::address::{ByteRange, PAGE_BYTES};
 use subpage::domain::{Answer, Denial, EptViolation, WriteParts};
 use subpage::exit::DeliveryFixup;
 use subpage_emulate::guest::State;
-use subpage_emulate::{Access, Fault, GuestInstruction, Refusal, Store};
+use subpage_emulate::{Access, Decoded, Fault, GuestInstruction, Refusal, Store};
 use subpage_trap::{
-    Backend as _, Located, Met, Outcome, Trapped, Wanted, complete, deny, deny_unknown, drop_store,
-    locate, locate_store, skip,
+    Backend as _, Located, Met, Outcome, Trapped, Wanted, carry_out, complete, deny, deny_unknown,
+    drop_store, locate, locate_store, skip,
 };
 
 use super::INVALID_OPCODE;
-use super::backend::{Locked, Obstacle};
-use super::violation::OUT_OF_MEMORY;
+use super::backend::{Locked, Obstacle, Place};
+use super::violation::{OUT_OF_MEMORY, SPACE};
 use crate::processor::control;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
-
-/// An instruction, and its store if software knows it.
-struct Found {
-    instruction: GuestInstruction,
-    store: Result<Store, Refusal>,
-}
 
 impl Vcpu {
     /// Handles the exit from an instruction that was to write.
@@ -38,9 +32,14 @@ impl Vcpu {
         fixup: DeliveryFixup,
     ) -> Result<(), Stop> {
         self.with_store(exit, fixup, |locked, found, state| {
-            let store = found.store.as_ref().map_err(|&refusal| Obstacle::from(refusal))?;
+            let mut store = found.store().map_err(Obstacle::from)?;
+            let settled;
+            if store.is_open() {
+                settled = locked.settle(store, state)?;
+                store = &settled;
+            }
             let Some(located) = locked.locate_store(exit, store, state)? else { return Ok(None) };
-            let trapped = Trapped { instruction: &found.instruction, store };
+            let trapped = Trapped { instruction: found.instruction(), store };
             complete(locked, trapped, &located, state).map(Some)
         })
     }
@@ -53,31 +52,31 @@ impl Vcpu {
         fixup: DeliveryFixup,
         work: impl FnOnce(
             &mut Locked<'_>,
-            &Found,
+            &Decoded,
             &mut State,
         ) -> Result<Option<Outcome<Stop>>, Obstacle>,
     ) -> Result<(), Stop> {
         self.fix_up_delivery(fixup);
-        let mut state = self.state();
         let machine = self.machine;
-        let found = self.decode_cache.find(&machine.ram, machine.paging, &state);
-        let found = match found {
-            Ok((instruction, store)) => Found { instruction, store },
+        // Most stores need little of the state, and reading all of it takes longer than deciding.
+        let plain = self.plain_state();
+        let is_plain = plain.is_some();
+        let mut state = plain.unwrap_or_else(|| self.state());
+        let mut found = match self.decode_cache.take(&machine.ram, machine.paging, &state) {
+            Ok(found) => found,
             Err(fault) => return self.not_fetched(fault),
         };
+        if is_plain && !found.is_plain() {
+            state = self.state();
+            found.renew(&state);
+        }
         self.not_fetched_at = None;
         let mut shared = machine.lock();
         let qualification = Some(exit.qualification.into());
         let mut locked = Locked { vcpu: self, shared: &mut shared, qualification };
-        let found = match locked.settled(found, &state) {
-            Ok(found) => found,
-            Err(obstacle) => {
-                drop(shared);
-                return self.meet_obstacle(&obstacle, state.cpl);
-            }
-        };
         let result = work(&mut locked, &found, &mut state);
         drop(shared);
+        self.decode_cache.put(found);
         match result {
             Ok(Some(outcome)) => self.go_on(outcome, &state),
             Ok(None) => Ok(()),
@@ -165,18 +164,35 @@ impl Locked<'_> {
     fn answer_store(
         &mut self,
         exit: &EptViolation,
-        found: &Found,
+        found: &Decoded,
         state: &mut State,
     ) -> Result<Option<Outcome<Stop>>, Obstacle> {
-        let instruction = &found.instruction;
-        let located = match &found.store {
+        let instruction = found.instruction();
+        let settled;
+        let found = match found.store() {
+            // All its bytes have to be known.
+            Ok(store) if store.is_open() => {
+                settled = self.settle(store, state)?;
+                Ok(&settled)
+            }
+            found => found,
+        };
+        let located = match found {
             Ok(store) => match self.locate_store(exit, store, state)? {
                 None => return Ok(None),
                 located => located,
             },
-            Err(Refusal::Exception(exception)) => return Err(Obstacle::Exception(*exception)),
+            Err(Refusal::Exception(exception)) => return Err(Obstacle::Exception(exception)),
             Err(Refusal::Unsupported(_)) => self.locate_unknown(exit, instruction, state),
         };
+        if let (Ok(store), Some(located)) = (found, &located)
+            && store.written().is_none()
+            && let &[write] = located.parts.runs()
+            && let Some(page) = self.shared.domain.permit_at_once(SPACE, write)
+        {
+            let place = Place::of_page(page);
+            return carry_out(self, store, located, &place, state).map(Some);
+        }
         let begin = control::time_stamp();
         let (domain, retry) = (&mut self.shared.domain, &mut self.vcpu.retry);
         let (answer, _) = match &located {
@@ -184,7 +200,7 @@ impl Locked<'_> {
             None => domain.ept_violation(retry, exit),
         };
         let end = control::time_stamp();
-        match (answer, &found.store, located) {
+        match (answer, found, located) {
             (Answer::Deny(denial), store, located) => {
                 self.vcpu.last_decision = end.wrapping_sub(begin);
                 let met = met(&denial);
@@ -202,7 +218,7 @@ impl Locked<'_> {
             (Answer::Emulate, Ok(store), Some(located)) => {
                 complete(self, Trapped { instruction, store }, &located, state).map(Some)
             }
-            (Answer::Emulate, Err(refusal), _) => Err((*refusal).into()),
+            (Answer::Emulate, Err(refusal), _) => Err(refusal.into()),
             (Answer::ReadOnlySlot(_), Ok(store), Some(located)) => {
                 drop_store(self, store, &located, state).map(Some)
             }
@@ -215,16 +231,6 @@ impl Locked<'_> {
                 Ok(None)
             }
         }
-    }
-
-    /// The same with all bytes of the store known.
-    fn settled(&mut self, found: Found, state: &State) -> Result<Found, Obstacle> {
-        Ok(match &found.store {
-            Ok(store) if store.is_open() => {
-                Found { store: Ok(self.settle(store, state)?), ..found }
-            }
-            _ => found,
-        })
     }
 
     /// Where a store goes; `None` if no byte goes to the page that the exit is about any more: the

@@ -17,6 +17,9 @@ use super::{Context, Errno, Outcome, Refusal, after, done};
 /// Bytes of the longest map: 2048.
 const MAP_BYTES: usize = MAX_PAGES as usize * size_of::<u32>();
 
+/// Bytes of a map that are read at a time.
+const PIECE: usize = 64;
+
 /// A request in guest memory, whose answer is kept until it may be written there.
 struct Get<'a, M> {
     memory: &'a M,
@@ -46,21 +49,33 @@ struct Set {
 
 impl Set {
     /// Reads the header and then the map that it announces, each byte once.
-    fn read(memory: &impl PhysicalMemory, first: Gpa) -> Self {
-        let mut set = Self { bytes: ArrayVec::new() };
+    fn read(&mut self, memory: &impl PhysicalMemory, first: Gpa) {
         let mut header = [0; HEADER_BYTES];
         if memory.read(first, &mut header).is_err() {
-            return set;
+            return;
         }
-        set.bytes.extend(header);
-        let announced = set.pages() as usize * size_of::<u32>();
-        let mut map = [0; MAP_BYTES];
-        let Some(map) = map.get_mut(..announced) else { return set };
-        let Some(at) = first.checked_add(HEADER_BYTES as u64) else { return set };
-        if memory.read(at, map).is_ok() {
-            set.bytes.extend(map.iter().copied());
+        self.append(&header);
+        let announced = self.pages() as usize * size_of::<u32>();
+        if announced > MAP_BYTES {
+            return;
         }
-        set
+        let Some(at) = first.checked_add(HEADER_BYTES as u64) else { return };
+        // In pieces: most requests are for few pages, and filling room for the longest takes longer
+        // than all else.
+        for offset in (0..announced).step_by(PIECE) {
+            let mut piece = [0; PIECE];
+            let piece = &mut piece[..PIECE.min(announced - offset)];
+            let read = at.checked_add(offset as u64).map(|at| memory.read(at, piece));
+            if !matches!(read, Some(Ok(()))) {
+                self.bytes.truncate(HEADER_BYTES);
+                return;
+            }
+            self.append(piece);
+        }
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        self.bytes.try_extend_from_slice(bytes).expect("room for the longest request");
     }
 
     fn word(&self, at: usize) -> u32 {
@@ -113,7 +128,8 @@ impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
 
     pub(super) fn set_access(&mut self, address: u64) -> Result<Outcome, Refusal> {
         let first = Gpa::try_new(address).map_err(|_| Errno::Fault)?;
-        let mut request = Set::read(self.memory, first);
+        let mut request = Set { bytes: ArrayVec::new() };
+        request.read(self.memory, first);
         let host = &self.ledger.host_maps;
         if request.maps().any(|(gfn, map)| !host.of(gfn).covers(map)) {
             return Err(Errno::NotPermitted.into());

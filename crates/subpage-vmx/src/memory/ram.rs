@@ -47,6 +47,29 @@ impl GuestRam {
     }
 }
 
+/// Most bytes that are read word by word: an instruction's.
+const SMALL: usize = 16;
+
+impl GuestRam {
+    /// Reads by aligned words of eight bytes. Memory ends with a page, so with a word.
+    fn read_small(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), NotMemory> {
+        let mut word = gpa.as_u64() & !7;
+        let mut value = self.read_word(Gpa::new(word))? >> (8 * (gpa.as_u64() & 7));
+        let mut left = 8 - (gpa.as_u64() & 7);
+        for byte in buffer {
+            if left == 0 {
+                word += 8;
+                value = self.read_word(Gpa::try_new(word).map_err(|_| NotMemory)?)?;
+                left = 8;
+            }
+            *byte = value.to_le_bytes()[0];
+            value >>= 8;
+            left -= 1;
+        }
+        Ok(())
+    }
+}
+
 #[allow(clippy::cast_ptr_alignment)] // Checked where it is done.
 impl PhysicalMemory for GuestRam {
     fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), NotMemory> {
@@ -64,11 +87,25 @@ impl PhysicalMemory for GuestRam {
             buffer.copy_from_slice(&word.load(Ordering::SeqCst).to_le_bytes());
             return Ok(());
         }
+        if buffer.len() <= SMALL {
+            return self.read_small(gpa, buffer);
+        }
         for (at, byte) in buffer.iter_mut().enumerate() {
             // SAFETY: inside the memory; volatile, since the guest may write meanwhile.
             *byte = unsafe { pointer.wrapping_add(at).read_volatile() };
         }
         Ok(())
+    }
+
+    #[inline]
+    fn read_word(&self, gpa: Gpa) -> Result<u64, NotMemory> {
+        if !gpa.as_u64().is_multiple_of(8) {
+            return Err(NotMemory);
+        }
+        let pointer = self.pointer(gpa, 8)?;
+        // SAFETY: eight aligned bytes inside the memory, accessed atomically.
+        let word = unsafe { &*pointer.cast::<AtomicU64>() };
+        Ok(word.load(Ordering::SeqCst))
     }
 
     fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotMemory> {

@@ -54,29 +54,32 @@ on_region!(vmptrld, "vmptrld", "Makes a VMCS current.");
 ///
 /// # Safety
 /// In VMX root operation.
+#[inline]
 pub unsafe fn vmread(field: u32) -> Result<u64, VmFail> {
     let value: u64;
-    let (carry, zero): (u8, u8);
+    let failed: u8;
     // SAFETY: by the contract; a field that does not exist is a failure, not a fault.
     unsafe {
-        asm!("vmread {}, {}", "setc {}", "setz {}", out(reg) value, in(reg) u64::from(field),
-             out(reg_byte) carry, out(reg_byte) zero, options(nostack));
+        asm!("vmread {}, {}", "setbe {}", out(reg) value, in(reg) u64::from(field),
+             out(reg_byte) failed, options(nostack));
     }
-    result(carry, zero).map(|()| value)
+    // With a current VMCS, which is there after `vmptrld`, the field is to blame.
+    if failed == 0 { Ok(value) } else { Err(VmFail::Valid) }
 }
 
 /// Writes a field of the current VMCS.
 ///
 /// # Safety
 /// In VMX root operation; the value keeps the hypervisor safe from its guest.
+#[inline]
 pub unsafe fn vmwrite(field: u32, value: u64) -> Result<(), VmFail> {
-    let (carry, zero): (u8, u8);
+    let failed: u8;
     // SAFETY: by the contract.
     unsafe {
-        asm!("vmwrite {}, {}", "setc {}", "setz {}", in(reg) u64::from(field), in(reg) value,
-             out(reg_byte) carry, out(reg_byte) zero, options(nostack));
+        asm!("vmwrite {}, {}", "setbe {}", in(reg) u64::from(field), in(reg) value,
+             out(reg_byte) failed, options(nostack));
     }
-    result(carry, zero)
+    if failed == 0 { Ok(()) } else { Err(VmFail::Valid) }
 }
 
 /// What INVEPT and INVVPID invalidate for.

@@ -108,16 +108,19 @@ pub struct CurrentVmcs {
 
 impl CurrentVmcs {
     /// Reads what the processor wrote at the last exit.
+    #[inline]
     pub fn exit(&self, field: ExitField) -> u64 {
         self.read(field.0)
     }
 
     /// Reads a field of the guest.
+    #[inline]
     pub fn guest(&self, field: GuestField) -> u64 {
         self.read(field.0)
     }
 
     /// Writes a field of the guest.
+    #[inline]
     pub fn set_guest(&mut self, field: GuestField, value: u64) {
         self.write(field.0, value);
     }
@@ -136,18 +139,31 @@ impl CurrentVmcs {
     }
 
     #[allow(clippy::unused_self)] // The object is the proof that there is a current VMCS.
+    #[inline]
     fn read(&self, field: u32) -> u64 {
+        #[cold]
+        fn failed(field: u32, fail: instructions::VmFail) -> ! {
+            panic!("VMREAD of field {field:#x}: {fail}")
+        }
         // SAFETY: an object of this type exists in VMX root operation only.
-        let value = unsafe { instructions::vmread(field) };
-        value.unwrap_or_else(|fail| panic!("VMREAD of field {field:#x}: {fail}"))
+        match unsafe { instructions::vmread(field) } {
+            Ok(value) => value,
+            Err(fail) => failed(field, fail),
+        }
     }
 
+    #[inline]
     fn write(&mut self, field: u32, value: u64) {
         // SAFETY: in VMX root operation; guest fields are harmless, of others the caller vouches.
         let result = unsafe { instructions::vmwrite(field, value) };
         if let Err(fail) = result {
-            panic!("VMWRITE of {value:#x} to field {field:#x}: {fail}, error {}", self.error());
+            self.write_failed(field, value, fail);
         }
+    }
+
+    #[cold]
+    fn write_failed(&self, field: u32, value: u64, fail: instructions::VmFail) -> ! {
+        panic!("VMWRITE of {value:#x} to field {field:#x}: {fail}, error {}", self.error())
     }
 
     /// The VM-instruction error field (SDM Vol. 3C, "VM Instruction Error Numbers").

@@ -6,8 +6,8 @@
 
 use super::tables::Tables;
 use super::{Decision, Denial, Domain, DomainError, Observer, WriteParts};
-use crate::access::SubPage;
-use crate::address::{ByteRange, Gpa};
+use crate::access::{SppVector, SubPage};
+use crate::address::{ByteRange, Gpa, Hpa};
 use crate::exit::{Delivery, DeliveryFixup, EptQualification, SppQualification};
 use crate::frames::TableFrames;
 use crate::level::Level;
@@ -127,6 +127,43 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         exit: &EptViolation,
     ) -> (Answer, DeliveryFixup) {
         self.answer(retry, exit, None)
+    }
+
+    /// The common case of a write that trapped, in one look: it is permitted, nothing is to be noted
+    /// about it, and it can only be emulated. The host's page, for the caller to do so under the lock
+    /// that it holds; counted as the violation that it is. `None` if it is another case.
+    ///
+    /// That is so for bytes of one page, if nothing is tracked, the slot neither logs nor is
+    /// read-only, the host may write the page, no rule or map forbids or wants to know, and either no
+    /// processor has sub-page permissions or a rule finer than a sub-page is what made it trap.
+    pub fn permit_at_once(&mut self, space: AddressSpace, write: ByteRange) -> Option<Hpa> {
+        let gfn = write.first().gfn();
+        if write.last().gfn() != gfn || !self.tracking.is_empty() {
+            return None;
+        }
+        let slot = self.slots[space.index()].find(gfn)?;
+        if slot.read_only || slot.dirty.is_some() {
+            return None;
+        }
+        let vector = self.tables.vector(gfn);
+        if vector == SppVector::ALL {
+            return None;
+        }
+        let denied = SppVector::touched_by(write).without(vector);
+        if denied == SppVector::NONE {
+            if self.processor.sub_page_permissions {
+                return None;
+            }
+        } else if self.check_in_slot(write) != Decision::Allowed {
+            return None;
+        }
+        let place = self.mapping(space, gfn)?;
+        if !place.entry.host_writable() {
+            return None;
+        }
+        self.counters.ept_violations += 1;
+        self.counters.emulations += 1;
+        Some(place.host_frame(gfn))
     }
 
     /// The same for a write of which all bytes are known, in whichever pages they are: they are

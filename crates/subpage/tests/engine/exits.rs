@@ -1,10 +1,12 @@
 //! Answers to exits that are neither a denial nor a first write.
 
-use subpage::domain::{Answer, EptViolation, ProcessorUse, RetryState};
+use subpage::domain::{Answer, Decision, EptViolation, ProcessorUse, RetryState, WriteParts};
 use subpage::exit::{Delivery, EptQualification};
 use subpage::level::PageSize;
+use subpage::rules::Action;
+use subpage::slots::{SlotFlags, SlotId};
 
-use crate::guest::{BASE, Normal, bytes, mapped, set};
+use crate::guest::{BASE, Normal, TestDomain, bytes, done, gfns, mapped, rule, set};
 
 fn violation(page: u64, qualification: EptQualification) -> EptViolation {
     EptViolation {
@@ -52,4 +54,107 @@ fn reads_and_fetches_are_retried_once() {
         assert_eq!(domain.ept_violation(&mut retry, &exit).0, Answer::Retry);
         assert_eq!(domain.ept_violation(&mut retry, &exit).0, Answer::Emulate);
     }
+}
+
+/// Each way in which something can stand against letting a write through at once, alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Circumstance {
+    None,
+    Tracked,
+    LogsDirty,
+    ReadOnly,
+    Protected,
+    Unmapped,
+}
+
+fn in_circumstance(circumstance: Circumstance, sub_page_permissions: bool) -> TestDomain {
+    let (mut domain, _) = mapped(512, PageSize::Size2M);
+    domain.set_processor_use(ProcessorUse { sub_page_permissions, ept_accessed_dirty: false });
+    // Page 0: a map; page 1: rules, of which one is no denial, beside bytes that nothing forbids.
+    set(&mut domain, BASE, &[!0b110]);
+    let page = (BASE + 1) * 4096;
+    let rules = [
+        (8, 8, Action::Deny),
+        (128, 128, Action::Deny),
+        (256, 4, Action::Log),
+        (272, 4, Action::AllowOnce),
+    ];
+    for (offset, length, action) in rules {
+        let (_, token) =
+            domain.add_rule(rule(bytes(page + offset, length), action)).expect("a good rule");
+        done(&mut domain, token);
+    }
+    let flags = |read_only, log_dirty| SlotFlags { read_only, log_dirty };
+    let token = match circumstance {
+        Circumstance::None => return domain,
+        Circumstance::Tracked => domain.track(bytes((BASE + 9) * 4096, 8)).expect("memory").1,
+        Circumstance::LogsDirty => {
+            domain.set_slot_flags(Normal, SlotId(0), flags(false, true)).expect("a slot")
+        }
+        Circumstance::ReadOnly => {
+            domain.set_slot_flags(Normal, SlotId(0), flags(true, false)).expect("a slot")
+        }
+        Circumstance::Protected => domain.protect(Normal, gfns(BASE, 3), false).expect("memory"),
+        Circumstance::Unmapped => domain.unmap(Normal, gfns(BASE, 3)).expect("memory"),
+    };
+    done(&mut domain, token);
+    domain
+}
+
+/// What is permitted at once is what the whole answer has emulated at the first trap, permits, and
+/// counts the same; all that the whole answer does besides is left to it.
+#[test]
+fn a_write_is_permitted_at_once_only_where_the_whole_answer_emulates_it() {
+    use Circumstance as C;
+    let mut permitted = 0;
+    for spp in [false, true] {
+        for circumstance in
+            [C::None, C::Tracked, C::LogsDirty, C::ReadOnly, C::Protected, C::Unmapped]
+        {
+            let mut quick = in_circumstance(circumstance, spp);
+            let mut whole = in_circumstance(circumstance, spp);
+            for (page, offset, length) in (0..4)
+                .flat_map(|page| (0..420).step_by(4).map(move |offset| (page, offset)))
+                .chain([(0, 4092), (1, 4092), (2, 4092)])
+                .flat_map(|(page, offset)| [1, 4, 8, 16, 130].map(|n| (page, offset, n)))
+            {
+                let write = bytes((BASE + page) * 4096 + offset, length);
+                let mut exit = violation(
+                    page,
+                    EptQualification::new().with_write(true).with_final_access(true),
+                );
+                exit.gpa = write.first();
+                let parts = WriteParts::one(write);
+                let decision = whole.check_write_parts(Normal, &parts);
+                let before = *quick.counters();
+                let at_once = quick.permit_at_once(Normal, write);
+                if at_once.is_none() {
+                    assert_eq!(*quick.counters(), before, "{write:?}");
+                }
+                let stands_still =
+                    circumstance == C::None && write.first().gfn() == write.last().gfn();
+                let counted = *whole.counters();
+                let (answer, _) = whole.ept_violation_by(&mut RetryState::default(), &exit, &parts);
+                let expected =
+                    (stands_still && decision == Decision::Allowed && answer == Answer::Emulate)
+                        .then(|| {
+                            let place = whole.mapping(Normal, write.first().gfn()).expect("mapped");
+                            place.host_frame(write.first().gfn())
+                        });
+                assert_eq!(at_once, expected, "{circumstance:?}, spp {spp}: {write:?}: {answer:?}");
+                if at_once.is_some() {
+                    permitted += 1;
+                    let ours = quick.counters();
+                    let theirs = whole.counters();
+                    assert_eq!(ours.ept_violations - before.ept_violations, 1);
+                    assert_eq!(theirs.ept_violations - counted.ept_violations, 1);
+                    assert_eq!(ours.emulations - before.emulations, 1);
+                    assert_eq!(theirs.emulations - counted.emulations, 1);
+                    assert_eq!((ours.denied, ours.reported), (before.denied, before.reported));
+                    assert_eq!(ours.retries, before.retries);
+                }
+            }
+        }
+    }
+    assert!(permitted > 200, "{permitted}: the common case was met");
 }
