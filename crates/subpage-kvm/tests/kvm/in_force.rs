@@ -56,12 +56,14 @@ fn tightening_and_loosening(trap: TrapChoice, levels: &[Level]) {
         assert_eq!(guest.word(WORD), last, "{context}");
         guest.map(PAGE, u32::MAX);
         assert_eq!(guest.vm.trapped_pages(), 0, "{context}");
-        // A write that had trapped before may still be let through: some later none is left.
-        until(&context, || guest.word(WORD) > last + 100);
-        let trapped = guest.vm.ledger().writes();
-        let counted = guest.word(WORD);
-        until(&context, || guest.word(WORD) > counted + 1000);
-        assert_eq!(guest.vm.ledger().writes(), trapped, "it runs without traps: {context}");
+        // A write that had trapped before may still be let through, and its processor may have to wait
+        // for one of the host's meanwhile: some later none is left.
+        until("it runs without traps", || {
+            let trapped = guest.vm.ledger().writes();
+            let counted = guest.word(WORD);
+            until(&context, || guest.word(WORD) > counted + 1000);
+            guest.vm.ledger().writes() == trapped
+        });
     }
 }
 
