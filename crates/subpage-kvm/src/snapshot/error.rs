@@ -18,6 +18,30 @@ pub enum SnapshotError {
         /// What the kernel says.
         error: vmm_sys_util::errno::Error,
     },
+    /// KVM does not take the value of a model-specific register.
+    #[error(
+        "KVM cannot set model-specific register {register:#x} of processor {number} to {value:#x}: \
+         the guest would find another value; restore on a host like the one that saved it"
+    )]
+    Register {
+        /// Which register.
+        register: u32,
+        /// Its value in the snapshot.
+        value: u64,
+        /// Which processor.
+        number: u32,
+    },
+    /// The time-stamp counter would run at another rate.
+    #[error(
+        "the guest's time-stamp counter ran at {saved} kHz, this host's runs at {here} kHz, and this \
+         host cannot scale it: restore on a host of the same rate"
+    )]
+    OtherRate {
+        /// The rate in the snapshot, in kHz.
+        saved: u32,
+        /// The rate here, in kHz.
+        here: u32,
+    },
     /// A processor has an exit in progress that cannot be completed.
     #[error("processor {number} is in the middle of an exit ({found}); try again")]
     Busy {

@@ -1,6 +1,7 @@
 //! A guest at rest: its memory, processors, devices, rules, vectors and tracking, in a file.
 
 mod chips;
+mod clock;
 mod error;
 mod features;
 mod file;

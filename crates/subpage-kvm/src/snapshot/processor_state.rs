@@ -9,7 +9,7 @@ use kvm_bindings::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::SnapshotError;
+use super::{SnapshotError, clock};
 use crate::vcpu::Processor;
 
 /// The state of one processor between two instructions.
@@ -26,6 +26,10 @@ pub struct ProcessorState {
     debug: kvm_debugregs,
     local_apic: kvm_lapic_state,
     activity: kvm_mp_state,
+    /// Rate of the time-stamp counter in kHz; none if KVM does not tell, and in snapshots that were
+    /// made before it was saved.
+    #[serde(default)]
+    time_stamp_khz: Option<u32>,
 }
 
 /// Most MSRs in one request to KVM.
@@ -57,6 +61,7 @@ impl ProcessorState {
             events: fd.get_vcpu_events().map_err(failed("read the events"))?,
             debug: fd.get_debug_regs().map_err(failed("read the debug registers"))?,
             local_apic: fd.get_lapic().map_err(failed("read the local APIC"))?,
+            time_stamp_khz: clock::rate(processor),
         })
     }
 
@@ -69,6 +74,9 @@ impl ProcessorState {
         // base (in the system registers) before the APIC, and events last of all.
         fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })
             .map_err(failed("set the activity state"))?;
+        if let Some(rate) = self.time_stamp_khz {
+            clock::restore(processor, rate)?;
+        }
         fd.set_regs(&self.registers).map_err(failed("set the registers"))?;
         fd.set_sregs(&self.special).map_err(failed("set the system registers"))?;
         fd.set_xcrs(&self.controls).map_err(failed("set XCR0"))?;
@@ -116,8 +124,20 @@ fn write_msrs(processor: &Processor, entries: &[kvm_msr_entry]) -> Result<(), Sn
             number: processor.number,
             error,
         })?;
-        // One that was read and cannot be written is one that KVM only lets be read.
-        rest = &rest[if written < take { written + 1 } else { take }..];
+        rest = &rest[written..];
+        if written < take {
+            // KVM stops at the first that it does not set. One that it only lets be read may have its
+            // value already.
+            let refused = rest[0];
+            if read_msrs(processor, &[refused.index])?.iter().all(|now| now.data != refused.data) {
+                return Err(SnapshotError::Register {
+                    register: refused.index,
+                    value: refused.data,
+                    number: processor.number,
+                });
+            }
+            rest = &rest[1..];
+        }
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use kvm_bindings::{
     KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_debugregs, kvm_enable_cap, kvm_guest_debug, kvm_mp_state,
     kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xsave,
 };
-use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, VcpuExit, VcpuFd, VmFd};
 use subpage_emulate::guest::State;
 use subpage_emulate::{DecodeCache, SystemTables, XsaveArea};
 use thiserror::Error;
@@ -50,6 +50,8 @@ pub struct Processor {
     pub(crate) in_pieces: bool,
     /// Where the watch found it last.
     seen_at: Option<u64>,
+    /// Its time-stamp counter can run at another rate than the host's.
+    pub(crate) scales_time: bool,
     /// Whether registers go through the page that it shares with KVM.
     pub(super) exchange: Exchange,
 }
@@ -136,6 +138,7 @@ impl Processor {
             store_may_go_on: false,
             in_pieces: false,
             seen_at: None,
+            scales_time: vm.check_extension(Cap::TscControl),
             exchange: Exchange::Off,
         })
     }

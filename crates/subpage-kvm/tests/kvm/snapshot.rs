@@ -138,3 +138,52 @@ fn a_save_that_fails_leaves_the_older_file_and_no_other() {
     let mut guest = guest;
     guest.run_well();
 }
+
+/// The file with its header changed, and a checksum that fits.
+fn with_header(whole: &[u8], change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+    use sha2::{Digest as _, Sha256};
+    let length = usize::try_from(u64::from_le_bytes(whole[12..20].try_into().unwrap())).unwrap();
+    let (header, rest) = whole[20..whole.len() - 32].split_at(length);
+    let mut header = serde_json::from_slice(header).unwrap();
+    change(&mut header);
+    let header = serde_json::to_vec(&header).unwrap();
+    let mut file = whole[..12].to_vec();
+    file.extend((header.len() as u64).to_le_bytes());
+    file.extend(header);
+    file.extend(rest);
+    let checksum = Sha256::digest(&file);
+    file.extend(checksum);
+    file
+}
+
+#[test]
+fn a_processor_that_cannot_be_as_it_was_is_refused() {
+    if !kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("guest.snapshot");
+    counter(&small()).vm.save(&path).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let restored = |change: fn(&mut serde_json::Value)| {
+        fs::write(&path, with_header(&whole, |header| change(&mut header["processors"][0])))
+            .unwrap();
+        restore(&path, &small()).map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!(restored(|_| ()), Ok(()));
+    // No processor has a register of this number.
+    let error = restored(|processor| {
+        // Index, four bytes that are reserved, value.
+        let entry = serde_json::json!([0x78, 0x56, 0x34, 0x12, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
+        processor["msrs"].as_array_mut().unwrap().push(entry);
+    });
+    assert!(error.as_ref().is_err_and(|it| it.contains("0x12345678")), "{error:?}");
+    // No counter is that slow.
+    let error = restored(|processor| processor["time_stamp_khz"] = 1.into());
+    assert!(error.as_ref().is_err_and(|it| it.contains("1 kHz")), "{error:?}");
+    // As in a snapshot of an older version of this program.
+    let older = restored(|processor| {
+        processor.as_object_mut().unwrap().remove("time_stamp_khz");
+    });
+    assert_eq!(older, Ok(()));
+}
