@@ -184,12 +184,15 @@ fn instruction(
         let found = processor.decode_cache.take(context.ram, context.paging, &work.state);
         let decoded = match found {
             Ok(found) => found,
-            // It cannot even be fetched: KVM finds that out itself, unless it just has.
-            Err(Fault::Exception(exception)) if cause == Cause::Emulation => {
+            Err(_) if element != 0 => break,
+            // It cannot even be fetched now, though it could be when it trapped: another processor has
+            // changed the tables. A processor that fetches now gets this exception.
+            Err(Fault::Exception(exception))
+                if matches!(cause, Cause::Emulation | Cause::Fault) =>
+            {
                 return Err(Obstacle::Exception(exception));
             }
-            Err(_) if element == 0 => return Err(Obstacle::NotOurs),
-            Err(_) => break,
+            Err(_) => return Err(Obstacle::NotOurs),
         };
         let instruction = decoded.instruction();
         *code = Some(*instruction);
