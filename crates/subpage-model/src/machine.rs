@@ -5,7 +5,7 @@
 //! retries stale translations, emulates what tables cannot express, invalidates on every CPU before
 //! a change counts as made.
 
-use subpage::address::{ByteRange, GfnRange, Gpa, Hpa};
+use subpage::address::{ByteRange, Gfn, GfnRange, Gpa, Hpa};
 use subpage::domain::{
     Answer, Decision, Denial, Domain, EptViolation, HostError, HostPage, Observer, ProcessorUse,
     RetryState, SppEvent,
@@ -15,7 +15,7 @@ use subpage::frames::{HeapFrames, OutOfFrames};
 use subpage::invalidate::{Completed, Invalidation, Shootdown};
 use subpage::level::PageSize;
 use subpage::rules::RuleId;
-use subpage::slots::AddressSpace;
+use subpage::slots::{AddressSpace, Slot};
 
 use crate::access::{Access, AccessError, AccessKind};
 use crate::cache::Staleness;
@@ -406,6 +406,20 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
         Ok(())
     }
 
+    /// The frame of host memory, which has the addresses of the guest's original frames, behind the
+    /// frames of a page; none if they are not contiguous or begin inside a page of the size.
+    fn host_frame(&self, first: Gfn, size: PageSize) -> Option<Gfn> {
+        let pages = GfnRange::new(first, size.frames()).ok()?;
+        let host = self.domain.original(first);
+        let slots = self.domain.slots(AddressSpace::Normal);
+        let original = |slot: &Slot| self.domain.original(slot.pages().first());
+        let aliased = |slot: &Slot| original(slot) != slot.pages().first();
+        let mut held = slots.iter().filter(|slot| slot.pages().intersection(pages).is_some());
+        let contiguous = slots.find(first).is_some_and(|slot| slot.pages().covers(pages))
+            || held.all(|slot| !aliased(slot));
+        (contiguous && size.level().region_start(host) == host).then_some(host)
+    }
+
     /// Maps the largest page around `gpa` that its slot and what is mapped already allow.
     fn map_page(&mut self, gpa: Gpa) -> Result<(), Outcome> {
         let space = AddressSpace::Normal;
@@ -418,8 +432,9 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
                 continue;
             }
             let first = size.level().region_start(gpa.gfn());
+            let Some(host) = self.host_frame(first, size) else { continue };
             let page = HostPage {
-                hpa: Hpa::new(first.gpa().as_u64()),
+                hpa: Hpa::new(host.gpa().as_u64()),
                 size,
                 writable: true,
                 executable: true,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use subpage::access::SUB_PAGE_BYTES;
 use subpage::address::{ByteRange, Gpa};
-use subpage::domain::WriteParts;
-use subpage::rules::RuleSet;
+use subpage::domain::{Domain, WriteParts};
+use subpage::frames::HeapFrames;
 
 use crate::event::{Event, Verdict};
 
@@ -61,14 +61,16 @@ impl Ledger {
     }
 
     /// Counts a write that trapped.
-    pub(crate) fn count(&mut self, rules: &RuleSet, write: &WriteParts) {
+    pub(crate) fn count(&mut self, domain: &Domain<HeapFrames>, write: &WriteParts) {
         self.writes += 1;
         self.bytes += write.bytes();
         let mut guarded = false;
         for run in write.runs() {
-            for active in rules.touching(whole_sub_pages(*run)) {
-                guarded = true;
-                self.rules.entry(active.id.0).or_default().checked += 1;
+            for name in domain.names_of(whole_sub_pages(*run)) {
+                for active in domain.rules().touching(name) {
+                    guarded = true;
+                    self.rules.entry(active.id.0).or_default().checked += 1;
+                }
             }
         }
         self.guarded += u64::from(guarded);

@@ -15,7 +15,7 @@ use subpage::rules::Action;
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
 use thiserror::Error;
 
-use crate::memory::Ram;
+use crate::memory::{MemoryAlias, Ram};
 use crate::trap::{PageSet, TrapError, Traps};
 
 /// Guests have one address space: KVM keeps memory that only system-management mode sees apart, and
@@ -93,8 +93,17 @@ impl Guard {
             sub_page_permissions: false,
             ept_accessed_dirty: false,
         });
-        for (number, region) in (0..).zip(ram.regions()) {
-            domain.add_slot(SPACE, SlotId(number), region.pages, SlotFlags::default())?;
+        let flags = SlotFlags::default();
+        for (number, region) in (0..).zip(ram.mapped()) {
+            let id = SlotId(number);
+            match ram.alias().filter(|alias| alias.pages == region.pages) {
+                None => domain.add_slot(SPACE, id, region.pages, flags)?,
+                Some(MemoryAlias { pages, original }) => {
+                    // No processor walks these tables.
+                    let token = domain.add_alias(SPACE, id, pages, flags, original)?;
+                    domain.finish(&token.without_processors());
+                }
+            }
         }
         Ok(Self {
             domain,
@@ -169,14 +178,19 @@ impl Guard {
         })
     }
 
-    /// Those of the pages that are memory.
-    pub(crate) fn within_memory(ram: &Ram, pages: &PageSet) -> PageSet {
-        pages.intersection(&memory(ram))
+    /// Those of the pages that are memory, under all names.
+    pub(crate) fn within_memory(&self, ram: &Ram, pages: &PageSet) -> PageSet {
+        self.named(pages).intersection(&memory(ram))
+    }
+
+    /// The pages under all names.
+    fn named(&self, pages: &PageSet) -> PageSet {
+        pages.runs().flat_map(|run| self.domain.names_of_pages(run)).collect()
     }
 
     /// The pages that a change of the permissions of `pages` may close or open.
     pub(crate) fn around(&self, ram: &Ram, pages: &PageSet) -> PageSet {
-        let memory = memory(ram);
+        let (memory, pages) = (memory(ram), self.named(pages));
         if !self.splits_at_page_end {
             return pages.intersection(&memory);
         }
@@ -283,7 +297,7 @@ impl Guard {
 
     /// Counts a write that trapped.
     pub(crate) fn ledger_count(&mut self, write: &WriteParts) {
-        self.ledger.count(self.domain.rules(), write);
+        self.ledger.count(&self.domain, write);
     }
 
     /// A permitted write has happened: opens its pages if nothing in them is restricted any more, as
@@ -342,7 +356,7 @@ fn with_neighbours(pages: GfnRange) -> GfnRange {
     GfnRange::new(Gfn::new(first), last.as_u64() - first + 1).expect("pages around others")
 }
 
-/// All pages of the guest's memory.
+/// All pages of the guest's memory, under all names.
 fn memory(ram: &Ram) -> PageSet {
-    ram.regions().iter().map(|region| region.pages).collect()
+    ram.mapped().iter().map(|region| region.pages).collect()
 }

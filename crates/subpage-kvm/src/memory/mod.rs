@@ -51,6 +51,9 @@ pub enum MemoryError {
         /// What is allowed.
         limit: u64,
     },
+    /// The memory that is to have a second address is none, or that address is taken.
+    #[error("memory can have a second address behind all memory, and not between 3 and 4 GiB")]
+    Alias,
     /// The host has no memory, or no address space, for it.
     #[error("cannot get {bytes} bytes of guest memory: {cause}")]
     Host {
@@ -70,15 +73,29 @@ pub struct Region {
     pub offset: u64,
 }
 
+/// Guest memory that has a second address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryAlias {
+    /// Where the guest finds it again: pages behind all memory, none of them between 3 and 4 GiB.
+    pub pages: GfnRange,
+    /// The first of as many pages of memory in one run.
+    pub original: Gfn,
+}
+
+/// Runs of guest memory: at most two, and an alias.
+type Regions = ArrayVec<Region, 3>;
+
 /// Guest memory.
 #[derive(Debug, Clone)]
 pub struct Ram {
     direct: GuestMemoryMmap,
     view: Arc<View>,
     file: Arc<File>,
-    regions: ArrayVec<Region, 2>,
+    /// Ascending.
+    regions: Regions,
+    alias: Option<MemoryAlias>,
     /// Where the regions begin in the direct mapping.
-    hosts: ArrayVec<usize, 2>,
+    hosts: ArrayVec<usize, 3>,
     bytes: u64,
 }
 
@@ -87,6 +104,11 @@ impl Ram {
     ///
     /// The host's memory is taken page by page as the guest touches it.
     pub fn new(bytes: u64) -> Result<Self, MemoryError> {
+        Self::with_alias(bytes, None)
+    }
+
+    /// The same, some of which the guest finds at a second address, too.
+    pub fn with_alias(bytes: u64, alias: Option<MemoryAlias>) -> Result<Self, MemoryError> {
         if !(MIN_BYTES..=255 << 30).contains(&bytes) || !bytes.is_multiple_of(PAGE_BYTES) {
             return Err(MemoryError::Size { bytes });
         }
@@ -102,7 +124,10 @@ impl Ram {
         let file = File::from(file);
         file.set_len(bytes).map_err(|error| host(error.to_string()))?;
         let file = Arc::new(file);
-        let regions = regions(bytes);
+        let mut regions: Regions = regions(bytes).into_iter().collect();
+        if let Some(alias) = alias {
+            regions.push(aliased(&regions, alias).ok_or(MemoryError::Alias)?);
+        }
         let direct = map(&regions, &file).map_err(host)?;
         let view = View::new(map(&regions, &file).map_err(host)?);
         let hosts = regions
@@ -113,7 +138,7 @@ impl Ram {
                 first.expect("it has just been mapped").expose_provenance()
             })
             .collect();
-        Ok(Self { direct, view: Arc::new(view), file, regions, hosts, bytes })
+        Ok(Self { direct, view: Arc::new(view), file, regions, alias, hosts, bytes })
     }
 
     /// The VMM's own mapping. Whoever writes to it on behalf of the guest has asked the domain first.
@@ -146,9 +171,20 @@ impl Ram {
         &self.file
     }
 
-    /// The runs of memory, ascending.
+    /// The runs of memory, ascending; each byte once.
     pub fn regions(&self) -> &[Region] {
+        let aliases = usize::from(self.alias.is_some());
+        &self.regions[..self.regions.len() - aliases]
+    }
+
+    /// The runs of memory and the alias, ascending.
+    pub fn mapped(&self) -> &[Region] {
         &self.regions
+    }
+
+    /// The memory that has a second address.
+    pub const fn alias(&self) -> Option<MemoryAlias> {
+        self.alias
     }
 
     /// Size in bytes.
@@ -185,6 +221,18 @@ fn regions(bytes: u64) -> ArrayVec<Region, 2> {
     regions
 }
 
+/// The region that an alias is; none if it cannot be.
+fn aliased(regions: &[Region], alias: MemoryAlias) -> Option<Region> {
+    let MemoryAlias { pages, original } = alias;
+    let originals = GfnRange::new(original, pages.pages()).ok()?;
+    let hole = GfnRange::new(Gpa::new(HOLE_START).gfn(), (HOLE_END - HOLE_START) / PAGE_BYTES);
+    let region = regions.iter().find(|region| region.pages.covers(originals))?;
+    let behind = regions.iter().all(|region| region.pages.last() < pages.first());
+    let free = behind && pages.intersection(hole.ok()?).is_none();
+    let before = original.as_u64() - region.pages.first().as_u64();
+    free.then_some(Region { pages, offset: region.offset + before * PAGE_BYTES })
+}
+
 fn map(regions: &[Region], file: &Arc<File>) -> Result<GuestMemoryMmap, String> {
     let ranges: Vec<_> = regions
         .iter()
@@ -213,6 +261,27 @@ mod tests {
         assert!(ram.holds(write(HOLE_END + 0x1ff8)) && !ram.holds(write(HOLE_START - 4)));
         ram.direct().write_obj(7_u64, GuestAddress(HOLE_END)).expect("memory");
         assert_eq!(ram.direct().read_obj::<u64>(GuestAddress(HOLE_END)).expect("memory"), 7);
+    }
+
+    #[test]
+    fn memory_may_have_a_second_address() {
+        let pages = |first: u64| GfnRange::new(Gpa::new(first).gfn(), 2).expect("pages");
+        let alias = |at: u64, original: u64| {
+            let alias = MemoryAlias { pages: pages(at), original: Gpa::new(original).gfn() };
+            Ram::with_alias(MIN_BYTES, Some(alias))
+        };
+        let ram = alias(MIN_BYTES + 0x5000, 0x3000).expect("address space");
+        ram.direct().write_obj(7_u64, GuestAddress(MIN_BYTES + 0x6008)).expect("memory");
+        assert_eq!(ram.direct().read_obj::<u64>(GuestAddress(0x4008)).expect("memory"), 7);
+        assert_eq!((ram.regions().len(), ram.mapped().len()), (1, 2));
+        for (at, original) in [
+            (MIN_BYTES - 4096, 0),
+            (HOLE_START - 4096, 0),
+            (MIN_BYTES, MIN_BYTES - 4096),
+            (HOLE_END - 4096, 0),
+        ] {
+            assert!(matches!(alias(at, original), Err(MemoryError::Alias)), "{at:#x}");
+        }
     }
 
     #[test]

@@ -15,13 +15,12 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrayvec::ArrayVec;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 use subpage::address::{Gfn, GfnRange, PAGE_BYTES};
 use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 
 use super::view::{ViewError, protect};
-use super::{Region, map};
+use super::{Region, Regions, map};
 
 const PAGE: usize = 4096;
 
@@ -36,14 +35,14 @@ pub type PageImage = [u64; PAGE_WORDS];
 pub struct Twin {
     memory: GuestMemoryMmap,
     file: Arc<File>,
-    regions: ArrayVec<Region, 2>,
+    regions: Regions,
     /// The pages that are copies. The guard's lock orders all changes; this one only makes them visible.
     copies: Mutex<Vec<Gfn>>,
 }
 
 impl Twin {
     /// Maps it, without copies. Every page may be written.
-    pub(super) fn new(regions: &ArrayVec<Region, 2>, file: &Arc<File>) -> Result<Self, String> {
+    pub(super) fn new(regions: &Regions, file: &Arc<File>) -> Result<Self, String> {
         Ok(Self {
             memory: map(regions, file)?,
             file: Arc::clone(file),

@@ -42,6 +42,9 @@ pub struct Header {
     pub cpus: u32,
     /// Bytes of memory.
     pub memory: u64,
+    /// Memory with a second address: its first frame there, the count, and the first original frame.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<(u64, u64, u64)>,
     /// What the guest has seen of its processor.
     pub features: Features,
     /// State of each processor.

@@ -39,7 +39,7 @@ pub(super) fn make(vm: &VmFd, ram: &Ram, traps: &Traps) -> Result<(), String> {
     }
     let closed: Vec<_> = traps.trapped().runs().collect();
     let twin = ram.twin(&closed).map_err(|error| error.to_string())?;
-    for (number, region) in (0..).zip(ram.regions()) {
+    for (number, region) in (0..).zip(ram.mapped()) {
         let slot = kvm_userspace_memory_region {
             slot: SECOND | number,
             flags: 0,

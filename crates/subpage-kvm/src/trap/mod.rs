@@ -176,7 +176,7 @@ impl Traps {
 
 fn set_writable(ram: &Ram, pages: &PageSet, writable: bool) -> Result<(), ViewError> {
     for run in pages.runs() {
-        for region in ram.regions() {
+        for region in ram.mapped() {
             if let Some(part) = region.pages.intersection(run) {
                 ram.view().set_writable(part, writable)?;
             }

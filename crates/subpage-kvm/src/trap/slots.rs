@@ -83,7 +83,7 @@ impl Slots {
     /// Makes the slots of all memory, where there is none yet; the guest may write all of it.
     pub fn lay_out(&mut self, ram: &Ram) -> Result<(), SlotError> {
         let slots: Vec<_> = ram
-            .regions()
+            .mapped()
             .iter()
             .map(|region| PlannedSlot {
                 pages: region.pages,

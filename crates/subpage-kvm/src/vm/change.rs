@@ -71,7 +71,7 @@ impl Machine {
             let _paused = alone.pause();
             let mut guard = self.guard();
             // No store is under way: neighbours need not trap before the engine has decided.
-            let closes = Guard::within_memory(&self.ram, &touched(&guard).closes);
+            let closes = guard.within_memory(&self.ram, &touched(&guard).closes);
             let (_, looked) = around(&guard);
             let begun = guard.begin(&self.ram, &closes)?;
             let result = guard.change(&self.ram, begun, &looked, change)?;
@@ -205,8 +205,9 @@ impl Machine {
         let open = |guard: &Guard| {
             let tracked = guard.domain().tracked().find(|(id, _)| *id == track);
             let range = tracked.map(|(_, range)| range.gfns());
+            let named = range.into_iter().flat_map(|range| guard.domain().names_of_pages(range));
             let gaps = |range| guard.traps().trapped().gaps_in(range);
-            Touched::closing(range.into_iter().flat_map(gaps).collect())
+            Touched::closing(named.flat_map(gaps).collect())
         };
         // The pages were closed before the engine was asked: no processor writes through an old
         // translation.

@@ -19,7 +19,7 @@ use crate::devices::Ports;
 use crate::ending::EndingCell;
 use crate::event::Broadcast;
 use crate::guard::Guard;
-use crate::memory::Ram;
+use crate::memory::{MemoryAlias, Ram};
 use crate::metrics::{Clock, Metrics};
 use crate::snapshot::Features;
 use crate::step::{PageTables, Stepping};
@@ -53,6 +53,8 @@ pub struct Configuration {
     pub cpus: u32,
     /// Bytes of memory.
     pub memory: u64,
+    /// Memory that the guest finds at a second address, too.
+    pub alias: Option<MemoryAlias>,
     /// How pages are made to trap.
     pub trap: TrapChoice,
     /// What becomes of page tables in pages that trap, where a walk of them counts as a write.
@@ -69,6 +71,7 @@ impl Default for Configuration {
         Self {
             cpus: 1,
             memory: 128 << 20,
+            alias: None,
             trap: TrapChoice::Auto,
             page_tables: PageTables::Step,
             slots: None,
@@ -99,7 +102,7 @@ impl Vm {
         if !(1..=most).contains(&configuration.cpus) {
             return Err(VmError::Processors { cpus: configuration.cpus, most });
         }
-        let ram = Ram::new(configuration.memory)?;
+        let ram = Ram::with_alias(configuration.memory, configuration.alias)?;
         let vm = Arc::new(kvm.create_vm().map_err(failed("make a virtual machine"))?);
         vm.set_identity_map_address(IDENTITY_MAP).map_err(failed("place its identity map"))?;
         vm.set_tss_address(TASK_STATE).map_err(failed("place its task state"))?;

@@ -4,8 +4,11 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use subpage::address::{Gfn, GfnRange};
+
 use super::{Configuration, Machine, Vm, VmError};
 use crate::guard::ChangeError;
+use crate::memory::MemoryAlias;
 use crate::snapshot::{Chips, Header, ProcessorState, Reader, SnapshotError, Writer};
 use crate::trap::PageSet;
 
@@ -24,6 +27,10 @@ impl Machine {
         let header = Header {
             cpus: u32::try_from(paused.processors.len()).expect("a u32 was asked for"),
             memory: self.ram.bytes(),
+            alias: self.ram.alias().map(|alias| {
+                let MemoryAlias { pages, original } = alias;
+                (pages.first().as_u64(), pages.pages(), original.as_u64())
+            }),
             features: self.features.clone(),
             processors,
             chips: Chips::save(&self.vm)?,
@@ -37,6 +44,14 @@ impl Machine {
             .map_err(|error| SnapshotError::Content(error.to_string()))?;
         writer.write(&header, &state, &self.ram)
     }
+}
+
+/// A second address of memory as a snapshot has it: first frame, count, first original frame.
+fn alias((first, pages, original): (u64, u64, u64)) -> Result<MemoryAlias, SnapshotError> {
+    let wrong = || SnapshotError::Content(format!("a second address at frame {first:#x}"));
+    let pages = Gfn::try_new(first).ok().and_then(|first| GfnRange::new(first, pages).ok());
+    let original = Gfn::try_new(original).map_err(|_| wrong())?;
+    Ok(MemoryAlias { pages: pages.ok_or_else(wrong)?, original })
 }
 
 fn runs(pages: &PageSet) -> Vec<(u64, u64)> {
@@ -58,7 +73,9 @@ impl Vm {
             let other = SnapshotError::OtherMachine { cpus, memory };
             return Err(other.into());
         }
-        let vm = Self::new(&Configuration { cpus, memory, ..configuration.clone() }, serial)?;
+        let alias = header.alias.map(alias).transpose()?;
+        let configuration = Configuration { cpus, memory, alias, ..configuration.clone() };
+        let vm = Self::new(&configuration, serial)?;
         let machine = Arc::clone(&vm.machine);
         if header.features != machine.features {
             return Err(SnapshotError::OtherProcessor.into());

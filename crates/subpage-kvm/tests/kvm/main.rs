@@ -14,6 +14,7 @@ mod halves;
 mod hostile;
 mod in_force;
 mod live_tables;
+mod names;
 mod privilege;
 mod random;
 mod rules;

@@ -214,6 +214,47 @@ fn d50_permissions_survive_a_migration_bit_for_bit() {
     }
 }
 
+/// What looking at and changing tables costs: to track 64 GiB, and to add and remove a rule of eight
+/// bytes meanwhile.
+fn costs_while_tracking(aliased: bool) -> [usize; 3] {
+    const ALL: u64 = 1 << 24;
+    let (mut domain, watch) = watched(ALL);
+    if aliased {
+        let (pages, original) = (gfns(ALL + 8, 16), gfn(3 * REGION + 5));
+        let flags = SlotFlags::default();
+        let token = domain.add_alias(Normal, SlotId(9), pages, flags, original).expect("free");
+        domain.finish(&token.without_processors());
+    }
+    let mut costs = [0; 3];
+    let cost = |watch: &Watch| watch.loads() + watch.stores();
+    watch.reset();
+    let range = bytes(0, ALL * 4096);
+    let (_, token) = domain.track(range).expect("memory");
+    domain.finish(&token.without_processors());
+    costs[0] = cost(&watch);
+    watch.reset();
+    let place = bytes(100 * REGION * 4096 + 8, 8);
+    let (id, token) = domain.add_rule(rule(place, Action::Deny)).expect("memory");
+    domain.finish(&token.without_processors());
+    costs[1] = cost(&watch);
+    watch.reset();
+    let token = domain.remove_rule(id, Owner::HOST).expect("there is one");
+    domain.finish(&token.without_processors());
+    costs[2] = cost(&watch);
+    costs
+}
+
+/// Memory with several names costs a change no more than the pages of it that the change touches.
+#[test]
+fn a_change_pays_for_the_names_of_what_it_touches() {
+    let [track, add, remove] = costs_while_tracking(false);
+    let [track_too, add_too, remove_too] = costs_while_tracking(true);
+    assert_eq!((add, remove), (add_too, remove_too), "none of it has another name");
+    // One region is looked at page by page, and the one with the other names.
+    let more = track_too - track;
+    assert!(more < 20 * 512, "{more} more than {track}");
+}
+
 /// What an observer has heard.
 #[derive(Clone, Default)]
 struct Heard(Rc<RefCell<Vec<u64>>>);

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 
 /// Pages where things happen: around the ends of regions and slots, near each other.
-pub(crate) const HOT: [u64; 14] = [
+pub(crate) const HOT: [u64; 17] = [
     0x10000, 0x10001, 0x10002, 0x101FF, 0x10200, 0x10201, 0x103FE, 0x103FF, 0x10400, 0x10401,
-    0x10480, 0x40000, 0x401FF, 0x40200,
+    0x10480, 0x40000, 0x401FF, 0x40200, 0x6000F, 0x60010, 0x6002F,
 ];
 
 #[derive(Debug, Clone)]
@@ -68,6 +68,9 @@ pub(crate) enum Operation {
     AddSlot {
         slot: u8,
     },
+    /// A slot that names memory again.
+    AddAlias,
+    RemoveAlias,
     Unmap {
         page: usize,
         pages: u16,
@@ -138,6 +141,8 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => (0u8..3).prop_map(|slot| O::RemoveSlot { slot }),
         1 => (0u8..3, any::<bool>()).prop_map(|(slot, aside)| O::MoveSlot { slot, aside }),
         3 => (0u8..3).prop_map(|slot| O::AddSlot { slot }),
+        3 => Just(O::AddAlias),
+        1 => Just(O::RemoveAlias),
         2 => (page(), 1u16..700).prop_map(|(page, pages)| O::Unmap { page, pages }),
         2 => (page(), 1u16..700).prop_map(|(page, pages)| O::Protect { page, pages }),
         1 => Just(O::Migrate),

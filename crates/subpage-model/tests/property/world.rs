@@ -14,7 +14,7 @@ use subpage_model::{
     Deviations, Features, GuestMemory, Machine, Outcome, Setup, SparseMemory, Staleness,
 };
 
-use crate::naive::{Naive, NaiveRule, NaiveSlot};
+use crate::naive::{ALIAS, ALIAS_PAGES, ALIAS_SLOT, Naive, NaiveRule, NaiveSlot, ORIGINAL};
 use crate::operation::{HOT, NewRule, Operation};
 
 /// Where slots 0 to 2 are, and where a moved one goes.
@@ -96,7 +96,14 @@ impl World {
             }
             Operation::HarvestDirty { slot } => self.harvest_dirty(*slot),
             Operation::AddSlot { slot } => self.add_slot(*slot),
+            Operation::AddAlias => self.add_alias(),
+            Operation::RemoveAlias => self.remove_alias(),
             Operation::RemoveSlot { slot } => {
+                if *slot == 0 && self.naive.slots.contains_key(&ALIAS_SLOT) {
+                    let result = self.machine.domain_mut().remove_slot(Normal, SlotId(0));
+                    assert!(result.is_err(), "its memory has another name");
+                    return;
+                }
                 let result = self.machine.domain_mut().remove_slot(Normal, SlotId((*slot).into()));
                 assert_eq!(result.is_ok(), self.naive.slots.remove(slot).is_some());
                 self.naive.dirty.retain(|(id, _)| id != slot);
@@ -168,11 +175,12 @@ impl World {
     }
 
     fn poke(&mut self, byte: u64, value: u8) {
+        let byte = self.naive.original(byte);
         self.machine.memory_mut().write(Hpa::new(byte), &[value]);
     }
 
     fn compare_memory(&self, first: u64, length: u64) {
-        for byte in first..first + length {
+        for byte in (first..first + length).map(|byte| self.naive.original(byte)) {
             let mut held = [0];
             self.machine.memory().read(Hpa::new(byte), &mut held);
             let expected = self.naive.memory.get(&byte).copied().unwrap_or(0);
@@ -187,14 +195,7 @@ impl World {
         let expected = if pages().any(|(page, _)| self.naive.slot_of(page).is_none()) {
             Err(())
         } else {
-            let locked = |page: u64, map: u32| {
-                self.naive.rules.iter().filter(|rule| rule.locked).any(|rule| {
-                    (0..32u64).any(|sub| {
-                        let start = page * 4096 + sub * 128;
-                        map >> sub & 1 == 1 && rule.first < start + 128 && rule.last >= start
-                    })
-                })
-            };
+            let locked = |page: u64, map: u32| map & self.naive.locked(page) != 0;
             if pages().any(|(page, map)| locked(page, *map)) { Err(()) } else { Ok(()) }
         };
         let typed: Vec<_> = maps.iter().copied().map(AccessMap::from_bits).collect();
@@ -202,7 +203,10 @@ impl World {
         assert_eq!(result.is_ok(), expected.is_ok(), "{:?}", result.err());
         if let Ok(token) = result {
             let _done = self.machine.complete(token);
-            self.naive.maps.extend(pages().map(|(page, map)| (page, *map)));
+            for (page, map) in pages() {
+                let page = self.naive.original(page * 4096) / 4096;
+                self.naive.maps.insert(page, *map);
+            }
         }
         self.compare_maps();
     }
@@ -265,13 +269,20 @@ impl World {
     }
 
     fn track(&mut self, first: u64, length: u64) {
+        let asked = first;
+        let whole = |page: u64| (ALIAS..ALIAS + ALIAS_PAGES).contains(&page);
+        let pages = asked / 4096..=(asked + length - 1) / 4096;
+        let aliased = self.naive.slots.contains_key(&ALIAS_SLOT);
+        let in_alias = pages.clone().filter(|page| aliased && whole(*page)).count();
+        let torn = in_alias != 0 && in_alias != pages.count();
+        let first = self.naive.original(first);
         let last = first + length - 1;
         let shares = |(_, from, to, _): &(u64, u64, u64, BTreeSet<u64>)| {
             from / 4096 <= last / 4096 && to / 4096 >= first / 4096
         };
-        let free = !self.naive.tracked.iter().any(shares);
-        let result = self.machine.domain_mut().track(Naive::range(first, length));
-        assert_eq!(result.is_ok(), free);
+        let free = torn || !self.naive.tracked.iter().any(shares);
+        let result = self.machine.domain_mut().track(Naive::range(asked, length));
+        assert_eq!(result.is_ok(), free && !torn);
         if let Ok((id, token)) = result {
             let _done = self.machine.complete(token);
             self.naive.tracked.push((id.0, first, last, BTreeSet::new()));
@@ -352,7 +363,54 @@ impl World {
         }
     }
 
+    fn add_alias(&mut self) {
+        let tracked = |(_, from, to, _): &(u64, u64, u64, BTreeSet<u64>)| {
+            from / 4096 < ALIAS + ALIAS_PAGES && to / 4096 >= ALIAS
+        };
+        let possible = (ORIGINAL..ORIGINAL + ALIAS_PAGES)
+            .all(|page| self.naive.slot_of(page).is_some())
+            && !self.naive.slots.contains_key(&ALIAS_SLOT)
+            && !self.naive.tracked.iter().any(tracked);
+        let (id, pages) = (SlotId(ALIAS_SLOT.into()), GfnRange::new(gfn(ALIAS), ALIAS_PAGES));
+        let result = self.machine.domain_mut().add_alias(
+            Normal,
+            id,
+            pages.expect("small"),
+            SlotFlags::default(),
+            gfn(ORIGINAL),
+        );
+        assert_eq!(result.is_ok(), possible, "{:?}", result.err());
+        if let Ok(token) = result {
+            let _done = self.machine.complete(token);
+            // What the new name was mapped as before is joined.
+            for page in 0..ALIAS_PAGES {
+                let map = self.naive.maps.remove(&(ALIAS + page)).unwrap_or(u32::MAX);
+                let own = self.naive.maps.entry(ORIGINAL + page).or_insert(u32::MAX);
+                *own &= map;
+            }
+            let new =
+                NaiveSlot { first: ALIAS, pages: ALIAS_PAGES, read_only: false, logging: false };
+            self.naive.slots.insert(ALIAS_SLOT, new);
+        }
+        self.compare_maps();
+    }
+
+    fn remove_alias(&mut self) {
+        let id = SlotId(ALIAS_SLOT.into());
+        let result = self.machine.domain_mut().remove_slot(Normal, id);
+        assert_eq!(result.is_ok(), self.naive.slots.remove(&ALIAS_SLOT).is_some());
+        if let Ok(token) = result {
+            let _done = self.machine.complete(token);
+        }
+        self.compare_maps();
+    }
+
     fn move_slot(&mut self, slot: u8, aside: bool) {
+        if slot == 0 && self.naive.slots.contains_key(&ALIAS_SLOT) {
+            let result = self.machine.domain_mut().move_slot(Normal, SlotId(0), gfn(ASIDE));
+            assert!(result.is_err(), "its memory has another name");
+            return;
+        }
         let Some(naive) = self.naive.slots.get_mut(&slot) else { return };
         let to = if aside { ASIDE + u64::from(slot) * 0x1000 } else { SLOTS[usize::from(slot)].0 };
         let from = std::mem::replace(&mut naive.first, to);
@@ -375,6 +433,13 @@ impl World {
         for (slot, naive) in &self.naive.slots {
             let range = GfnRange::new(gfn(naive.first), naive.pages).expect("small");
             let flags = SlotFlags { read_only: naive.read_only, log_dirty: naive.logging };
+            if *slot == ALIAS_SLOT {
+                let id = SlotId(ALIAS_SLOT.into());
+                let original = gfn(ORIGINAL);
+                let token = copy.domain_mut().add_alias(Normal, id, range, flags, original);
+                let _done = copy.complete(token.expect("it was added before"));
+                continue;
+            }
             copy.domain_mut()
                 .add_slot(Normal, SlotId((*slot).into()), range, flags)
                 .expect("a free place");
@@ -395,6 +460,7 @@ impl World {
         while !self.naive.tracked.is_empty() {
             self.untrack(0);
         }
+        self.remove_alias();
         let locked = self.naive.rules.iter().any(|rule| rule.locked);
         while let Some(at) = self.naive.rules.iter().position(|rule| !rule.locked) {
             self.remove_rule(u8::try_from(at).unwrap_or(0));

@@ -1,6 +1,7 @@
 //! Access maps: get and set over any number of pages.
 
 use super::change::{Repermit, SetMaps};
+use super::names::RulesByName;
 use super::{Domain, DomainError, Observer};
 use crate::access::AccessMap;
 use crate::address::{Gfn, GfnRange};
@@ -20,6 +21,12 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let sppt = self.enabled()?;
         let range = self.pages_of_call(first, maps.len())?;
         sppt.read_run(&self.tables.frames, range, maps);
+        if !self.names.is_empty() && !self.tracking.is_empty() {
+            for (map, gfn) in maps.iter_mut().zip(range.iter()) {
+                *map = *map | self.tracking.armed(self.names.original(gfn));
+            }
+            return Ok(());
+        }
         for tracked in self.tracking.iter() {
             let Some(common) = tracked.range.gfns().intersection(range) else { continue };
             for gfn in common.iter() {
@@ -43,12 +50,22 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     ) -> Result<Invalidation, DomainError> {
         let sppt = self.enabled()?;
         let range = self.pages_of_call(first, maps.len())?;
-        let map = |gfn: Gfn| maps[index_in_call(first, gfn)];
-        let rules = &self.rules;
+        let of_call = |gfn: Gfn| maps[index_in_call(first, gfn)];
+        let names = &self.names;
+        let map = |gfn: Gfn| {
+            if names.is_empty() {
+                return of_call(gfn);
+            }
+            // Of a call that names a page twice, what one map denies is denied.
+            let given = names.all(gfn).filter(|name| range.contains(*name));
+            given.fold(AccessMap::ALL, |map, name| map & of_call(name))
+        };
+        let rules = RulesByName { rules: &self.rules, names };
         let ranges = [range];
+        let ranges = names.originals(&ranges)?;
         let mut masked = None;
-        if !rules.is_empty() {
-            for gfn in range.iter() {
+        if !self.rules.is_empty() {
+            for gfn in ranges.iter().flat_map(|range| range.iter()) {
                 let (locked, rule) = rules.locked(gfn);
                 if let Some(rule) = rule.filter(|_| !(map(gfn) & locked).is_empty()) {
                     return Err(DomainError::Locked(rule));
@@ -56,18 +73,21 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             }
             masked = Some(self.masked.replaced(&ranges, |gfn| !map(gfn) & !rules.permitted(gfn))?);
         }
-        let token = if rules.is_empty() && self.tracking.is_empty() {
+        let plain = self.rules.is_empty() && self.tracking.is_empty() && names.is_empty();
+        let token = if plain {
             let mut change = SetMaps { first, maps };
             self.tables.change(sppt, &self.slots, &ranges, &mut change)?
         } else {
-            self.tracking.reserve(range)?;
+            for range in ranges.iter() {
+                self.tracking.reserve(*range)?;
+            }
             let mut change = Repermit {
                 tracking: &mut self.tracking,
                 arming: Arming::Keep,
                 permit: |gfn, _| map(gfn) & rules.permitted(gfn),
                 keeps: |_| false,
             };
-            self.tables.change(sppt, &self.slots, &ranges, &mut change)?
+            names.change(&mut self.tables, (sppt, &self.slots), &ranges, &mut change)?
         };
         if let Some(masked) = masked {
             self.masked = masked;
@@ -112,12 +132,17 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// What may be written of one page, whether or not a slot holds it.
     pub fn permitted(&self, gfn: Gfn) -> AccessMap {
         let stored = self.tables.vector(gfn).to_map();
-        if self.tracking.is_empty() { stored } else { stored | self.tracking.armed(gfn) }
+        if self.tracking.is_empty() {
+            stored
+        } else {
+            stored | self.tracking.armed(self.names.original(gfn))
+        }
     }
 
     /// What the access map alone permits of a page, as it is underneath rules.
     pub fn base_map(&self, gfn: Gfn) -> AccessMap {
-        let under_rules = !self.rules.permitted(gfn) & !self.masked.of(gfn);
+        let masked = self.masked.of(self.names.original(gfn));
+        let under_rules = !self.rules_by_name().permitted(gfn) & !masked;
         self.permitted(gfn) | under_rules
     }
 

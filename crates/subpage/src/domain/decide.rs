@@ -1,6 +1,7 @@
 //! The decision about a write: one function for the processor's, the trapped, the emulated and the
 //! device model's (design decision 6, contract C4).
 
+use super::names::{Guarding, in_page_of};
 use super::{Domain, DomainError, Observer};
 use crate::access::{SUB_PAGE_BYTES, SppVector};
 use crate::address::{ByteRange, Gpa};
@@ -112,11 +113,12 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             return decision;
         }
         // Of equals the last is the greatest: the first run.
-        let touched = runs.iter().rev().filter_map(|&run| Some((self.rules.strongest(run)?, run)));
+        let rules = self.rules_by_name();
+        let touched = runs.iter().rev().filter_map(|&run| rules.strongest(run));
         let rank = |active: &ActiveRule| (active.effect(), core::cmp::Reverse(active.id));
-        match touched.max_by_key(|(active, _)| rank(active)) {
-            Some((active, run)) if active.effect() >= Action::Deny || decision.permits() => {
-                by_rule(active, run)
+        match touched.max_by_key(|found| rank(found.active)) {
+            Some(found) if found.active.effect() >= Action::Deny || decision.permits() => {
+                by_rule(found)
             }
             _ => decision,
         }
@@ -159,7 +161,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let denied = if self.tracking.is_empty() {
             denied
         } else {
-            SppVector::from(denied.to_map() & !self.tracking.armed(gfn))
+            let armed = self.tracking.armed(self.names.original(gfn));
+            SppVector::from(denied.to_map() & !armed)
         };
         if denied == SppVector::NONE {
             return Decision::Allowed;
@@ -167,15 +170,17 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         if self.rules.is_empty() {
             return denied_by_map(bytes, denied);
         }
-        let strongest = self.rules.strongest(bytes);
-        if let Some(active) = strongest.filter(|active| active.effect() >= Action::Deny) {
-            return by_rule(active, bytes);
+        let rules = self.rules_by_name();
+        let strongest = rules.strongest(bytes);
+        if let Some(found) = strongest.filter(|found| found.active.effect() >= Action::Deny) {
+            return by_rule(found);
         }
-        let by_map = denied.to_map() & (self.rules.permitted(gfn) | self.masked.of(gfn));
+        let masked = self.masked.of(self.names.original(gfn));
+        let by_map = denied.to_map() & (rules.permitted(gfn) | masked);
         if !by_map.is_empty() {
             return denied_by_map(bytes, by_map.into());
         }
-        strongest.map_or(Decision::Allowed, |active| by_rule(active, bytes))
+        strongest.map_or(Decision::Allowed, by_rule)
     }
 
     /// Decides about a write that software is about to do for the guest (an emulated instruction, a
@@ -210,6 +215,9 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             Decision::Reported { .. } => {
                 for &run in runs {
                     self.rules.spend(run);
+                    if !self.names.is_empty() {
+                        self.spend_by_other_names(run);
+                    }
                 }
                 self.counters.reported += 1;
             }
@@ -227,6 +235,16 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         Ok(decision)
     }
 
+    /// Spends the "allow once" rules that guard bytes of a write under names that it does not use.
+    #[cold]
+    fn spend_by_other_names(&mut self, run: ByteRange) {
+        for piece in run.pages() {
+            for name in self.names.all(piece.first().gfn()) {
+                self.rules.spend(in_page_of(piece, name));
+            }
+        }
+    }
+
     pub(super) fn report(&mut self, denial: &Denial) {
         self.counters.denied += 1;
         self.observer.denied(denial);
@@ -234,8 +252,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
 }
 
 /// What a rule that the write touches makes of it.
-fn by_rule(active: &ActiveRule, write: ByteRange) -> Decision {
-    let at = active.rule.range.first().max(write.first());
+fn by_rule(found: Guarding<'_>) -> Decision {
+    let (active, at) = (found.active, found.at());
     if active.effect() < Action::Deny {
         return Decision::Reported { rule: active.id, at };
     }

@@ -4,6 +4,7 @@
 //! first permitted write traps, sets the bit, and gives the leaf its rights back. Losing bit 61 is
 //! losing a right to write and is invalidated like losing W (D24). A denied write is not dirty.
 
+use super::names::in_page_of;
 use super::tables::Tables;
 use super::{Domain, DomainError, Observer};
 use crate::address::{ByteRange, Gfn, Gpa};
@@ -85,7 +86,14 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         space: AddressSpace,
         write: ByteRange,
     ) -> Result<(), DomainError> {
-        self.open_tracked(write)?;
+        if self.names.is_empty() || self.tracking.is_empty() {
+            self.open_tracked(write)?;
+        } else {
+            for piece in write.pages() {
+                let original = self.names.original(piece.first().gfn());
+                self.open_tracked(in_page_of(piece, original))?;
+            }
+        }
         for gfn in write.gfns().iter() {
             self.mark_dirty(space, gfn);
         }
@@ -128,7 +136,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         };
         // Opening takes no right away, so the only thing a token could ask for is that frames of
         // emptied tables wait; they wait for whatever change comes next.
-        let _opened = self.tables.change(sppt, &self.slots, &ranges, &mut change)?;
+        let tables = (sppt, &self.slots);
+        let _opened = self.names.change(&mut self.tables, tables, &ranges, &mut change)?;
         self.counters.tracked += 1;
         Ok(())
     }

@@ -14,6 +14,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::change::Repermit;
+use super::names::RulesByName;
 use super::rules::page_ranges;
 use super::{Domain, DomainError, Observer};
 use crate::access::AccessMap;
@@ -190,21 +191,37 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         for range in &state.ranges {
             self.check_width(*range)?;
         }
-        let masked = self
-            .masked
-            .replaced(&state.denying, |gfn| !state.base(gfn) & !state.rules.permitted(gfn))?;
+        let names = &self.names;
+        let rules = RulesByName { rules: &state.rules, names };
+        let denying = names.originals(&state.denying)?;
+        let ranges = names.originals(&state.ranges)?;
+        let maps = &state.maps;
+        let of_memory = |gfn: Gfn| {
+            let by_name = names.all(gfn).map(|name| base(maps, name));
+            by_name.fold(AccessMap::ALL, |map, one| map & one)
+        };
+        let masked =
+            self.masked.replaced(&denying, |gfn| !of_memory(gfn) & !rules.permitted(gfn))?;
         let mut tracking = state.tracking;
-        for range in &state.denying {
+        for tracked in tracking.iter() {
+            if names.original_bytes(tracked.range)? != tracked.range {
+                return Err(ImportError::Record {
+                    what: "tracked range (an alias here)",
+                    record: 0,
+                });
+            }
+        }
+        for range in denying.iter() {
             tracking.reserve(*range)?;
         }
-        let (rules, maps) = (&state.rules, &state.maps);
         let mut change = Repermit {
             tracking: &mut tracking,
             arming: Arming::Keep,
-            permit: |gfn, _| base(maps, gfn) & rules.permitted(gfn),
-            keeps: |pages| !intersects(&state.denying, pages),
+            permit: |gfn, _| of_memory(gfn) & rules.permitted(gfn),
+            keeps: |pages| !intersects(&denying, pages),
         };
-        let token = self.tables.change(sppt, &self.slots, &state.ranges, &mut change)?;
+        let tables = (sppt, &self.slots);
+        let token = names.change(&mut self.tables, tables, &ranges, &mut change)?;
         self.rules = state.rules;
         self.masked = masked;
         self.tracking = tracking;
@@ -241,10 +258,6 @@ fn intersects(ranges: &[GfnRange], pages: GfnRange) -> bool {
 }
 
 impl State {
-    fn base(&self, gfn: Gfn) -> AccessMap {
-        base(&self.maps, gfn)
-    }
-
     fn parse(bytes: &[u8], max_pages: u64) -> Result<Self, ImportError> {
         let mut reader = Reader { bytes, at: 0, pages_left: max_pages };
         let header: Header = reader.take().map_err(|_| ImportError::NotState)?;

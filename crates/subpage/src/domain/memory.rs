@@ -47,20 +47,32 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         Ok(())
     }
 
-    /// Removes a slot and unmaps its frames. Rules, maps and tracking of its addresses stay.
+    /// Removes a slot and unmaps its frames. Rules, maps and tracking of its addresses stay, but for
+    /// the maps of an alias, which belong to memory that has other names.
+    ///
+    /// Fails if there is no such slot, if its memory has further names (remove those first), and if
+    /// memory is short; of an alias, frames may be unmapped then, which are mapped again on demand.
     pub fn remove_slot(
         &mut self,
         space: AddressSpace,
         id: SlotId,
     ) -> Result<Invalidation, DomainError> {
         let pages = self.slots[space.index()].get(id)?.pages;
+        if space == AddressSpace::Normal {
+            self.names.check_not_original(pages)?;
+        }
         let token = self.tables.unmap(space, &self.slots, pages)?;
+        // What is unmapped needs no invalidation of its own, and the originals lose no right.
+        let _opened = self.forget_alias(space, id)?;
         self.slots[space.index()].take(id);
         Ok(token)
     }
 
     /// Moves a slot to other addresses and unmaps its frames; its dirty log moves along. Rules and
     /// maps do not move: they belong to addresses (D32).
+    ///
+    /// Fails if there is no such slot, its frames share memory with others, the place is taken or too
+    /// high, or memory is short.
     pub fn move_slot(
         &mut self,
         space: AddressSpace,
@@ -72,6 +84,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let new = GfnRange::new(first, old.pages())?;
         self.check_width(new)?;
         set.overlap(new, Some(id))?;
+        self.names.check_alone(old)?;
         let token = self.tables.unmap(space, &self.slots, old)?;
         let set = &mut self.slots[space.index()];
         if let Some(mut slot) = set.take(id) {

@@ -7,6 +7,7 @@
 //! ([`TableFrames`]) and through [`Invalidation`](crate::invalidate::Invalidation).
 
 mod access;
+mod aliases;
 mod change;
 mod counters;
 mod decide;
@@ -15,6 +16,7 @@ mod error;
 mod exits;
 mod export;
 mod memory;
+mod names;
 mod rules;
 mod tables;
 mod tracking;
@@ -36,6 +38,7 @@ use crate::rules::{MaskedDenials, RuleSet};
 use crate::slots::{AddressSpace, SlotSet};
 use crate::sppt::Sppt;
 use crate::track::Tracking;
+use names::{Names, RulesByName};
 use tables::{Slots, Tables};
 
 /// How the processors that run the guest use the domain's tables.
@@ -57,6 +60,7 @@ pub struct Domain<F, O = ()> {
     rules: RuleSet,
     masked: MaskedDenials,
     tracking: Tracking,
+    names: Names,
     next_rule: u64,
     next_track: u64,
     processor: ProcessorUse,
@@ -80,6 +84,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             rules: RuleSet::default(),
             masked: MaskedDenials::default(),
             tracking: Tracking::default(),
+            names: Names::default(),
             next_rule: 1,
             next_track: 1,
             processor: ProcessorUse { sub_page_permissions: true, ept_accessed_dirty: false },
@@ -150,6 +155,11 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// How many table frames are unlinked and wait for an invalidation.
     pub fn retired_frames(&self) -> usize {
         self.tables.retired()
+    }
+
+    /// The rules as they guard memory under all its names.
+    const fn rules_by_name(&self) -> RulesByName<'_> {
+        RulesByName { rules: &self.rules, names: &self.names }
     }
 
     fn enabled(&self) -> Result<Sppt, DomainError> {

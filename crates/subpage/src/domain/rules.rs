@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use super::change::Repermit;
+use super::names::RulesByName;
 use super::{Domain, DomainError, Observer};
 use crate::address::GfnRange;
 use crate::frames::{OutOfFrames, TableFrames};
@@ -32,19 +33,22 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let added = RuleSet::of(rules, first)?;
         self.rules.reserve(rules.len())?;
         let ranges = page_ranges(rules.iter().map(|rule| rule.range.gfns()))?;
+        let ranges = self.names.originals(&ranges)?;
+        let by_name = RulesByName { rules: &added, names: &self.names };
         let masked = self.masked.replaced(&ranges, |gfn| {
-            !self.base_map(gfn) & !(self.rules.permitted(gfn) & added.permitted(gfn))
+            !self.base_map(gfn) & !(self.rules_by_name().permitted(gfn) & by_name.permitted(gfn))
         })?;
-        for range in &ranges {
+        for range in ranges.iter() {
             self.tracking.reserve(*range)?;
         }
         let mut change = Repermit {
             tracking: &mut self.tracking,
             arming: Arming::Keep,
-            permit: |gfn, old| old & added.permitted(gfn),
+            permit: |gfn, old| old & by_name.permitted(gfn),
             keeps: |_| false,
         };
-        let token = self.tables.change(sppt, &self.slots, &ranges, &mut change)?;
+        let tables = (sppt, &self.slots);
+        let token = self.names.change(&mut self.tables, tables, &ranges, &mut change)?;
         self.masked = masked;
         self.rules.absorb(&added);
         self.next_rule = after;
@@ -62,10 +66,12 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             return Err(DomainError::Locked(id));
         }
         let ranges = [rule.range.gfns()];
-        let (rules, old_masked) = (&self.rules, &self.masked);
+        let ranges = self.names.originals(&ranges)?;
+        let rules = RulesByName { rules: &self.rules, names: &self.names };
+        let old_masked = &self.masked;
         let masked = old_masked
             .replaced(&ranges, |gfn| !self.base_map(gfn) & !rules.permitted_but(gfn, Some(id)))?;
-        for range in &ranges {
+        for range in ranges.iter() {
             self.tracking.reserve(*range)?;
         }
         let mut change = Repermit {
@@ -77,7 +83,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             },
             keeps: |_| false,
         };
-        let token = self.tables.change(sppt, &self.slots, &ranges, &mut change)?;
+        let tables = (sppt, &self.slots);
+        let token = self.names.change(&mut self.tables, tables, &ranges, &mut change)?;
         self.masked = masked;
         self.rules.remove(id);
         Ok(token)

@@ -17,11 +17,14 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// A sub-page that a rule or a map holds is not armed: writes to it trap anyway, and those that
     /// are let through are noted. Costs an L1 table for each 2 MiB region, and eight bytes a page where
     /// something is written or restricted.
-    /// Fails if permissions are not enabled, the range lies beyond the processor's width or shares a
+    /// Memory with several names is tracked by its original one, whichever is given, and written
+    /// under any.
+    /// Fails if permissions are not enabled, the range lies in an alias with only some of its pages, it lies beyond the processor's width or shares a
     /// page with another tracked one, or memory is short.
     pub fn track(&mut self, range: ByteRange) -> Result<(TrackId, Invalidation), DomainError> {
         let sppt = self.enabled()?;
         self.check_width(range.gfns())?;
+        let range = self.names.original_bytes(range)?;
         if let Some(other) = self.tracking.overlap(range) {
             return Err(DomainError::AlreadyTracked(other));
         }
@@ -111,7 +114,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             permit: |_, old| old,
             keeps: |_| true,
         };
-        Ok(self.tables.change(sppt, &self.slots, ranges, &mut change)?)
+        let tables = (sppt, &self.slots);
+        Ok(self.names.change(&mut self.tables, tables, ranges, &mut change)?)
     }
 
     /// The tracked ranges with their numbers, ascending.

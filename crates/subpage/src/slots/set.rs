@@ -57,6 +57,9 @@ pub enum SlotError {
     /// The slot does not log dirty pages.
     #[error("slot {0:?} does not log dirty pages")]
     NotLogging(SlotId),
+    /// The slot names memory that has another name, which the call cannot do with.
+    #[error("slot {0:?} shares its memory with frames of the call or of another slot")]
+    Alias(SlotId),
 }
 
 /// A run of guest frames that exist.

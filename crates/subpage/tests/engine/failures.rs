@@ -223,3 +223,43 @@ fn exits_report_the_host_error_and_change_nothing() {
     let (answer, _) = domain.ept_violation(&mut RetryState::default(), &exit);
     assert_eq!(answer, Answer::Resume);
 }
+
+#[test]
+fn memory_that_is_named_again() {
+    let named = |domain: &mut TestDomain| {
+        let pages = gfns(BASE + 4096 + 100, 700);
+        domain.add_alias(Normal, SlotId(1), pages, SlotFlags::default(), gfn(BASE + 30)).map(Some)
+    };
+    let prepare = || {
+        let (mut domain, failure) = mapped(1024, PageSize::Size2M);
+        set(&mut domain, BASE + 40, &[1, 2, 3]);
+        for at in [PAGE + 33 * 4096, PAGE + (4096 + 105) * 4096] {
+            let (_, token) = domain.add_rule(rule(bytes(at, 70), Action::Deny)).expect("memory");
+            done(&mut domain, token);
+        }
+        (domain, failure)
+    };
+    each_failure(prepare, named);
+    let again = || {
+        let (mut domain, failure) = prepare();
+        let token = named(&mut domain).expect("memory").expect("a token");
+        done(&mut domain, token);
+        (domain, failure)
+    };
+    let alias = PAGE + (4096 + 100) * 4096;
+    each_failure(again, |domain| {
+        let rules = [
+            rule(bytes(alias + 500 * 4096, 5000), Action::Deny),
+            rule(bytes(PAGE + 8 * 4096, 90_000), Action::Deny),
+        ];
+        domain.add_rules(&rules).map(|(_, token)| Some(token))
+    });
+    each_failure(again, |domain| domain.remove_rule(RuleId(1), Owner(7)).map(Some));
+    each_failure(again, |domain| {
+        domain.set_access(gfn(BASE + 4096 + 130), &[AccessMap::NONE; 600]).map(Some)
+    });
+    each_failure(again, |domain| {
+        domain.track(bytes(alias, 600 * 4096)).map(|(_, token)| Some(token))
+    });
+    each_failure(again, |domain| domain.remove_slot(Normal, SlotId(1)).map(Some));
+}

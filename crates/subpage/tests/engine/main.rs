@@ -8,6 +8,7 @@ mod export;
 mod failures;
 mod guest;
 mod mapping;
+mod names;
 mod review;
 mod rules;
 mod slots;
