@@ -212,15 +212,72 @@ impl Left {
     }
 }
 
-/// Runs a guest, guarded or not; `None` if it does not end with the status of its last instruction.
-///
-/// A rule guards bytes of the page that no store reaches, so every store to the page traps and is
-/// permitted.
+/// What is different about a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum With {
+    /// Nothing.
+    Plain,
+    /// A rule guards bytes of the page that no store reaches, so every store to the page traps and is
+    /// permitted.
+    Rule,
+    /// A rule denies all that they reach.
+    Denials,
+    /// One bit of the machine that it starts as.
+    Bit(Part),
+}
+
+/// A part of a machine that is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    General,
+    Special,
+    Extended,
+    Memory,
+}
+
+impl Part {
+    /// Changes one bit of a guest that no instruction of [`ending_stores`] reaches.
+    fn change(self, guest: &Guest) {
+        guest.vm.with_processors(|processors| {
+            let fd = &processors[0].fd;
+            match self {
+                Self::General => {
+                    let mut general = fd.get_regs().unwrap();
+                    general.r15 ^= 1 << 40;
+                    fd.set_regs(&general).unwrap();
+                }
+                Self::Special => {
+                    let mut special = fd.get_sregs().unwrap();
+                    special.fs.base ^= 1 << 12;
+                    fd.set_sregs(&special).unwrap();
+                }
+                Self::Extended => {
+                    let mut area = processors[0].extended().unwrap();
+                    // A byte of XMM15; the second component is in use.
+                    area.0[160 + 15 * 16 + 3] ^= 4;
+                    area.0[512] |= 2;
+                    processors[0].set_extended(&area).unwrap();
+                }
+                Self::Memory => {}
+            }
+        });
+        if self == Self::Memory {
+            let [byte] = guest.read(UNREACHED);
+            guest.write(UNREACHED, &[byte ^ 0x10]);
+        }
+    }
+}
+
+/// Memory that no guest uses.
+const UNREACHED: u64 = 0x9f_f123;
+
+/// Runs a guest; `None` if it does not end with the status of its last instruction. Beside it, how many
+/// of its stores trapped.
 fn left_by(
     configuration: &Configuration,
     level: Level,
     seed: u64,
-    guarded: bool,
+    with: With,
 ) -> (Option<Left>, Ending, u64) {
     let random = &mut Random(seed);
     let code = ending_stores(random);
@@ -229,12 +286,15 @@ fn left_by(
     guest.write(PAGE, &random.bytes(0x1000));
     let general = registers(random);
     guest.vm.with_processors(|processors| processors[0].fd.set_regs(&general).unwrap());
-    if guarded {
-        guest.guard(PAGE + 0xff8, 8, Action::Deny);
+    match with {
+        With::Plain => {}
+        With::Rule => guest.guard(PAGE + 0xff8, 8, Action::Deny),
+        With::Denials => guest.guard(PAGE, 0x1000, Action::Deny),
+        With::Bit(part) => part.change(&guest),
     }
     guest.vm.start().unwrap();
     // What ends without a rule ends with one, but a loop of stores that trap takes its time.
-    let in_time = if guarded { Some(guest.end()) } else { guest.vm.wait(BOUND) };
+    let in_time = if with == With::Rule { Some(guest.end()) } else { guest.vm.wait(BOUND) };
     let ending = in_time.unwrap_or_else(|| {
         guest.vm.stop();
         guest.end()
@@ -264,9 +324,9 @@ fn a_guarded_machine_is_the_unguarded_one() {
     for configuration in both_ways() {
         for level in LEVELS {
             for seed in 1000..1000 + 2 * GUESTS {
-                let (expected, ..) = left_by(&configuration, level, seed, false);
+                let (expected, ..) = left_by(&configuration, level, seed, With::Plain);
                 let Some(expected) = expected else { continue };
-                let (left, ending, writes) = left_by(&configuration, level, seed, true);
+                let (left, ending, writes) = left_by(&configuration, level, seed, With::Rule);
                 let context = format!("seed {seed}, {:?} at {level:?}", configuration.trap);
                 let Some(left) = left else {
                     refused.push(format!("{context}: {ending}"));
@@ -283,4 +343,31 @@ fn a_guarded_machine_is_the_unguarded_one() {
     assert_eq!(different, [""; 0], "a rule that no store touches changes nothing");
     assert_eq!(refused, [""; 0], "guests that end without a rule end with one");
     assert!(trapped > GUESTS, "most of these guests store to the page");
+}
+
+/// The comparison sees one bit, in each part of a machine, and a rule that denies stores.
+#[test]
+fn the_comparison_sees_what_is_different() {
+    if !kvm() {
+        return;
+    }
+    let configuration = crate::guest::small();
+    let (mut compared, mut denied) = (0, 0);
+    for seed in 1000..1000 + GUESTS {
+        let (expected, ..) = left_by(&configuration, Level::User, seed, With::Plain);
+        let Some(expected) = expected else { continue };
+        compared += 1;
+        for part in [Part::General, Part::Special, Part::Extended, Part::Memory] {
+            let (left, ending, _) = left_by(&configuration, Level::User, seed, With::Bit(part));
+            let left = left.unwrap_or_else(|| panic!("seed {seed}, {part:?}: {ending}"));
+            let differences: Vec<_> = left.differences(&expected).collect();
+            assert_eq!(differences.len(), 1, "seed {seed}, {part:?}: {differences:?}");
+        }
+        let (left, _, writes) = left_by(&configuration, Level::User, seed, With::Denials);
+        if let Some(left) = left.filter(|_| writes > 0) {
+            denied += u64::from(left.differences(&expected).next().is_some());
+        }
+    }
+    println!("{compared} machines, {denied} other ones by denials");
+    assert!(compared > 5 && denied > 2, "{compared} machines, {denied} by denials");
 }
