@@ -3,6 +3,7 @@
 mod masked_denials;
 mod rule;
 mod set;
+mod tree;
 
 pub(crate) use masked_denials::MaskedDenials;
 pub use rule::{Action, Owner, Rule, RuleId, RuleName, RuleNameError};
