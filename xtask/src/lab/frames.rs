@@ -23,10 +23,16 @@ pub(crate) enum Line<'a> {
     Begins(&'a str),
     /// The part has ended.
     Ended { status: u8 },
+    /// A test of the part begins.
+    Starts(&'a str),
+    /// It has ended, by the host's clock after so many seconds; what it printed stands before this.
+    Result { status: u8, seconds: u64, test: &'a str },
     /// The job is over.
     Over { status: u8 },
     /// Part of what the command prints.
     Output(&'a str),
+    /// No line, for another while.
+    Silence,
 }
 
 impl Mark {
@@ -56,6 +62,12 @@ impl Mark {
             "begins" => Line::Begins(rest),
             "ended" => Line::Ended { status: rest.parse().ok()? },
             "over" => Line::Over { status: rest.parse().ok()? },
+            "starts" => Line::Starts(rest),
+            "result" => {
+                let mut words = rest.splitn(3, ' ');
+                let (status, seconds) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+                Line::Result { status, seconds, test: words.next()? }
+            }
             _ => return None,
         })
     }
@@ -73,12 +85,17 @@ mod tests {
         assert_eq!(mark.read("lab-17 begins kvm test"), Line::Begins("kvm test"));
         assert_eq!(mark.read("lab-17 ended 101"), Line::Ended { status: 101 });
         assert_eq!(mark.read("lab-17 over 0"), Line::Over { status: 0 });
+        assert_eq!(mark.read("lab-17 starts a::b"), Line::Starts("a::b"));
+        let result = Line::Result { status: 137, seconds: 12, test: "a::b" };
+        assert_eq!(mark.read("lab-17 result 137 12 a::b"), result);
         for line in [
             "lab-18 over 0",
             "lab-17over 0",
             " lab-17 over 0",
             "lab-17 over 256",
             "lab-17 over",
+            "lab-17 result 0 a::b",
+            "lab-17 result 0 1",
             "lab-17 else",
             "",
         ] {

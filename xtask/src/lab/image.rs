@@ -15,6 +15,7 @@ use super::{
     frames::Mark,
     ingredients::{Ingredients, MODULES},
     initramfs::Initramfs,
+    job::Job,
     programs::{self, Programs},
 };
 
@@ -45,24 +46,6 @@ impl std::str::FromStr for ModuleOption {
         }
         Ok(Self { module, setting: setting.to_owned() })
     }
-}
-
-/// What a host does once it is up.
-#[derive(Clone, Debug)]
-pub(crate) enum Job {
-    /// A shell on the second serial line, without frames.
-    Shell,
-    /// One command, which ends the job.
-    Command(Vec<String>),
-    /// Several, one after the other, each in frames of its own.
-    Parts(Vec<Part>),
-}
-
-/// A command with a title of one line.
-#[derive(Clone, Debug)]
-pub(crate) struct Part {
-    pub(crate) title: String,
-    pub(crate) words: Vec<String>,
 }
 
 /// What goes into a host.
@@ -180,39 +163,10 @@ fail() {{
         }
         script.push("[ -c /dev/kvm ] || fail /dev/kvm".into());
         script.push(format!("cd /{FILES}"));
-        match job {
-            Job::Shell => {
-                script.push("stty -F $line sane".into());
-                script.push("setsid sh -c 'exec sh -i <>/dev/ttyS1 >&0 2>&1'".into());
-            }
-            Job::Command(words) => {
-                script.push(format!("echo {mark} ready >$line"));
-                script.push(format!("({}) </dev/null >$line 2>&1", command(words)));
-                script.push(format!("printf '\\n{mark} over %s\\n' $? >$line"));
-            }
-            Job::Parts(parts) => {
-                script.push(format!("echo {mark} ready >$line"));
-                for Part { title, words } in parts {
-                    script.push(format!("echo {mark} begins {} >$line", quoted(title)));
-                    script.push(format!("({}) </dev/null >$line 2>&1", command(words)));
-                    script.push(format!("printf '\\n{mark} ended %s\\n' $? >$line"));
-                }
-                script.push(format!("echo {mark} over 0 >$line"));
-            }
-        }
+        script.push(job.script(mark));
         script.push("poweroff -f\n".into());
         script.join("\n")
     }
-}
-
-/// A command for the shell.
-fn command(words: &[String]) -> String {
-    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
-}
-
-/// A word for the shell.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 fn permissions(path: &Path) -> Result<u32> {
@@ -262,11 +216,5 @@ mod tests {
         assert_eq!(modules, expected.map(|(name, settings)| (name, settings.to_owned())));
         let modules: Vec<_> = contents(Host::Amd).modules().map(|(name, _)| name).collect();
         assert_eq!(modules, ["irqbypass", "kvm", "kvm-amd"]);
-    }
-
-    #[test]
-    fn words_are_for_one_command() {
-        assert_eq!(quoted("a b"), "'a b'");
-        assert_eq!(quoted("it's; $x"), "'it'\\''s; $x'");
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod frames;
 pub(crate) mod image;
 pub(crate) mod ingredients;
 mod initramfs;
+pub(crate) mod job;
 pub(crate) mod programs;
 mod qemu;
 pub(crate) mod run;
@@ -30,8 +31,9 @@ use crate::{
     workspace::Workspace,
 };
 use frames::{Line, Mark};
-use image::{Contents, Job, ModuleOption};
+use image::{Contents, ModuleOption};
 use ingredients::Ingredients;
+use job::Job;
 use run::{Finished, Outcome, Patience};
 
 /// What `cargo xtask lab` takes.
@@ -93,20 +95,18 @@ pub(crate) struct Size {
     memory_mib: u64,
 }
 
+impl Size {
+    pub(crate) fn processors(self) -> u32 {
+        self.processors
+    }
+}
+
 impl Host {
     /// As the command line has it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Amd => "amd",
             Self::Intel => "intel",
-        }
-    }
-
-    /// How many tests run at the same time, for libtest: one a processor.
-    pub(crate) fn test_threads(self) -> &'static str {
-        match self {
-            Self::Amd => "--test-threads=2",
-            Self::Intel => "--test-threads=1",
         }
     }
 
@@ -243,7 +243,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
         let status = command.status().context("cannot start the emulator")?;
         return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
-    let patience = Patience { whole: limit, silence: limit };
+    let patience = Patience { whole: limit, silence: limit, heartbeat: limit };
     let interrupt = session.interrupt().clone();
     let mut out = io::stdout().lock();
     let mut printed = Ok(());

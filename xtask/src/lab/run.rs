@@ -58,6 +58,8 @@ pub(crate) struct Patience {
     pub(crate) whole: Duration,
     /// Without a line of output, once it is up.
     pub(crate) silence: Duration,
+    /// How often [`Line::Silence`] comes while there is no other line.
+    pub(crate) heartbeat: Duration,
 }
 
 /// What is known of a run that is under way.
@@ -68,6 +70,8 @@ struct Watch<'a> {
     ready: bool,
     /// Of the last output, and before that of the start.
     heard: Instant,
+    /// How often silence has been told since then.
+    beats: u32,
     outcome: Option<Outcome>,
 }
 
@@ -78,18 +82,25 @@ impl Watch<'_> {
         if !self.ready && matches!(line, Line::Output(_)) {
             return None;
         }
-        self.heard = Instant::now();
+        (self.heard, self.beats) = (Instant::now(), 0);
         match line {
             Line::Ready => self.ready = true,
             Line::Failed(what) => self.end(Outcome::Failed(failed(what))),
             Line::Over { status } => self.end(Outcome::Over(status)),
-            Line::Begins(_) | Line::Ended { .. } | Line::Output(_) => {}
+            _ => {}
         }
         Some(line)
     }
 
     fn end(&mut self, outcome: Outcome) {
         self.outcome.get_or_insert(outcome);
+    }
+
+    /// Whether it is time to tell of the silence.
+    fn beat(&mut self) -> bool {
+        let due = self.ready && self.heard.elapsed() > self.patience.heartbeat * (self.beats + 1);
+        self.beats += u32::from(due);
+        due
     }
 
     /// Whether there is nothing more to wait for.
@@ -138,16 +149,25 @@ pub(crate) fn run(
         console: Console { path: console.clone(), read: 0, looked: start, rest: String::new() },
         ready: false,
         heard: start,
+        beats: 0,
         outcome: None,
     });
-    // The two closures take turns: each is done with it before the other one is called.
-    let over = || watch.borrow_mut().over(interrupt);
+    let on_line = RefCell::new(on_line);
+    // The two closures take turns: each is done with both before the other one is called.
+    let over = || {
+        let beat = watch.borrow_mut().beat();
+        if beat {
+            (on_line.borrow_mut())(Line::Silence);
+        }
+        watch.borrow_mut().over(interrupt)
+    };
     let limits = Limits::new(start + patience.whole, &over);
     // An empty line stands in front of the frame at the end, in case the output ends within a line.
     let mut held = false;
     let finished = execute::run(command, &limits, &mut |text| {
         let Some(line) = watch.borrow_mut().line(text) else { return };
-        if held && !matches!(line, Line::Over { .. } | Line::Ended { .. }) {
+        let on_line = &mut on_line.borrow_mut();
+        if held && !matches!(line, Line::Over { .. } | Line::Ended { .. } | Line::Result { .. }) {
             on_line(Line::Output(""));
         }
         held = line == Line::Output("");
@@ -241,8 +261,11 @@ mod tests {
         (finished.expect("sh runs").outcome, lines)
     }
 
-    const LONG: Patience =
-        Patience { whole: Duration::from_secs(300), silence: Duration::from_secs(300) };
+    const LONG: Patience = Patience {
+        whole: Duration::from_secs(300),
+        silence: Duration::from_secs(300),
+        heartbeat: Duration::from_secs(300),
+    };
 
     fn reason(outcome: Outcome) -> String {
         match outcome {
@@ -299,6 +322,29 @@ mod tests {
         let (outcome, _) =
             run_script("echo MARK ready; while :; do echo a; sleep 0.1; done", patience);
         assert!(reason(outcome).contains("did not end within"));
+    }
+
+    #[test]
+    fn silence_is_told_again_and_again_and_is_no_output() {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let mark = Mark::random().expect("random numbers");
+        let mut command = Command::new("sh");
+        let script = "echo MARK ready; until [ -e told ]; do sleep 0.05; done; echo MARK over 0";
+        command.args(["-c", &script.replace("MARK", mark.word())]).current_dir(directory.path());
+        let patience = Patience { heartbeat: Duration::from_millis(20), ..LONG };
+        let interrupt = Interrupt::default();
+        let mut beats = 0;
+        let finished = run(command, directory.path(), &mark, patience, &interrupt, &mut |line| {
+            beats += u32::from(line == Line::Silence);
+            if beats == 3 {
+                fs::write(directory.path().join("told"), "").expect("files can be written");
+            }
+        });
+        assert_eq!(finished.expect("sh runs").outcome, Outcome::Over(0));
+        let silence = Duration::from_millis(100);
+        let patience = Patience { silence, ..patience };
+        let (outcome, _) = run_script("echo MARK ready; sleep 99999", patience);
+        assert!(reason(outcome).contains("it hangs"));
     }
 
     #[test]

@@ -1,179 +1,331 @@
 //! What a host's job has printed, part by part and test by test.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
-use crate::{count::Count, lab::frames::Line};
+use crate::{
+    count::Count,
+    lab::{
+        frames::Line,
+        job::{NOT_RUN, Part, Work},
+    },
+    session,
+};
 
-/// The log, read line by line as it is written.
+/// From here on, the time of a test that has passed is told.
+const WORTH_TELLING: u64 = 20;
+
+/// The status of a program that a shell has seen killed by SIGKILL.
+const KILLED: u8 = 137;
+
+/// How many lines are kept of what a part prints without a result.
+const KEPT_LINES: usize = 400;
+
+/// The log, read line by line as it is written, over all starts of a host.
 #[derive(Debug, Default)]
 pub(super) struct Log {
-    parts: BTreeMap<String, Part>,
+    parts: BTreeMap<String, State>,
     current: Option<String>,
 }
 
+/// What is known of a part.
 #[derive(Debug, Default)]
-struct Part {
+struct State {
+    /// When it began.
+    since: Duration,
+    /// Since the last frame.
     lines: Vec<String>,
-    /// Tests that libtest has announced, if it is such a program.
-    announced: Option<u64>,
-    results: Count,
-    /// The last test that had a result.
-    last: Option<String>,
+    /// Tests that run, each with when it began.
+    running: BTreeMap<String, Duration>,
+    /// Tests that have a result: none if passed, or why not.
+    results: BTreeMap<String, Option<String>>,
     status: Option<u8>,
 }
 
 impl Log {
-    /// Takes the next line; where it tells the result of a test, returns what to print of it.
-    pub(super) fn line(&mut self, line: Line<'_>) -> Option<String> {
+    /// Takes the next line, which comes so long after the start; returns what to print of it.
+    pub(super) fn line(&mut self, line: Line<'_>, now: Duration) -> Option<String> {
         match line {
             Line::Begins(title) => {
-                self.parts.insert(title.to_owned(), Part::default());
+                let part = self.parts.entry(title.to_owned()).or_default();
+                (part.since, part.status) = (now, None);
+                part.lines.clear();
                 self.current = Some(title.to_owned());
+                return None;
+            }
+            Line::Silence => {
+                return self.under_way(now).map(|what| format!("still running: {what}"));
+            }
+            _ => {}
+        }
+        let part = self.parts.get_mut(self.current.as_ref()?)?;
+        match line {
+            Line::Ended { status } => {
+                part.status = Some(status);
+                self.current = None;
                 None
             }
-            Line::Ended { status } => {
-                let part = self.current.take().and_then(|title| self.parts.get_mut(&title))?;
-                part.status = Some(status);
+            Line::Starts(test) => {
+                part.running.insert(test.to_owned(), now);
+                part.lines.clear();
                 None
+            }
+            Line::Result { status, seconds, test } => {
+                part.running.remove(test);
+                let failure = failure(status, seconds);
+                let told = match &failure {
+                    None if seconds < WORTH_TELLING => format!("passed {test}"),
+                    None => format!("passed {test} in {seconds} s of the host's clock"),
+                    Some(why) => format!("failed {test}: {why}\n{}", part.lines.join("\n")),
+                };
+                part.lines.clear();
+                part.results.insert(test.to_owned(), failure);
+                Some(told)
             }
             Line::Output(text) => {
-                let part = self.parts.get_mut(self.current.as_ref()?)?;
-                part.lines.push(text.to_owned());
-                if part.announced.is_none() {
-                    part.announced = announced(text);
+                if part.lines.len() == KEPT_LINES {
+                    part.lines.remove(0);
                 }
-                let (name, result) = test_result(text)?;
-                part.results += result;
-                part.last = Some(name.to_owned());
-                let word = if result.failed > 0 { "failed" } else { "passed" };
-                Some(format!("{word} {name}"))
+                part.lines.push(text.to_owned());
+                None
             }
-            Line::Ready | Line::Failed(_) | Line::Over { .. } => None,
+            _ => None,
         }
     }
 
-    /// What a part came to, with the reason if it is not what was expected. Of a program with
-    /// `tests` these count, and a test without a result has failed.
-    pub(super) fn judge(&self, title: &str, status: u8, tests: bool) -> (Count, Option<String>) {
-        let Some(part) = self.parts.get(title) else {
+    /// What runs now, and since when.
+    pub(super) fn under_way(&self, now: Duration) -> Option<String> {
+        let title = self.current.as_ref()?;
+        let part = self.parts.get(title)?;
+        let since = |what: &str, since: Duration| {
+            format!("{what} for {}", session::duration(now.saturating_sub(since)))
+        };
+        if part.running.is_empty() {
+            return Some(since(title, part.since));
+        }
+        let running = part.running.iter().map(|(test, start)| since(test, *start));
+        Some(running.collect::<Vec<_>>().join(", "))
+    }
+
+    /// The host has ended before its job: what ran then has failed. Whether there was such a thing.
+    pub(super) fn cut_off(&mut self, why: &str) -> bool {
+        let part = self.current.take().and_then(|title| self.parts.get_mut(&title));
+        let Some(part) = part else { return false };
+        if part.running.is_empty() {
+            // Between two tests, or a command, whose status this is.
+            part.status = Some(KILLED);
+        }
+        for (test, _) in std::mem::take(&mut part.running) {
+            part.results.insert(test, Some(format!("it ran when the host ended: {why}")));
+        }
+        true
+    }
+
+    /// What of a part has not come to an end.
+    pub(super) fn remaining(&self, part: &Part) -> Option<Part> {
+        let Some(state) = self.parts.get(&part.title) else { return Some(part.clone()) };
+        let mut left = part.clone();
+        match &mut left.work {
+            Work::Command(_) => state.status.is_none().then_some(left),
+            Work::Tests(tests) => {
+                tests.names.retain(|name| !state.results.contains_key(name));
+                (!tests.names.is_empty()).then_some(left)
+            }
+        }
+    }
+
+    /// What a part came to, with the reason if it is not what was expected: of a command, this status;
+    /// of tests, that each has passed. One without a result has failed.
+    pub(super) fn judge(&self, part: &Part, status: u8) -> (Count, Option<String>) {
+        let Some(state) = self.parts.get(&part.title) else {
             return (Count::FAILED, Some("it did not run".into()));
         };
-        let mut count =
-            if tests { part.results } else { Count::check(part.status == Some(status)) };
-        let ended = match part.status {
-            None => Some(match &part.last {
-                Some(last) => format!("it did not end; the last test with a result was {last}"),
-                None => "it did not end".into(),
-            }),
-            Some(found) if found != status => {
-                Some(format!("it ended with status {found} instead of {status}"))
+        match &part.work {
+            Work::Command(_) => {
+                let reason = match state.status {
+                    None => Some("it did not end".into()),
+                    Some(found) if found != status => {
+                        Some(format!("it ended with status {found} instead of {status}"))
+                    }
+                    Some(_) => None,
+                };
+                (Count::check(reason.is_none()), reason)
             }
-            Some(_) => None,
-        };
-        if !tests {
-            return (count, ended);
+            Work::Tests(tests) => {
+                let mut count = Count::default();
+                let mut reason = String::new();
+                for test in &tests.names {
+                    let failure = match state.results.get(test) {
+                        Some(None) => None,
+                        Some(Some(why)) => Some(why.as_str()),
+                        None => Some("it has no result"),
+                    };
+                    count += Count::check(failure.is_none());
+                    if let Some(why) = failure {
+                        write!(reason, "\n      {test}: {why}").expect("a string can be written");
+                    }
+                }
+                if !count.ran() {
+                    return (Count::FAILED, Some("there was no test to run".into()));
+                }
+                (count, (!reason.is_empty()).then_some(reason))
+            }
         }
-        let seen = count.passed + count.failed + count.skipped;
-        let missing = part.announced.unwrap_or(0).saturating_sub(seen);
-        count.failed += missing;
-        let reason = if missing > 0 {
-            Some(format!("{missing} tests without a result; {}", ended.unwrap_or_default()))
-        } else {
-            ended
-        };
-        if count.failed == 0 && (reason.is_some() || !count.ran()) {
-            count += Count::FAILED;
-            return (count, reason.or(Some("there was no test to run".into())));
-        }
-        (count, reason)
     }
 
+    /// The last lines that a part has printed behind its last result.
     pub(super) fn end_of(&self, title: &str, most: usize) -> String {
         let lines = self.parts.get(title).map_or(&[][..], |part| part.lines.as_slice());
         lines[lines.len().saturating_sub(most)..].join("\n")
     }
 }
 
-/// From `running 62 tests`.
-fn announced(line: &str) -> Option<u64> {
-    let (number, word) = line.strip_prefix("running ")?.split_once(' ')?;
-    word.starts_with("test").then(|| number.parse().ok())?
-}
-
-/// From `test walks::go_on ... ok`.
-fn test_result(line: &str) -> Option<(&str, Count)> {
-    let (name, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
-    // A test whose thread prints past libtest's capture has its line cut in two.
-    let count = match result.rsplit(' ').next()? {
-        "ok" => Count::PASSED,
-        "FAILED" => Count::FAILED,
-        "ignored" => Count::SKIPPED,
-        _ => return None,
-    };
-    Some((name, count))
+/// What a test's status means, if it has not passed.
+fn failure(status: u8, seconds: u64) -> Option<String> {
+    match status {
+        0 => None,
+        NOT_RUN => Some("its program has no such test".into()),
+        KILLED => Some(format!(
+            "no result after {seconds} s of the host's clock: it hangs and was killed"
+        )),
+        // libtest's own.
+        101 => Some("it failed".into()),
+        status => Some(format!("it ended with status {status}")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::job::Tests;
 
-    fn read(lines: &[Line<'_>]) -> Log {
+    const fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn part(names: &[&str]) -> Part {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        let tests = Tests { program: "kvm".into(), names, at_once: 2, limit: 300 };
+        Part { title: "tests".into(), work: Work::Tests(tests) }
+    }
+
+    fn command() -> Part {
+        Part { title: "check".into(), work: Work::Command(vec!["subpage".into(), "check".into()]) }
+    }
+
+    /// Two tests run at the same time, of three; the first has passed.
+    fn begun() -> Log {
         let mut log = Log::default();
-        for line in lines {
-            log.line(*line);
+        for (line, seconds) in [
+            (Line::Begins("tests"), 10),
+            (Line::Starts("a::b"), 10),
+            (Line::Starts("a::c"), 11),
+            (Line::Result { status: 0, seconds: 2, test: "a::b" }, 12),
+            (Line::Starts("a::d"), 12),
+        ] {
+            log.line(line, at(seconds));
         }
         log
     }
 
-    const BEGUN: [Line<'_>; 4] = [
-        Line::Begins("tests"),
-        Line::Output("running 2 tests"),
-        Line::Output("test a::b ... ok"),
-        Line::Output("test a::c has been running for over 60 seconds"),
-    ];
+    const THREE: [&str; 3] = ["a::b", "a::c", "a::d"];
+
+    fn count(passed: u64, failed: u64) -> Count {
+        Count { passed, failed, skipped: 0 }
+    }
 
     #[test]
     fn tests_are_counted_one_by_one() {
-        let rest = [Line::Output("test a::c ... FAILED"), Line::Ended { status: 101 }];
-        let log = read(&[&BEGUN[..], &rest].concat());
-        let (count, reason) = log.judge("tests", 0, true);
-        assert_eq!(count, Count { passed: 1, failed: 1, skipped: 0 });
-        assert!(reason.expect("a status").contains("status 101"));
+        let mut log = begun();
+        log.line(Line::Output("thread panicked"), at(20));
+        let told = log.line(Line::Result { status: 101, seconds: 9, test: "a::c" }, at(20));
+        assert_eq!(told.as_deref(), Some("failed a::c: it failed\nthread panicked"));
+        let told = log.line(Line::Result { status: 0, seconds: 25, test: "a::d" }, at(21));
+        assert_eq!(told.as_deref(), Some("passed a::d in 25 s of the host's clock"));
+        log.line(Line::Ended { status: 0 }, at(21));
+        let (found, reason) = log.judge(&part(&THREE), 0);
+        assert_eq!(found, count(2, 1));
+        assert_eq!(reason.as_deref(), Some("\n      a::c: it failed"));
+        assert!(log.remaining(&part(&THREE)).is_none());
     }
 
     #[test]
-    fn a_test_that_hangs_has_failed_and_the_one_before_is_named() {
-        let (count, reason) = read(&BEGUN).judge("tests", 0, true);
-        assert_eq!(count, Count { passed: 1, failed: 1, skipped: 0 });
-        let reason = reason.expect("it did not end");
-        assert!(reason.contains("1 tests without a result") && reason.contains("a::b"), "{reason}");
+    fn a_hanging_test_is_named_and_told_from_a_slow_one() {
+        let mut log = begun();
+        let told = log.line(Line::Silence, at(52)).expect("something runs");
+        assert_eq!(told, "still running: a::c for 41.0 s, a::d for 40.0 s");
+        // Slow.
+        log.line(Line::Result { status: 0, seconds: 120, test: "a::d" }, at(132));
+        // Killed by the host.
+        let told = log.line(Line::Result { status: 137, seconds: 300, test: "a::c" }, at(311));
+        assert!(told.expect("a result").contains("a::c: no result after 300 s"));
+        let (found, reason) = log.judge(&part(&THREE), 0);
+        assert_eq!(found, count(2, 1));
+        assert!(reason.expect("one failed").contains("a::c: no result after 300 s"));
     }
 
     #[test]
-    fn a_crash_after_the_last_test_is_a_failure() {
-        let log = read(&[
-            Line::Begins("tests"),
-            Line::Output("running 1 test"),
-            Line::Output("test a ... ok"),
-            Line::Ended { status: 134 },
-        ]);
-        assert_eq!(log.judge("tests", 0, true).0, Count { passed: 1, failed: 1, skipped: 0 });
+    fn what_ran_when_the_host_ended_has_failed_and_the_rest_is_left() {
+        let names = ["a::b", "a::c", "a::d", "a::e"];
+        let mut log = begun();
+        assert!(log.cut_off("Kernel panic"));
+        let left = log.remaining(&part(&names)).expect("one test");
+        assert_eq!(left.work, part(&["a::e"]).work);
+        // Another start does the rest.
+        log.line(Line::Begins("tests"), at(60));
+        log.line(Line::Starts("a::e"), at(60));
+        log.line(Line::Result { status: 0, seconds: 1, test: "a::e" }, at(61));
+        log.line(Line::Ended { status: 0 }, at(61));
+        let (found, reason) = log.judge(&part(&names), 0);
+        assert_eq!(found, count(2, 2));
+        let reason = reason.expect("two failed");
+        for test in ["a::c: it ran when the host ended: Kernel panic", "a::d: it ran"] {
+            assert!(reason.contains(test), "{reason}");
+        }
+        assert!(!log.cut_off("again"), "nothing ran");
     }
 
     #[test]
-    fn what_did_not_run_has_failed() {
-        let log = read(&[Line::Begins("check"), Line::Ended { status: 0 }]);
-        assert_eq!(log.judge("check", 0, false), (Count::PASSED, None));
-        assert_eq!(log.judge("check", 3, false).0, Count::FAILED);
-        assert_eq!(log.judge("check", 0, true).0, Count::FAILED);
-        assert_eq!(log.judge("other", 0, false).0, Count::FAILED);
+    fn a_test_without_a_result_has_failed() {
+        let mut log = begun();
+        log.line(Line::Ended { status: 0 }, at(20));
+        let (found, reason) = log.judge(&part(&["a::b", "a::x"]), 0);
+        assert_eq!(found, count(1, 1));
+        assert!(reason.expect("a failure").contains("a::x: it has no result"));
+        assert_eq!(log.judge(&part(&[]), 0).0, Count::FAILED);
+    }
+
+    #[test]
+    fn commands_are_judged_by_their_status() {
+        let mut log = Log::default();
+        log.line(Line::Begins("check"), at(1));
+        assert_eq!(
+            log.line(Line::Silence, at(41)).as_deref(),
+            Some("still running: check for 40.0 s")
+        );
+        assert_eq!(log.judge(&command(), 0).0, Count::FAILED);
+        log.line(Line::Ended { status: 3 }, at(42));
+        assert_eq!(log.judge(&command(), 3), (Count::PASSED, None));
+        assert!(log.judge(&command(), 0).1.expect("a failure").contains("status 3 instead of 0"));
+        assert!(log.remaining(&command()).is_none());
+        assert_eq!(log.judge(&part(&THREE), 0).0, Count::FAILED);
+    }
+
+    #[test]
+    fn a_command_that_the_host_did_not_survive_is_not_run_again() {
+        let mut log = Log::default();
+        log.line(Line::Begins("check"), at(1));
+        assert!(log.cut_off("Kernel panic"));
+        assert!(log.remaining(&command()).is_none());
+        assert_eq!(log.judge(&command(), 0).0, Count::FAILED);
     }
 
     #[test]
     fn output_outside_of_a_part_is_nothing() {
         let mut log = Log::default();
-        assert_eq!(log.line(Line::Output("test a ... ok")), None);
-        log.line(Line::Begins("tests"));
-        assert_eq!(log.line(Line::Output("test a ... ok")).as_deref(), Some("passed a"));
+        let result = Line::Result { status: 0, seconds: 1, test: "a" };
+        assert_eq!(log.line(result, at(1)), None);
+        assert_eq!(log.line(Line::Silence, at(40)), None);
+        log.line(Line::Begins("tests"), at(41));
+        assert_eq!(log.line(result, at(42)).as_deref(), Some("passed a"));
     }
 }
