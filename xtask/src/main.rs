@@ -45,7 +45,7 @@ enum Task {
     /// Run the tests; without a SUITE, install what they need and run all of them
     Test {
         /// Suites to run, each once, in the order of the list below; behind bochs, parts of the
-        /// names of its tests
+        /// names of its tests; behind lab, a host
         #[arg(value_parser = WordParser, value_name = "SUITE")]
         words: Vec<Word>,
         /// Run only tests whose name contains STR (unit, concurrency, property, kvm,
@@ -130,7 +130,7 @@ fn run(task: Task) -> Result<ExitCode> {
                     selected == [Suite::Bochs] && names.is_empty() && filter.is_none(),
                     "--list is for the suite bochs alone"
                 );
-                return bochs::list_tests(&workspace, interrupt, limit);
+                return suites::bochs::list_tests(&workspace, interrupt, limit);
             }
             let mut out = io::stdout().lock();
             let mut session = Session::new(&mut out, interrupt, limit);
@@ -138,7 +138,8 @@ fn run(task: Task) -> Result<ExitCode> {
             let install = suites.is_empty() && filter.is_none();
             let emulator = selected.iter().any(|suite| suite.needs_emulator());
             let prerequisites = Prerequisites::prepare(&mut session, install, emulator)?;
-            let plan = suites::Plan { workspace, prerequisites, filter, names };
+            let named = !suites.is_empty();
+            let plan = suites::Plan { workspace, prerequisites, filter, named, names };
             suites::run(&mut session, &plan, &selected)
         }
     }

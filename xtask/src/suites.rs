@@ -45,7 +45,8 @@ pub(crate) enum Suite {
     Property,
     /// Guests on KVM: the VMM, the example, and the tool with them
     Kvm,
-    /// Hosts with an ordinary KVM, in emulators, only if it is named; takes amd or intel behind it
+    /// Hosts with an ordinary KVM, in emulators: amd, and intel only if this suite is named; takes the
+    /// name of a host behind it
     Lab,
     /// The hypervisor with a guest that tests it, in Bochs; takes names of tests behind it
     Bochs,
@@ -60,11 +61,6 @@ pub(crate) enum Suite {
 impl Suite {
     fn takes_filter(self) -> bool {
         matches!(self, Self::Unit | Self::Concurrency | Self::Property | Self::Kvm | Self::Bochs)
-    }
-
-    /// Whether it runs only if it is named.
-    fn only_by_name(self) -> bool {
-        self == Self::Lab
     }
 
     /// Whether names can stand behind it.
@@ -159,6 +155,8 @@ pub(crate) struct Plan {
     pub(crate) workspace: Workspace,
     pub(crate) prerequisites: Prerequisites,
     pub(crate) filter: Option<String>,
+    /// Whether the user has named suites: then all of them runs, also what takes long.
+    pub(crate) named: bool,
     /// Parts of the names of tests in Bochs, or names of hosts; none means all.
     pub(crate) names: Vec<String>,
 }
@@ -187,12 +185,11 @@ impl Plan {
     }
 }
 
-/// The suites to run: those named, or all that need no naming; with a filter, those of all that can take one.
+/// The suites to run: those named, or all; with a filter, those of all that can take one.
 pub(crate) fn select(named: &[Suite], filter: Option<&str>) -> Result<Vec<Suite>> {
     if named.is_empty() {
         let all = Suite::value_variants().iter().copied();
-        let wanted =
-            |suite: &Suite| !suite.only_by_name() && (filter.is_none() || suite.takes_filter());
+        let wanted = |suite: &Suite| filter.is_none() || suite.takes_filter();
         return Ok(all.filter(wanted).collect());
     }
     let mut selected = named.to_vec();
@@ -247,10 +244,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_name_all_run_but_the_lab() {
+    fn without_a_name_all_run() {
         let selected = select(&[], None).expect("nothing to refuse");
-        let all = Suite::value_variants().iter().copied();
-        assert!(selected.into_iter().eq(all.filter(|suite| *suite != Suite::Lab)));
+        assert_eq!(selected, Suite::value_variants());
     }
 
     #[test]

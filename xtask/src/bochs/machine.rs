@@ -92,6 +92,7 @@ impl Machine {
             images: &images,
             logging: self.logging,
             serial_lines: SerialLines::None,
+            instructions_per_second: None,
         };
         configuration.start(&emulator.program, path, limit, interrupt, on_line)
     }

@@ -18,7 +18,6 @@ use clap::{Args, Subcommand};
 use crate::{
     execute::Ending,
     session::{Interrupt, Session},
-    suites,
     workspace::Workspace,
 };
 use configuration::{Logging, Run};
@@ -104,22 +103,8 @@ pub(crate) fn run(workspace: &Workspace, task: Option<Task>) -> Result<ExitCode>
     Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// `cargo xtask test bochs --list`: the names on standard output, all else on standard error.
-pub(crate) fn list_tests(
-    workspace: &Workspace,
-    interrupt: Interrupt,
-    limit: Duration,
-) -> Result<ExitCode> {
-    let mut errors = io::stderr();
-    let mut session = Session::new(&mut errors, interrupt, limit);
-    let listed = match ready(&mut session, false)? {
-        Some(emulator) => suites::bochs::print_list(&mut session, workspace, &emulator)?,
-        None => false,
-    };
-    Ok(if listed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn ready(session: &mut Session<'_>, install: bool) -> Result<Option<Emulator>> {
+/// Bochs, or none; then the reason has been said.
+pub(crate) fn ready(session: &mut Session<'_>, install: bool) -> Result<Option<Emulator>> {
     match emulator::prepare(session, install)? {
         Ok(emulator) => Ok(Some(emulator)),
         Err(reason) => {

@@ -91,6 +91,7 @@ pub(crate) fn probe(program: &Path, interrupt: &Interrupt) -> Result<Result<Vers
             images: &[],
             logging: Logging::Errors,
             serial_lines: SerialLines::None,
+            instructions_per_second: None,
         };
         let run = configuration.start(program, directory.path(), LIMIT, interrupt, &mut |_| {});
         let run = match run {

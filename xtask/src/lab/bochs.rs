@@ -18,6 +18,10 @@ const KERNEL_FILES: [&str; 2] = ["kernel-1", "kernel-2"];
 /// Where the initramfs is, which spans as many blocks as it needs.
 const INITRD: u64 = 0x800_0000;
 
+/// About what Bochs does in a second, so that the host's kernel gets no more interrupts of its timer
+/// than on a real processor, and times out no sooner.
+const INSTRUCTIONS_PER_SECOND: u32 = 40_000_000;
+
 /// What the ROM hands over: descriptors, boot parameters, page tables, command line, and a stack.
 const LOW: u64 = 0x1_0000;
 const PAGE: usize = 0x1000;
@@ -71,6 +75,7 @@ pub(super) fn start(emulator: &Emulator, start: &Start<'_>) -> Result<Command> {
         images: &images,
         logging: Logging::Fatal,
         serial_lines: SerialLines::Two { first: super::run::CONSOLE },
+        instructions_per_second: Some(INSTRUCTIONS_PER_SECOND),
     };
     configuration.command(&emulator.program, start.directory)
 }

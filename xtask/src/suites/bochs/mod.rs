@@ -8,6 +8,7 @@ use std::{
     cmp::Reverse,
     io::{self, Write as _},
     path::PathBuf,
+    process::ExitCode,
     sync::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
@@ -21,6 +22,7 @@ use anyhow::{Context as _, Result};
 use super::Plan;
 use crate::{
     bochs::{
+        self,
         configuration::{Logging, Run},
         emulator::Emulator,
         images::{Images, Purpose},
@@ -130,8 +132,23 @@ fn policy_module(session: &mut Session<'_>, plan: &Plan) -> Result<Option<PathBu
     Ok(None)
 }
 
-/// Prints the names of the tests, one a line with what they need, and nothing else.
-pub(crate) fn print_list(
+/// `cargo xtask test bochs --list`: the names of the tests on standard output, one a line with what
+/// they need; all else on standard error.
+pub(crate) fn list_tests(
+    workspace: &Workspace,
+    interrupt: Interrupt,
+    limit: Duration,
+) -> Result<ExitCode> {
+    let mut errors = io::stderr();
+    let mut session = Session::new(&mut errors, interrupt, limit);
+    let listed = match bochs::ready(&mut session, false)? {
+        Some(emulator) => print_list(&mut session, workspace, &emulator)?,
+        None => false,
+    };
+    Ok(if listed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print_list(
     session: &mut Session<'_>,
     workspace: &Workspace,
     emulator: &Emulator,

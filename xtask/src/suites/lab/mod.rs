@@ -66,9 +66,7 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     };
     let Some(tests) = test_names(session, &programs)? else { return Ok(Count::FAILED) };
     let mut count = Count::default();
-    let hosts = [Host::Amd, Host::Intel];
-    let chosen = |host: &Host| plan.names.is_empty() || plan.names.iter().any(|n| n == host.name());
-    let hosts: Vec<_> = hosts.into_iter().filter(chosen).collect();
+    let hosts = hosts(plan.named, &plan.names);
     if hosts.is_empty() {
         session.say("   failed: there are the hosts amd and intel")?;
         return Ok(Count::FAILED);
@@ -77,6 +75,15 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         count += on(session, plan, host, &programs, &tests)?;
     }
     Ok(count)
+}
+
+/// The hosts that run: those named; or both where this suite is named, and else the faster one.
+fn hosts(named: bool, names: &[String]) -> Vec<Host> {
+    let wanted = |host: &Host| match names {
+        [] => named || *host == Host::Amd,
+        names => names.iter().any(|name| name == host.name()),
+    };
+    [Host::Amd, Host::Intel].into_iter().filter(wanted).collect()
 }
 
 /// What the test programs call their tests, by asking them.
@@ -248,6 +255,16 @@ mod tests {
         }
         names.entry("kvm").or_default().push("rules::hold".to_owned());
         names
+    }
+
+    #[test]
+    fn the_slow_host_runs_by_name() {
+        let names =
+            |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(hosts(false, &[]), [Host::Amd]);
+        assert_eq!(hosts(true, &[]), [Host::Amd, Host::Intel]);
+        assert_eq!(hosts(true, &names(&["intel"])), [Host::Intel]);
+        assert_eq!(hosts(true, &names(&["arm"])), []);
     }
 
     #[test]
