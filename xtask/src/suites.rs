@@ -45,8 +45,8 @@ pub(crate) enum Suite {
     Property,
     /// Guests on KVM: the VMM, the example, and the tool with them
     Kvm,
-    /// Hosts with an ordinary KVM, in emulators: amd, and intel only if this suite is named; takes the
-    /// name of a host behind it
+    /// Hosts with an ordinary KVM, in emulators: amd, and intel only if this suite is named; takes
+    /// hosts and parts of the names of tests behind it
     Lab,
     /// The hypervisor with a guest that tests it, in Bochs; takes names of tests behind it
     Bochs,
@@ -126,7 +126,7 @@ impl TypedValueParser for WordParser {
     }
 }
 
-/// The suites among the words, and the names behind `bochs` (of tests) and `lab` (of hosts).
+/// The suites among the words, and the names behind `bochs` (of tests) and `lab` (of hosts and tests).
 pub(crate) fn divide(words: Vec<Word>) -> Result<(Vec<Suite>, Vec<String>)> {
     let (mut suites, mut names) = (Vec::new(), Vec::new());
     for word in words {
@@ -157,7 +157,7 @@ pub(crate) struct Plan {
     pub(crate) filter: Option<String>,
     /// Whether the user has named suites: then all of them runs, also what takes long.
     pub(crate) named: bool,
-    /// Parts of the names of tests in Bochs, or names of hosts; none means all.
+    /// Parts of the names of tests in Bochs or in the lab, or names of hosts; none means all.
     pub(crate) names: Vec<String>,
 }
 

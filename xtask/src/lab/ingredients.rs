@@ -4,10 +4,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Instant,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::qemu::{self, Qemu};
 use crate::{
@@ -195,13 +196,27 @@ fn keep(from: &Path, to: &Path) -> Result<()> {
     take(&boot, "vmlinuz")?;
     let modules = only(&kernel.join("lib/modules"), "")?.join("kernel");
     for (name, path) in MODULES {
-        take(&modules.join(path), &format!("{name}.ko"))?;
+        take(&plain(&modules.join(path))?, &format!("{name}.ko"))?;
     }
     take(&from.join(BUSYBOX.package).join("bin/busybox"), "busybox")?;
     for part in qemu::PARTS {
         take(&from.join(QEMU.package).join(part), &format!("qemu/{part}"))?;
     }
     Ok(())
+}
+
+/// A module as it is, which newer kernels have compressed: a host's shell does not unpack any.
+fn plain(module: &Path) -> Result<PathBuf> {
+    for (extension, program) in [("xz", "xz"), ("zst", "zstd")] {
+        let packed = module.with_extension(format!("ko.{extension}"));
+        if packed.exists() {
+            let status =
+                Command::new(program).args(["--decompress", "--quiet"]).arg(&packed).status();
+            let status = status.with_context(|| format!("cannot start {program}"))?;
+            ensure!(status.success(), "{program} does not unpack {}", packed.display());
+        }
+    }
+    Ok(module.to_owned())
 }
 
 /// The one entry of a directory whose name begins so.
@@ -242,5 +257,23 @@ mod tests {
     fn of_one_package_the_newest_is_taken() {
         let known = [version(QEMU.package, "1:10.2"), version(QEMU.package, "1:7.2")];
         assert_eq!(QEMU.choose(&known), Some(&known[0]));
+    }
+
+    #[test]
+    fn modules_are_unpacked() {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let module = directory.path().join("kvm.ko");
+        fs::write(&module, "module").expect("files can be written");
+        assert_eq!(plain(&module).expect("nothing to do"), module);
+        if crate::packages::found("xz").is_none() {
+            println!("skipped: there is no xz here");
+            return;
+        }
+        let status = Command::new("xz").arg(&module).status().expect("xz starts");
+        assert!(status.success() && !module.exists());
+        let unpacked = plain(&module).expect("xz unpacks what it has packed");
+        assert_eq!(fs::read(unpacked).expect("it is there"), b"module");
+        fs::write(module.with_extension("ko.zst"), "no archive").expect("files can be written");
+        assert!(plain(&module).is_err());
     }
 }

@@ -118,12 +118,15 @@ impl Host {
         }
     }
 
-    /// What the kernel is told. Its first serial line is its console.
+    /// What the kernel is told. Its first serial line is its console. It is no judge of how long
+    /// anything may take: a busy machine may not run one of the emulated processors for long.
     fn command_line(self) -> &'static str {
         match self {
-            Self::Amd => "console=ttyS0 nokaslr mitigations=off panic=-1",
+            Self::Amd => "console=ttyS0 nokaslr mitigations=off panic=-1 nowatchdog",
             // Bochs has no tables of ACPI here, and a kernel that uses FSRM hangs in it.
-            Self::Intel => "console=ttyS0 nokaslr mitigations=off panic=-1 acpi=off clearcpuid=580",
+            Self::Intel => {
+                "console=ttyS0 nokaslr mitigations=off panic=-1 nowatchdog acpi=off clearcpuid=580"
+            }
         }
     }
 }

@@ -27,8 +27,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(300);
 const CONSOLE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What the kernel says when it does not get on.
-const LAST_WORDS: [&str; 3] =
-    ["Kernel panic - not syncing", "Oops: ", "watchdog: BUG: soft lockup"];
+const LAST_WORDS: [&str; 2] = ["Kernel panic - not syncing", "Oops: "];
 
 /// How many lines of the console are of interest.
 const CONSOLE_LINES: usize = 15;

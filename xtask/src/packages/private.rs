@@ -153,7 +153,9 @@ fn configuration(directory: &Path, codename: &str) -> Result<String> {
          APT::Sandbox::User \"root\";\n\
          Acquire::AllowInsecureRepositories \"false\";\n\
          Acquire::Languages \"none\";\n\
-         Acquire::Retries \"3\";\n\
+         Acquire::Retries \"2\";\n\
+         Acquire::http::Timeout \"30\";\n\
+         Acquire::https::Timeout \"30\";\n\
          Debug::NoLocking \"true\";\n\
          #clear Acquire::IndexTargets::deb::DEP-11;\n\
          #clear APT::Update::Post-Invoke;\n\

@@ -66,12 +66,7 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     };
     let Some(tests) = test_names(session, &programs)? else { return Ok(Count::FAILED) };
     let mut count = Count::default();
-    let hosts = hosts(plan.named, &plan.names);
-    if hosts.is_empty() {
-        session.say("   failed: there are the hosts amd and intel")?;
-        return Ok(Count::FAILED);
-    }
-    for host in hosts {
+    for host in hosts(plan.named, &plan.names) {
         count += on(session, plan, host, &programs, &tests)?;
     }
     Ok(count)
@@ -79,11 +74,19 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
 
 /// The hosts that run: those named; or both where this suite is named, and else the faster one.
 fn hosts(named: bool, names: &[String]) -> Vec<Host> {
-    let wanted = |host: &Host| match names {
-        [] => named || *host == Host::Amd,
-        names => names.iter().any(|name| name == host.name()),
-    };
-    [Host::Amd, Host::Intel].into_iter().filter(wanted).collect()
+    let hosts = [Host::Amd, Host::Intel].into_iter();
+    let chosen: Vec<_> =
+        hosts.clone().filter(|host| names.iter().any(|name| name == host.name())).collect();
+    if chosen.is_empty() {
+        return hosts.filter(|host| named || *host == Host::Amd).collect();
+    }
+    chosen
+}
+
+/// Parts of the names of the tests that run; without one, everything does.
+fn filters(names: &[String]) -> Vec<&str> {
+    let host = |name: &str| [Host::Amd, Host::Intel].into_iter().any(|host| host.name() == name);
+    names.iter().map(String::as_str).filter(|name| !host(name)).collect()
 }
 
 /// What the test programs call their tests, by asking them.
@@ -119,8 +122,13 @@ fn on(
             return Ok(Count::SKIPPED);
         }
     };
-    let parts = parts(host, &plan.workspace.root().join("examples/kernel"), tests);
+    let example = plan.workspace.root().join("examples/kernel");
+    let parts = parts(host, &example, tests, &filters(&plan.names));
     let mut count = Count::default();
+    if parts.is_empty() {
+        session.say("   failed: no test of this host has such a name")?;
+        return Ok(Count::FAILED);
+    }
     for left in left_out::on(host) {
         session.say(&format!("   left out on {name}: {}: {}", left.test, left.reason))?;
         count += Count::SKIPPED;
@@ -198,7 +206,7 @@ fn starts(
 }
 
 /// The job of a host.
-fn parts(host: Host, example: &Path, tests: &TestNames) -> Vec<Expected> {
+fn parts(host: Host, example: &Path, tests: &TestNames, filters: &[&str]) -> Vec<Expected> {
     let example = example.to_string_lossy();
     let command = |title: String, words: &[&str], status| Expected {
         part: Part {
@@ -222,13 +230,20 @@ fn parts(host: Host, example: &Path, tests: &TestNames) -> Vec<Expected> {
             ));
         }
     }
+    if !filters.is_empty() {
+        parts.clear();
+    }
     for (program, names) in tests {
         let wanted = |name: &&String| {
             let module = |modules: &[&str]| modules.iter().any(|module| name.starts_with(module));
             !left_out::on(host).any(|left| left.program == *program && left.test == **name)
+                && (filters.is_empty() || filters.iter().any(|part| name.contains(part)))
                 && (host != Host::Intel || *program != "kvm" || module(&INTEL_MODULES))
         };
-        let names = names.iter().filter(wanted).cloned().collect();
+        let names: Vec<_> = names.iter().filter(wanted).cloned().collect();
+        if names.is_empty() && !filters.is_empty() {
+            continue;
+        }
         let tests = Tests {
             program: (*program).to_owned(),
             names,
@@ -264,12 +279,13 @@ mod tests {
         assert_eq!(hosts(false, &[]), [Host::Amd]);
         assert_eq!(hosts(true, &[]), [Host::Amd, Host::Intel]);
         assert_eq!(hosts(true, &names(&["intel"])), [Host::Intel]);
-        assert_eq!(hosts(true, &names(&["arm"])), []);
+        assert_eq!(hosts(true, &names(&["walks::", "amd"])), [Host::Amd]);
+        assert_eq!(filters(&names(&["walks::", "amd"])), ["walks::"]);
     }
 
     #[test]
     fn what_is_left_out_is_not_run() {
-        let parts = parts(Host::Amd, Path::new("/e"), &names());
+        let parts = parts(Host::Amd, Path::new("/e"), &names(), &[]);
         let kvm = parts.last().expect("the tests");
         let Work::Tests(tests) = &kvm.part.work else { panic!("{kvm:?}") };
         assert_eq!(tests.names, ["rules::hold"]);
@@ -277,8 +293,16 @@ mod tests {
     }
 
     #[test]
+    fn part_of_a_name_selects_tests_alone() {
+        let parts = parts(Host::Amd, Path::new("/e"), &names(), &["rules::"]);
+        let [one] = parts.as_slice() else { panic!("{parts:?}") };
+        let Work::Tests(tests) = &one.part.work else { panic!("{one:?}") };
+        assert_eq!((tests.program.as_str(), tests.names.len()), ("kvm", 1));
+    }
+
+    #[test]
     fn the_example_runs_in_each_way() {
-        let parts = parts(Host::Amd, Path::new("/e"), &names());
+        let parts = parts(Host::Amd, Path::new("/e"), &names(), &[]);
         let titles: Vec<_> = parts.iter().map(|expected| &expected.part.title).collect();
         for title in ["kernel example by slots, 2 CPU", "kernel example by view, 1 CPU"] {
             assert!(titles.iter().any(|found| *found == title), "{title}");

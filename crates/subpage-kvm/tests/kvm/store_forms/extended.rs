@@ -34,6 +34,10 @@ pub(super) const SSE: &[Form] = &[
     form("stmxcsr", 4, Operand, |a, _| a.stmxcsr(dword_ptr(m()))),
     form("fxsave", 512, R10(16), |a, _| a.fxsave(r10 + 0)).but(Early),
     form("fxsave64", 512, R10(16), |a, _| a.fxsave64(r10 + 0)).but(Early),
+];
+
+#[rustfmt::skip] // a table
+pub(super) const MASKED: &[Form] = &[
     form("maskmovdqu", 16, String, |a, _| a.maskmovdqu(xmm3, xmm9)).but(Masked),
 ];
 

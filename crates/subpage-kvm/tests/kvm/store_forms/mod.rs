@@ -82,6 +82,11 @@ fn stores_of_extended_registers() {
 }
 
 #[test]
+fn stores_by_mask() {
+    compare(extended::MASKED);
+}
+
+#[test]
 fn stores_of_x87_registers() {
     compare(extended::X87);
 }

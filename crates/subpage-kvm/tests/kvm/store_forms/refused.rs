@@ -1,4 +1,5 @@
-//! Stores that nobody here carries out: a program gets #UD and its machine goes on.
+//! Stores that software does not carry out: the processor is stepped over them, or a program gets #UD,
+//! and its machine goes on.
 
 use kvm_bindings::kvm_regs;
 use subpage::rules::Action;
@@ -46,7 +47,20 @@ fn a_program_gets_an_exception_and_its_machine_goes_on() {
         println!("skipped: this KVM gives #UD for it without a guard");
         return;
     }
+    let stored = guest.read::<0x1000>(PAGE);
     guest.guard(PAGE, 8, Action::Deny);
+    if subpage_kvm::probe::is_native() {
+        // A step does what the processor does.
+        assert_eq!(step(), None);
+        assert!(guest.read(PAGE) == stored && stored != before);
+        assert!(guest.vm.steps() > 0 && guest.events().is_empty());
+        // Not where the guest watches eight bytes of it for stores.
+        guest.vm.with_processors(|processors| {
+            let mut debug = processors[0].debug_registers().unwrap();
+            (debug.db[0], debug.dr7) = (PAGE + 0x800, 0x401 | 1 << 16 | 2 << 18);
+            processors[0].set_debug_registers(&debug).unwrap();
+        });
+    }
     for round in 1..=3 {
         let received = step().expect("an exception");
         assert_eq!(received.vector, INVALID_OPCODE, "{received:x?}");
