@@ -1,7 +1,7 @@
 //! Stores that software does not carry out: the processor is stepped over them, or a program gets #UD,
 //! and its machine goes on.
 
-use kvm_bindings::kvm_regs;
+use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use subpage::rules::Action;
 use subpage_kvm::vm::{Configuration, TrapChoice};
 
@@ -28,16 +28,18 @@ fn a_program_gets_an_exception_and_its_machine_goes_on() {
     let before = [0x5a; 0x1000];
     // XSAVE [EBX] in 32-bit code, whose format is another, to permitted bytes of the page.
     let code = [0x0f, 0xae, 0x23];
-    guest.vm.with_processors(|processors| {
-        let mut special = processors[0].fd.get_sregs().unwrap();
-        (special.cs.l, special.cs.db) = (0, 1);
-        processors[0].fd.set_sregs(&special).unwrap();
+    let special = guest.vm.with_processors(|processors| {
+        let special = processors[0].fd.get_sregs().unwrap();
+        let cs = kvm_segment { l: 0, db: 1, ..special.cs };
+        kvm_sregs { cs, ..special }
     });
     let general =
         kvm_regs { rip: CODE, rax: 3, rbx: PAGE + 0x800, rflags: 2, ..kvm_regs::default() };
     let extended = Box::new(subpage_emulate::XsaveArea::INITIAL);
     let step = || {
         guest.write(PAGE, &before);
+        // The exception before has ended in a handler of the kernel.
+        guest.vm.with_processors(|processors| processors[0].fd.set_sregs(&special).unwrap());
         let after = stepper.step(&code, &Registers { general, extended: extended.clone() });
         let after = after.unwrap_or_else(|ending| panic!("{ending}"));
         let special = guest.vm.with_processors(|processors| processors[0].fd.get_sregs().unwrap());
