@@ -34,6 +34,8 @@ pub(crate) struct Tests {
     pub(crate) at_once: u32,
     /// When one is killed, in seconds of the host's clock.
     pub(crate) limit: u64,
+    /// One in so many of their random cases runs.
+    pub(crate) share: u32,
 }
 
 impl Job {
@@ -73,12 +75,13 @@ impl Tests {
     /// The lines of a shell that run them. Each worker takes the next test that no other has taken.
     /// What a test prints comes in one piece, if it has failed.
     fn script(&self, mark: &str) -> String {
-        let Self { program, names, at_once, limit } = self;
+        let Self { program, names, at_once, limit, share } = self;
         let (program, names) = (quoted(program), command(names));
         let workers: String = (0..*at_once).map(|number| format!("work {number} & ")).collect();
         format!(
             "rm -rf /run/taken
 mkdir /run/taken
+export SUBPAGE_TEST_SHARE={share}
 seconds() {{
     read up rest </proc/uptime
     echo ${{up%.*}}
@@ -145,6 +148,7 @@ esac
             names: ["hangs", "fails", "passes", "is_not_there"].map(str::to_owned).to_vec(),
             at_once: 2,
             limit: 1,
+            share: 1,
         };
         let run = path.to_str().expect("UTF-8");
         let script = format!("line=/dev/stdout\n{}", tests.script("MARK"))

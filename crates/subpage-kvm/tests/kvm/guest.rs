@@ -40,6 +40,14 @@ pub(crate) fn kvm() -> bool {
     }
 }
 
+/// How many of so many random cases run: all, or one in `SUBPAGE_TEST_SHARE` where a processor is
+/// emulated.
+pub(crate) fn share(cases: u64) -> u64 {
+    let one_in = std::env::var("SUBPAGE_TEST_SHARE");
+    let one_in: u64 = one_in.map_or(1, |text| text.parse().expect("a number"));
+    cases.div_ceil(one_in.max(1))
+}
+
 /// A guest and its events.
 pub(crate) struct Guest {
     pub(crate) vm: Vm,

@@ -9,7 +9,7 @@ use subpage::rules::Action;
 use subpage_emulate::guest::PhysicalMemory as _;
 use subpage_kvm::vm::{Configuration, Ending};
 
-use crate::guest::{CODE, EXIT_PORT, Guest, PAGE, PLAIN, both_ways, kvm};
+use crate::guest::{CODE, EXIT_PORT, Guest, PAGE, PLAIN, both_ways, kvm, share};
 use crate::privilege::{LEVELS, Level, place_first};
 use crate::random::Random;
 
@@ -136,7 +136,7 @@ fn all(likely: bool) -> u64 {
     let mut asked = 0;
     for configuration in both_ways() {
         for level in LEVELS {
-            for seed in 0..GUESTS {
+            for seed in 0..share(GUESTS) {
                 asked += u64::from(run(&configuration, level, seed, likely));
             }
         }
@@ -147,7 +147,7 @@ fn all(likely: bool) -> u64 {
 #[test]
 fn random_bytes_as_code() {
     if kvm() {
-        println!("{} of {} guests stored to the page", all(false), 4 * GUESTS);
+        println!("{} of {} guests stored to the page", all(false), 4 * share(GUESTS));
     }
 }
 
@@ -155,8 +155,8 @@ fn random_bytes_as_code() {
 fn random_stores_as_code() {
     if kvm() {
         let asked = all(true);
-        println!("{asked} of {} guests stored to the page", 4 * GUESTS);
-        assert!(asked > GUESTS, "most of these guests store something");
+        println!("{asked} of {} guests stored to the page", 4 * share(GUESTS));
+        assert!(asked > share(GUESTS), "most of these guests store something");
     }
 }
 
@@ -323,7 +323,7 @@ fn a_guarded_machine_is_the_unguarded_one() {
     let (mut refused, mut different) = (Vec::<String>::new(), Vec::<String>::new());
     for configuration in both_ways() {
         for level in LEVELS {
-            for seed in 1000..1000 + 2 * GUESTS {
+            for seed in 1000..1000 + 2 * share(GUESTS) {
                 let (expected, ..) = left_by(&configuration, level, seed, With::Plain);
                 let Some(expected) = expected else { continue };
                 let (left, ending, writes) = left_by(&configuration, level, seed, With::Rule);
@@ -342,7 +342,7 @@ fn a_guarded_machine_is_the_unguarded_one() {
     println!("{compared} machines compared, {trapped} with trapped stores");
     assert_eq!(different, [""; 0], "a rule that no store touches changes nothing");
     assert_eq!(refused, [""; 0], "guests that end without a rule end with one");
-    assert!(trapped > GUESTS, "most of these guests store to the page");
+    assert!(trapped > share(GUESTS), "most of these guests store to the page");
 }
 
 /// The comparison sees one bit, in each part of a machine, and a rule that denies stores.

@@ -204,7 +204,7 @@ mod tests {
 
     fn part(names: &[&str]) -> Part {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        let tests = Tests { program: "kvm".into(), names, at_once: 2, limit: 300 };
+        let tests = Tests { program: "kvm".into(), names, at_once: 2, limit: 300, share: 1 };
         Part { title: "tests".into(), work: Work::Tests(tests) }
     }
 

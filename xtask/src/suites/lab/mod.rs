@@ -38,6 +38,9 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 /// after 120 s.
 const TEST_LIMIT: u64 = 300;
 
+/// Of the random cases, one in so many runs: a host is tens of times slower than the machine.
+const SHARE: u32 = 3;
+
 /// How often a host is started that does not come to its end.
 const STARTS: u32 = 4;
 
@@ -251,6 +254,7 @@ fn parts(host: Host, example: &Path, tests: &TestNames, filters: &[&str]) -> Vec
             names,
             at_once: host.size().processors(),
             limit: TEST_LIMIT,
+            share: SHARE,
         };
         let part = Part { title: format!("test program {program}"), work: Work::Tests(tests) };
         parts.push(Expected { part, status: 0 });
