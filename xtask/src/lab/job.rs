@@ -77,7 +77,8 @@ impl Tests {
     fn script(&self, mark: &str) -> String {
         let Self { program, names, at_once, limit, share } = self;
         let (program, names) = (quoted(program), command(names));
-        let workers: String = (0..*at_once).map(|number| format!("work {number} & ")).collect();
+        let workers: Vec<_> = (0..*at_once).map(|number| format!("work {number} &")).collect();
+        let workers = workers.join(" ");
         format!(
             "rm -rf /run/taken
 mkdir /run/taken
@@ -102,7 +103,7 @@ work() {{
         ) 9>/run/printing >$line
     done
 }}
-{workers}wait
+{workers} wait
 true"
         )
     }
