@@ -84,7 +84,7 @@ pub(super) fn findings<P: Programs>(machine: &Machine<P>) -> (Vec<MachineFinding
     let (kvm, facts) = device(machine);
     let mut found = vec![kvm];
     if let Some(facts) = &facts {
-        found.extend([immediate_exit(facts), others(facts), slots(facts), view(facts)]);
+        found.extend([immediate_exit(facts), others(facts), slots(facts), view(machine, facts)]);
     } else {
         let needs = |(key, name)| finding(key, name, Verdict::No, "needs KVM");
         found.extend([IMMEDIATE_EXIT, OTHERS, SLOTS, VIEW].map(needs));
@@ -150,12 +150,33 @@ fn slots(facts: &KvmFacts) -> MachineFinding {
     }
 }
 
-fn view(facts: &KvmFacts) -> MachineFinding {
+fn view<P: Programs>(machine: &Machine<P>, facts: &KvmFacts) -> MachineFinding {
     let (key, name) = VIEW;
     match &facts.by_view {
-        Ok(()) => finding(key, name, Verdict::Yes, "a guest was guarded by it"),
+        Ok(()) => {
+            let walks = page_tables(machine).map_or(String::new(), |walks| format!("; {walks}"));
+            finding(key, name, Verdict::Yes, format!("a guest was guarded by it{walks}"))
+        }
         Err(reason) => finding(key, name, Verdict::No, reason),
     }
+}
+
+/// What page tables of a guest cost that lie in guarded pages, where the settings of KVM's module tell.
+fn page_tables<P: Programs>(machine: &Machine<P>) -> Option<&'static str> {
+    let is_on = |path| {
+        let text = machine.text(path).ok()?;
+        Some(matches!(text.trim(), "Y" | "1"))
+    };
+    if let Some(flags) = is_on("/sys/module/kvm_intel/parameters/eptad") {
+        return Some(if flags {
+            "a guest's page tables in guarded pages are slow while they are in use; with `modprobe \
+             kvm_intel eptad=0` they are not"
+        } else {
+            "a guest's page tables in guarded pages run at full speed, since kvm_intel has eptad=0"
+        });
+    }
+    (is_on("/sys/module/kvm_amd/parameters/npt") == Some(true))
+        .then_some("a guest's page tables in guarded pages are slow while they are in use")
 }
 
 /// Whether a KVM that runs guests can guard them, and how.

@@ -30,6 +30,17 @@ fn machine(
     kvm: Option<AskKvm>,
     programs: &'static [(&'static str, &'static str)],
 ) -> Findings {
+    machine_with(cpuinfo, msr, kvm, programs, &[])
+}
+
+/// With files besides.
+fn machine_with(
+    cpuinfo: Option<&str>,
+    msr: Option<u64>,
+    kvm: Option<AskKvm>,
+    programs: &'static [(&'static str, &'static str)],
+    files: &[(&str, &str)],
+) -> Findings {
     let root = tempfile::tempdir().expect("directory");
     let write = |path: &str, text: &str| {
         let path = root.path().join(path);
@@ -38,6 +49,9 @@ fn machine(
     };
     if let Some(text) = cpuinfo {
         write("proc/cpuinfo", text);
+    }
+    for (path, text) in files {
+        write(path, text);
     }
     if let Some(value) = msr {
         write("dev/cpu/0/msr", "");
@@ -160,6 +174,29 @@ fn one_way_to_guard_is_enough() {
         let guests = guests(&findings);
         assert_eq!(guests.verdict, Verdict::Yes);
         assert!(guests.reason.contains(reason), "{}", guests.reason);
+    }
+}
+
+/// Where page tables in guarded pages are slow, it is said, and what helps.
+#[test]
+fn slow_page_tables_are_told() {
+    let eptad = "sys/module/kvm_intel/parameters/eptad";
+    let npt = "sys/module/kvm_amd/parameters/npt";
+    for (files, told) in [
+        (vec![(eptad, "Y\n")], Some("with `modprobe kvm_intel eptad=0` they are not")),
+        (vec![(eptad, "N\n")], Some("at full speed")),
+        (vec![(npt, "1\n")], Some("slow while they are in use")),
+        (vec![(npt, "N\n")], None),
+        (vec![], None),
+    ] {
+        let findings = machine_with(None, None, Some(|_| Ok(whole())), &[], &files);
+        let view = findings.machine.iter().find(|finding| finding.key == "kvm_view");
+        let reason = &view.expect("told").reason;
+        match told {
+            Some(told) => assert!(reason.contains(told), "{files:?}: {reason}"),
+            None => assert_eq!(reason, "a guest was guarded by it", "{files:?}"),
+        }
+        assert_eq!(guests(&findings).verdict, Verdict::Yes);
     }
 }
 
