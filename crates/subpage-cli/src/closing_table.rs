@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
+use subpage_trap::Address;
+
 use crate::summary::{LiveSummary, RuleSummary, Summary};
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, PLAIN, QUIET};
 use crate::terminal::{Align, Columns, bytes, grouped, plural, printable, ratio};
@@ -83,12 +85,13 @@ fn rules(summary: &Summary) -> Columns {
 
 fn first_denial(rule: &RuleSummary) -> String {
     let Some(first) = &rule.first_denial else { return "–".to_owned() };
-    let mut text = format!("write {} at {}", grouped(first.write), first.gpa);
+    let mut text =
+        format!("write {} at {}", grouped(first.write), Address(first.event.gpa.as_u64()));
     if let Some(pc) = first.pc_text() {
         let _ = write!(text, " by {pc}");
     }
-    if let Some(symbol) = &first.pc_symbol {
-        let _ = write!(text, " in {}", printable(symbol));
+    if let Some(function) = &first.function {
+        let _ = write!(text, " in {}", printable(&function.to_string()));
     }
     text
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::heat::PageHeat;
-use crate::hex::Hex;
 use crate::policy::PolicyRule;
-use crate::write_event::WriteEvent;
+use subpage_trap::Address;
+use subpage_trap::Record;
 
 /// Most denials that a summary keeps whole.
 pub const MAX_FIRST_DENIALS: usize = 20;
@@ -46,7 +46,7 @@ pub struct Summary {
     pub live: Option<LiveSummary>,
     /// The first denied writes in order, at most [`MAX_FIRST_DENIALS`].
     #[serde(skip)]
-    pub first_denials: Vec<WriteEvent>,
+    pub first_denials: Vec<Record>,
     /// Written sub-pages around the rules, in ascending order of address.
     #[serde(skip)]
     pub heat: Vec<PageHeat>,
@@ -117,7 +117,7 @@ pub struct RuleSummary {
     /// `deny`, `log`, `allow-once` or `stop`.
     pub action: &'static str,
     /// First guarded byte.
-    pub start: Hex,
+    pub start: Address,
     /// Guarded bytes.
     pub length: u64,
     /// Line of the policy; none if the rule came from elsewhere.
@@ -132,7 +132,7 @@ pub struct RuleSummary {
     /// Of these, the writes that had no effect because of this rule.
     pub denied: u64,
     /// The first of the denied.
-    pub first_denial: Option<WriteEvent>,
+    pub first_denial: Option<Record>,
 }
 
 impl RuleSummary {
@@ -141,7 +141,7 @@ impl RuleSummary {
         Self {
             name: rule.rule.name.as_str().to_owned(),
             action: rule.rule.action.word(),
-            start: Hex(rule.rule.range.first().as_u64()),
+            start: Address(rule.rule.range.first().as_u64()),
             length: rule.rule.range.bytes(),
             line: Some(rule.line as u64),
             checked: 0,

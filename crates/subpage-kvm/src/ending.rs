@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::event::Event;
+use subpage_trap::Record;
+
 use crate::vcpu::ProcessorError;
 
 /// Why the guest does not run any more.
@@ -22,7 +23,7 @@ pub enum Ending {
     /// A rule with the action `stop` was met.
     Stopped {
         /// By this write.
-        event: Arc<Event>,
+        event: Arc<Record>,
     },
     /// A triple fault.
     TripleFault {
@@ -51,7 +52,7 @@ impl fmt::Display for Ending {
             Self::Exited { code } => write!(f, "the guest has exited with {code}"),
             Self::Halted => f.write_str("the guest has halted"),
             Self::Stopped { event } => {
-                write!(f, "the rule {:?} has stopped the guest", event.rule_name)
+                write!(f, "the rule {:?} has stopped the guest", event.rule_or_map())
             }
             Self::TripleFault { rip } => write!(f, "the guest has had a triple fault at {rip:#x}"),
             Self::Reset => f.write_str("the guest has asked for a reset"),

@@ -12,8 +12,9 @@ use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, Owner, Rule, RuleName};
 use subpage_emulate::guest::PhysicalMemory as _;
 use subpage_kvm::boot::Request;
-use subpage_kvm::event::{Delivery, Event, Subscription, Verdict};
+use subpage_kvm::event::{Delivery, Subscription};
 use subpage_kvm::vm::{Configuration, Ending, TrapChoice, Vm};
+use subpage_trap::{Record, Verdict};
 
 /// The symbol that the policy protects, and the one beside it that is written all the time.
 const PATH: &str = "modprobe_path";
@@ -66,7 +67,7 @@ impl Write for Console {
 /// What a run came to.
 struct Run {
     printed: String,
-    events: Vec<Arc<Event>>,
+    events: Vec<Arc<Record>>,
     calls: u64,
     path: [u8; 16],
 }
@@ -106,7 +107,7 @@ fn run(image: &Path, trap: TrapChoice, guarded: bool) -> Run {
     }
 }
 
-fn events(subscription: &Subscription) -> Vec<Arc<Event>> {
+fn events(subscription: &Subscription) -> Vec<Arc<Record>> {
     let mut events = Vec::new();
     while let Some(delivery) = subscription.next(Some(Duration::ZERO)) {
         match delivery {
@@ -146,7 +147,7 @@ fn exploit_succeeds_only_unguarded(image: &Path) {
         let told: Vec<_> = guarded
             .events
             .iter()
-            .map(|event| (event.verdict, event.gpa, event.bytes.as_slice()))
+            .map(|it| (it.event.verdict, it.event.gpa.as_u64(), it.event.bytes.as_slice()))
             .collect();
         let path = symbol(image, PATH).first().as_u64();
         let expected: [(_, _, &[u8]); 2] =

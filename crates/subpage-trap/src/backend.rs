@@ -8,7 +8,7 @@ use subpage::slots::AddressSpace;
 use subpage_emulate::guest::{PhysicalMemory, State};
 use subpage_emulate::{Fault, PagingFeatures, Progress, Store, SystemTables, Window};
 
-use crate::{Event, Obstacle};
+use crate::{Event, Obstacle, When};
 
 /// What becomes of an instruction whose write is denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,9 @@ pub trait Backend {
 
     /// Number of the virtual processor.
     fn vcpu(&self) -> u32;
+
+    /// What time it is. Asked once for each event.
+    fn when(&self) -> When;
 
     /// System registers. Only deliveries and few instructions ask.
     fn tables(&self) -> SystemTables;

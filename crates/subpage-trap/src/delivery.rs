@@ -166,6 +166,7 @@ impl Frame {
     ) -> B::Told {
         let account = Account {
             origin: Origin::of(state, backend.vcpu()),
+            when: backend.when(),
             gpa: self.located.parts.first().first(),
             gla: Some(self.located.linear),
             length: Some(self.located.parts.bytes()),
@@ -193,6 +194,7 @@ pub fn deny_unplanned<B: Backend>(
     let (_, stop) = response_to(backend, met);
     let account = Account {
         origin: Origin::of(state, backend.vcpu()),
+        when: backend.when(),
         gpa,
         gla,
         length: None,
@@ -237,6 +239,7 @@ fn mark_descriptor<B: Backend>(backend: &mut B, state: &State, linear: u64) {
         let stored = [current[usize::try_from(byte % 8).expect("less than 8")] | 1];
         let account = Account {
             origin: Origin::of(state, backend.vcpu()),
+            when: backend.when(),
             gpa: parts.first().first(),
             gla: Some(linear),
             length: Some(1),

@@ -1,8 +1,10 @@
 //! The definition of an event: a write that met a rule or an access map.
 
+use core::time::Duration;
+
 use arrayvec::ArrayVec;
 use subpage::access::SubPage;
-use subpage::address::Gpa;
+use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, RuleId};
 use subpage_emulate::MAX_INSTRUCTION_BYTES;
 use subpage_emulate::guest::State;
@@ -14,6 +16,8 @@ pub const INSTRUCTION_BYTES: usize = MAX_INSTRUCTION_BYTES;
 
 /// What became of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "record", serde(rename_all = "snake_case"))]
 pub enum Verdict {
     /// It had no effect.
     Denied,
@@ -52,17 +56,35 @@ pub struct Origin {
     pub rip: Option<u64>,
     /// Whether `rip` was told; if not, it was found by decoding backwards.
     pub rip_exact: bool,
-    /// Page-table base of the guest.
-    pub cr3: u64,
-    /// Privilege level, 0..=3.
-    pub cpl: u8,
+    /// Page-table base of the guest, if known.
+    pub cr3: Option<u64>,
+    /// Privilege level, 0..=3, if known.
+    pub cpl: Option<u8>,
 }
 
 impl Origin {
     /// Virtual processor `vcpu`, which writes in `state` by the instruction at its RIP.
     pub const fn of(state: &State, vcpu: u32) -> Self {
-        Self { vcpu, rip: Some(state.rip), rip_exact: true, cr3: state.cr3, cpl: state.cpl }
+        let (rip, cr3, cpl) = (Some(state.rip), Some(state.cr3), Some(state.cpl));
+        Self { vcpu, rip, rip_exact: true, cr3, cpl }
     }
+}
+
+/// When a write happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum When {
+    /// It is not known: a recorded write has a place in its trace, and no time.
+    #[default]
+    Unknown,
+    /// By the clock of the host.
+    Clock {
+        /// Since the first moment of 1970, UTC.
+        unix: Duration,
+        /// Since the guest was made.
+        since_start: Duration,
+    },
+    /// The processor's time-stamp counter, where there is no clock.
+    Counter(u64),
 }
 
 /// One write that met a rule or an access map.
@@ -80,6 +102,8 @@ pub struct Event<B> {
     pub action: Action,
     /// Who wrote.
     pub origin: Origin,
+    /// When.
+    pub when: When,
     /// First byte of the write.
     pub gpa: Gpa,
     /// Linear address of that byte, if known.
@@ -100,6 +124,29 @@ pub struct Event<B> {
     pub in_software: bool,
 }
 
+impl<B: Default> Event<B> {
+    /// A write of these bytes of which nothing else is known, met at its first one.
+    pub fn bare(verdict: Verdict, action: Action, written: ByteRange) -> Self {
+        Self {
+            verdict,
+            response: Response::Skip,
+            rule: None,
+            action,
+            origin: Origin { vcpu: 0, rip: None, rip_exact: true, cr3: None, cpl: None },
+            when: When::Unknown,
+            gpa: written.first(),
+            gla: None,
+            at: written.first(),
+            length: Some(written.bytes()),
+            bytes: B::default(),
+            instruction: ArrayVec::new(),
+            during_delivery: false,
+            qualification: None,
+            in_software: false,
+        }
+    }
+}
+
 impl<B> Event<B> {
     /// The sub-page, in its page, of the first byte that the rule or map holds.
     pub fn sub_page(&self) -> SubPage {
@@ -116,6 +163,7 @@ impl<B> Event<B> {
             rule: self.rule,
             action: self.action,
             origin: self.origin,
+            when: self.when,
             gpa: self.gpa,
             gla: self.gla,
             at: self.at,

@@ -18,24 +18,36 @@
 //!
 //! Nothing here allocates or blocks by itself, so a signal handler may use it if its backend does not
 //! either.
+//!
+//! With the feature `record`, which programs with a standard library turn on, an event has the form in
+//! which it is kept, shown and sent: see [`Record`].
 #![no_std]
 #![forbid(unsafe_code)]
 // A constant that one step needs stands beside that step.
 #![allow(clippy::items_after_statements)]
 
+#[cfg(feature = "record")]
+extern crate std;
+
 mod backend;
 mod delivery;
 mod event;
+mod hex;
 mod locate;
 mod obstacle;
+#[cfg(feature = "record")]
+mod record;
 mod report;
 mod store;
 
 pub use backend::{Backend, Response};
 pub use delivery::{Delivered, Frame, deny_unplanned, software_interrupt};
-pub use event::{Event, INSTRUCTION_BYTES, Origin, Verdict};
+pub use event::{Event, INSTRUCTION_BYTES, Origin, Verdict, When};
+pub use hex::{Address, Digits};
 pub use locate::{Located, Wanted, locate, mark};
 pub use obstacle::Obstacle;
+#[cfg(feature = "record")]
+pub use record::{Function, Record, VERSION};
 pub use report::{Account, Met, authorize, describe, report};
 pub use store::{
     Outcome, Trapped, carry_out, complete, deny, deny_unknown, drop_store, locate_store, skip,

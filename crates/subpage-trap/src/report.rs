@@ -5,7 +5,7 @@ use subpage::domain::{Decision, Domain, Observer, WriteParts};
 use subpage::frames::TableFrames;
 use subpage::rules::{Action, RuleId};
 
-use crate::event::{Event, Origin, Verdict};
+use crate::event::{Event, Origin, Verdict, When};
 use crate::{Backend, Obstacle, Response};
 
 /// What a write met that is to be reported.
@@ -45,6 +45,8 @@ impl Met {
 pub struct Account<'a> {
     /// Who wrote.
     pub origin: Origin,
+    /// When.
+    pub when: When,
     /// Where its first byte went.
     pub gpa: Gpa,
     /// Linear address of that byte, if known.
@@ -110,6 +112,7 @@ pub fn describe<'a, F: TableFrames, O: Observer>(
         rule,
         action,
         origin: account.origin,
+        when: account.when,
         gpa: account.gpa,
         gla: account.gla,
         at,

@@ -239,6 +239,7 @@ pub fn deny_unknown<B: Backend>(
     let (response, stop) = response_to(backend, met);
     let account = Account {
         origin: Origin::of(state, backend.vcpu()),
+        when: backend.when(),
         gpa: parts.first().first(),
         gla,
         length: Some(parts.bytes()),
@@ -288,6 +289,7 @@ fn account<'a, B: Backend>(
     let gpa: Gpa = located.parts.first().first();
     Account {
         origin: Origin::of(before, backend.vcpu()),
+        when: backend.when(),
         gpa,
         gla: Some(located.linear),
         length: Some(located.parts.bytes()),

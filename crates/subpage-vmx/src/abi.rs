@@ -118,7 +118,7 @@ pub struct WrittenRecord {
 
 const _: () = assert!(size_of::<WrittenRecord>() == 16);
 
-/// One event: 160 bytes.
+/// One event: 168 bytes.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct EventRecord {
@@ -159,9 +159,11 @@ pub struct EventRecord {
     pub data: [u8; 64],
     /// The bytes of the instruction.
     pub instruction: [u8; 16],
+    /// The processor's time-stamp counter when it happened.
+    pub time: U64,
 }
 
-const _: () = assert!(size_of::<EventRecord>() == 160);
+const _: () = assert!(size_of::<EventRecord>() == 168);
 
 /// Bits of [`EventRecord::flags`].
 pub mod event_flag {
@@ -238,7 +240,7 @@ mod tests {
             sequence: 0, 8; rule: 8, 8; gpa: 16, 8; gla: 24, 8; at: 32, 8; rip: 40, 8;
             cr3: 48, 8; qualification: 56, 8; length: 64, 4; cpu: 68, 4; outcome: 72, 2;
             flags: 74, 2; instruction_length: 76, 1; cpl: 77, 1; data_length: 78, 1;
-            reserved: 79, 1; data: 80, 64; instruction: 144, 16;
+            reserved: 79, 1; data: 80, 64; instruction: 144, 16; time: 160, 8;
         });
     }
 

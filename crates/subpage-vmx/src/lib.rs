@@ -17,7 +17,6 @@ extern crate std;
 pub mod abi;
 pub mod boot;
 pub mod conformance;
-pub mod denied;
 pub mod event;
 pub mod exits;
 pub mod hypercall;

@@ -13,9 +13,8 @@ use subpage::rules::RuleId;
 
 use crate::abi::feature;
 use crate::boot::MAX_PROCESSORS;
-use crate::denied::Denied;
 use crate::event::{Event, Line};
-use crate::hypercall::{self, Ledger, Response};
+use crate::hypercall::{self, Ledger};
 use crate::memory::frames::PhysicalFrames;
 use crate::memory::ram::GuestRam;
 use crate::processor::local_apic::{LocalApic, Message};
@@ -25,6 +24,7 @@ use crate::vmx::Capabilities;
 use crate::vmx::structure::invalidate_ept_here;
 use crate::vmx::{Bitmaps, TableRoots};
 use subpage_emulate::PagingFeatures;
+use subpage_trap::Response;
 
 /// TableRoots, rules, events: everything that is changed under the one lock.
 pub struct Shared {
@@ -33,7 +33,7 @@ pub struct Shared {
     /// Events, and what becomes of denied writes.
     pub ledger: Ledger,
     /// What becomes of a denied instruction if its rule does not say.
-    pub denied: Denied,
+    pub denied: Response,
     /// Memory of slots beside the guest's own, which only tests have.
     #[cfg(feature = "test-hooks")]
     pub hooks: crate::test_hooks::Hooks,
@@ -50,12 +50,8 @@ impl Shared {
     }
 
     /// What becomes of an instruction that `rule`, or an access map, denies.
-    pub fn response(&self, rule: Option<RuleId>) -> Denied {
-        match rule.map_or(Response::Default, |rule| self.ledger.responses.of(rule)) {
-            Response::Skip => Denied::Skip,
-            Response::GeneralProtection => Denied::Fault,
-            Response::Default => self.denied,
-        }
+    pub fn response(&self, rule: Option<RuleId>) -> Response {
+        rule.and_then(|rule| self.ledger.responses.of(rule)).unwrap_or(self.denied)
     }
 
     /// Takes an event into the ring, and prints it if that is wanted, or if it is one of the host's

@@ -16,13 +16,13 @@ use subpage::sppt::SpptEntry;
 use zerocopy::FromBytes;
 
 use crate::abi::RuleRequest;
-use crate::denied::Denied;
 use crate::hypercall::{Errno, rule_of};
 use crate::machine::Shared;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::{ExitField, GuestField as G};
 use subpage_emulate::guest::{PhysicalMemory, Register};
+use subpage_trap::Response;
 
 const SPACE: AddressSpace = AddressSpace::Normal;
 
@@ -96,7 +96,8 @@ impl Vcpu {
             0x8007 => self.protect(rbx, rcx, rdx),
             0x8008 => self.leaf(rbx),
             0x8009 => {
-                self.machine.lock().denied = if rbx == 2 { Denied::Fault } else { Denied::Skip };
+                self.machine.lock().denied =
+                    if rbx == 2 { Response::Fault } else { Response::Skip };
                 Ok(0)
             }
             0x800A => Ok(self.last_decision),

@@ -10,7 +10,7 @@ use super::Unanswered;
 use crate::events::write_line;
 use crate::terminal::style::{DENIED, QUIET};
 use crate::terminal::{Output, grouped, plural, printable};
-use crate::write_event::WriteEvent;
+use subpage_trap::Record;
 
 /// Widest rule name that the alignment makes room for, in columns.
 const MAX_NAME_COLUMNS: usize = 32;
@@ -43,9 +43,9 @@ fn write_text(
     let kind = object.get("type").and_then(Value::as_str).unwrap_or_default();
     match kind {
         "denied" | "logged" | "allowed_once" => {
-            let write: WriteEvent = serde_json::from_value(Value::Object(object))
+            let write: Record = serde_json::from_value(Value::Object(object))
                 .map_err(|mistake| ClientError::Answer { reason: mistake.to_string() })?;
-            let columns = printable(write.rule_name()).width().min(MAX_NAME_COLUMNS);
+            let columns = printable(write.rule_or_map()).width().min(MAX_NAME_COLUMNS);
             *name_columns = columns.max(*name_columns);
             write_line(out, &write, *name_columns)?;
         }
@@ -69,8 +69,11 @@ fn write_text(
 mod tests {
     use std::io;
 
-    use subpage::rules::Action;
-    use subpage_kvm::event::{Event, Verdict};
+    use std::time::Duration;
+
+    use subpage::address::{ByteRange, Gpa};
+    use subpage::rules::{Action, RuleId};
+    use subpage_trap::{Event, Function, Origin, Response, Verdict, When};
 
     use super::*;
 
@@ -84,39 +87,52 @@ mod tests {
 
     #[test]
     fn an_event_comes_through_the_socket_as_it_is() {
-        let event = Event {
+        let written = ByteRange::new(Gpa::new(0x10_e17d), 4).expect("four bytes");
+        let record = Record {
             seq: 3,
-            verdict: Verdict::Denied,
-            rule: Some(7),
-            rule_name: "helper \u{1b}path".to_owned(),
-            action: Action::Deny,
             write: 1145,
-            vcpu: 1,
-            rip: Some(0x40_1234),
-            rip_exact: false,
-            cpl: 3,
-            cr3: 0x1000,
-            gpa: 0x10_e17d,
-            gla: Some(0xffff_8000_0010_e17d),
-            at: 0x10_e180,
-            bytes: vec![0, 0xab, 1, 0xff],
-            instruction: vec![0x89, 7],
+            rule_name: Some("helper \u{1b}path".to_owned()),
+            function: Some(Function { name: "sys_\u{1b}write".to_owned(), offset: 0x10 }),
             text: Some("mov [rdi],eax".to_owned()),
+            event: Event {
+                response: Response::Fault,
+                rule: Some(RuleId(7)),
+                origin: Origin {
+                    vcpu: 1,
+                    rip: Some(0x40_1234),
+                    rip_exact: false,
+                    cr3: Some(0x1000),
+                    cpl: Some(3),
+                },
+                when: When::Clock {
+                    unix: Duration::from_micros(1_764_216_000_123_456),
+                    since_start: Duration::from_millis(1_250),
+                },
+                gla: Some(0xffff_8000_0010_e17d),
+                at: Gpa::new(0x10_e180),
+                bytes: vec![0, 0xab, 1, 0xff],
+                instruction: [0x89, 7].into_iter().collect(),
+                ..Event::bare(Verdict::Denied, Action::Deny, written)
+            },
         };
-        let object = serde_json::to_value(&event).expect("JSON");
-        let read: WriteEvent = serde_json::from_value(object.clone()).expect("an event");
-        assert_eq!(read, WriteEvent::from(&event));
+        let object = serde_json::to_value(record.line()).expect("JSON");
+        let read: Record = serde_json::from_value(object.clone()).expect("a record");
+        assert_eq!(read, record);
         assert_eq!(
             text(&object).expect("an event"),
             "denied        helper \\u{1b}path   4 bytes at 0x10e17d  sub-page  3  write 1,145  \
-             by ~0x401234  vcpu 1 cpl 3  gla 0xffff80000010e17d  mov [rdi],eax\n"
+             after 1.250 s  by ~0x401234 in sys_\\u{1b}write+0x10  vcpu 1 cpl 3  gla \
+             0xffff80000010e17d  mov [rdi],eax  bytes 00ab01ff\n"
         );
-        let by_a_map = Event { rule: None, rip: None, text: None, gla: None, ..event };
-        let object = serde_json::to_value(by_a_map).expect("JSON");
+        let mut by_a_map = Record { rule_name: None, function: None, text: None, ..record };
+        let event = &mut by_a_map.event;
+        (event.rule, event.origin.rip, event.gla) = (None, None, None);
+        (event.when, event.bytes) = (When::Unknown, vec![7; 17]);
+        let object = serde_json::to_value(by_a_map.line()).expect("JSON");
         assert_eq!(
             text(&object).expect("an event"),
             "denied        (access map)   4 bytes at 0x10e17d  sub-page  3  write 1,145  vcpu 1 \
-             cpl 3\n"
+             cpl 3  bytes 07070707070707070707070707070707…\n"
         );
     }
 

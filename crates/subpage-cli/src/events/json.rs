@@ -4,17 +4,17 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::{Event, VERSION};
+use super::{RunEvent, VERSION};
 
 #[derive(Serialize)]
 struct Line<'a> {
     v: u32,
     #[serde(flatten)]
-    event: &'a Event<'a>,
+    event: &'a RunEvent<'a>,
 }
 
 /// Writes one event as one line.
-pub fn write_json(out: &mut impl Write, event: &Event<'_>) -> io::Result<()> {
+pub fn write_json(out: &mut impl Write, event: &RunEvent<'_>) -> io::Result<()> {
     serde_json::to_writer(&mut *out, &Line { v: VERSION, event })?;
     out.write_all(b"\n")
 }

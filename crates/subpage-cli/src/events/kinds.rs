@@ -1,27 +1,19 @@
-//! What can be reported.
+//! What can be reported of a run besides its writes.
 
 use serde::Serialize;
 use subpage::rules::Action;
 use subpage_kvm::control::protocol::ShownRule;
-use subpage_kvm::event::Verdict;
 
-use crate::hex::Hex;
 use crate::policy::PolicyRule;
 use crate::summary::Summary;
-use crate::write_event::WriteEvent;
+use subpage_trap::Address;
 
-/// One line of output.
+/// Something that happens to a run: one line of output.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum Event<'a> {
+pub enum RunEvent<'a> {
     /// The run begins.
     Start(&'a StartEvent),
-    /// A write had no effect.
-    Denied(&'a WriteEvent),
-    /// A write took effect and a rule wanted to know.
-    Logged(&'a WriteEvent),
-    /// A write took effect because it was the first to meet an `allow-once` rule.
-    AllowedOnce(&'a WriteEvent),
     /// The guest cannot go on, and is kept as it is.
     Failed(&'a FailedEvent),
     /// Something is missing here.
@@ -32,17 +24,6 @@ pub enum Event<'a> {
     Summary(&'a Summary),
     /// The run cannot go on or did not begin.
     Error(&'a ErrorEvent),
-}
-
-impl<'a> Event<'a> {
-    /// The event of a write, by its verdict.
-    pub fn of_write(write: &'a WriteEvent) -> Self {
-        match write.verdict {
-            Verdict::Denied | Verdict::Stopped => Self::Denied(write),
-            Verdict::Logged => Self::Logged(write),
-            Verdict::AllowedOnce => Self::AllowedOnce(write),
-        }
-    }
 }
 
 /// The run begins.
@@ -86,7 +67,7 @@ pub struct RuleEvent {
     /// What happens to a write.
     pub action: &'static str,
     /// First guarded byte.
-    pub start: Hex,
+    pub start: Address,
     /// Guarded bytes.
     pub length: u64,
     /// Whose it is; 0 is the host.
@@ -103,7 +84,7 @@ impl From<&PolicyRule> for RuleEvent {
         Self {
             name: rule.name.as_str().to_owned(),
             action: rule.action.word(),
-            start: Hex(rule.range.first().as_u64()),
+            start: Address(rule.range.first().as_u64()),
             length: rule.range.bytes(),
             owner: rule.owner.0,
             locked: rule.locked,
@@ -118,7 +99,7 @@ impl From<&ShownRule> for RuleEvent {
         Self {
             name: rule.name.clone(),
             action: Action::from_word(&rule.action).unwrap_or(Action::Deny).word(),
-            start: Hex(rule.start),
+            start: Address(rule.start),
             length: rule.length,
             owner: rule.owner,
             locked: rule.locked,
@@ -155,7 +136,7 @@ pub struct NoticeEvent {
     /// The rule; none if it is an access map or tracking.
     pub rule_name: Option<String>,
     /// Address of the page that holds a live page table.
-    pub page: Hex,
+    pub page: Address,
 }
 
 impl From<&subpage_kvm::vm::Notice> for NoticeEvent {
@@ -163,7 +144,7 @@ impl From<&subpage_kvm::vm::Notice> for NoticeEvent {
         Self {
             message: notice.to_string(),
             rule_name: notice.rule.clone(),
-            page: Hex(notice.table.gpa().as_u64()),
+            page: Address(notice.table.gpa().as_u64()),
         }
     }
 }

@@ -8,7 +8,7 @@ mod text;
 
 pub use json::write_json;
 pub use kinds::{
-    DroppedEvent, ErrorEvent, Event, FailedEvent, LiveStart, NoticeEvent, RuleEvent, StartEvent,
+    DroppedEvent, ErrorEvent, FailedEvent, LiveStart, NoticeEvent, RuleEvent, RunEvent, StartEvent,
 };
 pub use text::{SHOWN_PER_RULE, TextEvents, write_line};
 
@@ -16,10 +16,9 @@ use std::io::{self, Write};
 
 use crate::policy::Mistakes;
 use crate::summary::Summary;
-use crate::write_event::WriteEvent;
+use subpage_trap::Record;
 
-/// The version of the JSON form: the value of `v` in every line.
-pub const VERSION: u32 = 1;
+pub use subpage_trap::VERSION;
 
 /// Where the events of a run go.
 pub enum EventWriter<W: Write> {
@@ -38,28 +37,20 @@ impl<W: Write> EventWriter<W> {
     /// The run begins.
     pub fn start(&mut self, start: &StartEvent) -> io::Result<()> {
         match self {
-            Self::Json(out) => write_json(out, &Event::Start(start)),
+            Self::Json(out) => write_json(out, &RunEvent::Start(start)),
             Self::Text(text) => text.start(start),
         }
     }
 
-    /// A rule met a write.
-    pub fn write(&mut self, write: &WriteEvent) -> io::Result<()> {
-        match self {
-            Self::Json(out) => write_json(out, &Event::of_write(write)),
-            Self::Text(text) => text.write(write),
-        }
-    }
-
-    /// A rule, or an access map, met a write of a guest on KVM.
-    pub fn live_write(&mut self, event: &subpage_kvm::event::Event) -> io::Result<()> {
+    /// A rule, or an access map, met a write.
+    pub fn write(&mut self, write: &Record) -> io::Result<()> {
         match self {
             // The same form as over the control socket.
             Self::Json(out) => {
-                serde_json::to_writer(&mut *out, event)?;
+                serde_json::to_writer(&mut *out, &write.line())?;
                 out.write_all(b"\n")
             }
-            Self::Text(text) => text.write(&WriteEvent::from(event)),
+            Self::Text(text) => text.write(write),
         }
     }
 
@@ -67,7 +58,7 @@ impl<W: Write> EventWriter<W> {
     pub fn dropped(&mut self, dropped: &DroppedEvent) -> io::Result<()> {
         match self {
             Self::Json(out) if *dropped != DroppedEvent::default() => {
-                write_json(out, &Event::Dropped(dropped))
+                write_json(out, &RunEvent::Dropped(dropped))
             }
             _ => Ok(()),
         }
@@ -81,7 +72,7 @@ impl<W: Write> EventWriter<W> {
     /// The guest cannot go on, and is kept as it is.
     pub fn failed(&mut self, failed: &FailedEvent) -> io::Result<()> {
         match self {
-            Self::Json(out) => write_json(out, &Event::Failed(failed))?,
+            Self::Json(out) => write_json(out, &RunEvent::Failed(failed))?,
             Self::Text(text) => text.failed(failed)?,
         }
         self.flush()
@@ -90,14 +81,14 @@ impl<W: Write> EventWriter<W> {
     /// Something about the rules is slow.
     pub fn notice(&mut self, notice: &NoticeEvent) -> io::Result<()> {
         match self {
-            Self::Json(out) => write_json(out, &Event::Notice(notice))?,
+            Self::Json(out) => write_json(out, &RunEvent::Notice(notice))?,
             Self::Text(text) => text.notice(notice)?,
         }
         self.flush()
     }
 
     /// Whether this write will make a line; if not, [`EventWriter::write`] only counts it.
-    pub fn shows(&self, write: &WriteEvent) -> bool {
+    pub fn shows(&self, write: &Record) -> bool {
         match self {
             Self::Json(_) => true,
             Self::Text(text) => text.shows(write),
@@ -107,7 +98,7 @@ impl<W: Write> EventWriter<W> {
     /// The run is over.
     pub fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         match self {
-            Self::Json(out) => write_json(out, &Event::Summary(summary))?,
+            Self::Json(out) => write_json(out, &RunEvent::Summary(summary))?,
             Self::Text(text) => text.summary(summary)?,
         }
         self.flush()
@@ -116,7 +107,7 @@ impl<W: Write> EventWriter<W> {
     /// The run cannot go on or did not begin. Text errors belong on standard error, not here.
     pub fn error(&mut self, error: &ErrorEvent) -> io::Result<()> {
         if let Self::Json(out) = self {
-            write_json(out, &Event::Error(error))?;
+            write_json(out, &RunEvent::Error(error))?;
         }
         self.flush()
     }

@@ -3,20 +3,22 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 
-use subpage_kvm::event::Verdict;
 use unicode_width::UnicodeWidthStr;
 
 use super::{FailedEvent, LiveStart, NoticeEvent, StartEvent};
 use crate::summary::Summary;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, QUIET};
 use crate::terminal::{bytes, grouped, plural, printable};
-use crate::write_event::WriteEvent;
+use subpage_trap::{Address, Digits, Record, Verdict, When};
 
 /// Writes of one rule that are shown whole; later ones are counted, and each power of ten is told.
 pub const SHOWN_PER_RULE: u64 = 20;
 
 /// Writes of all rules that are shown whole, beyond which each rule shows only its first.
 const SHOWN_IN_ALL: u64 = 100;
+
+/// Most bytes of a write that are shown.
+const SHOWN_BYTES: usize = 16;
 
 /// Widest rule name that the alignment makes room for, in columns.
 const MAX_NAME_COLUMNS: usize = 32;
@@ -81,22 +83,24 @@ impl<W: Write> TextEvents<W> {
         self.out.flush()
     }
 
-    pub(super) fn shows(&self, write: &WriteEvent) -> bool {
-        self.seen.get(&write.rule).is_none_or(|seen| !seen.told || is_power_of_ten(seen.count + 1))
+    pub(super) fn shows(&self, write: &Record) -> bool {
+        self.seen
+            .get(&write.rule_name)
+            .is_none_or(|seen| !seen.told || is_power_of_ten(seen.count + 1))
     }
 
-    pub(super) fn write(&mut self, write: &WriteEvent) -> io::Result<()> {
-        if !self.seen.contains_key(&write.rule) {
-            self.seen.insert(write.rule.clone(), Seen::default());
+    pub(super) fn write(&mut self, write: &Record) -> io::Result<()> {
+        if !self.seen.contains_key(&write.rule_name) {
+            self.seen.insert(write.rule_name.clone(), Seen::default());
         }
-        let seen = self.seen.get_mut(&write.rule).expect("just inserted");
+        let seen = self.seen.get_mut(&write.rule_name).expect("just inserted");
         seen.count += 1;
         let count = seen.count;
         if count <= SHOWN_PER_RULE && (count == 1 || self.shown < SHOWN_IN_ALL) {
             self.shown += 1;
             return self.whole(write);
         }
-        let name = printable(write.rule_name());
+        let name = printable(write.rule_or_map());
         if !seen.told {
             seen.told = true;
             writeln!(
@@ -117,7 +121,7 @@ impl<W: Write> TextEvents<W> {
         self.out.flush()
     }
 
-    fn whole(&mut self, write: &WriteEvent) -> io::Result<()> {
+    fn whole(&mut self, write: &Record) -> io::Result<()> {
         write_line(&mut self.out, write, self.name_columns)?;
         // A person watches, and the next event may be minutes away.
         self.out.flush()
@@ -176,39 +180,48 @@ fn live_start(out: &mut impl Write, live: &LiveStart) -> io::Result<()> {
 }
 
 /// Writes one event as one line, the rule's name `name_columns` wide or wider, with ANSI colours.
-pub fn write_line(out: &mut impl Write, write: &WriteEvent, name_columns: usize) -> io::Result<()> {
-    let style = match write.verdict {
+pub fn write_line(out: &mut impl Write, write: &Record, name_columns: usize) -> io::Result<()> {
+    let event = &write.event;
+    let style = match event.verdict {
         Verdict::Denied | Verdict::Stopped => DENIED,
         Verdict::Logged | Verdict::AllowedOnce => LOGGED,
     };
-    let name = printable(write.rule_name());
+    let name = printable(write.rule_or_map());
+    let length = event.length.map_or_else(|| "?".to_owned(), |length| length.to_string());
     write!(
         out,
-        "{style}{:12}{style:#}  {NAME}{name}{NAME:#}{:pad$}  {:>2} {} at {}  {QUIET}sub-page {:2}  \
-         write {}{QUIET:#}",
-        write.verdict.word(),
+        "{style}{:12}{style:#}  {NAME}{name}{NAME:#}{:pad$}  {length:>2} {} at {}  {QUIET}sub-page \
+         {:2}  write {}{QUIET:#}",
+        event.verdict.word(),
         "",
-        write.length,
-        if write.length == 1 { "byte " } else { "bytes" },
-        write.gpa,
-        write.sub_page,
+        if event.length == Some(1) { "byte " } else { "bytes" },
+        Address(event.gpa.as_u64()),
+        event.sub_page().index(),
         grouped(write.write),
         pad = name_columns.saturating_sub(name.width()),
     )?;
+    if let When::Clock { since_start, .. } = event.when {
+        write!(out, "  {QUIET}after {:.3} s{QUIET:#}", since_start.as_secs_f64())?;
+    }
     if let Some(pc) = write.pc_text() {
         write!(out, "  {QUIET}by{QUIET:#} {pc}")?;
     }
-    if let Some(symbol) = &write.pc_symbol {
-        write!(out, " {QUIET}in{QUIET:#} {}", printable(symbol))?;
+    if let Some(function) = &write.function {
+        write!(out, " {QUIET}in{QUIET:#} {}", printable(&function.to_string()))?;
     }
-    if let Some(live) = &write.live {
-        write!(out, "  {QUIET}vcpu {} cpl {}{QUIET:#}", write.vcpu, live.cpl)?;
-        if let Some(gla) = live.gla {
-            write!(out, "  {QUIET}gla {gla}{QUIET:#}")?;
-        }
-        if let Some(text) = &live.text {
-            write!(out, "  {}", printable(text))?;
-        }
+    if let Some(cpl) = event.origin.cpl {
+        write!(out, "  {QUIET}vcpu {} cpl {cpl}{QUIET:#}", event.origin.vcpu)?;
+    }
+    if let Some(gla) = event.gla {
+        write!(out, "  {QUIET}gla {}{QUIET:#}", Address(gla))?;
+    }
+    if let Some(text) = &write.text {
+        write!(out, "  {}", printable(text))?;
+    }
+    if !event.bytes.is_empty() {
+        let shown = &event.bytes[..event.bytes.len().min(SHOWN_BYTES)];
+        let more = if shown.len() < event.bytes.len() { "…" } else { "" };
+        write!(out, "  {QUIET}bytes{QUIET:#} {}{more}", Digits(shown))?;
     }
     writeln!(out)
 }

@@ -2,7 +2,7 @@
 
 use subpage::address::ByteRange;
 use subpage::rules::Action;
-use subpage_kvm::event::Verdict;
+use subpage_trap::Verdict;
 
 use super::Enforcer;
 use super::tally::TouchIndex;

@@ -15,7 +15,7 @@ pub use tally::Tally;
 use std::path::Path;
 
 use subpage::address::ByteRange;
-use subpage_kvm::event::Verdict;
+use subpage_trap::Verdict;
 
 use crate::command_line::GuardArguments;
 use crate::failure::{Failure, Status};

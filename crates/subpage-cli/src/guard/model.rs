@@ -5,8 +5,8 @@ use subpage::domain::{Domain, DomainError};
 use subpage::frames::HeapFrames;
 use subpage::rules::{Action, Rule, RuleId};
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
-use subpage_kvm::event::Verdict;
 use subpage_model::{Access, AccessKind, Features, Machine, Outcome, Setup};
+use subpage_trap::Verdict;
 
 use super::Enforcer;
 use crate::failure::Failure;

@@ -1,16 +1,14 @@
 //! Counts of a run.
 
-use subpage::access::{SUB_PAGE_BYTES, SubPage};
+use subpage::access::SUB_PAGE_BYTES;
 use subpage::address::{ByteRange, PAGE_BYTES};
-use subpage::rules::Action;
-use subpage_kvm::event::Verdict;
+use subpage::rules::{Action, RuleId};
 
 use super::intervals::Intervals;
 use crate::heat::Heat;
-use crate::hex::Hex;
 use crate::policy::Policy;
 use crate::summary::{MAX_FIRST_DENIALS, RuleSummary, Summary};
-use crate::write_event::WriteEvent;
+use subpage_trap::{Event, Record, Verdict};
 
 /// Which ranges a write touches, when both are widened to whole units.
 #[derive(Debug, Clone)]
@@ -84,7 +82,7 @@ pub struct Tally {
     exits_sub_page: u64,
     events: u64,
     stopped_at: Option<u64>,
-    first_denials: Vec<WriteEvent>,
+    first_denials: Vec<Record>,
 }
 
 impl Tally {
@@ -127,7 +125,7 @@ impl Tally {
         &mut self,
         bytes: ByteRange,
         decision: Option<(usize, Verdict)>,
-    ) -> Option<WriteEvent> {
+    ) -> Option<Record> {
         self.writes += 1;
         self.bytes += bytes.bytes();
         let denied = decision.is_some_and(|(_, verdict)| verdict.is_denial());
@@ -158,7 +156,7 @@ impl Tally {
         &mut self,
         bytes: ByteRange,
         decision: Option<(usize, Verdict)>,
-    ) -> Option<WriteEvent> {
+    ) -> Option<Record> {
         self.exits_page += 1;
         let unit = |address: u64| address / SUB_PAGE_BYTES;
         let (first, last) = (bytes.first().as_u64(), bytes.last().as_u64());
@@ -187,25 +185,23 @@ impl Tally {
         if verdict == Verdict::Stopped {
             self.stopped_at = Some(self.writes);
         }
-        Some(WriteEvent {
+        Some(Record {
             seq: self.events,
-            rule: Some(self.rules[rule].name.clone()),
-            action: self.actions[rule],
-            verdict,
             write: self.writes,
-            gpa: Hex(first),
-            length: bytes.bytes(),
-            sub_page: SubPage::of(met.first()).index(),
-            pc: None,
-            pc_symbol: None,
-            vcpu: 0,
-            live: None,
+            rule_name: Some(self.rules[rule].name.clone()),
+            function: None,
+            text: None,
+            event: Event {
+                rule: Some(RuleId(rule as u64 + 1)),
+                at: met.first(),
+                ..Event::bare(verdict, self.actions[rule], bytes)
+            },
         })
     }
 
     /// Keeps the event of a decision by `rule` for the summary, if it is one of the first denials.
-    pub fn keep(&mut self, rule: usize, event: WriteEvent) {
-        if !event.verdict.is_denial() {
+    pub fn keep(&mut self, rule: usize, event: Record) {
+        if !event.event.verdict.is_denial() {
             return;
         }
         let first = &mut self.rules[rule].first_denial;

@@ -4,13 +4,12 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use subpage_kvm::event::Verdict;
+use subpage_trap::Verdict;
 
 use super::{Enforcer, Model, Tally};
 use crate::command_line::GuardArguments;
 use crate::events::{EventWriter, RuleEvent, StartEvent};
 use crate::failure::Failure;
-use crate::hex::Hex;
 use crate::policy::{Draft, Policy};
 use crate::progress::Progress;
 use crate::summary::Summary;
@@ -64,13 +63,13 @@ fn replay<E: Enforcer, W: Write>(
             let decision = enforcer.write(bytes)?;
             let event = tally.count(bytes, decision);
             if let (Some(mut event), Some((rule, _))) = (event, decision) {
-                event.pc = (write.pc != 0).then_some(Hex(write.pc));
+                event.event.origin.rip = (write.pc != 0).then_some(write.pc);
                 if events.shows(&event) {
                     progress.aside(|| events.write(&event))?;
                 } else {
                     events.write(&event)?;
                 }
-                let stopped = event.verdict == Verdict::Stopped;
+                let stopped = event.event.verdict == Verdict::Stopped;
                 tally.keep(rule, event);
                 if stopped {
                     break 'trace;

@@ -4,7 +4,7 @@ use serde::Serialize;
 use subpage::access::SUB_PAGE_BYTES;
 use subpage::address::{ByteRange, PAGE_BYTES};
 
-use crate::hex::Hex;
+use subpage_trap::Address;
 
 /// The cost of protecting one range.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -12,7 +12,7 @@ pub struct RangeCost {
     /// As the user gave it.
     pub name: String,
     /// First byte.
-    pub start: Hex,
+    pub start: Address,
     /// Bytes.
     pub length: u64,
     /// Writes that touch one of its bytes.
@@ -34,7 +34,7 @@ impl RangeCosts {
     pub fn add(&mut self, name: impl Into<String>, range: ByteRange) {
         let cost = RangeCost {
             name: name.into(),
-            start: Hex(range.first().as_u64()),
+            start: Address(range.first().as_u64()),
             length: range.bytes(),
             writes: 0,
             exits_page: 0,

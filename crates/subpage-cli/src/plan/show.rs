@@ -8,10 +8,10 @@ use super::{MixedPage, RangeCost};
 use crate::closing_table::per_write;
 use crate::events::VERSION;
 use crate::heat::CELLS;
-use crate::hex::Hex;
 use crate::policy::Names;
 use crate::terminal::style::{GOOD, HEADING, NAME, PLAIN, QUIET};
 use crate::terminal::{Align, Columns, bytes, grouped, printable, ratio};
+use subpage_trap::Address;
 
 /// Everything that a plan says.
 #[derive(Debug, Clone)]
@@ -137,7 +137,7 @@ struct Line<T> {
 enum Content<'a> {
     PlanRange(&'a RangeCost),
     PlanPage {
-        page: Hex,
+        page: Address,
         writes: u64,
         sub_pages: &'a [u64],
         hot: u32,
@@ -154,7 +154,7 @@ enum Content<'a> {
     },
     Name {
         name: &'a str,
-        start: Hex,
+        start: Address,
         length: u64,
     },
 }
@@ -171,7 +171,7 @@ pub fn write_json(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
     }
     for page in &plan.pages {
         let content = Content::PlanPage {
-            page: Hex(page.counts.gfn.gpa().as_u64()),
+            page: Address(page.counts.gfn.gpa().as_u64()),
             writes: page.counts.writes,
             sub_pages: &page.counts.sub_pages,
             hot: page.hot.bits(),
@@ -208,7 +208,7 @@ pub fn write_names_text(out: &mut dyn Write, names: &Names) -> io::Result<()> {
 /// Writes the names of a trace as JSON Lines.
 pub fn write_names_json(out: &mut impl Write, names: &Names) -> io::Result<()> {
     for named in names.iter() {
-        let (name, start, length) = (named.name.as_str(), Hex(named.start), named.length);
+        let (name, start, length) = (named.name.as_str(), Address(named.start), named.length);
         line(out, Content::Name { name, start, length })?;
     }
     Ok(())

@@ -6,7 +6,7 @@ use super::{exits, heat_map};
 use crate::closing_table::{page_remark, sub_page_remark};
 use crate::summary::{LiveSummary, RuleSummary, Summary};
 use crate::terminal::{bytes, grouped, plural, printable, ratio};
-use crate::write_event::WriteEvent;
+use subpage_trap::{Address, Record};
 
 /// Nothing may be loaded and nothing may run, whatever a hostile name would try.
 const CONTENT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
@@ -170,7 +170,7 @@ fn rule_row(rule: &RuleSummary) -> Markup {
             }
             td {
                 @if let Some(first) = &rule.first_denial {
-                    "write " (grouped(first.write)) " at " code { (first.gpa) }
+                    "write " (grouped(first.write)) " at " code { (Address(first.event.gpa.as_u64())) }
                 } @else { span.soft { "–" } }
             }
         }
@@ -198,18 +198,20 @@ fn first_denials(summary: &Summary) -> Markup {
     }
 }
 
-fn denial_row(denial: &WriteEvent) -> Markup {
+fn denial_row(denial: &Record) -> Markup {
     html! {
         tr {
             td.n { (grouped(denial.write)) }
-            td.name { (printable(denial.rule_name())) }
-            td { code { (denial.gpa) } }
-            td.n { (denial.length) }
-            td.n { (denial.sub_page) }
+            td.name { (printable(denial.rule_or_map())) }
+            td { code { (Address(denial.event.gpa.as_u64())) } }
+            td.n { @if let Some(length) = denial.event.length { (length) } }
+            td.n { (denial.event.sub_page().index()) }
             td.text {
                 @if let Some(pc) = denial.pc_text() { code { (pc) } } @else { span.soft { "not known" } }
-                @if let Some(symbol) = &denial.pc_symbol { " " (printable(symbol)) }
-                @if let Some(text) = denial.live.as_ref().and_then(|live| live.text.as_ref()) {
+                @if let Some(function) = &denial.function {
+                    " in " (printable(&function.to_string()))
+                }
+                @if let Some(text) = &denial.text {
                     " " code { (printable(text)) }
                 }
             }

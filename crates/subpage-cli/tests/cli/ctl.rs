@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
-use subpage::rules::Action;
+use subpage::address::{ByteRange, Gpa};
+use subpage::rules::{Action, RuleId};
 use subpage_kvm::control::protocol::{
     NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownRule, ShownTracking, Written,
 };
 use subpage_kvm::control::{RequestHandler, Server};
-use subpage_kvm::event::{Broadcast, Event, Subscription, Verdict};
+use subpage_kvm::event::{Broadcast, Subscription};
+use subpage_trap::{Event, Origin, Record, Verdict};
 
 use crate::assert_golden;
 
@@ -21,7 +23,7 @@ struct Made {
     asked: Mutex<Vec<Request>>,
     events: Broadcast,
     /// The events that a new subscriber gets at once.
-    first: Vec<Event>,
+    first: Vec<Record>,
     capacity: usize,
 }
 
@@ -92,25 +94,31 @@ impl RequestHandler for Made {
     }
 }
 
-fn event(seq: u64) -> Event {
-    Event {
+fn record(seq: u64) -> Record {
+    let written = ByteRange::new(Gpa::new(0x10_e17d), 4).expect("four bytes");
+    let (verdict, action) =
+        if seq == 2 { (Verdict::Logged, Action::Log) } else { (Verdict::Denied, Action::Deny) };
+    Record {
         seq,
-        verdict: if seq == 2 { Verdict::Logged } else { Verdict::Denied },
-        rule: (seq != 3).then_some(7),
-        rule_name: if seq == 3 { String::new() } else { "helper path".to_owned() },
-        action: if seq == 2 { Action::Log } else { Action::Deny },
         write: 1_000 + seq,
-        vcpu: 1,
-        rip: Some(0x40_1234),
-        rip_exact: seq == 1,
-        cpl: 3,
-        cr3: 0x1000,
-        gpa: 0x10_e17d,
-        gla: Some(0xffff_8000_0010_e17d),
-        at: 0x10_e180,
-        bytes: vec![0, 0xab, 1, 0xff],
-        instruction: vec![0x89, 7],
+        rule_name: (seq != 3).then(|| "helper path".to_owned()),
+        function: None,
         text: Some("mov [rdi],eax".to_owned()),
+        event: Event {
+            rule: (seq != 3).then_some(RuleId(7)),
+            origin: Origin {
+                vcpu: 1,
+                rip: Some(0x40_1234),
+                rip_exact: seq == 1,
+                cr3: Some(0x1000),
+                cpl: Some(3),
+            },
+            gla: Some(0xffff_8000_0010_e17d),
+            at: Gpa::new(0x10_e180),
+            bytes: vec![0, 0xab, 1, 0xff],
+            instruction: [0x89, 7].into_iter().collect(),
+            ..Event::bare(verdict, action, written)
+        },
     }
 }
 
@@ -123,7 +131,7 @@ struct Place {
 }
 
 impl Place {
-    fn new(first: Vec<Event>, capacity: usize) -> Self {
+    fn new(first: Vec<Record>, capacity: usize) -> Self {
         let directory = tempfile::tempdir().expect("directory");
         let made = Made { asked: Mutex::default(), events: Broadcast::default(), first, capacity };
         let made = Arc::new(made);
@@ -239,7 +247,7 @@ fn the_path_of_a_saved_guest_is_absolute() {
 #[test]
 fn watching_prints_every_event_until_the_guest_ends() {
     for (name, json) in [("watch", false), ("watch-json", true)] {
-        let place = Place::new((1..=3).map(event).collect(), 2);
+        let place = Place::new((1..=3).map(record).collect(), 2);
         let mut arguments = vec!["socket", "watch"];
         if json {
             arguments.push("--json");
@@ -308,7 +316,7 @@ fn a_server_that_says_nothing_is_given_up() {
 /// A reader that goes away ends `watch`, though the guest runs on.
 #[test]
 fn watching_ends_when_nobody_reads() {
-    let place = Place::new((1..=3).map(event).collect(), 10);
+    let place = Place::new((1..=3).map(record).collect(), 10);
     let (reader, writer) = std::io::pipe().expect("pipe");
     drop(reader);
     let mut command = place.command(&["socket", "watch"]);

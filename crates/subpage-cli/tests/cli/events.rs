@@ -2,8 +2,10 @@
 
 use std::io;
 
-use subpage::rules::Action;
+use subpage::address::{ByteRange, Gpa};
+use subpage::rules::{Action, RuleId};
 use subpage_cli::events::{EventWriter, FailedEvent, SHOWN_PER_RULE};
+use subpage_trap::{Event, Record, Verdict};
 
 use crate::runs::{Run, counter, live, quiet, thirty};
 use crate::{assert_golden, plain};
@@ -81,34 +83,24 @@ fn a_guest_that_is_kept_is_told() {
 /// What comes from KVM has the same form as over the control socket, and as text the same line.
 #[test]
 fn an_event_of_kvm_is_written_in_both_forms() {
-    let event = subpage_kvm::event::Event {
-        seq: 1,
-        verdict: subpage_kvm::event::Verdict::AllowedOnce,
-        rule: Some(2),
-        rule_name: "once".to_owned(),
-        action: Action::AllowOnce,
-        write: 7,
-        vcpu: 0,
-        rip: None,
-        rip_exact: false,
-        cpl: 0,
-        cr3: 0x9000,
-        gpa: 0x1000,
-        gla: None,
-        at: 0x1000,
+    let written = ByteRange::new(Gpa::new(0x1000), 1).expect("a byte");
+    let mut event = Event {
+        rule: Some(RuleId(2)),
         bytes: vec![1],
-        instruction: Vec::new(),
-        text: None,
+        ..Event::bare(Verdict::AllowedOnce, Action::AllowOnce, written)
     };
+    (event.origin.cpl, event.origin.cr3) = (Some(0), Some(0x9000));
+    let rule_name = Some("once".to_owned());
+    let record = Record { seq: 1, write: 7, rule_name, function: None, text: None, event };
     let written = |json| {
         let mut bytes = Vec::new();
-        EventWriter::new(&mut bytes, json).live_write(&event).expect("memory");
+        EventWriter::new(&mut bytes, json).write(&record).expect("memory");
         plain(&String::from_utf8(bytes).expect("text"))
     };
-    assert_eq!(written(true), serde_json::to_string(&event).expect("JSON") + "\n");
+    assert_eq!(written(true), serde_json::to_string(&record.line()).expect("JSON") + "\n");
     assert_eq!(
         written(false),
-        "allowed once  once   1 byte  at 0x1000  sub-page  0  write 7  vcpu 0 cpl 0\n"
+        "allowed once  once   1 byte  at 0x1000  sub-page  0  write 7  vcpu 0 cpl 0  bytes 01\n"
     );
 }
 

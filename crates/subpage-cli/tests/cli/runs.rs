@@ -2,16 +2,13 @@
 
 use std::time::Duration;
 
-use subpage::access::SubPage;
 use subpage::address::{ByteRange, Gpa};
-use subpage::rules::{Action, Owner, Rule, RuleName};
+use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
 use subpage_cli::events::{LiveStart, RuleEvent, StartEvent};
 use subpage_cli::heat::Heat;
-use subpage_cli::hex::Hex;
 use subpage_cli::policy::PolicyRule;
 use subpage_cli::summary::{EndingKind, LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
-use subpage_cli::write_event::{LiveWrite, WriteEvent};
-use subpage_kvm::event::Verdict;
+use subpage_trap::{Event, Function, Record, Verdict, When};
 
 /// A rule of a made-up policy.
 pub(crate) fn rule(name: &str, start: u64, length: u64, action: Action, line: usize) -> PolicyRule {
@@ -23,7 +20,7 @@ pub(crate) fn rule(name: &str, start: u64, length: u64, action: Action, line: us
 /// A run of made-up writes under a policy, decided byte by byte.
 pub(crate) struct Run {
     pub(crate) start: StartEvent,
-    pub(crate) events: Vec<WriteEvent>,
+    pub(crate) events: Vec<Record>,
     pub(crate) summary: Summary,
 }
 
@@ -61,22 +58,22 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
             }
         }
         let Some(decider) = decider else { continue };
-        let event = WriteEvent {
+        let met = ranges[decider].intersection(bytes).expect("it decided");
+        let verdict = if denied { Verdict::Denied } else { Verdict::Logged };
+        let mut event = Event {
+            rule: Some(RuleId(decider as u64 + 1)),
+            at: met.first(),
+            ..Event::bare(verdict, rules[decider].rule.action, bytes)
+        };
+        event.origin.rip = (*pc != 0).then_some(*pc);
+        let name = "parse_record".to_owned();
+        let event = Record {
             seq: events.len() as u64 + 1,
-            rule: Some(rules[decider].rule.name.as_str().to_owned()),
-            action: rules[decider].rule.action,
-            verdict: if denied { Verdict::Denied } else { Verdict::Logged },
             write: number,
-            gpa: Hex(*address),
-            length: *length,
-            sub_page: {
-                let met = ranges[decider].intersection(bytes).expect("it decided");
-                SubPage::of(met.first()).index()
-            },
-            pc: (*pc != 0).then_some(Hex(*pc)),
-            pc_symbol: (*pc == 0x40_11d6).then(|| "parse_record".to_owned()),
-            vcpu: 0,
-            live: None,
+            rule_name: Some(rules[decider].rule.name.as_str().to_owned()),
+            function: (*pc == 0x40_11d6).then_some(Function { name, offset: 0x16 }),
+            text: None,
+            event,
         };
         if denied {
             summaries[decider].first_denial.get_or_insert_with(|| event.clone());
@@ -193,22 +190,27 @@ pub(crate) fn live() -> Run {
     ];
     let mut run = run("guest.elf", &rules, &writes);
     for (number, event) in (0_u32..).zip(&mut run.events) {
-        event.pc_symbol = None;
-        event.vcpu = number % 2;
-        event.live = Some(LiveWrite {
-            rule_id: Some(1),
-            pc_exact: number != 1,
-            cpl: 3,
-            cr3: Hex(0x1000),
-            gla: (number != 2).then_some(Hex(0x7fff_0000_0000 + event.gpa.0)),
-            at: event.gpa,
-            bytes: "00".repeat(usize::try_from(event.length).expect("small")),
-            instruction: Some("488907".to_owned()),
-            text: (number != 2).then(|| "mov [rdi],\u{1b}rax".to_owned()),
-        });
+        let length = usize::try_from(event.event.length.expect("of a trace")).expect("small");
+        let found = number != 2;
+        event.text = found.then(|| "mov [rdi],\u{1b}rax".to_owned());
+        let name = "copy_\u{1b}page".to_owned();
+        event.function = found.then_some(Function { name, offset: 0x10 * u64::from(number) });
+        let gpa = event.event.gpa.as_u64();
+        let event = &mut event.event;
+        event.rule = Some(RuleId(1));
+        let origin = &mut event.origin;
+        (origin.vcpu, origin.rip_exact) = (number % 2, number != 1);
+        (origin.cpl, origin.cr3) = (Some(3), Some(0x1000));
+        event.when = When::Clock {
+            unix: Duration::from_micros(1_764_216_000_123_456 + u64::from(number)),
+            since_start: Duration::from_micros(1_000_123 * u64::from(number)),
+        };
+        event.gla = found.then_some(0x7fff_0000_0000 + gpa);
+        (event.at, event.bytes, event.in_software) = (event.gpa, vec![0; length], true);
+        event.instruction = [0x48, 0x89, 0x07].into_iter().collect();
     }
     run.summary.first_denials =
-        run.events.iter().filter(|event| event.verdict.is_denial()).cloned().collect();
+        run.events.iter().filter(|event| event.event.verdict.is_denial()).cloned().collect();
     run.summary.rules[0].first_denial = run.summary.first_denials.first().cloned();
     // One more was added over the control socket.
     let mut added = run.summary.rules[1].clone();

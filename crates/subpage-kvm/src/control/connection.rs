@@ -11,13 +11,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use serde::Serialize;
+use subpage_trap::VERSION;
 
 use super::MAX_LINE_BYTES;
 use super::connections::{Activity, Place};
 use super::lines::{Line, Lines};
 use super::protocol::{Answer, Refusal, Reply, Request};
 use super::server::{GRACE, RequestHandler};
-use crate::event::{Delivery, Subscription, VERSION};
+use crate::event::{Delivery, Subscription};
 
 /// A client that was let in.
 pub(super) struct Connection<'a> {
@@ -125,7 +126,7 @@ fn send_events(stream: &UnixStream, subscription: &Subscription) -> io::Result<(
     send_line(stream, &Answer::done(Reply::Done {}))?;
     loop {
         match subscription.next(None) {
-            Some(Delivery::Event(event)) => send_line(stream, &*event)?,
+            Some(Delivery::Event(record)) => send_line(stream, &record.line())?,
             Some(Delivery::Dropped(events)) => {
                 send_line(stream, &Note::new("dropped", Some(events)))?;
             }

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Event;
+use subpage_trap::Record;
 
 /// What a subscriber gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delivery {
     /// The next event.
-    Event(Arc<Event>),
+    Event(Arc<Record>),
     /// So many events are missing here, because the subscriber did not keep up. At least 1.
     Dropped(u64),
     /// No event will come any more.
@@ -28,7 +28,7 @@ pub enum Delivery {
 struct Waiting {
     /// Events lost between the one before and this one.
     missed: u64,
-    event: Arc<Event>,
+    event: Arc<Record>,
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +92,7 @@ impl Broadcast {
     /// events in the same order, that of these calls; who numbers events and wants them to arrive in
     /// the order of their numbers publishes under the lock that numbers them.
     #[allow(clippy::needless_pass_by_value)] // Whoever publishes an event is done with it.
-    pub fn publish(&self, event: Arc<Event>) {
+    pub fn publish(&self, event: Arc<Record>) {
         let subscribers = lock(&self.shared.subscribers);
         if subscribers.closed {
             return;
@@ -147,7 +147,7 @@ impl Drop for Broadcast {
 
 impl Queue {
     /// Whether there was room.
-    fn push(&self, event: &Arc<Event>) -> bool {
+    fn push(&self, event: &Arc<Record>) -> bool {
         let mut state = lock(&self.state);
         if state.waiting.len() >= self.capacity {
             state.missed = state.missed.saturating_add(1);
@@ -234,14 +234,14 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    use super::super::tests::event;
+    use super::super::tests::record;
     use super::{Broadcast, Delivery, Subscription};
 
     const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
 
     fn publish(broadcast: &Broadcast, numbers: impl IntoIterator<Item = u64>) {
         for seq in numbers {
-            broadcast.publish(Arc::new(event(seq)));
+            broadcast.publish(Arc::new(record(seq)));
         }
     }
 

@@ -7,8 +7,8 @@ use subpage::access::SUB_PAGE_BYTES;
 use subpage::address::{ByteRange, Gpa};
 use subpage::domain::{Domain, WriteParts};
 use subpage::frames::HeapFrames;
-
-use crate::event::{Event, Verdict};
+use subpage::rules::RuleId;
+use subpage_trap::{Record, Verdict};
 
 /// What one rule did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct RuleCounts {
     /// Of these, writes that had no effect because of it.
     pub denied: u64,
     /// The first of the denied.
-    pub first_denial: Option<Arc<Event>>,
+    pub first_denial: Option<Arc<Record>>,
 }
 
 /// Counts since the guest was made.
@@ -77,22 +77,22 @@ impl Ledger {
     }
 
     /// Numbers an event and counts it for its rule.
-    pub(crate) fn record(&mut self, mut event: Event) -> Arc<Event> {
+    pub(crate) fn record(&mut self, mut record: Record) -> Arc<Record> {
         self.events += 1;
-        event.seq = self.events;
-        event.write = self.writes;
-        let event = Arc::new(event);
-        if let Some(rule) = event.rule {
+        record.seq = self.events;
+        record.write = self.writes;
+        let record = Arc::new(record);
+        if let Some(RuleId(rule)) = record.event.rule {
             let counts = self.rules.entry(rule).or_default();
-            match event.verdict {
+            match record.event.verdict {
                 Verdict::Logged | Verdict::AllowedOnce => counts.logged += 1,
                 Verdict::Denied | Verdict::Stopped => {
                     counts.denied += 1;
-                    counts.first_denial.get_or_insert_with(|| Arc::clone(&event));
+                    counts.first_denial.get_or_insert_with(|| Arc::clone(&record));
                 }
             }
         }
-        event
+        record
     }
 }
 

@@ -242,7 +242,7 @@ mod tests {
     use std::time::Duration;
 
     use super::{ExitKind, Metrics};
-    use crate::event::{Broadcast, tests::event};
+    use crate::event::{Broadcast, tests::record};
 
     fn metrics() -> Metrics {
         Metrics::new(Arc::new(Broadcast::new()))
@@ -338,8 +338,8 @@ subpage_subscribers 0
         metrics.logged(Some("counter"));
         metrics.console_dropped(70);
         let _subscription = events.subscribe(1);
-        events.publish(Arc::new(event(1)));
-        events.publish(Arc::new(event(2)));
+        events.publish(Arc::new(record(1)));
+        events.publish(Arc::new(record(2)));
 
         let text = metrics.encode();
         for line in [

@@ -6,10 +6,10 @@ use subpage::address::{ByteRange, Gfn, Gpa};
 use subpage::domain::{Decision, WriteParts};
 use subpage_emulate::guest::PhysicalMemory as _;
 use subpage_emulate::{Access, translate};
+use subpage_trap::Record;
 
 use super::copies::Copies;
 use super::plan::Plan;
-use crate::event::Event;
 use crate::guard::{Guard, SPACE};
 use crate::memory::Twin;
 use crate::store::{Stepped, report_step};
@@ -46,7 +46,7 @@ pub(super) fn settle(
     at: &Interrupted,
     plan: &Plan,
     copies: &mut Copies,
-) -> Result<Option<Arc<Event>>, &'static str> {
+) -> Result<Option<Arc<Record>>, &'static str> {
     let twin = machine.ram.view().twin().expect("a step has been made in it");
     let mut changed = Vec::new();
     copies.compare(twin, |gfn, word, before, now| changed.push(Changed { gfn, word, before, now }));
@@ -130,7 +130,7 @@ fn store(
     copies: &mut Copies,
     twin: &Twin,
     stored: &[Changed],
-) -> Result<Option<Arc<Event>>, &'static str> {
+) -> Result<Option<Arc<Record>>, &'static str> {
     let runs = runs(stored);
     let decided = runs
         .iter()

@@ -11,11 +11,10 @@ use subpage_emulate::{
     XsaveArea,
 };
 use subpage_trap as trap;
+use subpage_trap::{Record, When};
 
 use super::Context;
-use super::report::record;
 use crate::ending::Failure;
-use crate::event::Event;
 use crate::guard::Guard;
 use crate::memory::Ram;
 use crate::vcpu::{Interrupted, Processor};
@@ -61,7 +60,7 @@ impl trap::Backend for Backend<'_> {
     type Frames = HeapFrames;
     type Extended = Option<Box<XsaveArea>>;
     type Place = ();
-    type Told = Arc<Event>;
+    type Told = Arc<Record>;
     type Failure = HostFailure;
 
     fn memory(&self) -> &Ram {
@@ -74,6 +73,10 @@ impl trap::Backend for Backend<'_> {
 
     fn vcpu(&self) -> u32 {
         self.processor.number
+    }
+
+    fn when(&self) -> When {
+        self.context.events.when()
     }
 
     fn tables(&self) -> SystemTables {
@@ -146,8 +149,8 @@ impl trap::Backend for Backend<'_> {
         })
     }
 
-    fn record(&mut self, event: &trap::Event<&[u8]>) -> Arc<Event> {
-        record(self.context, self.guard, self.at.state.bitness(), event)
+    fn record(&mut self, event: &trap::Event<&[u8]>) -> Arc<Record> {
+        self.context.events.record(self.guard, self.at.state.bitness(), event)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use subpage_emulate::PagingFeatures;
 
-use crate::event::Broadcast;
+use crate::event::Recorder;
 use crate::guard::Guard;
 use crate::memory::Ram;
 use crate::metrics::Metrics;
@@ -17,7 +17,7 @@ pub(crate) struct Context<'a> {
     pub(crate) paging: PagingFeatures,
     pub(crate) guard: &'a Mutex<Guard>,
     pub(crate) metrics: &'a Metrics,
-    pub(crate) events: &'a Broadcast,
+    pub(crate) events: &'a Recorder,
     /// The processor runs the guest's kernel itself, and walks its page tables.
     pub(crate) native: bool,
 }

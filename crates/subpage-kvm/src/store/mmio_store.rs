@@ -167,6 +167,7 @@ pub(crate) fn mmio_store(
         let rip = found.as_ref().map(|found| found.rip);
         let account = Account {
             origin: Origin { rip, rip_exact: false, ..Origin::of(&at.state, vcpu) },
+            when: context.events.when(),
             gpa: parts.first().first(),
             gla: found.as_ref().map(|found| found.linear),
             length: Some(parts.bytes()),

@@ -10,13 +10,12 @@ use std::sync::Arc;
 use subpage::address::{ByteRange, PAGE_BYTES};
 use subpage_emulate::guest::State;
 use subpage_emulate::{Access, Exception, Fault, GuestInstruction, Store, XsaveArea, translate};
-use subpage_trap::{Outcome, Trapped, Wanted, software_interrupt, store as carry_out};
+use subpage_trap::{Outcome, Record, Trapped, Wanted, software_interrupt, store as carry_out};
 
 use super::backend::{Backend, HostFailure, Obstacle};
 use super::inject::{end_instruction, inject};
 use super::{Context, Next, Unsolved, delivery, walk};
 use crate::ending::{Ending, Failure};
-use crate::event::Event;
 use crate::vcpu::{Interrupted, Processor, ProcessorError};
 
 /// Elements of a repeated string instruction that are carried out before the processor is let go:
@@ -260,7 +259,7 @@ impl Work<'_> {
         processor: &mut Processor,
         instruction: &GuestInstruction,
         store: &Store,
-    ) -> Result<Outcome<Arc<Event>>, Obstacle> {
+    ) -> Result<Outcome<Arc<Record>>, Obstacle> {
         if store.uses_extended() && self.extended.is_none() {
             self.extended = Some(processor.extended().map_err(failed)?);
         }

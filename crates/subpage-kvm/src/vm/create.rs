@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{Machine, PausableVcpus, Vm, VmError, kick_signal};
 use crate::devices::Ports;
 use crate::ending::EndingCell;
-use crate::event::Broadcast;
+use crate::event::{Broadcast, Recorder};
 use crate::guard::Guard;
 use crate::memory::{MemoryAlias, Ram};
 use crate::metrics::{Clock, Metrics};
@@ -137,7 +137,8 @@ impl Vm {
         }
         let khz = processors[0].0.fd.get_tsc_khz().ok();
         let msrs = kvm.get_msr_index_list().map_err(failed("list the registers to save"))?;
-        let events = Arc::new(Broadcast::new());
+        let broadcast = Arc::new(Broadcast::new());
+        let metrics = Arc::new(Metrics::new(Arc::clone(&broadcast)));
         let msrs = msrs.as_slice().to_vec();
         catch_kicks();
         subpage_emulate::prepare();
@@ -147,9 +148,9 @@ impl Vm {
                 paging: cpuid::paging_features(&supported),
                 guard: Mutex::new(guard),
                 ports: Mutex::new(ports),
-                metrics: Arc::new(Metrics::new(Arc::clone(&events))),
+                events: Recorder::new(broadcast, Arc::clone(&metrics)),
+                metrics,
                 clock: Clock::new(khz),
-                events,
                 msrs,
                 features,
                 watch: Watch::new(processors.len()),

@@ -30,7 +30,7 @@ use subpage_emulate::PagingFeatures;
 use crate::boot;
 use crate::devices::Ports;
 use crate::ending::{EndingCell, Failure};
-use crate::event::{Broadcast, Subscription};
+use crate::event::{Recorder, Subscription};
 use crate::guard::{Guard, Ledger};
 use crate::memory::Ram;
 use crate::metrics::{Clock, Metrics};
@@ -54,7 +54,7 @@ pub(crate) struct Machine {
     pub(crate) paging: PagingFeatures,
     guard: Mutex<Guard>,
     ports: Mutex<Ports>,
-    pub(crate) events: Arc<Broadcast>,
+    pub(crate) events: Recorder,
     /// Numbers of the model-specific registers that KVM wants saved.
     pub(crate) msrs: Vec<u32>,
     /// What the guest sees of its processors.
@@ -175,12 +175,12 @@ impl Vm {
 
     /// Events from now on; at most `capacity` wait to be taken, others are dropped and counted.
     pub fn subscribe(&self, capacity: usize) -> Subscription {
-        self.machine.events.subscribe(capacity)
+        self.machine.events.broadcast.subscribe(capacity)
     }
 
     /// Ends all subscriptions, after what is in them: no event follows.
     pub fn close_events(&self) {
-        self.machine.events.close();
+        self.machine.events.broadcast.close();
     }
 
     /// For the control socket, and for calls from other threads.
@@ -243,7 +243,7 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.stop();
-        self.machine.events.close();
+        self.machine.events.broadcast.close();
         for thread in self.threads.drain(..) {
             // A panic of it has been told.
             let _ = thread.join();

@@ -93,7 +93,7 @@ impl RequestHandler for VmRequestHandler {
     }
 
     fn subscribe(&self) -> Subscription {
-        self.machine.events.subscribe(QUEUE)
+        self.machine.events.broadcast.subscribe(QUEUE)
     }
 }
 

@@ -14,10 +14,12 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
-use subpage::rules::Action;
+use subpage::address::{ByteRange, Gpa};
+use subpage::rules::{Action, RuleId};
 use subpage_kvm::control::protocol::{Refusal, Reply, Request, Shown};
 use subpage_kvm::control::{Client, RequestHandler, Server};
-use subpage_kvm::event::{Broadcast, Event, Subscription, Verdict};
+use subpage_kvm::event::{Broadcast, Subscription};
+use subpage_trap::{Event, Record, Verdict};
 use tempfile::TempDir;
 
 /// Longer than any answer takes.
@@ -118,7 +120,7 @@ impl Served {
     }
 
     fn publish(&self, seq: u64) {
-        self.fake.events.publish(Arc::new(event(seq)));
+        self.fake.events.publish(Arc::new(record(seq)));
     }
 
     /// Waits until so many clients watch.
@@ -177,24 +179,19 @@ impl Raw {
     }
 }
 
-fn event(seq: u64) -> Event {
-    Event {
+fn record(seq: u64) -> Record {
+    let written = ByteRange::new(Gpa::new(0x2000), 64).expect("bytes");
+    Record {
         seq,
-        verdict: Verdict::Logged,
-        rule: Some(1),
-        rule_name: "counter".to_owned(),
-        action: Action::Log,
         write: seq,
-        vcpu: 0,
-        rip: Some(0x1000),
-        rip_exact: true,
-        cpl: 0,
-        cr3: 0,
-        gpa: 0x2000,
-        gla: None,
-        at: 0x2000,
-        bytes: vec![0; 64],
-        instruction: vec![0x90; 15],
+        rule_name: Some("counter".to_owned()),
+        function: None,
         text: None,
+        event: Event {
+            rule: Some(RuleId(1)),
+            bytes: vec![0; 64],
+            instruction: [0x90; 15].into(),
+            ..Event::bare(Verdict::Logged, Action::Log, written)
+        },
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use subpage_kvm::control::Watch;
 
-use super::{Raw, Served, event};
+use super::{Raw, Served, record};
 
 fn kind(line: &Value) -> &str {
     line["type"].as_str().expect("each line has a type")
@@ -22,8 +22,8 @@ fn events_come_as_they_are_documented() {
     // Who has been told `ok` sees every event from then on.
     served.publish(1);
     let line = watch.next().expect("there is more").expect("the server is there");
-    assert_eq!(line.text, serde_json::to_string(&event(1)).expect("JSON"));
-    assert_eq!(Value::Object(line.object), serde_json::to_value(event(1)).expect("JSON"));
+    assert_eq!(line.text, serde_json::to_string(&record(1).line()).expect("JSON"));
+    assert_eq!(Value::Object(line.object), serde_json::to_value(record(1).line()).expect("JSON"));
     served.publish(2);
     assert_eq!(seq(&mut watch), 2);
     served.fake.events.close();

@@ -367,5 +367,7 @@ fn a_second_processor_can_be_started_by_the_guest_and_is_guarded_in_real_mode() 
     assert_eq!(guest.read(LOW + 0x80), [0; 2]);
     let events = guest.events();
     let [event] = events.as_slice() else { panic!("{events:?}") };
-    assert_eq!((event.vcpu, event.gpa, event.bytes.as_slice()), (1, LOW + 0x80, &[0x55, 0][..]));
+    let event = &event.event;
+    let (vcpu, gpa) = (event.origin.vcpu, event.gpa.as_u64());
+    assert_eq!((vcpu, gpa, event.bytes.as_slice()), (1, LOW + 0x80, &[0x55, 0][..]));
 }

@@ -1,9 +1,10 @@
 //! One rule, one store.
 
 use iced_x86::code_asm::{qword_ptr, rax, rbx};
+use subpage::address::Gpa;
 use subpage::rules::Action;
-use subpage_kvm::event::Verdict;
 use subpage_kvm::vm::Ending;
+use subpage_trap::Verdict;
 
 use crate::guest::{Guest, PAGE, both_ways, exit, kvm};
 
@@ -26,12 +27,14 @@ fn a_denied_store_leaves_memory_and_a_permitted_one_beside_it_does_not() {
         assert_eq!(guest.word(PAGE + 0x100), 0x1122_3344_5566_7788);
         assert_eq!(guest.read(PAGE + 0x180), [7; 8]);
         let events = guest.events();
-        let [event] = events.as_slice() else { panic!("{events:?}") };
+        let [record] = events.as_slice() else { panic!("{events:?}") };
+        let event = &record.event;
         assert_eq!(event.verdict, Verdict::Denied);
-        assert_eq!((event.gpa, event.at, event.sub_page()), (PAGE + 0x180, PAGE + 0x180, 3));
+        let at = Gpa::new(PAGE + 0x180);
+        assert_eq!((event.gpa, event.at, event.sub_page().index()), (at, at, 3));
         assert_eq!(event.bytes, 0x1122_3344_5566_7788_u64.to_le_bytes());
-        assert_eq!(event.text.as_deref(), Some("mov [rbx+180h],rax"), "{event:?}");
-        assert_eq!((event.cpl, event.gla), (0, Some(PAGE + 0x180)));
+        assert_eq!(record.text.as_deref(), Some("mov [rbx+180h],rax"), "{record:?}");
+        assert_eq!((event.origin.cpl, event.gla), (Some(0), Some(PAGE + 0x180)));
     }
 }
 
@@ -49,7 +52,7 @@ fn a_rule_can_stop_the_guest() {
         });
         guest.guard(PAGE, 8, Action::Stop);
         let Ending::Stopped { event } = guest.run() else { panic!("it must be stopped") };
-        assert_eq!(event.verdict, Verdict::Stopped);
+        assert_eq!(event.event.verdict, Verdict::Stopped);
         assert_eq!(guest.word(PAGE + 0x800), 0, "nothing follows");
     }
 }

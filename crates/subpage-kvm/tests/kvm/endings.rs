@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use iced_x86::code_asm::{al, ax, dx, eax, edx, qword_ptr, rax, rbx, rdi};
 use subpage::rules::Action;
-use subpage_kvm::event::Verdict;
 use subpage_kvm::vm::{Configuration, Ending, TrapChoice};
+use subpage_trap::Verdict;
 
 use crate::guest::{CODE, Guest, PAGE, PLAIN, assemble, both_ways, exit, kvm, rule, small};
 use crate::privilege::{LEVELS, place_first};
@@ -165,8 +165,11 @@ fn rules_and_what_is_spent_of_them_outlive_a_reset() {
         guest.run_well();
         assert_eq!(guest.word(PLAIN), 3, "starts");
         assert_eq!([0x0, 0x100, 0x200].map(|offset| guest.word(PAGE + offset)), [0, 1, 3]);
-        let told: Vec<_> =
-            guest.events().iter().map(|event| (event.verdict, event.rule_name.clone())).collect();
+        let told: Vec<_> = guest
+            .events()
+            .iter()
+            .map(|it| (it.event.verdict, it.rule_or_map().to_owned()))
+            .collect();
         let told: Vec<_> = told.iter().map(|(verdict, name)| (*verdict, name.as_str())).collect();
         let (denied, once) = ((Verdict::Denied, "deny"), (Verdict::AllowedOnce, "once"));
         let spent = (Verdict::Denied, "once");

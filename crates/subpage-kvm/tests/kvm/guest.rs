@@ -11,8 +11,9 @@ use subpage::address::{ByteRange, Gfn, Gpa};
 use subpage::rules::{Action, Owner, Rule, RuleName};
 use subpage_emulate::guest::PhysicalMemory as _;
 use subpage_kvm::boot::Request;
-use subpage_kvm::event::{Delivery, Event, Subscription};
+use subpage_kvm::event::{Delivery, Subscription};
 use subpage_kvm::vm::{Configuration, Ending, TrapChoice, Vm, nowhere};
+use subpage_trap::Record;
 
 /// Where test code is loaded and begins.
 pub(crate) const CODE: u64 = 0x20_0000;
@@ -116,7 +117,7 @@ impl Guest {
     }
 
     /// All events so far.
-    pub(crate) fn events(&self) -> Vec<Arc<Event>> {
+    pub(crate) fn events(&self) -> Vec<Arc<Record>> {
         let mut events = Vec::new();
         while let Some(delivery) = self.events.next(Some(Duration::ZERO)) {
             match delivery {

@@ -29,8 +29,13 @@ fn nothing_happens(offset: u64, denied: u64) {
             let context = format!("{offset:#x}, {:?} at {level:?}", configuration.trap);
             assert!(guest.read(PAGE) == [0x77; 0x2000], "{context}");
             let events = guest.events();
-            let [event] = events.as_slice() else { panic!("{context}: {events:?}") };
-            assert_eq!((event.gpa, event.at), (PAGE + offset, PAGE + denied), "{context}");
+            let [record] = events.as_slice() else { panic!("{context}: {events:?}") };
+            let event = &record.event;
+            assert_eq!(
+                (event.gpa.as_u64(), event.at.as_u64()),
+                (PAGE + offset, PAGE + denied),
+                "{context}"
+            );
             assert_eq!(event.bytes, bytes, "{context}");
             assert_eq!(guest.vm.ledger().writes(), 1, "one store, {context}");
         }

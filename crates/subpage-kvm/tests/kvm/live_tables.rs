@@ -7,8 +7,8 @@
 use iced_x86::code_asm::{CodeAssembler, qword_ptr, rax, rbx, rcx, rdx, rsi, rsp};
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::Action;
-use subpage_kvm::event::Verdict;
 use subpage_kvm::vm::{Configuration, Ending, PageTables, Vm, nowhere};
+use subpage_trap::Verdict;
 
 use crate::guest::{CODE, Guest, PAGE, PLAIN, both_ways, exit, kvm};
 use crate::privilege::{ENTRY, LEVELS, Level, TABLES, WINDOW, WINDOW_TABLE, place, write_tables};
@@ -266,7 +266,8 @@ fn a_denied_entry_is_kept_while_its_table_is_in_use() {
             assert_eq!(guest.word(PLAIN), PAGE | ENTRY, "{context}");
             let events = guest.events();
             let [event] = events.as_slice() else { panic!("{context}: {events:?}") };
-            assert_eq!((event.verdict, event.at), (Verdict::Denied, WINDOW_TABLE + 0xe00));
+            let event = &event.event;
+            assert_eq!((event.verdict, event.at.as_u64()), (Verdict::Denied, WINDOW_TABLE + 0xe00));
         }
     }
 }

@@ -3,9 +3,9 @@
 use subpage::access::AccessMap;
 use subpage::domain::DomainError;
 use subpage::rules::{Action, Owner, Rule};
-use subpage_kvm::event::{Event, Verdict};
 use subpage_kvm::guard::ChangeError;
 use subpage_kvm::vm::{Ending, VmError};
+use subpage_trap::{Record, Verdict};
 
 use crate::guest::{Guest, PAGE, both_ways, gfn, kvm, rule, stores};
 use crate::privilege::{LEVELS, place_first};
@@ -28,9 +28,9 @@ fn each(addresses: &[u64], rules: &[Rule], look: impl Fn(&Guest, &Ending)) {
 }
 
 /// What is told of a write: the number in it, what became of it, because of which rule.
-fn told(event: &Event) -> (u64, Verdict, &str) {
-    let number = u64::from_le_bytes(event.bytes.as_slice().try_into().unwrap());
-    (number, event.verdict, &event.rule_name)
+fn told(record: &Record) -> (u64, Verdict, &str) {
+    let number = u64::from_le_bytes(record.event.bytes.as_slice().try_into().unwrap());
+    (number, record.event.verdict, record.rule_or_map())
 }
 
 fn check(guest: &Guest, expected: &[(u64, Verdict, &str)]) {
@@ -74,7 +74,8 @@ fn a_stop_lets_nothing_follow() {
     let rules = [rule("stop", PAGE + 0x100, 1, Action::Stop)];
     each(&[PAGE, PAGE + 0x0fc, PAGE + 8], &rules, |guest, ending| {
         let Ending::Stopped { event } = ending else { panic!("{ending}") };
-        assert_eq!((event.verdict, event.at), (Verdict::Stopped, PAGE + 0x100));
+        let event = &event.event;
+        assert_eq!((event.verdict, event.at.as_u64()), (Verdict::Stopped, PAGE + 0x100));
         assert_eq!([PAGE, PAGE + 8, PAGE + 0xfc].map(|at| guest.word(at)), [1, 0, 0]);
     });
 }

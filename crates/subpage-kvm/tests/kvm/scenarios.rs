@@ -9,9 +9,9 @@ use subpage::domain::Domain;
 use subpage::frames::HeapFrames;
 use subpage::rules::{Action, Rule};
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
-use subpage_kvm::event::Verdict;
 use subpage_kvm::vm::{Configuration, Ending};
 use subpage_model::{Features, GuestMemory as _, Machine, Outcome, Setup, SparseMemory};
+use subpage_trap::Verdict;
 
 use crate::guest::{Guest, PAGE, both_ways, exit, gfn, kvm, rule, share};
 use crate::privilege::{LEVELS, Level, place_first};
@@ -116,14 +116,27 @@ impl Scenario {
         let told: BTreeMap<_, _> = guest
             .events()
             .iter()
-            .map(|event| {
+            .map(|record| {
+                let event = &record.event;
                 let number = event.bytes[0];
                 assert!(event.bytes.iter().all(|byte| *byte == number), "{event:?}");
                 let write = self.numbered().find(|(other, ..)| *other == number).unwrap();
-                assert_eq!((event.gpa, event.bytes.len()), (write.1, write.2), "{event:?}");
+                assert_eq!(
+                    (event.gpa.as_u64(), event.bytes.len()),
+                    (write.1, write.2),
+                    "{event:?}"
+                );
                 let denied = event.verdict.is_denial();
                 let stopped = event.verdict == Verdict::Stopped;
-                (number, Told { denied, stopped, rule: event.rule, at: event.at })
+                (
+                    number,
+                    Told {
+                        denied,
+                        stopped,
+                        rule: event.rule.map(|rule| rule.0),
+                        at: event.at.as_u64(),
+                    },
+                )
             })
             .collect();
         if told.values().any(|told| told.stopped) {

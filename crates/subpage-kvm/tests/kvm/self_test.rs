@@ -42,7 +42,7 @@ fn thirty_two_denials_and_none_when_all_is_permitted() {
             guest.vm.set_access(gfn(PAGE), &[AccessMap::NONE]).unwrap();
             run();
             let events = guest.events();
-            let places: Vec<_> = events.iter().map(|event| event.gpa).collect();
+            let places: Vec<_> = events.iter().map(|it| it.event.gpa.as_u64()).collect();
             assert_eq!(places, (0..32).map(|sub| PAGE + sub * 128).collect::<Vec<_>>());
             assert!(guest.read(PAGE) == [0; 4096]);
             let trapped = guest.vm.ledger().writes();

@@ -7,8 +7,8 @@ use iced_x86::code_asm::{CodeAssembler, rcx, rdi, rsi};
 use kvm_bindings::kvm_regs;
 use subpage::rules::Action;
 use subpage_emulate::XsaveArea;
-use subpage_kvm::event::Verdict;
 use subpage_kvm::vm::Ending;
+use subpage_trap::Verdict;
 
 use crate::guest::{Guest, PAGE, assemble, both_ways, exit, kvm};
 use crate::privilege::{FLAGS, LEVELS, Level, place_first};
@@ -143,11 +143,12 @@ fn denied_elements_have_no_effect_and_the_others_do() {
                     .guest
                     .events()
                     .iter()
-                    .map(|event| {
+                    .map(|record| {
+                        let event = &record.event;
                         assert_eq!(event.verdict, Verdict::Denied, "{context}");
-                        assert_eq!(event.rip, Some(CODE_AT), "{event:?}, {context}");
-                        assert_eq!(event.gla, Some(event.gpa), "{event:?}, {context}");
-                        (usize::try_from(event.gpa - PAGE).unwrap(), event.bytes.clone())
+                        assert_eq!(event.origin.rip, Some(CODE_AT), "{event:?}, {context}");
+                        assert_eq!(event.gla, Some(event.gpa.as_u64()), "{event:?}, {context}");
+                        (usize::try_from(event.gpa.as_u64() - PAGE).unwrap(), event.bytes.clone())
                     })
                     .collect();
                 assert_eq!(told, denied, "{context}");
@@ -191,7 +192,8 @@ fn stops_at_the_first(
     guest.write(PAGE, &[0x77; 0x1000]);
     guest.guard(PAGE + stopping, 8, Action::Stop);
     let Ending::Stopped { event } = guest.run() else { panic!("it must be stopped") };
-    assert_eq!((event.gpa, event.bytes.len()), (PAGE + stopping, 8));
+    let event = &event.event;
+    assert_eq!((event.gpa.as_u64(), event.bytes.len()), (PAGE + stopping, 8));
     let after = guest.vm.with_processors(|processors| processors[0].fd.get_regs().unwrap());
     assert_eq!(after.rcx, COUNT - 8, "seven are done, the eighth is gone");
     let bytes: [u8; 0x1000] = guest.read(PAGE);

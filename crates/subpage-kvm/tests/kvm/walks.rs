@@ -5,7 +5,7 @@
 
 use iced_x86::code_asm::{qword_ptr, rax, rbx, rcx};
 use subpage::rules::Action;
-use subpage_kvm::event::Verdict;
+use subpage_trap::Verdict;
 
 use crate::guest::{CODE, Guest, PAGE, PLAIN, both_ways, exit, kvm};
 use crate::privilege::{ENTRY, LEVELS, TABLES, WINDOW, WINDOW_TABLE, place, write_tables};
@@ -95,7 +95,7 @@ fn stores_to_entries_are_judged_like_others() {
             let events = guest.events();
             let [event] = events.as_slice() else { panic!("{context}: {events:?}") };
             assert_eq!(
-                (event.verdict, event.gpa),
+                (event.event.verdict, event.event.gpa.as_u64()),
                 (Verdict::Denied, WINDOW_TABLE + 0x80),
                 "{context}"
             );

@@ -23,9 +23,12 @@ use subpage_emulate::{
     CODE_BYTES, Executor, Extended, FxArea, GuestInstruction, Incomplete, PagingFeatures, Progress,
     Scratch, Store, SystemTables, TableRegister, Trampoline, Window,
 };
-use subpage_trap::{Backend, Event, Obstacle, Outcome, Response, Trapped, store};
+use subpage_trap::{Backend, Event, Obstacle, Outcome, Response, Trapped, When, store};
 
 pub(crate) const SPACE: AddressSpace = AddressSpace::Normal;
+/// When everything happens.
+pub(crate) const NOW: When = When::Counter(77);
+
 pub(crate) const CODE: u64 = 0x40_0000;
 pub(crate) const HANDLER: u64 = 0x40_0800;
 /// Linear address of the first of the two pages that are written.
@@ -265,6 +268,10 @@ impl Backend for Guest {
 
     fn vcpu(&self) -> u32 {
         3
+    }
+
+    fn when(&self) -> When {
+        NOW
     }
 
     fn tables(&self) -> SystemTables {

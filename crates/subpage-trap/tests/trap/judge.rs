@@ -1,9 +1,9 @@
 //! The naive judgement: every byte by itself, then all together.
 
 use subpage::rules::Action;
-use subpage_trap::Verdict;
+use subpage_trap::{Origin, Verdict};
 
-use crate::guest::{EDGE, Guest};
+use crate::guest::{CODE, EDGE, Guest, NOW};
 
 /// What lies at the end of the first page and at the beginning of the second.
 #[derive(Debug, Clone, Copy)]
@@ -123,7 +123,9 @@ impl Judge {
         assert_eq!(event.bytes, bytes, "{setup:?} at {linear:#x}");
         assert_eq!(event.length, Some(bytes.len() as u64));
         assert_eq!((event.gla, event.gpa.as_u64()), (Some(linear), guest.physical(linear)));
-        assert_eq!((event.origin.vcpu, event.origin.cpl, event.origin.cr3), (3, 0, 0x1000));
+        let (rip, cr3, cpl) = (Some(CODE), Some(0x1000), Some(0));
+        let origin = Origin { vcpu: 3, rip, rip_exact: true, cr3, cpl };
+        assert_eq!((event.origin, event.when), (origin, NOW));
         let named = event.rule.and_then(|rule| guest.domain.rules().get(rule));
         let named = named.map(|active| active.rule.name.as_str());
         assert_eq!(named, side.map(|side| ["before", "after"][side]), "{setup:?} at {linear:#x}");

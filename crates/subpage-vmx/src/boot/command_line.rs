@@ -1,8 +1,7 @@
 //! The hypervisor's command line: `memory=32 cpus=2 denied=skip spp=on events=serial -- GUEST'S OWN`.
 
+use subpage_trap::Response;
 use thiserror::Error;
-
-use crate::denied::Denied;
 
 /// What the hypervisor was told at its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +12,7 @@ pub struct Options<'a> {
     pub processors: Option<usize>,
     /// `denied=skip` or `denied=fault`: what becomes of an instruction whose write is denied by a
     /// rule that does not say so itself.
-    pub denied: Denied,
+    pub denied: Response,
     /// `spp=off`: decide in software although the processor could.
     pub use_spp: bool,
     /// `ept-ad=off`: no accessed and dirty flags for EPT although the processor has them.
@@ -46,7 +45,7 @@ impl<'a> Options<'a> {
         let mut options = Self {
             memory: None,
             processors: None,
-            denied: Denied::Skip,
+            denied: Response::Skip,
             use_spp: true,
             use_accessed_dirty: true,
             print_events: false,
@@ -70,8 +69,8 @@ impl<'a> Options<'a> {
                     let count = count.filter(|n| (1..=super::MAX_PROCESSORS).contains(n));
                     options.processors = Some(count.ok_or(bad)?);
                 }
-                ("denied", "skip") => options.denied = Denied::Skip,
-                ("denied", "fault") => options.denied = Denied::Fault,
+                ("denied", "skip") => options.denied = Response::Skip,
+                ("denied", "fault") => options.denied = Response::Fault,
                 ("spp", "on") => options.use_spp = true,
                 ("spp", "off") => options.use_spp = false,
                 ("ept-ad", "on") => options.use_accessed_dirty = true,
@@ -98,7 +97,7 @@ mod tests {
         let expected = Options {
             memory: Some(32),
             processors: Some(4),
-            denied: Denied::Fault,
+            denied: Response::Fault,
             use_spp: false,
             use_accessed_dirty: false,
             print_events: true,

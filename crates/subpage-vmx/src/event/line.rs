@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use subpage_trap::Event;
+use subpage_trap::{Digits, Event, When};
 
 use super::{DATA_BYTES, EventOutcome};
 
@@ -20,14 +20,6 @@ pub struct Line<'a, B> {
     pub name: Option<&'a subpage::rules::RuleName>,
     /// How many events of the rule there were, where not all of them are shown.
     pub met: Option<u64>,
-}
-
-struct Hex<'a>(&'a [u8]);
-
-impl fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
 }
 
 impl<B: AsRef<[u8]>> fmt::Display for Line<'_, B> {
@@ -57,16 +49,22 @@ impl<B: AsRef<[u8]>> fmt::Display for Line<'_, B> {
         if let Some(rip) = origin.rip {
             write!(f, " rip={rip:#x}")?;
         }
-        write!(f, " cr3={:#x} cpl={} cpu={}", origin.cr3, origin.cpl, origin.vcpu)?;
+        if let Some(cr3) = origin.cr3 {
+            write!(f, " cr3={cr3:#x}")?;
+        }
+        if let Some(cpl) = origin.cpl {
+            write!(f, " cpl={cpl}")?;
+        }
+        write!(f, " cpu={}", origin.vcpu)?;
         if let Some(qualification) = event.qualification {
             write!(f, " qualification={qualification:#x}")?;
         }
         if !event.instruction.is_empty() {
-            write!(f, " instruction={}", Hex(&event.instruction))?;
+            write!(f, " instruction={}", Digits(&event.instruction))?;
         }
         let bytes = event.bytes.as_ref();
         if !bytes.is_empty() {
-            write!(f, " data={}", Hex(&bytes[..bytes.len().min(DATA_BYTES)]))?;
+            write!(f, " data={}", Digits(&bytes[..bytes.len().min(DATA_BYTES)]))?;
         }
         if let Some(then) = then {
             write!(f, " then={then}")?;
@@ -77,6 +75,9 @@ impl<B: AsRef<[u8]>> fmt::Display for Line<'_, B> {
             if condition {
                 f.write_str(word)?;
             }
+        }
+        if let When::Counter(counter) = event.when {
+            write!(f, " tsc={counter:#x}")?;
         }
         if let Some(met) = self.met.filter(|met| *met > 1) {
             write!(f, " met={met}")?;
@@ -105,7 +106,7 @@ mod tests {
             line,
             "event 12 denied rule=3 \"helper path\" gpa=0x8001fc length=8 at=0x800200 \
              gla=0xffff8000008001fc rip=0x201234 cr3=0x300000 cpl=3 cpu=2 qualification=0x5aa \
-             instruction=488918 data=01020304050607f8 then=#GP delivery"
+             instruction=488918 data=01020304050607f8 then=#GP delivery tsc=0x112233445566"
         );
     }
 
@@ -115,14 +116,11 @@ mod tests {
         let line = |event: &super::super::Event<'_>| {
             Line { sequence: 1, event, name: None, met: None }.to_string()
         };
-        assert_eq!(
-            line(&event),
-            "event 1 logged rule=7 gpa=0x1000 at=0x1000 cr3=0x0 cpl=0 cpu=0 software"
-        );
+        assert_eq!(line(&event), "event 1 logged rule=7 gpa=0x1000 at=0x1000 cpu=0 software");
         event.rule = None;
         event.in_software = false;
         event.verdict = Verdict::Stopped;
-        assert_eq!(line(&event), "event 1 stopped map gpa=0x1000 at=0x1000 cr3=0x0 cpl=0 cpu=0");
+        assert_eq!(line(&event), "event 1 stopped map gpa=0x1000 at=0x1000 cpu=0");
         event.verdict = Verdict::Denied;
         assert!(line(&event).ends_with("cpu=0 then=skip"));
         let line = Line { sequence: 1, event: &event, name: None, met: Some(1000) };

@@ -26,7 +26,7 @@ pub(crate) mod samples {
 
     use subpage::address::Gpa;
     use subpage::rules::{Action, RuleId};
-    use subpage_trap::{Origin, Response, Verdict};
+    use subpage_trap::{Origin, Response, Verdict, When};
 
     use super::Event;
 
@@ -41,9 +41,10 @@ pub(crate) mod samples {
                 vcpu: 2,
                 rip: Some(0x20_1234),
                 rip_exact: true,
-                cr3: 0x30_0000,
-                cpl: 3,
+                cr3: Some(0x30_0000),
+                cpl: Some(3),
             },
+            when: When::Counter(0x1122_3344_5566),
             gpa: Gpa::new(0x80_01FC),
             gla: Some(0xFFFF_8000_0080_01FC),
             at: Gpa::new(0x80_0200),
@@ -63,7 +64,8 @@ pub(crate) mod samples {
             response: Response::Skip,
             rule: Some(RuleId(7)),
             action: Action::Log,
-            origin: Origin { vcpu: 0, rip: None, rip_exact: true, cr3: 0, cpl: 0 },
+            origin: Origin { vcpu: 0, rip: None, rip_exact: true, cr3: None, cpl: None },
+            when: When::Unknown,
             gpa: Gpa::new(0x1000),
             gla: None,
             at: Gpa::new(0x1000),

@@ -1,6 +1,6 @@
 //! An event as guests read it.
 
-use subpage_trap::{Event, Response, Verdict};
+use subpage_trap::{Event, Response, Verdict, When};
 
 use super::DATA_BYTES;
 use crate::abi::{EventRecord, event_flag};
@@ -53,18 +53,22 @@ pub fn record<B: AsRef<[u8]>>(event: &Event<B>, sequence: u64) -> EventRecord {
         gla: event.gla.unwrap_or(0).into(),
         at: event.at.as_u64().into(),
         rip: event.origin.rip.unwrap_or(0).into(),
-        cr3: event.origin.cr3.into(),
+        cr3: event.origin.cr3.unwrap_or(0).into(),
         qualification: event.qualification.unwrap_or(0).into(),
         length: length.into(),
         cpu: event.origin.vcpu.into(),
         outcome: (EventOutcome::of(event) as u16).into(),
         flags: flags.into(),
         instruction_length: count(&event.instruction),
-        cpl: event.origin.cpl,
+        cpl: event.origin.cpl.unwrap_or(0),
         data_length: count(bytes),
         reserved: 0,
         data: padded(bytes),
         instruction: padded(&event.instruction),
+        time: match event.when {
+            When::Counter(counter) => counter.into(),
+            When::Unknown | When::Clock { .. } => 0.into(),
+        },
     }
 }
 
@@ -90,7 +94,7 @@ mod tests {
     /// Every byte of a record stands where the interface says.
     #[test]
     fn layout() {
-        let mut expected = [0; 160];
+        let mut expected = [0; 168];
         for (at, value) in [
             (0, 5_u64),
             (8, 3),
@@ -110,13 +114,14 @@ mod tests {
         expected[76..80].copy_from_slice(&[3, 3, 8, 0]);
         expected[80..88].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 0xF8]);
         expected[144..147].copy_from_slice(&[0x48, 0x89, 0x18]);
+        expected[160..168].copy_from_slice(&0x1122_3344_5566_u64.to_le_bytes());
         assert_eq!(record(&samples::full(), 5).as_bytes(), expected);
     }
 
     #[test]
     fn what_is_unknown_is_zero() {
         let told = record(&samples::sparse(), u64::MAX);
-        let mut expected = [0; 160];
+        let mut expected = [0; 168];
         expected[..8].fill(0xFF);
         expected[8] = 7;
         expected[17] = 0x10;
@@ -126,7 +131,7 @@ mod tests {
         let mut map = samples::full();
         map.rule = None;
         map.length = Some(1 << 40);
-        let record = EventRecord::read_from_bytes(record(&map, 1).as_bytes()).expect("160 bytes");
+        let record = EventRecord::read_from_bytes(record(&map, 1).as_bytes()).expect("168 bytes");
         assert_eq!((record.rule.get(), record.length.get()), (0, u32::MAX));
     }
 

@@ -9,7 +9,7 @@ use subpage_trap::Event;
 use super::record;
 use crate::abi::EventRecord;
 
-/// Events that the ring holds: 256, 40 KiB.
+/// Events that the ring holds: 256, 42 KiB.
 pub const CAPACITY: usize = 256;
 
 /// The oldest unread events. A full ring drops the newest: what began an attack is kept, and its

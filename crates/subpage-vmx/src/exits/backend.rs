@@ -11,9 +11,8 @@ use subpage_emulate::{
     Executor, Extended, FxArea, Incomplete, PagingFeatures, Progress, Store, SystemTables, Window,
 };
 use subpage_trap as trap;
-use subpage_trap::Response;
+use subpage_trap::{Response, When};
 
-use crate::denied::Denied;
 use crate::machine::Shared;
 use crate::memory::frames::PhysicalFrames;
 use crate::memory::ram::GuestRam;
@@ -89,6 +88,10 @@ impl trap::Backend for Locked<'_> {
     #[allow(clippy::cast_possible_truncation)] // There are at most 16.
     fn vcpu(&self) -> u32 {
         self.vcpu.index as u32
+    }
+
+    fn when(&self) -> When {
+        When::Counter(control::time_stamp())
     }
 
     fn tables(&self) -> SystemTables {
@@ -171,10 +174,7 @@ impl trap::Backend for Locked<'_> {
     }
 
     fn response(&self, rule: Option<RuleId>) -> Response {
-        match self.shared.response(rule) {
-            Denied::Skip => Response::Skip,
-            Denied::Fault => Response::Fault,
-        }
+        self.shared.response(rule)
     }
 
     fn qualification(&self) -> Option<u64> {

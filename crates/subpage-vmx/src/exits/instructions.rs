@@ -13,7 +13,7 @@ use crate::vcpu::Vcpu;
 use crate::vmx::field::GuestField as G;
 use subpage_emulate::Exception;
 use subpage_emulate::guest::Register;
-use subpage_trap::Origin;
+use subpage_trap::{Origin, When};
 
 #[allow(clippy::cast_possible_truncation)] // Instructions that use the low half.
 const fn low(value: u64) -> u32 {
@@ -128,8 +128,8 @@ impl Vcpu {
                 vcpu: low(self.index as u64),
                 rip: Some(rip),
                 rip_exact: true,
-                cr3: self.vmcs.guest(G::CR3),
-                cpl: self.cpl(),
+                cr3: Some(self.vmcs.guest(G::CR3)),
+                cpl: Some(self.cpl()),
             },
         };
         let machine = self.machine;
@@ -147,6 +147,7 @@ impl Vcpu {
             memory: &machine.ram,
             ledger,
             machine: &machine.told,
+            when: When::Counter(control::time_stamp()),
             heard: &mut heard,
         };
         let result = match hypercall::dispatch(&request, &mut context) {

@@ -66,6 +66,7 @@ impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
         if let Some(met) = Met::of(decision) {
             let account = Account {
                 origin,
+                when: self.when,
                 gpa: write.first(),
                 gla: None,
                 length: Some(write.bytes()),

@@ -24,7 +24,7 @@ mod tests;
 
 pub use errno::Errno;
 pub use ledger::Ledger;
-pub use response::{Response, Responses};
+pub use response::Responses;
 #[cfg(feature = "test-hooks")]
 pub(crate) use rules::rule_of;
 pub use rules::{GUEST, MAX_RULES};
@@ -38,7 +38,7 @@ use subpage::rules::RuleId;
 use crate::abi::{Call, VERSION, query};
 use crate::event::Event;
 use subpage_emulate::guest::PhysicalMemory;
-use subpage_trap::Origin;
+use subpage_trap::{Origin, When};
 
 use tracking::Harvest;
 
@@ -74,6 +74,8 @@ pub struct Context<'a, F, O, M> {
     pub ledger: &'a mut Ledger,
     /// What it may learn.
     pub machine: &'a MachineInformation,
+    /// The time of the call.
+    pub when: When,
     /// Hears of each event that a call causes, with what [`Ledger::record`] says of it: a result was
     /// to be written where a rule has something to say. The event is in the ring already.
     pub heard: &'a mut dyn FnMut(u64, &Event<'_>, Option<u64>),
@@ -169,7 +171,7 @@ const fn after(token: Invalidation, rax: u64) -> Outcome {
 
 impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
     fn answer(&mut self, request: &Request) -> Result<Outcome, Refusal> {
-        if request.origin.cpl != 0 {
+        if request.origin.cpl != Some(0) {
             return Err(Errno::NotPermitted.into());
         }
         let [first, second, third, _] = request.arguments;

@@ -4,29 +4,18 @@ use alloc::vec::Vec;
 
 use subpage::frames::OutOfFrames;
 use subpage::rules::RuleId;
+use subpage_trap::Response;
 
-/// What becomes of a denied instruction. The numbers are those of the interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(u32)]
-pub enum Response {
-    /// As the host has set for rules that do not say.
-    #[default]
-    Default = 0,
-    /// The guest goes on after it, as after a write to a ROM.
-    Skip = 1,
-    /// The guest gets a general-protection exception.
-    GeneralProtection = 2,
-}
+use super::Errno;
 
-impl Response {
-    /// Takes the number of the interface; `None` for any other.
-    pub const fn from_number(number: u32) -> Option<Self> {
-        match number {
-            0 => Some(Self::Default),
-            1 => Some(Self::Skip),
-            2 => Some(Self::GeneralProtection),
-            _ => None,
-        }
+/// The response that a number of the interface asks for: `None` for what the host has set for rules
+/// that do not say.
+pub(super) const fn from_number(number: u32) -> Result<Option<Response>, Errno> {
+    match number {
+        0 => Ok(None),
+        1 => Ok(Some(Response::Skip)),
+        2 => Ok(Some(Response::Fault)),
+        _ => Err(Errno::Invalid),
     }
 }
 
@@ -37,10 +26,10 @@ pub struct Responses {
 }
 
 impl Responses {
-    /// What becomes of an instruction that `rule` denies.
-    pub fn of(&self, rule: RuleId) -> Response {
+    /// What becomes of an instruction that `rule` denies, if it has a response of its own.
+    pub fn of(&self, rule: RuleId) -> Option<Response> {
         let found = self.of_rules.binary_search_by_key(&rule, |(id, _)| *id);
-        found.map_or(Response::Default, |at| self.of_rules[at].1)
+        found.ok().map(|at| self.of_rules[at].1)
     }
 
     /// Makes sure that one more can be set without needing memory.
@@ -48,18 +37,18 @@ impl Responses {
         self.of_rules.try_reserve(1).map_err(|_| OutOfFrames)
     }
 
-    /// Sets the response of a rule.
+    /// Sets the response of a rule; `None` leaves it to the host.
     ///
     /// # Panics
     /// If no room was reserved for a rule that had none.
-    pub fn set(&mut self, rule: RuleId, response: Response) {
-        match self.of_rules.binary_search_by_key(&rule, |(id, _)| *id) {
-            Ok(at) if response == Response::Default => {
+    pub fn set(&mut self, rule: RuleId, response: Option<Response>) {
+        match (self.of_rules.binary_search_by_key(&rule, |(id, _)| *id), response) {
+            (Ok(at), None) => {
                 self.of_rules.remove(at);
             }
-            Ok(at) => self.of_rules[at].1 = response,
-            Err(_) if response == Response::Default => {}
-            Err(at) => {
+            (Ok(at), Some(response)) => self.of_rules[at].1 = response,
+            (Err(_), None) => {}
+            (Err(at), Some(response)) => {
                 assert!(
                     self.of_rules.len() < self.of_rules.capacity(),
                     "a response is set without room"
@@ -71,7 +60,7 @@ impl Responses {
 
     /// Forgets the response of a rule that is gone.
     pub fn remove(&mut self, rule: RuleId) {
-        self.set(rule, Response::Default);
+        self.set(rule, None);
     }
 
     /// How many rules have a response of their own.

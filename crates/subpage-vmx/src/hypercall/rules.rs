@@ -9,8 +9,10 @@ use zerocopy::FromBytes;
 use crate::abi::{NAME_BYTES, RuleRequest};
 use subpage_emulate::guest::PhysicalMemory;
 
+use subpage_trap::Response;
+
 use super::buffer::SPACE;
-use super::{Context, Errno, Outcome, Refusal, Response, after, done};
+use super::{Context, Errno, Outcome, Refusal, after, done, response};
 
 /// Whose rules a guest's are. A rule of the policy with this owner belongs to the guest too.
 pub const GUEST: Owner = Owner(1);
@@ -22,7 +24,7 @@ pub const MAX_RULES: usize = 1024;
 const LOCKED: u32 = 1;
 
 /// The rule and the response that a request asks for.
-pub(crate) fn rule_of(request: &RuleRequest) -> Result<(Rule, Response), Errno> {
+pub(crate) fn rule_of(request: &RuleRequest) -> Result<(Rule, Option<Response>), Errno> {
     let action = match request.action.get() {
         0 => Action::Log,
         1 => Action::AllowOnce,
@@ -30,7 +32,7 @@ pub(crate) fn rule_of(request: &RuleRequest) -> Result<(Rule, Response), Errno> 
         3 => Action::Stop,
         _ => return Err(Errno::Invalid),
     };
-    let response = Response::from_number(request.response.get()).ok_or(Errno::Invalid)?;
+    let response = response::from_number(request.response.get())?;
     if request.flags.get() & !LOCKED != 0 || request.reserved.get() != 0 {
         return Err(Errno::Invalid);
     }

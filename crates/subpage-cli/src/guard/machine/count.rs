@@ -4,16 +4,15 @@ use subpage::access::SUB_PAGE_BYTES;
 use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
 use subpage::rules::Action;
 use subpage_kvm::control::protocol::NewRule;
-use subpage_kvm::event::Event;
 use subpage_kvm::guard::{Ledger, RuleCounts};
 
 use super::super::intervals::Intervals;
 use super::ending::RunEnd;
 use crate::heat::Heat;
-use crate::hex::Hex;
 use crate::policy::PolicyRule;
 use crate::summary::{LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
-use crate::write_event::WriteEvent;
+use subpage_trap::Address;
+use subpage_trap::{Event, Record};
 
 /// A rule that the run began with.
 pub(super) struct Known {
@@ -39,7 +38,7 @@ impl Known {
         let summary = RuleSummary {
             name: rule.name.clone(),
             action: Action::from_word(&rule.action).unwrap_or(Action::Deny).word(),
-            start: Hex(rule.start),
+            start: Address(rule.start),
             length: rule.length,
             line: None,
             checked: 0,
@@ -56,7 +55,7 @@ impl Known {
 pub(super) struct Count {
     rules: Vec<Known>,
     heat: Heat,
-    first_denials: Vec<WriteEvent>,
+    first_denials: Vec<Record>,
     denied_by_maps: u64,
     dropped: u64,
     console_dropped: u64,
@@ -77,7 +76,8 @@ impl Count {
     }
 
     /// An event, shown or not.
-    pub(super) fn event(&mut self, event: &Event) {
+    pub(super) fn event(&mut self, record: &Record) {
+        let event = &record.event;
         let denied = event.verdict.is_denial();
         self.count_heat(event, denied);
         if !denied {
@@ -87,7 +87,7 @@ impl Count {
             self.denied_by_maps += 1;
         }
         if self.first_denials.len() < MAX_FIRST_DENIALS {
-            self.first_denials.push(WriteEvent::from(event));
+            self.first_denials.push(record.clone());
         }
     }
 
@@ -103,18 +103,14 @@ impl Count {
 
     /// The bytes in the write's first page, and the one that the rule holds: where a write goes on in
     /// another page, the event does not say.
-    fn count_heat(&mut self, event: &Event, denied: bool) {
-        let room = PAGE_BYTES - event.gpa % PAGE_BYTES;
+    fn count_heat(&mut self, event: &Event<Vec<u8>>, denied: bool) {
+        let room = PAGE_BYTES - u64::from(event.gpa.page_offset());
         let length = (event.bytes.len() as u64).min(room);
-        let bytes = |first: u64, length: u64| {
-            Gpa::try_new(first).and_then(|first| ByteRange::new(first, length)).ok()
-        };
-        let first = bytes(event.gpa, length);
-        if let Some(first) = first {
+        if let Ok(first) = ByteRange::new(event.gpa, length) {
             self.heat.count(first, denied);
         }
-        let elsewhere = event.at / PAGE_BYTES != event.gpa / PAGE_BYTES;
-        if let Some(held) = bytes(event.at, 1).filter(|_| elsewhere) {
+        if event.at.gfn() != event.gpa.gfn() {
+            let held = ByteRange::new(event.at, 1).expect("a byte of memory");
             self.heat.count(held, denied);
         }
     }
@@ -167,7 +163,7 @@ fn counted(rule: RuleSummary, counts: RuleCounts) -> RuleSummary {
         allowed: checked.saturating_sub(logged + denied),
         logged,
         denied,
-        first_denial: first_denial.map(|event| WriteEvent::from(&*event)),
+        first_denial: first_denial.map(|record| (*record).clone()),
         ..rule
     }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use subpage_kvm::event::{Delivery, Event, Subscription};
+use subpage_kvm::event::{Delivery, Subscription};
 use subpage_kvm::metrics::Metrics;
 use subpage_kvm::vm::Vm;
+use subpage_trap::Record;
 
 use super::count::Count;
 use super::desk::Desk;
@@ -114,14 +115,14 @@ impl<'a> Teller<'a> {
         !self.screen.wait_for_room(TICK, PATIENCE)
     }
 
-    fn event(&mut self, event: &Event) -> io::Result<()> {
-        self.count.event(event);
+    fn event(&mut self, record: &Record) -> io::Result<()> {
+        self.count.event(record);
         if self.events.shows_all() && !self.screen.has_room() {
             self.missed(1);
             return Ok(());
         }
         self.tell_missed()?;
-        self.events.live_write(event)
+        self.events.write(record)
     }
 
     fn missed(&mut self, events: u64) {

@@ -7,8 +7,8 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::time::Duration;
 
-use subpage_kvm::event::{Event, Verdict};
 use subpage_kvm::vm::{Configuration, Ending, TrapChoice};
+use subpage_trap::{Record, Verdict};
 
 use super::form::{Form, Quirk, SOURCE};
 use super::spot::{Spot, guard, spots, window};
@@ -161,22 +161,22 @@ impl Step {
 
     fn check_denial(
         &self,
-        event: &Event,
+        record: &Record,
         level: Level,
         denied: u64,
         got: &Done,
         expected: &Done,
     ) -> Result<(), String> {
-        let pair = self.spot.pair;
+        let (pair, event) = (self.spot.pair, &record.event);
         let mut span = self.span.clone();
         let early =
             self.quirk == Quirk::Early && level == Level::Supervisor || self.quirk == Quirk::Pieces;
         match pair.half() {
             // Where KVM emulates a store, it has stored what goes to a page that does not trap, and
             // tells of the rest (docs/kvm.md).
-            Some(half) if early || !event.rip_exact => {
+            Some(half) if early || !event.origin.rip_exact => {
                 let trapping = if half == 0 { 0..0x1000 } else { 0x1000..0x2000 };
-                if !event.rip_exact {
+                if !event.origin.rip_exact {
                     span = span.start.max(trapping.start)..span.end.min(trapping.end);
                 }
                 let kept = got.memory[trapping.clone()] == self.memory[trapping];
@@ -186,16 +186,16 @@ impl Step {
         }
         let linear = pair.linear() + span.start as u64;
         same("verdict", &event.verdict, &Verdict::Denied)?;
-        same("first byte", &event.gpa, &pair.gpa(linear))?;
-        same("first denied byte", &event.at, &pair.gpa(denied))?;
-        same("CPL", &event.cpl, &level.cpl())?;
+        same("first byte", &event.gpa.as_u64(), &pair.gpa(linear))?;
+        same("first denied byte", &event.at.as_u64(), &pair.gpa(denied))?;
+        same("CPL", &event.origin.cpl, &Some(level.cpl()))?;
         same("bytes", &event.bytes.as_slice(), &&expected.memory[span])?;
-        if self.quirk == Quirk::Lost && !event.rip_exact {
+        if self.quirk == Quirk::Lost && !event.origin.rip_exact {
             return Ok(());
         }
         same("linear address", &event.gla, &Some(linear))?;
-        same("RIP", &event.rip, &Some(self.before.general.rip))?;
-        let whole = self.code.starts_with(&event.instruction) && event.text.is_some();
+        same("RIP", &event.origin.rip, &Some(self.before.general.rip))?;
+        let whole = self.code.starts_with(&event.instruction) && record.text.is_some();
         same("instruction found", &whole, &true)
     }
 }

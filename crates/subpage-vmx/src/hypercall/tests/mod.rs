@@ -25,7 +25,7 @@ use super::{Context, Errno, Ledger, MachineInformation, Outcome, Request, dispat
 use crate::abi::{Call, RuleRequest, feature};
 use crate::policy::HostMaps;
 use subpage_emulate::guest::{NotMemory, PhysicalMemory};
-use subpage_trap::{Event, Origin};
+use subpage_trap::{Event, Origin, When};
 
 const PAGE: u64 = 4096;
 
@@ -168,7 +168,7 @@ const MACHINE: MachineInformation =
     MachineInformation { features: feature::SPP_HARDWARE, processors: 2, memory: RAM * PAGE };
 
 const ORIGIN: Origin =
-    Origin { vcpu: 1, rip: Some(0x20_0040), rip_exact: true, cr3: 0x5000, cpl: 0 };
+    Origin { vcpu: 1, rip: Some(0x20_0040), rip_exact: true, cr3: Some(0x5000), cpl: Some(0) };
 
 fn range(first: u64, bytes: u64) -> ByteRange {
     ByteRange::new(Gpa::new(first), bytes).expect("a range")
@@ -201,7 +201,7 @@ impl Guest {
     fn dispatch(&mut self, call: Call, arguments: &[u64]) -> Outcome {
         let mut all = [0; 4];
         all[..arguments.len()].copy_from_slice(arguments);
-        let origin = Origin { cpl: self.cpl, ..ORIGIN };
+        let origin = Origin { cpl: Some(self.cpl), ..ORIGIN };
         self.with_context(|context| dispatch(&Request { call, arguments: all, origin }, context))
     }
 
@@ -215,6 +215,7 @@ impl Guest {
             memory,
             ledger,
             machine: &MACHINE,
+            when: When::Counter(9),
             heard: &mut |sequence, event, _| {
                 heard.push((sequence, event.clone().map_bytes(<[u8]>::to_vec)));
             },

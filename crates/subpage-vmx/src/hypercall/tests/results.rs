@@ -8,8 +8,8 @@ use crate::event::{CAPACITY, samples};
 
 fn records(guest: &Guest, address: u64, count: i64) -> Vec<EventRecord> {
     let count = usize::try_from(count).expect("a success");
-    let bytes = guest.memory.at(address, count * 160);
-    bytes.chunks_exact(160).map(|r| EventRecord::read_from_bytes(r).expect("160 bytes")).collect()
+    let bytes = guest.memory.at(address, count * 168);
+    bytes.chunks_exact(168).map(|r| EventRecord::read_from_bytes(r).expect("168 bytes")).collect()
 }
 
 fn sequences(guest: &Guest, count: i64) -> Vec<u64> {
@@ -26,7 +26,7 @@ fn events_leave_the_ring_in_order() {
     assert_eq!(guest.call(Call::ReadEvents, &[u64::MAX, 0]), 0);
     assert_eq!(guest.call(Call::ReadEvents, &[RESULT, 2]), 2);
     assert_eq!(sequences(&guest, 2), [1, 2]);
-    assert_eq!(guest.memory.at(RESULT + 320, 160), [0; 160], "not a byte beyond the records");
+    assert_eq!(guest.memory.at(RESULT + 336, 168), [0; 168], "not a byte beyond the records");
     let read = records(&guest, RESULT, 1)[0];
     assert_eq!(read.as_bytes(), crate::event::record(&samples::full(), 1).as_bytes());
     assert_eq!(guest.call(Call::ReadEvents, &[RESULT, u64::MAX]), 1);
@@ -150,6 +150,6 @@ fn out_of_frames_changes_nothing() {
         assert_eq!(result, error(Errno::NoMemory));
         assert!(guest.state() == before);
         assert_eq!(guest.ledger.events.len(), 1);
-        assert_eq!(guest.memory.at(RESULT, 160), [0; 160]);
+        assert_eq!(guest.memory.at(RESULT, 168), [0; 168]);
     }
 }

@@ -1,0 +1,68 @@
+//! From an event to its record.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use iced_x86::{Decoder, DecoderOptions, Formatter as _, IntelFormatter};
+use subpage_trap::{Event, Record, Verdict, When};
+
+use super::Broadcast;
+use crate::guard::Guard;
+use crate::metrics::Metrics;
+
+/// Makes records of events and publishes them.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    pub(crate) broadcast: Arc<Broadcast>,
+    metrics: Arc<Metrics>,
+    began: Instant,
+}
+
+impl Recorder {
+    /// Of a guest that is made now.
+    pub(crate) fn new(broadcast: Arc<Broadcast>, metrics: Arc<Metrics>) -> Self {
+        Self { broadcast, metrics, began: Instant::now() }
+    }
+
+    /// What time it is.
+    pub(crate) fn when(&self) -> When {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        When::Clock { unix, since_start: self.began.elapsed() }
+    }
+
+    /// Numbers, counts and publishes an event. The guard's lock orders events among processors.
+    ///
+    /// `bitness`: 16, 32 or 64, of the guest's code.
+    pub(crate) fn record(
+        &self,
+        guard: &mut Guard,
+        bitness: u32,
+        event: &Event<&[u8]>,
+    ) -> Arc<Record> {
+        let active = event.rule.and_then(|rule| guard.domain().rules().get(rule));
+        let rule_name = active.map(|active| active.rule.name.to_string());
+        let mut event = event.clone().map_bytes(<[u8]>::to_vec);
+        if event.instruction.is_empty() {
+            // Of an event's frame, the place that was interrupted is no instruction that wrote.
+            event.origin.rip = None;
+        }
+        let text = event.origin.rip.map(|rip| disassemble(bitness, rip, &event.instruction));
+        let record = Record { seq: 0, write: 0, rule_name, function: None, text, event };
+        let record = guard.ledger.record(record);
+        let name = record.rule_name.as_deref();
+        match record.event.verdict {
+            Verdict::Denied | Verdict::Stopped => self.metrics.denied(name),
+            Verdict::Logged | Verdict::AllowedOnce => self.metrics.logged(name),
+        }
+        self.broadcast.publish(Arc::clone(&record));
+        record
+    }
+}
+
+/// An instruction in words, Intel syntax.
+fn disassemble(bitness: u32, rip: u64, bytes: &[u8]) -> String {
+    let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
+    let mut text = String::new();
+    IntelFormatter::new().format(&decoder.decode(), &mut text);
+    text
+}
