@@ -265,7 +265,7 @@ mod tests {
             assert!(REFERENCE.contains(&format!("`{register}` ({word:08X}H)")), "{register}");
         }
         assert!(REFERENCE.contains(&format!("version: {VERSION:08X}H")));
-        let errno = crate::hypercall::Errno::NoCall.to_rax().cast_signed();
+        let errno = crate::hypercall::Errno::NoCall.to_result();
         assert!(REFERENCE.contains(&format!("| {errno} | ENOSYS |")));
     }
 

@@ -114,7 +114,7 @@ impl Vcpu {
                 .ok_or(Errno::Invalid),
             _ => Err(Errno::NoCall),
         };
-        Ok(answer.unwrap_or_else(Errno::to_rax))
+        Ok(answer.unwrap_or_else(|errno| errno.to_result().cast_unsigned()))
     }
 
     fn complete_hook(

@@ -60,6 +60,7 @@ pub mod access;
 pub mod address;
 pub mod domain;
 pub mod ept;
+pub mod errno;
 pub mod exit;
 pub mod frames;
 pub mod invalidate;

@@ -12,7 +12,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::access::AccessMap;
 use crate::address::Gfn;
-use crate::domain::{Domain, DomainError, Observer};
+use crate::domain::{Domain, Observer};
+use crate::errno::Errno;
 use crate::frames::TableFrames;
 use crate::invalidate::Invalidation;
 
@@ -32,46 +33,6 @@ struct Header {
 }
 
 const _: () = assert!(size_of::<Header>() == 16, "the map begins at byte 16");
-
-/// Error numbers of the interface; the value is the positive errno.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(i32)]
-pub enum Errno {
-    /// EPERM: a locked rule forbids it.
-    NotPermitted = 1,
-    /// ENOMEM: no memory for tables or for the request.
-    NoMemory = 12,
-    /// EFAULT: the request cannot be read or written, or a frame belongs to no slot.
-    Fault = 14,
-    /// ENODEV: sub-page permissions are not enabled.
-    NoDevice = 19,
-    /// EINVAL: flags are not 0, too many pages, or frames beyond the address space.
-    Invalid = 22,
-}
-
-impl Errno {
-    /// The number as system calls and hypercalls return it: negative.
-    pub const fn to_result(self) -> i64 {
-        -(self as i64)
-    }
-}
-
-impl From<DomainError> for Errno {
-    fn from(error: DomainError) -> Self {
-        match error {
-            DomainError::NotEnabled => Self::NoDevice,
-            DomainError::NoSlot(_) => Self::Fault,
-            DomainError::OutOfMemory => Self::NoMemory,
-            DomainError::Locked(_) | DomainError::NotOwner { .. } => Self::NotPermitted,
-            DomainError::Address(_)
-            | DomainError::NoSuchRule(_)
-            | DomainError::Slot(_)
-            | DomainError::AlreadyMapped(_)
-            | DomainError::AlreadyTracked(_)
-            | DomainError::NoSuchTracking(_) => Self::Invalid,
-        }
-    }
-}
 
 /// The requester's memory cannot be accessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

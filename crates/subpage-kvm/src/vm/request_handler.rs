@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use subpage::access::AccessMap;
 use subpage::address::{AddressError, ByteRange, Gfn, Gpa};
-use subpage::domain::{DomainError, ImportError};
+use subpage::domain::ImportError;
+use subpage::errno::Errno;
 use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
 use subpage::track::TrackId;
 
@@ -214,21 +215,16 @@ fn address(error: &AddressError) -> Refusal {
     refuse("EINVAL", &error.to_string())
 }
 
-/// The errno of the KVM series for a refused change.
+/// The error number for a refused change.
 fn refusal(error: &ChangeError) -> Refusal {
-    let code = match error {
-        ChangeError::Domain(DomainError::NoSlot(_)) | ChangeError::NotMemory { .. } => "EFAULT",
-        ChangeError::Domain(DomainError::OutOfMemory) | ChangeError::Trap(_) => "ENOMEM",
-        ChangeError::Domain(DomainError::Locked(_) | DomainError::NotOwner { .. }) => "EPERM",
-        ChangeError::Domain(DomainError::NoSuchRule(_) | DomainError::NoSuchTracking(_)) => {
-            "ENOENT"
-        }
-        ChangeError::Domain(DomainError::AlreadyTracked(_)) => "EBUSY",
-        ChangeError::Domain(DomainError::NotEnabled) => "ENODEV",
-        ChangeError::Domain(_) | ChangeError::Import(ImportError::Domain(_)) => "EINVAL",
-        ChangeError::Import(_) => "EIO",
+    let errno = match error {
+        ChangeError::Domain(error) => Errno::from(*error),
+        ChangeError::NotMemory { .. } => Errno::Fault,
+        ChangeError::Trap(_) => Errno::NoMemory,
+        ChangeError::Import(ImportError::Domain(_)) => Errno::Invalid,
+        ChangeError::Import(_) => return refuse("EIO", &error.to_string()),
     };
-    refuse(code, &error.to_string())
+    refuse(errno.name(), &error.to_string())
 }
 
 fn snapshot(error: &SnapshotError) -> Refusal {

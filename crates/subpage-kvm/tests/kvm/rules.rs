@@ -140,7 +140,11 @@ fn access_maps_and_rules_hold_together() {
             guest.run_well();
             check(
                 &guest,
-                &[(1, Verdict::Denied, ""), (2, Verdict::Denied, "rule"), (3, Verdict::Denied, "")],
+                &[
+                    (1, Verdict::Denied, "(access map)"),
+                    (2, Verdict::Denied, "rule"),
+                    (3, Verdict::Denied, ""),
+                ],
             );
             assert_eq!(addresses.map(|at| guest.word(at)), [0, 0, 0, 4]);
         }

@@ -3,11 +3,12 @@
 use subpage::access::AccessMap;
 use subpage::address::{Gpa, PhysicalWidth};
 use subpage::domain::{Answer, Denial, Domain, EptViolation, RetryState, SppEvent};
+use subpage::errno::Errno;
 use subpage::exit::{Delivery, EptQualification, SppQualification, VectoringInfo};
 use subpage::frames::HeapFrames;
 use subpage::level::PageSize;
 use subpage::slots::SlotFlags;
-use subpage::uapi::{self, Errno};
+use subpage::uapi;
 use subpage_model::{
     Access, AccessKind, Deviations, EntryError, Features, Outcome, Roots, Setup, Staleness, Vcpu,
 };

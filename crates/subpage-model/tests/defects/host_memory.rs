@@ -6,12 +6,13 @@ use std::thread;
 use subpage::access::AccessMap;
 use subpage::address::{Gpa, PhysicalWidth};
 use subpage::domain::{Answer, Domain, DomainError, HostError, RetryState, SppEvent};
+use subpage::errno::Errno;
 use subpage::exit::{Delivery, ExitReason, SppQualification};
 use subpage::frames::HeapFrames;
 use subpage::level::PageSize;
 use subpage::rules::Action;
 use subpage::slots::{SlotFlags, SlotId};
-use subpage::uapi::{self, Errno};
+use subpage::uapi;
 use subpage_model::{EntryError, Features, Outcome, Setup};
 
 use crate::guest::{

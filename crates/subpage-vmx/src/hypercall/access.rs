@@ -116,7 +116,7 @@ impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
         let first = Gpa::try_new(address).map_err(|_| Errno::Fault)?;
         let answer = ArrayVec::new();
         let mut request = Get { memory: self.memory, first, offset: 0, answer };
-        let pages = uapi::get_access(self.domain, &mut request).map_err(Errno::from)?;
+        let pages = uapi::get_access(self.domain, &mut request)?;
         let Get { offset, answer, .. } = request;
         if !answer.is_empty() {
             let at = first.checked_add(offset as u64).ok_or(Errno::Fault)?;
@@ -134,7 +134,7 @@ impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
         if request.maps().any(|(gfn, map)| !host.of(gfn).covers(map)) {
             return Err(Errno::NotPermitted.into());
         }
-        let (pages, token) = uapi::set_access(self.domain, &mut request).map_err(Errno::from)?;
+        let (pages, token) = uapi::set_access(self.domain, &mut request)?;
         Ok(after(token, pages.into()))
     }
 }

@@ -12,7 +12,6 @@
 
 mod access;
 mod buffer;
-mod errno;
 mod ledger;
 mod response;
 mod rules;
@@ -22,12 +21,12 @@ mod tracking;
 #[cfg(test)]
 mod tests;
 
-pub use errno::Errno;
 pub use ledger::Ledger;
 pub use response::Responses;
 #[cfg(feature = "test-hooks")]
 pub(crate) use rules::rule_of;
 pub use rules::{GUEST, MAX_RULES};
+pub use subpage::errno::Errno;
 pub use tracking::MAX_TRACKED;
 
 use subpage::domain::{Domain, Observer};
@@ -156,7 +155,7 @@ where
 {
     match context.answer(request) {
         Ok(outcome) => outcome,
-        Err(Refusal::Error(errno)) => Outcome::Done { rax: errno.to_rax() },
+        Err(Refusal::Error(errno)) => Outcome::Done { rax: errno.to_result().cast_unsigned() },
         Err(Refusal::Stop(rule)) => Outcome::Stop { rule },
     }
 }

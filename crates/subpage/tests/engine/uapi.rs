@@ -1,6 +1,7 @@
 //! The interface of the KVM series: layout, errno, and a requester that cheats.
 
-use subpage::uapi::{Errno, Fault, HEADER_BYTES, RequestMemory, get_access, set_access};
+use subpage::errno::Errno;
+use subpage::uapi::{Fault, HEADER_BYTES, RequestMemory, get_access, set_access};
 
 use crate::guest::{BASE, bare, bytes, done, get, guest, picture, rule};
 use subpage::rules::Action;

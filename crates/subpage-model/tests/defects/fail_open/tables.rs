@@ -3,11 +3,12 @@
 use subpage::access::AccessMap;
 use subpage::address::{AddressError, Gfn, GfnRange, PhysicalWidth};
 use subpage::domain::{Answer, Domain, DomainError, RetryState, SppEvent};
+use subpage::errno::Errno;
 use subpage::exit::{Delivery, SppQualification};
 use subpage::frames::HeapFrames;
 use subpage::level::{Level, PageSize};
 use subpage::slots::{SlotFlags, SlotId};
-use subpage::uapi::{self, Errno};
+use subpage::uapi;
 use subpage_model::{Access, AccessKind, Outcome, Setup};
 
 use crate::guest::{BASE, Guest, LOGGING, Normal, REGION, SLOT, at, gfn, gfns, of_bits, stale};

@@ -4,7 +4,6 @@ use subpage::domain::DomainError;
 use subpage::frames::OutOfFrames;
 use subpage::rules::{Owner, RuleId};
 use subpage::track::TrackId;
-use subpage::uapi;
 
 use super::*;
 use crate::abi::{VERSION, query};
@@ -67,16 +66,6 @@ fn errors_have_linuxs_numbers() {
         (Errno::NoCall, -38),
     ] {
         assert_eq!(error(errno), number);
-    }
-    for (from, to) in [
-        (uapi::Errno::NotPermitted, Errno::NotPermitted),
-        (uapi::Errno::NoMemory, Errno::NoMemory),
-        (uapi::Errno::Fault, Errno::Fault),
-        (uapi::Errno::NoDevice, Errno::NoDevice),
-        (uapi::Errno::Invalid, Errno::Invalid),
-    ] {
-        assert_eq!(Errno::from(from), to);
-        assert_eq!(error(to), from.to_result());
     }
     let (rule, owner) = (RuleId(1), Owner::HOST);
     for (from, to) in [

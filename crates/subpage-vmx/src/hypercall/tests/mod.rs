@@ -277,7 +277,7 @@ impl Guest {
 }
 
 const fn error(errno: Errno) -> i64 {
-    errno.to_rax().cast_signed()
+    errno.to_result()
 }
 
 /// A request for a rule that denies.
