@@ -143,7 +143,7 @@ fn access_maps_and_rules_hold_together() {
                 &[
                     (1, Verdict::Denied, "(access map)"),
                     (2, Verdict::Denied, "rule"),
-                    (3, Verdict::Denied, ""),
+                    (3, Verdict::Denied, "(access map)"),
                 ],
             );
             assert_eq!(addresses.map(|at| guest.word(at)), [0, 0, 0, 4]);
