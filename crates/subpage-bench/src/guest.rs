@@ -21,11 +21,11 @@ pub(crate) const CALL: usize = 512;
 
 /// The one processor of a guest, as far as a flush reaches it.
 #[derive(Default)]
-pub(crate) struct Processor {
+pub(crate) struct FlushRequests {
     requests: AtomicU64,
 }
 
-impl Processor {
+impl FlushRequests {
     /// Asks it to drop what it has cached: a call that posts the request in a word which both sides
     /// share, the least that a flush can cost. No interrupt, no waiting.
     #[inline(never)]

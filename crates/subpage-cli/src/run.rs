@@ -9,7 +9,7 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
 
-use crate::check::{self, Machine};
+use crate::check::{self, Host};
 use crate::command_line::{Command, CommandLine};
 use crate::events::EventWriter;
 use crate::failure::{Failure, Status};
@@ -86,7 +86,7 @@ fn execute(command: &Command, color: ColorWhen, out: &mut Output) -> Result<Stat
         Command::Ctl(arguments) => ctl::run(arguments, out),
         Command::Compile(arguments) => compile_command::run(arguments, color),
         Command::Check { json } => {
-            let findings = check::find(&Machine::this());
+            let findings = check::find(&Host::this());
             if *json {
                 check::write_json(out, &findings)?;
             } else {

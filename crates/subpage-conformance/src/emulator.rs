@@ -96,11 +96,11 @@ fn read(mut output: impl BufRead) -> Result<Answers> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::predict::Processor;
+    use crate::predict::ModelledProcessor;
 
     /// The model in the place of the processor.
     pub(crate) struct Modelled {
-        pub(crate) processor: Processor,
+        pub(crate) processor: ModelledProcessor,
         /// Batches performed.
         pub(crate) batches: usize,
     }

@@ -2,7 +2,7 @@
 
 use crate::emulator::Answers;
 use crate::generate::Predicted;
-use crate::outcome::{Difference, EXCEPTION, Outcome, Reason, VMCALL};
+use crate::outcome::{Difference, EXCEPTION, Observed, Reason, VMCALL};
 
 /// One case in which the processor did not do what the model said: the first step that differs.
 ///
@@ -46,7 +46,7 @@ pub(crate) fn judge(predicted: &[Predicted], answers: &Answers) -> Vec<Disagreem
     found
 }
 
-fn signature(outcome: &Outcome, observed: u32, differences: &[Difference]) -> String {
+fn signature(outcome: &Observed, observed: u32, differences: &[Difference]) -> String {
     if outcome.reason == observed {
         let fields: Vec<_> = differences.iter().map(|difference| difference.field).collect();
         return format!("{}: {}", Reason(observed), fields.join(", "));

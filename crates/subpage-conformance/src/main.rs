@@ -36,7 +36,7 @@ use crate::emulator::{Bochs, Emulator as _};
 use crate::generate::Predicted;
 use crate::judge::judge;
 use crate::outcome::Reason;
-use crate::predict::{Processor, Useless};
+use crate::predict::{ModelledProcessor, Useless};
 use crate::session::Tally;
 use crate::shrink::Shown;
 
@@ -96,7 +96,7 @@ enum Predict {
 }
 
 impl Target {
-    fn processor(&self, model: &str) -> Processor {
+    fn processor(&self, model: &str) -> ModelledProcessor {
         let deviations = match self.deviations {
             Predict::Bochs => Deviations::BOCHS,
             Predict::None => Deviations::NONE,
@@ -105,7 +105,7 @@ impl Target {
         let sub_page =
             matches!(model, "tigerlake" | "corei7_icelake_u" | "sapphire_rapids" | "arrow_lake");
         let old = matches!(model, "corei7_haswell_4770" | "broadwell_ult");
-        Processor {
+        ModelledProcessor {
             sub_page,
             advanced_information: !old,
             smap: !old,

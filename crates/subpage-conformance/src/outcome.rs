@@ -12,12 +12,12 @@ pub(crate) const EXCEPTION: u32 = 0;
 /// Basic exit reason of VMCALL.
 pub(crate) const VMCALL: u32 = 18;
 
-/// Names of the registers in an [`Outcome`].
+/// Names of the registers in an [`Observed`].
 pub(crate) const REGISTERS: [&str; 8] = ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI"];
 
 /// How a step ended and what it left; a field that the architecture leaves open is `None`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Outcome {
+pub(crate) struct Observed {
     /// Exit reason.
     pub(crate) reason: u32,
     /// Exit qualification.
@@ -56,7 +56,7 @@ pub(crate) struct Difference {
     pub(crate) observed: String,
 }
 
-impl Outcome {
+impl Observed {
     /// Every field in which the processor's answer differs.
     pub(crate) fn differences(&self, answer: &Answer) -> Vec<Difference> {
         let exit = &answer.exit;

@@ -12,7 +12,7 @@ use crate::code::{self, Code};
 use crate::guest::{Guest, Stop};
 use crate::instruction::{Instruction, Modify, Size};
 use crate::layout::{self, FXSAVE_BYTES, FXSAVE_IMAGE, HANDLER, VECTOR, frame, harness, host};
-use crate::outcome::{EXCEPTION, Outcome, VMCALL};
+use crate::outcome::{EXCEPTION, Observed, VMCALL};
 use crate::translation::Translations;
 
 /// The case touches memory outside of the arena, or is no sensible guest: nothing is predicted.
@@ -22,7 +22,7 @@ pub(crate) struct Useless;
 /// What is predicted: a processor and where it departs from the architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)] // what a processor has or has not
-pub(crate) struct Processor {
+pub(crate) struct ModelledProcessor {
     /// Whether it has sub-page write permissions.
     pub(crate) sub_page: bool,
     /// Whether EPT violations tell what the guest's paging structures allow.
@@ -35,7 +35,7 @@ pub(crate) struct Processor {
     pub(crate) deviations: Deviations,
 }
 
-impl Processor {
+impl ModelledProcessor {
     fn features(self) -> Features {
         let width = PhysicalWidth::try_new(40).expect("a legal width");
         Features {
@@ -46,7 +46,7 @@ impl Processor {
     }
 
     /// Predicts every step of a case.
-    pub(crate) fn predict(self, case: &Case) -> Result<Vec<Outcome>, Useless> {
+    pub(crate) fn predict(self, case: &Case) -> Result<Vec<Observed>, Useless> {
         let table = |number| TableFrame::try_new(Hpa::new(host(number))).expect("4 KiB aligned");
         let roots = Roots {
             ept: table(frame::EPT_L4),
@@ -107,7 +107,7 @@ struct At {
 }
 
 impl Run {
-    fn step(&mut self, step: &Step) -> Result<Outcome, Useless> {
+    fn step(&mut self, step: &Step) -> Result<Observed, Useless> {
         self.guest.arena.store_words(&step.stores);
         self.guest.arena.store_words(&code::words(step));
         self.guest.arena.begin();
@@ -124,7 +124,7 @@ impl Run {
         Ok(outcome)
     }
 
-    fn execute(&mut self, instructions: &[Instruction]) -> Result<Outcome, Useless> {
+    fn execute(&mut self, instructions: &[Instruction]) -> Result<Observed, Useless> {
         let code = Code::of(instructions);
         if let Err(stop) = self.guest.fetch(guest::RIP, &mut [0]) {
             return self.stopped(stop, &At { rip: guest::RIP, length: None });
@@ -167,8 +167,8 @@ impl Run {
         Ok(())
     }
 
-    fn vmcall(&self, rip: u64) -> Outcome {
-        Outcome {
+    fn vmcall(&self, rip: u64) -> Observed {
+        Observed {
             reason: VMCALL,
             qualification: None,
             gpa: None,
@@ -184,18 +184,18 @@ impl Run {
         }
     }
 
-    fn stopped(&self, stop: Stop, at: &At) -> Result<Outcome, Useless> {
-        let common = Outcome { vectoring: self.vectoring, length: None, ..self.vmcall(at.rip) };
+    fn stopped(&self, stop: Stop, at: &At) -> Result<Observed, Useless> {
+        let common = Observed { vectoring: self.vectoring, length: None, ..self.vmcall(at.rip) };
         match stop {
             Stop::Useless => Err(Useless),
-            Stop::GeneralProtection => Ok(Outcome {
+            Stop::GeneralProtection => Ok(Observed {
                 reason: EXCEPTION,
                 // Valid, with error code, hardware exception, vector 13.
                 event: Some(0x8000_0B0D),
                 error: Some(0),
                 ..common
             }),
-            Stop::PageFault { linear, error } => Ok(Outcome {
+            Stop::PageFault { linear, error } => Ok(Observed {
                 reason: EXCEPTION,
                 qualification: Some(linear),
                 // Valid, with error code, hardware exception, vector 14.
@@ -206,7 +206,7 @@ impl Run {
             Stop::Exit(exit) => {
                 // SDM Vol. 3C, "EPT Misconfigurations": nothing but the address is defined.
                 let misconfiguration = exit.reason == ExitReason::EPT_MISCONFIGURATION;
-                Ok(Outcome {
+                Ok(Observed {
                     reason: exit.reason.0.into(),
                     qualification: (!misconfiguration).then_some(exit.qualification),
                     gpa: Some(exit.gpa.as_u64()),

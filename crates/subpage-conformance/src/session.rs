@@ -10,7 +10,7 @@ use crate::emulator::Emulator;
 use crate::generate::{Generator, Predicted};
 use crate::judge::judge;
 use crate::outcome::Reason;
-use crate::predict::Processor;
+use crate::predict::ModelledProcessor;
 use crate::shrink::{Shown, shrink};
 
 /// Cases in a batch: about 4,000 accesses, a second or two of Bochs.
@@ -35,7 +35,7 @@ pub(crate) fn run(
     name: &str,
     seed: u64,
     accesses: usize,
-    processor: Processor,
+    processor: ModelledProcessor,
     emulator: &mut impl Emulator,
     out: &mut impl Write,
 ) -> Result<Tally> {
@@ -149,7 +149,7 @@ mod tests {
     use crate::emulator::tests::Modelled;
     use subpage_vmx::conformance::format::Batch;
 
-    const BOCHS: Processor = Processor {
+    const BOCHS: ModelledProcessor = ModelledProcessor {
         sub_page: true,
         advanced_information: true,
         smap: true,
@@ -158,7 +158,7 @@ mod tests {
     };
 
     fn compare(observed: Deviations, accesses: usize) -> (Tally, String, usize) {
-        let processor = Processor { deviations: observed, ..BOCHS };
+        let processor = ModelledProcessor { deviations: observed, ..BOCHS };
         let mut emulator = Modelled { processor, batches: 0 };
         let mut out = Vec::new();
         let tally = run("fake", 11, accesses, BOCHS, &mut emulator, &mut out).expect("no I/O");
@@ -197,7 +197,7 @@ mod tests {
             assert!(case.steps.len() == 1 && case.accesses() <= 1, "{name}: {out}");
             assert!(case.stores.len() <= MOST_STORES, "{name}: {out}");
             // Read back, it shows the same again.
-            let processor = Processor { deviations: observed, ..BOCHS };
+            let processor = ModelledProcessor { deviations: observed, ..BOCHS };
             assert_ne!(processor.predict(&case), BOCHS.predict(&case), "{name}");
         }
     }

@@ -11,7 +11,7 @@ use crate::emulator::Emulator;
 use crate::generate::Predicted;
 use crate::instruction::Instruction;
 use crate::judge::{Disagreement, judge};
-use crate::predict::Processor;
+use crate::predict::ModelledProcessor;
 
 /// A case with its disagreement.
 pub(crate) struct Shown {
@@ -30,7 +30,7 @@ const CANDIDATES: usize = 600;
 /// Shrinks a case as long as a round finds a smaller one.
 pub(crate) fn shrink(
     shown: Shown,
-    processor: Processor,
+    processor: ModelledProcessor,
     emulator: &mut impl Emulator,
 ) -> Result<Shown> {
     let mut best = shown;

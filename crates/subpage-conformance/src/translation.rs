@@ -232,9 +232,9 @@ mod tests {
     use crate::instruction::{Instruction, Size};
     use crate::layout::{WINDOW_L2, frame, harness, host, linear, window, window_l3, word};
     use crate::outcome::{EXCEPTION, VMCALL};
-    use crate::predict::Processor;
+    use crate::predict::ModelledProcessor;
 
-    const PROCESSOR: Processor = Processor {
+    const PROCESSOR: ModelledProcessor = ModelledProcessor {
         sub_page: false,
         advanced_information: true,
         smap: true,

@@ -40,7 +40,7 @@ pub(crate) enum Contents {
 
 /// What a start differs in.
 #[derive(Clone, Debug)]
-pub(crate) struct Machine {
+pub(crate) struct BochsMachine {
     pub(crate) model: String,
     pub(crate) processors: u32,
     /// Usable memory ends at this address, in MiB.
@@ -56,7 +56,7 @@ pub(crate) struct Machine {
     pub(crate) logging: Logging,
 }
 
-impl Machine {
+impl BochsMachine {
     /// Starts it; `on_line` sees each line of output as it comes. After `limit` it is killed.
     pub(crate) fn start(
         &self,
@@ -161,8 +161,8 @@ fn link(file: &Path, name: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn machine(modules: Vec<(String, Contents)>) -> Machine {
-        Machine {
+    fn machine(modules: Vec<(String, Contents)>) -> BochsMachine {
+        BochsMachine {
             model: "tigerlake".into(),
             processors: 1,
             memory_mib: MEMORY_MIB,

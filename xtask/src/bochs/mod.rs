@@ -23,7 +23,7 @@ use crate::{
 use configuration::{Logging, Run};
 use emulator::Emulator;
 use images::{Images, Purpose};
-use machine::{Contents, Machine};
+use machine::{BochsMachine, Contents};
 
 /// What `cargo xtask bochs` can do besides getting Bochs.
 #[derive(Subcommand)]
@@ -129,7 +129,7 @@ fn run_guest(
         modules.push(("policy".to_owned(), Contents::Bytes(bytes)));
     }
     let words: Option<Vec<_>> = arguments.command_line.iter().map(|word| word.to_str()).collect();
-    let machine = Machine {
+    let machine = BochsMachine {
         model: arguments.model,
         processors: arguments.cpus,
         memory_mib: arguments.memory,
@@ -185,7 +185,7 @@ fn run_cases(
         };
         (emulator, images)
     };
-    let machine = Machine {
+    let machine = BochsMachine {
         model: model.to_owned(),
         processors,
         memory_mib: machine::MEMORY_MIB,

@@ -50,13 +50,13 @@ impl Version {
 
 /// What the ROM prints: these words and the end of the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Processor {
+enum Virtualization {
     NoVmx,
     Vmx,
     VmxAndSpp,
 }
 
-impl Processor {
+impl Virtualization {
     const ALL: [Self; 3] = [Self::NoVmx, Self::Vmx, Self::VmxAndSpp];
 
     fn words(self) -> &'static str {
@@ -77,9 +77,9 @@ impl Processor {
 pub(crate) fn probe(program: &Path, interrupt: &Interrupt) -> Result<Result<Version, String>> {
     let mut version = None;
     for (model, expected) in [
-        (WITH_SPP, Processor::VmxAndSpp),
-        (WITHOUT_SPP, Processor::Vmx),
-        (WITHOUT_VMX, Processor::NoVmx),
+        (WITH_SPP, Virtualization::VmxAndSpp),
+        (WITHOUT_SPP, Virtualization::Vmx),
+        (WITHOUT_VMX, Virtualization::NoVmx),
     ] {
         let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
         fs::write(directory.path().join(configuration::ROM), rom())
@@ -108,7 +108,7 @@ pub(crate) fn probe(program: &Path, interrupt: &Interrupt) -> Result<Result<Vers
         }
         version = Some(found);
         let text = run.lines.join("\n");
-        match Processor::told(&text) {
+        match Virtualization::told(&text) {
             Some(processor) if processor == expected => {}
             Some(other) => {
                 return Ok(Err(format!(
@@ -166,7 +166,7 @@ fn rom() -> Vec<u8> {
     ];
     let mut rom = vec![0; 1 << 16];
     rom[..CODE.len()].copy_from_slice(&CODE);
-    for (text, at) in Processor::ALL.iter().zip([0x100, 0x200, 0x300]) {
+    for (text, at) in Virtualization::ALL.iter().zip([0x100, 0x200, 0x300]) {
         let line = [text.words().as_bytes(), b"\n"].concat();
         rom[at..at + line.len()].copy_from_slice(&line);
     }
@@ -203,10 +203,10 @@ mod tests {
 
     #[test]
     fn what_the_rom_says_is_told_apart() {
-        for processor in Processor::ALL {
+        for processor in Virtualization::ALL {
             let text = format!("banner\n{}\nend", processor.words());
-            assert_eq!(Processor::told(&text), Some(processor));
+            assert_eq!(Virtualization::told(&text), Some(processor));
         }
-        assert_eq!(Processor::told("probe: VMX"), None);
+        assert_eq!(Virtualization::told("probe: VMX"), None);
     }
 }

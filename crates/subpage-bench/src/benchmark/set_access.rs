@@ -14,7 +14,7 @@ use subpage::frames::HeapFrames;
 use subpage::slots::AddressSpace;
 
 use crate::dense::Dense;
-use crate::guest::{self, CALL, GIB, Processor};
+use crate::guest::{self, CALL, FlushRequests, GIB};
 use subpage_bench::report::Record;
 use subpage_bench::rounds::{Rounds, timed};
 
@@ -36,7 +36,7 @@ struct Sides {
 /// The engine and the processor that it asks to flush.
 struct Engine {
     domain: Domain<HeapFrames>,
-    processor: Processor,
+    processor: FlushRequests,
 }
 
 impl Sides {
@@ -104,7 +104,7 @@ impl Engine {
         let mut domain = guest::domain(GIB);
         domain.enable().expect("memory for the root");
         guest::map_all(&mut domain, GIB);
-        Self { domain, processor: Processor::default() }
+        Self { domain, processor: FlushRequests::default() }
     }
 
     fn set_access(&mut self, first: u64, maps: &[AccessMap]) {

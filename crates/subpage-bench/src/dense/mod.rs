@@ -16,10 +16,10 @@
 //! Wherever the series leaves a choice or did something dearer, the cheaper way is taken here: maps
 //! are spread by masks and not bit by bit, leaves are marked and not dropped and faulted in again,
 //! tables are found in an array and not in a hash, no lock is taken, nothing is copied from or to
-//! user memory, and a flush is a request to the one processor there is ([`Processor`]), by which the
+//! user memory, and a flush is a request to the one processor there is ([`FlushRequests`]), by which the
 //! engine's side is measured too.
 //!
-//! [`Processor`]: crate::guest::Processor
+//! [`FlushRequests`]: crate::guest::FlushRequests
 
 mod series;
 mod slots;

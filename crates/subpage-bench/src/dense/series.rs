@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::slots::{ALL, MemSlot, MemSlots};
-use super::tables::{Tables, VALID};
-use crate::guest::Processor;
+use super::tables::{DenseTables, VALID};
+use crate::guest::FlushRequests;
 
 /// Bits of an EPT leaf.
 const READ: u64 = 1;
@@ -20,9 +20,9 @@ const REGION: u64 = 512;
 /// A guest under the algorithm of the series.
 pub(crate) struct Dense {
     slots: MemSlots,
-    ept: Tables,
-    sppt: Tables,
-    processor: Processor,
+    ept: DenseTables,
+    sppt: DenseTables,
+    processor: FlushRequests,
 }
 
 /// A frame of a call belongs to no slot, or permissions are not enabled.
@@ -34,9 +34,9 @@ impl Dense {
     pub(crate) fn new(frames: &[Range<u64>]) -> Self {
         Self {
             slots: MemSlots::new(frames),
-            ept: Tables::new(READ | WRITE | EXECUTE),
-            sppt: Tables::new(0),
-            processor: Processor::default(),
+            ept: DenseTables::new(READ | WRITE | EXECUTE),
+            sppt: DenseTables::new(0),
+            processor: FlushRequests::default(),
         }
     }
 

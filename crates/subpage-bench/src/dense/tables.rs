@@ -8,7 +8,7 @@ const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 type Table = [u64; 512];
 
 /// A radix tree over frame numbers.
-pub(super) struct Tables {
+pub(super) struct DenseTables {
     tables: Vec<Table>,
     /// What is set in an entry that links a table, beside the address.
     link: u64,
@@ -31,7 +31,7 @@ const fn next_table(entry: u64) -> usize {
     ((entry & ADDRESS) >> 12) as usize
 }
 
-impl Tables {
+impl DenseTables {
     /// A root; `link` is what a linking entry holds beside the address.
     pub(super) fn new(link: u64) -> Self {
         Self { tables: vec![[0; 512]], link: link | VALID }
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn an_entry_without_its_valid_bit_gets_its_table_back() {
-        let mut tables = Tables::new(0);
+        let mut tables = DenseTables::new(0);
         let gfn = 0x8_1234_5678;
         assert!(tables.walk(gfn, 1).is_none());
         let leaf = tables.walk_or_create(gfn);

@@ -5,7 +5,7 @@ use std::io;
 use serde::Serialize;
 
 use super::kvm;
-use super::machine::{Machine, ProgramError, Programs};
+use super::machine::{Host, ProgramError, Programs};
 
 /// IA32_VMX_PROCBASED_CTLS2: which secondary controls may be 1, in its high half.
 ///
@@ -22,7 +22,7 @@ const GOOD_BOCHS: (u32, u32) = (2, 8);
 /// An answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub enum Support {
     /// It is there and usable.
     Yes,
     /// It is not.
@@ -39,7 +39,7 @@ pub struct MachineFinding {
     /// What people call it.
     pub name: &'static str,
     /// Whether it is there.
-    pub verdict: Verdict,
+    pub verdict: Support,
     /// What was seen; for a no, what is missing and what to do.
     pub reason: String,
 }
@@ -50,7 +50,7 @@ pub struct CommandFinding {
     /// The command as it is typed.
     pub command: &'static str,
     /// Whether it works.
-    pub verdict: Verdict,
+    pub verdict: Support,
     /// What it needs.
     pub reason: String,
 }
@@ -67,8 +67,8 @@ pub struct Findings {
 }
 
 /// Looks at a machine. Changes nothing on it.
-pub fn find<P: Programs>(machine: &Machine<P>) -> Findings {
-    let processor = Processor::read(machine);
+pub fn find<P: Programs>(machine: &Host<P>) -> Findings {
+    let processor = CpuInfo::read(machine);
     let vtx = vtx(&processor);
     let ept = ept(&processor, vtx.verdict);
     let spp = spp(machine, &processor, vtx.verdict);
@@ -83,7 +83,7 @@ pub fn find<P: Programs>(machine: &Machine<P>) -> Findings {
 }
 
 /// What `/proc/cpuinfo` says of the first processor.
-struct Processor {
+struct CpuInfo {
     name: String,
     vendor: String,
     /// `None` where the file cannot be read.
@@ -92,8 +92,8 @@ struct Processor {
     vmx_flags: Option<Vec<String>>,
 }
 
-impl Processor {
-    fn read<P: Programs>(machine: &Machine<P>) -> Self {
+impl CpuInfo {
+    fn read<P: Programs>(machine: &Host<P>) -> Self {
         let text = machine.text("/proc/cpuinfo").ok();
         let first = text.as_deref().and_then(|text| text.split("\n\n").next()).unwrap_or("");
         let field = |wanted: &str| {
@@ -119,51 +119,51 @@ impl Processor {
 pub(super) fn finding(
     key: &'static str,
     name: &'static str,
-    verdict: Verdict,
+    verdict: Support,
     reason: impl Into<String>,
 ) -> MachineFinding {
     MachineFinding { key, name, verdict, reason: reason.into() }
 }
 
-fn vtx(processor: &Processor) -> MachineFinding {
+fn vtx(processor: &CpuInfo) -> MachineFinding {
     let (verdict, reason) = if processor.flags.is_none() {
-        (Verdict::Unknown, "/proc/cpuinfo has no flags; this may not be an x86 Linux")
+        (Support::Unknown, "/proc/cpuinfo has no flags; this may not be an x86 Linux")
     } else if processor.has("vmx") {
-        (Verdict::Yes, "/proc/cpuinfo lists vmx")
+        (Support::Yes, "/proc/cpuinfo lists vmx")
     } else if processor.vendor == "AuthenticAMD" || processor.has("svm") {
-        (Verdict::No, "an AMD processor: it has AMD-V, which has no sub-page permissions")
+        (Support::No, "an AMD processor: it has AMD-V, which has no sub-page permissions")
     } else if processor.has("hypervisor") {
         let reason = "/proc/cpuinfo lists no vmx: this is a virtual machine whose host does not \
                       pass VT-x on; switch nested virtualisation on there";
-        (Verdict::No, reason)
+        (Support::No, reason)
     } else {
         let reason = "/proc/cpuinfo lists no vmx: the processor has none, or the firmware has \
                       switched it off";
-        (Verdict::No, reason)
+        (Support::No, reason)
     };
     finding("vtx", "VT-x", verdict, reason)
 }
 
-fn ept(processor: &Processor, vtx: Verdict) -> MachineFinding {
+fn ept(processor: &CpuInfo, vtx: Support) -> MachineFinding {
     let (verdict, reason) = match (&processor.vmx_flags, vtx) {
-        (_, Verdict::No) => (Verdict::No, "needs VT-x"),
+        (_, Support::No) => (Support::No, "needs VT-x"),
         (Some(flags), _) if flags.iter().any(|flag| flag == "ept") => {
-            (Verdict::Yes, "/proc/cpuinfo lists ept among the vmx flags")
+            (Support::Yes, "/proc/cpuinfo lists ept among the vmx flags")
         }
-        (Some(_), _) => (Verdict::No, "/proc/cpuinfo lists vmx flags and ept is not among them"),
+        (Some(_), _) => (Support::No, "/proc/cpuinfo lists vmx flags and ept is not among them"),
         (None, _) => {
             let reason = "/proc/cpuinfo has no line `vmx flags`; Linux prints it from 5.9 on";
-            (Verdict::Unknown, reason)
+            (Support::Unknown, reason)
         }
     };
     finding("ept", "EPT", verdict, reason)
 }
 
-fn spp<P: Programs>(machine: &Machine<P>, processor: &Processor, vtx: Verdict) -> MachineFinding {
+fn spp<P: Programs>(machine: &Host<P>, processor: &CpuInfo, vtx: Support) -> MachineFinding {
     const NAME: &str = "SPP";
-    let unknown = |reason: &str| finding("spp", NAME, Verdict::Unknown, reason);
-    if vtx == Verdict::No {
-        return finding("spp", NAME, Verdict::No, "needs VT-x");
+    let unknown = |reason: &str| finding("spp", NAME, Support::Unknown, reason);
+    if vtx == Support::No {
+        return finding("spp", NAME, Support::No, "needs VT-x");
     }
     if processor.flags.is_none() {
         return unknown("the processor is not known");
@@ -171,14 +171,14 @@ fn spp<P: Programs>(machine: &Machine<P>, processor: &Processor, vtx: Verdict) -
     match machine.msr(IA32_VMX_PROCBASED_CTLS2) {
         Ok(value) if value & SPP_ALLOWED != 0 => {
             let reason = format!("IA32_VMX_PROCBASED_CTLS2 is {value:#018x}: control 23 may be 1");
-            finding("spp", NAME, Verdict::Yes, reason)
+            finding("spp", NAME, Support::Yes, reason)
         }
         Ok(value) => {
             let reason = format!(
                 "IA32_VMX_PROCBASED_CTLS2 is {value:#018x}: control 23 must be 0; Ice Lake and \
                  later server processors have it"
             );
-            finding("spp", NAME, Verdict::No, reason)
+            finding("spp", NAME, Support::No, reason)
         }
         Err(error) => unknown(match error.kind() {
             io::ErrorKind::NotFound => {
@@ -192,41 +192,41 @@ fn spp<P: Programs>(machine: &Machine<P>, processor: &Processor, vtx: Verdict) -
     }
 }
 
-fn valgrind<P: Programs>(machine: &Machine<P>) -> MachineFinding {
+fn valgrind<P: Programs>(machine: &Host<P>) -> MachineFinding {
     let (verdict, reason) = match machine.programs().output("valgrind", "--version") {
         Ok(text) => match text.lines().find_map(|line| line.trim().strip_prefix("valgrind-")) {
-            Some(version) => (Verdict::Yes, format!("version {version}")),
-            None => (Verdict::No, "`valgrind --version` does not print a version".to_owned()),
+            Some(version) => (Support::Yes, format!("version {version}")),
+            None => (Support::No, "`valgrind --version` does not print a version".to_owned()),
         },
         Err(ProgramError::Missing) => {
-            (Verdict::No, "not found in PATH: install the package valgrind".to_owned())
+            (Support::No, "not found in PATH: install the package valgrind".to_owned())
         }
-        Err(error) => (Verdict::No, error.to_string()),
+        Err(error) => (Support::No, error.to_string()),
     };
     finding("valgrind", "Valgrind", verdict, reason)
 }
 
-fn bochs<P: Programs>(machine: &Machine<P>) -> MachineFinding {
+fn bochs<P: Programs>(machine: &Host<P>) -> MachineFinding {
     let (major, minor) = GOOD_BOCHS;
     let (verdict, reason) = match machine.programs().output("bochs", "--help") {
         Ok(text) => match bochs_version(&text) {
             Some((version, number)) if number >= GOOD_BOCHS => {
-                (Verdict::Yes, format!("version {version}"))
+                (Support::Yes, format!("version {version}"))
             }
             Some((version, _)) => {
                 let reason = format!(
                     "version {version}: its sub-page permissions are wrong (a permitted write \
                      opens the whole page); {major}.{minor} or later is needed"
                 );
-                (Verdict::No, reason)
+                (Support::No, reason)
             }
-            None => (Verdict::No, "`bochs --help` does not print a version".to_owned()),
+            None => (Support::No, "`bochs --help` does not print a version".to_owned()),
         },
         Err(ProgramError::Missing) => {
             let reason = format!("not found in PATH: install version {major}.{minor} or later");
-            (Verdict::No, reason)
+            (Support::No, reason)
         }
-        Err(error) => (Verdict::No, error.to_string()),
+        Err(error) => (Support::No, error.to_string()),
     };
     finding("bochs", "Bochs", verdict, reason)
 }
@@ -245,7 +245,7 @@ fn bochs_version(banner: &str) -> Option<(&str, (u32, u32))> {
 fn commands(guests: CommandFinding, valgrind: &MachineFinding) -> Vec<CommandFinding> {
     let always = |command| CommandFinding {
         command,
-        verdict: Verdict::Yes,
+        verdict: Support::Yes,
         reason: "the software model needs no hardware".to_owned(),
     };
     let record = CommandFinding {
@@ -255,12 +255,12 @@ fn commands(guests: CommandFinding, valgrind: &MachineFinding) -> Vec<CommandFin
     };
     let import = CommandFinding {
         command: "subpage record -o FILE --from-lackey FILE",
-        verdict: Verdict::Yes,
+        verdict: Support::Yes,
         reason: "reads text that was recorded elsewhere".to_owned(),
     };
     let plan = CommandFinding {
         command: "subpage plan TRACE",
-        verdict: Verdict::Yes,
+        verdict: Support::Yes,
         reason: "counts the writes of a trace".to_owned(),
     };
     vec![always("subpage guard --policy FILE TRACE"), guests, plan, record, import]

@@ -8,8 +8,8 @@ use std::path::Path;
 use kvm_ioctls::{Cap, Kvm};
 use subpage_kvm::probe::probe;
 
-use super::findings::{CommandFinding, MachineFinding, Verdict, finding};
-use super::machine::{Machine, Programs};
+use super::findings::{CommandFinding, MachineFinding, Support, finding};
+use super::machine::{Host, Programs};
 use crate::command_line::MAX_CPUS;
 use crate::terminal::grouped;
 
@@ -80,23 +80,23 @@ impl KvmFacts {
 }
 
 /// What is found of KVM, and what that means for guests.
-pub(super) fn findings<P: Programs>(machine: &Machine<P>) -> (Vec<MachineFinding>, CommandFinding) {
+pub(super) fn findings<P: Programs>(machine: &Host<P>) -> (Vec<MachineFinding>, CommandFinding) {
     let (kvm, facts) = device(machine);
     let mut found = vec![kvm];
     if let Some(facts) = &facts {
         found.extend([immediate_exit(facts), others(facts), slots(facts), view(machine, facts)]);
     } else {
-        let needs = |(key, name)| finding(key, name, Verdict::No, "needs KVM");
+        let needs = |(key, name)| finding(key, name, Support::No, "needs KVM");
         found.extend([IMMEDIATE_EXIT, OTHERS, SLOTS, VIEW].map(needs));
     }
     let command = "subpage guard --policy FILE PROGRAM|KERNEL";
     // One of the two ways is enough.
     let needed = found.iter().filter(|finding| ![SLOTS.0, VIEW.0].contains(&finding.key));
-    let wrong = needed.clone().find(|finding| finding.verdict != Verdict::Yes);
+    let wrong = needed.clone().find(|finding| finding.verdict != Support::Yes);
     let (verdict, reason) = match (wrong, &facts) {
         (Some(wrong), _) => (wrong.verdict, format!("{}: {}", wrong.name, wrong.reason)),
         (None, Some(facts)) => ways(facts),
-        (None, None) => (Verdict::No, "needs KVM".to_owned()),
+        (None, None) => (Support::No, "needs KVM".to_owned()),
     };
     (found, CommandFinding { command, verdict, reason })
 }
@@ -106,9 +106,9 @@ const OTHERS: (&str, &str) = ("kvm_devices", "KVM's devices");
 const SLOTS: (&str, &str) = ("kvm_slots", "read-only slots");
 const VIEW: (&str, &str) = ("kvm_view", "read-only view");
 
-fn device<P: Programs>(machine: &Machine<P>) -> (MachineFinding, Option<KvmFacts>) {
+fn device<P: Programs>(machine: &Host<P>) -> (MachineFinding, Option<KvmFacts>) {
     const DEVICE: &str = "/dev/kvm";
-    let no = |reason: String| (finding("kvm", "KVM", Verdict::No, reason), None);
+    let no = |reason: String| (finding("kvm", "KVM", Support::No, reason), None);
     if let Err(error) = machine.can_open(DEVICE) {
         return no(match error.kind() {
             io::ErrorKind::NotFound => "/dev/kvm is not there: `modprobe kvm_intel` or `modprobe \
@@ -129,7 +129,7 @@ fn device<P: Programs>(machine: &Machine<P>) -> (MachineFinding, Option<KvmFacts
         )),
         Ok(facts) => {
             let reason = format!("/dev/kvm opens; version {API_VERSION} of its interface");
-            (finding("kvm", "KVM", Verdict::Yes, reason), Some(facts))
+            (finding("kvm", "KVM", Support::Yes, reason), Some(facts))
         }
     }
 }
@@ -144,9 +144,9 @@ fn slots(facts: &KvmFacts) -> MachineFinding {
                  takes 2",
                 grouped(facts.slots as u64)
             );
-            finding(key, name, Verdict::Yes, reason)
+            finding(key, name, Support::Yes, reason)
         }
-        Err(reason) => finding(key, name, Verdict::No, reason),
+        Err(reason) => finding(key, name, Support::No, reason),
     }
 }
 
@@ -155,9 +155,9 @@ fn view<P: Programs>(machine: &Machine<P>, facts: &KvmFacts) -> MachineFinding {
     match &facts.by_view {
         Ok(()) => {
             let walks = page_tables(machine).map_or(String::new(), |walks| format!("; {walks}"));
-            finding(key, name, Verdict::Yes, format!("a guest was guarded by it{walks}"))
+            finding(key, name, Support::Yes, format!("a guest was guarded by it{walks}"))
         }
-        Err(reason) => finding(key, name, Verdict::No, reason),
+        Err(reason) => finding(key, name, Support::No, reason),
     }
 }
 
@@ -180,7 +180,7 @@ fn page_tables<P: Programs>(machine: &Machine<P>) -> Option<&'static str> {
 }
 
 /// Whether a KVM that runs guests can guard them, and how.
-fn ways(facts: &KvmFacts) -> (Verdict, String) {
+fn ways(facts: &KvmFacts) -> (Support, String) {
     let cpus = facts.cpus.min(MAX_CPUS.into());
     match (&facts.by_slots, &facts.by_view) {
         (Ok(()), Ok(())) => {
@@ -188,23 +188,23 @@ fn ways(facts: &KvmFacts) -> (Verdict, String) {
                 "guests of up to {cpus} processors, guarded by read-only slots or by the read-only \
                  view"
             );
-            (Verdict::Yes, reason)
+            (Support::Yes, reason)
         }
         (Err(_), Ok(())) => {
             let reason = format!(
                 "guests of up to {cpus} processors, guarded by the read-only view alone: give \
                  `--trap view`"
             );
-            (Verdict::Yes, reason)
+            (Support::Yes, reason)
         }
         (Ok(()), Err(_)) => {
             let reason = "guests of one processor, guarded by read-only slots alone; several \
                           processors need the read-only view";
-            (Verdict::Yes, reason.to_owned())
+            (Support::Yes, reason.to_owned())
         }
         (Err(slots), Err(view)) => {
             let reason = if slots == view { slots } else { &format!("{slots}; {view}") };
-            (Verdict::No, format!("neither read-only slots nor the read-only view: {reason}"))
+            (Support::No, format!("neither read-only slots nor the read-only view: {reason}"))
         }
     }
 }
@@ -212,11 +212,11 @@ fn ways(facts: &KvmFacts) -> (Verdict, String) {
 fn immediate_exit(facts: &KvmFacts) -> MachineFinding {
     let (key, name) = IMMEDIATE_EXIT;
     if facts.immediate_exit {
-        finding(key, name, Verdict::Yes, "processors can be called out of the guest without a race")
+        finding(key, name, Support::Yes, "processors can be called out of the guest without a race")
     } else {
         let reason = "processors cannot be called out of the guest without a race \
                       (KVM_CAP_IMMEDIATE_EXIT, Linux 4.11): a newer kernel is needed";
-        finding(key, name, Verdict::No, reason)
+        finding(key, name, Support::No, reason)
     }
 }
 
@@ -224,9 +224,9 @@ fn others(facts: &KvmFacts) -> MachineFinding {
     let (key, name) = OTHERS;
     if facts.missing.is_empty() {
         let reason = "interrupt controller, timer, CPUID and extended state";
-        finding(key, name, Verdict::Yes, reason)
+        finding(key, name, Support::Yes, reason)
     } else {
         let reason = format!("this kernel's KVM lacks {}", facts.missing.join(", "));
-        finding(key, name, Verdict::No, reason)
+        finding(key, name, Support::No, reason)
     }
 }

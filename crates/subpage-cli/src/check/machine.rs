@@ -53,20 +53,20 @@ impl Programs for SystemPrograms {
 pub type AskKvm = fn(&Path) -> io::Result<KvmFacts>;
 
 /// A machine: its file system, its programs and its KVM.
-pub struct Machine<P> {
+pub struct Host<P> {
     root: PathBuf,
     programs: P,
     ask_kvm: AskKvm,
 }
 
-impl Machine<SystemPrograms> {
+impl Host<SystemPrograms> {
     /// This machine.
     pub fn this() -> Self {
         Self::new(Path::new("/"), SystemPrograms, KvmFacts::ask)
     }
 }
 
-impl<P: Programs> Machine<P> {
+impl<P: Programs> Host<P> {
     /// A machine whose files lie under `root`.
     pub fn new(root: &Path, programs: P, ask_kvm: AskKvm) -> Self {
         Self { root: root.to_owned(), programs, ask_kvm }

@@ -5,7 +5,7 @@ mod kvm;
 mod machine;
 mod show;
 
-pub use findings::{CommandFinding, Findings, MachineFinding, Verdict, find};
+pub use findings::{CommandFinding, Findings, MachineFinding, Support, find};
 pub use kvm::KvmFacts;
-pub use machine::{AskKvm, Machine, ProgramError, Programs, SystemPrograms};
+pub use machine::{AskKvm, Host, ProgramError, Programs, SystemPrograms};
 pub use show::{write_json, write_text};

@@ -4,16 +4,16 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::{Findings, Verdict};
+use super::{Findings, Support};
 use crate::events::VERSION;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, PLAIN};
 use crate::terminal::{Align, Columns, printable};
 
-fn cell(verdict: Verdict) -> (String, anstyle::Style) {
+fn cell(verdict: Support) -> (String, anstyle::Style) {
     match verdict {
-        Verdict::Yes => ("yes".to_owned(), GOOD),
-        Verdict::No => ("no".to_owned(), DENIED),
-        Verdict::Unknown => ("unknown".to_owned(), LOGGED),
+        Support::Yes => ("yes".to_owned(), GOOD),
+        Support::No => ("no".to_owned(), DENIED),
+        Support::Unknown => ("unknown".to_owned(), LOGGED),
     }
 }
 

@@ -49,7 +49,7 @@ impl From<ClientError> for Unanswered {
 
 /// A reply, or why there is none, in the form of the protocol: `docs/control.md`.
 #[derive(Serialize)]
-struct Answer<T> {
+struct ReplyLine<T> {
     ok: bool,
     #[serde(flatten)]
     fields: T,
@@ -72,11 +72,11 @@ pub fn run(arguments: &CtlArguments, out: &mut Output) -> Result<Status, Failure
             // The failure itself says more than that it cannot be written.
             let _ = match (refusal, failure.event()) {
                 (Some(fields), _) if arguments.json => {
-                    write_answer(out, &Answer { ok: false, fields })
+                    write_answer(out, &ReplyLine { ok: false, fields })
                 }
                 (None, Some(event)) if arguments.json => {
                     let fields = Failed { code: None, error: &event.message };
-                    write_answer(out, &Answer { ok: false, fields })
+                    write_answer(out, &ReplyLine { ok: false, fields })
                 }
                 _ => Ok(()),
             };
@@ -93,14 +93,14 @@ fn ask(arguments: &CtlArguments, out: &mut Output) -> Result<(), Unanswered> {
     }
     let reply = client.request(&request)?;
     if arguments.json {
-        write_answer(out, &Answer { ok: true, fields: &reply })?;
+        write_answer(out, &ReplyLine { ok: true, fields: &reply })?;
     } else {
         write_text(out, &request, &reply)?;
     }
     Ok(())
 }
 
-fn write_answer(out: &mut Output, answer: &Answer<impl Serialize>) -> io::Result<()> {
+fn write_answer(out: &mut Output, answer: &ReplyLine<impl Serialize>) -> io::Result<()> {
     serde_json::to_writer(&mut *out, answer)?;
     out.write_all(b"\n")
 }

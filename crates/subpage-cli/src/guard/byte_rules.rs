@@ -5,7 +5,7 @@ use subpage::rules::Action;
 use subpage_trap::Verdict;
 
 use super::Enforcer;
-use super::tally::TouchIndex;
+use super::touch_index::TouchIndex;
 use crate::failure::Failure;
 use crate::policy::Policy;
 

@@ -13,7 +13,7 @@ use crate::new_file::is_stdin;
 
 /// A guest.
 #[derive(Debug)]
-pub(super) enum Guest<'a> {
+pub(super) enum GuestFile<'a> {
     /// A trace, which the model replays.
     Trace {
         /// The trace.
@@ -36,7 +36,7 @@ pub(super) enum Guest<'a> {
 }
 
 /// Finds out what the guest is, and whether the other arguments fit it.
-pub(super) fn of(arguments: &GuardArguments) -> Result<Guest<'_>, Failure> {
+pub(super) fn of(arguments: &GuardArguments) -> Result<GuestFile<'_>, Failure> {
     if let Some(file) = &arguments.machine.restore {
         if arguments.backend == BackendChoice::Model {
             return Err(Failure::Input(
@@ -44,7 +44,7 @@ pub(super) fn of(arguments: &GuardArguments) -> Result<Guest<'_>, Failure> {
                     .to_owned(),
             ));
         }
-        return Ok(Guest::Saved { file });
+        return Ok(GuestFile::Saved { file });
     }
     let image = arguments.guest.as_deref().expect("clap requires it without `--restore`");
     let policy = arguments.policy.as_deref().expect("clap requires it without `--restore`");
@@ -54,7 +54,7 @@ pub(super) fn of(arguments: &GuardArguments) -> Result<Guest<'_>, Failure> {
     };
     if content != Content::Trace {
         check_load_address(image, content, arguments.machine.load_address)?;
-        return Ok(Guest::Image { image, policy });
+        return Ok(GuestFile::Image { image, policy });
     }
     if arguments.backend == BackendChoice::Kvm {
         return Err(Failure::Input(format!(
@@ -72,7 +72,7 @@ pub(super) fn of(arguments: &GuardArguments) -> Result<Guest<'_>, Failure> {
             "`{option}` does not fit {other}: it is for guests that run on KVM"
         )));
     }
-    Ok(Guest::Trace { trace: image, policy })
+    Ok(GuestFile::Trace { trace: image, policy })
 }
 
 /// What a file is by its content.

@@ -5,12 +5,13 @@ mod guest;
 mod intervals;
 mod machine;
 mod model;
-mod tally;
+mod run_counters;
+mod touch_index;
 mod trace;
 
 pub use byte_rules::ByteRules;
 pub use model::{MAX_PAGES, Model};
-pub use tally::Tally;
+pub use run_counters::RunCounters;
 
 use std::path::Path;
 
@@ -24,7 +25,7 @@ use crate::policy::{Draft, PolicySource};
 use crate::report;
 use crate::summary::Summary;
 use crate::terminal::{ColorWhen, Output};
-use guest::Guest;
+use guest::GuestFile;
 
 /// What enforces a policy.
 pub trait Enforcer {
@@ -58,13 +59,15 @@ pub fn run(
         ));
     }
     let ran = match guest::of(arguments)? {
-        Guest::Trace { trace, policy } => {
+        GuestFile::Trace { trace, policy } => {
             let summary = trace::run(trace, draft(policy)?, arguments, color, out)?;
             write_report(&summary, arguments)?;
             return Ok(if summary.denied() > 0 { Status::Denied } else { Status::Clean });
         }
-        Guest::Image { image, policy } => machine::run(image, draft(policy)?, arguments, color)?,
-        Guest::Saved { file } => machine::restore(file, arguments, color)?,
+        GuestFile::Image { image, policy } => {
+            machine::run(image, draft(policy)?, arguments, color)?
+        }
+        GuestFile::Saved { file } => machine::restore(file, arguments, color)?,
     };
     let status = ran.status;
     // First: whoever reads the output may be in no hurry.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use subpage_trap::Verdict;
 
-use super::{Enforcer, Model, Tally};
+use super::{Enforcer, Model, RunCounters};
 use crate::command_line::GuardArguments;
 use crate::events::{EventWriter, RuleEvent, StartEvent};
 use crate::failure::Failure;
@@ -55,13 +55,13 @@ fn replay<E: Enforcer, W: Write>(
         live: None,
     })?;
     let began = Instant::now();
-    let mut tally = Tally::new(policy);
+    let mut counters = RunCounters::new(policy);
     let mut block = Vec::new();
     'trace: while trace.next_block(&mut block)? {
         for write in &block {
             let bytes = bytes_of(write);
             let decision = enforcer.write(bytes)?;
-            let event = tally.count(bytes, decision);
+            let event = counters.count(bytes, decision);
             if let (Some(mut event), Some((rule, _))) = (event, decision) {
                 event.event.origin.rip = (write.pc != 0).then_some(write.pc);
                 if events.shows(&event) {
@@ -70,15 +70,15 @@ fn replay<E: Enforcer, W: Write>(
                     events.write(&event)?;
                 }
                 let stopped = event.event.verdict == Verdict::Stopped;
-                tally.keep(rule, event);
+                counters.keep(rule, event);
                 if stopped {
                     break 'trace;
                 }
             }
         }
-        progress.at(trace.reader.bytes_read(), tally.writes());
+        progress.at(trace.reader.bytes_read(), counters.writes());
     }
-    let mut summary = tally.into_summary();
+    let mut summary = counters.into_summary();
     summary.guest.clone_from(&trace.name);
     summary.policy = policy_name;
     enforcer.name().clone_into(&mut summary.backend);

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use subpage_cli::check::{
-    AskKvm, CommandFinding, Findings, KvmFacts, Machine, ProgramError, Programs, Verdict, find,
+    AskKvm, CommandFinding, Findings, Host, KvmFacts, ProgramError, Programs, Support, find,
     write_json, write_text,
 };
 
@@ -63,7 +63,7 @@ fn machine_with(
         write("dev/kvm", "");
     }
     let ask = kvm.unwrap_or(|_| panic!("there is no device to ask"));
-    find(&Machine::new(root.path(), Installed(programs), ask))
+    find(&Host::new(root.path(), Installed(programs), ask))
 }
 
 /// A KVM that has all there is.
@@ -146,7 +146,7 @@ fn each_lack_of_kvm_has_its_reason() {
         let told = |text: &str| text.contains(reason);
         assert!(findings.machine.iter().any(|finding| told(&finding.reason)), "{reason}");
         let guests = guests(&findings);
-        assert_eq!(guests.verdict, Verdict::No);
+        assert_eq!(guests.verdict, Support::No);
         assert!(told(&guests.reason), "{}", guests.reason);
     }
 }
@@ -169,10 +169,10 @@ fn one_way_to_guard_is_enough() {
     for (ask, lacks, reason) in cases {
         let findings = machine(None, None, Some(ask), &[]);
         let lacking = findings.machine.iter().find(|finding| finding.key == lacks).expect("told");
-        assert_eq!(lacking.verdict, Verdict::No);
+        assert_eq!(lacking.verdict, Support::No);
         assert!(lacking.reason.starts_with("no "), "{}", lacking.reason);
         let guests = guests(&findings);
-        assert_eq!(guests.verdict, Verdict::Yes);
+        assert_eq!(guests.verdict, Support::Yes);
         assert!(guests.reason.contains(reason), "{}", guests.reason);
     }
 }
@@ -203,10 +203,10 @@ fn slow_page_tables_are_told() {
 /// The real machine: whatever it is, every answer has a reason.
 #[test]
 fn this_machine_has_reasons() {
-    let findings = find(&Machine::this());
+    let findings = find(&Host::this());
     assert!(findings.machine.iter().all(|finding| !finding.reason.is_empty()));
     assert_eq!(findings.machine.len(), 10);
     let kvm = findings.machine.iter().find(|finding| finding.key == "kvm").expect("asked");
     let there = Path::new("/dev/kvm").exists();
-    assert!(there || kvm.verdict == Verdict::No);
+    assert!(there || kvm.verdict == Support::No);
 }

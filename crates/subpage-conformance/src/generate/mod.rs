@@ -9,15 +9,15 @@ use fastrand::Rng;
 
 use crate::case::{Case, Mode, Step, Word};
 use crate::layout::{DATA_PAGES, PAGES, WINDOW_L2, WINDOWS, frame, host, window_l3, word};
-use crate::outcome::Outcome;
-use crate::predict::Processor;
+use crate::outcome::Observed;
+use crate::predict::ModelledProcessor;
 use entries::{ept_leaf, ept_link, sppt_link, vector};
 use guest_tables::GuestTables;
 
 /// Makes cases for one processor; the same seed makes the same cases.
 pub(crate) struct Generator {
     random: Rng,
-    processor: Processor,
+    processor: ModelledProcessor,
 }
 
 /// A case and what the model says about each of its steps.
@@ -25,7 +25,7 @@ pub(crate) struct Predicted {
     /// The case.
     pub(crate) case: Case,
     /// One for each step.
-    pub(crate) outcomes: Vec<Outcome>,
+    pub(crate) outcomes: Vec<Observed>,
 }
 
 impl Predicted {
@@ -50,7 +50,7 @@ struct Draft {
 
 impl Generator {
     /// A generator of cases for `processor`.
-    pub(crate) fn new(seed: u64, processor: Processor) -> Self {
+    pub(crate) fn new(seed: u64, processor: ModelledProcessor) -> Self {
         Self { random: Rng::with_seed(seed), processor }
     }
 
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use crate::layout::linear;
 
-    const TIGER_LAKE: Processor = Processor {
+    const TIGER_LAKE: ModelledProcessor = ModelledProcessor {
         sub_page: true,
         advanced_information: true,
         smap: true,

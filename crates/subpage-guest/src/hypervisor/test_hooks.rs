@@ -40,7 +40,7 @@ pub fn break_sppt(page: Bytes, how: Break) {
 
 /// Kind of an injected event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
+pub enum Injected {
     /// External interrupt.
     External = 0,
     /// Non-maskable interrupt.
@@ -50,7 +50,7 @@ pub enum Event {
 }
 
 /// Injects an event at the next entry; returns the hypervisor's answer.
-pub fn inject(vector: u8, event: Event) -> i64 {
+pub fn inject(vector: u8, event: Injected) -> i64 {
     call(0x8003, [u64::from(vector), event as u64, 0, 0])
 }
 

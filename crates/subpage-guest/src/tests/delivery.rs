@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use subpage_vmx::abi::event_flag;
 
-use crate::hypervisor::test_hooks::{self, Break, Counter, Event, ExitField, growth};
+use crate::hypervisor::test_hooks::{self, Break, Counter, ExitField, Injected, growth};
 use crate::hypervisor::{Events, drain_events, has_spp, set_access};
 use crate::memory::{Bytes, SUB_PAGE, frames};
 use crate::processor::exception::{self, COUNT, COUNTED_ON_TEST_STACK, Exception};
@@ -71,7 +71,7 @@ fn interrupt_frame_while_sppt_entry_is_missing() {
         test_hooks::break_sppt(stage.page, Break::Miss);
         let misses = growth(Counter::SppMisses, || {
             if injected {
-                exception::inject_from(stage.rsp, COUNTED_ON_TEST_STACK, Event::External as u64);
+                exception::inject_from(stage.rsp, COUNTED_ON_TEST_STACK, Injected::External as u64);
             } else {
                 exception::interrupt_from(stage.rsp);
             }
@@ -80,7 +80,7 @@ fn interrupt_frame_while_sppt_entry_is_missing() {
         assert_eq!(misses, 1);
         assert_eq!(ExitField::Reason.get() & 0xffff, 66);
         assert_eq!(ExitField::Qualification.get(), 1 << 11);
-        let kind = if injected { Event::External as u64 } else { 4 };
+        let kind = if injected { Injected::External as u64 } else { 4 };
         let vectoring = 1 << 31 | kind << 8 | u64::from(COUNTED_ON_TEST_STACK);
         assert_eq!(ExitField::Vectoring.get(), vectoring);
         stage.check_stored(injected);
@@ -93,7 +93,7 @@ test!(interrupt_frame_while_sppt_entry_is_missing, spp);
 
 /// Raises or injects the interrupt; returns what came instead of its handler.
 fn interrupt(stage: &Stage, injected: bool) -> Option<Exception> {
-    let (vector, kind) = (COUNTED_ON_TEST_STACK, Event::External as u64);
+    let (vector, kind) = (COUNTED_ON_TEST_STACK, Injected::External as u64);
     exception::catch(|| {
         if injected {
             exception::inject_from(stage.rsp, vector, kind);
@@ -160,17 +160,17 @@ fn nmi_frame_on_a_restricted_stack() {
     exception::count_nmis_on_test_stack();
     set_access(stage.page, 1 << 4);
     for round in 1..=3 {
-        exception::inject_from(stage.rsp, 2, Event::Nmi as u64);
+        exception::inject_from(stage.rsp, 2, Injected::Nmi as u64);
         assert_eq!(COUNT.load(Ordering::Relaxed), round);
         stage.check_stored(true);
     }
     if has_spp() {
         test_hooks::break_sppt(stage.page, Break::Miss);
-        exception::inject_from(stage.rsp, 2, Event::Nmi as u64);
+        exception::inject_from(stage.rsp, 2, Injected::Nmi as u64);
         assert_eq!(COUNT.load(Ordering::Relaxed), 4);
         stage.check_stored(true);
         test_hooks::break_sppt(stage.page, Break::Repair);
-        exception::inject_from(stage.rsp, 2, Event::Nmi as u64);
+        exception::inject_from(stage.rsp, 2, Injected::Nmi as u64);
         assert_eq!(COUNT.load(Ordering::Relaxed), 5);
     }
 }

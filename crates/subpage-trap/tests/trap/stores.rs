@@ -1,5 +1,6 @@
 //! Stores at and over a page end: one decision, all bytes or none, one event.
 
+use subpage::address::{ByteRange, Gpa};
 use subpage::rules::Action;
 use subpage_emulate::Exception;
 use subpage_emulate::guest::Register;
@@ -171,4 +172,42 @@ fn a_read_only_slot_is_a_rom() {
     assert_eq!(guest.run(&[0x48, 0x89, 0x03]), Ok(Outcome::Done));
     assert_eq!(guest.bytes(DATA, 8), [0; 8]);
     assert_eq!((guest.state.rip, guest.events.len()), (CODE + 3, 0));
+}
+
+/// P14: however little an exit tells of the length, all bytes of the store are judged: `deny` at the
+/// first hides no `stop` at a later one.
+#[test]
+fn deny_at_the_first_byte_hides_no_stop_at_a_later_one() {
+    for (neighbours, first) in [(true, DATA), (true, EDGE - 4), (false, EDGE - 4)] {
+        for later in 1..8 {
+            let mut guest = Guest::new(neighbours);
+            let (from, to) = (guest.physical(first), guest.physical(first + later));
+            guest.add_rule("deny", Action::Deny, from, 1);
+            let stop = guest.add_rule("stop", Action::Stop, to, 1);
+            guest.state.registers[Register::Rbx] = first;
+            guest.state.registers[Register::Rax] = u64::MAX;
+            // mov [rbx], rax
+            assert_eq!(guest.run(&[0x48, 0x89, 0x03]), Ok(Outcome::Stopped(1)));
+            let [event] = &guest.events[..] else { panic!("{:?}", guest.events) };
+            assert_eq!((event.rule, event.at.as_u64(), event.length), (Some(stop), to, Some(8)));
+            assert_eq!(guest.bytes(first, 8), [0; 8]);
+        }
+    }
+}
+
+/// P14: a write that is denied in its second page has written none of the tracked bytes in its first.
+#[test]
+fn a_write_denied_in_its_second_page_marks_no_tracked_sub_page() {
+    for (action, harvested) in [(Action::Deny, 0), (Action::Log, 1)] {
+        let mut guest = Guest::new(true);
+        guest.add_rule("second", action, guest.pages[1], 8);
+        let first = ByteRange::new(Gpa::new(guest.pages[0]), 4096).unwrap();
+        let (id, token) = guest.domain.track(first).unwrap();
+        guest.domain.finish(&token.without_processors());
+        guest.state.registers[Register::Rbx] = EDGE - 4;
+        assert_eq!(guest.run(&[0x48, 0x89, 0x03]), Ok(Outcome::Done));
+        let (pending, token) = guest.domain.harvest_written(id).unwrap();
+        let written = pending.ready(&token.without_processors()).unwrap();
+        assert_eq!(written.iter().count(), harvested, "{action:?}");
+    }
 }

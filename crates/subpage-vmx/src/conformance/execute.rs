@@ -24,7 +24,7 @@ pub struct Pointers {
 }
 
 /// A processor with the arena as its memory.
-pub trait Processor {
+pub trait CaseRunner {
     /// Why a guest could not be entered.
     type Error;
 
@@ -51,7 +51,7 @@ pub struct Refused<E> {
 /// Runs every step of every case and writes the answers; the last line counts them.
 ///
 /// `before` is memory as large as the arena.
-pub fn run<P: Processor>(
+pub fn run<P: CaseRunner>(
     batch: &Batch<'_>,
     processor: &mut P,
     before: &mut Arena,
@@ -147,7 +147,7 @@ mod tests {
         fails: bool,
     }
 
-    impl Processor for Adder {
+    impl CaseRunner for Adder {
         type Error = u8;
 
         fn arena(&mut self) -> &mut Arena {

@@ -8,7 +8,7 @@
 use alloc::boxed::Box;
 
 use super::answer::Exit;
-use super::execute::{Arena, Pointers, Processor};
+use super::execute::{Arena, CaseRunner, Pointers};
 use super::format::{ARENA, guest, mode};
 use core::sync::atomic::AtomicBool;
 
@@ -173,7 +173,7 @@ impl VmxProcessor {
     }
 }
 
-impl Processor for VmxProcessor {
+impl CaseRunner for VmxProcessor {
     type Error = InstructionError;
 
     fn arena(&mut self) -> &mut Arena {

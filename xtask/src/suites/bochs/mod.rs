@@ -26,7 +26,7 @@ use crate::{
         configuration::{Logging, Run},
         emulator::Emulator,
         images::{Images, Purpose},
-        machine::{Contents, MEMORY_MIB, Machine},
+        machine::{BochsMachine, Contents, MEMORY_MIB},
         probe,
     },
     count::Count,
@@ -56,7 +56,7 @@ const GUEST_MEMORY_MIB: u64 = 32;
 struct Job {
     /// `NAME on MODEL`.
     title: String,
-    machine: Machine,
+    machine: BochsMachine,
     limit: Duration,
     expected: Expected,
 }
@@ -194,8 +194,8 @@ pub(crate) fn ended_in_order(run: &Run) -> Result<(), String> {
 }
 
 /// A start of the guest with the tests.
-pub(crate) fn guest(images: &Images, model: &str, processors: u32, words: &str) -> Machine {
-    Machine {
+pub(crate) fn guest(images: &Images, model: &str, processors: u32, words: &str) -> BochsMachine {
+    BochsMachine {
         model: model.to_owned(),
         processors,
         memory_mib: MEMORY_MIB,

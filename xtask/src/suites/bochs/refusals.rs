@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::bochs::{
     images::Images,
-    machine::{Contents, Machine},
+    machine::{BochsMachine, Contents},
     probe,
 };
 
@@ -18,11 +18,11 @@ pub(super) struct Refusal {
     /// Words of the reason that the hypervisor gives.
     pub(super) reason: &'static str,
     /// Makes a start that would succeed into this one.
-    alter: fn(&mut Machine),
+    alter: fn(&mut BochsMachine),
 }
 
 impl Refusal {
-    pub(super) fn machine(&self, images: &Images) -> Machine {
+    pub(super) fn machine(&self, images: &Images) -> BochsMachine {
         let mut machine = super::guest(images, probe::WITH_SPP, 1, "list");
         (self.alter)(&mut machine);
         machine

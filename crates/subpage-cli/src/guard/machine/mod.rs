@@ -1,10 +1,10 @@
 //! A guest on KVM: from its image to its end.
 
 mod count;
-mod desk;
 mod ending;
 mod input;
 mod names;
+mod request_log;
 mod supervise;
 
 use std::path::Path;
@@ -22,8 +22,8 @@ use subpage_kvm::trap::TrapBy;
 use subpage_kvm::vm::{self, Configuration, Vm};
 
 use self::count::{Count, Known};
-use self::desk::Desk;
 use self::input::Input;
+use self::request_log::RequestLog;
 use self::supervise::{Grace, Limits, Teller, supervise};
 use crate::command_line::{
     DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, PageTables, TrapChoice,
@@ -150,8 +150,8 @@ fn go(
     let asked = &arguments.machine;
     let input = asked.input.as_deref().map(Input::open).transpose()?;
     let interrupted = catch_signals()?;
-    let desk = Arc::new(Desk::new(vm.request_handler(), arguments.read_only()));
-    let server = listen(asked, &desk)?;
+    let request_log = Arc::new(RequestLog::new(vm.request_handler(), arguments.read_only()));
+    let server = listen(asked, &request_log)?;
     let metrics = asked
         .metrics
         .map(|address| MetricsServer::serve(address, vm.metrics()))
@@ -185,11 +185,11 @@ fn go(
     };
     let mut grace = Grace::default();
     let teller = Teller::new(&mut count, &mut events, &screen, vm.metrics(), color);
-    let ending = supervise(&vm, &desk, &subscription, &limits, &mut grace, teller)?;
+    let ending = supervise(&vm, &request_log, &subscription, &limits, &mut grace, teller)?;
     let elapsed = began.elapsed();
     // Whoever asked for the end over the socket gets the answer before it goes.
     drop((server, metrics));
-    let mut summary = count.into_summary(&vm.ledger(), &desk.added(), ending);
+    let mut summary = count.into_summary(&vm.ledger(), &request_log.added(), ending);
     summary.guest = start.guest;
     summary.policy = start.policy;
     summary.backend = start.backend;
@@ -273,16 +273,16 @@ fn catch_signals() -> Result<Arc<AtomicBool>, Failure> {
 }
 
 /// Serves the control socket.
-fn listen(asked: &MachineArguments, desk: &Arc<Desk>) -> Result<Server, Failure> {
-    let desk: Arc<Desk> = Arc::clone(desk);
+fn listen(asked: &MachineArguments, request_log: &Arc<RequestLog>) -> Result<Server, Failure> {
+    let request_log: Arc<RequestLog> = Arc::clone(request_log);
     let server = match &asked.control {
         Some(path) => {
             // Printed for people who are in another directory.
             let path = std::path::absolute(path)
                 .map_err(|error| Failure::input("cannot make the control socket", &error))?;
-            Server::listen(&path, desk)
+            Server::listen(&path, request_log)
         }
-        None => Server::listen_somewhere(desk),
+        None => Server::listen_somewhere(request_log),
     };
     server.map_err(|error| Failure::bad(&error))
 }

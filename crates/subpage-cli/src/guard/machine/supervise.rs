@@ -11,8 +11,8 @@ use subpage_kvm::vm::Vm;
 use subpage_trap::Record;
 
 use super::count::Count;
-use super::desk::Desk;
 use super::ending::{Cut, RunEnd};
+use super::request_log::RequestLog;
 use crate::events::{DroppedEvent, EventWriter, FailedEvent, NoticeEvent};
 use crate::failure::Failure;
 use crate::terminal::style::LOGGED;
@@ -172,7 +172,7 @@ impl<'a> Teller<'a> {
 /// Shows and counts every event until the guest has ended and all of them are.
 pub(super) fn supervise(
     vm: &Vm,
-    desk: &Desk,
+    request_log: &RequestLog,
     subscription: &Subscription,
     limits: &Limits,
     grace: &mut Grace,
@@ -196,7 +196,7 @@ pub(super) fn supervise(
             looked = Instant::now();
             teller.look()?;
         }
-        if limits.cut().is_some() || desk.stop_is_asked() {
+        if limits.cut().is_some() || request_log.stop_is_asked() {
             grace.begin();
         }
         for notice in vm.notices() {
@@ -213,7 +213,11 @@ pub(super) fn supervise(
         }
         let Some(ending) = vm.wait(Duration::ZERO) else { continue };
         let run_end = RunEnd::of(&ending, cut);
-        if limits.keeps_failed && ending.is_failure() && cut.is_none() && !desk.stop_is_asked() {
+        if limits.keeps_failed
+            && ending.is_failure()
+            && cut.is_none()
+            && !request_log.stop_is_asked()
+        {
             if !kept {
                 kept = true;
                 let control = limits.control.clone();

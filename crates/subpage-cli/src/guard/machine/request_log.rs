@@ -12,7 +12,7 @@ use subpage_kvm::vm::VmRequestHandler;
 use crate::new_file::same_file;
 
 /// Passes requests on to the machine and remembers some of them.
-pub(super) struct Desk {
+pub(super) struct RequestLog {
     handler: VmRequestHandler,
     added: Mutex<Vec<(u64, NewRule)>>,
     stop: AtomicBool,
@@ -20,7 +20,7 @@ pub(super) struct Desk {
     read_only: Vec<PathBuf>,
 }
 
-impl Desk {
+impl RequestLog {
     /// `read_only`: files that no saved guest may replace.
     pub(super) fn new(handler: VmRequestHandler, read_only: Vec<PathBuf>) -> Self {
         Self { handler, added: Mutex::default(), stop: AtomicBool::new(false), read_only }
@@ -37,7 +37,7 @@ impl Desk {
     }
 }
 
-impl RequestHandler for Desk {
+impl RequestHandler for RequestLog {
     fn perform(&self, request: Request) -> Result<Reply, Refusal> {
         let new = if let Request::Add(new) = &request { Some(new.clone()) } else { None };
         let stop = request == Request::Stop;
