@@ -3,9 +3,11 @@
 //! What an event is, `subpage-trap` defines; here it becomes a [`Record`].
 
 mod broadcast;
+mod functions;
 mod recorder;
 
 pub use broadcast::{Broadcast, Delivery, Subscription};
+pub use functions::Functions;
 pub(crate) use recorder::Recorder;
 
 #[cfg(test)]

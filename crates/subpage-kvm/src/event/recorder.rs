@@ -1,12 +1,12 @@
 //! From an event to its record.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use iced_x86::{Decoder, DecoderOptions, Formatter as _, IntelFormatter};
 use subpage_trap::{Event, Record, Verdict, When};
 
-use super::Broadcast;
+use super::{Broadcast, Functions};
 use crate::guard::Guard;
 use crate::metrics::Metrics;
 
@@ -16,12 +16,18 @@ pub(crate) struct Recorder {
     pub(crate) broadcast: Arc<Broadcast>,
     metrics: Arc<Metrics>,
     began: Instant,
+    functions: OnceLock<Functions>,
 }
 
 impl Recorder {
     /// Of a guest that is made now.
     pub(crate) fn new(broadcast: Arc<Broadcast>, metrics: Arc<Metrics>) -> Self {
-        Self { broadcast, metrics, began: Instant::now() }
+        Self { broadcast, metrics, began: Instant::now(), functions: OnceLock::new() }
+    }
+
+    /// Names the instructions of events by these from now on; false if there were others.
+    pub(crate) fn name_by(&self, functions: Functions) -> bool {
+        self.functions.set(functions).is_ok()
     }
 
     /// What time it is.
@@ -47,7 +53,11 @@ impl Recorder {
             event.origin.rip = None;
         }
         let text = event.origin.rip.map(|rip| disassemble(bitness, rip, &event.instruction));
-        let record = Record { seq: 0, write: 0, rule_name, function: None, text, event };
+        let functions = self.functions.get();
+        let function = functions
+            .zip(event.origin.rip)
+            .and_then(|(functions, rip)| functions.find(rip, &event.instruction));
+        let record = Record { seq: 0, write: 0, rule_name, function, text, event };
         let record = guard.ledger.record(record);
         let name = record.rule_name.as_deref();
         match record.event.verdict {

@@ -30,7 +30,7 @@ use subpage_emulate::PagingFeatures;
 use crate::boot;
 use crate::devices::Ports;
 use crate::ending::{EndingCell, Failure};
-use crate::event::{Recorder, Subscription};
+use crate::event::{Functions, Recorder, Subscription};
 use crate::guard::{Guard, Ledger};
 use crate::memory::Ram;
 use crate::metrics::{Clock, Metrics};
@@ -171,6 +171,14 @@ impl Vm {
     /// Ends the guest, if it has not ended.
     pub fn stop(&self) {
         self.machine.end(Ending::Requested);
+    }
+
+    /// Names the functions of the guest in events from now on.
+    ///
+    /// # Panics
+    /// If it was called before.
+    pub fn name_functions(&self, functions: Functions) {
+        assert!(self.machine.events.name_by(functions), "functions are named once");
     }
 
     /// Events from now on; at most `capacity` wait to be taken, others are dropped and counted.

@@ -407,7 +407,7 @@ mod tests {
         let mut extreme = record();
         (extreme.seq, extreme.write) = (u64::MAX, u64::MAX);
         extreme.rule_name = Some("\"\\\u{202e}\n".to_owned());
-        (extreme.event.gpa, extreme.event.at) = (Gpa::new(0), Gpa::new((1 << 52) - 1));
+        (extreme.event.gpa, extreme.event.at) = (Gpa::new(0), Gpa::new((1 << 48) - 1));
         extreme.event.origin.rip = Some(u64::MAX);
         for written in [record(), sparse(), counted, extreme] {
             let read: Record = serde_json::from_value(value(&written)).expect("a record");

@@ -2,6 +2,7 @@
 
 mod count;
 mod ending;
+mod functions;
 mod input;
 mod names;
 mod request_log;
@@ -88,6 +89,8 @@ pub(super) fn run(
         .map_err(|error| Failure::bad(&error))?;
     let boot = load(&mut vm, image, asked)?;
     names::check_place(&names, &boot, asked)?;
+    // An ELF file says where its functions are; a list of symbols has no code to check them by.
+    vm.name_functions(functions::of_elf(asked.symbols.as_deref().unwrap_or(image)));
     let rules: Vec<Rule> = policy.rules.iter().map(|rule| rule.rule).collect();
     check_memory(&vm, &policy, &policy_name)?;
     let first = vm.add_rules(&rules).map_err(|error| Failure::bad(&error))?;

@@ -38,9 +38,18 @@ fn without_run(text: &str, place: &Place) -> String {
             format!("{before} in TIME s; {after}")
         }
         // Whether the program counter was told or found depends on the kernel.
-        _ => line.replace("by ~", "by "),
+        _ => without_time(&line.replace("by ~", "by ")),
     });
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// An event's line without the time.
+fn without_time(line: &str) -> String {
+    let time = line.split_once("  after ");
+    match time.and_then(|(before, after)| Some((before, after.split_once(" s  ")?.1))) {
+        Some((before, after)) => format!("{before}  after TIME s  {after}"),
+        None => line.to_owned(),
+    }
 }
 
 #[test]

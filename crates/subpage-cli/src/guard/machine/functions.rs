@@ -1,0 +1,46 @@
+//! Functions of a guest, for the events.
+
+use std::fs::File;
+use std::path::Path;
+
+use object::read::ReadCache;
+use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, SegmentFlags, SymbolKind, elf};
+use subpage_kvm::event::Functions;
+
+/// Most bytes of code that names are checked against. The Linux kernel has about 20 MiB.
+const MAX_CODE_BYTES: u64 = 256 << 20;
+
+/// Longest name, in bytes.
+const MAX_NAME_BYTES: usize = 512;
+
+/// The functions of the ELF file at `path`, with its code to check them by; none if it is another
+/// file, or a damaged one: nobody has asked for them.
+pub(super) fn of_elf(path: &Path) -> Functions {
+    File::open(path)
+        .ok()
+        .filter(|file| file.metadata().is_ok_and(|it| it.is_file()))
+        .and_then(|file| read(&ReadCache::new(file)))
+        .unwrap_or_default()
+}
+
+fn read(cache: &ReadCache<File>) -> Option<Functions> {
+    let file = object::File::parse(cache).ok()?;
+    let mut code = Vec::new();
+    let mut room = MAX_CODE_BYTES;
+    for segment in file.segments() {
+        let SegmentFlags::Elf { p_flags, .. } = segment.flags() else { continue };
+        let (_, bytes) = segment.file_range();
+        if !p_flags.contains(elf::PF_X) || bytes > room {
+            continue;
+        }
+        room -= bytes;
+        code.push((segment.address(), segment.data().ok()?.to_vec()));
+    }
+    let named = file.symbols().filter_map(|symbol| {
+        let name = symbol.name().ok().filter(|name| name.len() <= MAX_NAME_BYTES)?;
+        let is_function = symbol.kind() == SymbolKind::Text && symbol.is_definition();
+        let end = symbol.address().checked_add(symbol.size())?;
+        (is_function && symbol.size() > 0).then(|| (symbol.address()..end, name.to_owned()))
+    });
+    Some(Functions::new(named.collect(), code))
+}
