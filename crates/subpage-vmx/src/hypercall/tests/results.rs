@@ -53,11 +53,11 @@ fn what_cannot_be_written_is_not_consumed() {
     guest.ledger.events.push(&samples::full());
     guest.ledger.events.push(&samples::full());
     let addresses = [SHARED, UNMAPPED, ROM, RAM].map(|gfn| gfn * PAGE);
-    for address in addresses.into_iter().chain([SHARED * PAGE - 319, 1 << 48, u64::MAX - 319]) {
+    for address in addresses.into_iter().chain([SHARED * PAGE - 335, 1 << 48, u64::MAX - 335]) {
         guest.fails(Call::ReadEvents, &[address, 2], Errno::Fault);
         assert_eq!(guest.ledger.events.len(), 2);
     }
-    guest.host_rule(RESULT + 319, 1, Action::Deny);
+    guest.host_rule(RESULT + 335, 1, Action::Deny);
     guest.fails(Call::ReadEvents, &[RESULT, 2], Errno::Fault);
     assert_eq!(guest.call(Call::ReadEvents, &[RESULT, 1]), 1, "the part before the rule");
     // What remains: the second, and that of the call that was denied.
@@ -65,8 +65,8 @@ fn what_cannot_be_written_is_not_consumed() {
     let denied = records(&guest, 0xA000, 2)[1];
     assert_eq!((denied.sequence.get(), denied.outcome.get()), (3, 1));
     assert_eq!(denied.flags.get(), event_flag::SOFTWARE);
-    assert_eq!((denied.gpa.get(), denied.length.get()), (RESULT, 320));
-    assert_eq!((denied.at.get(), denied.cpu.get()), (RESULT + 319, 1));
+    assert_eq!((denied.gpa.get(), denied.length.get()), (RESULT, 336));
+    assert_eq!((denied.at.get(), denied.cpu.get()), (RESULT + 335, 1));
     assert_eq!((denied.rip.get(), denied.cr3.get()), (0x20_0040, 0x5000));
     assert_eq!(denied.data[..8], 1_u64.to_le_bytes());
 }
