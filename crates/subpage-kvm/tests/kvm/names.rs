@@ -55,7 +55,7 @@ fn denied(stepper: &Stepper, offset: u64, value: &mut u64) -> Vec<u64> {
         let events = guest.events();
         let expected = if events.is_empty() { *value } else { before };
         assert_eq!(names(offset).map(|name| guest.word(name)), [expected; 2], "{at:#x}");
-        denied.extend(events.iter().map(|event| event.gpa));
+        denied.extend(events.iter().map(|event| event.event.gpa.as_u64()));
     }
     denied
 }
