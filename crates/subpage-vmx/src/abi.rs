@@ -7,7 +7,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Version of the interface: major in bits 31:16, minor in bits 15:0. A new minor only adds.
-pub const VERSION: u32 = 0x0001_0000;
+pub const VERSION: u32 = 0x0002_0000;
 
 /// EBX, ECX, EDX of CPUID leaf 4000_0000H: `SubpageVT-x\0`.
 pub const SIGNATURE: [u8; 12] = *b"SubpageVT-x\0";
