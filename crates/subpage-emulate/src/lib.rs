@@ -34,6 +34,7 @@ extern crate alloc;
 extern crate std;
 
 mod allow_list;
+pub mod bits;
 mod complete;
 mod decode_cache;
 mod deliver;
@@ -117,36 +118,6 @@ pub fn prepare() {
     // MOV [BX + SI], AX: a default state is in real mode.
     let code = GuestInstruction::decode(&State::default(), &[0x89, 0x00]).expect("an instruction");
     Substitute::for_operand(code.instruction(), false).expect("a form of the allow list");
-}
-
-/// Bits of control registers, RFLAGS and EFER (SDM Vol. 3A, "Control Registers", Vol. 1, "EFLAGS
-/// Register", Vol. 3A, "Extended Feature Enable Register").
-mod bits {
-    pub(super) const CR0_PE: u64 = 1 << 0;
-    pub(super) const CR0_EM: u64 = 1 << 2;
-    pub(super) const CR0_TS: u64 = 1 << 3;
-    pub(super) const CR0_WP: u64 = 1 << 16;
-    pub(super) const CR0_PG: u64 = 1 << 31;
-    pub(super) const CR4_PSE: u64 = 1 << 4;
-    pub(super) const CR4_PAE: u64 = 1 << 5;
-    pub(super) const CR4_OSFXSR: u64 = 1 << 9;
-    pub(super) const CR4_OSXMMEXCPT: u64 = 1 << 10;
-    pub(super) const CR4_UMIP: u64 = 1 << 11;
-    pub(super) const CR4_OSXSAVE: u64 = 1 << 18;
-    pub(super) const CR4_SMEP: u64 = 1 << 20;
-    pub(super) const CR4_SMAP: u64 = 1 << 21;
-    pub(super) const EFER_LMA: u64 = 1 << 10;
-    pub(super) const EFER_NXE: u64 = 1 << 11;
-    pub(super) const EFER_FFXSR: u64 = 1 << 14;
-    /// CF, PF, AF, ZF, SF and OF.
-    pub(super) const ARITHMETIC_FLAGS: u64 = 0x8d5;
-    pub(super) const RFLAGS_TF: u64 = 1 << 8;
-    pub(super) const RFLAGS_IF: u64 = 1 << 9;
-    pub(super) const RFLAGS_DF: u64 = 1 << 10;
-    pub(super) const RFLAGS_NT: u64 = 1 << 14;
-    pub(super) const RFLAGS_RF: u64 = 1 << 16;
-    pub(super) const RFLAGS_VM: u64 = 1 << 17;
-    pub(super) const RFLAGS_AC: u64 = 1 << 18;
 }
 
 /// Whether an address is canonical with 48 linear-address bits.

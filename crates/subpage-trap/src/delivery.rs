@@ -2,6 +2,7 @@
 
 use subpage::address::Gpa;
 use subpage::domain::Decision;
+use subpage_emulate::bits::EFER_LMA;
 use subpage_emulate::guest::{PhysicalMemory, State};
 use subpage_emulate::{
     Access, Escalation, EventKind, Exception, GuestInstruction, PlannedDelivery, VectoringEvent,
@@ -12,7 +13,6 @@ use crate::report::{Account, Met, authorize, report};
 use crate::store::response_to;
 use crate::{Backend, Located, Obstacle, Origin, Response, Wanted, locate};
 
-const EFER_LMA: u64 = 1 << 10;
 const DOUBLE_FAULT: Exception = Exception { vector: 8, error_code: Some(0), address: None };
 
 /// What came of a delivery.

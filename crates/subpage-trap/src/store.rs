@@ -2,6 +2,7 @@
 
 use subpage::address::Gpa;
 use subpage::domain::{Decision, WriteParts};
+use subpage_emulate::bits::RFLAGS_RF;
 use subpage_emulate::guest::State;
 use subpage_emulate::{Access, Exception, GuestInstruction, Progress, Scratch, Store};
 
@@ -260,10 +261,9 @@ pub fn deny_unknown<B: Backend>(
 
 /// Moves `state` behind an instruction of which nothing happens.
 pub fn skip(instruction: &GuestInstruction, state: &mut State) {
-    const RF: u64 = 1 << 16;
     let next = state.rip.wrapping_add(instruction.bytes().len() as u64);
     state.rip = if state.is_64_bit() { next } else { next & 0xffff_ffff };
-    state.rflags &= !RF;
+    state.rflags &= !RFLAGS_RF;
 }
 
 /// The instruction has happened, but memory has forgotten what it was told.

@@ -25,6 +25,7 @@ use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
     kvm_guest_debug,
 };
+use subpage_emulate::bits::{RFLAGS_RF, RFLAGS_TF};
 use subpage_emulate::guest::{PhysicalMemory as _, State};
 use subpage_emulate::{Access, Exception, translate};
 
@@ -51,12 +52,6 @@ const PATIENCE: u32 = 64;
 
 /// DR6.BS.
 const SINGLE_STEP: u64 = 1 << 14;
-
-/// RFLAGS.TF.
-const TF: u64 = 1 << 8;
-
-/// RFLAGS.RF.
-const RF: u64 = 1 << 16;
 
 /// #DB.
 const DEBUG: Exception = Exception { vector: 1, error_code: None, address: None };
@@ -294,7 +289,7 @@ impl Batch<'_> {
                 Step::Done => self.made += 1,
                 Step::Trap => {
                     self.made += 1;
-                    at.state.rflags |= TF;
+                    at.state.rflags |= RFLAGS_TF;
                     return Ok(Outcome::Trap(Box::new(at)));
                 }
                 // What has been done stays done; an event is delivered when the processor gets back.
@@ -388,8 +383,8 @@ impl Batch<'_> {
                 return Ok(Step::Trap);
             }
             // Between two iterations of a string instruction; a processor has it in frames only.
-            if now.state.rflags & RF != 0 {
-                let state = State { rflags: now.state.rflags & !RF, ..now.state };
+            if now.state.rflags & RFLAGS_RF != 0 {
+                let state = State { rflags: now.state.rflags & !RFLAGS_RF, ..now.state };
                 self.processor.go_on(&state)?;
             }
             return Ok(Step::Done);
@@ -414,12 +409,12 @@ impl Batch<'_> {
         let twin = machine.ram.view().twin().expect("a step has been made in it");
         if self.copies.has(gpa.gfn()) {
             let word = usize::from(gpa.page_offset()) / 8;
-            twin.set(gpa.gfn(), word, twin.get(gpa.gfn(), word) & !TF);
+            twin.set(gpa.gfn(), word, twin.get(gpa.gfn(), word) & !RFLAGS_TF);
             return;
         }
         let mut flags = [0; 8];
         if machine.ram.read(gpa, &mut flags).is_ok() {
-            let flags = u64::from_le_bytes(flags) & !TF;
+            let flags = u64::from_le_bytes(flags) & !RFLAGS_TF;
             let _ = machine.ram.write(gpa, &flags.to_le_bytes());
         }
     }

@@ -3,6 +3,7 @@
 use arrayvec::ArrayVec;
 use iced_x86::{CpuidFeature, Mnemonic, Register};
 use subpage::address::{Gfn, GfnRange, Gpa};
+use subpage_emulate::bits::{CR0_EM, CR0_TS, EFER_LMA, RFLAGS_AC, RFLAGS_RF, RFLAGS_TF};
 use subpage_emulate::guest::State;
 use subpage_emulate::{
     Access, Exception, GuestInstruction, MAX_ACCESSES, MAX_INSTRUCTION_BYTES, read_linear,
@@ -16,13 +17,7 @@ use crate::vm::Machine;
 
 use super::STEP_TABLES;
 
-const TF: u64 = 1 << 8;
-const RF: u64 = 1 << 16;
-const AC: u64 = 1 << 18;
-const CR0_EM: u64 = 1 << 2;
-const CR0_TS: u64 = 1 << 3;
 const CR0_AM: u64 = 1 << 18;
-const EFER_LMA: u64 = 1 << 10;
 const LSTAR: u32 = 0xc000_0082;
 const CSTAR: u32 = 0xc000_0083;
 const SYSENTER_EIP: u32 = 0x176;
@@ -90,7 +85,7 @@ pub(super) fn plan(
         None => End::TrapFlag,
     };
     let end = match end {
-        End::TrapFlag if state.rflags & TF != 0 => End::OwnTrap,
+        End::TrapFlag if state.rflags & RFLAGS_TF != 0 => End::OwnTrap,
         end => end,
     };
     let accesses = code.as_ref().map(|code| code.accesses(state)).unwrap_or_default();
@@ -148,11 +143,11 @@ fn end_of(
         Mnemonic::Sysenter => breakpoint(msr(SYSENTER_EIP)?),
         Mnemonic::Sysexit | Mnemonic::Sysexitq => breakpoint(state.registers.0[2]),
         // A TF that they set is the guest's.
-        Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq if stack(0) & TF != 0 => {
+        Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq if stack(0) & RFLAGS_TF != 0 => {
             breakpoint(next)
         }
-        Mnemonic::Iretq if stack(16) & TF != 0 => End::OwnTrap,
-        Mnemonic::Iretd if stack(8) & TF != 0 => End::OwnTrap,
+        Mnemonic::Iretq if stack(16) & RFLAGS_TF != 0 => End::OwnTrap,
+        Mnemonic::Iretd if stack(8) & RFLAGS_TF != 0 => End::OwnTrap,
         _ => End::TrapFlag,
     })
 }
@@ -177,7 +172,7 @@ fn own_breakpoints(
         let bytes = [1, 2, 8, 4][(control >> (18 + 4 * number) & 3) as usize];
         let start = address & !(bytes - 1);
         let hit = match control >> (16 + 4 * number) & 3 {
-            0 => address == state.rip && state.rflags & RF == 0,
+            0 => address == state.rip && state.rflags & RFLAGS_RF == 0,
             2 => code.is_none_or(|code| {
                 code.instruction().cpuid_features().is_empty()
                     || matches!(
@@ -374,7 +369,7 @@ fn vectors(state: &State, code: Option<&GuestInstruction>) -> (ArrayVec<u8, 8>, 
     } else if instruction.is_stack_instruction() || instruction.memory_segment() == Register::SS {
         likely.push(SS);
     }
-    if state.cpl == 3 && state.cr0 & CR0_AM != 0 && state.rflags & AC != 0 {
+    if state.cpl == 3 && state.cr0 & CR0_AM != 0 && state.rflags & RFLAGS_AC != 0 {
         certain.push(AC_FAULT);
     }
     if !integer {

@@ -1,6 +1,7 @@
 //! Interrupts and exceptions whose frame goes to a page that traps: delivered here.
 
 use kvm_bindings::kvm_vcpu_events;
+use subpage_emulate::bits::EFER_LMA;
 use subpage_emulate::{EventKind, VectoringEvent, deliver as plan};
 use subpage_trap::{Delivered, Frame, Wanted};
 
@@ -11,7 +12,6 @@ use super::{Context, Next};
 use crate::ending::Ending;
 use crate::vcpu::{Interrupted, Processor, ProcessorError};
 
-const EFER_LMA: u64 = 1 << 10;
 const NMI: u8 = 2;
 const BREAKPOINT: u8 = 3;
 const OVERFLOW: u8 = 4;

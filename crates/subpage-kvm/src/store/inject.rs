@@ -1,6 +1,7 @@
 //! Exceptions for the guest.
 
 use subpage_emulate::Exception;
+use subpage_emulate::bits::RFLAGS_TF;
 
 use super::Next;
 use crate::ending::Failure;
@@ -30,10 +31,9 @@ pub(crate) fn end_instruction(
     before: &Interrupted,
     shadow: bool,
 ) -> Result<(), ProcessorError> {
-    const TF: u64 = 1 << 8;
     const SINGLE_STEP: u64 = 1 << 14;
     const DEBUG: u8 = 1;
-    let stepping = before.state.rflags & TF != 0;
+    let stepping = before.state.rflags & RFLAGS_TF != 0;
     if !shadow && !stepping {
         return Ok(());
     }

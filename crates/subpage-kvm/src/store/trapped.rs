@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use subpage::address::{ByteRange, PAGE_BYTES};
+use subpage_emulate::bits::RFLAGS_TF;
 use subpage_emulate::guest::State;
 use subpage_emulate::{Access, Exception, Fault, GuestInstruction, Store, XsaveArea, translate};
 use subpage_trap::{Outcome, Record, Trapped, Wanted, software_interrupt, store as carry_out};
@@ -21,9 +22,6 @@ use crate::vcpu::{Interrupted, Processor, ProcessorError};
 /// Elements of a repeated string instruction that are carried out before the processor is let go:
 /// each one that traps costs an exit otherwise.
 const ELEMENTS: u32 = 256;
-
-/// RFLAGS.TF.
-const TRAP_FLAG: u64 = 1 << 8;
 
 /// #UD.
 const INVALID_OPCODE: Exception = Exception::INVALID_OPCODE;
@@ -211,7 +209,7 @@ fn instruction(
         match result {
             Ok(Outcome::Done) => break,
             // The single-step trap comes after each element.
-            Ok(Outcome::Repeats) if at.state.rflags & TRAP_FLAG != 0 => break,
+            Ok(Outcome::Repeats) if at.state.rflags & RFLAGS_TF != 0 => break,
             Ok(Outcome::Repeats) => {}
             Ok(Outcome::Refused(exception)) => return Err(Obstacle::Exception(exception)),
             Ok(Outcome::Stopped(event)) => {

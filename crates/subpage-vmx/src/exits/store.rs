@@ -3,6 +3,7 @@
 use subpage::address::{ByteRange, PAGE_BYTES};
 use subpage::domain::{Answer, Denial, EptViolation, WriteParts};
 use subpage::exit::DeliveryFixup;
+use subpage_emulate::bits::RFLAGS_TF;
 use subpage_emulate::guest::State;
 use subpage_emulate::{Access, Decoded, Fault, GuestInstruction, Refusal, Store};
 use subpage_trap::{
@@ -150,10 +151,9 @@ impl Vcpu {
     /// What goes with the end of an emulated instruction.
     fn end_emulated(&mut self, state: &State) {
         use crate::vmx::field::GuestField as G;
-        const TF: u64 = 1 << 8;
         const SINGLE_STEP: u64 = 1 << 14;
         self.finish_instruction();
-        if state.rflags & TF != 0 {
+        if state.rflags & RFLAGS_TF != 0 {
             self.vmcs.set_guest(G::PENDING_DEBUG, SINGLE_STEP);
         }
     }

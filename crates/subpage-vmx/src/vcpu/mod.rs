@@ -14,6 +14,7 @@ use crate::memory::window::Window;
 use crate::vmx::CurrentVmcs;
 use crate::vmx::field::{ExitField, GuestField as G};
 use context::{Context, fx_after_reset};
+use subpage_emulate::bits::EFER_LMA;
 use subpage_emulate::guest::{GeneralRegisters, Register, Segment, Segments, State, Vendor};
 use subpage_emulate::{DecodeCache, PagingFeatures, SystemTables, TableRegister, Trampoline};
 
@@ -137,11 +138,10 @@ impl Vcpu {
     /// of 64-bit code go by: of segments, what code it is and the bases of FS and GS. `None` if the code
     /// is not of 64 bits.
     pub fn plain_state(&self) -> Option<State> {
-        const LMA: u64 = 1 << 10;
         const LONG: u64 = 1 << 13;
         let efer = self.vmcs.guest(G::EFER);
         let access = self.vmcs.guest(G::CS_ACCESS);
-        if efer & LMA == 0 || access & LONG == 0 {
+        if efer & EFER_LMA == 0 || access & LONG == 0 {
             return None;
         }
         let mut state = State {

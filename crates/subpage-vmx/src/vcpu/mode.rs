@@ -12,10 +12,10 @@ use crate::processor::control::{
 };
 use crate::vmx::controls::ENTRY_IA32E;
 use crate::vmx::field::{ControlField, GuestField as G};
+use subpage_emulate::bits::EFER_LMA;
 use subpage_emulate::guest::PhysicalMemory;
 
 const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
 
 /// Bits of CR0 that are defined (SDM Vol. 3A, "Control Registers").
 const CR0_DEFINED: u64 = 0xE005_003F;
