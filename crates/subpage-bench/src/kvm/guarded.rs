@@ -92,7 +92,7 @@ impl Guarded {
 
     /// Writes that trapped so far.
     pub(crate) fn trapped(&self) -> u64 {
-        self.vm.ledger().writes()
+        self.vm.trap_counts().writes()
     }
 }
 

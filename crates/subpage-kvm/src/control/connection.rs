@@ -18,7 +18,7 @@ use super::connections::{Activity, Place};
 use super::lines::{Line, Lines};
 use super::protocol::{Answer, Refusal, Reply, Request};
 use super::server::{GRACE, RequestHandler};
-use crate::event::{Delivery, Subscription};
+use crate::event::{Received, Subscription};
 
 /// A client that was let in.
 pub(super) struct Connection<'a> {
@@ -126,11 +126,11 @@ fn send_events(stream: &UnixStream, subscription: &Subscription) -> io::Result<(
     send_line(stream, &Answer::done(Reply::Done {}))?;
     loop {
         match subscription.next(None) {
-            Some(Delivery::Event(record)) => send_line(stream, &record.line())?,
-            Some(Delivery::Dropped(events)) => {
+            Some(Received::Event(record)) => send_line(stream, &record.line())?,
+            Some(Received::Dropped(events)) => {
                 send_line(stream, &Note::new("dropped", Some(events)))?;
             }
-            Some(Delivery::Closed) | None => {
+            Some(Received::Closed) | None => {
                 return send_line(stream, &Note::new("end", None));
             }
         }

@@ -14,7 +14,7 @@ use subpage_trap::Record;
 
 /// What a subscriber gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Delivery {
+pub enum Received {
     /// The next event.
     Event(Arc<Record>),
     /// So many events are missing here, because the subscriber did not keep up. At least 1.
@@ -118,7 +118,7 @@ impl Broadcast {
         Subscription { shared: Arc::clone(&self.shared), queue }
     }
 
-    /// No event comes any more: each subscriber gets what waits for it, then [`Delivery::Closed`].
+    /// No event comes any more: each subscriber gets what waits for it, then [`Received::Closed`].
     pub fn close(&self) {
         let mut subscribers = lock(&self.shared.subscribers);
         subscribers.closed = true;
@@ -163,24 +163,24 @@ impl Queue {
 }
 
 impl State {
-    fn take(&mut self) -> Option<Delivery> {
+    fn take(&mut self) -> Option<Received> {
         let missed = match self.waiting.front_mut() {
             Some(first) => &mut first.missed,
             None => &mut self.missed,
         };
         match std::mem::take(missed) {
             0 => match self.waiting.pop_front() {
-                Some(first) => Some(Delivery::Event(first.event)),
-                None => self.closed.then_some(Delivery::Closed),
+                Some(first) => Some(Received::Event(first.event)),
+                None => self.closed.then_some(Received::Closed),
             },
-            lost => Some(Delivery::Dropped(lost)),
+            lost => Some(Received::Dropped(lost)),
         }
     }
 }
 
 impl Subscription {
     /// What comes next, after at most `timeout` (none: however long it takes). None if nothing came.
-    pub fn next(&self, timeout: Option<Duration>) -> Option<Delivery> {
+    pub fn next(&self, timeout: Option<Duration>) -> Option<Received> {
         // A time that cannot be expressed is for ever.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = lock(&self.queue.state);
@@ -203,7 +203,7 @@ impl Subscription {
     }
 
     /// Ends the subscription: what waits is forgotten, and every [`next`](Self::next), also one in
-    /// another thread that waits just now, gives [`Delivery::Closed`].
+    /// another thread that waits just now, gives [`Received::Closed`].
     pub fn end(&self) {
         let mut subscribers = lock(&self.shared.subscribers);
         subscribers.queues.retain(|queue| !Arc::ptr_eq(queue, &self.queue));
@@ -235,7 +235,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::tests::record;
-    use super::{Broadcast, Delivery, Subscription};
+    use super::{Broadcast, Received, Subscription};
 
     const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
 
@@ -250,9 +250,9 @@ mod tests {
         let mut all = Vec::new();
         loop {
             match subscription.next(AT_ONCE) {
-                Some(Delivery::Event(event)) => all.push(i64::try_from(event.seq).expect("small")),
-                Some(Delivery::Dropped(lost)) => all.push(-i64::try_from(lost).expect("small")),
-                Some(Delivery::Closed) | None => return all,
+                Some(Received::Event(event)) => all.push(i64::try_from(event.seq).expect("small")),
+                Some(Received::Dropped(lost)) => all.push(-i64::try_from(lost).expect("small")),
+                Some(Received::Closed) | None => return all,
             }
         }
     }
@@ -278,7 +278,7 @@ mod tests {
         let slow = broadcast.subscribe(2);
         let quick = broadcast.subscribe(100);
         publish(&broadcast, 1..=5);
-        assert!(matches!(slow.next(AT_ONCE), Some(Delivery::Event(event)) if event.seq == 1));
+        assert!(matches!(slow.next(AT_ONCE), Some(Received::Event(event)) if event.seq == 1));
         publish(&broadcast, [6, 7]);
         assert_eq!(waiting(&slow), [2, -3, 6, -1]);
         publish(&broadcast, [8]);
@@ -307,9 +307,9 @@ mod tests {
         broadcast.close();
         publish(&broadcast, [3]);
         assert_eq!(waiting(&subscription), [1, -1]);
-        assert_eq!(subscription.next(None), Some(Delivery::Closed));
-        assert_eq!(subscription.next(None), Some(Delivery::Closed));
-        assert_eq!(broadcast.subscribe(1).next(None), Some(Delivery::Closed));
+        assert_eq!(subscription.next(None), Some(Received::Closed));
+        assert_eq!(subscription.next(None), Some(Received::Closed));
+        assert_eq!(broadcast.subscribe(1).next(None), Some(Received::Closed));
         assert_eq!(broadcast.subscribers(), 0);
     }
 
@@ -319,9 +319,9 @@ mod tests {
         let subscription = broadcast.subscribe(1);
         publish(&broadcast, [1, 2]);
         subscription.end();
-        assert_eq!(subscription.next(None), Some(Delivery::Closed));
+        assert_eq!(subscription.next(None), Some(Received::Closed));
         publish(&broadcast, [3]);
-        assert_eq!(subscription.next(None), Some(Delivery::Closed));
+        assert_eq!(subscription.next(None), Some(Received::Closed));
         assert_eq!(broadcast.subscribers(), 0);
     }
 
@@ -338,19 +338,19 @@ mod tests {
             subscription_is_empty(&subscription);
             broadcast.close();
             let (first, second) = waiter.join().expect("the waiter does not panic");
-            assert!(matches!(first, Some(Delivery::Event(event)) if event.seq == 1));
-            assert_eq!(second, Some(Delivery::Closed));
+            assert!(matches!(first, Some(Received::Event(event)) if event.seq == 1));
+            assert_eq!(second, Some(Received::Closed));
         });
         let other = Broadcast::new();
         let ended = other.subscribe(1);
         thread::scope(|scope| {
             let waiter = scope.spawn(|| ended.next(None));
             ended.end();
-            assert_eq!(waiter.join().expect("no panic"), Some(Delivery::Closed));
+            assert_eq!(waiter.join().expect("no panic"), Some(Received::Closed));
         });
         let ended = other.subscribe(1);
         drop(other);
-        assert_eq!(ended.next(None), Some(Delivery::Closed));
+        assert_eq!(ended.next(None), Some(Received::Closed));
     }
 
     fn subscription_is_empty(subscription: &Subscription) {
@@ -372,9 +372,9 @@ mod tests {
                 let (mut seen, mut lost) = (0_u64, 0_u64);
                 loop {
                     match reader.next(None) {
-                        Some(Delivery::Event(_)) => seen += 1,
-                        Some(Delivery::Dropped(some)) => lost += some,
-                        Some(Delivery::Closed) | None => return (seen, lost),
+                        Some(Received::Event(_)) => seen += 1,
+                        Some(Received::Dropped(some)) => lost += some,
+                        Some(Received::Closed) | None => return (seen, lost),
                     }
                 }
             });

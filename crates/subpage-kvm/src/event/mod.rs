@@ -6,7 +6,7 @@ mod broadcast;
 mod functions;
 mod recorder;
 
-pub use broadcast::{Broadcast, Delivery, Subscription};
+pub use broadcast::{Broadcast, Received, Subscription};
 pub use functions::Functions;
 pub(crate) use recorder::Recorder;
 

@@ -58,7 +58,7 @@ impl Recorder {
             .zip(event.origin.rip)
             .and_then(|(functions, rip)| functions.find(rip, &event.instruction));
         let record = Record { seq: 0, write: 0, rule_name, function, text, event };
-        let record = guard.ledger.record(record);
+        let record = guard.trap_counts.record(record);
         let name = record.rule_name.as_deref();
         match record.event.verdict {
             Verdict::Denied | Verdict::Stopped => self.metrics.denied(name),

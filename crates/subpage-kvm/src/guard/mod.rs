@@ -1,8 +1,8 @@
 //! The rules in force and what makes them so: one lock around both.
 
-mod ledger;
+mod trap_counts;
 
-pub use ledger::{Ledger, RuleCounts};
+pub use trap_counts::{RuleCounts, TrapCounts};
 
 use std::collections::BTreeSet;
 
@@ -59,7 +59,7 @@ pub struct Guard {
     domain: Domain<HeapFrames>,
     traps: Traps,
     /// What has happened.
-    pub ledger: Ledger,
+    pub trap_counts: TrapCounts,
     /// Some page may trap although it need not.
     may_overtrap: bool,
     /// Such pages, if they cannot be opened while the guest runs, that were written.
@@ -108,7 +108,7 @@ impl Guard {
         Ok(Self {
             domain,
             traps,
-            ledger: Ledger::default(),
+            trap_counts: TrapCounts::default(),
             may_overtrap: false,
             idle: PageSet::new(),
             idle_writes: 0,
@@ -296,8 +296,8 @@ impl Guard {
     }
 
     /// Counts a write that trapped.
-    pub(crate) fn ledger_count(&mut self, write: &WriteParts) {
-        self.ledger.count(&self.domain, write);
+    pub(crate) fn count_trapped(&mut self, write: &WriteParts) {
+        self.trap_counts.count(&self.domain, write);
     }
 
     /// A permitted write has happened: opens its pages if nothing in them is restricted any more, as

@@ -144,7 +144,7 @@ fn store(
         if !decided.permits() && alone.permits() {
             continue;
         }
-        guard.ledger_count(&parts);
+        guard.count_trapped(&parts);
         machine.metrics.checks(1);
         let decision = guard.domain_mut().authorize_write(SPACE, *range).map_err(|_| NO_MEMORY)?;
         if decision.permits() {

@@ -103,7 +103,7 @@ impl trap::Backend for Backend<'_> {
     }
 
     fn checked(&mut self, write: &WriteParts) {
-        self.guard.ledger_count(write);
+        self.guard.count_trapped(write);
         self.context.metrics.checks(1);
     }
 

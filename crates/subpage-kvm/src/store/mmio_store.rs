@@ -146,7 +146,7 @@ pub(crate) fn mmio_store(
         return Ok(Next::Enter);
     }
     let mut guard = context.guard();
-    guard.ledger_count(&parts);
+    guard.count_trapped(&parts);
     context.metrics.checks(1);
     let decision = guard
         .domain_mut()
@@ -212,7 +212,7 @@ fn at_once(
     // Without memory for its records, the engine says so once more on the long way.
     considered.commit_part(piece).ok()?;
     guard.store_begins(vcpu);
-    guard.ledger_count(parts);
+    guard.count_trapped(parts);
     context.metrics.checks(1);
     for (gpa, bytes) in &reported.pieces {
         store(context, *gpa, bytes);

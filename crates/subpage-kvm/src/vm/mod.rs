@@ -31,7 +31,7 @@ use crate::boot;
 use crate::devices::Ports;
 use crate::ending::{EndingCell, Failure};
 use crate::event::{Functions, Recorder, Subscription};
-use crate::guard::{Guard, Ledger};
+use crate::guard::{Guard, TrapCounts};
 use crate::memory::Ram;
 use crate::metrics::{Clock, Metrics};
 use crate::snapshot::Features;
@@ -218,8 +218,8 @@ impl Vm {
     }
 
     /// Counts of what trapped so far.
-    pub fn ledger(&self) -> Ledger {
-        self.machine.guard().ledger.clone()
+    pub fn trap_counts(&self) -> TrapCounts {
+        self.machine.guard().trap_counts.clone()
     }
 
     /// The guest's memory.

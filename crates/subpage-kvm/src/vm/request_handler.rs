@@ -105,7 +105,7 @@ fn show(machine: &Machine) -> Shown {
         .rules()
         .iter()
         .map(|active| {
-            let counts = guard.ledger.rule(active.id.0);
+            let counts = guard.trap_counts.rule(active.id.0);
             let rule = &active.rule;
             ShownRule {
                 rule: active.id.0,
@@ -145,7 +145,7 @@ fn show(machine: &Machine) -> Shown {
         rules,
         trackings,
         trapped_pages: guard.traps().trapped().pages(),
-        writes: guard.ledger.writes(),
+        writes: guard.trap_counts.writes(),
     }
 }
 

@@ -11,7 +11,7 @@ use subpage::address::{ByteRange, Gfn, Gpa};
 use subpage::rules::{Action, Owner, Rule, RuleName};
 use subpage_emulate::guest::PhysicalMemory as _;
 use subpage_kvm::boot::Request;
-use subpage_kvm::event::{Delivery, Subscription};
+use subpage_kvm::event::{Received, Subscription};
 use subpage_kvm::vm::{Configuration, Ending, TrapChoice, Vm, nowhere};
 use subpage_trap::Record;
 
@@ -121,9 +121,9 @@ impl Guest {
         let mut events = Vec::new();
         while let Some(delivery) = self.events.next(Some(Duration::ZERO)) {
             match delivery {
-                Delivery::Event(event) => events.push(event),
-                Delivery::Dropped(lost) => panic!("{lost} events lost"),
-                Delivery::Closed => break,
+                Received::Event(event) => events.push(event),
+                Received::Dropped(lost) => panic!("{lost} events lost"),
+                Received::Closed => break,
             }
         }
         events

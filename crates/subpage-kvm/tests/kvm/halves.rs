@@ -37,7 +37,7 @@ fn nothing_happens(offset: u64, denied: u64) {
                 "{context}"
             );
             assert_eq!(event.bytes, bytes, "{context}");
-            assert_eq!(guest.vm.ledger().writes(), 1, "one store, {context}");
+            assert_eq!(guest.vm.trap_counts().writes(), 1, "one store, {context}");
         }
     }
 }

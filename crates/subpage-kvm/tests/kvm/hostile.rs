@@ -129,7 +129,7 @@ fn run(configuration: &Configuration, level: Level, seed: u64, likely: bool) -> 
     for range in guarded {
         assert!(after[range.clone()] == memory[range], "guarded bytes have changed: {context}");
     }
-    guest.vm.ledger().writes() > 0
+    guest.vm.trap_counts().writes() > 0
 }
 
 fn all(likely: bool) -> u64 {
@@ -299,7 +299,7 @@ fn left_by(
         guest.vm.stop();
         guest.end()
     });
-    let writes = guest.vm.ledger().writes();
+    let writes = guest.vm.trap_counts().writes();
     if ending != (Ending::Exited { code: 0 }) {
         return (None, ending, writes);
     }

@@ -51,18 +51,18 @@ fn tightening_and_loosening(trap: TrapChoice, levels: &[Level]) {
             assert_eq!(guest.word(WORD), last, "written after it was denied: {context}");
         }
         assert_eq!(guest.vm.trapped_pages(), 1, "{context}");
-        let denied = guest.vm.ledger().writes();
-        until("it goes on and is denied", || guest.vm.ledger().writes() > denied + 3);
+        let denied = guest.vm.trap_counts().writes();
+        until("it goes on and is denied", || guest.vm.trap_counts().writes() > denied + 3);
         assert_eq!(guest.word(WORD), last, "{context}");
         guest.map(PAGE, u32::MAX);
         assert_eq!(guest.vm.trapped_pages(), 0, "{context}");
         // A write that had trapped before may still be let through, and its processor may have to wait
         // for one of the host's meanwhile: some later none is left.
         until("it runs without traps", || {
-            let trapped = guest.vm.ledger().writes();
+            let trapped = guest.vm.trap_counts().writes();
             let counted = guest.word(WORD);
             until(&context, || guest.word(WORD) > counted + 1000);
-            guest.vm.ledger().writes() == trapped
+            guest.vm.trap_counts().writes() == trapped
         });
     }
 }

@@ -70,12 +70,12 @@ fn rules_hold_by_both(configuration: &Configuration, level: Level) {
         assert_eq!(denied(&stepper, 0x1100, &mut value), names(0x1100), "{context}");
         assert_eq!(denied(&stepper, 0x1108, &mut value), NONE, "its neighbours, {context}");
         assert_eq!(denied(&stepper, 0x10fc, &mut value), names(0x10fc), "its start, {context}");
-        let counts = guest.vm.ledger().rule(number);
+        let counts = guest.vm.trap_counts().rule(number);
         assert_eq!((counts.checked, counts.denied), (6, 4), "{context}");
         guest.vm.remove_rule(RuleId(number), Owner::HOST).unwrap();
-        let trapped = guest.vm.ledger().writes();
+        let trapped = guest.vm.trap_counts().writes();
         assert_eq!(denied(&stepper, 0x1100, &mut value), NONE, "after its rule, {context}");
-        assert_eq!(guest.vm.ledger().writes(), trapped, "no page traps, {context}");
+        assert_eq!(guest.vm.trap_counts().writes(), trapped, "no page traps, {context}");
     }
     // The guard of memory that a store by the other name enters from the page before.
     guest.guard(PAGE + 0x1000, 4, Action::Deny);

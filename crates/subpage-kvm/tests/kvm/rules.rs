@@ -47,7 +47,7 @@ fn logged_writes_take_effect_and_are_told() {
         assert_eq!(*ending, EXITED);
         check(guest, &[(1, Verdict::Logged, "log"), (3, Verdict::Logged, "log")]);
         assert_eq!([guest.word(PAGE), guest.word(PAGE + 8)], [3, 2]);
-        let counts = guest.vm.ledger().rule(1);
+        let counts = guest.vm.trap_counts().rule(1);
         assert_eq!((counts.checked, counts.logged, counts.denied), (3, 2, 0));
     });
 }
@@ -89,9 +89,9 @@ fn neighbours_of_a_fine_rule_are_let_through_and_counted() {
         check(guest, &[(2, Verdict::Denied, "fine"), (3, Verdict::Denied, "fine")]);
         assert_eq!([PAGE + 0x208, PAGE + 0x214, PAGE + 0x200].map(|at| guest.word(at)), [1, 4, 5]);
         assert_eq!(guest.read(PAGE + 0x210), [0; 4]);
-        let ledger = guest.vm.ledger();
-        assert_eq!((ledger.writes(), ledger.guarded()), (7, 5));
-        assert_eq!((ledger.rule(1).checked, ledger.rule(1).denied), (5, 2));
+        let trap_counts = guest.vm.trap_counts();
+        assert_eq!((trap_counts.writes(), trap_counts.guarded()), (7, 5));
+        assert_eq!((trap_counts.rule(1).checked, trap_counts.rule(1).denied), (5, 2));
     });
 }
 

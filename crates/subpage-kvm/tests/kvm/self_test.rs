@@ -45,11 +45,11 @@ fn thirty_two_denials_and_none_when_all_is_permitted() {
             let places: Vec<_> = events.iter().map(|it| it.event.gpa.as_u64()).collect();
             assert_eq!(places, (0..32).map(|sub| PAGE + sub * 128).collect::<Vec<_>>());
             assert!(guest.read(PAGE) == [0; 4096]);
-            let trapped = guest.vm.ledger().writes();
+            let trapped = guest.vm.trap_counts().writes();
             guest.vm.set_access(gfn(PAGE), &[AccessMap::ALL]).unwrap();
             run();
             assert!(guest.events().is_empty());
-            assert_eq!(guest.vm.ledger().writes(), trapped, "no exit either");
+            assert_eq!(guest.vm.trap_counts().writes(), trapped, "no exit either");
             assert!((0..32).all(|sub| guest.read(PAGE + sub * 128) == [1, 1, 1, 1]));
         }
     }

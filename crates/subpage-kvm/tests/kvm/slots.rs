@@ -90,6 +90,6 @@ fn a_thousand_rules_on_separate_pages_hold() {
         assert_eq!(denied.map(|at| guest.word(at)), [0; 4]);
         assert_eq!(between.map(|at| guest.word(at)), [7, 8]);
         assert_eq!(guest.events().len(), denied.len());
-        assert_eq!(guest.vm.ledger().writes(), 4, "pages without rules do not trap");
+        assert_eq!(guest.vm.trap_counts().writes(), 4, "pages without rules do not trap");
     }
 }

@@ -58,9 +58,9 @@ fn tells_each_once(configuration: &Configuration, level: Level) {
     guest.vm.untrack(track).unwrap();
     assert_eq!(guest.vm.trapped_pages(), 1, "the rule's page is left");
     assert!(guest.vm.harvest(track).is_err(), "it is not tracked any more");
-    let trapped = guest.vm.ledger().writes();
+    let trapped = guest.vm.trap_counts().writes();
     store(&stepper, &[PAGE, PAGE + 0x2000]);
-    assert_eq!(guest.vm.ledger().writes(), trapped, "untracked pages do not trap");
+    assert_eq!(guest.vm.trap_counts().writes(), trapped, "untracked pages do not trap");
 }
 
 #[test]

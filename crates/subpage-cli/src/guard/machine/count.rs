@@ -4,7 +4,7 @@ use subpage::access::SUB_PAGE_BYTES;
 use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
 use subpage::rules::Action;
 use subpage_kvm::control::protocol::NewRule;
-use subpage_kvm::guard::{Ledger, RuleCounts};
+use subpage_kvm::guard::{RuleCounts, TrapCounts};
 
 use super::super::intervals::Intervals;
 use super::ending::RunEnd;
@@ -118,7 +118,7 @@ impl Count {
     /// What the run amounts to; guest, policy, backend and duration are left empty.
     pub(super) fn into_summary(
         self,
-        ledger: &Ledger,
+        trap_counts: &TrapCounts,
         added: &[(u64, NewRule)],
         end: RunEnd,
     ) -> Summary {
@@ -126,17 +126,19 @@ impl Count {
             self;
         rules.extend(added.iter().map(|(id, rule)| Known::of_machine(*id, rule)));
         let ranges: Vec<_> = rules.iter().map(|rule| rule.range).collect();
-        let rules =
-            rules.into_iter().map(|rule| counted(rule.summary, ledger.rule(rule.id))).collect();
+        let rules = rules
+            .into_iter()
+            .map(|rule| counted(rule.summary, trap_counts.rule(rule.id)))
+            .collect();
         Summary {
             guest: String::new(),
             policy: String::new(),
             backend: String::new(),
-            writes: ledger.writes(),
-            bytes: ledger.bytes(),
+            writes: trap_counts.writes(),
+            bytes: trap_counts.bytes(),
             rules,
-            exits_page: ledger.writes(),
-            exits_sub_page: ledger.guarded(),
+            exits_page: trap_counts.writes(),
+            exits_sub_page: trap_counts.guarded(),
             pages_protected: widened(&ranges, PAGE_BYTES),
             sub_pages_protected: widened(&ranges, SUB_PAGE_BYTES),
             stopped_at: end.stopped_at,

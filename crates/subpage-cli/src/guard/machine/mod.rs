@@ -192,7 +192,7 @@ fn go(
     let elapsed = began.elapsed();
     // Whoever asked for the end over the socket gets the answer before it goes.
     drop((server, metrics));
-    let mut summary = count.into_summary(&vm.ledger(), &request_log.added(), ending);
+    let mut summary = count.into_summary(&vm.trap_counts(), &request_log.added(), ending);
     summary.guest = start.guest;
     summary.policy = start.policy;
     summary.backend = start.backend;

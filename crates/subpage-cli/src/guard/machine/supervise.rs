@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use subpage_kvm::event::{Delivery, Subscription};
+use subpage_kvm::event::{Received, Subscription};
 use subpage_kvm::metrics::Metrics;
 use subpage_kvm::vm::Vm;
 use subpage_trap::Record;
@@ -185,9 +185,9 @@ pub(super) fn supervise(
     loop {
         if teller.has_room(grace) {
             match subscription.next(Some(TICK)) {
-                Some(Delivery::Event(event)) => teller.event(&event)?,
-                Some(Delivery::Dropped(dropped)) => teller.missed(dropped),
-                Some(Delivery::Closed) => break,
+                Some(Received::Event(event)) => teller.event(&event)?,
+                Some(Received::Dropped(dropped)) => teller.missed(dropped),
+                Some(Received::Closed) => break,
                 // A prompt has no end of line that would show it.
                 None => teller.screen.flush(),
             }

@@ -25,7 +25,7 @@ pub struct RuleCounts {
 
 /// Counts since the guest was made.
 #[derive(Debug, Clone, Default)]
-pub struct Ledger {
+pub struct TrapCounts {
     writes: u64,
     bytes: u64,
     guarded: u64,
@@ -33,7 +33,7 @@ pub struct Ledger {
     rules: BTreeMap<u64, RuleCounts>,
 }
 
-impl Ledger {
+impl TrapCounts {
     /// Writes that trapped.
     pub const fn writes(&self) -> u64 {
         self.writes
