@@ -4,11 +4,9 @@
 
 mod broadcast;
 mod functions;
-mod recorder;
 
 pub use broadcast::{Broadcast, Received, Subscription};
 pub use functions::Functions;
-pub(crate) use recorder::Recorder;
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use subpage_emulate::PagingFeatures;
 
-use crate::event::Recorder;
+use super::Recorder;
 use crate::guard::Guard;
 use crate::memory::Ram;
 use crate::metrics::Metrics;

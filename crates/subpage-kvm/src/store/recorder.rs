@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use iced_x86::{Decoder, DecoderOptions, Formatter as _, IntelFormatter};
 use subpage_trap::{Event, Record, Verdict, When};
 
-use super::{Broadcast, Functions};
+use crate::event::{Broadcast, Functions};
 use crate::guard::Guard;
 use crate::metrics::Metrics;
 
