@@ -152,3 +152,34 @@ fn a_running_guest_is_asked_and_changed() {
     assert_eq!(rule["logged"], 1);
     assert_eq!(running.child.wait().expect("ends").code(), Some(3));
 }
+
+/// Functions are named where the guest's code is that of the file, and left out where it is not.
+#[test]
+fn events_name_the_function_that_wrote() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&[]);
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/kernel/guest.elf");
+    let image = fs::read(example).expect("the example");
+    fs::write(place.path("guest"), &image).expect("guest");
+    let policy = "version = 1\n[[rule]]\nname = \"path\"\nregion = \"modprobe_path\"\n";
+    fs::write(place.path("policy.toml"), policy).expect("policy");
+    // Another build: the instruction of the second denied write, at file offset 0x194, differs.
+    let mut other = image;
+    other[0x194] ^= 1;
+    fs::write(place.path("other"), other).expect("symbols");
+    let setrlimit = |offset: u64| (Value::from("setrlimit"), Value::from(offset));
+    for (symbols, second) in [("guest", setrlimit(0x24)), ("other", (Value::Null, Value::Null))] {
+        let arguments = ["guard", "--json", "-p", "policy.toml", "--symbols", symbols, "guest"];
+        let output = place.program(&arguments).output().expect("the program starts");
+        assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).expect("text");
+        let lines = text.lines().map(|line| serde_json::from_str(line).expect("JSON"));
+        let denied: Vec<_> = lines
+            .filter(|value: &Value| value["type"] == "denied")
+            .map(|value| (value["pc_symbol"].clone(), value["pc_offset"].clone()))
+            .collect();
+        assert_eq!(denied, [setrlimit(0x12), second], "{symbols}");
+    }
+}
