@@ -150,7 +150,7 @@ fn slots(facts: &KvmFacts) -> MachineFinding {
     }
 }
 
-fn view<P: Programs>(machine: &Machine<P>, facts: &KvmFacts) -> MachineFinding {
+fn view<P: Programs>(machine: &Host<P>, facts: &KvmFacts) -> MachineFinding {
     let (key, name) = VIEW;
     match &facts.by_view {
         Ok(()) => {
@@ -162,7 +162,7 @@ fn view<P: Programs>(machine: &Machine<P>, facts: &KvmFacts) -> MachineFinding {
 }
 
 /// What page tables of a guest cost that lie in guarded pages, where the settings of KVM's module tell.
-fn page_tables<P: Programs>(machine: &Machine<P>) -> Option<&'static str> {
+fn page_tables<P: Programs>(machine: &Host<P>) -> Option<&'static str> {
     let is_on = |path| {
         let text = machine.text(path).ok()?;
         Some(matches!(text.trim(), "Y" | "1"))

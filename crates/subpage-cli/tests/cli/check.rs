@@ -196,7 +196,7 @@ fn slow_page_tables_are_told() {
             Some(told) => assert!(reason.contains(told), "{files:?}: {reason}"),
             None => assert_eq!(reason, "a guest was guarded by it", "{files:?}"),
         }
-        assert_eq!(guests(&findings).verdict, Verdict::Yes);
+        assert_eq!(guests(&findings).verdict, Support::Yes);
     }
 }
 
