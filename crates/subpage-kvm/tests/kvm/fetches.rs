@@ -3,6 +3,7 @@
 use iced_x86::code_asm::{byte_ptr, eax, ecx, qword_ptr, rax, rbx, rdi, rsp};
 use kvm_bindings::kvm_dtable;
 use subpage::rules::Action;
+use subpage_kvm::probe::is_native;
 use subpage_kvm::vm::{Configuration, TrapChoice};
 
 use crate::guest::{CODE, Guest, PAGE, assemble, exit, kvm, small};
@@ -79,5 +80,6 @@ fn a_code_page_may_go_while_its_store_traps() {
     guest.guard(PAGE + 0x80, 8, Action::Deny);
     guest.run_well();
     assert_eq!(guest.word(PAGE), u64::from(ROUNDS), "each round exactly once");
-    assert_ne!(guest.word(FAULTS), 0, "the page was missing at times");
+    // A processor that fetches itself may keep the translation all the time.
+    assert!(is_native() || guest.word(FAULTS) != 0, "the page was missing at times");
 }
