@@ -342,7 +342,8 @@ fn a_guarded_machine_is_the_unguarded_one() {
     println!("{compared} machines compared, {trapped} with trapped stores");
     assert_eq!(different, [""; 0], "a rule that no store touches changes nothing");
     assert_eq!(refused, [""; 0], "guests that end without a rule end with one");
-    assert!(trapped > share(GUESTS), "most of these guests store to the page");
+    // Where programs may not use the port, none of them ends, and a part is left.
+    assert!(compared >= 5 && trapped > compared / 2, "most of these guests store to the page");
 }
 
 /// The comparison sees one bit, in each part of a machine, and a rule that denies stores.
