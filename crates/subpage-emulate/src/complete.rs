@@ -5,6 +5,7 @@ use super::extended::Addresses;
 use super::extent::Extent;
 use super::form::Form;
 use super::implied::{Surroundings, next_rip};
+use super::moved::pass;
 use super::store::{count, repeats};
 use super::trampoline::{Guest, SIMD_EXCEPTION};
 use super::{
@@ -100,6 +101,11 @@ impl<M: PhysicalMemory> Executor<'_, M> {
         assert_eq!(window.length(), store.length(), "a window is as long as its store");
         let instruction = store.instruction();
         let next = next_rip(instruction, state);
+        if let Some(moved) = store.moved(state) {
+            window.store_number(moved.number());
+            pass(next, state);
+            return Ok(Progress::Done);
+        }
         let mut jumps = false;
         let mut more = false;
         if store.extent() != Extent::Whole || matches!(store.form(), Form::SaveFirst(_)) {

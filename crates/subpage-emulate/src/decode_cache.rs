@@ -6,7 +6,10 @@
 
 use alloc::boxed::Box;
 
+use subpage::address::PAGE_BYTES;
+
 use super::linear::read_linear;
+use super::paging::translate_marked;
 use super::store::Refusal;
 use super::store_template::StoreTemplate;
 use super::{Access, Fault, GuestInstruction, MAX_INSTRUCTION_BYTES, PagingFeatures, Store};
@@ -22,6 +25,9 @@ pub struct Decoded {
     /// Only that is kept.
     is_64_bit: bool,
     instruction: GuestInstruction,
+    /// Its bytes, the first one lowest, and how many bits above them do not count.
+    code: u128,
+    unused: u32,
     template: StoreTemplate,
     /// In the state for which it was looked up; of a refused one, in an older state or none.
     store: Option<Store>,
@@ -52,7 +58,12 @@ impl Decoded {
         let (store, refusal) = apart(Store::of(&instruction, state));
         let template = store.as_ref().map_or(StoreTemplate::Nothing, StoreTemplate::of);
         let (rip, is_64_bit) = (state.rip, state.is_64_bit());
-        Ok(Self { rip, is_64_bit, instruction, template, store, refusal })
+        let bytes = instruction.bytes();
+        let mut code = [0; 16];
+        code[..bytes.len()].copy_from_slice(bytes);
+        let (code, used) = (u128::from_le_bytes(code), instruction.instruction().len());
+        let unused = u128::BITS - 8 * u32::try_from(used).expect("at most 15 bytes");
+        Ok(Self { rip, is_64_bit, instruction, code, unused, template, store, refusal })
     }
 
     /// Whether its bytes are still there, through the guest's page tables as they are now.
@@ -62,6 +73,13 @@ impl Decoded {
         paging: PagingFeatures,
         state: &State,
     ) -> Result<bool, Fault> {
+        if state.rip % PAGE_BYTES <= PAGE_BYTES - 16 {
+            let access = Access::fetch_by(state);
+            let gpa = translate_marked(memory, paging, state, state.rip, access);
+            if let Some(Ok(code)) = gpa.map(|gpa| memory.read_code(gpa)) {
+                return Ok((code ^ self.code) << self.unused == 0);
+            }
+        }
         let known = self.instruction.bytes();
         let mut bytes = [0; MAX_INSTRUCTION_BYTES];
         let bytes = &mut bytes[..known.len()];

@@ -47,6 +47,7 @@ pub mod guest;
 mod implied;
 mod linear;
 mod memory_operands;
+mod moved;
 mod paging;
 mod partial;
 mod segment;
@@ -68,6 +69,7 @@ pub use fault::{Escalation, Exception, Fault};
 pub use fetch::{GuestInstruction, MAX_INSTRUCTION_BYTES};
 pub use form::Unsupported;
 pub use linear::{Part, read_linear, translate_span};
+pub use moved::Moved;
 pub use paging::{
     Access, Mark, Translation, translate, translate_marked, walk_entries, walk_marks,
 };

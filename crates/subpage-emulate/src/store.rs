@@ -5,6 +5,7 @@ use iced_x86::{Code, Instruction, OpKind, Register as Name};
 use super::allow_list::is_not_offered;
 use super::extent::Extent;
 use super::form::{Form, MaskKind};
+use super::moved::Source;
 use super::segment;
 use super::substitute::Substitute;
 use super::{Exception, GuestInstruction, TrampolineFault, Unsupported};
@@ -63,6 +64,7 @@ pub struct Store {
     extent: Extent,
     /// Bytes of the operand of which the store is a part.
     operand_bytes: usize,
+    source: Option<Source>,
 }
 
 impl Store {
@@ -112,6 +114,10 @@ impl Store {
             _ => None,
         };
         let operand_bytes = length;
+        let source = match form {
+            Form::Operand { extended: false } => Source::of(&instruction),
+            _ => None,
+        };
         Ok(Self {
             linear,
             length,
@@ -122,6 +128,7 @@ impl Store {
             x87_opcode,
             extent,
             operand_bytes,
+            source,
         })
     }
 
@@ -137,6 +144,11 @@ impl Store {
     #[allow(clippy::len_without_is_empty)]
     pub const fn length(&self) -> usize {
         self.length
+    }
+
+    /// Where the bytes of a MOV come from.
+    pub(super) const fn source(&self) -> Option<Source> {
+        self.source
     }
 
     pub(super) const fn extent(&self) -> Extent {

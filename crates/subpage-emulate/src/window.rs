@@ -60,6 +60,16 @@ impl Window<'_> {
         unsafe { store(self.first.wrapping_add(at), u64::from_le_bytes(value), unit) };
     }
 
+    /// Stores the low bytes of `value`, as many as the window has, with one instruction.
+    ///
+    /// # Panics
+    /// If those are not 1, 2, 4 or 8.
+    pub(super) fn store_number(&mut self, value: u64) {
+        assert!(matches!(self.length, 1 | 2 | 4 | 8), "a number is stored at once");
+        // SAFETY: the window is writable memory that no reference covers.
+        unsafe { store(self.first, value, self.length) };
+    }
+
     /// Stores `bytes`, as many as the window has: 1, 2, 4 or 8 bytes with one instruction, more in
     /// units of `unit` bytes, a power of two up to 8, from the last to the first.
     ///

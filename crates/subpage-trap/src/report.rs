@@ -1,11 +1,12 @@
 //! What a write met, and the event about it.
 
+use arrayvec::ArrayVec;
 use subpage::address::Gpa;
 use subpage::domain::{Decision, Domain, Observer, WriteParts};
 use subpage::frames::TableFrames;
 use subpage::rules::{Action, RuleId};
 
-use crate::event::{Event, Origin, Verdict, When};
+use crate::event::{Event, INSTRUCTION_BYTES, Origin, Verdict, When};
 use crate::{Backend, Obstacle, Response};
 
 /// What a write met that is to be reported.
@@ -118,9 +119,15 @@ pub fn describe<'a, F: TableFrames, O: Observer>(
         at,
         length: account.length,
         bytes: account.bytes,
-        instruction: account.instruction.iter().copied().take(crate::INSTRUCTION_BYTES).collect(),
+        instruction: code_of(account.instruction),
         during_delivery: account.during_delivery,
         qualification: account.qualification,
         in_software: account.in_software || matches!(met, Met::Watched { .. }),
     }
+}
+
+/// As many bytes of an instruction as one has.
+fn code_of(bytes: &[u8]) -> ArrayVec<u8, INSTRUCTION_BYTES> {
+    let kept = &bytes[..bytes.len().min(INSTRUCTION_BYTES)];
+    kept.try_into().expect("no more than there is room for")
 }

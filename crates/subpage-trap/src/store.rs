@@ -4,7 +4,7 @@ use subpage::address::Gpa;
 use subpage::domain::{Decision, WriteParts};
 use subpage_emulate::bits::RFLAGS_RF;
 use subpage_emulate::guest::State;
-use subpage_emulate::{Access, Exception, GuestInstruction, Progress, Scratch, Store};
+use subpage_emulate::{Access, Exception, GuestInstruction, Moved, Progress, Scratch, Store};
 
 use crate::report::{Account, Met, authorize, report};
 use crate::{Backend, Located, Obstacle, Origin, Response, Wanted, locate};
@@ -134,6 +134,9 @@ fn meet<B: Backend>(
     state: &mut State,
     decision: Decision,
 ) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+    if let Some(moved) = trapped.store.moved(state) {
+        return meet_moved(backend, trapped, located, place, state, decision, &moved);
+    }
     // First on a copy: what is reported is reported with its bytes, and "allow once" must not be
     // spent by a store that fails.
     let rehearsal = rehearse(backend, trapped.store, located, place, state)?;
@@ -145,7 +148,30 @@ fn meet<B: Backend>(
     }
     let before = *state;
     let outcome = carry_out(backend, trapped.store, located, place, state)?;
-    let account = account(backend, trapped, located, &before, &rehearsal.scratch);
+    let account = account(backend, trapped, located, &before, rehearsal.scratch.bytes());
+    report(backend, met, Response::Skip, &account);
+    Ok(outcome)
+}
+
+/// [`meet`] for a MOV, which cannot fail and whose bytes are known.
+fn meet_moved<B: Backend>(
+    backend: &mut B,
+    trapped: Trapped<'_>,
+    located: &Located,
+    place: &B::Place,
+    state: &mut State,
+    decision: Decision,
+    moved: &Moved,
+) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+    let committed = authorize(backend, &located.parts)?;
+    assert_eq!(committed, decision, "nothing changes the domain while its lock is held");
+    let met = Met::of(decision).expect("all other decisions were handled");
+    if let Met::Forbidden { .. } = met {
+        return Ok(conclude_moved(backend, trapped, located, state, met, moved));
+    }
+    let before = *state;
+    let outcome = carry_out(backend, trapped.store, located, place, state)?;
+    let account = account(backend, trapped, located, &before, moved.bytes());
     report(backend, met, Response::Skip, &account);
     Ok(outcome)
 }
@@ -166,9 +192,31 @@ pub fn deny<B: Backend>(
 ) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
     assert!(matches!(met, Met::Forbidden { .. }), "what is not forbidden is not denied");
     backend.checked(&located.parts);
+    if let Some(moved) = trapped.store.moved(state) {
+        return Ok(conclude_moved(backend, trapped, located, state, met, &moved));
+    }
     let place = backend.ready(&located.parts)?;
     let rehearsal = rehearse(backend, trapped.store, located, &place, state)?;
     Ok(conclude(backend, trapped, located, state, met, rehearsal))
+}
+
+/// [`conclude`] for a MOV, which needs no rehearsal.
+fn conclude_moved<B: Backend>(
+    backend: &mut B,
+    trapped: Trapped<'_>,
+    located: &Located,
+    state: &mut State,
+    met: Met,
+    moved: &Moved,
+) -> Outcome<B::Told> {
+    let (response, stop) = response_to(backend, met);
+    let account = account(backend, trapped, located, state, moved.bytes());
+    let told = report(backend, met, response, &account);
+    if response == Response::Fault && !stop {
+        return Outcome::Refused(Exception::general_protection(0));
+    }
+    skip(trapped.instruction, state);
+    if stop { Outcome::Stopped(told) } else { Outcome::Done }
 }
 
 /// Reports a denied store, and does what becomes of its instruction.
@@ -181,7 +229,7 @@ fn conclude<B: Backend>(
     rehearsal: Rehearsal<B::Extended>,
 ) -> Outcome<B::Told> {
     let (response, stop) = response_to(backend, met);
-    let account = account(backend, trapped, located, state, &rehearsal.scratch);
+    let account = account(backend, trapped, located, state, rehearsal.scratch.bytes());
     let told = report(backend, met, response, &account);
     if response == Response::Fault && !stop {
         return Outcome::Refused(Exception::general_protection(0));
@@ -284,7 +332,7 @@ fn account<'a, B: Backend>(
     trapped: Trapped<'a>,
     located: &Located,
     before: &State,
-    scratch: &'a Scratch,
+    bytes: &'a [u8],
 ) -> Account<'a> {
     let gpa: Gpa = located.parts.first().first();
     Account {
@@ -293,7 +341,7 @@ fn account<'a, B: Backend>(
         gpa,
         gla: Some(located.linear),
         length: Some(located.parts.bytes()),
-        bytes: scratch.bytes(),
+        bytes,
         instruction: trapped.instruction.bytes(),
         during_delivery: false,
         qualification: backend.qualification(),

@@ -23,6 +23,13 @@ pub trait PhysicalMemory {
         Ok(u64::from_le_bytes(bytes))
     }
 
+    /// The sixteen bytes from `gpa` on, all in one page, the first one lowest.
+    fn read_code(&self, gpa: Gpa) -> Result<u128, NotMemory> {
+        let mut bytes = [0; 16];
+        self.read(gpa, &mut bytes)?;
+        Ok(u128::from_le_bytes(bytes))
+    }
+
     /// Copies `bytes` to `gpa`; all or none.
     fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotMemory>;
 

@@ -372,6 +372,13 @@ impl Bench {
         // On a copy: memory stays, everything else is as if it had been written.
         let start = offset_of(store.linear());
         let span = start..start + bytes;
+        // What a MOV stores is told without executing it.
+        let moved = store.moved(&state);
+        let is_move = name.starts_with("mov ") && name != "mov sreg";
+        assert_eq!(moved.is_some(), is_move, "{context}");
+        if let Some(moved) = moved {
+            assert_eq!(moved.bytes(), &direct_data[span.clone()], "{context}");
+        }
         let mut scratch = Scratch::new(store.linear(), &data[span.clone()]);
         let mut dry = state;
         let mut dry_fx = before.fx;

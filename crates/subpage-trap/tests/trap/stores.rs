@@ -99,7 +99,14 @@ fn round_of(
         }
     }
     assert!(there == before, "nothing else has changed");
-    assert_eq!(guest.executed, 1 + u32::from(expected.stored && expected.event.is_some()));
+    // What a MOV stores is known without a rehearsal.
+    let is_move = code[0] != 0xf0 && length != 16;
+    let executed = match (is_move, expected.stored, expected.event.is_some()) {
+        (true, false, true) => 0,
+        (false, true, true) => 2,
+        _ => 1,
+    };
+    assert_eq!(guest.executed, executed);
 }
 
 /// A denied instruction leaves the extended registers of a ROM; one that is refused, those before it.

@@ -60,9 +60,11 @@ impl Vcpu {
         self.fix_up_delivery(fixup);
         let machine = self.machine;
         // Most stores need little of the state, and reading all of it takes longer than deciding.
-        let plain = self.plain_state();
-        let is_plain = plain.is_some();
-        let mut state = plain.unwrap_or_else(|| self.state());
+        let mut state = State::default();
+        let is_plain = self.plain_state(&mut state);
+        if !is_plain {
+            state = self.state();
+        }
         let mut found = match self.decode_cache.take(&machine.ram, machine.paging, &state) {
             Ok(found) => found,
             Err(fault) => return self.not_fetched(fault),

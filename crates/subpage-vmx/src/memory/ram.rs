@@ -87,7 +87,7 @@ impl PhysicalMemory for GuestRam {
             buffer.copy_from_slice(&word.load(Ordering::SeqCst).to_le_bytes());
             return Ok(());
         }
-        if buffer.len() <= SMALL {
+        if (1..=SMALL).contains(&buffer.len()) {
             return self.read_small(gpa, buffer);
         }
         for (at, byte) in buffer.iter_mut().enumerate() {
@@ -106,6 +106,18 @@ impl PhysicalMemory for GuestRam {
         // SAFETY: eight aligned bytes inside the memory, accessed atomically.
         let word = unsafe { &*pointer.cast::<AtomicU64>() };
         Ok(word.load(Ordering::SeqCst))
+    }
+
+    fn read_code(&self, gpa: Gpa) -> Result<u128, NotMemory> {
+        let shift = 8 * (gpa.as_u64() & 7);
+        let first = gpa.as_u64() & !7;
+        let word =
+            |index: u64| self.read_word(Gpa::try_new(first + 8 * index).map_err(|_| NotMemory)?);
+        let low = u128::from(word(0)?) | u128::from(word(1)?) << 64;
+        if shift == 0 {
+            return Ok(low);
+        }
+        Ok(low >> shift | u128::from(word(2)?) << (128 - shift))
     }
 
     fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotMemory> {
@@ -127,5 +139,43 @@ impl PhysicalMemory for GuestRam {
         let new = current | bits;
         let result = word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst);
         Ok(result.map(|_| ()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+
+    /// Whatever the alignment and the length, what is read is what is there, and nothing beyond the
+    /// end.
+    #[test]
+    fn reads_of_all_lengths_and_alignments() {
+        let words: Vec<u64> = (1..=8).map(|n: u64| n.wrapping_mul(0x0123_4567_89AB_CDEF)).collect();
+        let words = words.leak();
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let first = words.as_ptr().expose_provenance() as u64;
+        // SAFETY: the words are leaked, and nothing else uses them from here on.
+        let ram = unsafe { GuestRam::new(first..first + 64) };
+        for at in 0..=64 {
+            let gpa = Gpa::new(at as u64);
+            for length in 0..=40 {
+                let mut read = std::vec![0; length];
+                let expected = bytes.get(at..at + length);
+                let result = ram.read(gpa, &mut read);
+                assert_eq!(result.ok().map(|()| &read[..]), expected, "{length} from {at}");
+            }
+            let expected = bytes.get(at..at + 16).and_then(|bytes| bytes.first_chunk());
+            assert_eq!(
+                ram.read_code(gpa).ok().as_ref().map(|code| code.to_le_bytes()).as_ref(),
+                expected
+            );
+            let word = bytes.get(at..at + 8).filter(|_| at.is_multiple_of(8));
+            assert_eq!(
+                ram.read_word(gpa).ok().map(u64::to_le_bytes).as_ref().map(|w| &w[..]),
+                word
+            );
+        }
     }
 }

@@ -135,34 +135,30 @@ impl Vcpu {
     }
 
     /// The part of the state that decoding and the [plain](subpage_emulate::Decoded::is_plain) stores
-    /// of 64-bit code go by: of segments, what code it is and the bases of FS and GS. `None` if the code
-    /// is not of 64 bits.
-    pub fn plain_state(&self) -> Option<State> {
+    /// of 64-bit code go by: of segments, what code it is and the bases of FS and GS. False if the code
+    /// is not of 64 bits; `state`, an empty one, is then as it was.
+    pub fn plain_state(&self, state: &mut State) -> bool {
         const LONG: u64 = 1 << 13;
         let efer = self.vmcs.guest(G::EFER);
         let access = self.vmcs.guest(G::CS_ACCESS);
         if efer & EFER_LMA == 0 || access & LONG == 0 {
-            return None;
+            return false;
         }
-        let mut state = State {
-            registers: self.context.registers,
-            rip: self.vmcs.guest(G::RIP),
-            rflags: self.vmcs.guest(G::RFLAGS),
-            cr0: self.vmcs.guest(G::CR0),
-            cr3: self.vmcs.guest(G::CR3),
-            cr4: self.vmcs.guest(G::CR4),
-            efer,
-            cpl: self.cpl(),
-            segments: Segments::default(),
-            vendor: Vendor::Intel,
-        };
+        state.registers = self.context.registers;
         state.registers[Register::Rsp] = self.vmcs.guest(G::RSP);
+        state.rip = self.vmcs.guest(G::RIP);
+        state.rflags = self.vmcs.guest(G::RFLAGS);
+        state.cr0 = self.vmcs.guest(G::CR0);
+        state.cr3 = self.vmcs.guest(G::CR3);
+        state.cr4 = self.vmcs.guest(G::CR4);
+        state.efer = efer;
+        state.cpl = self.cpl();
         #[allow(clippy::cast_possible_truncation)] // The field has 32 bits.
         let access = access as u32;
         state.segments.cs.access = access;
         state.segments.fs.base = self.vmcs.guest(G::FS_BASE);
         state.segments.gs.base = self.vmcs.guest(G::GS_BASE);
-        Some(state)
+        true
     }
 
     /// Takes over what an emulated instruction changed: general registers, RIP, RFLAGS.
