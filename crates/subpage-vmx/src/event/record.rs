@@ -1,6 +1,7 @@
 //! An event as guests read it.
 
 use subpage_trap::{Event, Response, Verdict, When};
+use zerocopy::FromZeros as _;
 
 use super::DATA_BYTES;
 use crate::abi::{EventRecord, event_flag};
@@ -35,6 +36,13 @@ impl EventOutcome {
 /// The record of the event with number `sequence`. A length beyond 32 bits becomes the highest; of
 /// the bytes the first 64 are kept.
 pub fn record<B: AsRef<[u8]>>(event: &Event<B>, sequence: u64) -> EventRecord {
+    let mut record = EventRecord::new_zeroed();
+    fill(&mut record, event, sequence);
+    record
+}
+
+/// Makes a record that of an event, whatever it was, as [`record`] does.
+pub(super) fn fill<B: AsRef<[u8]>>(record: &mut EventRecord, event: &Event<B>, sequence: u64) {
     let mut flags = 0;
     for (condition, flag) in [
         (event.gla.is_some(), event_flag::LINEAR),
@@ -46,30 +54,28 @@ pub fn record<B: AsRef<[u8]>>(event: &Event<B>, sequence: u64) -> EventRecord {
     let length = event.length.map_or(0, |length| u32::try_from(length).unwrap_or(u32::MAX));
     let bytes = event.bytes.as_ref();
     let bytes = &bytes[..bytes.len().min(DATA_BYTES)];
-    EventRecord {
-        sequence: sequence.into(),
-        rule: event.rule.map_or(0, |rule| rule.0).into(),
-        gpa: event.gpa.as_u64().into(),
-        gla: event.gla.unwrap_or(0).into(),
-        at: event.at.as_u64().into(),
-        rip: event.origin.rip.unwrap_or(0).into(),
-        cr3: event.origin.cr3.unwrap_or(0).into(),
-        qualification: event.qualification.unwrap_or(0).into(),
-        length: length.into(),
-        cpu: event.origin.vcpu.into(),
-        outcome: (EventOutcome::of(event) as u16).into(),
-        flags: flags.into(),
-        instruction_length: count(&event.instruction),
-        cpl: event.origin.cpl.unwrap_or(0),
-        data_length: count(bytes),
-        reserved: 0,
-        data: padded(bytes),
-        instruction: padded(&event.instruction),
-        time: match event.when {
-            When::Counter(counter) => counter.into(),
-            When::Unknown | When::Clock { .. } => 0.into(),
-        },
-    }
+    record.sequence.set(sequence);
+    record.rule.set(event.rule.map_or(0, |rule| rule.0));
+    record.gpa.set(event.gpa.as_u64());
+    record.gla.set(event.gla.unwrap_or(0));
+    record.at.set(event.at.as_u64());
+    record.rip.set(event.origin.rip.unwrap_or(0));
+    record.cr3.set(event.origin.cr3.unwrap_or(0));
+    record.qualification.set(event.qualification.unwrap_or(0));
+    record.length.set(length);
+    record.cpu.set(event.origin.vcpu);
+    record.outcome.set(EventOutcome::of(event) as u16);
+    record.flags.set(flags);
+    record.instruction_length = count(&event.instruction);
+    record.cpl = event.origin.cpl.unwrap_or(0);
+    record.data_length = count(bytes);
+    record.reserved = 0;
+    pad(&mut record.data, bytes);
+    pad(&mut record.instruction, &event.instruction);
+    record.time.set(match event.when {
+        When::Counter(counter) => counter,
+        When::Unknown | When::Clock { .. } => 0,
+    });
 }
 
 /// How many bytes there are; both lists hold at most 64.
@@ -78,10 +84,9 @@ fn count(bytes: &[u8]) -> u8 {
 }
 
 /// The bytes with zeros after them.
-fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
-    let mut padded = [0; N];
-    padded[..bytes.len()].copy_from_slice(bytes);
-    padded
+fn pad<const N: usize>(to: &mut [u8; N], bytes: &[u8]) {
+    *to = [0; N];
+    to[..bytes.len()].copy_from_slice(bytes);
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! The events that the guest has not read yet.
 
-use alloc::collections::VecDeque;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use subpage::frames::OutOfFrames;
-
 use subpage_trap::Event;
+use zerocopy::FromZeros as _;
 
-use super::record;
+use super::record::fill;
 use crate::abi::EventRecord;
 
 /// Events that the ring holds: 256, 42 KiB.
@@ -16,7 +17,11 @@ pub const CAPACITY: usize = 256;
 /// repetitions are counted.
 #[derive(Debug)]
 pub struct Ring {
-    records: VecDeque<EventRecord>,
+    /// [`CAPACITY`] places. Records are written where they stay: moving one takes longer than that.
+    places: Box<[EventRecord]>,
+    /// Place of the oldest.
+    first: usize,
+    waiting: usize,
     last_sequence: u64,
     lost: u64,
 }
@@ -24,17 +29,21 @@ pub struct Ring {
 impl Ring {
     /// An empty ring; takes all the memory that it will ever use.
     pub fn new() -> Result<Self, OutOfFrames> {
-        let mut records = VecDeque::new();
-        records.try_reserve_exact(CAPACITY).map_err(|_| OutOfFrames)?;
-        Ok(Self { records, last_sequence: 0, lost: 0 })
+        let mut places = Vec::new();
+        places.try_reserve_exact(CAPACITY).map_err(|_| OutOfFrames)?;
+        places.resize(CAPACITY, EventRecord::new_zeroed());
+        let places = places.into_boxed_slice();
+        Ok(Self { places, first: 0, waiting: 0, last_sequence: 0, lost: 0 })
     }
 
     /// Adds an event, or counts it as lost if the ring is full; returns its number, which it has
     /// either way.
     pub fn push<B: AsRef<[u8]>>(&mut self, event: &Event<B>) -> u64 {
         self.last_sequence += 1;
-        if self.records.len() < CAPACITY {
-            self.records.push_back(record(event, self.last_sequence));
+        if self.waiting < CAPACITY {
+            let place = (self.first + self.waiting) % CAPACITY;
+            fill(&mut self.places[place], event, self.last_sequence);
+            self.waiting += 1;
         } else {
             self.lost += 1;
         }
@@ -42,13 +51,13 @@ impl Ring {
     }
 
     /// How many events wait to be read.
-    pub fn len(&self) -> usize {
-        self.records.len()
+    pub const fn len(&self) -> usize {
+        self.waiting
     }
 
     /// Whether no event waits.
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.waiting == 0
     }
 
     /// How many events were lost since the ring was made.
@@ -58,12 +67,15 @@ impl Ring {
 
     /// The waiting events, the oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &EventRecord> {
-        self.records.iter()
+        let (wrapped, oldest) = self.places.split_at(self.first);
+        oldest.iter().chain(wrapped).take(self.waiting)
     }
 
     /// Forgets the `count` oldest events; all, if there are fewer.
     pub fn consume(&mut self, count: usize) {
-        self.records.drain(..count.min(self.records.len()));
+        let count = count.min(self.waiting);
+        self.first = (self.first + count) % CAPACITY;
+        self.waiting -= count;
     }
 }
 
@@ -71,7 +83,9 @@ impl Ring {
 mod tests {
     use std::vec::Vec;
 
-    use super::super::samples;
+    use zerocopy::IntoBytes as _;
+
+    use super::super::{record, samples};
     use super::*;
 
     fn sequences(ring: &Ring) -> Vec<u64> {
@@ -81,7 +95,6 @@ mod tests {
     #[test]
     fn a_full_ring_keeps_the_oldest_and_counts() {
         let mut ring = Ring::new().expect("memory");
-        let capacity = ring.records.capacity();
         assert!(ring.is_empty());
         for number in 1..=CAPACITY as u64 + 3 {
             assert_eq!(ring.push(&samples::full()), number);
@@ -93,11 +106,41 @@ mod tests {
         assert_eq!(ring.push(&samples::full()), 260);
         assert_eq!((ring.len(), ring.lost()), (255, 3));
         assert_eq!(sequences(&ring)[253..], [256, 260]);
-        assert_eq!(ring.records.capacity(), capacity, "nothing was allocated");
         ring.consume(usize::MAX);
         assert!(ring.is_empty());
         ring.consume(1);
         assert_eq!(ring.push(&samples::sparse()), 261);
         assert_eq!(sequences(&ring), [261]);
+    }
+
+    #[test]
+    fn places_are_used_again() {
+        let mut ring = Ring::new().expect("memory");
+        let mut expected = std::collections::VecDeque::new();
+        let mut number = 0;
+        for (pushed, consumed) in [(200, 150), (150, 1), (80, 199), (256, 130), (100, 256)] {
+            for _ in 0..pushed {
+                number = ring.push(&samples::full());
+                if expected.len() < CAPACITY {
+                    expected.push_back(number);
+                }
+            }
+            assert_eq!(sequences(&ring), Vec::from(expected.clone()));
+            ring.consume(consumed);
+            expected.drain(..consumed.min(expected.len()));
+            assert_eq!(sequences(&ring), Vec::from(expected.clone()));
+        }
+        assert_eq!(number, 786);
+        // Nothing of an earlier record is left in one with less to tell.
+        ring.consume(usize::MAX);
+        let (full, sparse) = (samples::full(), samples::sparse());
+        for _ in 0..=CAPACITY {
+            ring.consume(usize::MAX);
+            ring.push(&full);
+        }
+        ring.consume(usize::MAX);
+        let sequence = ring.push(&sparse);
+        let told: Vec<_> = ring.iter().map(|record| record.as_bytes().to_vec()).collect();
+        assert_eq!(told, [record(&sparse, sequence).as_bytes()]);
     }
 }
