@@ -5,6 +5,7 @@ use std::time::Duration;
 use iced_x86::code_asm::*;
 use subpage::access::AccessMap;
 use subpage::rules::Action;
+use subpage_kvm::probe::is_native;
 use subpage_kvm::vm::{Configuration, Ending, TrapChoice};
 
 use crate::guest::{Guest, PAGE, PLAIN, exit, gfn, kvm, small};
@@ -246,19 +247,20 @@ fn lost_across(level: Level, guarded: &[u64]) -> u64 {
 }
 
 /// Where KVM emulates CPL 0 its emulator does a locked instruction across a page end as a read and a
-/// plain write, whether or not anything is guarded: then nothing is demanded there.
+/// plain write: nothing is demanded there (docs/kvm.md).
 #[test]
-fn locked_instructions_across_a_page_end_are_as_exact_as_in_an_unguarded_guest() {
+fn locked_instructions_across_a_page_end_lose_nothing_where_the_processor_runs_them() {
     if !kvm() {
         return;
     }
     for level in [User, Supervisor] {
         let unguarded = lost_across(level, &[]);
-        assert!(level == Supervisor || unguarded == 0, "a processor's own split locks");
+        let exact = level == User || is_native();
+        assert!(!exact || unguarded == 0, "a processor's own split locks");
         for guarded in [&[PAGE][..], &[PAGE + 0x1000], &[PAGE, PAGE + 0x1000]] {
             let lost = lost_across(level, guarded);
             println!("{level:?}, {guarded:x?}: {lost} lost; unguarded: {unguarded}");
-            assert!(unguarded != 0 || lost == 0, "{level:?}, {guarded:x?}: {lost} lost");
+            assert!(!exact || lost == 0, "{level:?}, {guarded:x?}: {lost} lost");
         }
     }
 }
