@@ -72,6 +72,12 @@ pub trait Backend {
         let _ = write;
     }
 
+    /// Hears of a write in place of [`checked`](Self::checked), if no sub-page that it touches is
+    /// restricted.
+    fn passed(&mut self, write: &WriteParts) {
+        self.checked(write);
+    }
+
     /// Hears of every permitted write after it has happened.
     fn written(&mut self, write: &WriteParts) {
         let _ = write;

@@ -84,6 +84,13 @@ pub fn complete<B: Backend>(
     located: &Located,
     state: &mut State,
 ) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+    if let &[run] = located.parts.runs()
+        && backend.domain().is_open(B::SPACE, run)
+    {
+        backend.passed(&located.parts);
+        let place = backend.ready(&located.parts)?;
+        return carry_out(backend, trapped.store, located, &place, state);
+    }
     backend.checked(&located.parts);
     let place = backend.ready(&located.parts)?;
     let considered = backend.domain_mut().consider_write(B::SPACE, &located.parts);

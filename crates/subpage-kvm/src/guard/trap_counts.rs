@@ -62,8 +62,7 @@ impl TrapCounts {
 
     /// Counts a write that trapped.
     pub(crate) fn count(&mut self, domain: &Domain<HeapFrames>, write: &WriteParts) {
-        self.writes += 1;
-        self.bytes += write.bytes();
+        self.count_open(write);
         let mut guarded = false;
         for run in write.runs() {
             for name in domain.names_of(whole_sub_pages(*run)) {
@@ -74,6 +73,12 @@ impl TrapCounts {
             }
         }
         self.guarded += u64::from(guarded);
+    }
+
+    /// Counts a write that trapped and touches no restricted sub-page, so none of a rule.
+    pub(crate) fn count_open(&mut self, write: &WriteParts) {
+        self.writes += 1;
+        self.bytes += write.bytes();
     }
 
     /// Numbers an event and counts it for its rule.

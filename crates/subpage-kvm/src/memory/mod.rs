@@ -85,6 +85,16 @@ pub struct MemoryAlias {
 /// Runs of guest memory: at most two, and an alias.
 type Regions = ArrayVec<Region, 3>;
 
+/// A region in the direct mapping.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    /// Guest-physical address of its first byte.
+    first: u64,
+    bytes: u64,
+    /// Address of that byte in this process.
+    host: usize,
+}
+
 /// Guest memory.
 #[derive(Debug, Clone)]
 pub struct Ram {
@@ -94,8 +104,8 @@ pub struct Ram {
     /// Ascending.
     regions: Regions,
     alias: Option<MemoryAlias>,
-    /// Where the regions begin in the direct mapping.
-    hosts: ArrayVec<usize, 3>,
+    /// Where the regions lie in the direct mapping.
+    spans: ArrayVec<Span, 3>,
     bytes: u64,
 }
 
@@ -130,15 +140,19 @@ impl Ram {
         }
         let direct = map(&regions, &file).map_err(host)?;
         let view = View::new(map(&regions, &file).map_err(host)?);
-        let hosts = regions
+        let spans = regions
             .iter()
             .map(|region| {
                 let first =
                     direct.get_host_address(GuestAddress(region.pages.first().gpa().as_u64()));
-                first.expect("it has just been mapped").expose_provenance()
+                Span {
+                    first: region.pages.first().gpa().as_u64(),
+                    bytes: region.pages.pages() * PAGE_BYTES,
+                    host: first.expect("it has just been mapped").expose_provenance(),
+                }
             })
             .collect();
-        Ok(Self { direct, view: Arc::new(view), file, regions, alias, hosts, bytes })
+        Ok(Self { direct, view: Arc::new(view), file, regions, alias, spans, bytes })
     }
 
     /// The VMM's own mapping. Whoever writes to it on behalf of the guest has asked the domain first.

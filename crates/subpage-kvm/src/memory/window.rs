@@ -52,6 +52,7 @@ impl Ram {
 
 impl Ram {
     /// The eight bytes at a multiple of 8, read with one load; none if they are no memory.
+    #[inline]
     pub(super) fn load(&self, gpa: Gpa) -> Option<u64> {
         #[allow(clippy::cast_ptr_alignment)] // Checked below.
         let at = self.host(gpa, 8)?.cast::<u64>();
@@ -64,14 +65,16 @@ impl Ram {
 
     /// Where bytes of one region lie in the direct mapping; none if they are no memory, or of two
     /// regions.
+    #[inline]
     fn host(&self, first: Gpa, bytes: u64) -> Option<*mut u8> {
-        let (host, offset) = self.regions.iter().zip(&self.hosts).find_map(|(region, host)| {
-            let offset = first.as_u64().checked_sub(region.pages.first().gpa().as_u64())?;
-            let end = offset.checked_add(bytes)?;
-            (end <= region.pages.pages() * PAGE_BYTES).then_some((*host, offset))
-        })?;
-        let offset = usize::try_from(offset).ok()?;
-        Some(ptr::with_exposed_provenance_mut::<u8>(host).wrapping_add(offset))
+        self.spans.iter().find_map(|span| {
+            let offset = first.as_u64().wrapping_sub(span.first);
+            if offset >= span.bytes || bytes > span.bytes - offset {
+                return None;
+            }
+            let offset = usize::try_from(offset).ok()?;
+            Some(ptr::with_exposed_provenance_mut::<u8>(span.host).wrapping_add(offset))
+        })
     }
 }
 

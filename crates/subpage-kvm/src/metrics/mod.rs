@@ -11,7 +11,6 @@ mod times;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use prometheus::TextEncoder;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
@@ -123,9 +122,9 @@ impl Metrics {
         self.checks.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// A write trapped, and handling it took `time`.
-    pub fn write_trapped(&self, time: Duration) {
-        self.trapped.observe(time);
+    /// A write trapped, and handling it took so many nanoseconds.
+    pub fn write_trapped(&self, nanoseconds: u64) {
+        self.trapped.observe(nanoseconds);
     }
 
     /// A write was denied by the rule of this name, or by an access map.
@@ -239,7 +238,6 @@ const fn to_f64(count: u64) -> f64 {
 mod tests {
     use std::sync::Arc;
     use std::thread;
-    use std::time::Duration;
 
     use super::{ExitKind, Metrics};
     use crate::event::{Broadcast, tests::record};
@@ -329,9 +327,9 @@ subpage_subscribers 0
             }
         }
         metrics.checks(3);
-        metrics.write_trapped(Duration::from_micros(1));
-        metrics.write_trapped(Duration::from_micros(15));
-        metrics.write_trapped(Duration::from_secs(1));
+        metrics.write_trapped(1_000);
+        metrics.write_trapped(15_000);
+        metrics.write_trapped(1_000_000_000);
         metrics.denied(Some("helper path"));
         metrics.denied(Some("helper path"));
         metrics.denied(None);
@@ -392,7 +390,7 @@ subpage_subscribers 0
                 scope.spawn(|| {
                     for _ in 0..1000 {
                         metrics.exit(ExitKind::Mmio);
-                        metrics.write_trapped(Duration::from_micros(3));
+                        metrics.write_trapped(3_000);
                         metrics.denied(Some("rule"));
                     }
                 });

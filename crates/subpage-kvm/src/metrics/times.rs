@@ -9,7 +9,7 @@
 use std::fs;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use prometheus::proto::{Bucket, Histogram, Metric, MetricFamily, MetricType};
 
@@ -30,9 +30,8 @@ pub(super) struct Times {
 }
 
 impl Times {
-    pub(super) fn observe(&self, time: Duration) {
-        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS.iter().take_while(|bound| nanoseconds > **bound).count();
+    pub(super) fn observe(&self, nanoseconds: u64) {
+        let bucket = BOUNDS.partition_point(|bound| nanoseconds > *bound);
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
     }
@@ -74,10 +73,25 @@ impl Times {
 /// would take longer than some of what is timed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Clock {
-    /// The time-stamp counter, at so many kHz.
-    Counter(NonZeroU32),
+    /// The time-stamp counter.
+    Counter(TickLength),
     /// The kernel's.
     Kernel,
+}
+
+/// How long a tick of the time-stamp counter is, in nanoseconds of which each has 2^32 parts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TickLength(u64);
+
+impl TickLength {
+    const fn of_khz(khz: NonZeroU32) -> Self {
+        Self((1_000_000 << 32) / khz.get() as u64)
+    }
+
+    fn nanoseconds(self, ticks: u64) -> u64 {
+        let parts = u128::from(ticks) * u128::from(self.0);
+        u64::try_from(parts >> 32).unwrap_or(u64::MAX)
+    }
 }
 
 /// A reading of a [`Clock`].
@@ -94,7 +108,7 @@ impl Clock {
         let counts = fs::read_to_string(SOURCE).is_ok_and(|source| source.trim() == "tsc");
         match khz.and_then(NonZeroU32::new) {
             // The kernel vouches for it: constant, and the same on all processors.
-            Some(khz) if counts => Self::Counter(khz),
+            Some(khz) if counts => Self::Counter(TickLength::of_khz(khz)),
             _ => Self::Kernel,
         }
     }
@@ -108,15 +122,15 @@ impl Clock {
         }
     }
 
-    /// The time since an earlier reading of this clock.
-    pub(crate) fn since(self, earlier: Moment) -> Duration {
+    /// Nanoseconds since an earlier reading of this clock.
+    pub(crate) fn since(self, earlier: Moment) -> u64 {
         match (self, earlier, self.now()) {
-            (Self::Counter(khz), Moment::Counter(earlier), Moment::Counter(now)) => {
-                let ticks = u128::from(now.saturating_sub(earlier));
-                let nanoseconds = ticks * 1_000_000 / u128::from(khz.get());
-                Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+            (Self::Counter(tick), Moment::Counter(earlier), Moment::Counter(now)) => {
+                tick.nanoseconds(now.saturating_sub(earlier))
             }
-            (_, Moment::Kernel(earlier), Moment::Kernel(now)) => now.duration_since(earlier),
+            (_, Moment::Kernel(earlier), Moment::Kernel(now)) => {
+                u64::try_from(now.duration_since(earlier).as_nanos()).unwrap_or(u64::MAX)
+            }
             _ => unreachable!("a clock keeps its kind"),
         }
     }
@@ -125,6 +139,7 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
 
@@ -132,7 +147,7 @@ mod tests {
     fn a_time_is_in_the_bucket_that_ends_with_it() {
         let times = Times::default();
         for nanoseconds in [0, 1_000, 1_001, 10_000_000, 10_000_001] {
-            times.observe(Duration::from_nanos(nanoseconds));
+            times.observe(nanoseconds);
         }
         let family = times.family("times", "Times.");
         let histogram = family.get_metric()[0].get_histogram();
@@ -145,8 +160,26 @@ mod tests {
     #[test]
     fn no_time_is_too_long() {
         let times = Times::default();
-        times.observe(Duration::MAX);
+        times.observe(u64::MAX);
         assert_eq!(times.count(), 1);
+    }
+
+    /// To a millionth, up to the years that a machine runs, and beyond without wrapping.
+    #[test]
+    fn ticks_are_nanoseconds() {
+        for khz in [1, 999_999, 1_000_000, 2_445_428, u32::MAX] {
+            let tick = TickLength::of_khz(NonZeroU32::new(khz).expect("not 0"));
+            for ticks in [0, 1, 1000, 1 << 32, u64::from(khz) * 1000 * 86_400 * 365] {
+                let exact = u128::from(ticks) * 1_000_000 / u128::from(khz);
+                let told = u128::from(tick.nanoseconds(ticks));
+                assert!(
+                    told <= exact && exact - told <= 1 + exact / 1_000,
+                    "{khz}: {told}, {exact}"
+                );
+            }
+        }
+        let slowest = TickLength::of_khz(NonZeroU32::MIN);
+        assert_eq!(slowest.nanoseconds(u64::MAX), u64::MAX);
     }
 
     /// Both clocks see a sleep, to which the kernel adds what it wants.
@@ -155,12 +188,13 @@ mod tests {
         for clock in [Clock::Kernel, Clock::new(None)] {
             let before = clock.now();
             thread::sleep(Duration::from_millis(2));
-            assert!(clock.since(before) >= Duration::from_millis(2), "{clock:?}");
+            assert!(clock.since(before) >= 2_000_000, "{clock:?}");
         }
         // 2 GHz: whatever the counter's true frequency, time does not run backwards.
-        let clock = Clock::Counter(NonZeroU32::new(2_000_000).expect("not 0"));
+        let khz = NonZeroU32::new(2_000_000).expect("not 0");
+        let clock = Clock::Counter(TickLength::of_khz(khz));
         let before = clock.now();
         thread::sleep(Duration::from_millis(2));
-        assert!(clock.since(before) > Duration::ZERO);
+        assert!(clock.since(before) > 0);
     }
 }

@@ -17,7 +17,7 @@ use super::Context;
 use crate::ending::Failure;
 use crate::guard::Guard;
 use crate::memory::Ram;
-use crate::vcpu::{Interrupted, Processor};
+use crate::vcpu::Processor;
 
 /// Why a write is not done, here.
 pub(super) type Obstacle = trap::Obstacle<HostFailure>;
@@ -48,7 +48,9 @@ pub(super) struct Backend<'a> {
     pub(super) context: Context<'a>,
     pub(super) guard: &'a mut Guard,
     pub(super) processor: &'a mut Processor,
-    pub(super) at: &'a Interrupted,
+    pub(super) tables: &'a SystemTables,
+    /// 16, 32 or 64: of the code that writes.
+    pub(super) bitness: u32,
     /// Extended registers, once an instruction needs them.
     pub(super) extended: &'a mut Option<Box<XsaveArea>>,
     /// A page traps that need not, and is to be opened where no processor is in the guest.
@@ -80,7 +82,7 @@ impl trap::Backend for Backend<'_> {
     }
 
     fn tables(&self) -> SystemTables {
-        self.at.tables
+        *self.tables
     }
 
     fn domain(&self) -> &Domain<HeapFrames> {
@@ -100,6 +102,11 @@ impl trap::Backend for Backend<'_> {
             None => Ok(()),
             Some(run) => Err(Obstacle::NotMemory(run.first().as_u64())),
         }
+    }
+
+    fn passed(&mut self, write: &WriteParts) {
+        self.guard.ledger.count_open(write);
+        self.context.metrics.checks(1);
     }
 
     fn checked(&mut self, write: &WriteParts) {
@@ -150,7 +157,7 @@ impl trap::Backend for Backend<'_> {
     }
 
     fn record(&mut self, event: &trap::Event<&[u8]>) -> Arc<Record> {
-        self.context.events.record(self.guard, self.at.state.bitness(), event)
+        self.context.events.record(self.guard, self.bitness, event)
     }
 }
 
@@ -166,7 +173,7 @@ impl Backend<'_> {
             Some(_) => return Err(Obstacle::Failed(HostFailure::NoXsave)),
             None => Extended::Unused,
         };
-        let (memory, paging, tables) = (self.context.ram, self.context.paging, &self.at.tables);
+        let (memory, paging, tables) = (self.context.ram, self.context.paging, self.tables);
         Ok(self.processor.trampoline.with(|trampoline| {
             work(&mut Executor { memory, paging, tables, trampoline, extended })
         }))

@@ -73,7 +73,8 @@ pub(super) fn deliver(
         context,
         guard: &mut guard,
         processor: &mut *processor,
-        at,
+        tables: &at.tables,
+        bitness: at.state.bitness(),
         extended: &mut None,
         settle: false,
     };

@@ -178,7 +178,9 @@ pub(crate) fn mmio_store(
             in_software: true,
         };
         let (guard, extended) = (&mut *guard, &mut None);
-        let mut backend = Backend { context, guard, processor, at: &at, extended, settle: false };
+        let (tables, bitness) = (&at.tables, at.state.bitness());
+        let mut backend =
+            Backend { context, guard, processor, tables, bitness, extended, settle: false };
         let event = report(&mut backend, met, Response::Skip, &account);
         if let Met::Forbidden { stop: true, .. } = met {
             return Ok(Next::End(Ending::Stopped { event }));

@@ -12,6 +12,7 @@ mod delivery;
 mod find_instruction;
 mod inject;
 mod mmio_store;
+mod plain;
 mod recorder;
 mod report;
 mod trapped;

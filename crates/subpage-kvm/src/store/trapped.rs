@@ -10,11 +10,14 @@ use std::sync::Arc;
 use subpage::address::{ByteRange, PAGE_BYTES};
 use subpage_emulate::bits::RFLAGS_TF;
 use subpage_emulate::guest::State;
-use subpage_emulate::{Access, Exception, Fault, GuestInstruction, Store, XsaveArea, translate};
+use subpage_emulate::{
+    Access, Decoded, Exception, Fault, GuestInstruction, Store, XsaveArea, translate,
+};
 use subpage_trap::{Outcome, Record, Trapped, Wanted, software_interrupt, store as carry_out};
 
 use super::backend::{Backend, HostFailure, Obstacle};
 use super::inject::{end_instruction, inject};
+use super::plain::{Plain, plain};
 use super::{Context, Next, Unsolved, delivery, walk};
 use crate::ending::{Ending, Failure};
 use crate::vcpu::{Interrupted, Processor, ProcessorError};
@@ -48,17 +51,28 @@ pub(crate) fn trapped(
     processor: &mut Processor,
     cause: Cause,
 ) -> Result<Next, Failure> {
+    let looked = if cause == Cause::Fault { plain(context, processor) } else { Plain::Other(None) };
+    if let Plain::Done(next) = looked {
+        return Ok(next);
+    }
     let (at, events) = processor.at_exit()?;
     let mut code = None;
     let shadow = events.interrupt.shadow != 0;
     let pending = delivery::pending(&events, cause);
-    let result = match (pending, cause) {
+    let result = match (looked, pending, cause) {
+        (Plain::Done(next), ..) => Ok(next),
+        (Plain::Failed(instruction, obstacle), ..) => {
+            code = Some(instruction);
+            Err(obstacle)
+        }
         // Nothing is known to be wrong: KVM delivers it.
-        (Some(_), Cause::Stuck) => return Ok(Next::Enter),
-        (Some(event), _) => {
+        (_, Some(_), Cause::Stuck) => return Ok(Next::Enter),
+        (_, Some(event), _) => {
             delivery::deliver(context, processor, &at, &event, wanted(context, cause))
         }
-        (None, _) => instruction(context, processor, &at, shadow, cause, &mut code),
+        (Plain::Other(first), None, _) => {
+            instruction(context, processor, &at, shadow, cause, first, &mut code)
+        }
     };
     let obstacle = match result {
         Ok(next) => return Ok(next),
@@ -167,18 +181,26 @@ pub(crate) fn failure(
     }
 }
 
-/// Carries out the instruction at RIP, if it stores to a page that traps.
+/// Carries out the instruction at RIP, if it stores to a page that traps; `first` is that instruction, if it
+/// was decoded before.
 fn instruction(
     context: Context<'_>,
     processor: &mut Processor,
     at: &Interrupted,
     shadow: bool,
     cause: Cause,
+    mut first: Option<Box<Decoded>>,
     code: &mut Option<GuestInstruction>,
 ) -> Result<Next, Obstacle> {
     let mut work = Work { context, at, shadow, state: at.state, extended: None, settle: false };
     for element in 0..ELEMENTS {
-        let found = processor.decode_cache.take(context.ram, context.paging, &work.state);
+        let found = match first.take() {
+            Some(mut first) => {
+                first.renew(&work.state);
+                Ok(first)
+            }
+            None => processor.decode_cache.take(context.ram, context.paging, &work.state),
+        };
         let decoded = match found {
             Ok(found) => found,
             Err(_) if element != 0 => break,
@@ -266,7 +288,8 @@ impl Work<'_> {
             context: self.context,
             guard: &mut guard,
             processor,
-            at: self.at,
+            tables: &self.at.tables,
+            bitness: self.at.state.bitness(),
             extended: &mut self.extended,
             settle: false,
         };

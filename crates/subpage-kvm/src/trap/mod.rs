@@ -17,6 +17,8 @@ pub use layout::{PlannedSlot, replan};
 pub use pages::PageSet;
 pub use slots::{SlotError, Slots};
 
+use std::cell::Cell;
+
 use subpage::address::{Gfn, GfnRange};
 use thiserror::Error;
 
@@ -53,12 +55,21 @@ pub struct Traps {
     slots: Slots,
     /// How often the sets have changed.
     changes: u64,
+    /// A page that traps, most likely the next one that is asked for; of the sets as they are.
+    recent: Cell<Option<Gfn>>,
 }
 
 impl Traps {
     /// Nothing is trapped; `slots` hold all of memory.
     pub const fn new(by: TrapBy, slots: Slots) -> Self {
-        Self { by, trapped: PageSet::new(), tables: PageSet::new(), slots, changes: 0 }
+        Self {
+            by,
+            trapped: PageSet::new(),
+            tables: PageSet::new(),
+            slots,
+            changes: 0,
+            recent: Cell::new(None),
+        }
     }
 
     /// How pages are trapped.
@@ -68,7 +79,19 @@ impl Traps {
 
     /// Whether writes to a page leave the guest.
     pub fn traps(&self, gfn: Gfn) -> bool {
-        self.trapped.contains(gfn)
+        if self.recent.get() == Some(gfn) {
+            return true;
+        }
+        let traps = self.trapped.contains(gfn);
+        if traps {
+            self.recent.set(Some(gfn));
+        }
+        traps
+    }
+
+    fn changed(&mut self) {
+        self.changes = self.changes.wrapping_add(1);
+        self.recent.set(None);
     }
 
     /// Whether a page traps because its host mapping is read-only: it can be opened while the guest
@@ -124,7 +147,7 @@ impl Traps {
                 }
             }
         }
-        self.changes = self.changes.wrapping_add(1);
+        self.changed();
         self.trapped.extend(fresh.runs());
         Ok(fresh)
     }
@@ -149,7 +172,7 @@ impl Traps {
             left.extend(open(ram, &pages.difference(&in_slots)).runs());
         }
         if !pages.is_empty() {
-            self.changes = self.changes.wrapping_add(1);
+            self.changed();
         }
         for run in pages.difference(&left).runs() {
             self.trapped.remove(run);
@@ -167,7 +190,7 @@ impl Traps {
         }
         self.slots.set_read_only(ram, &fresh, true)?;
         self.tables.extend(fresh.runs());
-        self.changes = self.changes.wrapping_add(1);
+        self.changed();
         // A page that its mapping keeps closed, too, traps as before.
         open(ram, &fresh);
         Ok(())

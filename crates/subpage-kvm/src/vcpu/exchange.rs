@@ -52,6 +52,23 @@ impl Processor {
         Ok((Interrupted::of(&page.regs, &page.sregs), page.events))
     }
 
+    /// Takes over into `state` where the exit that has just been left it, as far as a
+    /// [plain](registers::plain_state) store needs to know. False if there is more to it: other code, an
+    /// event that is being delivered, blocking by STI or MOV SS, single steps, or no page to look at.
+    pub(crate) fn at_plain_exit(&mut self, state: &mut State) -> bool {
+        const TF: u64 = 1 << 8;
+        if self.exchange == Exchange::Off {
+            return false;
+        }
+        let page = self.fd.sync_regs_mut();
+        let kvm_vcpu_events { exception, interrupt, nmi, .. } = &page.events;
+        let busy = exception.injected | interrupt.injected | interrupt.shadow | nmi.injected;
+        if busy != 0 || page.regs.rflags & TF != 0 {
+            return false;
+        }
+        registers::plain_state(&page.regs, &page.sregs, state)
+    }
+
     /// Sets the general registers, RIP and RFLAGS of `after`, at the latest when it enters the guest
     /// or when [`give_back`](Self::give_back) is called.
     pub(crate) fn go_on_at_entry(&mut self, after: &State) -> Result<(), ProcessorError> {

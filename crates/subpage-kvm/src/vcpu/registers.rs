@@ -8,14 +8,10 @@ use subpage_emulate::{SystemTables, TableRegister};
 
 /// The state that decoding and completing a store need.
 pub fn state(registers: &kvm_regs, special: &kvm_sregs) -> State {
-    let r = registers;
     State {
-        registers: GeneralRegisters([
-            r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11,
-            r.r12, r.r13, r.r14, r.r15,
-        ]),
-        rip: r.rip,
-        rflags: r.rflags,
+        registers: general_registers(registers),
+        rip: registers.rip,
+        rflags: registers.rflags,
         cr0: special.cr0,
         cr3: special.cr3,
         cr4: special.cr4,
@@ -31,6 +27,38 @@ pub fn state(registers: &kvm_regs, special: &kvm_sregs) -> State {
             gs: segment(&special.gs),
         },
     }
+}
+
+/// Takes over the part of a state that [plain](subpage_emulate::Decoded::is_plain) stores of 64-bit code
+/// go by: of segments, that it is such code and the bases of FS and GS. False if it is other code.
+///
+/// Most stores that trap are such, and to take over what else there is takes longer than to decide.
+pub fn plain_state(registers: &kvm_regs, special: &kvm_sregs, into: &mut State) -> bool {
+    const EFER_LMA: u64 = 1 << 10;
+    const LONG: u32 = 1 << 13;
+    if special.efer & EFER_LMA == 0 || special.cs.l == 0 {
+        return false;
+    }
+    into.registers = general_registers(registers);
+    into.rip = registers.rip;
+    into.rflags = registers.rflags;
+    into.cr0 = special.cr0;
+    into.cr3 = special.cr3;
+    into.cr4 = special.cr4;
+    into.efer = special.efer;
+    into.cpl = special.ss.dpl & 3;
+    into.vendor = vendor();
+    into.segments.cs.access = LONG;
+    into.segments.fs.base = special.fs.base;
+    into.segments.gs.base = special.gs.base;
+    true
+}
+
+fn general_registers(r: &kvm_regs) -> GeneralRegisters {
+    GeneralRegisters([
+        r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
+        r.r13, r.r14, r.r15,
+    ])
 }
 
 /// Whose processor the host has, which is the guest's, too.
@@ -136,6 +164,45 @@ mod tests {
         let back = state(&general(&given), &kvm_sregs::default());
         assert_eq!((back.registers, back.rip, back.rflags), (given.registers, 0x77, 0x246));
         assert_eq!(general(&given).rsi, 0x1006, "RSI is number 6");
+    }
+
+    /// What it leaves out, no plain store asks for.
+    #[test]
+    fn a_plain_state_is_part_of_the_whole() {
+        let segment = |at: u64| kvm_segment {
+            base: 0x1000 * at,
+            limit: 0xffff_ffff,
+            selector: 8,
+            type_: 11,
+            present: 1,
+            dpl: 3,
+            s: 1,
+            l: 1,
+            g: 1,
+            ..kvm_segment::default()
+        };
+        let special = kvm_sregs {
+            cs: segment(1),
+            ds: segment(2),
+            fs: segment(3),
+            gs: segment(4),
+            ss: segment(5),
+            cr3: 0x7000,
+            efer: 0xd00,
+            ..kvm_sregs::default()
+        };
+        let registers = kvm_regs { rip: 0x77, rbx: 5, ..kvm_regs::default() };
+        let whole = state(&registers, &special);
+        let mut plain = State::default();
+        assert!(plain_state(&registers, &special, &mut plain), "64-bit code");
+        assert!(plain.is_64_bit() && whole.is_64_bit());
+        assert_eq!(plain.segments.fs.base, whole.segments.fs.base);
+        assert_eq!(plain.segments.gs.base, whole.segments.gs.base);
+        let (cpl, segments) = (whole.cpl, whole.segments);
+        assert_eq!((State { segments, ..plain }, cpl), (whole, 3));
+        let compatibility = kvm_sregs { cs: kvm_segment { l: 0, ..special.cs }, ..special };
+        assert!(!plain_state(&registers, &compatibility, &mut plain));
+        assert!(!plain_state(&registers, &kvm_sregs { efer: 0x800, ..special }, &mut plain));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::{MutexGuard, PoisonError, TryLockError};
 
 use subpage_emulate::guest::State;
 
-use super::vcpu_pause::{PausableVcpus, Paused, lock};
+use super::vcpu_pause::{PausableVcpus, Paused, Seat, lock};
 use crate::vcpu::Processor;
 
 /// Nobody else pauses the machine or changes permissions.
@@ -119,12 +119,29 @@ impl<'a> Exclusive<'a> {
         for seat in &self.vcpus.seats {
             lock(&seat.state).take();
         }
-        (0..self.vcpus.seats.len()).filter_map(|number| self.state(number)).collect()
+        // All are asked before the first answer is waited for: the host may have fewer processors than
+        // the guest, and then each answer takes as long as its thread waits for one.
+        let asked: Vec<Option<u64>> = self.vcpus.seats.iter().map(Self::passed_inside).collect();
+        for number in (0..asked.len()).filter(|&number| asked[number].is_some()) {
+            self.vcpus.kick(number);
+        }
+        let answers = asked.into_iter().enumerate();
+        answers.filter_map(|(number, passed)| self.state(number, passed)).collect()
     }
 
-    fn state(&self, number: usize) -> Option<State> {
+    /// How often a processor has passed, if its thread has it.
+    fn passed_inside(seat: &Seat) -> Option<u64> {
+        let inside = seat.inside.load(Ordering::SeqCst);
+        inside.then(|| seat.passed.load(Ordering::SeqCst))
+    }
+
+    /// The state of processor `number`, which was asked for it when it had `passed` so often.
+    fn state(&self, number: usize, passed: Option<u64>) -> Option<State> {
         let seat = &self.vcpus.seats[number];
         let ask = |processor: &Processor| Some(processor.interrupted().ok()?.state);
+        if let Some(passed) = passed {
+            self.vcpus.wait_for(number, passed);
+        }
         while !self.vcpus.has_ended() {
             if let Some(state) = lock(&seat.state).take() {
                 return Some(state);
