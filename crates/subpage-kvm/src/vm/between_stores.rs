@@ -68,6 +68,8 @@ impl PausableVcpus {
         if self.is_waited_for() {
             drop(lock(&self.waiting));
             self.opened.notify_all();
+            // Others that are waited for may be without a processor of the host: theirs is free now.
+            std::thread::yield_now();
         }
     }
 

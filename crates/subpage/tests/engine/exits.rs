@@ -130,7 +130,7 @@ fn an_open_write_needs_no_second_look() {
             let first = write.first().as_u64() & !127;
             let whole = bytes(first, (write.last().as_u64() | 127) - first + 1);
             assert_eq!(domain.rules().touching(whole).count(), 0, "{write:?}");
-            let before = domain.counters().clone();
+            let before = *domain.counters();
             let decision = domain.authorize_write(Normal, write).expect("nothing to be noted");
             assert_eq!((decision, domain.counters()), (Decision::Allowed, &before), "{write:?}");
         }
