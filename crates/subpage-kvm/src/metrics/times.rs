@@ -164,12 +164,12 @@ mod tests {
         assert_eq!(times.count(), 1);
     }
 
-    /// To a millionth, up to the years that a machine runs, and beyond without wrapping.
+    /// To a millionth, up to a day, and beyond that without wrapping.
     #[test]
     fn ticks_are_nanoseconds() {
         for khz in [1, 999_999, 1_000_000, 2_445_428, u32::MAX] {
             let tick = TickLength::of_khz(NonZeroU32::new(khz).expect("not 0"));
-            for ticks in [0, 1, 1000, 1 << 32, u64::from(khz) * 1000 * 86_400 * 365] {
+            for ticks in [0, 1, 1000, 1 << 32, u64::from(khz) * 1000 * 86_400] {
                 let exact = u128::from(ticks) * 1_000_000 / u128::from(khz);
                 let told = u128::from(tick.nanoseconds(ticks));
                 assert!(
