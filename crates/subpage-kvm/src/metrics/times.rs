@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(times.count(), 1);
     }
 
-    /// To a millionth, up to a day, and beyond that without wrapping.
+    /// To a thousandth, up to a day, and beyond that without wrapping.
     #[test]
     fn ticks_are_nanoseconds() {
         for khz in [1, 999_999, 1_000_000, 2_445_428, u32::MAX] {
