@@ -1,6 +1,6 @@
 //! Events on their way from the processors to whoever listens.
 //!
-//! What an event is, `subpage-trap` defines; here it becomes a [`Record`].
+//! What an event is, `subpage-trap` defines; here it becomes a `Record`.
 
 mod broadcast;
 mod functions;

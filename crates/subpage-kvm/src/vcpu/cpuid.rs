@@ -129,7 +129,7 @@ const LET_THROUGH: &[(u32, Option<u32>, [u32; 4])] = &[
     (0x8000_0021, None, [bits([0, 2, 6, 8, 9, 10, 11, 20, 27, 28, 29]), 0, 0, 0]),
 ];
 
-/// Of KVM's CPUID what a guarded guest may see ([`LET_THROUGH`]), for the processor `number` of `cpus`.
+/// Of KVM's CPUID what a guarded guest may see (`LET_THROUGH`), for the processor `number` of `cpus`.
 pub fn for_guest(supported: &CpuId, number: u32, cpus: u32) -> CpuId {
     let mut entries = supported.as_slice().to_vec();
     entries.retain_mut(let_through);
