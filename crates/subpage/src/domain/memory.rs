@@ -62,10 +62,10 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             self.names.check_not_original(pages)?;
         }
         let token = self.tables.unmap(space, &self.slots, pages)?;
-        // What is unmapped needs no invalidation of its own, and the originals lose no right.
-        let _opened = self.forget_alias(space, id)?;
+        // The originals lose no right, but tables that nothing needs any longer wait for a token.
+        let opened = self.forget_alias(space, id)?;
         self.slots[space.index()].take(id);
-        Ok(token)
+        Ok(token.and(opened))
     }
 
     /// Moves a slot to other addresses and unmaps its frames; its dirty log moves along. Rules and

@@ -59,6 +59,12 @@ const ALL: [LeftOut; 8] = [
         reason: "QEMU refuses programs at CPL 3 the port by which its guests end",
     },
     LeftOut {
+        host: Host::Amd,
+        program: "kvm",
+        test: "live_tables::two_processors_share_guarded_tables_that_one_changes",
+        reason: "in slots its guest had a triple fault in one of three runs; why is not known",
+    },
+    LeftOut {
         host: Host::Intel,
         program: "example",
         test: "a_guest_built_from_the_source_behaves_the_same",
