@@ -12,7 +12,7 @@ pub(super) struct LeftOut {
     pub(super) reason: &'static str,
 }
 
-const ALL: [LeftOut; 8] = [
+const ALL: [LeftOut; 9] = [
     LeftOut {
         host: Host::Amd,
         program: "example",
