@@ -45,7 +45,7 @@ enum Task {
     /// Run the tests; without a SUITE, install what they need and run all of them
     Test {
         /// Suites to run, each once, in the order of the list below; behind bochs, parts of the
-        /// names of its tests; behind lab, a host
+        /// names of its tests; behind lab, hosts and parts of the names of tests
         #[arg(value_parser = WordParser, value_name = "SUITE")]
         words: Vec<Word>,
         /// Run only tests whose name contains STR (unit, concurrency, property, kvm,

@@ -16,6 +16,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::execute::{self, Ending, Finished, Limits};
 
+/// The status of a program that the user has stopped.
+pub(crate) const INTERRUPTED: u8 = 130;
+
 /// Raised by the signals that ask a program to stop.
 ///
 /// Commands run in process groups of their own, out of reach of the terminal's Ctrl-C: whoever

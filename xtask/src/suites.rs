@@ -27,9 +27,6 @@ use crate::{
     workspace::Workspace,
 };
 
-/// The status of a program that the user has stopped.
-const INTERRUPTED: u8 = 130;
-
 /// A group of tests that is run and counted together, in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Suite {
@@ -98,7 +95,7 @@ impl Suite {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
     Suite(Suite),
-    /// Part of the name of a test in Bochs.
+    /// Part of the name of a test in Bochs or in the lab, or a host.
     Name(String),
 }
 
@@ -155,7 +152,7 @@ pub(crate) struct Plan {
     pub(crate) workspace: Workspace,
     pub(crate) prerequisites: Prerequisites,
     pub(crate) filter: Option<String>,
-    /// Whether the user has named suites: then all of them runs, also what takes long.
+    /// Whether the user has named suites: then all of each runs, also what takes long.
     pub(crate) named: bool,
     /// Parts of the names of tests in Bochs or in the lab, or names of hosts; none means all.
     pub(crate) names: Vec<String>,
@@ -211,7 +208,7 @@ pub(crate) fn run(session: &mut Session<'_>, plan: &Plan, suites: &[Suite]) -> R
         if session.interrupted() {
             // What has not run cannot be summed: no line that could be taken for a result.
             session.say("interrupted")?;
-            return Ok(ExitCode::from(INTERRUPTED));
+            return Ok(ExitCode::from(session::INTERRUPTED));
         }
         let count = match result {
             Ok(count) => count,

@@ -22,7 +22,7 @@ const ENTRIES: usize = 8;
 #[derive(Debug, Clone)]
 pub struct Decoded {
     rip: u64,
-    /// Only that is kept.
+    /// Only that is used again.
     is_64_bit: bool,
     instruction: GuestInstruction,
     /// Its bytes, the first one lowest, and how many bits above them do not count.

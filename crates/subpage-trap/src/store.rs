@@ -41,6 +41,49 @@ struct Rehearsal<X> {
     extended: Option<X>,
 }
 
+impl<X> Rehearsal<X> {
+    /// The instruction has happened, but memory has forgotten what it was told.
+    fn adopt<B: Backend<Extended = X>>(self, backend: &mut B, state: &mut State) -> Progress {
+        *state = self.after;
+        if let Some(extended) = self.extended {
+            *backend.extended() = extended;
+        }
+        self.progress
+    }
+}
+
+/// What a store writes, known before it writes it.
+trait Foreseen<B: Backend> {
+    /// The bytes.
+    fn bytes(&self) -> &[u8];
+
+    /// The instruction happens, but memory forgets what it was told, as a ROM does.
+    fn forget(self, backend: &mut B, instruction: &GuestInstruction, state: &mut State)
+    -> Progress;
+}
+
+impl<B: Backend> Foreseen<B> for Rehearsal<B::Extended> {
+    fn bytes(&self) -> &[u8] {
+        self.scratch.bytes()
+    }
+
+    fn forget(self, backend: &mut B, _: &GuestInstruction, state: &mut State) -> Progress {
+        self.adopt(backend, state)
+    }
+}
+
+/// A MOV cannot fail, and its bytes are known without a rehearsal.
+impl<B: Backend> Foreseen<B> for Moved {
+    fn bytes(&self) -> &[u8] {
+        Self::bytes(self)
+    }
+
+    fn forget(self, _: &mut B, instruction: &GuestInstruction, state: &mut State) -> Progress {
+        skip(instruction, state);
+        Progress::Done
+    }
+}
+
 /// Locates the store, decides about it and carries it out, or denies it: the whole protocol.
 ///
 /// `state` is that of the exit, and afterwards that with which the guest goes on. On an obstacle
@@ -142,43 +185,33 @@ fn meet<B: Backend>(
     decision: Decision,
 ) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
     if let Some(moved) = trapped.store.moved(state) {
-        return meet_moved(backend, trapped, located, place, state, decision, &moved);
+        return meet_foreseen(backend, trapped, located, place, state, decision, moved);
     }
     // First on a copy: what is reported is reported with its bytes, and "allow once" must not be
     // spent by a store that fails.
     let rehearsal = rehearse(backend, trapped.store, located, place, state)?;
-    let committed = authorize(backend, &located.parts)?;
-    assert_eq!(committed, decision, "nothing changes the domain while its lock is held");
-    let met = Met::of(decision).expect("all other decisions were handled");
-    if let Met::Forbidden { .. } = met {
-        return Ok(conclude(backend, trapped, located, state, met, rehearsal));
-    }
-    let before = *state;
-    let outcome = carry_out(backend, trapped.store, located, place, state)?;
-    let account = account(backend, trapped, located, &before, rehearsal.scratch.bytes());
-    report(backend, met, Response::Skip, &account);
-    Ok(outcome)
+    meet_foreseen(backend, trapped, located, place, state, decision, rehearsal)
 }
 
-/// [`meet`] for a MOV, which cannot fail and whose bytes are known.
-fn meet_moved<B: Backend>(
+/// [`meet`] where it is known what the store writes.
+fn meet_foreseen<B: Backend, K: Foreseen<B>>(
     backend: &mut B,
     trapped: Trapped<'_>,
     located: &Located,
     place: &B::Place,
     state: &mut State,
     decision: Decision,
-    moved: &Moved,
+    foreseen: K,
 ) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
     let committed = authorize(backend, &located.parts)?;
     assert_eq!(committed, decision, "nothing changes the domain while its lock is held");
     let met = Met::of(decision).expect("all other decisions were handled");
     if let Met::Forbidden { .. } = met {
-        return Ok(conclude_moved(backend, trapped, located, state, met, moved));
+        return Ok(conclude(backend, trapped, located, state, met, foreseen));
     }
     let before = *state;
     let outcome = carry_out(backend, trapped.store, located, place, state)?;
-    let account = account(backend, trapped, located, &before, moved.bytes());
+    let account = account(backend, trapped, located, &before, foreseen.bytes());
     report(backend, met, Response::Skip, &account);
     Ok(outcome)
 }
@@ -200,48 +233,29 @@ pub fn deny<B: Backend>(
     assert!(matches!(met, Met::Forbidden { .. }), "what is not forbidden is not denied");
     backend.checked(&located.parts);
     if let Some(moved) = trapped.store.moved(state) {
-        return Ok(conclude_moved(backend, trapped, located, state, met, &moved));
+        return Ok(conclude(backend, trapped, located, state, met, moved));
     }
     let place = backend.ready(&located.parts)?;
     let rehearsal = rehearse(backend, trapped.store, located, &place, state)?;
     Ok(conclude(backend, trapped, located, state, met, rehearsal))
 }
 
-/// [`conclude`] for a MOV, which needs no rehearsal.
-fn conclude_moved<B: Backend>(
-    backend: &mut B,
-    trapped: Trapped<'_>,
-    located: &Located,
-    state: &mut State,
-    met: Met,
-    moved: &Moved,
-) -> Outcome<B::Told> {
-    let (response, stop) = response_to(backend, met);
-    let account = account(backend, trapped, located, state, moved.bytes());
-    let told = report(backend, met, response, &account);
-    if response == Response::Fault && !stop {
-        return Outcome::Refused(Exception::general_protection(0));
-    }
-    skip(trapped.instruction, state);
-    if stop { Outcome::Stopped(told) } else { Outcome::Done }
-}
-
 /// Reports a denied store, and does what becomes of its instruction.
-fn conclude<B: Backend>(
+fn conclude<B: Backend, K: Foreseen<B>>(
     backend: &mut B,
     trapped: Trapped<'_>,
     located: &Located,
     state: &mut State,
     met: Met,
-    rehearsal: Rehearsal<B::Extended>,
+    foreseen: K,
 ) -> Outcome<B::Told> {
     let (response, stop) = response_to(backend, met);
-    let account = account(backend, trapped, located, state, rehearsal.scratch.bytes());
+    let account = account(backend, trapped, located, state, foreseen.bytes());
     let told = report(backend, met, response, &account);
     if response == Response::Fault && !stop {
         return Outcome::Refused(Exception::general_protection(0));
     }
-    let progress = adopt(backend, state, rehearsal);
+    let progress = foreseen.forget(backend, trapped.instruction, state);
     if stop { Outcome::Stopped(told) } else { done(progress) }
 }
 
@@ -274,7 +288,7 @@ fn drop_at<B: Backend>(
     state: &mut State,
 ) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
     let rehearsal = rehearse(backend, store, located, place, state)?;
-    Ok(done(adopt(backend, state, rehearsal)))
+    Ok(done(rehearsal.adopt(backend, state)))
 }
 
 /// Denies the write of an instruction that software cannot carry out: its bytes are not known, and of
@@ -319,19 +333,6 @@ pub fn skip(instruction: &GuestInstruction, state: &mut State) {
     let next = state.rip.wrapping_add(instruction.bytes().len() as u64);
     state.rip = if state.is_64_bit() { next } else { next & 0xffff_ffff };
     state.rflags &= !RFLAGS_RF;
-}
-
-/// The instruction has happened, but memory has forgotten what it was told.
-fn adopt<B: Backend>(
-    backend: &mut B,
-    state: &mut State,
-    rehearsal: Rehearsal<B::Extended>,
-) -> Progress {
-    *state = rehearsal.after;
-    if let Some(extended) = rehearsal.extended {
-        *backend.extended() = extended;
-    }
-    rehearsal.progress
 }
 
 fn account<'a, B: Backend>(

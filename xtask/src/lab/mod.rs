@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use crate::{
     bochs::emulator,
     execute,
-    session::{Interrupt, Session},
+    session::{self, Interrupt, Session},
     workspace::Workspace,
 };
 use frames::{Line, Mark};
@@ -261,16 +261,13 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     printed.context("cannot write the output")?;
     match finished.outcome {
         Outcome::Over(status) => Ok(ExitCode::from(status)),
-        Outcome::Interrupted => Ok(ExitCode::from(INTERRUPTED)),
+        Outcome::Interrupted => Ok(ExitCode::from(session::INTERRUPTED)),
         Outcome::Failed(reason) => {
             session.show(&finished.console.join("\n"))?;
             bail!("{reason}")
         }
     }
 }
-
-/// The status of a program that the user has stopped.
-const INTERRUPTED: u8 = 130;
 
 /// Directories that test programs look for where they were built.
 pub(crate) fn mirrored(workspace: &Workspace) -> Vec<PathBuf> {

@@ -30,10 +30,10 @@ pub enum BackendChoice {
 /// How writes to guarded pages are made to leave the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum TrapChoice {
-    /// By slots for one processor, by the view for several
+    /// By the view; where KVM emulates the guest's kernel, by slots for one processor
     #[default]
     Auto,
-    /// By read-only memory slots; with several processors that is not exact for locked instructions
+    /// By read-only memory slots, where KVM emulates the guest's kernel, else by the view; with several processors that is not exact for locked instructions
     Slots,
     /// By write-protected pages of the host's mapping
     View,

@@ -17,6 +17,8 @@ pub trait PhysicalMemory {
 
     /// The eight bytes at `gpa`, a multiple of 8, read with one load: half of an old page-table entry
     /// and half of a new one would be neither.
+    ///
+    /// The default is for memories whose [`read`](Self::read) reads eight aligned bytes so.
     fn read_word(&self, gpa: Gpa) -> Result<u64, NotMemory> {
         let mut bytes = [0; 8];
         self.read(gpa, &mut bytes)?;

@@ -397,6 +397,9 @@ impl World {
 
     fn remove_alias(&mut self) {
         let id = SlotId(ALIAS_SLOT.into());
+        let pages = GfnRange::new(gfn(ALIAS), ALIAS_PAGES).expect("small");
+        let token = self.machine.domain_mut().unmap(Normal, pages).expect("memory");
+        let _unmapped = self.machine.complete(token);
         let result = self.machine.domain_mut().remove_slot(Normal, id);
         assert_eq!(result.is_ok(), self.naive.slots.remove(&ALIAS_SLOT).is_some());
         if let Ok(token) = result {

@@ -74,10 +74,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let bases = self.base_maps(&restricted, None)?;
         let mut left = Vec::new();
         left.try_reserve_exact(restricted.len()).map_err(|_| OutOfFrames)?;
-        left.extend(restricted.iter().filter_map(|run| {
-            let common = run.intersection(alias.originals)?;
-            Some(moved_run(common, alias.originals, alias.pages))
-        }));
+        left.extend(restricted.iter().filter_map(|run| alias.naming(*run)));
         self.rename(sppt, names, &restricted, &left, &bases)
     }
 
@@ -102,16 +99,10 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// Costs the aliases that share memory with the pages.
     pub fn names_of_pages(&self, pages: GfnRange) -> impl Iterator<Item = GfnRange> + '_ {
         let names = &self.names;
-        let by_alias = names.among(pages).filter_map(move |alias| {
-            let common = alias.pages.intersection(pages)?;
-            Some(moved_run(common, alias.pages, alias.originals))
-        });
+        let by_alias = names.among(pages).filter_map(move |alias| alias.originals_of(pages));
         let originals = core::iter::once(pages).chain(by_alias);
         originals.flat_map(move |run| {
-            let further = names.naming(run).filter_map(move |alias| {
-                let common = alias.originals.intersection(run)?;
-                Some(moved_run(common, alias.originals, alias.pages))
-            });
+            let further = names.naming(run).filter_map(move |alias| alias.naming(run));
             core::iter::once(run).chain(further)
         })
     }

@@ -6,7 +6,7 @@ use super::{Domain, DomainError, Observer};
 use crate::access::{SUB_PAGE_BYTES, SppVector};
 use crate::address::{ByteRange, Gpa};
 use crate::frames::TableFrames;
-use crate::rules::{Action, ActiveRule, RuleId};
+use crate::rules::{Action, RuleId};
 use crate::slots::AddressSpace;
 
 /// What a write meets.
@@ -132,8 +132,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         // Of equals the last is the greatest: the first run.
         let rules = self.rules_by_name();
         let touched = runs.iter().rev().filter_map(|&run| rules.strongest(run));
-        let rank = |active: &ActiveRule| (active.effect(), core::cmp::Reverse(active.id));
-        match touched.max_by_key(|found| rank(found.active)) {
+        match touched.max_by_key(|found| found.active.rank()) {
             Some(found) if found.active.effect() >= Action::Deny || decision.permits() => {
                 by_rule(found)
             }
@@ -231,9 +230,10 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         match decision {
             Decision::Reported { .. } => {
                 for &run in runs {
-                    self.rules.spend(run);
-                    if !self.names.is_empty() {
-                        self.spend_by_other_names(run);
+                    if self.names.is_empty() {
+                        self.rules.spend(run);
+                    } else {
+                        self.spend_by_any_name(run);
                     }
                 }
                 self.counters.reported += 1;
@@ -252,9 +252,9 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         Ok(decision)
     }
 
-    /// Spends the "allow once" rules that guard bytes of a write under names that it does not use.
+    /// Spends the "allow once" rules that guard bytes of a write under any name.
     #[cold]
-    fn spend_by_other_names(&mut self, run: ByteRange) {
+    fn spend_by_any_name(&mut self, run: ByteRange) {
         for piece in run.pages() {
             for name in self.names.all(piece.first().gfn()) {
                 self.rules.spend(in_page_of(piece, name));

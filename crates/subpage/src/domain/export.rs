@@ -203,12 +203,9 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let masked =
             self.masked.replaced(&denying, |gfn| !of_memory(gfn) & !rules.permitted(gfn))?;
         let mut tracking = state.tracking;
-        for tracked in tracking.iter() {
+        for (record, tracked) in tracking.iter().enumerate() {
             if names.original_bytes(tracked.range)? != tracked.range {
-                return Err(ImportError::Record {
-                    what: "tracked range (an alias here)",
-                    record: 0,
-                });
+                return Err(ImportError::Record { what: "tracked range (an alias here)", record });
             }
         }
         for range in denying.iter() {

@@ -50,8 +50,11 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// Removes a slot and unmaps its frames. Rules, maps and tracking of its addresses stay, but for
     /// the maps of an alias, which belong to memory that has other names.
     ///
-    /// Fails if there is no such slot, if its memory has further names (remove those first), and if
-    /// memory is short; of an alias, frames may be unmapped then, which are mapped again on demand.
+    /// An alias must be unmapped before, by [`unmap`](Self::unmap), and that token completed: a
+    /// processor that still knew its frames would find them open.
+    ///
+    /// Fails if there is no such slot, if its memory has further names (remove those first), if it is
+    /// an alias with a frame mapped ([`DomainError::AlreadyMapped`]), and if memory is short.
     pub fn remove_slot(
         &mut self,
         space: AddressSpace,
@@ -60,6 +63,14 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let pages = self.slots[space.index()].get(id)?.pages;
         if space == AddressSpace::Normal {
             self.names.check_not_original(pages)?;
+        }
+        if self.names.of_slot(space, id).is_some() {
+            // Its vectors open at once: no processor may still know its frames.
+            let mut mapped = None;
+            self.tables.for_each_leaf(space, pages, |_, _, gfn| mapped = mapped.or(Some(gfn)));
+            if let Some(gfn) = mapped {
+                return Err(DomainError::AlreadyMapped(gfn));
+            }
         }
         let token = self.tables.unmap(space, &self.slots, pages)?;
         // The originals lose no right, but tables that nothing needs any longer wait for a token.

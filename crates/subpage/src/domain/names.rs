@@ -32,6 +32,20 @@ pub(super) struct Alias {
     pub(super) originals: GfnRange,
 }
 
+impl Alias {
+    /// Those of its frames that name memory of `originals`.
+    pub(super) fn naming(&self, originals: GfnRange) -> Option<GfnRange> {
+        let common = originals.intersection(self.originals)?;
+        Some(moved_run(common, self.originals, self.pages))
+    }
+
+    /// The original frames of those of its frames that are among `pages`.
+    pub(super) fn originals_of(&self, pages: GfnRange) -> Option<GfnRange> {
+        let common = pages.intersection(self.pages)?;
+        Some(moved_run(common, self.pages, self.originals))
+    }
+}
+
 /// The frame of `to` at the place that `gfn` has in `from`.
 pub(super) fn moved(gfn: Gfn, from: GfnRange, to: GfnRange) -> Gfn {
     Gfn::new(to.first().as_u64() + (gfn.as_u64() - from.first().as_u64()))
@@ -169,18 +183,15 @@ impl Names {
         &self,
         originals: &[GfnRange],
     ) -> Result<Vec<GfnRange>, OutOfFrames> {
-        let further = originals.iter().flat_map(|range| {
-            self.naming(*range).filter_map(|alias| {
-                let common = range.intersection(alias.originals)?;
-                Some(moved_run(common, alias.originals, alias.pages))
-            })
-        });
+        let further = originals
+            .iter()
+            .flat_map(|range| self.naming(*range).filter_map(|alias| alias.naming(*range)));
         page_ranges(originals.iter().copied().chain(further))
     }
 
     /// Whether each of some frames is the only name of its memory.
     fn are_alone(&self, pages: GfnRange) -> bool {
-        self.among(pages).chain(self.naming(pages)).next().is_none()
+        self.check_alone(pages).is_ok()
     }
 
     /// The same names and one more alias.
@@ -246,7 +257,8 @@ impl Names {
     /// The same where some memory has several names.
     ///
     /// Whatever name the table holds it under, a page's new vector follows from its old one, which is
-    /// the same under each: so the change is told of such pages only after the tables hold all of it.
+    /// the same under each (where names change it is not, and must not matter): so the change is told of
+    /// such pages only after the tables hold all of it.
     /// Pages with one name are changed as if there were no others.
     #[cold]
     fn change_everywhere<F: TableFrames>(
@@ -390,13 +402,12 @@ impl<'a> RulesByName<'a> {
 
     #[cold]
     fn strongest_by_any_name(self, bytes: ByteRange) -> Option<Guarding<'a>> {
-        let rank = |active: &ActiveRule| (active.effect(), core::cmp::Reverse(active.id));
         let mut strongest: Option<Guarding<'a>> = None;
         for written in bytes.pages() {
             for name in self.names.all(written.first().gfn()) {
                 let guarded = in_page_of(written, name);
                 let Some(active) = self.rules.strongest(guarded) else { continue };
-                if strongest.is_none_or(|best| rank(best.active) < rank(active)) {
+                if strongest.is_none_or(|best| best.active.rank() < active.rank()) {
                     strongest = Some(Guarding { active, guarded, written });
                 }
             }

@@ -17,10 +17,13 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// A sub-page that a rule or a map holds is not armed: writes to it trap anyway, and those that
     /// are let through are noted. Costs an L1 table for each 2 MiB region, and eight bytes a page where
     /// something is written or restricted.
-    /// Memory with several names is tracked by its original one, whichever is given, and written
-    /// under any.
-    /// Fails if permissions are not enabled, the range lies in an alias with only some of its pages, it lies beyond the processor's width or shares a
-    /// page with another tracked one, or memory is short.
+    ///
+    /// Memory with several names is tracked by its original one, whichever is given, and written under
+    /// any.
+    ///
+    /// Fails if permissions are not enabled, only some pages of the range lie in an alias (or they lie
+    /// in two), the range lies beyond the processor's width or shares a page with another tracked one,
+    /// or memory is short.
     pub fn track(&mut self, range: ByteRange) -> Result<(TrackId, Invalidation), DomainError> {
         let sppt = self.enabled()?;
         self.check_width(range.gfns())?;

@@ -31,6 +31,11 @@ impl ActiveRule {
             action => action,
         }
     }
+
+    /// Order of strength: of equals the oldest is the greatest.
+    pub(crate) const fn rank(&self) -> (Action, core::cmp::Reverse<RuleId>) {
+        (self.effect(), core::cmp::Reverse(self.id))
+    }
 }
 
 /// The rules, ascending by first byte and then by number.
@@ -183,8 +188,7 @@ impl RuleSet {
     pub(crate) fn strongest(&self, bytes: ByteRange) -> Option<&ActiveRule> {
         let mut strongest: Option<&ActiveRule> = None;
         self.visit(bytes, &mut |active| {
-            let rank = |active: &ActiveRule| (active.effect(), core::cmp::Reverse(active.id));
-            if strongest.is_none_or(|best| rank(best) < rank(active)) {
+            if strongest.is_none_or(|best| best.rank() < active.rank()) {
                 strongest = Some(active);
             }
         });

@@ -109,6 +109,28 @@ fn memory_that_is_named_again_is_guarded_by_what_holds_either_name() {
     assert_eq!(get(&domain, BASE + 2), !0b101);
 }
 
+/// A processor that still knew the alias would find its memory open.
+#[test]
+fn an_alias_that_is_mapped_is_not_removed() {
+    let mut domain = aliased();
+    let rule = add(&mut domain, (BASE + 2) * 4096, 8, Action::Deny);
+    domain.map(Normal, gfn(ALIAS), host_page(gfn(BASE + 2), PageSize::Size4K)).expect("memory");
+    let before = picture(&domain);
+    let refused = domain.remove_slot(Normal, SlotId(1)).expect_err("a frame is mapped");
+    assert_eq!(refused, DomainError::AlreadyMapped(gfn(ALIAS)));
+    assert_eq!(picture(&domain), before);
+    let write = bytes(ALIAS * 4096, 8);
+    assert_eq!(domain.check_write(Normal, write), denied(Some(rule), ALIAS * 4096));
+    let token = domain.unmap(Normal, gfns(ALIAS, PAGES)).expect("memory");
+    done(&mut domain, token);
+    let token = domain.remove_slot(Normal, SlotId(1)).expect("nothing is mapped");
+    done(&mut domain, token);
+    assert_eq!(
+        domain.check_write(Normal, bytes((BASE + 2) * 4096, 8)),
+        denied(Some(rule), (BASE + 2) * 4096)
+    );
+}
+
 #[test]
 fn maps_are_set_under_all_names() {
     let mut domain = aliased();

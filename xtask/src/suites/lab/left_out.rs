@@ -49,8 +49,8 @@ const ALL: [LeftOut; 9] = [
         host: Host::Amd,
         program: "kvm",
         test: "differential::permitted_streams_leave_the_machine_as_without_a_guard",
-        reason: "with seed 19, the frame of a fault behind CMPXCHG has other flags in slots; whether \
-                 that is QEMU's doing is not known",
+        reason: "with seed 19, the frame of a fault behind CMPXCHG has other flags, with slots asked for \
+                 (the view here); whether that is QEMU's doing is not known",
     },
     LeftOut {
         host: Host::Amd,
@@ -62,7 +62,8 @@ const ALL: [LeftOut; 9] = [
         host: Host::Amd,
         program: "kvm",
         test: "live_tables::two_processors_share_guarded_tables_that_one_changes",
-        reason: "in slots its guest had a triple fault in one of three runs; why is not known",
+        reason: "with slots asked for (the view here) its guest had a triple fault in one of three \
+                 runs; why is not known",
     },
     LeftOut {
         host: Host::Intel,

@@ -185,7 +185,7 @@ fn failure(status: u8, seconds: u64) -> Option<String> {
         0 => None,
         NOT_RUN => Some("its program has no such test".into()),
         KILLED => Some(format!(
-            "no result after {seconds} s of the host's clock: it hangs and was killed"
+            "killed after {seconds} s of the host's clock without a result: it hangs, or memory was short"
         )),
         // libtest's own.
         101 => Some("it failed".into()),
@@ -257,10 +257,10 @@ mod tests {
         log.line(Line::Result { status: 0, seconds: 120, test: "a::d" }, at(132));
         // Killed by the host.
         let told = log.line(Line::Result { status: 137, seconds: 300, test: "a::c" }, at(311));
-        assert!(told.expect("a result").contains("a::c: no result after 300 s"));
+        assert!(told.expect("a result").contains("a::c: killed after 300 s"));
         let (found, reason) = log.judge(&part(&THREE), 0);
         assert_eq!(found, count(2, 1));
-        assert!(reason.expect("one failed").contains("a::c: no result after 300 s"));
+        assert!(reason.expect("one failed").contains("a::c: killed after 300 s"));
     }
 
     #[test]

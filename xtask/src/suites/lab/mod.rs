@@ -126,15 +126,29 @@ fn on(
         }
     };
     let example = plan.workspace.root().join("examples/kernel");
-    let parts = parts(host, &example, tests, &filters(&plan.names));
+    let filters = filters(&plan.names);
+    let parts = parts(host, &example, tests, &filters);
     let mut count = Count::default();
-    if parts.is_empty() {
-        session.say("   failed: no test of this host has such a name")?;
-        return Ok(Count::FAILED);
-    }
-    for left in left_out::on(host) {
+    let wanted = |test: &str| filters.is_empty() || filters.iter().any(|part| test.contains(part));
+    for left in left_out::on(host).filter(|left| wanted(left.test)) {
+        if !tests.get(left.program).is_some_and(|names| names.iter().any(|name| name == left.test))
+        {
+            session.say(&format!(
+                "   failed: {} has no test {} to leave out",
+                left.program, left.test
+            ))?;
+            count += Count::FAILED;
+            continue;
+        }
         session.say(&format!("   left out on {name}: {}: {}", left.test, left.reason))?;
         count += Count::SKIPPED;
+    }
+    if parts.is_empty() {
+        if count == Count::default() {
+            session.say("   failed: no test of this host has such a name")?;
+            return Ok(Count::FAILED);
+        }
+        return Ok(count);
     }
     let mirrored = lab::mirrored(&plan.workspace);
     let contents =
