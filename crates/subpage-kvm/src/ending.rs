@@ -27,7 +27,8 @@ pub enum Ending {
     },
     /// A triple fault.
     TripleFault {
-        /// Where.
+        /// Where; 0xfff0 on AMD processors unless it came in a step, since KVM resets the processor
+        /// before it tells.
         rip: u64,
     },
     /// It has asked for a reset, and was not to be started again.

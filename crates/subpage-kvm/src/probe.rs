@@ -56,7 +56,7 @@ pub fn probe() -> Result<Findings, VmError> {
     Ok(Findings {
         slots: number(Cap::NrMemslots),
         processors: kvm.get_max_vcpus(),
-        native: runs_natively(),
+        native: is_native(),
         by_slots: guards(TrapChoice::Slots),
         by_view: guards(TrapChoice::View),
     })
@@ -64,7 +64,7 @@ pub fn probe() -> Result<Findings, VmError> {
 
 /// Whether the processor runs a guest's kernel itself, so that its stores to read-only pages are told
 /// of before they happen. Found out once by running a guest; false if that fails.
-pub(crate) fn runs_natively() -> bool {
+pub fn is_native() -> bool {
     static NATIVE: OnceLock<bool> = OnceLock::new();
     *NATIVE.get_or_init(|| {
         let Ok(vm) = guest(TrapChoice::View) else { return false };
@@ -72,11 +72,6 @@ pub(crate) fn runs_natively() -> bool {
         let metrics = vm.metrics();
         ended && metrics.exits(ExitKind::Fault) > 0 && metrics.exits(ExitKind::Mmio) == 0
     })
-}
-
-/// Whether the processor runs a guest's kernel itself, as far as a tiny guest found out.
-pub fn is_native() -> bool {
-    runs_natively()
 }
 
 /// Starts the guest.

@@ -74,7 +74,9 @@ impl Qemu {
     /// The command that starts a kernel; the second serial line is standard input and output.
     pub(super) fn start(&self, start: &Start<'_>) -> Command {
         let mut command = self.command();
-        command.args(["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]);
+        // One thread for all processors. With a thread each, QEMU 10.0 broke hosts now and then: guests
+        // of one processor had triple faults, and a host's kernel found its stack corrupted.
+        command.args(["-machine", "q35", "-accel", "tcg,thread=single,tb-size=512", "-cpu", "max"]);
         for firmware in ["usr/share/qemu", "usr/share/seabios"] {
             command.arg("-L").arg(self.root.join(firmware));
         }

@@ -66,6 +66,11 @@ impl KvmFacts {
         };
         if facts.api_version == API_VERSION && facts.immediate_exit && facts.missing.is_empty() {
             (facts.by_slots, facts.by_view) = match probe() {
+                Ok(found) if found.native => {
+                    let reason =
+                        "the processor runs a guest's kernel itself: the read-only view is used";
+                    (Err(reason.to_owned()), found.by_view)
+                }
                 Ok(found) => (found.by_slots, found.by_view),
                 Err(error) => (Err(error.to_string()), Err(error.to_string())),
             };
@@ -191,10 +196,8 @@ fn ways(facts: &KvmFacts) -> (Support, String) {
             (Support::Yes, reason)
         }
         (Err(_), Ok(())) => {
-            let reason = format!(
-                "guests of up to {cpus} processors, guarded by the read-only view alone: give \
-                 `--trap view`"
-            );
+            let reason =
+                format!("guests of up to {cpus} processors, guarded by the read-only view alone");
             (Support::Yes, reason)
         }
         (Ok(()), Err(_)) => {

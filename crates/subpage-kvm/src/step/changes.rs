@@ -132,21 +132,21 @@ fn store(
     stored: &[Changed],
 ) -> Result<Option<Arc<Record>>, &'static str> {
     let runs = runs(stored);
-    let decided = runs
-        .iter()
-        .map(|(range, _)| guard.domain().check_write(SPACE, *range))
-        .fold(Decision::Allowed, Decision::and);
+    let each: Vec<Decision> =
+        runs.iter().map(|(range, _)| guard.domain().check_write(SPACE, *range)).collect();
+    let decided = each.iter().copied().fold(Decision::Allowed, Decision::and);
     let mut stopped = None;
-    for (range, bytes) in &runs {
+    for ((range, bytes), alone) in runs.iter().zip(each) {
         let parts = WriteParts::one(*range);
-        let alone = guard.domain().check_write(SPACE, *range);
         // Of a denied store, the bytes that may be written are not written either.
         if !decided.permits() && alone.permits() {
             continue;
         }
         guard.count_trapped(&parts);
         machine.metrics.checks(1);
-        let decision = guard.domain_mut().authorize_write(SPACE, *range).map_err(|_| NO_MEMORY)?;
+        let committed = guard.domain_mut().authorize_write(SPACE, *range).map_err(|_| NO_MEMORY)?;
+        // An "allow once" that this store has just spent counts for all of it.
+        let decision = if alone.permits() { alone } else { committed };
         if decision.permits() {
             machine
                 .ram

@@ -34,7 +34,7 @@ use crate::guard::Guard;
 use crate::metrics::ExitKind;
 use crate::store::{Cause, Next, Unsolved, end_instruction, failure, inject, mark_walks};
 use crate::vcpu::{Interrupted, Kick, Processor, ProcessorError};
-use crate::vm::{Exit, Machine, enter};
+use crate::vm::{Exit, Machine, after_port, enter};
 use copies::Copies;
 use notice::Notices;
 use plan::{End, Plan, Refusal, plan};
@@ -328,6 +328,9 @@ impl Batch<'_> {
                     let (now, _) = self.processor.at_exit()?;
                     if now.state.rip == at.state.rip && now.state.registers == at.state.registers {
                         Step::Nothing
+                    } else if plan.breakpoints().contains(&now.state.rip) {
+                        // An interrupt of the host comes before a breakpoint at the next instruction.
+                        self.stopped(plan, 0)?
                     } else {
                         Step::RanOn("it does not come back from its step in time".into())
                     }
@@ -349,8 +352,12 @@ impl Batch<'_> {
                 Exit::Port(crate::devices::PortEffect::None) | Exit::Nothing(ExitKind::Mmio) => {
                     continue;
                 }
-                Exit::Port(effect) => Step::Next(effect_of(effect)),
+                Exit::Port(effect) => Step::Next(after_port(effect)),
                 Exit::Nothing(_) => Step::Nothing,
+                // KVM on AMD processors has reset it by then: what is known is where the step began.
+                Exit::End(Ending::TripleFault { .. }) => {
+                    Step::Next(Next::End(Ending::TripleFault { rip: at.state.rip }))
+                }
                 Exit::End(ending) => Step::Next(Next::End(ending)),
                 Exit::Strange(reason) => Step::RanOn(reason),
             });
@@ -417,15 +424,5 @@ impl Batch<'_> {
             let flags = u64::from_le_bytes(flags) & !RFLAGS_TF;
             let _ = machine.ram.write(gpa, &flags.to_le_bytes());
         }
-    }
-}
-
-fn effect_of(effect: crate::devices::PortEffect) -> Next {
-    use crate::devices::PortEffect;
-    match effect {
-        PortEffect::None => Next::Enter,
-        PortEffect::Reset => Next::Reset,
-        PortEffect::PowerOff => Next::End(Ending::PoweredOff),
-        PortEffect::Exit { code } => Next::End(Ending::Exited { code }),
     }
 }

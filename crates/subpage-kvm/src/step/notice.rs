@@ -95,6 +95,7 @@ impl Notices {
 
 fn notice(guard: &Guard, table: Gfn) -> Notice {
     let page = ByteRange::of_pages(GfnRange::one(table));
-    let rule = guard.domain().rules().touching(page).next();
+    let domain = guard.domain();
+    let rule = domain.names_of(page).find_map(|name| domain.rules().touching(name).next());
     Notice { rule: rule.map(|active| active.rule.name.to_string()), table }
 }

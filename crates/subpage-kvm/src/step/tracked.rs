@@ -66,6 +66,7 @@ impl Tracked {
 /// Whether a page traps for tracking alone.
 fn only_tracked(guard: &Guard, gfn: Gfn) -> bool {
     let page = ByteRange::of_pages(GfnRange::one(gfn));
-    guard.domain().rules().touching(page).next().is_none()
+    let domain = guard.domain();
+    domain.names_of(page).all(|name| domain.rules().touching(name).next().is_none())
         && guard.domain().permitted(gfn) == AccessMap::ALL
 }

@@ -52,27 +52,26 @@ pub(crate) fn trapped(
     cause: Cause,
 ) -> Result<Next, Failure> {
     let looked = if cause == Cause::Fault { plain(context, processor) } else { Plain::Other(None) };
-    if let Plain::Done(next) = looked {
-        return Ok(next);
-    }
+    let (failed, first) = match looked {
+        Plain::Done(next) => return Ok(next),
+        Plain::Failed(instruction, obstacle) => (Some((instruction, obstacle)), None),
+        Plain::Other(first) => (None, first),
+    };
     let (at, events) = processor.at_exit()?;
     let mut code = None;
     let shadow = events.interrupt.shadow != 0;
     let pending = delivery::pending(&events, cause);
-    let result = match (looked, pending, cause) {
-        (Plain::Done(next), ..) => Ok(next),
-        (Plain::Failed(instruction, obstacle), ..) => {
+    let result = match (failed, pending, cause) {
+        (Some((instruction, obstacle)), ..) => {
             code = Some(instruction);
             Err(obstacle)
         }
         // Nothing is known to be wrong: KVM delivers it.
-        (_, Some(_), Cause::Stuck) => return Ok(Next::Enter),
-        (_, Some(event), _) => {
+        (None, Some(_), Cause::Stuck) => return Ok(Next::Enter),
+        (None, Some(event), _) => {
             delivery::deliver(context, processor, &at, &event, wanted(context, cause))
         }
-        (Plain::Other(first), None, _) => {
-            instruction(context, processor, &at, shadow, cause, first, &mut code)
-        }
+        (None, None, _) => instruction(context, processor, &at, shadow, cause, first, &mut code),
     };
     let obstacle = match result {
         Ok(next) => return Ok(next),

@@ -35,7 +35,8 @@ pub(super) fn help(
     match visits {
         // The flags are set: perhaps that was all.
         1 => Some(Next::Enter),
-        _ if held.is_empty() => None,
+        // Where the processor walks, KVM would take an entry in such a slot for the operand.
+        _ if held.is_empty() || context.native => None,
         2..=4 => Some(Next::HoldTables(held)),
         _ => None,
     }

@@ -41,7 +41,8 @@ pub enum TrapChoice {
     /// By the view; where KVM emulates the guest's kernel, by slots for one processor.
     #[default]
     Auto,
-    /// By read-only slots; for several processors that is not exact for locked instructions.
+    /// By read-only slots where KVM emulates the guest's kernel, else by the view; for several processors
+    /// slots are not exact for locked instructions.
     Slots,
     /// By the read-only view.
     View,
@@ -88,7 +89,7 @@ impl Vm {
         serial: Box<dyn Write + Send>,
     ) -> Result<Self, VmError> {
         open()?;
-        Self::create(configuration, serial, crate::probe::runs_natively())
+        Self::create(configuration, serial, crate::probe::is_native())
     }
 
     /// The same, where it is known how this KVM runs a guest's kernel.

@@ -17,7 +17,7 @@ pub(crate) use create::open;
 pub use create::{Configuration, TrapChoice, nowhere};
 pub use error::VmError;
 pub use request_handler::VmRequestHandler;
-pub(crate) use run::{Exit, enter};
+pub(crate) use run::{Exit, after_port, enter};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};

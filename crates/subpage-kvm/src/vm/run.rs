@@ -181,12 +181,7 @@ fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next
         }
         Exit::Port(effect) => {
             machine.metrics.exit(ExitKind::Io);
-            Ok(match effect {
-                PortEffect::None => Next::Enter,
-                PortEffect::Reset => Next::Reset,
-                PortEffect::PowerOff => Next::End(Ending::PoweredOff),
-                PortEffect::Exit { code } => Next::End(Ending::Exited { code }),
-            })
+            Ok(after_port(effect))
         }
         Exit::Nothing(kind) => {
             machine.metrics.exit(kind);
@@ -212,6 +207,16 @@ fn port_write(machine: &Machine, kick: Kick, port: u16, data: &[u8]) -> PortEffe
         .filter(|effect| *effect != PortEffect::None)
         .last()
         .unwrap_or(PortEffect::None)
+}
+
+/// What an access to a port asks for.
+pub(crate) const fn after_port(effect: PortEffect) -> Next {
+    match effect {
+        PortEffect::None => Next::Enter,
+        PortEffect::Reset => Next::Reset,
+        PortEffect::PowerOff => Next::End(Ending::PoweredOff),
+        PortEffect::Exit { code } => Next::End(Ending::Exited { code }),
+    }
 }
 
 fn internal_error(processor: &mut Processor) -> Exit {

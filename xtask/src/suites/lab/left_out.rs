@@ -62,8 +62,7 @@ const ALL: [LeftOut; 9] = [
         host: Host::Amd,
         program: "kvm",
         test: "live_tables::two_processors_share_guarded_tables_that_one_changes",
-        reason: "with slots asked for (the view here) its guest had a triple fault in one of three \
-                 runs; why is not known",
+        reason: "its guest had a triple fault in one of three runs; why is not known",
     },
     LeftOut {
         host: Host::Intel,

@@ -5,14 +5,13 @@ use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
 use subpage::rules::Action;
 use subpage_kvm::control::protocol::NewRule;
 use subpage_kvm::guard::{RuleCounts, TrapCounts};
+use subpage_trap::{Address, Event, Record};
 
 use super::super::intervals::Intervals;
 use super::ending::RunEnd;
 use crate::heat::Heat;
 use crate::policy::PolicyRule;
 use crate::summary::{LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
-use subpage_trap::Address;
-use subpage_trap::{Event, Record};
 
 /// A rule that the run began with.
 pub(super) struct Known {
