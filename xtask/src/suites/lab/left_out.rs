@@ -12,18 +12,12 @@ pub(super) struct LeftOut {
     pub(super) reason: &'static str,
 }
 
-const ALL: [LeftOut; 9] = [
+const ALL: [LeftOut; 7] = [
     LeftOut {
         host: Host::Amd,
         program: "example",
         test: "a_guest_built_from_the_source_behaves_the_same",
         reason: "there is no compiler in the host",
-    },
-    LeftOut {
-        host: Host::Amd,
-        program: "kvm",
-        test: "store_forms::locked_stores_and_bit_tests",
-        reason: "QEMU's locked stores across a page end lose flags",
     },
     LeftOut {
         host: Host::Amd,
@@ -57,12 +51,6 @@ const ALL: [LeftOut; 9] = [
         program: "kvm",
         test: "hostile::the_comparison_sees_what_is_different",
         reason: "QEMU refuses programs at CPL 3 the port by which its guests end",
-    },
-    LeftOut {
-        host: Host::Amd,
-        program: "kvm",
-        test: "live_tables::two_processors_share_guarded_tables_that_one_changes",
-        reason: "its guest had a triple fault in one of three runs; why is not known",
     },
     LeftOut {
         host: Host::Intel,
