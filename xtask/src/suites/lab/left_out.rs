@@ -12,7 +12,7 @@ pub(super) struct LeftOut {
     pub(super) reason: &'static str,
 }
 
-const ALL: [LeftOut; 7] = [
+const ALL: [LeftOut; 6] = [
     LeftOut {
         host: Host::Amd,
         program: "example",
@@ -45,12 +45,6 @@ const ALL: [LeftOut; 7] = [
         test: "differential::permitted_streams_leave_the_machine_as_without_a_guard",
         reason: "with seed 19, the frame of a fault behind CMPXCHG has other flags, with slots asked for \
                  (the view here); whether that is QEMU's doing is not known",
-    },
-    LeftOut {
-        host: Host::Amd,
-        program: "kvm",
-        test: "hostile::the_comparison_sees_what_is_different",
-        reason: "QEMU refuses programs at CPL 3 the port by which its guests end",
     },
     LeftOut {
         host: Host::Intel,
