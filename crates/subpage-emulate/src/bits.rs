@@ -1,5 +1,6 @@
-//! Bits of control registers, RFLAGS and EFER (SDM Vol. 3A, "Control Registers", Vol. 1, "EFLAGS
-//! Register", Vol. 3A, "Extended Feature Enable Register").
+//! Bits of control registers, RFLAGS, EFER, DR6 and segments (SDM Vol. 3A, "Control Registers", Vol. 1,
+//! "EFLAGS Register", Vol. 3A, "Extended Feature Enable Register", Vol. 3B, "Debug Status Register
+//! (DR6)", Vol. 3C, "Guest Register State").
 
 /// Protected mode.
 pub const CR0_PE: u64 = 1 << 0;
@@ -27,12 +28,18 @@ pub const CR4_OSXSAVE: u64 = 1 << 18;
 pub const CR4_SMEP: u64 = 1 << 20;
 /// The kernel reaches no user pages.
 pub const CR4_SMAP: u64 = 1 << 21;
+/// IA-32e mode is active once paging is.
+pub const EFER_LME: u64 = 1 << 8;
 /// IA-32e mode is active.
 pub const EFER_LMA: u64 = 1 << 10;
 /// No-execute pages.
 pub const EFER_NXE: u64 = 1 << 11;
 /// FXSAVE leaves XMM out (AMD).
 pub const EFER_FFXSR: u64 = 1 << 14;
+/// A single-step trap; the same bit of the VMCS's pending debug exceptions.
+pub const DR6_BS: u64 = 1 << 14;
+/// 64-bit code, in a segment's access rights.
+pub const SEGMENT_LONG: u32 = 1 << 13;
 /// CF, PF, AF, ZF, SF and OF.
 pub const ARITHMETIC_FLAGS: u64 = 0x8d5;
 /// A trap after each instruction.

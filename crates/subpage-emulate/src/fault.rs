@@ -12,6 +12,9 @@ pub struct Exception {
 }
 
 impl Exception {
+    /// #DB.
+    pub const DEBUG: Self = Self { vector: 1, error_code: None, address: None };
+
     /// #UD.
     pub const INVALID_OPCODE: Self = Self { vector: 6, error_code: None, address: None };
 

@@ -44,7 +44,7 @@ impl GuestInstruction {
                 return Ok(code);
             }
             if have == MAX_INSTRUCTION_BYTES || !needs_more(state, &bytes[..have]) {
-                let invalid = Exception { vector: 6, error_code: None, address: None };
+                let invalid = Exception::INVALID_OPCODE;
                 return Err(invalid.into());
             }
         }

@@ -21,6 +21,7 @@ use crate::machine::Shared;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::{ExitField, GuestField as G};
+use subpage_emulate::bits::RFLAGS_IF;
 use subpage_emulate::guest::{PhysicalMemory, Register};
 use subpage_trap::Response;
 
@@ -175,7 +176,7 @@ impl Vcpu {
         let vector = u8::try_from(vector).map_err(|_| Errno::Invalid)?;
         let kind = u8::try_from(kind).ok().filter(|kind| matches!(kind, 0 | 2 | 3 | 4));
         let kind = kind.ok_or(Errno::Invalid)?;
-        if kind == 0 && self.vmcs.guest(G::RFLAGS) & 1 << 9 == 0 {
+        if kind == 0 && self.vmcs.guest(G::RFLAGS) & RFLAGS_IF == 0 {
             return Err(Errno::Invalid);
         }
         let event = VectoringInfo::new().with_vector(vector).with_kind(kind);

@@ -13,7 +13,10 @@ use anyhow::{Context as _, Result, ensure};
 use super::qemu::{self, Qemu};
 use crate::{
     cache::Place,
-    packages::private::{Apt, Version},
+    packages::{
+        self,
+        private::{Apt, Version},
+    },
     session::{self, Session},
 };
 
@@ -150,7 +153,9 @@ fn fetch(session: &mut Session<'_>, place: &Place) -> Result<Result<(), String>>
         }
         versions.push(format!("{} {}", version.package, version.version));
     }
-    keep(path, &made)?;
+    if let Err(reason) = keep(path, &made)? {
+        return Ok(Err(reason));
+    }
     let qemu = Qemu::unpacked(made.join("qemu"));
     if let Err(reason) = qemu.version(session)?.and_then(qemu::new_enough) {
         return Ok(Err(reason));
@@ -182,8 +187,8 @@ fn numbers(name: &str) -> Vec<u64> {
     parts.filter_map(|part| part.parse().ok()).collect()
 }
 
-/// Moves what is of use from the unpacked packages below `from`.
-fn keep(from: &Path, to: &Path) -> Result<()> {
+/// Moves what is of use from the unpacked packages below `from`, or says what is missing to do so.
+fn keep(from: &Path, to: &Path) -> Result<Result<(), String>> {
     let take = |path: &Path, name: &str| {
         let target = to.join(name);
         let parent = target.parent().context("a file is in a directory")?;
@@ -196,27 +201,39 @@ fn keep(from: &Path, to: &Path) -> Result<()> {
     take(&boot, "vmlinuz")?;
     let modules = only(&kernel.join("lib/modules"), "")?.join("kernel");
     for (name, path) in MODULES {
-        take(&plain(&modules.join(path))?, &format!("{name}.ko"))?;
+        match plain(&modules.join(path), &COMPRESSIONS)? {
+            Ok(module) => take(&module, &format!("{name}.ko"))?,
+            Err(reason) => return Ok(Err(reason)),
+        }
     }
     take(&from.join(BUSYBOX.package).join("bin/busybox"), "busybox")?;
     for part in qemu::PARTS {
         take(&from.join(QEMU.package).join(part), &format!("qemu/{part}"))?;
     }
-    Ok(())
+    Ok(Ok(()))
 }
 
-/// A module as it is, which newer kernels have compressed: a host's shell does not unpack any.
-fn plain(module: &Path) -> Result<PathBuf> {
-    for (extension, program) in [("xz", "xz"), ("zst", "zstd")] {
+/// How newer kernels compress their modules: how such a file's name ends, and what unpacks it.
+const COMPRESSIONS: [(&str, &str); 2] = [("xz", "xz"), ("zst", "zstd")];
+
+/// A module as it is, unpacked if its kernel has compressed modules: a host's shell unpacks none. Or
+/// which program is missing to unpack it.
+fn plain(module: &Path, compressions: &[(&str, &str)]) -> Result<Result<PathBuf, String>> {
+    for (extension, program) in compressions {
         let packed = module.with_extension(format!("ko.{extension}"));
         if packed.exists() {
+            if packages::found(program).is_none() {
+                return Ok(Err(format!(
+                    "{program} is missing, which unpacks the kernel's modules"
+                )));
+            }
             let status =
                 Command::new(program).args(["--decompress", "--quiet"]).arg(&packed).status();
             let status = status.with_context(|| format!("cannot start {program}"))?;
             ensure!(status.success(), "{program} does not unpack {}", packed.display());
         }
     }
-    Ok(module.to_owned())
+    Ok(Ok(module.to_owned()))
 }
 
 /// The one entry of a directory whose name begins so.
@@ -264,16 +281,28 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let module = directory.path().join("kvm.ko");
         fs::write(&module, "module").expect("files can be written");
-        assert_eq!(plain(&module).expect("nothing to do"), module);
-        if crate::packages::found("xz").is_none() {
+        let plain = |module: &Path| plain(module, &COMPRESSIONS);
+        assert_eq!(plain(&module).expect("nothing to do"), Ok(module.clone()));
+        if packages::found("xz").is_none() {
             println!("skipped: there is no xz here");
             return;
         }
         let status = Command::new("xz").arg(&module).status().expect("xz starts");
         assert!(status.success() && !module.exists());
-        let unpacked = plain(&module).expect("xz unpacks what it has packed");
-        assert_eq!(fs::read(unpacked).expect("it is there"), b"module");
-        fs::write(module.with_extension("ko.zst"), "no archive").expect("files can be written");
+        let unpacked = plain(&module).expect("xz unpacks what it has packed").expect("xz is here");
+        assert_eq!(fs::read(&unpacked).expect("it is there"), b"module");
+        fs::remove_file(unpacked).expect("it can be removed");
+        fs::write(module.with_extension("ko.xz"), "no archive").expect("files can be written");
         assert!(plain(&module).is_err());
+    }
+
+    /// The lab is then skipped with that reason, and nothing has failed.
+    #[test]
+    fn a_machine_that_cannot_unpack_modules_is_told_what_it_lacks() {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let module = directory.path().join("kvm.ko");
+        fs::write(module.with_extension("ko.xz"), "an archive").expect("files can be written");
+        let reason = plain(&module, &[("xz", "no-program-of-this-name")]).expect("no failure");
+        assert!(reason.expect_err("it is missing").contains("no-program-of-this-name is missing"));
     }
 }

@@ -11,6 +11,7 @@ use subpage_bench::rounds::Ratio;
 use subpage_kvm::vm::{Configuration, TrapChoice, Vm, nowhere};
 
 use crate::guest::{self, Image, Level, Work};
+use crate::rows::Out;
 
 pub(crate) const NAME: &str = "change_while_tracking";
 
@@ -30,7 +31,7 @@ const WARM_UP: usize = 20;
 /// The ratio that a rule should cost at most.
 const TARGET: f64 = 2.0;
 
-pub(crate) fn run(print: &mut dyn FnMut(Record) -> io::Result<()>) -> io::Result<()> {
+pub(crate) fn run(out: &mut Out) -> io::Result<()> {
     let (plain, tracking) = (machine(), machine());
     let began = Instant::now();
     let range = ByteRange::new(Gpa::new(TRACKED_FROM), TRACKED).expect("memory");
@@ -65,9 +66,9 @@ pub(crate) fn run(print: &mut dyn FnMut(Record) -> io::Result<()>) -> io::Result
     let record = Record::new(NAME, "us", tracked, "nothing tracked", bare)
         .with_cost(Ratio { median: ratio, min, max }, Some(TARGET))
         .with_note("a rule of 8 bytes, 64 GiB tracked, read-only view, 1 processor");
-    print(record)?;
-    print(
-        Record::figure(NAME, "us", harvest)
+    out.print(&record)?;
+    out.print(
+        &Record::figure(NAME, "us", harvest)
             .with("track_us", microseconds(took))
             .with_note("a harvest of these 64 GiB, of which nothing was written"),
     )

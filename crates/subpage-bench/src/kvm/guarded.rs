@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use subpage::access::AccessMap;
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, Owner, Rule, RuleName};
+use subpage_kvm::trap::TrapBy;
 use subpage_kvm::vm::{Configuration, TrapChoice, Vm};
 
 use crate::guest::{self, BEGIN, DENIED, END, Image, Level, Work};
@@ -23,10 +24,11 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    pub(crate) fn new(trap: TrapChoice, level: Level, work: Work, memory: u64) -> Self {
+    pub(crate) fn new(by: TrapBy, level: Level, work: Work, memory: u64) -> Self {
         let (go, wait) = channel();
         let (tell, done) = channel();
         let rounds = Rounds { wait, tell, began: None };
+        let trap = choice(by);
         let configuration = Configuration { cpus: 1, memory, trap, ..Configuration::default() };
         let mut vm = Vm::new(&configuration, Box::new(rounds)).expect("a machine");
         vm.load(&Image::new(work).request(1)).expect("a flat guest");
@@ -93,6 +95,14 @@ impl Guarded {
     /// Writes that trapped so far.
     pub(crate) fn trapped(&self) -> u64 {
         self.vm.trap_counts().writes()
+    }
+}
+
+/// The choice of exactly this way to trap.
+pub(crate) const fn choice(by: TrapBy) -> TrapChoice {
+    match by {
+        TrapBy::Slots => TrapChoice::Slots,
+        TrapBy::View => TrapChoice::View,
     }
 }
 

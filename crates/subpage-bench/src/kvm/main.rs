@@ -11,6 +11,7 @@ mod guarded;
 mod guest;
 mod instructions;
 mod pairs;
+mod rows;
 mod set_latency;
 mod trap_overhead;
 mod unprotected_pages;
@@ -22,10 +23,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
 use instructions::Case;
-use subpage_bench::report::{Form, Record, Report};
+use rows::Out;
+use subpage_bench::report::{Form, Report};
 
-/// A benchmark: its name, and what measures it and hands on each record as it comes.
-type Benchmark = (&'static str, fn(&mut dyn FnMut(Record) -> io::Result<()>) -> io::Result<()>);
+/// A benchmark: its name, and what measures it and prints each record as it comes.
+type Benchmark = (&'static str, fn(&mut Out) -> io::Result<()>);
 
 const BENCHMARKS: [Benchmark; 4] = [
     (trap_overhead::NAME, trap_overhead::run),
@@ -82,15 +84,15 @@ fn main() -> ExitCode {
 
 fn measure(arguments: &Arguments) -> io::Result<()> {
     let form = if arguments.json { Form::Json } else { Form::Table };
-    let mut report = Report::new(io::stdout().lock(), form);
+    let mut report: Out = Report::new(io::stdout().lock(), form);
     if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
         return report.skip(&format!("/dev/kvm cannot be opened: {error}"));
     }
     for (_, run) in BENCHMARKS.iter().filter(|(name, _)| arguments.wants(name)) {
-        run(&mut |record| report.print(&record))?;
+        run(&mut report)?;
     }
     if arguments.wants(instructions::NAME) {
-        match instructions::run(arguments.by_function, &mut |record| report.print(&record)) {
+        match instructions::run(arguments.by_function, &mut report) {
             Ok(printed) => printed?,
             Err(reason) => report.skip(&reason)?,
         }

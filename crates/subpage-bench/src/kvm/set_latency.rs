@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state};
 use subpage::access::AccessMap;
 use subpage_bench::report::Record;
-use subpage_kvm::vm::{Configuration, TrapChoice, Vm, nowhere};
+use subpage_kvm::trap::TrapBy;
+use subpage_kvm::vm::{Configuration, Vm, nowhere};
 
+use crate::guarded::choice;
 use crate::guest::{self, DENIED, Image, Level, Work};
+use crate::rows::{Out, measurable};
 
 pub(crate) const NAME: &str = "set_latency";
 
@@ -18,20 +21,23 @@ const MEMORY: u64 = 16 << 20;
 const CALLS: usize = 1000;
 const WARM_UP: usize = 20;
 
-pub(crate) fn run(print: &mut dyn FnMut(Record) -> io::Result<()>) -> io::Result<()> {
-    for (trap, cpus, note) in [
-        (TrapChoice::Slots, 1, "read-only slots, 1 processor"),
-        (TrapChoice::View, 1, "read-only view, 1 processor"),
-        (TrapChoice::View, 2, "read-only view, 2 processors"),
-        (TrapChoice::View, 4, "read-only view, 4 processors"),
+pub(crate) fn run(out: &mut Out) -> io::Result<()> {
+    for (by, cpus, note) in [
+        (TrapBy::Slots, 1, "read-only slots, 1 processor"),
+        (TrapBy::View, 1, "read-only view, 1 processor"),
+        (TrapBy::View, 2, "read-only view, 2 processors"),
+        (TrapBy::View, 4, "read-only view, 4 processors"),
     ] {
-        print(measure(trap, cpus).with_note(note))?;
+        if measurable(out, NAME, by, note)? {
+            out.print(&measure(by, cpus).with_note(note))?;
+        }
     }
     Ok(())
 }
 
 /// A page is closed and opened in turns, which is all that a call can have to do.
-fn measure(trap: TrapChoice, cpus: u32) -> Record {
+fn measure(by: TrapBy, cpus: u32) -> Record {
+    let trap = choice(by);
     let configuration = Configuration { cpus, memory: MEMORY, trap, ..Configuration::default() };
     let mut vm = Vm::new(&configuration, nowhere()).expect("a machine");
     vm.load(&Image::new(Work::Plain).request(cpus)).expect("a flat guest");

@@ -6,12 +6,12 @@ use std::time::Duration;
 use subpage::access::SUB_PAGE_BYTES;
 use subpage_bench::report::Record;
 use subpage_kvm::trap::TrapBy;
-use subpage_kvm::vm::TrapChoice;
 
 use crate::bare::Bare;
 use crate::guarded::Guarded;
 use crate::guest::{DENIED, Level, Work};
 use crate::pairs::{Comparison, Guest, Pair, Unit};
+use crate::rows::{Out, measurable};
 
 pub(crate) const NAME: &str = "trap_overhead";
 
@@ -29,7 +29,7 @@ const ROUNDS: usize = 61;
 const CLOSE_NAME: &str = "trap_overhead_close";
 const CLOSE: u64 = SUB_PAGE_BYTES * DENIED as u64 - 8;
 
-pub(crate) fn run(print: &mut dyn FnMut(Record) -> io::Result<()>) -> io::Result<()> {
+pub(crate) fn run(out: &mut Out) -> io::Result<()> {
     let four = Work::Trapping { bytes: 4, at: 0 };
     let eight = Work::Trapping { bytes: 8, at: 0 };
     for (by, level, work, note) in [
@@ -41,11 +41,17 @@ pub(crate) fn run(print: &mut dyn FnMut(Record) -> io::Result<()>) -> io::Result
         (TrapBy::View, Level::User, eight, "read-only view, CPL 3, 8 bytes"),
         (TrapBy::View, Level::User, Work::Varied, "read-only view, CPL 3, four instructions"),
     ] {
-        print(measure(NAME, by, level, work, Some(TARGET)).with_note(note))?;
+        if measurable(out, NAME, by, note)? {
+            out.print(&measure(NAME, by, level, work, Some(TARGET)).with_note(note))?;
+        }
     }
     let work = Work::Trapping { bytes: 8, at: CLOSE };
-    let record = measure(CLOSE_NAME, TrapBy::Slots, Level::Kernel, work, None);
-    print(record.with_note("read-only slot, CPL 0, the 8 bytes before denied ones"))
+    let note = "read-only slot, CPL 0, the 8 bytes before denied ones";
+    if measurable(out, CLOSE_NAME, TrapBy::Slots, note)? {
+        let record = measure(CLOSE_NAME, TrapBy::Slots, Level::Kernel, work, None);
+        out.print(&record.with_note(note))?;
+    }
+    Ok(())
 }
 
 fn measure(
@@ -85,11 +91,7 @@ struct Trapping {
 
 impl Trapping {
     fn new(by: TrapBy, level: Level, work: Work) -> Self {
-        let trap = match by {
-            TrapBy::Slots => TrapChoice::Slots,
-            TrapBy::View => TrapChoice::View,
-        };
-        let mut guest = Guarded::new(trap, level, work, MEMORY);
+        let mut guest = Guarded::new(by, level, work, MEMORY);
         guest.restrict();
         guest.set_count(STORES / work.stores_a_turn());
         guest.start();

@@ -3,12 +3,12 @@
 use std::io;
 use std::time::Duration;
 
-use subpage_bench::report::Record;
-use subpage_kvm::vm::TrapChoice;
+use subpage_kvm::trap::TrapBy;
 
 use crate::guarded::Guarded;
 use crate::guest::{Level, Work};
 use crate::pairs::{Comparison, Guest, Pair, Unit};
+use crate::rows::{Out, measurable};
 
 pub(crate) const NAME: &str = "unprotected_pages";
 
@@ -25,13 +25,16 @@ const RULES_FROM: u64 = 32 << 20;
 const LEAST: Duration = Duration::from_millis(2);
 const ROUNDS: usize = 101;
 
-pub(crate) fn run(print: &mut dyn FnMut(Record) -> io::Result<()>) -> io::Result<()> {
-    for (trap, level, note) in [
-        (TrapChoice::Slots, Level::Kernel, "1,000 rules, read-only slots, CPL 0"),
-        (TrapChoice::Slots, Level::User, "1,000 rules, read-only slots, CPL 3"),
-        (TrapChoice::View, Level::Kernel, "1,000 rules, read-only view, CPL 0"),
-        (TrapChoice::View, Level::User, "1,000 rules, read-only view, CPL 3"),
+pub(crate) fn run(out: &mut Out) -> io::Result<()> {
+    for (by, level, note) in [
+        (TrapBy::Slots, Level::Kernel, "1,000 rules, read-only slots, CPL 0"),
+        (TrapBy::Slots, Level::User, "1,000 rules, read-only slots, CPL 3"),
+        (TrapBy::View, Level::Kernel, "1,000 rules, read-only view, CPL 0"),
+        (TrapBy::View, Level::User, "1,000 rules, read-only view, CPL 3"),
     ] {
+        if !measurable(out, NAME, by, note)? {
+            continue;
+        }
         let comparison = Comparison {
             name: NAME,
             unit: Unit::Nanoseconds,
@@ -39,15 +42,15 @@ pub(crate) fn run(print: &mut dyn FnMut(Record) -> io::Result<()>) -> io::Result
             rounds: ROUNDS,
             target: Some(TARGET),
         };
-        let record = comparison.run(|number| pair(trap, level, number));
-        print(record.with_note(note))?;
+        let record = comparison.run(|number| pair(by, level, number));
+        out.print(&record.with_note(note))?;
     }
     Ok(())
 }
 
-fn pair(trap: TrapChoice, level: Level, number: usize) -> Pair {
+fn pair(by: TrapBy, level: Level, number: usize) -> Pair {
     let new = |rules| {
-        let mut guest = Guarded::new(trap, level, Work::Plain, MEMORY);
+        let mut guest = Guarded::new(by, level, Work::Plain, MEMORY);
         if rules > 0 {
             guest.add_rules(RULES_FROM, rules);
         }

@@ -1,5 +1,7 @@
 //! The registers of a virtual processor that handling an exit needs.
 
+use crate::bits::SEGMENT_LONG;
+
 /// Number of a general register, as instructions encode it: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI,
 /// R8 to R15.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +62,7 @@ pub struct Segment {
 impl Segment {
     /// Bit 13: 64-bit code.
     pub const fn is_long(self) -> bool {
-        self.access & 1 << 13 != 0
+        self.access & SEGMENT_LONG != 0
     }
 
     /// Bit 14: 32-bit operands and addresses by default.

@@ -37,64 +37,128 @@ impl Changed {
     }
 }
 
-/// Decides about what the step over the instruction at `at` has changed, as about one write, and does
-/// it or takes it back. The event, if a rule stops the guest for it.
-pub(super) fn settle(
-    machine: &Machine,
-    guard: &mut Guard,
-    vcpu: u32,
-    at: &Interrupted,
-    plan: &Plan,
-    copies: &mut Copies,
-) -> Result<Option<Arc<Record>>, &'static str> {
-    let twin = machine.ram.view().twin().expect("a step has been made in it");
-    let mut changed = Vec::new();
-    copies.compare(twin, |gfn, word, before, now| changed.push(Changed { gfn, word, before, now }));
-    if changed.is_empty() {
-        return Ok(None);
+/// A step that has been made, and all that it may have changed.
+pub(super) struct Made<'a> {
+    pub(super) machine: &'a Machine,
+    pub(super) guard: &'a mut Guard,
+    pub(super) copies: &'a mut Copies,
+    pub(super) vcpu: u32,
+    /// Where the instruction was.
+    pub(super) at: &'a Interrupted,
+    pub(super) plan: &'a Plan,
+}
+
+impl<'a> Made<'a> {
+    fn twin(&self) -> &'a Twin {
+        self.machine.ram.view().twin().expect("a step has been made in it")
     }
-    changed.sort_unstable_by_key(Changed::gpa);
-    let (marks, stored): (Vec<Changed>, Vec<Changed>) =
-        changed.into_iter().partition(|change| is_walk(machine, at, plan, change));
-    for mark in &marks {
-        guard.domain_mut().note_marked(SPACE, mark.gpa()).map_err(|_| NO_MEMORY)?;
-        // A walk's flags go to the entry that it has read.
-        let _ = machine.ram.set_bits(mark.gpa(), mark.before, mark.now & !mark.before);
-        copies.note(mark.gfn, mark.word, mark.now);
-        opened(machine, guard, mark.gpa());
+
+    /// Decides about what the step has changed, as about one write, and does it or takes it back. The
+    /// event, if a rule stops the guest for it.
+    pub(super) fn settle(mut self) -> Result<Option<Arc<Record>>, &'static str> {
+        let twin = self.twin();
+        let mut changed = Vec::new();
+        self.copies.compare(twin, |gfn, word, before, now| {
+            changed.push(Changed { gfn, word, before, now });
+        });
+        if changed.is_empty() {
+            return Ok(None);
+        }
+        changed.sort_unstable_by_key(Changed::gpa);
+        let (marks, stored): (Vec<Changed>, Vec<Changed>) =
+            changed.into_iter().partition(|change| self.is_walk(change));
+        for mark in &marks {
+            self.guard.domain_mut().note_marked(SPACE, mark.gpa()).map_err(|_| NO_MEMORY)?;
+            // A walk's flags go to the entry that it has read.
+            let _ = self.machine.ram.set_bits(mark.gpa(), mark.before, mark.now & !mark.before);
+            self.copies.note(mark.gfn, mark.word, mark.now);
+            self.open(mark.gpa());
+        }
+        let event = self.store(&stored)?;
+        // Pages that need not trap any more have no copy.
+        self.copies.retain(&twin.copied());
+        Ok(event)
     }
-    let event = store(machine, guard, vcpu, at, plan, copies, twin, &stored)?;
-    // Pages that need not trap any more have no copy.
-    copies.retain(&twin.copied());
-    Ok(event)
+
+    /// Whether a change is what a walk of the page tables does to an entry: it sets flags of one that is
+    /// present, which the instruction does not write.
+    fn is_walk(&self, change: &Changed) -> bool {
+        let (ram, at) = (&self.machine.ram, self.at);
+        let set = change.before ^ change.now;
+        let is_entry = set & !MARKS == 0 && change.now & set == set && change.before & PRESENT != 0;
+        let written = || {
+            self.plan.writes.iter().any(|&(linear, bytes)| {
+                let access = Access::write_by(&at.state);
+                let walk = translate(ram, self.machine.paging, &at.state, linear, access);
+                walk.is_ok_and(|walk| {
+                    let (start, first) = (walk.gpa.as_u64(), change.gpa().as_u64());
+                    start < first + 8 && first < start.saturating_add(bytes)
+                })
+            })
+        };
+        is_entry && !written()
+    }
+
+    /// Opens the page of what was written, if nothing in it has to trap any more.
+    fn open(&mut self, at: Gpa) {
+        let range = ByteRange::new(at, 1).expect("a byte of memory");
+        // The view opens pages at once: there is nothing to settle later.
+        let _ = self.guard.after_write(&self.machine.ram, &WriteParts::one(range));
+    }
+
+    /// Decides about the stored bytes together, and does them or takes them back.
+    fn store(&mut self, stored: &[Changed]) -> Result<Option<Arc<Record>>, &'static str> {
+        let (machine, twin) = (self.machine, self.twin());
+        let runs = runs(stored);
+        let each: Vec<Decision> =
+            runs.iter().map(|(range, _)| self.guard.domain().check_write(SPACE, *range)).collect();
+        let decided = each.iter().copied().fold(Decision::Allowed, Decision::and);
+        let mut stopped = None;
+        for ((range, bytes), alone) in runs.iter().zip(each) {
+            let parts = WriteParts::one(*range);
+            // Of a denied store, the bytes that may be written are not written either.
+            if !decided.permits() && alone.permits() {
+                continue;
+            }
+            self.guard.count_trapped(&parts);
+            machine.metrics.checks(1);
+            let committed =
+                self.guard.domain_mut().authorize_write(SPACE, *range).map_err(|_| NO_MEMORY)?;
+            // An "allow once" that this store has just spent counts for all of it.
+            let decision = if alone.permits() { alone } else { committed };
+            if decision.permits() {
+                machine
+                    .ram
+                    .with_window(&parts, |window| window.store(bytes, 1))
+                    .expect("what was copied is memory");
+            }
+            let step = Stepped {
+                vcpu: self.vcpu,
+                state: &self.at.state,
+                range: *range,
+                bytes,
+                code: self.plan.code,
+            };
+            let event = report_step(machine.stores(), self.guard, decision, &step);
+            if let Decision::Denied { stop: true, .. } = decision {
+                stopped = event;
+            }
+            if decision.permits() {
+                self.open(range.first());
+            }
+        }
+        for change in stored {
+            if decided.permits() {
+                self.copies.note(change.gfn, change.word, change.now);
+            } else {
+                twin.set(change.gfn, change.word, change.before);
+            }
+        }
+        Ok(stopped)
+    }
 }
 
 const NO_MEMORY: &str = "the engine has no memory left for a record of a write";
-
-/// Whether a change is what a walk of the page tables does to an entry: it sets flags of one that is
-/// present, which the instruction does not write.
-fn is_walk(machine: &Machine, at: &Interrupted, plan: &Plan, change: &Changed) -> bool {
-    let set = change.before ^ change.now;
-    let is_entry = set & !MARKS == 0 && change.now & set == set && change.before & PRESENT != 0;
-    let written = || {
-        plan.writes.iter().any(|&(linear, bytes)| {
-            let access = Access::write_by(&at.state);
-            let walk = translate(&machine.ram, machine.paging, &at.state, linear, access);
-            walk.is_ok_and(|walk| {
-                let (start, first) = (walk.gpa.as_u64(), change.gpa().as_u64());
-                start < first + 8 && first < start.saturating_add(bytes)
-            })
-        })
-    };
-    is_entry && !written()
-}
-
-/// Opens the page of what was written, if nothing in it has to trap any more.
-fn opened(machine: &Machine, guard: &mut Guard, at: Gpa) {
-    let range = ByteRange::new(at, 1).expect("a byte of memory");
-    // The view opens pages at once: there is nothing to settle later.
-    let _ = guard.after_write(&machine.ram, &WriteParts::one(range));
-}
 
 /// The runs of changed bytes, ascending.
 fn runs(stored: &[Changed]) -> Vec<(ByteRange, Vec<u8>)> {
@@ -117,57 +181,4 @@ fn runs(stored: &[Changed]) -> Vec<(ByteRange, Vec<u8>)> {
         (range.expect("bytes of memory"), bytes)
     };
     runs.into_iter().map(range).collect()
-}
-
-/// Decides about the stored bytes together, and does them or takes them back.
-#[allow(clippy::too_many_arguments)] // One step, seen from all sides.
-fn store(
-    machine: &Machine,
-    guard: &mut Guard,
-    vcpu: u32,
-    at: &Interrupted,
-    plan: &Plan,
-    copies: &mut Copies,
-    twin: &Twin,
-    stored: &[Changed],
-) -> Result<Option<Arc<Record>>, &'static str> {
-    let runs = runs(stored);
-    let each: Vec<Decision> =
-        runs.iter().map(|(range, _)| guard.domain().check_write(SPACE, *range)).collect();
-    let decided = each.iter().copied().fold(Decision::Allowed, Decision::and);
-    let mut stopped = None;
-    for ((range, bytes), alone) in runs.iter().zip(each) {
-        let parts = WriteParts::one(*range);
-        // Of a denied store, the bytes that may be written are not written either.
-        if !decided.permits() && alone.permits() {
-            continue;
-        }
-        guard.count_trapped(&parts);
-        machine.metrics.checks(1);
-        let committed = guard.domain_mut().authorize_write(SPACE, *range).map_err(|_| NO_MEMORY)?;
-        // An "allow once" that this store has just spent counts for all of it.
-        let decision = if alone.permits() { alone } else { committed };
-        if decision.permits() {
-            machine
-                .ram
-                .with_window(&parts, |window| window.store(bytes, 1))
-                .expect("what was copied is memory");
-        }
-        let step = Stepped { vcpu, state: &at.state, range: *range, bytes, code: plan.code };
-        let event = report_step(machine.stores(), guard, decision, &step);
-        if let Decision::Denied { stop: true, .. } = decision {
-            stopped = event;
-        }
-        if decision.permits() {
-            opened(machine, guard, range.first());
-        }
-    }
-    for change in stored {
-        if decided.permits() {
-            copies.note(change.gfn, change.word, change.now);
-        } else {
-            twin.set(change.gfn, change.word, change.before);
-        }
-    }
-    Ok(stopped)
 }

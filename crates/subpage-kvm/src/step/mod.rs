@@ -25,8 +25,8 @@ use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
     kvm_guest_debug,
 };
-use subpage_emulate::bits::{RFLAGS_RF, RFLAGS_TF};
-use subpage_emulate::guest::{PhysicalMemory as _, State};
+use subpage_emulate::bits::{DR6_BS, RFLAGS_RF, RFLAGS_TF};
+use subpage_emulate::guest::{PhysicalMemory as _, Register, State};
 use subpage_emulate::{Access, Exception, translate};
 
 use crate::ending::{Ending, Failure};
@@ -35,6 +35,7 @@ use crate::metrics::ExitKind;
 use crate::store::{Cause, Next, Unsolved, end_instruction, failure, inject, mark_walks};
 use crate::vcpu::{Interrupted, Kick, Processor, ProcessorError};
 use crate::vm::{Exit, Machine, after_port, enter};
+use changes::Made;
 use copies::Copies;
 use notice::Notices;
 use plan::{End, Plan, Refusal, plan};
@@ -49,15 +50,6 @@ const BATCH: u32 = 64;
 
 /// How often the same instruction may find that other pages are needed.
 const PATIENCE: u32 = 64;
-
-/// DR6.BS.
-const SINGLE_STEP: u64 = 1 << 14;
-
-/// #DB.
-const DEBUG: Exception = Exception { vector: 1, error_code: None, address: None };
-
-/// #UD.
-const INVALID_OPCODE: Exception = Exception { vector: 6, error_code: None, address: None };
 
 /// What a machine keeps for steps.
 #[derive(Debug, Default)]
@@ -165,7 +157,7 @@ pub(crate) fn step(
             let mut state = at.state;
             state.rip = state.rip.wrapping_add(code.map_or(1, |code| code.bytes().len() as u64));
             processor.go_on(&state)?;
-            inject(processor, DEBUG)
+            inject(processor, Exception::DEBUG)
         }
         Outcome::Next(next) => Ok(next),
         // Tables in pages that do not trap may have changed on the way.
@@ -174,7 +166,7 @@ pub(crate) fn step(
         Outcome::Wider | Outcome::Refused(_) if at.state.cpl == 3 => {
             machine.metrics.refused();
             processor.stuck.reset();
-            inject(processor, INVALID_OPCODE)
+            inject(processor, Exception::INVALID_OPCODE)
         }
         Outcome::Wider => Err(failure(processor, &at, code, &why.reason)),
         Outcome::Refused(reason) | Outcome::Cannot(reason) => {
@@ -278,9 +270,15 @@ impl Batch<'_> {
         loop {
             let step = self.one(&at, &plan)?;
             let (now, _) = self.processor.at_exit()?;
-            let vcpu = self.processor.number;
-            let settled = changes::settle(self.machine, self.guard, vcpu, &at, &plan, self.copies);
-            match settled {
+            let made = Made {
+                machine: self.machine,
+                guard: self.guard,
+                copies: self.copies,
+                vcpu: self.processor.number,
+                at: &at,
+                plan: &plan,
+            };
+            match made.settle() {
                 Ok(Some(event)) => return Ok(Outcome::Next(Next::End(Ending::Stopped { event }))),
                 Ok(None) => {}
                 Err(reason) => return Ok(Outcome::Cannot(reason.into())),
@@ -385,7 +383,7 @@ impl Batch<'_> {
     /// A breakpoint or trap has ended the step.
     fn stopped(&mut self, plan: &Plan, dr6: u64) -> Result<Step, Failure> {
         let (now, _) = self.processor.at_exit()?;
-        if dr6 & SINGLE_STEP != 0 {
+        if dr6 & DR6_BS != 0 {
             if plan.end != End::TrapFlag {
                 return Ok(Step::Trap);
             }
@@ -408,7 +406,7 @@ impl Batch<'_> {
         let has_error_code = matches!(vector, 8 | 10..=14 | 17 | 21);
         let state = &handler.state;
         let offset = if has_error_code { 24 } else { 16 };
-        let linear = state.registers.0[4].wrapping_add(offset);
+        let linear = state.registers[Register::Rsp].wrapping_add(offset);
         let access = Access::write_by(state);
         let machine = self.machine;
         let walk = translate(&machine.ram, machine.paging, state, linear, access);

@@ -1,10 +1,10 @@
 //! What one instruction needs to be stepped over: which pages, and what ends the step.
 
 use arrayvec::ArrayVec;
-use iced_x86::{CpuidFeature, Mnemonic, Register};
+use iced_x86::{CpuidFeature, Mnemonic};
 use subpage::address::{Gfn, GfnRange, Gpa};
 use subpage_emulate::bits::{CR0_EM, CR0_TS, EFER_LMA, RFLAGS_AC, RFLAGS_RF, RFLAGS_TF};
-use subpage_emulate::guest::State;
+use subpage_emulate::guest::{Register, State};
 use subpage_emulate::{
     Access, Exception, GuestInstruction, MAX_ACCESSES, MAX_INSTRUCTION_BYTES, read_linear,
     table_frames, translate, walk_entries,
@@ -121,7 +121,7 @@ fn end_of(
     // A word of the stack; what cannot be read the processor finds out.
     let stack = |offset: u64| -> u64 {
         let mut word = [0; 8];
-        let at = state.registers.0[4].wrapping_add(offset);
+        let at = state.registers[Register::Rsp].wrapping_add(offset);
         let access = Access::read_by(state);
         let read = read_linear(&machine.ram, machine.paging, state, at, access, &mut word);
         read.map_or(0, |()| u64::from_le_bytes(word))
@@ -130,18 +130,15 @@ fn end_of(
     let next = state.rip.wrapping_add(code.bytes().len() as u64);
     Ok(match code.instruction().mnemonic() {
         // Outside of system-management mode it is undefined.
-        Mnemonic::Rsm => {
-            let exception = Exception { vector: 6, error_code: None, address: None };
-            return Err(Refusal::Exception(exception));
-        }
+        Mnemonic::Rsm => return Err(Refusal::Exception(Exception::INVALID_OPCODE)),
         Mnemonic::Int1 => return Err(Refusal::DebugTrap),
         // They push TF, whoever has set it.
         Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => breakpoint(next),
         Mnemonic::Int | Mnemonic::Int3 | Mnemonic::Into => return Err(Refusal::Software),
         Mnemonic::Syscall => breakpoint(msr(if state.is_64_bit() { LSTAR } else { CSTAR })?),
-        Mnemonic::Sysret | Mnemonic::Sysretq => breakpoint(state.registers.0[1]),
+        Mnemonic::Sysret | Mnemonic::Sysretq => breakpoint(state.registers[Register::Rcx]),
         Mnemonic::Sysenter => breakpoint(msr(SYSENTER_EIP)?),
-        Mnemonic::Sysexit | Mnemonic::Sysexitq => breakpoint(state.registers.0[2]),
+        Mnemonic::Sysexit | Mnemonic::Sysexitq => breakpoint(state.registers[Register::Rdx]),
         // A TF that they set is the guest's.
         Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq if stack(0) & RFLAGS_TF != 0 => {
             breakpoint(next)
@@ -366,7 +363,9 @@ fn vectors(state: &State, code: Option<&GuestInstruction>) -> (ArrayVec<u8, 8>, 
     }
     if uses_descriptors(code) {
         certain.extend([NP, SS]);
-    } else if instruction.is_stack_instruction() || instruction.memory_segment() == Register::SS {
+    } else if instruction.is_stack_instruction()
+        || instruction.memory_segment() == iced_x86::Register::SS
+    {
         likely.push(SS);
     }
     if state.cpl == 3 && state.cr0 & CR0_AM != 0 && state.rflags & RFLAGS_AC != 0 {

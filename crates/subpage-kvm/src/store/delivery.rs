@@ -2,7 +2,7 @@
 
 use kvm_bindings::kvm_vcpu_events;
 use subpage_emulate::bits::EFER_LMA;
-use subpage_emulate::{EventKind, VectoringEvent, deliver as plan};
+use subpage_emulate::{EventKind, Exception, VectoringEvent, deliver as plan};
 use subpage_trap::{Delivered, Frame, Wanted};
 
 use super::backend::{Backend, HostFailure, Obstacle};
@@ -15,7 +15,6 @@ use crate::vcpu::{Interrupted, Processor, ProcessorError};
 const NMI: u8 = 2;
 const BREAKPOINT: u8 = 3;
 const OVERFLOW: u8 = 4;
-const INVALID_OPCODE: u8 = 6;
 
 /// The event that KVM was about to deliver when the exit happened.
 ///
@@ -25,7 +24,7 @@ const INVALID_OPCODE: u8 = 6;
 pub(super) fn pending(events: &kvm_vcpu_events, cause: Cause) -> Option<VectoringEvent> {
     let exception = &events.exception;
     let by_instruction = matches!(exception.nr, BREAKPOINT | OVERFLOW)
-        || cause == Cause::Emulation && exception.nr == INVALID_OPCODE;
+        || cause == Cause::Emulation && exception.nr == Exception::INVALID_OPCODE.vector;
     if exception.injected != 0 && !by_instruction {
         let error_code = (exception.has_error_code != 0).then_some(exception.error_code);
         return Some(VectoringEvent {

@@ -8,6 +8,7 @@
 
 use subpage::address::PAGE_BYTES;
 use subpage::domain::WriteParts;
+use subpage_emulate::bits::RFLAGS_DF;
 use subpage_emulate::guest::{Register, State};
 use subpage_emulate::{
     Access, GuestInstruction, MAX_INSTRUCTION_BYTES, Store, read_linear, translate,
@@ -89,10 +90,9 @@ impl Search<'_> {
 
     /// The state before one element of a string instruction.
     fn before_string(&self, instruction: &GuestInstruction) -> State {
-        const DIRECTION: u64 = 1 << 10;
         let mut before = *self.after;
         let bytes = instruction.instruction().memory_size().size() as u64;
-        let by = if before.rflags & DIRECTION == 0 { bytes } else { bytes.wrapping_neg() };
+        let by = if before.rflags & RFLAGS_DF == 0 { bytes } else { bytes.wrapping_neg() };
         for register in [Register::Rdi, Register::Rsi] {
             before.registers[register] = before.registers[register].wrapping_sub(by);
         }

@@ -1,7 +1,7 @@
 //! Exceptions for the guest.
 
 use subpage_emulate::Exception;
-use subpage_emulate::bits::RFLAGS_TF;
+use subpage_emulate::bits::{DR6_BS, RFLAGS_TF};
 
 use super::Next;
 use crate::ending::Failure;
@@ -31,8 +31,6 @@ pub(crate) fn end_instruction(
     before: &Interrupted,
     shadow: bool,
 ) -> Result<(), ProcessorError> {
-    const SINGLE_STEP: u64 = 1 << 14;
-    const DEBUG: u8 = 1;
     let stepping = before.state.rflags & RFLAGS_TF != 0;
     if !shadow && !stepping {
         return Ok(());
@@ -44,11 +42,11 @@ pub(crate) fn end_instruction(
     events.flags = kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
     if stepping {
         let mut debug = processor.debug_registers()?;
-        debug.dr6 |= SINGLE_STEP;
+        debug.dr6 |= DR6_BS;
         processor.set_debug_registers(&debug)?;
         events.exception.injected = 1;
         events.exception.pending = 0;
-        events.exception.nr = DEBUG;
+        events.exception.nr = Exception::DEBUG.vector;
         events.exception.has_error_code = 0;
     }
     processor.set_events(&events)?;

@@ -26,9 +26,6 @@ use crate::vcpu::{Interrupted, Processor, ProcessorError};
 /// each one that traps costs an exit otherwise.
 const ELEMENTS: u32 = 256;
 
-/// #UD.
-const INVALID_OPCODE: Exception = Exception::INVALID_OPCODE;
-
 /// How often the same place may trap without visible progress.
 const PATIENCE: u32 = 64;
 
@@ -110,7 +107,7 @@ pub(crate) fn trapped(
         Obstacle::NotOurs if visits == 1 => return Ok(Next::Enter),
         // KVM's own answer to a program; a kernel has no business there.
         Obstacle::NotOurs if cause == Cause::Emulation && at.state.cpl == 3 => {
-            return inject(processor, INVALID_OPCODE);
+            return inject(processor, Exception::INVALID_OPCODE);
         }
         Obstacle::NotOurs if cause == Cause::Delivery => {
             "KVM cannot deliver an interrupt or exception".to_owned()
@@ -121,7 +118,7 @@ pub(crate) fn trapped(
     if refusable {
         context.metrics.refused();
         processor.stuck.reset();
-        return inject(processor, INVALID_OPCODE);
+        return inject(processor, Exception::INVALID_OPCODE);
     }
     let stored_to = code.and_then(|code| guarded_operand(context, &at, &code));
     let reason = [Some(reason), stored_to].into_iter().flatten().collect::<Vec<_>>().join("; ");

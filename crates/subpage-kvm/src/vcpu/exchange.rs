@@ -10,6 +10,7 @@
 
 use kvm_bindings::{KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, kvm_vcpu_events};
 use kvm_ioctls::{Cap, SyncReg, VmFd};
+use subpage_emulate::bits::RFLAGS_TF;
 use subpage_emulate::guest::State;
 
 use super::processor::{Interrupted, Processor, ProcessorError};
@@ -56,14 +57,13 @@ impl Processor {
     /// [plain](registers::plain_state) store needs to know. False if there is more to it: other code, an
     /// event that is being delivered, blocking by STI or MOV SS, single steps, or no page to look at.
     pub(crate) fn at_plain_exit(&mut self, state: &mut State) -> bool {
-        const TF: u64 = 1 << 8;
         if self.exchange == Exchange::Off {
             return false;
         }
         let page = self.fd.sync_regs_mut();
         let kvm_vcpu_events { exception, interrupt, nmi, .. } = &page.events;
         let busy = exception.injected | interrupt.injected | interrupt.shadow | nmi.injected;
-        if busy != 0 || page.regs.rflags & TF != 0 {
+        if busy != 0 || page.regs.rflags & RFLAGS_TF != 0 {
             return false;
         }
         registers::plain_state(&page.regs, &page.sregs, state)

@@ -9,6 +9,7 @@ use kvm_bindings::{
     kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::{Cap, VcpuExit, VcpuFd, VmFd};
+use subpage_emulate::bits::RFLAGS_IF;
 use subpage_emulate::guest::State;
 use subpage_emulate::{DecodeCache, SystemTables, XsaveArea};
 use thiserror::Error;
@@ -246,11 +247,10 @@ impl Processor {
 
     /// What the processor does when it is not out of the guest.
     pub(crate) fn activity(&self, at: &Interrupted) -> Result<Activity, ProcessorError> {
-        const INTERRUPTS: u64 = 1 << 9;
         let activity = self.fd.get_mp_state().map_err(self.failed("read the activity state"))?;
         Ok(match activity.mp_state {
             KVM_MP_STATE_RUNNABLE => Activity::Running,
-            KVM_MP_STATE_HALTED if at.state.rflags & INTERRUPTS == 0 => Activity::Halted,
+            KVM_MP_STATE_HALTED if at.state.rflags & RFLAGS_IF == 0 => Activity::Halted,
             KVM_MP_STATE_UNINITIALIZED => Activity::Halted,
             _ => Activity::Waiting,
         })

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
+use subpage_emulate::bits::{EFER_LMA, SEGMENT_LONG};
 use subpage_emulate::guest::{GeneralRegisters, Segment, Segments, State, Vendor};
 use subpage_emulate::{SystemTables, TableRegister};
 
@@ -34,8 +35,6 @@ pub fn state(registers: &kvm_regs, special: &kvm_sregs) -> State {
 ///
 /// Most stores that trap are such, and to take over what else there is takes longer than to decide.
 pub fn plain_state(registers: &kvm_regs, special: &kvm_sregs, into: &mut State) -> bool {
-    const EFER_LMA: u64 = 1 << 10;
-    const LONG: u32 = 1 << 13;
     if special.efer & EFER_LMA == 0 || special.cs.l == 0 {
         return false;
     }
@@ -48,7 +47,7 @@ pub fn plain_state(registers: &kvm_regs, special: &kvm_sregs, into: &mut State) 
     into.efer = special.efer;
     into.cpl = special.ss.dpl & 3;
     into.vendor = vendor();
-    into.segments.cs.access = LONG;
+    into.segments.cs.access = SEGMENT_LONG;
     into.segments.fs.base = special.fs.base;
     into.segments.gs.base = special.gs.base;
     true

@@ -74,12 +74,9 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// The guard. Everything that happens to guarded memory happens under this lock.
-    ///
-    /// # Panics
-    /// If a thread has panicked with it: what it guards may be half changed.
+    /// [`Context::guard`].
     pub(crate) fn guard(&self) -> MutexGuard<'_, Guard> {
-        self.guard.lock().expect("the guard is whole")
+        self.stores().guard()
     }
 
     /// What handling a store needs.

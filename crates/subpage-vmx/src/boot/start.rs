@@ -25,7 +25,7 @@ use crate::memory::frames::PhysicalFrames;
 use crate::memory::ram::GuestRam;
 use crate::memory::window::Windows;
 use crate::policy::{self, HostMaps};
-use crate::processor::control::{CR0_NE, CR0_PE, CR0_PG, CR4_PAE, CR4_VMXE};
+use crate::processor::control::{CR0_NE, CR4_VMXE};
 use crate::processor::local_apic::LocalApic;
 use crate::processor::{console, control, cpuid, interrupts, segments};
 use crate::vcpu::setup;
@@ -34,6 +34,7 @@ use crate::vmx::TableRoots;
 use crate::vmx::controls::ENTRY_IA32E;
 use crate::vmx::field::{ControlField, GuestField as G};
 use crate::vmx::structure;
+use subpage_emulate::bits::{CR0_PE, CR0_PG, CR0_WP, CR4_PAE, EFER_LMA, EFER_LME};
 use subpage_emulate::guest::{Register, Segment};
 use subpage_emulate::{CODE_BYTES, PagingFeatures, Trampoline};
 
@@ -221,10 +222,8 @@ fn run(
 /// The state that [`crate::abi::BootInformation`] describes.
 fn start_in_64_bit_mode(vcpu: &mut Vcpu, entry: &Entry) {
     const CR0_EXTENSION_TYPE: u64 = 1 << 4;
-    const CR0_WP: u64 = 1 << 16;
     const CR0_MP: u64 = 1 << 1;
     const CR4_OSFXSR_OSXMMEXCPT: u64 = 3 << 9;
-    const EFER_LME_LMA: u64 = 1 << 8 | 1 << 10;
     let cr0 = CR0_PE | CR0_MP | CR0_EXTENSION_TYPE | CR0_NE | CR0_WP | CR0_PG;
     let cr4 = CR4_PAE | CR4_OSFXSR_OSXMMEXCPT;
     let code = Segment { selector: 0x08, base: 0, limit: u32::MAX, access: 0xA09B };
@@ -239,7 +238,7 @@ fn start_in_64_bit_mode(vcpu: &mut Vcpu, entry: &Entry) {
         (G::CR3, entry.cr3),
         (G::CR4, cr4 | CR4_VMXE),
         (G::CR4_SHADOW, cr4),
-        (G::EFER, EFER_LME_LMA),
+        (G::EFER, EFER_LME | EFER_LMA),
         (G::GDTR_LIMIT, 0),
         (G::IDTR_LIMIT, 0),
         (G::RSP, entry.rsp),

@@ -12,7 +12,7 @@ use super::execute::{Arena, CaseRunner, Pointers};
 use super::format::{ARENA, guest, mode};
 use core::sync::atomic::AtomicBool;
 
-use crate::processor::control::{CR0_NE, CR0_PE, CR0_PG, CR4_OSXSAVE, CR4_PAE, CR4_VMXE};
+use crate::processor::control::{CR0_NE, CR4_VMXE};
 use crate::processor::segments::Bases;
 use crate::vcpu::context::{self, Context, fx_after_reset};
 use crate::vcpu::setup;
@@ -22,6 +22,10 @@ use crate::vmx::structure::{self, VmxError};
 use crate::vmx::{Bitmaps, Capabilities, CurrentVmcs, TableRoots};
 use subpage::address::Hpa;
 use subpage::frames::TableFrame;
+use subpage_emulate::bits::{
+    CR0_PE, CR0_PG, CR0_WP, CR4_OSXSAVE, CR4_PAE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_LME, EFER_NXE,
+    RFLAGS_AC,
+};
 use subpage_emulate::guest::{GeneralRegisters, Register, Segment};
 
 /// Any number but 0, which is the host's.
@@ -67,13 +71,12 @@ impl VmxProcessor {
     }
 
     fn prepare_guest(&mut self) {
-        const EFER_LME_LMA_NXE: u64 = 1 << 8 | 1 << 10 | 1 << 11;
         let task =
             Segment { selector: guest::TASK, base: guest::TASK_STATE, limit: 0x67, access: 0x8B };
         let [.., tr] = setup::SEGMENT_FIELDS;
         setup::set_segment(&mut self.vmcs, tr, &task);
         for (field, value) in [
-            (G::EFER, EFER_LME_LMA_NXE),
+            (G::EFER, EFER_LME | EFER_LMA | EFER_NXE),
             (G::GDTR_BASE, guest::GDT),
             (G::GDTR_LIMIT, u64::from(guest::GDT_BYTES) - 1),
             (G::IDTR_BASE, guest::IDT),
@@ -91,10 +94,6 @@ impl VmxProcessor {
     /// Sets what a step's mode decides: segments, CR0, CR4, RFLAGS.
     fn set_mode(&mut self, mode: u32) {
         const CR0_MP_ET: u64 = 1 << 1 | 1 << 4;
-        const CR0_WP: u64 = 1 << 16;
-        const CR4_SMEP: u64 = 1 << 20;
-        const CR4_SMAP: u64 = 1 << 21;
-        const RFLAGS_AC: u64 = 1 << 18;
         const CR4_OSFXSR_OSXMMEXCPT: u64 = 3 << 9;
         let bit = |of: u32, bit: u64| if mode & of != 0 { bit } else { 0 };
         let cr0 = CR0_PE | CR0_MP_ET | CR0_NE | CR0_PG | bit(mode::WRITE_PROTECT, CR0_WP);

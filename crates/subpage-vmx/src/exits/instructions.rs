@@ -12,6 +12,7 @@ use crate::stop::Stop;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::GuestField as G;
 use subpage_emulate::Exception;
+use subpage_emulate::bits::CR4_OSXSAVE;
 use subpage_emulate::guest::Register;
 use subpage_trap::{Origin, When};
 
@@ -38,7 +39,7 @@ impl Vcpu {
         match leaf {
             1 => {
                 result.ecx = result.ecx & !(VMX | SMX | MONITOR | OSXSAVE) | HYPERVISOR | X2APIC;
-                if self.vmcs.guest(G::CR4) & control::CR4_OSXSAVE != 0 {
+                if self.vmcs.guest(G::CR4) & CR4_OSXSAVE != 0 {
                     result.ecx |= OSXSAVE;
                 }
                 result.ebx = result.ebx & 0x00FF_FFFF | low(self.index as u64) << 24;

@@ -20,6 +20,7 @@ use crate::vcpu::Vcpu;
 use crate::vcpu::context::{self, Ran};
 use crate::vmx::field::{ExitField, GuestField as G};
 use subpage_emulate::Exception;
+use subpage_emulate::bits::RFLAGS_IF;
 
 /// Basic exit reasons beside those of the engine (SDM Vol. 3D, appendix "VMX Basic Exit Reasons").
 pub mod reason {
@@ -52,9 +53,6 @@ pub mod reason {
     pub const INVVPID: ExitReason = ExitReason(53);
     pub const XSETBV: ExitReason = ExitReason(55);
 }
-
-/// #UD.
-const INVALID_OPCODE: Exception = Exception { vector: 6, error_code: None, address: None };
 
 impl Vcpu {
     /// Runs the guest for ever, or until something stops the machine.
@@ -123,7 +121,7 @@ impl Vcpu {
             }
             reason::HLT => {
                 self.skip_instruction();
-                let interrupts_on = self.vmcs.guest(G::RFLAGS) & 1 << 9 != 0;
+                let interrupts_on = self.vmcs.guest(G::RFLAGS) & RFLAGS_IF != 0;
                 self.machine.mail.halt(self.index, interrupts_on);
                 Ok(())
             }
@@ -169,7 +167,7 @@ impl Vcpu {
             | reason::MONITOR
             | reason::INVEPT
             | reason::INVVPID => {
-                self.inject(INVALID_OPCODE);
+                self.inject(Exception::INVALID_OPCODE);
                 Ok(())
             }
             other => Err(Stop::Unknown(other)),

@@ -3,15 +3,14 @@
 use subpage::address::{ByteRange, PAGE_BYTES};
 use subpage::domain::{Answer, Denial, EptViolation, WriteParts};
 use subpage::exit::DeliveryFixup;
-use subpage_emulate::bits::RFLAGS_TF;
+use subpage_emulate::bits::{DR6_BS, RFLAGS_TF};
 use subpage_emulate::guest::State;
-use subpage_emulate::{Access, Decoded, Fault, GuestInstruction, Refusal, Store};
+use subpage_emulate::{Access, Decoded, Exception, Fault, GuestInstruction, Refusal, Store};
 use subpage_trap::{
     Backend as _, Located, Met, Outcome, Trapped, Wanted, carry_out, complete, deny, deny_unknown,
     drop_store, locate, locate_store, skip,
 };
 
-use super::INVALID_OPCODE;
 use super::backend::{Locked, Obstacle, Place};
 use super::violation::{OUT_OF_MEMORY, SPACE};
 use crate::processor::control;
@@ -135,7 +134,7 @@ impl Vcpu {
             }
             // A program must not be able to stop the machine that its kernel runs on.
             Obstacle::Unknown(_) | Obstacle::Faulted if cpl == 3 => {
-                self.inject(INVALID_OPCODE);
+                self.inject(Exception::INVALID_OPCODE);
                 return Ok(());
             }
             Obstacle::Unknown(_) => Stop::CannotEmulate("software does not know it"),
@@ -153,10 +152,9 @@ impl Vcpu {
     /// What goes with the end of an emulated instruction.
     fn end_emulated(&mut self, state: &State) {
         use crate::vmx::field::GuestField as G;
-        const SINGLE_STEP: u64 = 1 << 14;
         self.finish_instruction();
         if state.rflags & RFLAGS_TF != 0 {
-            self.vmcs.set_guest(G::PENDING_DEBUG, SINGLE_STEP);
+            self.vmcs.set_guest(G::PENDING_DEBUG, DR6_BS);
         }
     }
 }

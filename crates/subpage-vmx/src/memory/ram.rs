@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use subpage::address::{Gpa, Hpa};
 
@@ -47,11 +47,12 @@ impl GuestRam {
     }
 }
 
-/// Most bytes that are read word by word: an instruction's.
+/// Most bytes that are read word by word: as many as an instruction or a descriptor may have.
 const SMALL: usize = 16;
 
 impl GuestRam {
-    /// Reads by aligned words of eight bytes. Memory ends with a page, so with a word.
+    /// Reads by aligned words of eight bytes, so that an entry of a page table is read by one load: half
+    /// of an old one and half of a new one would be neither. Memory ends with a page, so with a word.
     fn read_small(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), NotMemory> {
         let mut word = gpa.as_u64() & !7;
         let mut value = self.read_word(Gpa::new(word))? >> (8 * (gpa.as_u64() & 7));
@@ -73,23 +74,10 @@ impl GuestRam {
 #[allow(clippy::cast_ptr_alignment)] // Checked where it is done.
 impl PhysicalMemory for GuestRam {
     fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), NotMemory> {
-        let pointer = self.pointer(gpa, buffer.len())?;
-        if buffer.len() == 8 && gpa.as_u64().is_multiple_of(8) {
-            // One load: half of an old page-table entry and half of a new one would be neither.
-            // SAFETY: eight aligned bytes inside the memory, accessed atomically.
-            let word = unsafe { &*pointer.cast::<AtomicU64>() };
-            buffer.copy_from_slice(&word.load(Ordering::SeqCst).to_le_bytes());
-            return Ok(());
-        }
-        if buffer.len() == 4 && gpa.as_u64().is_multiple_of(4) {
-            // SAFETY: four aligned bytes inside the memory, accessed atomically.
-            let word = unsafe { &*pointer.cast::<AtomicU32>() };
-            buffer.copy_from_slice(&word.load(Ordering::SeqCst).to_le_bytes());
-            return Ok(());
-        }
         if (1..=SMALL).contains(&buffer.len()) {
             return self.read_small(gpa, buffer);
         }
+        let pointer = self.pointer(gpa, buffer.len())?;
         for (at, byte) in buffer.iter_mut().enumerate() {
             // SAFETY: inside the memory; volatile, since the guest may write meanwhile.
             *byte = unsafe { pointer.wrapping_add(at).read_volatile() };

@@ -5,18 +5,14 @@
 
 use core::arch::asm;
 
-/// CR0.PE, protection enable.
-pub const CR0_PE: u64 = 1 << 0;
+use subpage_emulate::bits::CR4_OSXSAVE;
+
 /// CR0.NE, numeric error.
 pub const CR0_NE: u64 = 1 << 5;
 /// CR0.NW, not write-through.
 pub const CR0_NW: u64 = 1 << 29;
 /// CR0.CD, cache disable.
 pub const CR0_CD: u64 = 1 << 30;
-/// CR0.PG, paging.
-pub const CR0_PG: u64 = 1 << 31;
-/// CR4.PAE, physical-address extension.
-pub const CR4_PAE: u64 = 1 << 5;
 /// CR4.LA57, 57-bit linear addresses.
 pub const CR4_LA57: u64 = 1 << 12;
 /// CR4.VMXE, VMX enable.
@@ -30,8 +26,6 @@ pub const CR4_PCIDE: u64 = 1 << 17;
 /// interrupts (25), and what is above.
 pub const CR4_NOT_OFFERED: u64 =
     CR4_LA57 | CR4_VMXE | CR4_SMXE | 1 << 22 | 1 << 23 | 1 << 24 | 1 << 25 | !0 << 26;
-/// CR4.OSXSAVE, XSAVE and XCR0.
-pub const CR4_OSXSAVE: u64 = 1 << 18;
 
 macro_rules! read {
     ($name:ident, $register:literal) => {

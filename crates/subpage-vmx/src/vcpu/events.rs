@@ -10,6 +10,7 @@ use crate::processor::control;
 use crate::vmx::controls::{PRIMARY_INTERRUPT_WINDOW, PRIMARY_MTF, PRIMARY_NMI_WINDOW};
 use crate::vmx::field::{ControlField, ExitField, GuestField as G};
 use subpage_emulate::Exception;
+use subpage_emulate::bits::{CR0_PE, RFLAGS_IF, RFLAGS_RF};
 
 const VALID: u64 = 1 << 31;
 const WITH_ERROR_CODE: u64 = 1 << 11;
@@ -17,7 +18,6 @@ const KIND_EXTERNAL: u64 = 0;
 const KIND_NMI: u64 = 2 << 8;
 const KIND_HARDWARE: u64 = 3 << 8;
 
-const RFLAGS_IF: u64 = 1 << 9;
 const BLOCKING_BY_STI: u64 = 1 << 0;
 const BLOCKING_BY_MOV_SS: u64 = 1 << 1;
 const BLOCKING_BY_NMI: u64 = 1 << 3;
@@ -28,15 +28,12 @@ impl Vcpu {
         if let Some(address) = exception.address {
             control::set_cr2(address);
         }
-        const RF: u64 = 1 << 16;
         let mut event = VALID | KIND_HARDWARE | u64::from(exception.vector);
         // A fault is pushed with RF set, so that a breakpoint at its instruction is hit once (SDM
         // Vol. 3B, "Instruction-Breakpoint Exception Condition").
-        self.vmcs.set_guest(G::RFLAGS, self.vmcs.guest(G::RFLAGS) | RF);
+        self.vmcs.set_guest(G::RFLAGS, self.vmcs.guest(G::RFLAGS) | RFLAGS_RF);
         // In real mode no error code is pushed, and entry refuses one.
-        if let Some(code) =
-            exception.error_code.filter(|_| self.vmcs.guest(G::CR0) & control::CR0_PE != 0)
-        {
+        if let Some(code) = exception.error_code.filter(|_| self.vmcs.guest(G::CR0) & CR0_PE != 0) {
             event |= WITH_ERROR_CODE;
             self.vmcs.set_guest(G::ENTRY_ERROR_CODE, code.into());
         }

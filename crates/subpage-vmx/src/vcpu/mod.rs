@@ -14,7 +14,7 @@ use crate::memory::window::Window;
 use crate::vmx::CurrentVmcs;
 use crate::vmx::field::{ExitField, GuestField as G};
 use context::{Context, fx_after_reset};
-use subpage_emulate::bits::EFER_LMA;
+use subpage_emulate::bits::{DR6_BS, EFER_LMA, RFLAGS_RF, RFLAGS_TF, SEGMENT_LONG};
 use subpage_emulate::guest::{GeneralRegisters, Register, Segment, Segments, State, Vendor};
 use subpage_emulate::{DecodeCache, PagingFeatures, SystemTables, TableRegister, Trampoline};
 
@@ -138,10 +138,9 @@ impl Vcpu {
     /// of 64-bit code go by: of segments, what code it is and the bases of FS and GS. False if the code
     /// is not of 64 bits; `state`, an empty one, is then as it was.
     pub fn plain_state(&self, state: &mut State) -> bool {
-        const LONG: u64 = 1 << 13;
         let efer = self.vmcs.guest(G::EFER);
         let access = self.vmcs.guest(G::CS_ACCESS);
-        if efer & EFER_LMA == 0 || access & LONG == 0 {
+        if efer & EFER_LMA == 0 || access & u64::from(SEGMENT_LONG) == 0 {
             return false;
         }
         state.registers = self.context.registers;
@@ -208,28 +207,23 @@ impl Vcpu {
     /// blocking by STI or MOV SS over.
     pub fn skip(&mut self, length: u64) {
         let mut rip = self.vmcs.guest(G::RIP).wrapping_add(length);
-        if !(self.vmcs.guest(G::EFER) & 1 << 10 != 0
-            && self.vmcs.guest(G::CS_ACCESS) & 1 << 13 != 0)
-        {
+        if !self.is_64_bit_code() {
             rip &= 0xFFFF_FFFF;
         }
         self.vmcs.set_guest(G::RIP, rip);
         self.finish_instruction();
-        const TF: u64 = 1 << 8;
-        const SINGLE_STEP: u64 = 1 << 14;
-        if self.vmcs.guest(G::RFLAGS) & TF != 0 {
+        if self.vmcs.guest(G::RFLAGS) & RFLAGS_TF != 0 {
             let pending = self.vmcs.guest(G::PENDING_DEBUG);
-            self.vmcs.set_guest(G::PENDING_DEBUG, pending | SINGLE_STEP);
+            self.vmcs.set_guest(G::PENDING_DEBUG, pending | DR6_BS);
         }
     }
 
     /// What goes with the end of an instruction.
     pub fn finish_instruction(&mut self) {
-        const RF: u64 = 1 << 16;
         const BLOCKING_BY_STI_OR_MOV_SS: u64 = 3;
         let rflags = self.vmcs.guest(G::RFLAGS);
-        if rflags & RF != 0 {
-            self.vmcs.set_guest(G::RFLAGS, rflags & !RF);
+        if rflags & RFLAGS_RF != 0 {
+            self.vmcs.set_guest(G::RFLAGS, rflags & !RFLAGS_RF);
         }
         let interruptibility = self.vmcs.guest(G::INTERRUPTIBILITY);
         if interruptibility & BLOCKING_BY_STI_OR_MOV_SS != 0 {

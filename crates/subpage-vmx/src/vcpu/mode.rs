@@ -7,15 +7,11 @@
 use subpage::address::Gpa;
 
 use super::Vcpu;
-use crate::processor::control::{
-    CR0_CD, CR0_NE, CR0_NW, CR0_PE, CR0_PG, CR4_NOT_OFFERED, CR4_PAE, CR4_PCIDE, CR4_VMXE,
-};
+use crate::processor::control::{CR0_CD, CR0_NE, CR0_NW, CR4_NOT_OFFERED, CR4_PCIDE, CR4_VMXE};
 use crate::vmx::controls::ENTRY_IA32E;
 use crate::vmx::field::{ControlField, GuestField as G};
-use subpage_emulate::bits::EFER_LMA;
+use subpage_emulate::bits::{CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, SEGMENT_LONG};
 use subpage_emulate::guest::PhysicalMemory;
-
-const EFER_LME: u64 = 1 << 8;
 
 /// Bits of CR0 that are defined (SDM Vol. 3A, "Control Registers").
 const CR0_DEFINED: u64 = 0xE005_003F;
@@ -74,8 +70,9 @@ impl Vcpu {
         Ok(())
     }
 
-    fn is_64_bit_code(&self) -> bool {
-        self.vmcs.guest(G::EFER) & EFER_LMA != 0 && self.vmcs.guest(G::CS_ACCESS) & 1 << 13 != 0
+    pub(super) fn is_64_bit_code(&self) -> bool {
+        self.vmcs.guest(G::EFER) & EFER_LMA != 0
+            && self.vmcs.guest(G::CS_ACCESS) & u64::from(SEGMENT_LONG) != 0
     }
 
     fn set_long_mode(&mut self, on: bool) {

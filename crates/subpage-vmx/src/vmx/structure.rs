@@ -10,9 +10,10 @@ use thiserror::Error;
 use super::capability::{Capabilities, Missing, Registers};
 use super::field::{ControlField, ExitField, GuestField};
 use super::instructions::{self, VmFail};
-use crate::processor::control::{self, CR4_OSXSAVE, CR4_VMXE};
+use crate::processor::control::{self, CR4_VMXE};
 use crate::processor::cpuid;
 use crate::processor::msr::{self, Msr};
+use subpage_emulate::bits::CR4_OSXSAVE;
 
 #[repr(C, align(4096))]
 struct Region([u32; 1024]);

@@ -104,13 +104,20 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// either, and [`authorize_write`](Self::authorize_write) would change nothing.
     #[inline]
     pub fn is_open(&self, space: AddressSpace, write: ByteRange) -> bool {
+        self.unrecorded(space, write)
+            .is_some_and(|vector| SppVector::touched_by(write).without(vector) == SppVector::NONE)
+    }
+
+    /// The vector of the page of a write of which, if it is permitted, nothing is to be noted: it lies in
+    /// one page, of a slot that is not read-only and does not log, and nothing is tracked.
+    #[inline]
+    pub(super) fn unrecorded(&self, space: AddressSpace, write: ByteRange) -> Option<SppVector> {
         let gfn = write.first().gfn();
         if write.last().gfn() != gfn || !self.tracking.is_empty() {
-            return false;
+            return None;
         }
-        let Some(slot) = self.slots[space.index()].find(gfn) else { return false };
-        let denied = SppVector::touched_by(write).without(self.tables.vector(gfn));
-        denied == SppVector::NONE && !slot.read_only && slot.dirty.is_none()
+        let slot = self.slots[space.index()].find(gfn)?;
+        (!slot.read_only && slot.dirty.is_none()).then(|| self.tables.vector(gfn))
     }
 
     /// Decides about a write across page ends.

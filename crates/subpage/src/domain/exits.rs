@@ -137,15 +137,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// read-only, the host may write the page, no rule or map forbids or wants to know, and either no
     /// processor has sub-page permissions or a rule finer than a sub-page is what made it trap.
     pub fn permit_at_once(&mut self, space: AddressSpace, write: ByteRange) -> Option<Hpa> {
-        let gfn = write.first().gfn();
-        if write.last().gfn() != gfn || !self.tracking.is_empty() {
-            return None;
-        }
-        let slot = self.slots[space.index()].find(gfn)?;
-        if slot.read_only || slot.dirty.is_some() {
-            return None;
-        }
-        let vector = self.tables.vector(gfn);
+        let vector = self.unrecorded(space, write)?;
         if vector == SppVector::ALL {
             return None;
         }
@@ -157,6 +149,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         } else if self.check_in_slot(write) != Decision::Allowed {
             return None;
         }
+        let gfn = write.first().gfn();
         let place = self.mapping(space, gfn)?;
         if !place.entry.host_writable() {
             return None;

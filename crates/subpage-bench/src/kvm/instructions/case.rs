@@ -1,7 +1,7 @@
 //! The exits whose handling is counted.
 
 use subpage::access::SUB_PAGE_BYTES;
-use subpage_kvm::vm::TrapChoice;
+use subpage_kvm::trap::TrapBy;
 
 use crate::guarded::Guarded;
 use crate::guest::{DENIED, GUARDED, Level, Work};
@@ -56,6 +56,14 @@ impl Case {
         }
     }
 
+    /// How its stores trap.
+    pub(crate) const fn traps_by(self) -> TrapBy {
+        match self {
+            Self::Slots => TrapBy::Slots,
+            Self::Mov | Self::Denied | Self::Push | Self::Movs => TrapBy::View,
+        }
+    }
+
     const fn work(self) -> Work {
         match self {
             Self::Mov | Self::Slots => Work::Trapping { bytes: 4, at: 0 },
@@ -67,8 +75,7 @@ impl Case {
 
     /// The guest, which waits for the word to begin and then does not end.
     pub(crate) fn guest(self) -> Guarded {
-        let trap = if self == Self::Slots { TrapChoice::Slots } else { TrapChoice::View };
-        let mut guest = Guarded::new(trap, Level::User, self.work(), MEMORY);
+        let mut guest = Guarded::new(self.traps_by(), Level::User, self.work(), MEMORY);
         guest.add_rules(GUARDED + FORBIDDEN, 1);
         guest.set_count(u32::MAX);
         guest.start();

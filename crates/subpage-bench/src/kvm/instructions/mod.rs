@@ -17,6 +17,7 @@ use std::{env, fs, thread};
 use nix::unistd::Pid;
 use subpage_bench::report::Record;
 
+use crate::rows::{Out, measurable};
 pub(crate) use case::Case;
 use symbols::Symbols;
 use tracer::{Tracer, Turn};
@@ -42,11 +43,13 @@ const THREAD: &str = "vcpu 0";
 const WARM_UP: Duration = Duration::from_millis(300);
 
 /// Counts all cases. An error says why nothing can be counted here; one of printing is the inner one.
-pub(crate) fn run(
-    by_function: bool,
-    print: &mut dyn FnMut(Record) -> io::Result<()>,
-) -> Result<io::Result<()>, String> {
+pub(crate) fn run(by_function: bool, out: &mut Out) -> Result<io::Result<()>, String> {
     for case in Case::ALL {
+        match measurable(out, NAME, case.traps_by(), case.note()) {
+            Ok(true) => {}
+            Ok(false) => continue,
+            Err(error) => return Ok(Err(error)),
+        }
         let Counted { mut turns, symbols } = count(case)?;
         turns.sort_by_key(Turn::instructions);
         let median = &turns[TURNS / 2];
@@ -58,12 +61,12 @@ pub(crate) fn run(
             .with("data_lines", to_f64(median.data_lines()))
             .with("pages", to_f64(median.pages()))
             .with_note(case.note());
-        let mut printed = print(record);
+        let mut printed = out.print(&record);
         if by_function {
             for (function, instructions) in functions(median, &symbols) {
                 printed = printed.and_then(|()| {
                     let record = Record::figure(BY_FUNCTION, "count", to_f64(instructions));
-                    print(record.with_note(&function))
+                    out.print(&record.with_note(&function))
                 });
             }
         }
