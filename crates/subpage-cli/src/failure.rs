@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
-use crate::events::ErrorEvent;
+use crate::events::{ErrorEvent, WarningEvent};
 use crate::policy::Mistakes;
 
 /// The exit status of a command that ran.
@@ -34,6 +34,8 @@ impl From<Status> for ExitCode {
 pub enum Failure {
     /// The policy has mistakes.
     Policy(Box<Mistakes>),
+    /// `--strict` was given, and something may make the run mean less than it seems to.
+    Strict(Vec<WarningEvent>),
     /// What the command was given is not usable.
     Input(String),
     /// Standard output takes no more, as on a full disk; the reason.
@@ -56,16 +58,16 @@ impl Failure {
     /// The exit status.
     pub fn status(&self) -> Status {
         match self {
-            Self::Policy(_) | Self::Input(_) => Status::BadInput,
+            Self::Policy(_) | Self::Strict(_) | Self::Input(_) => Status::BadInput,
             Self::Output(_) | Self::Internal(_) => Status::Internal,
         }
     }
 
-    /// As an event, where it is not one event for each mistake.
+    /// As an event, where it is not several.
     pub fn event(&self) -> Option<ErrorEvent> {
         match self {
-            // Nobody could read it there.
-            Self::Policy(_) | Self::Output(_) => None,
+            // Nobody could read the second there.
+            Self::Policy(_) | Self::Strict(_) | Self::Output(_) => None,
             Self::Input(message) | Self::Internal(message) => Some(ErrorEvent::new(message)),
         }
     }

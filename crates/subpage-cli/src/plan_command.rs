@@ -6,7 +6,7 @@ use crate::command_line::PlanArguments;
 use crate::failure::{Failure, Status};
 use crate::plan::{
     MAX_PAGES, Plan, RangeCosts, WriteCounts, mixed_pages, write_json, write_names_json,
-    write_names_text, write_text,
+    write_names_text, write_processes_json, write_processes_text, write_text,
 };
 use crate::policy::{LookupError, Names, parse_address_range};
 use crate::progress::Progress;
@@ -19,7 +19,16 @@ pub fn run(
     color: ColorWhen,
     out: &mut Output,
 ) -> Result<Status, Failure> {
-    let mut trace = TraceFile::open(&arguments.trace)?;
+    let mut trace = TraceFile::open(&arguments.trace, arguments.process)?;
+    if arguments.processes {
+        let (processes, main) = (trace.processes(), trace.process());
+        if arguments.json {
+            write_processes_json(out, processes, main)?;
+        } else {
+            write_processes_text(out, processes, main)?;
+        }
+        return Ok(Status::Clean);
+    }
     let names = trace.names();
     if arguments.names {
         if arguments.json {

@@ -6,10 +6,10 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use subpage_trace::{Header, RecordError, Recorded, Recording, import, record};
+use subpage_trace::{Header, RecordError, Recorded, Recording, Told, import, record};
 
 use crate::command_line::RecordArguments;
 use crate::failure::{Failure, Status};
@@ -23,13 +23,18 @@ pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Fail
     let program = arguments.program.first().and_then(|program| find_program(program));
     let read = [arguments.from_lackey.as_deref(), program.as_deref()];
     new_file::keep(&arguments.output, "the trace", read.into_iter().flatten())?;
+    // A text is given up at a signal; a program is asked to end, and its recording is kept.
     let cancel = Arc::new(AtomicBool::new(false));
+    let asked = Arc::new(AtomicUsize::new(0));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let number = usize::try_from(signal).expect("signals are above 0");
         signal_hook::flag::register(signal, Arc::clone(&cancel))
+            .and_then(|_| signal_hook::flag::register_usize(signal, Arc::clone(&asked), number))
             .map_err(|error| Failure::Internal(format!("cannot handle signals: {error}")))?;
     }
     let progress = Progress::new(color, "recording", 0);
     let tick = |now: subpage_trace::Progress| progress.at(now.text_bytes, now.writes);
+    let mut err = Output::stderr(color);
     let recorded = match (&arguments.from_lackey, &arguments.program[..]) {
         (Some(path), _) if path == Path::new("-") => {
             import(&arguments.output, io::stdin().lock(), &Header::default(), &cancel, tick)
@@ -45,9 +50,20 @@ pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Fail
                 program: program.clone(),
                 arguments: rest.to_vec(),
                 valgrind: "valgrind".into(),
-                cancel: &cancel,
+                children: arguments.children,
+                signal: &asked,
             };
-            record(&arguments.output, &recording, tick)
+            record(&arguments.output, &recording, |told| match told {
+                Told::Progress(now) => tick(now),
+                Told::Message(message) => {
+                    let line = printable(message).into_owned();
+                    // Standard error is the program's as well; a failure there is no reason to end.
+                    let _ = progress.aside(|| {
+                        writeln!(err, "{QUIET}valgrind|{QUIET:#} {line}")?;
+                        err.flush()
+                    });
+                }
+            })
         }
         (None, []) => return Err(Failure::Input("there is no program to record".to_owned())),
     };
@@ -66,6 +82,10 @@ fn find_program(name: &OsStr) -> Option<PathBuf> {
     env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
+fn plural_of_process(count: u64) -> &'static str {
+    if count == 1 { "process" } else { "processes" }
+}
+
 fn say(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::Result<()> {
     writeln!(
         err,
@@ -80,6 +100,28 @@ fn say(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::Result<()> 
     };
     if let Some(status) = recorded.status.filter(|status| !status.success()) {
         warn(err, &format!("the program ended with {status}; the trace goes up to its end"))?;
+    }
+    if recorded.processes > 1 {
+        let count = grouped(recorded.processes as u64);
+        warn(
+            err,
+            &format!(
+                "the trace holds {count} processes, each by itself: `subpage plan {} --processes` \
+                 lists them",
+                path.display()
+            ),
+        )?;
+    }
+    if recorded.processes_left_out > 0 {
+        let count = recorded.processes_left_out as u64;
+        let (count, processes) = (grouped(count), plural_of_process(count));
+        warn(
+            err,
+            &format!(
+                "the writes of {count} {processes} that the program started are not in the trace: \
+                 `--children` records them"
+            ),
+        )?;
     }
     if let Some(reason) = &recorded.nameless {
         warn(err, &format!("the trace has no names of the program's data: {reason}"))?;

@@ -11,9 +11,9 @@ use signal_hook::flag;
 
 use crate::check::{self, Host};
 use crate::command_line::{Command, CommandLine};
-use crate::events::EventWriter;
+use crate::events::{EventWriter, WarningEvent};
 use crate::failure::{Failure, Status};
-use crate::terminal::style::DENIED;
+use crate::terminal::style::{DENIED, QUIET};
 use crate::terminal::{self, ColorWhen, Output, printable};
 use crate::{compile_command, ctl, guard, plan_command, record_command};
 
@@ -120,6 +120,9 @@ fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
         // Nothing is left to try when this cannot be written either.
         let _ = match (failure, failure.event()) {
             (Failure::Policy(mistakes), _) => events.mistakes(mistakes),
+            (Failure::Strict(warnings), _) => {
+                warnings.iter().try_for_each(|warning| events.error(&warning.as_error()))
+            }
             (_, Some(event)) => events.error(&event),
             (_, None) => Ok(()),
         };
@@ -128,9 +131,19 @@ fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
     tell_people(failure, line.color);
 }
 
+fn strict(warnings: &[WarningEvent]) -> String {
+    let one = |warning: &WarningEvent| {
+        let (message, help) = (printable(&warning.message), printable(&warning.help));
+        format!("{DENIED}error:{DENIED:#} {message}\n  {QUIET}{help}{QUIET:#}\n")
+    };
+    let all: String = warnings.iter().map(one).collect();
+    all + "nothing was run: `--strict` makes warnings errors\n"
+}
+
 fn tell_people(failure: &Failure, color: ColorWhen) {
     let text = match failure {
         Failure::Policy(mistakes) => mistakes.render(),
+        Failure::Strict(warnings) => strict(warnings),
         Failure::Input(message) => {
             format!("{DENIED}error:{DENIED:#} {}\n", printable(message))
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::events::WarningEvent;
 use crate::heat::PageHeat;
 use crate::policy::PolicyRule;
 use subpage_trap::Address;
@@ -38,6 +39,8 @@ pub struct Summary {
     pub sub_pages_protected: u64,
     /// Number of the write, from 1, at which a rule with the action `stop` ended the run.
     pub stopped_at: Option<u64>,
+    /// What may make the run mean less than it seems to, in the order in which it was told.
+    pub warnings: Vec<WarningEvent>,
     /// How long the run took; absent where it was not measured.
     #[serde(serialize_with = "seconds", rename = "elapsed_seconds")]
     pub elapsed: Option<Duration>,

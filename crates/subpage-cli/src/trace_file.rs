@@ -5,7 +5,7 @@ use std::io::BufReader;
 use std::path::Path;
 
 use subpage::address::{ByteRange, Gpa};
-use subpage_trace::{TraceReader, Write};
+use subpage_trace::{Process, TraceReader, Write};
 
 use crate::failure::Failure;
 use crate::new_file::is_stdin;
@@ -19,11 +19,16 @@ pub struct TraceFile {
     pub bytes: u64,
     /// Its path as the user named it.
     pub name: String,
+    /// The process whose writes are given.
+    process: u16,
+    /// Writes of the others so far.
+    pub others: u64,
 }
 
 impl TraceFile {
-    /// Opens a trace and reads its header.
-    pub fn open(path: &Path) -> Result<Self, Failure> {
+    /// Opens a trace and reads its header. Gives the writes of the process with that number, else of the
+    /// main one.
+    pub fn open(path: &Path, process: Option<u16>) -> Result<Self, Failure> {
         let name = path.display().to_string();
         let failed = |error: &(dyn std::error::Error + 'static)| {
             Failure::input(format_args!("cannot read the trace {name}"), error)
@@ -33,20 +38,49 @@ impl TraceFile {
         let bytes = file.metadata().map_err(|error| failed(&error))?.len();
         let reader = TraceReader::new(BufReader::with_capacity(1 << 18, file))
             .map_err(|error| failed(&error))?;
-        Ok(Self { reader, bytes, name })
+        let header = reader.header();
+        let count = header.processes.len().max(1);
+        let process = process.unwrap_or(header.main);
+        if usize::from(process) >= count {
+            return Err(Failure::Input(format!(
+                "the trace {name} has no process {process}: its {count} are numbered from 0, and \
+                 `subpage plan {name} --processes` lists them"
+            )));
+        }
+        Ok(Self { reader, bytes, name, process, others: 0 })
     }
 
-    /// The next block; `false` at the end.
+    /// The next block of the process; `false` at the end.
     pub fn next_block(&mut self, out: &mut Vec<Write>) -> Result<bool, Failure> {
-        let next = self.reader.next_block(out);
-        next.map_err(|error| {
-            Failure::input(format_args!("cannot read the trace {}", self.name), &error)
-        })
+        loop {
+            let next = self.reader.next_block(out).map_err(|error| {
+                Failure::input(format_args!("cannot read the trace {}", self.name), &error)
+            })?;
+            if !next || self.reader.process() == self.process {
+                return Ok(next);
+            }
+            self.others += out.len() as u64;
+        }
+    }
+
+    /// The processes that it holds; none are told of in a trace of one.
+    pub fn processes(&self) -> &[Process] {
+        &self.reader.header().processes
+    }
+
+    /// Number of the process whose writes are given.
+    pub fn process(&self) -> u16 {
+        self.process
     }
 
     /// The names that it brings.
     pub fn names(&self) -> Names {
-        let names = self.reader.names().into_iter();
+        let header = self.reader.header();
+        let names = match self.processes().get(usize::from(self.process)) {
+            Some(process) if self.process != header.main => &process.names,
+            _ => &header.names,
+        };
+        let names = names.into_iter();
         Names::new(
             names
                 .map(|name| NamedRange {

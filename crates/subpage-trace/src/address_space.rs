@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+
+use rustix::process::{Resource, getrlimit};
 
 use crate::elf::Placement;
 use crate::names::{Name, NameKind};
@@ -16,11 +18,18 @@ const MAX_MAPS: u64 = 1 << 22;
 /// Where the client's stack ends on amd64 (`suggested_clstack_end` in Valgrind's
 /// `coregrind/m_aspacemgr/aspacemgr-linux.c`).
 const STACK_END: u64 = 0x1f_ff00_1000;
-/// What the recorder sets with `--main-stacksize`.
-pub(crate) const STACK_SIZE: u64 = 8 << 20;
+/// Bounds of what the recorder sets with `--main-stacksize`, all of which Valgrind reserves at once.
+const STACK_SIZES: RangeInclusive<u64> = 8 << 20..=1 << 30;
 /// What Valgrind reserves for the brk segment at most (`setup_client_dataseg` in
 /// `coregrind/m_initimg/initimg-linux.c`).
 const HEAP_SIZE: u64 = 8 << 20;
+
+/// How large the main thread's stack may become: as without Valgrind, from 8 MiB to 1 GiB.
+pub(crate) fn stack_size() -> u64 {
+    // Without a limit, what it is called for most often.
+    let limit = getrlimit(Resource::Stack).current.unwrap_or(64 << 20);
+    limit.clamp(*STACK_SIZES.start(), *STACK_SIZES.end()) & !(PAGE - 1)
+}
 
 /// The areas of a program that has just started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,10 +54,10 @@ impl AddressSpace {
     pub(crate) fn of_process(pid: u32, program: &Path) -> io::Result<Self> {
         let mut maps = Vec::new();
         File::open(format!("/proc/{pid}/maps"))?.take(MAX_MAPS).read_to_end(&mut maps)?;
-        Ok(Self::parse(&maps, program))
+        Ok(Self::parse(&maps, program, stack_size()))
     }
 
-    fn parse(maps: &[u8], program: &Path) -> Self {
+    fn parse(maps: &[u8], program: &Path, stack_size: u64) -> Self {
         let mappings: Vec<_> = maps.split(|&b| b == b'\n').filter_map(mapping).collect();
         let files = || mappings.iter().filter(|m| m.path.starts_with(b"/"));
         let path = |m: &Mapping<'_>| PathBuf::from(std::ffi::OsString::from_vec(m.path.to_vec()));
@@ -70,7 +79,7 @@ impl AddressSpace {
             .any(|m| {
                 m.path.is_empty() && m.permissions.starts_with(b"rw") && m.range.end == STACK_END
             })
-            .then_some(STACK_END - STACK_SIZE..STACK_END);
+            .then_some(STACK_END - stack_size..STACK_END);
         Self { program, heap, stack }
     }
 }
@@ -147,7 +156,7 @@ mod tests {
 
     #[test]
     fn areas_of_a_dynamic_program() {
-        let space = AddressSpace::parse(DYNAMIC, Path::new("/home/user/my program"));
+        let space = AddressSpace::parse(DYNAMIC, Path::new("/home/user/my program"), 8 << 20);
         assert_eq!(
             space,
             AddressSpace {
@@ -160,20 +169,23 @@ mod tests {
             }
         );
         // A script: the lowest file is its interpreter.
-        let script = AddressSpace::parse(DYNAMIC, Path::new("/home/user/script"));
+        let script = AddressSpace::parse(DYNAMIC, Path::new("/home/user/script"), 8 << 20);
         assert_eq!(script.program, space.program);
     }
 
     #[test]
     fn a_process_that_has_ended_or_not_begun_has_no_areas() {
         for maps in [&b""[..], b"\n\n", b"zz-yy rw-p 0 0 0", b"1000 rw-p 0 0 0", b"\xff\xff"] {
-            assert_eq!(AddressSpace::parse(maps, Path::new("/x")), AddressSpace::default());
+            assert_eq!(
+                AddressSpace::parse(maps, Path::new("/x"), 8 << 20),
+                AddressSpace::default()
+            );
         }
     }
 
     #[test]
     fn heap_and_stack_reach_as_far_as_they_were_written() {
-        let space = AddressSpace::parse(DYNAMIC, Path::new("/x"));
+        let space = AddressSpace::parse(DYNAMIC, Path::new("/x"), 8 << 20);
         let mut extents = Extents::default();
         assert_eq!(extents.names(&space), []);
         for (address, size) in [

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use object::elf::{SHF_ALLOC, SHF_TLS, SHF_WRITE};
 use object::{
@@ -27,6 +29,12 @@ pub enum ElfError {
     /// The file is no ELF file or a damaged one.
     #[error("the program file is not a readable ELF file")]
     Parse(#[source] object::Error),
+    /// The program ended before it was looked at.
+    #[error("the program ended before it was looked at")]
+    Gone,
+    /// Another file has taken the program's place since it was started.
+    #[error("the program file was replaced while the program ran; record it again")]
+    Replaced,
     /// No segment of the file begins at the offset that is mapped.
     #[error("the program file has no segment for file offset {offset:#x}; has it changed?")]
     NoSegment {
@@ -42,6 +50,31 @@ pub struct Placement {
     pub address: u64,
     /// Offset in the file that is mapped there, in whole pages.
     pub offset: u64,
+}
+
+/// The same for a file that was mapped after `began`, unless it is no longer what it was then.
+pub(crate) fn mapped_names(
+    path: &Path,
+    placement: Placement,
+    began: SystemTime,
+) -> Result<Names, ElfError> {
+    // What the kernel adds to the path of a file without a name.
+    if path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)") {
+        return Err(ElfError::Replaced);
+    }
+    let changed = || {
+        let metadata = path.metadata().map_err(ElfError::Open)?;
+        // Whatever its content's time says, which tools set.
+        let seconds = u64::try_from(metadata.ctime()).unwrap_or_default();
+        let nanoseconds = u64::try_from(metadata.ctime_nsec()).unwrap_or_default();
+        let at = Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds);
+        Ok(SystemTime::UNIX_EPOCH + at > began)
+    };
+    if changed()? {
+        return Err(ElfError::Replaced);
+    }
+    let names = program_names(path, placement)?;
+    if changed()? { Err(ElfError::Replaced) } else { Ok(names) }
 }
 
 /// The writable sections and data objects of the ELF file `path`, where it is mapped.

@@ -6,8 +6,10 @@ use crate::error::TraceError;
 
 /// First bytes of every trace. The byte above 127 and the line ends show up a transfer as text.
 pub const MAGIC: [u8; 8] = *b"\x89SPTR\r\n\n";
-/// Version written, and the only one read.
-pub const VERSION: u32 = 1;
+/// Version of traces of one process.
+pub(crate) const ONE_PROCESS: u32 = 1;
+/// The newest version: of traces of several processes. Both versions are read.
+pub const VERSION: u32 = 2;
 /// The most writes in one block.
 pub const MAX_BLOCK_WRITES: usize = 1 << 14;
 /// The most bytes a block has after decompression: 24 a write, as a write takes at most 22 and
@@ -26,8 +28,17 @@ pub(crate) enum Method {
 /// What a frame announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
-    Block { method: Method, writes: u32, length: u32, stored: u32 },
-    End { writes: u64 },
+    /// Writes of one process, by its number.
+    Block {
+        method: Method,
+        process: u16,
+        writes: u32,
+        length: u32,
+        stored: u32,
+    },
+    End {
+        writes: u64,
+    },
 }
 
 impl Frame {
@@ -35,9 +46,10 @@ impl Frame {
     pub(crate) fn encode(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         match self {
-            Self::Block { method, writes, length, stored } => {
+            Self::Block { method, process, writes, length, stored } => {
                 bytes[0] = 1;
                 bytes[1] = u8::from(method == Method::Lz4);
+                bytes[2..4].copy_from_slice(&process.to_le_bytes());
                 bytes[4..8].copy_from_slice(&writes.to_le_bytes());
                 bytes[8..12].copy_from_slice(&length.to_le_bytes());
                 bytes[12..16].copy_from_slice(&stored.to_le_bytes());
@@ -57,9 +69,7 @@ impl Frame {
             word.copy_from_slice(&bytes[i..i + 4]);
             u32::from_le_bytes(word)
         };
-        if bytes[2] != 0 || bytes[3] != 0 {
-            return Err("reserved bytes are not zero");
-        }
+        let process = u16::from_le_bytes([bytes[2], bytes[3]]);
         match (bytes[0], bytes[1]) {
             (1, method @ (0 | 1)) => {
                 let method = if method == 1 { Method::Lz4 } else { Method::Plain };
@@ -73,10 +83,10 @@ impl Frame {
                 if stored > length || (method == Method::Plain && stored != length) {
                     return Err("the stored length does not fit the block length");
                 }
-                Ok(Self::Block { method, writes, length, stored })
+                Ok(Self::Block { method, process, writes, length, stored })
             }
             (1, _) => Err("unknown compression method"),
-            (2, 0) if word(4) == 0 => {
+            (2, 0) if word(4) == 0 && process == 0 => {
                 Ok(Self::End { writes: u64::from(word(8)) | (u64::from(word(12)) << 32) })
             }
             (2, _) => Err("reserved bytes are not zero"),
@@ -146,16 +156,24 @@ mod tests {
         let frames = [
             Frame::End { writes: 0 },
             Frame::End { writes: u64::MAX },
-            Frame::Block { method: Method::Plain, writes: 1, length: 0, stored: 0 },
-            Frame::Block { method: Method::Lz4, writes: 16384, length: 393_216, stored: 9 },
+            Frame::Block { method: Method::Plain, process: 0, writes: 1, length: 0, stored: 0 },
+            Frame::Block {
+                method: Method::Lz4,
+                process: 0x8001,
+                writes: 16384,
+                length: 393_216,
+                stored: 9,
+            },
         ];
         for frame in frames {
             let bytes = frame.encode();
             assert_eq!(Frame::decode(&bytes), Ok(frame));
-            for reserved in 2..4 {
+            for process in 2..4 {
                 let mut other = bytes;
-                other[reserved] = 1;
-                assert!(Frame::decode(&other).is_err());
+                other[process] ^= 1;
+                let is_end = matches!(frame, Frame::End { .. });
+                assert_eq!(Frame::decode(&other).is_err(), is_end);
+                assert_ne!(Frame::decode(&other), Ok(frame));
             }
             for kind in (0..=255).filter(|&kind| kind != bytes[0]) {
                 let mut other = bytes;
@@ -164,7 +182,8 @@ mod tests {
             }
         }
         let block = |method, writes, length, stored| {
-            Frame::decode(&Frame::Block { method, writes, length, stored }.encode())
+            let frame = Frame::Block { method, process: 0, writes, length, stored };
+            Frame::decode(&frame.encode())
         };
         assert!(block(Method::Plain, 0, 1, 1).is_err());
         assert!(block(Method::Plain, 16385, 1, 1).is_err());

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use crate::error::TraceError;
-use crate::frame::{Counted, MAGIC, VERSION};
+use crate::frame::{Counted, MAGIC, ONE_PROCESS, VERSION};
 use crate::names::{MAX_NAMES, Name, NameKind, Names};
 use crate::varint;
 
@@ -11,7 +11,12 @@ use crate::varint;
 pub const MAX_ARGUMENTS: usize = 4096;
 /// The most bytes all words of a recorded command line have together.
 pub const MAX_COMMAND_BYTES: usize = 1 << 17;
-/// The most bytes of a header's content: a full table of the longest names, and the command.
+/// The most processes of a trace.
+pub const MAX_PROCESSES: usize = 1024;
+/// The most bytes (UTF-8) of the command line of one of several processes.
+pub const MAX_PROCESS_BYTES: usize = 1024;
+/// The most bytes of a header's content: a full table of the longest names, the command and the
+/// processes.
 const MAX_CONTENT: u32 = 20 << 20;
 
 /// What a trace says about itself before the first write.
@@ -20,7 +25,27 @@ pub struct Header {
     /// Program and arguments that were recorded; empty where not known. Not trusted: escape it
     /// before it goes to a terminal.
     pub command: Vec<String>,
-    /// Named ranges.
+    /// Named ranges; of several processes, those of the main one.
+    pub names: Names,
+    /// The processes whose writes the trace holds, at most [`MAX_PROCESSES`], in the order in which
+    /// they began. Empty for a trace of one process.
+    pub processes: Vec<Process>,
+    /// Place of the main one among them: the program that was to be recorded, or what it became by
+    /// its last exec. 0 in a trace of one process.
+    pub main: u16,
+}
+
+/// One of several processes of a trace: a program from its start, or its exec or fork, to its end or
+/// next exec.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// Number that the system gave it.
+    pub pid: u32,
+    /// Place of the process that started it, or that it was before an exec.
+    pub parent: Option<u16>,
+    /// Its command line; longer ones than [`MAX_PROCESS_BYTES`] are cut. Not trusted.
+    pub command: String,
+    /// Named ranges. Those of the main process stand in [`Header::names`] and not here.
     pub names: Names,
 }
 
@@ -28,6 +53,9 @@ impl Header {
     /// The whole header with magic, version, length and checksum.
     ///
     /// A command that is too long is cut, at a word if there are several.
+    ///
+    /// # Panics
+    /// If there are too many processes, names of all of them together, or `main` is none of them.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut content = Vec::new();
         let mut left = MAX_COMMAND_BYTES;
@@ -44,17 +72,27 @@ impl Header {
         for word in words {
             put_text(&mut content, word);
         }
-        varint::put(&mut content, self.names.len() as u64);
-        for name in &self.names {
-            put_text(&mut content, &name.name);
-            content.push(name.kind.code());
-            varint::put(&mut content, name.start);
-            varint::put(&mut content, name.length);
+        put_names(&mut content, &self.names);
+        let version = if self.processes.is_empty() { ONE_PROCESS } else { VERSION };
+        if version == VERSION {
+            assert!(self.processes.len() <= MAX_PROCESSES, "too many processes");
+            assert!(usize::from(self.main) < self.processes.len(), "the main process is not there");
+            varint::put(&mut content, self.processes.len() as u64);
+            varint::put(&mut content, self.main.into());
+            for process in &self.processes {
+                varint::put(&mut content, process.pid.into());
+                varint::put(&mut content, process.parent.map_or(0, |parent| u64::from(parent) + 1));
+                let command = &process.command;
+                let most = command.len().min(MAX_PROCESS_BYTES);
+                let end = (0..=most).rev().find(|end| command.is_char_boundary(*end));
+                put_text(&mut content, &command[..end.unwrap_or_default()]);
+                put_names(&mut content, &process.names);
+            }
         }
         let length = u32::try_from(content.len()).ok().filter(|&length| length <= MAX_CONTENT);
         let length = length.unwrap_or_else(|| unreachable!("names and command are bounded"));
         let mut bytes = MAGIC.to_vec();
-        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(version.to_le_bytes());
         bytes.extend(length.to_le_bytes());
         bytes.extend(content);
         let checksum = crc32fast::hash(&bytes);
@@ -75,7 +113,7 @@ impl Header {
             return Err(cut(input.offset));
         }
         let version = u32::from_le_bytes(word);
-        if version != VERSION {
+        if !(ONE_PROCESS..=VERSION).contains(&version) {
             return Err(TraceError::Version { found: version, known: VERSION });
         }
         bytes.extend(word);
@@ -95,7 +133,7 @@ impl Header {
         if crc32fast::hash(&bytes) != u32::from_le_bytes(word) {
             return Err(TraceError::Header { what: "its checksum does not match" });
         }
-        decode(&bytes[16..]).map_err(|what| TraceError::Header { what })
+        decode(&bytes[16..], version).map_err(|what| TraceError::Header { what })
     }
 }
 
@@ -112,7 +150,78 @@ fn take_text<'a>(content: &mut &'a [u8]) -> Result<&'a str, &'static str> {
     std::str::from_utf8(text).map_err(|_| "a text is not UTF-8")
 }
 
-fn decode(mut content: &[u8]) -> Result<Header, &'static str> {
+fn put_names(out: &mut Vec<u8>, names: &Names) {
+    varint::put(out, names.len() as u64);
+    for name in names {
+        put_text(out, &name.name);
+        out.push(name.kind.code());
+        varint::put(out, name.start);
+        varint::put(out, name.length);
+    }
+}
+
+/// Names, of which `room` are still to come at most.
+fn take_names(content: &mut &[u8], room: &mut usize) -> Result<Names, &'static str> {
+    let count = varint::take(content).ok_or("the names are cut off")?;
+    *room = usize::try_from(count)
+        .ok()
+        .and_then(|count| room.checked_sub(count))
+        .ok_or("there are more than 65,536 names")?;
+    let mut names = Vec::new();
+    for _ in 0..count {
+        let name = take_text(content)?.to_owned();
+        let (&kind, rest) = content.split_first().ok_or("a name is cut off")?;
+        *content = rest;
+        let kind = NameKind::from_code(kind).ok_or("a name is of an unknown kind")?;
+        let start = varint::take(content).ok_or("a name is cut off")?;
+        let length = varint::take(content).ok_or("a name is cut off")?;
+        let name = Name { name, start, length, kind };
+        if !name.is_valid() {
+            return Err("a name breaks its limits");
+        }
+        names.push(name);
+    }
+    Ok(Names::new(names))
+}
+
+fn take_processes(
+    content: &mut &[u8],
+    room: &mut usize,
+) -> Result<(Vec<Process>, u16), &'static str> {
+    let mut number = |most: usize| {
+        let number = varint::take(content).ok_or("a process is cut off")?;
+        usize::try_from(number).ok().filter(|&n| n <= most).ok_or("a process breaks its limits")
+    };
+    let count = number(MAX_PROCESSES)?;
+    let main = number(count.checked_sub(1).ok_or("there is no process")?)?;
+    let mut processes = Vec::new();
+    for index in 0..count {
+        let mut number = |most: u64| {
+            let number = varint::take(content).ok_or("a process is cut off")?;
+            u32::try_from(number)
+                .ok()
+                .filter(|&n| u64::from(n) <= most)
+                .ok_or("a process breaks its limits")
+        };
+        let pid = number(u32::MAX.into())?;
+        // Only an earlier one can have started it.
+        let parent = number(index as u64)?;
+        let command = take_text(content)?;
+        if command.len() > MAX_PROCESS_BYTES {
+            return Err("a process breaks its limits");
+        }
+        processes.push(Process {
+            pid,
+            parent: parent.checked_sub(1).and_then(|parent| u16::try_from(parent).ok()),
+            command: command.to_owned(),
+            names: take_names(content, room)?,
+        });
+    }
+    let main = u16::try_from(main).unwrap_or_else(|_| unreachable!("there are few processes"));
+    Ok((processes, main))
+}
+
+fn decode(mut content: &[u8], version: u32) -> Result<Header, &'static str> {
     let content = &mut content;
     let count = varint::take(content).ok_or("the command is cut off")?;
     if count > MAX_ARGUMENTS as u64 {
@@ -128,28 +237,16 @@ fn decode(mut content: &[u8]) -> Result<Header, &'static str> {
         }
         command.push(word.to_owned());
     }
-    let count = varint::take(content).ok_or("the names are cut off")?;
-    if count > MAX_NAMES as u64 {
-        return Err("there are more than 65,536 names");
-    }
-    let mut names = Vec::new();
-    for _ in 0..count {
-        let name = take_text(content)?.to_owned();
-        let (&kind, rest) = content.split_first().ok_or("a name is cut off")?;
-        *content = rest;
-        let kind = NameKind::from_code(kind).ok_or("a name is of an unknown kind")?;
-        let start = varint::take(content).ok_or("a name is cut off")?;
-        let length = varint::take(content).ok_or("a name is cut off")?;
-        let name = Name { name, start, length, kind };
-        if !name.is_valid() {
-            return Err("a name breaks its limits");
-        }
-        names.push(name);
-    }
+    let mut room = MAX_NAMES;
+    let names = take_names(content, &mut room)?;
+    let (processes, main) = match version {
+        ONE_PROCESS => (Vec::new(), 0),
+        _ => take_processes(content, &mut room)?,
+    };
     if !content.is_empty() {
-        return Err("bytes follow the last name");
+        return Err("bytes follow the end of the header");
     }
-    Ok(Header { command, names: Names::new(names) })
+    Ok(Header { command, names, processes, main })
 }
 
 #[cfg(test)]
@@ -171,6 +268,7 @@ mod tests {
         let header = Header {
             command: vec!["x".repeat(MAX_COMMAND_BYTES)],
             names: Names::new((0..MAX_NAMES as u64).map(name)),
+            ..Header::default()
         };
         assert_eq!(read(&header.encode()).expect("readable"), header);
     }
@@ -186,6 +284,59 @@ mod tests {
         assert_eq!(read(&header.encode()).expect("readable").command.len(), MAX_ARGUMENTS);
     }
 
+    fn of_three() -> Header {
+        let process = |pid, parent, command: &str| Process {
+            pid,
+            parent,
+            command: command.to_owned(),
+            names: Names::default(),
+        };
+        let name = Name { name: "c".into(), start: 0x1000, length: 8, kind: NameKind::Object };
+        let mut child = process(8, Some(0), "ls");
+        child.names = Names::new([name.clone()]);
+        Header {
+            command: vec!["env".into(), "prog".into()],
+            names: Names::new([name]),
+            processes: vec![process(7, None, "env prog"), child, process(7, Some(0), "prog")],
+            main: 2,
+        }
+    }
+
+    #[test]
+    fn several_processes_have_their_places() {
+        let header = of_three();
+        let bytes = header.encode();
+        assert_eq!(bytes[8], 2, "readers of one process only must not take it for one");
+        assert_eq!(read(&bytes).expect("readable"), header);
+        let mut long = of_three();
+        long.processes[1].command = "é".repeat(MAX_PROCESS_BYTES);
+        let cut = read(&long.encode()).expect("readable").processes[1].command.len();
+        assert_eq!(cut, MAX_PROCESS_BYTES);
+    }
+
+    #[test]
+    fn processes_that_break_a_rule_are_refused_with_the_rule() {
+        let limits = "a process breaks its limits";
+        for (processes, rule) in [
+            (&[][..], "a process is cut off"),
+            (&[0], "there is no process"),
+            (&[1], "a process is cut off"),
+            (&[1, 1], limits),
+            (&[0x81, 8, 0], limits),
+            (&[1, 0], "a process is cut off"),
+            (&[1, 0, 7], "a process is cut off"),
+            (&[1, 0, 7, 1], limits),
+            (&[1, 0, 0xff, 0xff, 0xff, 0xff, 0x10, 0], limits),
+            (&[1, 0, 7, 0, 1], "a text is cut off"),
+            (&[1, 0, 7, 0, 0], "the names are cut off"),
+            (&[1, 0, 7, 0, 0, 0x81, 0x80, 4], "there are more than 65,536 names"),
+            (&[1, 0, 7, 0, 0, 0, 0], "bytes follow the end of the header"),
+        ] {
+            let content = [&[0, 0][..], processes].concat();
+            assert_eq!(decode(&content, VERSION), Err(rule), "{processes:?}");
+        }
+    }
+
     #[test]
     fn a_lying_length_takes_no_memory() {
         let mut bytes = MAGIC.to_vec();
@@ -196,7 +347,7 @@ mod tests {
         bytes.extend(u32::MAX.to_le_bytes());
         assert!(matches!(read(&bytes), Err(TraceError::Header { .. })));
         bytes[8] = 9;
-        assert!(matches!(read(&bytes), Err(TraceError::Version { found: 9, known: 1 })));
+        assert!(matches!(read(&bytes), Err(TraceError::Version { found: 9, known: 2 })));
     }
 
     #[test]
@@ -208,7 +359,7 @@ mod tests {
             content.extend(rest);
             content
         };
-        assert_eq!(decode(&name(b"ok", &[1, 0x10, 8])).expect("right").names.len(), 1);
+        assert_eq!(decode(&name(b"ok", &[1, 0x10, 8]), ONE_PROCESS).expect("right").names.len(), 1);
         let limits = "a name breaks its limits";
         for (content, rule) in [
             (vec![], "the command is cut off"),
@@ -218,7 +369,7 @@ mod tests {
             (vec![1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1], "a text is cut off"),
             (vec![1, 1, 0xff, 0], "a text is not UTF-8"),
             (vec![0, 0x81, 0x80, 4], "there are more than 65,536 names"),
-            (vec![0, 0, 0], "bytes follow the last name"),
+            (vec![0, 0, 0], "bytes follow the end of the header"),
             (name(b"ok", &[]), "a name is cut off"),
             (name(b"ok", &[4, 0x10, 8]), "a name is of an unknown kind"),
             (name(b"ok", &[1, 0x10]), "a name is cut off"),
@@ -228,7 +379,7 @@ mod tests {
             (name(&[b'x'; 256], &[1, 0x10, 8]), limits),
             (name(b"ok", &[1, 0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]), limits),
         ] {
-            assert_eq!(decode(&content), Err(rule), "{content:?}");
+            assert_eq!(decode(&content, ONE_PROCESS), Err(rule), "{content:?}");
         }
     }
 }

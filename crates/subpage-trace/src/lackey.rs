@@ -37,6 +37,16 @@ impl LackeySummary {
     pub fn accesses(&self) -> u64 {
         self.lines - self.other - self.malformed
     }
+
+    /// Adds what was read of another text; the numbers of lines stay those of each.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.lines += other.lines;
+        self.bytes += other.bytes;
+        self.malformed += other.malformed;
+        self.other += other.other;
+        self.malformed_lines.extend(&other.malformed_lines);
+        self.malformed_lines.truncate(MAX_REPORTED);
+    }
 }
 
 /// Takes the writes out of lackey's text, with memory that does not depend on the text.
@@ -56,6 +66,16 @@ pub struct LackeyReader<R> {
     summary: LackeySummary,
 }
 
+/// Something that the text holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// A write.
+    Write(Write),
+    /// A line that is no access, of at most [`MAX_LINE`] bytes: a message of Valgrind, or the
+    /// program's own output. Not trusted.
+    Message(String),
+}
+
 enum Line {
     Fetch(u64),
     Store(Pieces),
@@ -67,9 +87,14 @@ enum Line {
 impl<R: Read> LackeyReader<R> {
     /// Reads from `input`, which needs no buffer of its own.
     pub fn new(input: R) -> Self {
+        Self::with_buffer(input, BUFFER)
+    }
+
+    /// The same with a buffer of `length` bytes, more than [`MAX_LINE`].
+    pub(crate) fn with_buffer(input: R, length: usize) -> Self {
         Self {
             input,
-            buffer: vec![0; BUFFER].into_boxed_slice(),
+            buffer: vec![0; length].into_boxed_slice(),
             start: 0,
             end: 0,
             at_end: false,
@@ -86,8 +111,23 @@ impl<R: Read> LackeyReader<R> {
     /// Those of the input.
     pub fn next_write(&mut self) -> io::Result<Option<Write>> {
         loop {
+            match self.next_item()? {
+                Some(Item::Write(write)) => return Ok(Some(write)),
+                Some(Item::Message(_)) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The next write or message, in their order; `None` at the end of the text.
+    ///
+    /// # Errors
+    /// Those of the input. After one of the kind [`io::ErrorKind::WouldBlock`] the text goes on
+    /// where it was.
+    pub fn next_item(&mut self) -> io::Result<Option<Item>> {
+        loop {
             if let Some(write) = self.pieces.next() {
-                return Ok(Some(write));
+                return Ok(Some(Item::Write(write)));
             }
             let unread = &self.buffer[self.start..self.end];
             let Some(length) = memchr::memchr(b'\n', unread) else {
@@ -98,15 +138,25 @@ impl<R: Read> LackeyReader<R> {
             };
             let line = &unread[..length];
             let parsed = if self.skipping { Line::Other } else { parse(line, self.pc) };
+            let is_message = matches!(parsed, Line::Other) && !self.skipping;
+            let message = (is_message && length <= MAX_LINE)
+                .then(|| String::from_utf8_lossy(line).into_owned());
             self.skipping = false;
             self.start += length + 1;
             self.take(parsed);
+            if let Some(message) = message {
+                return Ok(Some(Item::Message(message)));
+            }
         }
     }
 
     /// The input, which has been read ahead of the writes given.
     pub fn input(&self) -> &R {
         &self.input
+    }
+
+    pub(crate) fn input_mut(&mut self) -> &mut R {
+        &mut self.input
     }
 
     /// The input, and what was read so far.

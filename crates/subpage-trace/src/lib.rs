@@ -15,6 +15,7 @@ mod header;
 mod lackey;
 mod names;
 mod predict;
+mod processes;
 mod reader;
 mod record;
 mod spool;
@@ -27,10 +28,12 @@ pub use destination::destination;
 pub use elf::{ElfError, Placement, program_names};
 pub use error::TraceError;
 pub use frame::{MAGIC, MAX_BLOCK_BYTES, MAX_BLOCK_WRITES, VERSION};
-pub use header::{Header, MAX_ARGUMENTS, MAX_COMMAND_BYTES};
-pub use lackey::{LackeyReader, LackeySummary, MAX_LINE, MAX_REPORTED, MAX_STORE};
+pub use header::{
+    Header, MAX_ARGUMENTS, MAX_COMMAND_BYTES, MAX_PROCESS_BYTES, MAX_PROCESSES, Process,
+};
+pub use lackey::{Item, LackeyReader, LackeySummary, MAX_LINE, MAX_REPORTED, MAX_STORE};
 pub use names::{MAX_NAME_BYTES, MAX_NAMES, Name, NameError, NameKind, Names};
 pub use reader::{TraceReader, Writes};
-pub use record::{Progress, RecordError, Recorded, Recording, import, record};
+pub use record::{Progress, RecordError, Recorded, Recording, Told, import, record};
 pub use write::{ADDRESS_LIMIT, MAX_WRITE_SIZE, Pieces, Write};
 pub use writer::TraceWriter;

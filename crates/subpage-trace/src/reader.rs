@@ -23,6 +23,7 @@ pub struct TraceReader<R> {
     content: Vec<u8>,
     block: u64,
     writes: u64,
+    process: u16,
     state: State,
 }
 
@@ -46,6 +47,7 @@ impl<R: Read> TraceReader<R> {
             content: Vec::new(),
             block: 0,
             writes: 0,
+            process: 0,
             state: State::Reading,
         })
     }
@@ -64,6 +66,12 @@ impl<R: Read> TraceReader<R> {
     /// Command and names together.
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// The process whose writes [`Self::next_block`] gave last, by its place in
+    /// [`Header::processes`]; 0 in a trace of one process.
+    pub fn process(&self) -> u16 {
+        self.process
     }
 
     /// Bytes read so far, for a progress bar.
@@ -118,7 +126,10 @@ impl<R: Read> TraceReader<R> {
         let checksum = u32::from_le_bytes([bytes[16], bytes[17], bytes[18], bytes[19]]);
         // The head says how much its checksum covers, so its own rules come first.
         match Frame::decode(&head).map_err(malformed)? {
-            Frame::Block { method, writes, length, stored } => {
+            Frame::Block { method, process, writes, length, stored } => {
+                if usize::from(process) >= self.header.processes.len().max(1) {
+                    return Err(malformed("a block is of a process that the header does not have"));
+                }
                 self.stored.clear();
                 let read = self.input.append(&mut self.stored, u64::from(stored))?;
                 if read < u64::from(stored) {
@@ -145,6 +156,7 @@ impl<R: Read> TraceReader<R> {
                     .get_or_insert_with(BlockDecoder::new)
                     .decode(content, out)
                     .map_err(malformed)?;
+                self.process = process;
                 self.block += 1;
                 self.writes += u64::from(writes);
                 Ok(true)

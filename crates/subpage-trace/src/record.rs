@@ -4,14 +4,13 @@ use std::ffi::OsString;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-use crate::address_space::{AddressSpace, Extents};
-use crate::elf::{ElfError, program_names};
+use crate::elf::ElfError;
 use crate::error::TraceError;
 use crate::header::Header;
 use crate::lackey::{LackeyReader, LackeySummary};
-use crate::names::Names;
+use crate::processes::Processes;
 use crate::spool::Spool;
 use crate::valgrind::{Traced, find_program};
 
@@ -83,8 +82,22 @@ pub struct Recording<'a> {
     pub arguments: Vec<OsString>,
     /// Valgrind: a path, or a name that `PATH` leads to. Usually `valgrind`.
     pub valgrind: OsString,
-    /// Set it from a signal handler to stop; looked at ten times a second and more.
-    pub cancel: &'a AtomicBool,
+    /// Whether the processes that it starts are recorded as well.
+    pub children: bool,
+    /// Number of a signal that asks for the end, 0 for none; set it from a signal handler. Looked at ten
+    /// times a second and more, and set back to 0. The first one is passed on to the program, unless
+    /// it came from the program's terminal, and recording goes on until the program has ended; the
+    /// second one ends the program at once. What was recorded is kept.
+    pub signal: &'a AtomicUsize,
+}
+
+/// Something that happens during a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told<'a> {
+    /// How far it is.
+    Progress(Progress),
+    /// Valgrind says something; at most 100 lines are told. Not trusted.
+    Message(&'a str),
 }
 
 /// How far a recording is.
@@ -116,61 +129,62 @@ pub struct Recorded {
     pub nameless: Option<ElfError>,
     /// How the program ended; `None` for a text.
     pub status: Option<ExitStatus>,
+    /// The processes whose writes are in the trace: one, unless the program replaced itself by exec, or
+    /// its children were recorded.
+    pub processes: usize,
+    /// Processes whose writes are not: the program started them and they were not asked for, or there
+    /// were too many.
+    pub processes_left_out: usize,
 }
 
 /// Runs a program under Valgrind and records its writes to `output`.
 ///
-/// The program keeps its standard input, output and error. It is followed as one process with
-/// all its threads; processes that it starts are not. What the kernel writes for it (the buffer
-/// of a `read`) is no store of the program and is not in the trace. The file appears under its
-/// name complete or not at all; until then the trace is held in a file without a name in the
-/// same folder.
+/// The program keeps its standard input, output and error. It is followed with all its threads and
+/// through every exec, and if it is asked for, so are the processes that it starts; the recording ends
+/// with the program itself. What the kernel writes for it (the buffer of a `read`) is no store of the
+/// program and is not in the trace. The file appears under its name complete or not at all; until then
+/// the trace is held in a file without a name in the same folder.
 pub fn record(
     output: &Path,
     recording: &Recording<'_>,
-    progress: impl FnMut(Progress),
+    tell: impl FnMut(Told<'_>),
 ) -> Result<Recorded, RecordError> {
-    let program = find_program(&recording.program)?;
+    let Recording { program, arguments, valgrind, children, signal } = recording;
+    let file = find_program(program)?;
     let spool = Spool::new(output)?;
-    let traced =
-        Traced::start(&recording.valgrind, &program, &recording.arguments, recording.cancel)?;
-    let mut extents = Extents::default();
-    let mut text = LackeyReader::new(traced);
-    let filled = spool.fill(&mut text, recording.cancel, progress, |write, traced| {
-        extents.note(traced.space(), write);
-    })?;
-    let (mut traced, text) = text.into_parts();
+    let traced = Traced::start(valgrind, &file, arguments, *children, signal)?;
+    let mut processes = Processes::new(traced, &file, *children);
+    let never = AtomicBool::new(false);
+    let filled = spool.fill(&mut processes, &never, tell)?;
+    let (mut traced, mut told) = processes.finish();
     let status = traced.wait().map_err(|source| RecordError::Start { source })?;
-    if text.accesses() == 0 {
+    if told.text.accesses() == 0 {
         return Err(RecordError::Nothing { status });
     }
-    let (program_names, nameless) = match names_of(traced.space()) {
-        Ok(names) => (names, None),
-        Err(e) => (Names::default(), Some(e)),
-    };
-    let areas = extents.names(traced.space());
-    let mut left_out = program_names.left_out();
-    let names = Names::new(program_names.iter().cloned().chain(areas));
-    left_out += names.left_out();
-    let words = std::iter::once(&recording.program).chain(&recording.arguments);
+    let words = std::iter::once(program).chain(arguments);
     let command = words.map(|word| word.to_string_lossy().into_owned()).collect();
-    let count = names.len();
-    let (writes, file_bytes) = filled.place(&Header { command, names }, recording.cancel)?;
+    let mut header = Header { command, ..Header::default() };
+    if let Some(main) = told.processes.get_mut(usize::from(told.main)) {
+        header.names = std::mem::take(&mut main.names);
+    }
+    let count = told.processes.len();
+    if count > 1 {
+        header.main = told.main;
+        header.processes = told.processes;
+    }
+    let names = header.names.len();
+    let (writes, file_bytes) = filled.place(&header, &never)?;
     Ok(Recorded {
         writes,
         file_bytes,
-        text,
-        names: count,
-        names_left_out: left_out,
-        nameless,
+        text: told.text,
+        names,
+        names_left_out: told.names_left_out,
+        nameless: told.nameless,
         status: Some(status),
+        processes: count,
+        processes_left_out: told.left_out,
     })
-}
-
-fn names_of(space: &AddressSpace) -> Result<Names, ElfError> {
-    let gone = || ElfError::Open(io::Error::other("the program ended before it was looked at"));
-    let (path, placement) = space.program.as_ref().ok_or_else(gone)?;
-    program_names(path, *placement)
 }
 
 /// Records the writes in a text that lackey printed earlier to `output`.
@@ -183,11 +197,15 @@ pub fn import(
     text: impl Read,
     header: &Header,
     cancel: &AtomicBool,
-    progress: impl FnMut(Progress),
+    mut progress: impl FnMut(Progress),
 ) -> Result<Recorded, RecordError> {
     let spool = Spool::new(output)?;
     let mut text = LackeyReader::new(text);
-    let filled = spool.fill(&mut text, cancel, progress, |_, _| {})?;
+    let filled = spool.fill(&mut text, cancel, |told| {
+        if let Told::Progress(now) = told {
+            progress(now);
+        }
+    })?;
     let (_, text) = text.into_parts();
     if text.accesses() == 0 {
         return Err(RecordError::NoAccess { lines: text.lines });
@@ -201,5 +219,7 @@ pub fn import(
         names_left_out: header.names.left_out(),
         nameless: None,
         status: None,
+        processes: 1,
+        processes_left_out: 0,
     })
 }

@@ -12,9 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::destination::destination;
 use crate::header::Header;
-use crate::lackey::LackeyReader;
-use crate::record::{Progress, RecordError};
-use crate::write::Write;
+use crate::lackey::{Item, LackeyReader};
+use crate::record::{Progress, RecordError, Told};
 use crate::writer::FrameWriter;
 
 /// Writes between two calls of a progress function.
@@ -49,39 +48,58 @@ impl Spool {
         Ok(Self { output: target, folder, file })
     }
 
-    /// Moves all writes of a text into the file; `note` sees each of them, and the input.
-    pub(crate) fn fill<R: Read>(
+    /// Moves all writes of a source into the file, and tells of its messages.
+    pub(crate) fn fill(
         self,
-        text: &mut LackeyReader<R>,
+        source: &mut impl Source,
         cancel: &AtomicBool,
-        mut progress: impl FnMut(Progress),
-        mut note: impl FnMut(Write, &R),
+        mut tell: impl FnMut(Told<'_>),
     ) -> Result<Filled, RecordError> {
         let mut frames = FrameWriter::new(self.file);
         let mut next_report = 0;
         loop {
-            let write = text.next_write();
+            let item = source.next_item();
             if frames.writes >= next_report {
                 if cancel.load(Ordering::Relaxed) {
                     return Err(RecordError::Cancelled);
                 }
                 next_report = frames.writes + PROGRESS;
                 let (writes, trace_bytes) = (frames.writes, frames.offset);
-                progress(Progress { writes, text_bytes: text.summary().bytes, trace_bytes });
+                let text_bytes = source.text_bytes();
+                tell(Told::Progress(Progress { writes, text_bytes, trace_bytes }));
             }
-            match write {
-                Ok(Some(write)) => {
-                    note(write, text.input());
+            match item {
+                Ok(Some((process, Item::Write(write)))) => {
+                    frames.set_process(process)?;
                     frames.write(write)?;
                 }
+                Ok(Some((_, Item::Message(message)))) => tell(Told::Message(&message)),
                 Ok(None) => break,
-                Err(_) if cancel.load(Ordering::Relaxed) => return Err(RecordError::Cancelled),
                 Err(source) => return Err(RecordError::Text { source }),
             }
         }
         let writes = frames.writes;
         let file = frames.finish()?;
         Ok(Filled { output: self.output, folder: self.folder, file, writes })
+    }
+}
+
+/// Where writes come from, each with the number of its process.
+pub(crate) trait Source {
+    /// The next write or message; `None` at the end.
+    fn next_item(&mut self) -> io::Result<Option<(u16, Item)>>;
+
+    /// Bytes read so far.
+    fn text_bytes(&self) -> u64;
+}
+
+impl<R: Read> Source for LackeyReader<R> {
+    fn next_item(&mut self) -> io::Result<Option<(u16, Item)>> {
+        Ok(self.next_write()?.map(|write| (0, Item::Write(write))))
+    }
+
+    fn text_bytes(&self) -> u64 {
+        self.summary().bytes
     }
 }
 

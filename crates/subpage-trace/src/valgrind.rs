@@ -1,37 +1,50 @@
-//! Running a program under Valgrind, with lackey's text on a pipe of its own.
+//! Running a program under Valgrind, with lackey's text on a socket that tells who wrote it.
 
 use std::env;
 use std::ffi::OsStr;
-use std::io::{self, PipeReader, Read};
-use std::os::fd::AsRawFd;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use command_fds::CommandFdExt;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::pipe::fcntl_setpipe_size;
+use rustix::net::sockopt::{set_socket_passcred, set_socket_send_buffer_size};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Pid, Signal, getpgrp, kill_process};
 
-use crate::address_space::{AddressSpace, STACK_SIZE};
+use crate::address_space::stack_size;
 use crate::record::RecordError;
 
-/// How soon a request to stop is noticed while the program prints nothing.
+/// How soon a signal is noticed while the program prints nothing.
 const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// While the address space is not known: so little that the program cannot run to its end.
-const SMALL_PIPE: usize = 4096;
-const LARGE_PIPE: usize = 1 << 20;
-/// Reads of text after which the address space counts as not to be found.
-const LOOKS: u32 = 64;
+const SMALL_BUFFER: usize = 4096;
+const LARGE_BUFFER: usize = 1 << 20;
+/// How often it is looked whether the program has ended while text still comes.
+const CHECK_EVERY: u32 = 64;
+/// Text that is still read once the program has ended: more than the socket holds. What comes after
+/// that is of processes that outlive it.
+const LAST_TEXT: usize = 8 << 20;
 
-/// A running Valgrind; reading gives lackey's text. Dropping it ends the program.
+/// A running Valgrind. Dropping it ends the program.
 pub(crate) struct Traced<'a> {
     child: Child,
-    text: PipeReader,
-    cancel: &'a AtomicBool,
-    program: PathBuf,
-    space: AddressSpace,
-    looks: u32,
+    text: UnixStream,
+    /// The other end, as long as its buffer is small.
+    log: Option<OwnedFd>,
+    signal: &'a AtomicUsize,
+    began: SystemTime,
+    /// A first signal has come.
+    asked: bool,
+    ended: bool,
+    unchecked: u32,
+    text_since_end: usize,
 }
 
 impl<'a> Traced<'a> {
@@ -40,84 +53,158 @@ impl<'a> Traced<'a> {
         valgrind: &OsStr,
         program: &Path,
         arguments: &[impl AsRef<OsStr>],
-        cancel: &'a AtomicBool,
+        children: bool,
+        signal: &'a AtomicUsize,
     ) -> Result<Self, RecordError> {
         let failed = |source| RecordError::Start { source };
-        let (text, log) = io::pipe().map_err(failed)?;
+        let (text, log) = UnixStream::pair().map_err(failed)?;
+        // Each message comes with the number of the process that wrote it, so that several can share
+        // the socket: those that the program becomes by exec, and those that it starts.
+        set_socket_passcred(&text, true).map_err(|errno| failed(errno.into()))?;
         // A hint only: on failure a program of a few instructions may end before it is looked at.
-        let _ = fcntl_setpipe_size(&text, SMALL_PIPE);
+        let _ = set_socket_send_buffer_size(&log, SMALL_BUFFER);
+        let log = OwnedFd::from(log);
         let mut command = Command::new(valgrind);
         command
-            .args(["--command-line-only=yes", "-q", "--tool=lackey"])
+            .args(["--command-line-only=yes", "--tool=lackey"])
             .args(["--trace-mem=yes", "--basic-counts=no", "--vgdb=no"])
-            // The trace is of one process: a forked child would mix its addresses in.
-            .args(["--trace-children=no", "--child-silent-after-fork=yes"])
-            .arg(format!("--main-stacksize={STACK_SIZE}"))
+            // Without it an exec would leave Valgrind, and the recording with it.
+            .arg("--trace-children=yes")
+            .arg(format!("--child-silent-after-fork={}", if children { "no" } else { "yes" }))
+            .arg(format!("--main-stacksize={}", stack_size()))
             .arg(format!("--log-fd={}", log.as_raw_fd()))
             .arg("--")
             .arg(program)
             .args(arguments);
+        let ours = log.try_clone().map_err(failed)?;
         // Under its own number: mapped to another, it might take the place of the descriptor by
         // which `spawn` learns that the program cannot be run.
-        command.preserved_fds(vec![log.into()]);
+        command.preserved_fds(vec![log]);
+        let began = SystemTime::now();
         let child = command.spawn().map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => {
                 RecordError::ValgrindMissing { program: valgrind.to_string_lossy().into_owned() }
             }
             _ => failed(source),
         })?;
-        // The command holds our copy of the pipe's end; the text would never end.
+        // The command holds our copy of the socket's end; the text would never end.
         drop(command);
-        // As the kernel names it in the mappings.
-        let program = program.canonicalize().unwrap_or_else(|_| program.to_owned());
-        Ok(Self { child, text, cancel, program, space: AddressSpace::default(), looks: 0 })
+        Ok(Self {
+            child,
+            text,
+            log: Some(ours),
+            signal,
+            began,
+            asked: false,
+            ended: false,
+            unchecked: 0,
+            text_since_end: 0,
+        })
     }
 
-    /// Where the program lies; nothing before the first text was read.
-    pub(crate) fn space(&self) -> &AddressSpace {
-        &self.space
+    /// Number of the program's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
-    /// Waits for the end of the program, whose text has ended.
+    /// When it was started.
+    pub(crate) fn began(&self) -> SystemTime {
+        self.began
+    }
+
+    /// The program was looked at: from now on it need not wait for its reader.
+    pub(crate) fn hurry(&mut self) {
+        if let Some(log) = self.log.take() {
+            // Only for speed.
+            let _ = set_socket_send_buffer_size(&log, LARGE_BUFFER);
+        }
+    }
+
+    /// Waits for the end of the program.
     pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
         self.child.wait()
     }
 
-    /// Looks once where the program lies: Valgrind has loaded it before it prints an access.
-    fn look(&mut self) {
-        if self.looks < LOOKS && self.space.program.is_none() {
-            self.looks += 1;
-            if let Ok(space) = AddressSpace::of_process(self.child.id(), &self.program) {
-                self.space = space;
-            }
-            if self.space.program.is_some() || self.looks == LOOKS {
-                // Only for speed.
-                let _ = fcntl_setpipe_size(&self.text, LARGE_PIPE);
-            }
-        }
-    }
-}
-
-impl Read for Traced<'_> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let mut has_ended = false;
+    /// More text and the process that wrote it; `None` when the program has ended, or was ended.
+    pub(crate) fn receive(&mut self, out: &mut [u8]) -> io::Result<Option<(u32, usize)>> {
         loop {
-            if self.cancel.load(Ordering::Relaxed) {
-                return Err(io::Error::other("stopped on request"));
+            if self.is_to_end()? {
+                return Ok(None);
             }
             let mut fds = [PollFd::new(&self.text, PollFlags::IN)];
             match poll(&mut fds, Some(&PATIENCE)) {
-                Ok(0) if has_ended => return Ok(0),
-                // A process that the program left behind may hold the pipe open for ever.
-                Ok(0) => has_ended = self.child.try_wait()?.is_some(),
+                // A process that the program left behind may hold the socket open.
+                Ok(0) if self.ended => return Ok(None),
+                Ok(0) => self.check()?,
                 Ok(_) => {
-                    self.look();
-                    return self.text.read(out);
+                    let Some((pid, length)) = self.read(out)? else { return Ok(None) };
+                    self.unchecked += 1;
+                    if self.ended {
+                        self.text_since_end += length;
+                        if self.text_since_end > LAST_TEXT {
+                            return Ok(None);
+                        }
+                    } else if self.unchecked >= CHECK_EVERY {
+                        self.check()?;
+                    }
+                    return Ok(Some((pid, length)));
                 }
                 Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
+                Err(errno) => return Err(errno.into()),
             }
         }
+    }
+
+    fn check(&mut self) -> io::Result<()> {
+        self.unchecked = 0;
+        self.ended = self.child.try_wait()?.is_some();
+        Ok(())
+    }
+
+    fn read(&self, out: &mut [u8]) -> io::Result<Option<(u32, usize)>> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut out = [IoSliceMut::new(out)];
+        let length = match recvmsg(&self.text, &mut out, &mut control, RecvFlags::empty()) {
+            Ok(message) => message.bytes,
+            // Some writer ended with text of ours unread; there is none.
+            Err(rustix::io::Errno::CONNRESET) => 0,
+            Err(errno) => return Err(errno.into()),
+        };
+        let pid = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmCredentials(who) => {
+                u32::try_from(who.pid.as_raw_nonzero().get()).ok()
+            }
+            _ => None,
+        });
+        if length == 0 {
+            return Ok(None);
+        }
+        let pid = pid.ok_or_else(|| io::Error::other("the system does not say who wrote"))?;
+        Ok(Some((pid, length)))
+    }
+
+    /// Takes a signal: the program gets the first one, if it has not already, and ends itself; the
+    /// second one ends it.
+    fn is_to_end(&mut self) -> io::Result<bool> {
+        let number = self.signal.swap(0, Ordering::Relaxed);
+        if number == 0 {
+            return Ok(false);
+        }
+        let first = !std::mem::replace(&mut self.asked, true);
+        self.check()?;
+        if self.ended {
+            return Ok(false);
+        }
+        if !first {
+            self.child.kill()?;
+            return Ok(true);
+        }
+        let signal = i32::try_from(number).ok().and_then(Signal::from_named_raw);
+        if let Some(signal) = signal.filter(|signal| !came_from_the_terminal(*signal)) {
+            kill_process(Pid::from_child(&self.child), signal)?;
+        }
+        Ok(false)
     }
 }
 
@@ -127,6 +214,16 @@ impl Drop for Traced<'_> {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether a signal like this one has reached every process of our group, the program included: the
+/// terminal sends it so (Ctrl-C, a closed window).
+fn came_from_the_terminal(signal: Signal) -> bool {
+    let in_front = || {
+        let terminal = std::fs::File::open("/dev/tty").ok()?;
+        Some(rustix::termios::tcgetpgrp(terminal).ok()? == getpgrp())
+    };
+    matches!(signal, Signal::INT | Signal::HUP) && in_front() == Some(true)
 }
 
 /// The file that running `program` would run: a path, or found by `PATH`.

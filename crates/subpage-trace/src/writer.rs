@@ -13,6 +13,7 @@ use crate::write::Write;
 /// Without [`Self::finish`] the trace has no end frame and reads as cut off.
 pub struct TraceWriter<W: io::Write> {
     frames: FrameWriter<W>,
+    processes: usize,
 }
 
 impl<W: io::Write> TraceWriter<W> {
@@ -22,7 +23,7 @@ impl<W: io::Write> TraceWriter<W> {
         out.write_all(&bytes).map_err(|source| TraceError::Io { offset: 0, source })?;
         let mut frames = FrameWriter::new(out);
         frames.offset = bytes.len() as u64;
-        Ok(Self { frames })
+        Ok(Self { frames, processes: header.processes.len().max(1) })
     }
 
     /// Adds a write.
@@ -32,6 +33,15 @@ impl<W: io::Write> TraceWriter<W> {
     /// without it. After any other error every later call fails.
     pub fn write(&mut self, write: Write) -> Result<(), TraceError> {
         self.frames.write(write)
+    }
+
+    /// The process that the next writes are of, by its place in [`Header::processes`]; 0 at first.
+    ///
+    /// # Panics
+    /// If the header has no such process.
+    pub fn set_process(&mut self, number: u16) -> Result<(), TraceError> {
+        assert!(usize::from(number) < self.processes, "the header has no process {number}");
+        self.frames.set_process(number)
     }
 
     /// Writes added so far.
@@ -56,6 +66,7 @@ pub(crate) struct FrameWriter<W: io::Write> {
     encoder: BlockEncoder,
     in_block: usize,
     number: u64,
+    process: u16,
     content: Vec<u8>,
     frame: Vec<u8>,
     poisoned: bool,
@@ -70,6 +81,7 @@ impl<W: io::Write> FrameWriter<W> {
             encoder: BlockEncoder::new(),
             in_block: 0,
             number: 0,
+            process: 0,
             content: Vec::new(),
             frame: Vec::new(),
             poisoned: false,
@@ -92,6 +104,15 @@ impl<W: io::Write> FrameWriter<W> {
         if self.in_block == MAX_BLOCK_WRITES { self.end_block() } else { Ok(()) }
     }
 
+    /// Blocks hold writes of one process.
+    pub(crate) fn set_process(&mut self, number: u16) -> Result<(), TraceError> {
+        if number != self.process && self.in_block > 0 {
+            self.end_block()?;
+        }
+        self.process = number;
+        Ok(())
+    }
+
     fn end_block(&mut self) -> Result<(), TraceError> {
         self.encoder.take(&mut self.content);
         let packed = lz4_flex::block::compress(&self.content);
@@ -100,6 +121,7 @@ impl<W: io::Write> FrameWriter<W> {
             if smaller { (Method::Lz4, &packed) } else { (Method::Plain, &self.content) };
         let head = Frame::Block {
             method,
+            process: self.process,
             writes: bounded(self.in_block),
             length: bounded(self.content.len()),
             stored: bounded(payload.len()),

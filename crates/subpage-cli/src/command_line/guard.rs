@@ -76,6 +76,14 @@ pub struct GuardArguments {
     /// Print one JSON object a line for every event; a guest's console goes to standard error
     #[arg(long)]
     pub json: bool,
+    /// Treat every warning as an error: nothing is run if one is known before, and the status is 2 if
+    /// one comes later and nothing was denied
+    #[arg(long)]
+    pub strict: bool,
+    /// Which process of a trace of several, by its number in `subpage plan TRACE --processes`
+    /// [default: the program that was recorded, after its last exec]
+    #[arg(long, value_name = "N")]
+    pub process: Option<u16>,
     /// What enforces the rules
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendChoice,

@@ -82,6 +82,9 @@ pub struct RecordArguments {
     /// Read what `valgrind --tool=lackey --trace-mem=yes` printed; `-` is standard input
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "program")]
     pub from_lackey: Option<PathBuf>,
+    /// Record the processes that the program starts as well, each by itself
+    #[arg(long, conflicts_with = "from_lackey")]
+    pub children: bool,
     /// The program and its arguments
     #[arg(
         last = true,
@@ -116,6 +119,13 @@ pub struct PlanArguments {
     /// A range whose protection is to be priced: START..END (the end not included) or a name
     #[arg(long, value_name = "START..END|NAME")]
     pub range: Vec<String>,
+    /// Which process of a trace of several, by its number in `--processes` [default: the program that was
+    /// recorded, after its last exec]
+    #[arg(long, value_name = "N")]
+    pub process: Option<u16>,
+    /// List the processes that the trace holds and stop
+    #[arg(long, conflicts_with_all = ["range", "top", "names", "process"])]
+    pub processes: bool,
     /// How many mixed pages to show, the best first
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub top: usize,

@@ -4,6 +4,7 @@ use serde::Serialize;
 use subpage::rules::Action;
 use subpage_kvm::control::protocol::ShownRule;
 
+use super::WarningEvent;
 use crate::policy::PolicyRule;
 use crate::summary::Summary;
 use subpage_trap::Address;
@@ -18,6 +19,8 @@ pub enum RunEvent<'a> {
     Failed(&'a FailedEvent),
     /// Something is missing here.
     Dropped(&'a DroppedEvent),
+    /// Something may make the run mean less than it seems to.
+    Warning(&'a WarningEvent),
     /// Something about the rules is slow.
     Notice(&'a NoticeEvent),
     /// The run is over.

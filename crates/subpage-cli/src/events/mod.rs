@@ -5,12 +5,14 @@
 mod json;
 mod kinds;
 mod text;
+mod warning;
 
 pub use json::write_json;
 pub use kinds::{
     DroppedEvent, ErrorEvent, FailedEvent, LiveStart, NoticeEvent, RuleEvent, RunEvent, StartEvent,
 };
 pub use text::{SHOWN_PER_RULE, TextEvents, write_line};
+pub use warning::{WarningEvent, WarningKind};
 
 use std::io::{self, Write};
 
@@ -74,6 +76,15 @@ impl<W: Write> EventWriter<W> {
         match self {
             Self::Json(out) => write_json(out, &RunEvent::Failed(failed))?,
             Self::Text(text) => text.failed(failed)?,
+        }
+        self.flush()
+    }
+
+    /// Something may make the run mean less than it seems to.
+    pub fn warning(&mut self, warning: &WarningEvent) -> io::Result<()> {
+        match self {
+            Self::Json(out) => write_json(out, &RunEvent::Warning(warning))?,
+            Self::Text(text) => text.warning(warning)?,
         }
         self.flush()
     }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use unicode_width::UnicodeWidthStr;
 
-use super::{FailedEvent, LiveStart, NoticeEvent, StartEvent};
+use super::{FailedEvent, LiveStart, NoticeEvent, StartEvent, WarningEvent};
 use crate::summary::Summary;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, QUIET};
 use crate::terminal::{bytes, grouped, plural, printable};
@@ -135,6 +135,15 @@ impl<W: Write> TextEvents<W> {
              {control} show{QUIET:#} asks it; Ctrl-C, or {QUIET}subpage ctl {control} stop{QUIET:#}, \
              ends it",
             printable(&failed.message),
+        )
+    }
+
+    pub(super) fn warning(&mut self, warning: &WarningEvent) -> io::Result<()> {
+        writeln!(
+            self.out,
+            "{LOGGED}warning:{LOGGED:#} {}\n  {QUIET}{}{QUIET:#}",
+            printable(&warning.message),
+            printable(&warning.help)
         )
     }
 

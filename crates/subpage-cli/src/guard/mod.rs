@@ -62,18 +62,25 @@ pub fn run(
         GuestFile::Trace { trace, policy } => {
             let summary = trace::run(trace, draft(policy)?, arguments, color, out)?;
             write_report(&summary, arguments)?;
-            return Ok(if summary.denied() > 0 { Status::Denied } else { Status::Clean });
+            let status = if summary.denied() > 0 { Status::Denied } else { Status::Clean };
+            return Ok(strictly(status, &summary, arguments));
         }
         GuestFile::Image { image, policy } => {
             machine::run(image, draft(policy)?, arguments, color)?
         }
         GuestFile::Saved { file } => machine::restore(file, arguments, color)?,
     };
-    let status = ran.status;
+    let status = strictly(ran.status, &ran.summary, arguments);
     // First: whoever reads the output may be in no hurry.
     let report = write_report(&ran.summary, arguments);
     ran.finish(out);
     report.map(|()| status)
+}
+
+/// The status where `--strict` makes warnings errors. What was denied is what people run this for.
+fn strictly(status: Status, summary: &Summary, arguments: &GuardArguments) -> Status {
+    let wrong = arguments.strict && !summary.warnings.is_empty() && status != Status::Denied;
+    if wrong { Status::BadInput } else { status }
 }
 
 fn write_report(summary: &Summary, arguments: &GuardArguments) -> Result<(), Failure> {

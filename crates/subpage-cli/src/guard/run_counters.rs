@@ -23,6 +23,8 @@ pub struct RunCounters {
     ranges: Vec<ByteRange>,
     actions: Vec<Action>,
     rules: Vec<RuleSummary>,
+    /// For each rule, whether a write met one of its bytes.
+    met: Vec<bool>,
     index: TouchIndex,
     pages: Intervals,
     sub_pages: Intervals,
@@ -51,6 +53,7 @@ impl RunCounters {
         Self {
             actions: policy.rules.iter().map(|rule| rule.rule.action).collect(),
             rules: policy.rules.iter().map(RuleSummary::new).collect(),
+            met: vec![false; ranges.len()],
             index: TouchIndex::new(&ranges, SUB_PAGE_BYTES),
             pages: widened(PAGE_BYTES),
             sub_pages: widened(SUB_PAGE_BYTES),
@@ -115,10 +118,11 @@ impl RunCounters {
         let (first, last) = (bytes.first().as_u64(), bytes.last().as_u64());
         if self.sub_pages.touches(unit(first), unit(last)) {
             self.exits_sub_page += 1;
-            let rules = &mut self.rules;
+            let (rules, met, ranges) = (&mut self.rules, &mut self.met, &self.ranges);
             self.index.for_each(bytes, |rule| {
                 let summary = &mut rules[rule];
                 summary.checked += 1;
+                met[rule] = met[rule] || ranges[rule].intersection(bytes).is_some();
                 match decision {
                     Some((decider, verdict)) if decider == rule => {
                         if verdict.is_denial() {
@@ -171,6 +175,16 @@ impl RunCounters {
         self.writes
     }
 
+    /// Whether a rule stopped the run.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped_at.is_some()
+    }
+
+    /// Places of the rules of which no write met a byte.
+    pub fn unmet(&self) -> Vec<usize> {
+        (0..self.met.len()).filter(|rule| !self.met[*rule]).collect()
+    }
+
     /// What the run amounts to; guest, policy and backend are left empty.
     pub fn into_summary(self) -> Summary {
         Summary {
@@ -185,6 +199,7 @@ impl RunCounters {
             pages_protected: self.pages.count(),
             sub_pages_protected: self.sub_pages.count(),
             stopped_at: self.stopped_at,
+            warnings: Vec::new(),
             elapsed: None,
             live: None,
             first_denials: self.first_denials,

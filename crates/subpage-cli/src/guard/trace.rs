@@ -8,12 +8,12 @@ use subpage_trap::Verdict;
 
 use super::{Enforcer, Model, RunCounters};
 use crate::command_line::GuardArguments;
-use crate::events::{EventWriter, RuleEvent, StartEvent};
+use crate::events::{EventWriter, RuleEvent, StartEvent, WarningEvent, WarningKind};
 use crate::failure::Failure;
-use crate::policy::{Draft, Policy};
+use crate::policy::{Draft, Names, Policy, PolicyRule};
 use crate::progress::Progress;
 use crate::summary::Summary;
-use crate::terminal::{ColorWhen, Output};
+use crate::terminal::{ColorWhen, Output, grouped};
 use crate::trace_file::{TraceFile, bytes_of};
 
 /// Replays the trace at `path` under a policy and tells what happened.
@@ -25,27 +25,16 @@ pub(super) fn run(
     out: &mut Output,
 ) -> Result<Summary, Failure> {
     let policy_name = draft.source().path().display().to_string();
-    let mut trace = TraceFile::open(path)?;
-    let policy =
-        draft.resolve(&trace.names()).map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
+    let mut trace = TraceFile::open(path, arguments.process)?;
+    let names = trace.names();
+    let policy = draft.resolve(&names).map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
+    let mut warnings = policy.overruled();
+    if arguments.strict && !warnings.is_empty() {
+        return Err(Failure::Strict(warnings));
+    }
     let mut events = EventWriter::new(&mut *out, arguments.json);
     let progress = Progress::new(color, "guarding", trace.bytes);
     let enforcer = Model::new(&policy)?;
-    let summary = replay(&mut trace, &policy, policy_name, enforcer, &mut events, &progress)?;
-    drop(progress);
-    events.summary(&summary)?;
-    Ok(summary)
-}
-
-/// Puts every write of a trace before an enforcer.
-fn replay<E: Enforcer, W: Write>(
-    trace: &mut TraceFile,
-    policy: &Policy,
-    policy_name: String,
-    mut enforcer: E,
-    events: &mut EventWriter<W>,
-    progress: &Progress,
-) -> Result<Summary, Failure> {
     events.start(&StartEvent {
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         guest: trace.name.clone(),
@@ -54,6 +43,35 @@ fn replay<E: Enforcer, W: Write>(
         rules: policy.rules.iter().map(RuleEvent::from).collect(),
         live: None,
     })?;
+    for warning in &warnings {
+        events.warning(warning)?;
+    }
+    let (mut summary, unmet) =
+        replay(&mut trace, &policy, policy_name, enforcer, &mut events, &progress)?;
+    drop(progress);
+    let mut late: Vec<_> = unmet
+        .into_iter()
+        .filter_map(|rule| unmet_and_nameless(&policy.rules[rule], &names))
+        .collect();
+    late.extend(other_processes(&trace));
+    for warning in &late {
+        events.warning(warning)?;
+    }
+    warnings.extend(late);
+    summary.warnings = warnings;
+    events.summary(&summary)?;
+    Ok(summary)
+}
+
+/// Puts every write of a trace before an enforcer; gives the rules that none of them met as well.
+fn replay<E: Enforcer, W: Write>(
+    trace: &mut TraceFile,
+    policy: &Policy,
+    policy_name: String,
+    mut enforcer: E,
+    events: &mut EventWriter<W>,
+    progress: &Progress,
+) -> Result<(Summary, Vec<usize>), Failure> {
     let began = Instant::now();
     let mut counters = RunCounters::new(policy);
     let mut block = Vec::new();
@@ -78,10 +96,56 @@ fn replay<E: Enforcer, W: Write>(
         }
         progress.at(trace.reader.bytes_read(), counters.writes());
     }
+    // A run that a rule stopped has not seen what came behind.
+    let unmet = if counters.is_stopped() { Vec::new() } else { counters.unmet() };
     let mut summary = counters.into_summary();
     summary.guest.clone_from(&trace.name);
     summary.policy = policy_name;
     enforcer.name().clone_into(&mut summary.backend);
     summary.elapsed = Some(began.elapsed());
-    Ok(summary)
+    Ok((summary, unmet))
+}
+
+/// The warning about a rule that no write met, unless something of the trace has its name: then it is
+/// known to be in the right place.
+fn unmet_and_nameless(rule: &PolicyRule, names: &Names) -> Option<WarningEvent> {
+    let (first, last) = (rule.rule.range.first().as_u64(), rule.rule.range.last().as_u64());
+    if names.cover(first, last) {
+        return None;
+    }
+    let name = rule.rule.name.as_str();
+    Some(WarningEvent {
+        warning: WarningKind::RuleUnmet,
+        message: format!(
+            "the rule `{name}` (line {}) may guard nothing: no write met its bytes {first:#x}..{:#x}, \
+             and no name of the trace lies there",
+            rule.line,
+            last + 1
+        ),
+        rule: Some(name.to_owned()),
+        line: Some(rule.line as u64),
+        help:
+            "compare its place with `subpage plan TRACE --names`; a position-independent program \
+               lies elsewhere than its file says"
+                .to_owned(),
+    })
+}
+
+/// The warning about writes that were not put before the rules.
+fn other_processes(trace: &TraceFile) -> Option<WarningEvent> {
+    if trace.others == 0 {
+        return None;
+    }
+    let (writes, process) = (grouped(trace.others), trace.process());
+    Some(WarningEvent {
+        warning: WarningKind::OtherProcesses,
+        message: format!(
+            "only process {process} of this trace was put before the rules: {writes} writes are of \
+             the {} others",
+            trace.processes().len() - 1
+        ),
+        rule: None,
+        line: None,
+        help: "`subpage plan TRACE --processes` lists them; `--process N` takes another".to_owned(),
+    })
 }

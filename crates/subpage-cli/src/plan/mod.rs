@@ -8,4 +8,7 @@ mod show;
 pub use counts::{MAX_PAGES, PageCounts, TooManyPages, WriteCounts};
 pub use mixed::{MixedPage, mixed_pages};
 pub use range_cost::{RangeCost, RangeCosts};
-pub use show::{Plan, write_json, write_names_json, write_names_text, write_text};
+pub use show::{
+    Plan, write_json, write_names_json, write_names_text, write_processes_json,
+    write_processes_text, write_text,
+};

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
+use subpage_trace::Process;
 
 use super::{MixedPage, RangeCost};
 use crate::closing_table::per_write;
@@ -157,6 +158,13 @@ enum Content<'a> {
         start: Address,
         length: u64,
     },
+    Process {
+        process: usize,
+        main: bool,
+        pid: u32,
+        parent: Option<u16>,
+        command: &'a str,
+    },
 }
 
 fn line(out: &mut impl Write, content: Content<'_>) -> io::Result<()> {
@@ -210,6 +218,50 @@ pub fn write_names_json(out: &mut impl Write, names: &Names) -> io::Result<()> {
     for named in names.iter() {
         let (name, start, length) = (named.name.as_str(), Address(named.start), named.length);
         line(out, Content::Name { name, start, length })?;
+    }
+    Ok(())
+}
+
+/// Writes the processes of a trace as a table; `main` is the one that commands take by themselves.
+pub fn write_processes_text(
+    out: &mut dyn Write,
+    processes: &[Process],
+    main: u16,
+) -> io::Result<()> {
+    use Align::{Left, Right};
+    if processes.is_empty() {
+        return writeln!(out, "the trace is of one process");
+    }
+    let mut table = Columns::new(&[Right, Right, Left, Left]);
+    table.row(["process", "pid", "after", "command"].map(|heading| (heading.to_owned(), QUIET)));
+    for (number, process) in processes.iter().enumerate() {
+        let after = process.parent.map(|parent| {
+            let same = processes.get(usize::from(parent)).is_some_and(|p| p.pid == process.pid);
+            format!("{} {parent}", if same { "exec of" } else { "started by" })
+        });
+        let is_main = number == usize::from(main);
+        table.row([
+            (format!("{number}{}", if is_main { "*" } else { " " }), PLAIN),
+            (process.pid.to_string(), PLAIN),
+            (after.unwrap_or_default(), QUIET),
+            (printable(&process.command).into_owned(), NAME),
+        ]);
+    }
+    table.write(out, 0)?;
+    writeln!(out, "\n{QUIET}*: taken where no `--process` is given{QUIET:#}")
+}
+
+/// Writes the processes of a trace as JSON Lines.
+pub fn write_processes_json(
+    out: &mut impl Write,
+    processes: &[Process],
+    main: u16,
+) -> io::Result<()> {
+    for (number, process) in processes.iter().enumerate() {
+        let Process { pid, parent, command, .. } = process;
+        let main = number == usize::from(main);
+        let (pid, parent) = (*pid, *parent);
+        line(out, Content::Process { process: number, main, pid, parent, command })?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ mod fields;
 mod kallsyms;
 mod names;
 mod number;
+mod overruled;
 mod place;
 mod resolve;
 mod source;

@@ -75,6 +75,11 @@ fn headline(summary: &Summary) -> Markup {
             }
             @if let Some(live) = &summary.live { " " (ending(live)) }
         }
+        @if !summary.warnings.is_empty() {
+            ul { @for warning in &summary.warnings {
+                li.text { "Warning: " (printable(&warning.message)) "; " (printable(&warning.help)) "." }
+            } }
+        }
     }
 }
 

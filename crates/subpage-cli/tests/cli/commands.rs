@@ -16,14 +16,14 @@ use subpage_trace::{Header, Name, NameKind, Names, TraceWriter, Write as TraceWr
 use crate::assert_golden;
 
 /// A directory with a small trace and a policy for it.
-struct Place {
+pub(crate) struct Place {
     directory: tempfile::TempDir,
 }
 
 const POLICY: &str = "version = 1\n\n[[rule]]\nname = \"helper path\"\nregion = \"helper_path\"\n";
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let place = Self { directory: tempfile::tempdir().expect("directory") };
         let name = |name: &str, start, length| Name {
             name: name.to_owned(),
@@ -36,7 +36,7 @@ impl Place {
             name("helper_path", 0x10_e180, 128),
             name("helper_args", 0x10_e280, 128),
         ]);
-        let header = Header { command: vec!["./server".to_owned()], names };
+        let header = Header { command: vec!["./server".to_owned()], names, ..Header::default() };
         let file = fs::File::create(place.path("server.sptrace")).expect("file");
         let mut writer = TraceWriter::new(file, &header).expect("header");
         for index in 0..1000_u64 {
@@ -52,11 +52,11 @@ impl Place {
         place
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn policy(&self, name: &str, text: &str) {
+    pub(crate) fn policy(&self, name: &str, text: &str) {
         fs::write(self.path(name), text).expect("policy");
     }
 
@@ -70,7 +70,7 @@ impl Place {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().expect("the program starts")
     }
 }
@@ -102,11 +102,11 @@ fn without_time(line: &str) -> String {
     line.to_owned()
 }
 
-fn status(output: &Output) -> i32 {
+pub(crate) fn status(output: &Output) -> i32 {
     output.status.code().expect("not killed")
 }
 
-fn golden(name: &str, output: &Output) {
+pub(crate) fn golden(name: &str, output: &Output) {
     assert_golden(&format!("commands/{name}.txt"), &shown(output));
 }
 
@@ -316,7 +316,8 @@ fn a_kernel_that_may_move_is_told() {
     place.policy("symbol.toml", of_symbol);
     place.policy("range.toml", "version = 1\n[[rule]]\nname = \"x\"\nrange = \"1..2\"\n");
     let told = |policy, line: &str| {
-        let arguments = ["guard", "-p", policy, "--symbols", "System.map", "--cmdline", line];
+        let symbols = ["--symbols", "System.map", "--cmdline", line];
+        let arguments = [&["guard", "--strict", "-p", policy][..], &symbols].concat();
         let output = place.run(&[&arguments[..], &["bzImage"]].concat());
         assert_eq!(status(&output), 2, "it is no whole kernel");
         String::from_utf8_lossy(&output.stderr).contains("nokaslr")

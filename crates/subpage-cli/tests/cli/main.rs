@@ -12,6 +12,7 @@ mod policy;
 mod report;
 mod runs;
 mod symbols;
+mod warnings;
 
 use std::path::{Path, PathBuf};
 

@@ -98,6 +98,7 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
         pages_protected: guarded().count() as u64,
         sub_pages_protected: guarded().map(|page| u64::from(page.guarded().count())).sum(),
         stopped_at: None,
+        warnings: Vec::new(),
         elapsed: Some(Duration::from_millis(40)),
         live: None,
         first_denials,

@@ -14,6 +14,7 @@ fn small() -> (Header, Vec<u8>) {
             length: 64,
             kind: NameKind::Object,
         }]),
+        ..Header::default()
     };
     let bytes = encode(&header, &program(400));
     (header, bytes)
@@ -163,6 +164,20 @@ fn forged_blocks_with_right_checksums() {
     // Address 0 - 1, that is 2^48 - 1, for eight bytes.
     assert_eq!(reason(1, &[0, 5 << 2, 1, 0], 1), "a write passes the highest address");
     assert_eq!(reason(1, &[0, 5 << 2], 1), "an address is cut off");
+}
+
+/// A block names a process, and the header has to have it; in a trace of one that is number 0.
+#[test]
+fn a_block_of_a_process_that_is_not_there_is_refused() {
+    let bytes = encode(&Header::default(), &program(10));
+    let mut other = bytes.clone();
+    let start = frames(&bytes)[0];
+    other[start + 2] = 1;
+    let error = decode(&other).expect_err("no such process");
+    assert!(
+        matches!(error, TraceError::Malformed { block: 0, what, .. } if what.contains("process")),
+        "{error}"
+    );
 }
 
 proptest! {

@@ -8,15 +8,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use subpage_trace::{
-    Header, NameKind, Names, Progress, RecordError, Recorded, Recording, TraceReader, Write,
-    import, record,
+    Header, NameKind, Progress, RecordError, Recorded, Recording, Told, TraceReader, Write, import,
+    record,
 };
 use tempfile::TempDir;
 
 static NEVER: AtomicBool = AtomicBool::new(false);
+static NO_SIGNAL: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether a tool runs here; prints why a test is skipped if not.
 fn have(tool: &str) -> bool {
@@ -38,12 +41,13 @@ fn entries(folder: &TempDir) -> Vec<OsString> {
     names
 }
 
-fn recording<'a>(program: &Path, arguments: &[&str], cancel: &'a AtomicBool) -> Recording<'a> {
+fn recording<'a>(program: &Path, arguments: &[&str], signal: &'a AtomicUsize) -> Recording<'a> {
     Recording {
         program: program.into(),
         arguments: arguments.iter().map(Into::into).collect(),
         valgrind: "valgrind".into(),
-        cancel,
+        children: false,
+        signal,
     }
 }
 
@@ -127,7 +131,8 @@ fn needs_valgrind_a_program_and_its_names_wherever_it_is_loaded() {
         let output = folder.path().join("out.sptrace");
         fs::write(&output, "an older file").expect("writable");
         let mut last = Progress { writes: 0, text_bytes: 0, trace_bytes: 0 };
-        let recorded = record(&output, &recording(&program, &["7"], &NEVER), |now| {
+        let recorded = record(&output, &recording(&program, &["7"], &NO_SIGNAL), |told| {
+            let Told::Progress(now) = told else { panic!("valgrind says {told:?}") };
             assert!(now.writes >= last.writes && now.text_bytes >= last.text_bytes);
             last = now;
         });
@@ -159,7 +164,8 @@ fn needs_valgrind_a_program_of_a_few_instructions_has_names() {
     }
     let program = compile(&folder, source, &["-static", "-nostdlib"]);
     let output = folder.path().join("out.sptrace");
-    let recorded = record(&output, &recording(&program, &[], &NEVER), |_| {}).expect("recorded");
+    let recorded =
+        record(&output, &recording(&program, &[], &NO_SIGNAL), |_| {}).expect("recorded");
     assert_eq!(recorded.status.and_then(|s| s.code()), Some(0));
     let (header, writes) = read(&output);
     if recorded.nameless.is_some() {
@@ -201,7 +207,7 @@ fn needs_valgrind_forked_children_do_not_mix_in() {
     let (go_on, late) = (folder.path().join("go on"), folder.path().join("late"));
     fs::write(&go_on, "").expect("writable");
     let arguments = [go_on.to_str().expect("UTF-8"), late.to_str().expect("UTF-8")];
-    let recorded = record(&output, &recording(&program, &arguments, &NEVER), |_| {});
+    let recorded = record(&output, &recording(&program, &arguments, &NO_SIGNAL), |_| {});
     assert!(!late.exists(), "the recorder waited for the child");
     fs::remove_file(&go_on).expect("there");
     let recorded = recorded.expect("recorded");
@@ -224,36 +230,195 @@ fn needs_valgrind_a_program_that_is_killed_says_so_and_its_writes_are_kept() {
     let source = "#include <signal.h>\nint x; int main(void) { x = 1; raise(SIGKILL); return 0; }";
     let program = compile(&folder, source, &[]);
     let output = folder.path().join("out.sptrace");
-    let recorded = record(&output, &recording(&program, &[], &NEVER), |_| {}).expect("recorded");
+    let recorded =
+        record(&output, &recording(&program, &[], &NO_SIGNAL), |_| {}).expect("recorded");
     assert_eq!(recorded.status.and_then(|s| s.signal()), Some(9));
     assert!(!read(&output).1.is_empty());
 }
 
+/// The first signal is the program's; what was recorded is kept whether it ends itself or not.
 #[test]
-fn needs_valgrind_a_stop_on_request_leaves_nothing() {
+fn needs_valgrind_a_stop_on_request_keeps_what_was_recorded() {
     if !(have("valgrind") && have("cc")) {
         return;
     }
-    // One busy, one that sleeps and prints nothing.
-    for body in ["for (;;) x++;", "for (;;) sleep(60);"] {
+    // One ends itself, one is busy and one sleeps and prints nothing: the last two have to be ended.
+    for (body, signals, code) in [
+        ("signal(SIGTERM, end); while (!ended) { x++; usleep(1000); }", 1, Some(5)),
+        ("signal(SIGTERM, SIG_IGN); for (;;) x++;", 2, None),
+        ("signal(SIGTERM, SIG_IGN); for (;;) sleep(60);", 2, None),
+    ] {
         let folder = folder();
-        let source = format!("#include <unistd.h>\nvolatile long x; int main(void) {{ {body} }}");
+        let source = format!(
+            "#include <signal.h>\n#include <unistd.h>\nvolatile long x; volatile int ended;
+             void end(int s) {{ ended = 1; }}
+             int main(void) {{ x = 1; {body} return 5; }}"
+        );
         let program = compile(&folder, &source, &[]);
         let output = folder.path().join("out.sptrace");
-        let cancel = AtomicBool::new(false);
-        let error = record(&output, &recording(&program, &[], &cancel), |_| {
-            cancel.store(true, Ordering::Relaxed);
+        let signal = AtomicUsize::new(0);
+        let recorded = thread::scope(|scope| {
+            scope.spawn(|| {
+                // Valgrind takes a second to begin here.
+                for _ in 0..signals {
+                    thread::sleep(Duration::from_secs(4));
+                    signal.store(15, Ordering::Relaxed);
+                }
+            });
+            record(&output, &recording(&program, &[], &signal), |_| {}).expect("recorded")
         });
-        assert!(matches!(error, Err(RecordError::Cancelled)), "{error:?}");
-        assert_eq!(entries(&folder), ["program", "program.c"]);
+        assert_eq!(recorded.status.and_then(|s| s.code()), code, "{body}");
+        let (header, writes) = read(&output);
+        let x = header.names.find("x").expect("named").start;
+        assert!(writes.iter().any(|w| w.address == x), "{body}");
     }
+}
+
+/// The writes of each process, by its place.
+fn by_process(path: &Path) -> (Header, Vec<Vec<Write>>) {
+    let mut reader = TraceReader::new(fs::File::open(path).expect("there")).expect("a trace");
+    let mut all = vec![Vec::new(); reader.header().processes.len().max(1)];
+    let mut block = Vec::new();
+    while reader.next_block(&mut block).expect("undamaged") {
+        all[usize::from(reader.process())].extend(&block);
+    }
+    (reader.header().clone(), all)
+}
+
+/// Before, in a child and after an exec; the trace knew the first only.
+const BECOMES: &str = r#"
+#include <sys/wait.h>
+#include <unistd.h>
+volatile long counts[64];
+static void count(int which, int times) { for (int i = 0; i < times; i++) counts[which]++; }
+int main(int argc, char **argv) {
+    if (argc == 3) { count(3, 90); return 0; }
+    if (argc == 2) { count(2, 700); return 6; }
+    count(1, 500);
+    if (fork() == 0) { count(4, 40); execl(argv[0], argv[0], "the", "child", NULL); }
+    wait(NULL);
+    execl(argv[0], argv[0], "again", NULL);
+}
+"#;
+
+#[test]
+fn needs_valgrind_an_exec_is_followed_and_children_if_asked_for() {
+    if !(have("valgrind") && have("cc")) {
+        return;
+    }
+    let folder = folder();
+    let program = compile(&folder, BECOMES, &[]);
+    let path = program.to_str().expect("UTF-8");
+    let output = folder.path().join("out.sptrace");
+    for (children, expected) in [
+        (false, vec![("", [500, 0, 0, 0]), (" again", [0, 700, 0, 0])]),
+        (
+            true,
+            vec![
+                ("", [500, 0, 0, 0]),
+                ("", [0, 0, 0, 40]),
+                (" the child", [0, 0, 90, 0]),
+                (" again", [0, 700, 0, 0]),
+            ],
+        ),
+    ] {
+        let request = Recording { children, ..recording(&program, &[], &NO_SIGNAL) };
+        let recorded = record(&output, &request, |_| {}).expect("recorded");
+        assert_eq!(recorded.status.and_then(|s| s.code()), Some(6));
+        assert_eq!(recorded.processes, expected.len());
+        assert_eq!(recorded.processes_left_out, usize::from(!children));
+        assert!(recorded.nameless.is_none(), "{:?}", recorded.nameless);
+        let (header, writes) = by_process(&output);
+        assert_eq!(usize::from(header.main), expected.len() - 1);
+        assert_eq!(header.command, [path]);
+        let counts = header.names.find("counts").expect("named").start;
+        let found = header.processes.iter().zip(&writes).map(|(process, writes)| {
+            let count = |at: u64| writes.iter().filter(|w| w.address == counts + 8 * at).count();
+            (process.command.strip_prefix(path).expect("it"), [1, 2, 3, 4].map(count))
+        });
+        assert_eq!(found.collect::<Vec<_>>(), expected);
+        let parents: Vec<_> = header.processes.iter().map(|process| process.parent).collect();
+        if children {
+            assert_eq!(parents, [None, Some(0), Some(1), Some(0)]);
+            let child = &header.processes[2];
+            assert_ne!(child.pid, header.processes[0].pid);
+            assert_eq!(child.names.find("counts").expect("named").start, counts);
+        }
+    }
+}
+
+/// Valgrind's own words tell why a recording ends early.
+#[test]
+fn needs_valgrind_what_valgrind_says_is_told() {
+    if !(have("valgrind") && have("cc")) {
+        return;
+    }
+    let folder = folder();
+    let source = "int main(void) { return 0; }\n__asm__(\".globl odd\\nodd: rdpid %rax\\n\");";
+    let source = source.replace("return 0;", "void odd(void); odd(); return 0;");
+    let program = compile(&folder, &source, &[]);
+    let output = folder.path().join("out.sptrace");
+    let mut messages = Vec::new();
+    let recorded = record(&output, &recording(&program, &[], &NO_SIGNAL), |told| {
+        if let Told::Message(message) = told {
+            messages.push(message.to_owned());
+        }
+    });
+    let recorded = recorded.expect("what came before is recorded");
+    assert!(!recorded.status.expect("of a program").success());
+    assert!(messages.iter().any(|m| m.contains("unhandled instruction")), "{messages:#?}");
+    assert!(
+        messages.iter().all(|m| !m.starts_with("==") && !m.contains("Copyright")),
+        "{messages:#?}"
+    );
+}
+
+/// The names were read by path after the program had ended: those of another program.
+#[test]
+fn needs_valgrind_a_program_that_is_rebuilt_meanwhile_keeps_its_own_names() {
+    if !(have("valgrind") && have("cc")) {
+        return;
+    }
+    let folder = folder();
+    let source = |data: &str| {
+        format!(
+            "#include <fcntl.h>\n#include <unistd.h>\n{data}
+             int main(int argc, char **argv) {{
+                 secret[1] = 7; counter[1]++; close(creat(argv[1], 0666));
+                 for (int i = 0; i < 3000 && access(argv[2], F_OK) != 0; i++) usleep(10000);
+                 return 0; }}"
+        )
+    };
+    let (first, second) = (
+        "volatile long secret[64]={1}; volatile long counter[64]={2};",
+        "volatile long more[99]={3}; volatile long counter[64]={2}; volatile long secret[64]={1};",
+    );
+    let program = compile(&folder, &source(first), &["-no-pie"]);
+    let (ready, go_on) = (folder.path().join("ready"), folder.path().join("go on"));
+    let output = folder.path().join("out.sptrace");
+    let arguments = [ready.to_str().expect("UTF-8"), go_on.to_str().expect("UTF-8")];
+    let recorded = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ready.exists() {
+                thread::sleep(Duration::from_millis(20));
+            }
+            compile(&folder, &source(second), &["-no-pie"]);
+            fs::write(&go_on, "").expect("writable");
+        });
+        record(&output, &recording(&program, &arguments, &NO_SIGNAL), |_| {}).expect("recorded")
+    });
+    assert!(recorded.nameless.is_none(), "{:?}", recorded.nameless);
+    let (header, writes) = read(&output);
+    let secret = header.names.find("secret").expect("named");
+    assert!(header.names.find("more").is_err());
+    assert!(writes.iter().any(|w| w.address == secret.start + 8 && w.size == 8));
 }
 
 #[test]
 fn what_is_missing_is_named() {
     let folder = folder();
     let output = folder.path().join("out.sptrace");
-    let mut request = recording(Path::new("/bin/sh"), &[], &NEVER);
+    let mut request = recording(Path::new("/bin/sh"), &[], &NO_SIGNAL);
     request.valgrind = "valgrind-that-is-not-there".into();
     let error = record(&output, &request, |_| {}).expect_err("no valgrind");
     assert_eq!(
@@ -264,12 +429,14 @@ fn what_is_missing_is_named() {
     let plain = folder.path().join("plain");
     fs::write(&plain, "text").expect("writable");
     for program in [Path::new("program-that-is-not-there"), &plain, folder.path()] {
-        let error = record(&output, &recording(program, &[], &NEVER), |_| {}).expect_err("none");
+        let error =
+            record(&output, &recording(program, &[], &NO_SIGNAL), |_| {}).expect_err("none");
         assert!(matches!(error, RecordError::ProgramMissing { .. }), "{error}");
     }
     let program = Path::new("/bin/sh");
     for output in [folder.path().to_owned(), folder.path().join("no/such/folder/out")] {
-        let error = record(&output, &recording(program, &[], &NEVER), |_| {}).expect_err("none");
+        let error =
+            record(&output, &recording(program, &[], &NO_SIGNAL), |_| {}).expect_err("none");
         assert!(matches!(error, RecordError::Output { .. }), "{error}");
     }
     assert_eq!(entries(&folder), ["plain"]);
@@ -285,7 +452,7 @@ fn needs_valgrind_a_program_that_valgrind_cannot_start_leaves_nothing() {
     fs::write(&program, "#!/no/such/interpreter\n").expect("writable");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("own file");
     let output = folder.path().join("out.sptrace");
-    let error = record(&output, &recording(&program, &[], &NEVER), |_| {}).expect_err("broken");
+    let error = record(&output, &recording(&program, &[], &NO_SIGNAL), |_| {}).expect_err("broken");
     assert!(matches!(error, RecordError::Nothing { .. }), "{error}");
     assert_eq!(entries(&folder), ["broken"]);
 }
@@ -295,7 +462,7 @@ fn a_text_becomes_a_trace() {
     let folder = folder();
     let output = folder.path().join("out.sptrace");
     let text = "==1== Lackey\nI  400100,4\n S 601000,8\nI  400104,3\n M 601008,4\n S nonsense\n";
-    let header = Header { command: vec!["demo".into()], names: Names::default() };
+    let header = Header { command: vec!["demo".into()], ..Header::default() };
     let recorded = import(&output, text.as_bytes(), &header, &NEVER, |_| {}).expect("recorded");
     assert_eq!((recorded.writes, recorded.status), (2, None));
     assert_eq!((recorded.text.malformed, &recorded.text.malformed_lines[..]), (1, &[6][..]));

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use subpage_trace::{
-    ADDRESS_LIMIT, Header, MAX_BLOCK_WRITES, Name, NameKind, Names, TraceError, TraceReader,
-    TraceWriter, Write,
+    ADDRESS_LIMIT, Header, MAX_BLOCK_WRITES, Name, NameKind, Names, Process, TraceError,
+    TraceReader, TraceWriter, Write,
 };
 
 use crate::{decode, encode, program};
@@ -43,7 +43,7 @@ proptest! {
         names in prop::collection::vec(any_name(), 0..20),
         command in prop::collection::vec(".*", 0..4),
     ) {
-        let header = Header { command, names: Names::new(names) };
+        let header = Header { command, names: Names::new(names), ..Header::default() };
         let (read_header, read) = decode(&encode(&header, &writes)).expect("readable");
         prop_assert_eq!(read_header, header);
         prop_assert_eq!(read, writes);
@@ -178,4 +178,32 @@ fn the_shipped_trace() {
     let path = header.names.find("helper_path").expect("named").start;
     let attack: Vec<_> = into("helper_path").map(|(i, w)| (i, w.address, w.size)).collect();
     assert_eq!(attack, [(252_523, path, 8)]);
+}
+
+/// Writes keep their order and their process, in blocks that hold one process each.
+#[test]
+fn several_processes_take_turns() {
+    let process = |pid| Process { pid, ..Process::default() };
+    let processes = vec![process(1), process(2), process(1)];
+    let header = Header { processes, main: 2, ..Header::default() };
+    let writes = program(60_000);
+    let of = |index: usize| match index {
+        0..20_000 => 0,
+        20_000..20_010 => u16::try_from(index % 2).expect("small"),
+        _ => 2,
+    };
+    let mut writer = TraceWriter::new(Vec::new(), &header).expect("memory does not fail");
+    for (index, write) in writes.iter().enumerate() {
+        writer.set_process(of(index)).expect("memory does not fail");
+        writer.write(*write).expect("valid");
+    }
+    let bytes = writer.finish().expect("memory does not fail");
+    let mut reader = TraceReader::new(&bytes[..]).expect("a trace");
+    assert_eq!(reader.header(), &header);
+    let (mut read, mut block) = (Vec::new(), Vec::new());
+    while reader.next_block(&mut block).expect("undamaged") {
+        read.extend(block.iter().map(|write| (reader.process(), *write)));
+    }
+    let expected: Vec<_> = writes.iter().enumerate().map(|(i, write)| (of(i), *write)).collect();
+    assert!(read == expected);
 }

@@ -141,6 +141,7 @@ impl Count {
             pages_protected: widened(&ranges, PAGE_BYTES),
             sub_pages_protected: widened(&ranges, SUB_PAGE_BYTES),
             stopped_at: end.stopped_at,
+            warnings: Vec::new(),
             elapsed: None,
             live: Some(LiveSummary {
                 kind: end.kind,

@@ -29,7 +29,7 @@ use self::supervise::{Grace, Limits, Teller, supervise};
 use crate::command_line::{
     DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, PageTables, TrapChoice,
 };
-use crate::events::{EventWriter, LiveStart, RuleEvent, StartEvent};
+use crate::events::{EventWriter, LiveStart, RuleEvent, StartEvent, WarningEvent};
 use crate::failure::{Failure, Status};
 use crate::policy::{Draft, Policy};
 use crate::summary::Summary;
@@ -80,10 +80,15 @@ pub(super) fn run(
     let asked = &arguments.machine;
     let policy_name = draft.source().path().display().to_string();
     let names = names::of_guest(image, &draft, asked)?;
-    names::warn_of_moving(image, &draft, asked, color)?;
+    let moving = names::may_move(image, &draft, asked)?;
     let policy = draft
         .resolve_or(&names.list, names.otherwise)
         .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
+    let mut warnings = policy.overruled();
+    warnings.extend(moving);
+    if arguments.strict && !warnings.is_empty() {
+        return Err(Failure::Strict(warnings));
+    }
     let screen = screen(color, arguments)?;
     let mut vm = Vm::new(&configuration(asked), Box::new(screen.console()))
         .map_err(|error| Failure::bad(&error))?;
@@ -105,7 +110,7 @@ pub(super) fn run(
         rules: policy.rules.iter().map(RuleEvent::from).collect(),
         live: None,
     };
-    go(vm, start, count, arguments, screen, color)
+    go(vm, start, warnings, count, arguments, screen, color)
 }
 
 /// Goes on with a saved guest under the rules that it had, and tells what happens.
@@ -131,7 +136,7 @@ pub(super) fn restore(
         rules: rules.iter().map(RuleEvent::from).collect(),
         live: None,
     };
-    go(vm, start, count, arguments, screen, color)
+    go(vm, start, Vec::new(), count, arguments, screen, color)
 }
 
 fn show(vm: &Vm) -> Result<Shown, Failure> {
@@ -145,6 +150,7 @@ fn show(vm: &Vm) -> Result<Shown, Failure> {
 fn go(
     mut vm: Vm,
     mut start: StartEvent,
+    warnings: Vec<WarningEvent>,
     mut count: Count,
     arguments: &GuardArguments,
     screen: Screen,
@@ -173,6 +179,9 @@ fn go(
     });
     let mut events = EventWriter::new(screen.lines(), arguments.json);
     events.start(&start)?;
+    for warning in &warnings {
+        events.warning(warning)?;
+    }
     let subscription = vm.subscribe(QUEUE);
     let wait = if screen.is_terminal() { OnFailure::Wait } else { OnFailure::Exit };
     let began = Instant::now();
@@ -197,6 +206,7 @@ fn go(
     summary.policy = start.policy;
     summary.backend = start.backend;
     summary.elapsed = Some(elapsed);
+    summary.warnings = warnings;
     events.summary(&summary)?;
     let failed = summary.live.as_ref().is_some_and(|live| live.kind.is_failure());
     let status = match (summary.denied() > 0, failed) {

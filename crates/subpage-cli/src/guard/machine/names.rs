@@ -1,17 +1,15 @@
 //! Names for `region` that a guest on KVM brings, and whether they fit it.
 
-use std::io::Write;
 use std::path::Path;
 
 use subpage_kvm::boot::{Boot, Format, Part, sniff};
 
 use crate::command_line::MachineArguments;
+use crate::events::{WarningEvent, WarningKind};
 use crate::failure::Failure;
 use crate::policy::{
     AddressSpace, Draft, Names, Place, SymbolFormat, read_region_names, read_symbols,
 };
-use crate::terminal::style::LOGGED;
-use crate::terminal::{ColorWhen, Output};
 
 /// The symbol at the first byte of a kernel's image.
 const FIRST: &str = "_text";
@@ -56,13 +54,12 @@ pub(super) fn of_guest(
     Ok(GuestNames { list, otherwise })
 }
 
-/// Warns if the guest is a kernel that may move itself away from its symbols.
-pub(super) fn warn_of_moving(
+/// The warning about a guest that is a kernel which may move itself away from its symbols.
+pub(super) fn may_move(
     image: &Path,
     draft: &Draft,
     asked: &MachineArguments,
-    color: ColorWhen,
-) -> Result<(), Failure> {
+) -> Result<Option<WarningEvent>, Failure> {
     let by_name = draft.rules().iter().any(|rule| !matches!(rule.place, Place::Range(_)));
     let stays = asked
         .cmdline
@@ -71,15 +68,17 @@ pub(super) fn warn_of_moving(
     let is_bzimage =
         sniff(image).map_err(|error| Failure::bad(&error))? == Some(Format::LinuxBzImage);
     if !by_name || stays || !is_bzimage {
-        return Ok(());
+        return Ok(None);
     }
-    let mut err = Output::stderr(color);
-    writeln!(
-        err,
-        "{LOGGED}note:{LOGGED:#} a kernel that randomizes its place is not where its symbols say, \
-         and the rules then guard other bytes: add `nokaslr` to `--cmdline`"
-    )?;
-    Ok(err.flush()?)
+    Ok(Some(WarningEvent {
+        warning: WarningKind::KernelMayMove,
+        message: "a kernel that randomizes its place is not where its symbols say, and the rules \
+                  then guard other bytes"
+            .to_owned(),
+        rule: None,
+        line: None,
+        help: "add `nokaslr` to `--cmdline`".to_owned(),
+    }))
 }
 
 /// Refuses symbols of a kernel that lies elsewhere than this guest was loaded: those of a boot with

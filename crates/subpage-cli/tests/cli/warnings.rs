@@ -1,0 +1,120 @@
+//! What would otherwise be wrong in silence.
+
+use std::fs;
+
+use subpage_trace::{Header, Name, NameKind, Names, Process, TraceWriter, Write as TraceWrite};
+
+use crate::commands::{Place, golden, status};
+
+/// Rules in the place of those of the trace `server.sptrace`.
+fn policy(rules: &[(&str, &str, &str)]) -> String {
+    let rule = |(name, place, action): &(&str, &str, &str)| {
+        format!("[[rule]]\nname = \"{name}\"\n{place}\naction = \"{action}\"\n")
+    };
+    rules.iter().map(rule).fold("version = 1\n".to_owned(), |all, rule| all + &rule)
+}
+
+/// A rule at a place that nothing names and nothing wrote, and one that never decides.
+#[test]
+fn a_rule_that_guards_nothing_is_told() {
+    let place = Place::new();
+    let rules = policy(&[
+        ("path", "region = \"helper_path\"", "log"),
+        ("elsewhere", "range = \"0x4010..0x4050\"", "deny"),
+        ("twice", "region = \"helper_path\"\nlength = 8", "log"),
+        // Not written, and it is known to be there.
+        ("args", "region = \"helper_args\"", "deny"),
+        // Written, and it has no name.
+        ("tail", "range = \"0x10e17e..0x10e180\"", "log"),
+    ]);
+    place.policy("p.toml", &rules);
+    let guard = ["guard", "-p", "p.toml", "server.sptrace"];
+    let output = place.run(&guard);
+    assert_eq!(status(&output), 0);
+    golden("guard-warnings", &output);
+    let output = place.run(&[&guard[..], &["--json", "--report", "r.html"]].concat());
+    let text = String::from_utf8(output.stdout).expect("text");
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let told = |kind: &str| {
+        let one = |line: &&serde_json::Value| line["type"] == "warning" && line["warning"] == kind;
+        lines.iter().filter(one).map(|line| line["rule"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(told("rule_overruled"), ["twice"]);
+    assert_eq!(told("rule_unmet"), ["elsewhere"]);
+    assert_eq!(lines.last().expect("a summary")["warnings"].as_array().map(Vec::len), Some(2));
+    let page = fs::read_to_string(place.path("r.html")).expect("the report");
+    assert!(page.contains("never decides") && page.contains("may guard nothing"));
+}
+
+#[test]
+fn strict_makes_warnings_errors() {
+    let place = Place::new();
+    let run = |rules: &[(&str, &str, &str)]| {
+        place.policy("p.toml", &policy(rules));
+        place.run(&["guard", "--strict", "--json", "-p", "p.toml", "server.sptrace"])
+    };
+    let log = ("path", "region = \"helper_path\"", "log");
+    assert_eq!(status(&run(&[log])), 0);
+    // Known before: nothing is run.
+    let output = run(&[log, ("twice", "region = \"helper_path\"", "log")]);
+    assert_eq!(status(&output), 2);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.starts_with("{\"v\":1,\"type\":\"error\"") && text.lines().count() == 1, "{text}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nothing was run"));
+    // Known at the end only.
+    let nowhere = ("nowhere", "range = \"0x4010..0x4050\"", "deny");
+    let output = run(&[log, nowhere]);
+    assert_eq!(status(&output), 2);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\"type\":\"summary\""));
+    // What was denied comes first.
+    assert_eq!(status(&run(&[("path", "region = \"helper_path\"", "deny"), nowhere])), 3);
+}
+
+/// Three processes at the same addresses: before an exec, a child, and after the exec.
+#[test]
+fn each_process_has_its_place_in_the_trace() {
+    let place = Place::new();
+    let name = |start| Name { name: "c".into(), start, length: 64, kind: NameKind::Object };
+    let process = |pid, parent, command: &str, names| Process {
+        pid,
+        parent,
+        command: command.to_owned(),
+        names: Names::new(names),
+    };
+    let header = Header {
+        command: vec!["env".into(), "prog".into()],
+        names: Names::new([name(0x3000)]),
+        processes: vec![
+            process(7, None, "env prog", vec![]),
+            process(8, Some(0), "\u{1b}child", vec![name(0x1000)]),
+            process(7, Some(0), "prog", vec![]),
+        ],
+        main: 2,
+    };
+    let file = fs::File::create(place.path("three.sptrace")).expect("file");
+    let mut writer = TraceWriter::new(file, &header).expect("header");
+    for (process, address, times) in [(0, 0x3000, 5), (1, 0x1008, 40), (2, 0x2000, 7)] {
+        writer.set_process(process).expect("a process");
+        for _ in 0..times {
+            writer.write(TraceWrite { pc: 0x40_1000, address, size: 8 }).expect("a write");
+        }
+    }
+    writer.finish().expect("the end");
+    golden("plan-processes", &place.run(&["plan", "three.sptrace", "--processes"]));
+    golden("plan-processes-json", &place.run(&["plan", "three.sptrace", "--processes", "--json"]));
+    place.policy("c.toml", &policy(&[("c", "region = \"c\"", "deny")]));
+    // The first process wrote there before it became another program.
+    let output = place.run(&["guard", "-p", "c.toml", "three.sptrace"]);
+    assert_eq!(status(&output), 0);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("45 writes are of the 2 others"), "{text}");
+    let output = place.run(&["guard", "-p", "c.toml", "--process", "1", "three.sptrace"]);
+    assert_eq!(status(&output), 3);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("40 writes denied"));
+    let output = place.run(&["guard", "-p", "c.toml", "--process", "3", "three.sptrace"]);
+    assert_eq!(status(&output), 2);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("numbered from 0"));
+    let output = place.run(&["plan", "three.sptrace", "--process", "0", "--json"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\"writes\":5,"));
+}

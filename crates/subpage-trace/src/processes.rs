@@ -1,0 +1,323 @@
+//! The processes of a recorded program, told apart.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::address_space::{AddressSpace, Extents};
+use crate::elf::{ElfError, mapped_names};
+use crate::header::{MAX_PROCESSES, Process};
+use crate::lackey::{Item, LackeyReader, LackeySummary};
+use crate::names::{MAX_NAMES, Names};
+use crate::spool::Source;
+use crate::valgrind::Traced;
+
+/// Bytes received at once.
+const CHUNK: usize = 1 << 16;
+/// Buffer of one process, whose text comes in chunks that are held already.
+const BUFFER: usize = 1 << 13;
+/// Chunks of text after which the address space counts as not to be found.
+const LOOKS: u32 = 64;
+/// Messages of Valgrind that are passed on.
+const MAX_MESSAGES: u64 = 100;
+/// First line of what lackey prints at the start of a program.
+const BANNER: &str = "Lackey, an example Valgrind tool";
+
+/// A program of a process: from its start, its exec or its fork on.
+pub(crate) struct Image {
+    pid: u32,
+    parent: Option<u16>,
+    command: String,
+    space: AddressSpace,
+    extents: Extents,
+    names: Result<Names, ElfError>,
+    looks: u32,
+}
+
+/// Text that has come and is not yet read.
+#[derive(Default)]
+struct Waiting {
+    text: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Waiting {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.text.len() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let read = (&self.text[self.at..]).read(out)?;
+        self.at += read;
+        Ok(read)
+    }
+}
+
+/// A process that is followed.
+struct Followed {
+    text: LackeyReader<Waiting>,
+    /// Its program now; none before its first item.
+    image: Option<u16>,
+}
+
+/// All of them, as one source of writes.
+pub(crate) struct Processes<'a> {
+    traced: Traced<'a>,
+    program: PathBuf,
+    children: bool,
+    followed: HashMap<u32, Followed>,
+    images: Vec<Image>,
+    left_out: HashSet<u32>,
+    current: Option<u32>,
+    messages: u64,
+    chunk: Box<[u8]>,
+    bytes: u64,
+}
+
+/// What is known of all processes at the end.
+pub(crate) struct Told {
+    /// With their names, in the order of their start.
+    pub(crate) processes: Vec<Process>,
+    /// Place of the main one.
+    pub(crate) main: u16,
+    /// Why the main one's own data has no names.
+    pub(crate) nameless: Option<ElfError>,
+    /// Names that do not fit.
+    pub(crate) names_left_out: usize,
+    /// Processes that were not followed.
+    pub(crate) left_out: usize,
+    pub(crate) text: LackeySummary,
+}
+
+impl<'a> Processes<'a> {
+    /// The program `program` that was just started, with its children if they are asked for.
+    pub(crate) fn new(traced: Traced<'a>, program: &Path, children: bool) -> Self {
+        Self {
+            traced,
+            // As the kernel names it in the mappings.
+            program: program.canonicalize().unwrap_or_else(|_| program.to_owned()),
+            children,
+            followed: HashMap::new(),
+            images: Vec::new(),
+            left_out: HashSet::new(),
+            current: None,
+            messages: 0,
+            chunk: vec![0; CHUNK].into_boxed_slice(),
+            bytes: 0,
+        }
+    }
+
+    /// Takes in more text; false at its end.
+    fn receive(&mut self) -> io::Result<bool> {
+        let Some((pid, length)) = self.traced.receive(&mut self.chunk)? else { return Ok(false) };
+        self.bytes += length as u64;
+        let is_main = pid == self.traced.pid();
+        if !self.followed.contains_key(&pid) {
+            if !is_main && (!self.children || self.followed.len() >= MAX_PROCESSES) {
+                if self.left_out.len() < MAX_PROCESSES {
+                    self.left_out.insert(pid);
+                }
+                return Ok(true);
+            }
+            let text = LackeyReader::with_buffer(Waiting::default(), BUFFER);
+            self.followed.insert(pid, Followed { text, image: None });
+        }
+        self.look(pid);
+        let followed = self.followed.get_mut(&pid).expect("just inserted");
+        let waiting = followed.text.input_mut();
+        waiting.text.clear();
+        waiting.text.extend(&self.chunk[..length]);
+        waiting.at = 0;
+        self.current = Some(pid);
+        Ok(true)
+    }
+
+    /// The next item of the process whose text came last; none when all of it is read.
+    fn take(&mut self) -> io::Result<Option<(u16, Item)>> {
+        let Some(pid) = self.current else { return Ok(None) };
+        loop {
+            let followed = self.followed.get_mut(&pid).expect("it is followed");
+            let item = match followed.text.next_item() {
+                Ok(Some(item)) => item,
+                Ok(None) => unreachable!("waiting text has no end"),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.current = None;
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            };
+            match (item, followed.image) {
+                (Item::Message(line), _) => {
+                    if let Some(message) = self.message(pid, &line) {
+                        let image = self.followed[&pid].image.unwrap_or_default();
+                        return Ok(Some((image, Item::Message(message))));
+                    }
+                }
+                (Item::Write(write), Some(image)) => {
+                    let known = &mut self.images[usize::from(image)];
+                    known.extents.note(&known.space, write);
+                    return Ok(Some((image, Item::Write(write))));
+                }
+                // A copy of another process, which no start was told of.
+                (Item::Write(write), None) => {
+                    if let Some(image) = self.begin(pid, true) {
+                        return Ok(Some((image, Item::Write(write))));
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a line of Valgrind says to people; nothing if it is only told that a program starts.
+    fn message(&mut self, pid: u32, line: &str) -> Option<String> {
+        let text = ["==", "--"].into_iter().find_map(|mark| {
+            line.strip_prefix(mark)?.strip_prefix(&pid.to_string())?.strip_prefix(mark)
+        });
+        let text = text.unwrap_or(line).trim();
+        if text == BANNER {
+            self.begin(pid, false);
+            return None;
+        }
+        if let Some(command) = text.strip_prefix("Command: ") {
+            if let Some(image) = self.followed[&pid].image {
+                command.clone_into(&mut self.images[usize::from(image)].command);
+            }
+            self.look(pid);
+            return None;
+        }
+        let start = ["Copyright (C)", "Using Valgrind-", "Parent PID:"];
+        if text.is_empty() || start.iter().any(|start| text.starts_with(start)) {
+            return None;
+        }
+        self.messages += 1;
+        (self.messages <= MAX_MESSAGES).then(|| text.to_owned())
+    }
+
+    /// The process goes on as a new program, or as a copy of the one that forked it.
+    fn begin(&mut self, pid: u32, forked: bool) -> Option<u16> {
+        let number = u16::try_from(self.images.len()).ok();
+        let number = number.filter(|number| usize::from(*number) < MAX_PROCESSES);
+        let before = self.followed[&pid].image;
+        let parent = before.or_else(|| self.followed.get(&parent_of(pid)?)?.image);
+        let Some(number) = number else {
+            // What it writes from here on would be taken for that of its last program.
+            self.followed.remove(&pid);
+            self.left_out.insert(pid);
+            self.current = None;
+            return None;
+        };
+        let mut image = Image {
+            pid,
+            parent,
+            command: String::new(),
+            space: AddressSpace::default(),
+            extents: Extents::default(),
+            names: Err(ElfError::Gone),
+            looks: 0,
+        };
+        if let Some(parent) = parent.filter(|_| forked) {
+            let parent = &self.images[usize::from(parent)];
+            image.command.clone_from(&parent.command);
+            image.space = parent.space.clone();
+            image.names = parent.names.as_ref().map(Names::clone).map_err(|_| ElfError::Gone);
+        }
+        self.images.push(image);
+        self.followed.get_mut(&pid).expect("it is followed").image = Some(number);
+        self.look(pid);
+        Some(number)
+    }
+
+    /// Looks once where the program lies: Valgrind has loaded it before it prints an access. Its names
+    /// are read at once, before another file can take its place.
+    fn look(&mut self, pid: u32) {
+        let Some(number) = self.followed.get(&pid).and_then(|followed| followed.image) else {
+            return;
+        };
+        let image = &mut self.images[usize::from(number)];
+        if image.looks >= LOOKS || image.space.program.is_some() {
+            return;
+        }
+        image.looks += 1;
+        let is_first = number == 0;
+        let program = if is_first { self.program.as_path() } else { Path::new("") };
+        if let Ok(space) = AddressSpace::of_process(pid, program) {
+            image.space = space;
+        }
+        if let Some((path, placement)) = &image.space.program {
+            image.names = mapped_names(path, *placement, self.traced.began());
+        }
+        if is_first && (image.space.program.is_some() || image.looks == LOOKS) {
+            self.traced.hurry();
+        }
+    }
+
+    /// The running program, and what is known of it and the others.
+    pub(crate) fn finish(self) -> (Traced<'a>, Told) {
+        let mut text = LackeySummary::default();
+        for followed in self.followed.values() {
+            text.add(followed.text.summary());
+        }
+        let pid = self.traced.pid();
+        let main = self.images.iter().rposition(|image| image.pid == pid).unwrap_or_default();
+        let mut told = Told {
+            processes: Vec::new(),
+            main: u16::try_from(main).unwrap_or_else(|_| unreachable!("there are few processes")),
+            nameless: None,
+            names_left_out: 0,
+            left_out: self.left_out.len(),
+            text,
+        };
+        let mut room = MAX_NAMES;
+        let mut images: Vec<_> = self.images.into_iter().enumerate().collect();
+        // Its names go first, should not all fit.
+        images.sort_by_key(|(number, _)| (*number != main, *number));
+        let mut processes = Vec::new();
+        for (number, image) in images {
+            let areas = image.extents.names(&image.space);
+            let own = match image.names {
+                Ok(names) => names,
+                Err(reason) => {
+                    if number == main {
+                        told.nameless = Some(reason);
+                    }
+                    Names::default()
+                }
+            };
+            let mut names = Names::new(own.iter().cloned().chain(areas));
+            told.names_left_out += own.left_out() + names.left_out();
+            if names.len() > room {
+                told.names_left_out += names.len();
+                names = Names::default();
+            }
+            room -= names.len();
+            let Image { pid, parent, command, .. } = image;
+            processes.push((number, Process { pid, parent, command, names }));
+        }
+        processes.sort_by_key(|(number, _)| *number);
+        told.processes = processes.into_iter().map(|(_, process)| process).collect();
+        (self.traced, told)
+    }
+}
+
+impl Source for Processes<'_> {
+    fn next_item(&mut self) -> io::Result<Option<(u16, Item)>> {
+        loop {
+            if let Some(item) = self.take()? {
+                return Ok(Some(item));
+            }
+            if !self.receive()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn text_bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// The process that started another, if that still lives.
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+}
