@@ -163,7 +163,12 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     #[inline]
     pub(super) fn check_in_slot(&self, bytes: ByteRange) -> Decision {
         let gfn = bytes.first().gfn();
-        let denied = SppVector::touched_by(bytes).without(self.tables.vector(gfn));
+        self.decide(bytes, SppVector::touched_by(bytes).without(self.tables.vector(gfn)))
+    }
+
+    /// The same, where the SPPT denies these of its sub-pages.
+    #[inline]
+    pub(super) fn decide(&self, bytes: ByteRange, denied: SppVector) -> Decision {
         // Asked before `denied`: the domain answers the same every time, and what remains then needs
         // no branch if the caller wants to know no more than yes or no.
         if !self.rules.is_empty() || !self.tracking.is_empty() {

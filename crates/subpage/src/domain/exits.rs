@@ -146,7 +146,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             if self.processor.sub_page_permissions {
                 return None;
             }
-        } else if self.check_in_slot(write) != Decision::Allowed {
+        } else if self.decide(write, denied) != Decision::Allowed {
             return None;
         }
         let gfn = write.first().gfn();
@@ -207,8 +207,14 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             let Ok(write) = ByteRange::new(gpa, exit.length.unwrap_or(1).max(1)) else {
                 return Ok(Answer::NoSlot(Gpa::MAX));
             };
+            let in_one_page = |parts: &WriteParts| {
+                parts.single().filter(|run| run.first().gfn() == gfn && run.last().gfn() == gfn)
+            };
             let decision = match whole {
-                Some(parts) => self.check_write_parts(exit.space, parts),
+                Some(parts) => match in_one_page(parts) {
+                    Some(run) => self.check_in_slot(run),
+                    None => self.check_write_parts(exit.space, parts),
+                },
                 None if write.last().gfn() == gfn => self.check_in_slot(write),
                 None => self.check_write(exit.space, write),
             };

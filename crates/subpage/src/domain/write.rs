@@ -89,6 +89,15 @@ impl WriteParts {
         runs
     }
 
+    /// All of the write, if it is one run without a mask.
+    #[inline]
+    pub fn single(&self) -> Option<ByteRange> {
+        match (self.written, self.runs.as_slice()) {
+            (None, &[run]) => Some(run),
+            _ => None,
+        }
+    }
+
     /// The first run.
     pub fn first(&self) -> ByteRange {
         self.runs[0]
@@ -110,6 +119,9 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     ///
     /// What stops one run stops both (contract C3).
     pub fn check_write_parts(&self, space: AddressSpace, write: &WriteParts) -> Decision {
+        if let Some(run) = write.single() {
+            return self.check_write(space, run);
+        }
         write.with_written(|runs| self.check_runs(space, runs))
     }
 

@@ -237,10 +237,14 @@ impl Sppt {
 
     /// Unlinks the tables of a region in which no page is restricted any more; the callback
     /// receives each frame, which a processor may still be reading.
+    ///
+    /// `witness` is where a restricted page was found before: it is looked at first, since where one
+    /// page of a region is opened and closed again and again the others stay as they are.
     pub(crate) fn unlink_if_empty<F: TableFrames>(
         self,
         frames: &mut F,
         start: Gfn,
+        witness: &mut EntryIndex,
         mut retire: impl FnMut(TableFrame),
     ) -> bool {
         let mut path = [self.root(); 4];
@@ -250,13 +254,15 @@ impl Sppt {
                 None => return false,
             }
         }
-        if !holds_only(frames, path[3], SppVector::ALL.bits()) {
+        if let Some(other) = find_other(frames, path[3], SppVector::ALL.bits(), *witness) {
+            *witness = other;
             return false;
         }
         for (at, level) in [Level::L4, Level::L3, Level::L2].into_iter().enumerate().rev() {
             frames.store(path[at], level.index(start), SpptEntry::new().into());
             retire(path[at + 1]);
-            if at == 0 || !holds_only(frames, path[at], 0) {
+            let index = level.index(start);
+            if at == 0 || find_other(frames, path[at], 0, index).is_some() {
                 break;
             }
         }
@@ -279,15 +285,23 @@ pub(crate) fn uniform_vector<F: TableFrames>(frames: &F, table: TableFrame) -> O
     frames.uniform(table).map(stored_vector)
 }
 
-/// Whether every entry of a table holds `value`.
-fn holds_only<F: TableFrames>(frames: &F, table: TableFrame, value: u64) -> bool {
-    if let Some(all) = frames.uniform(table) {
-        return all == value;
+/// An entry of a table that does not hold `value`, if there is one; `likely` if it is that one.
+fn find_other<F: TableFrames>(
+    frames: &F,
+    table: TableFrame,
+    value: u64,
+    likely: EntryIndex,
+) -> Option<EntryIndex> {
+    if frames.load(table, likely) != value {
+        return Some(likely);
+    }
+    if frames.uniform(table) == Some(value) {
+        return None;
     }
     let mut entries = [0; 64];
-    (0..ENTRIES / entries.len()).all(|chunk| {
-        let first = EntryIndex::truncate((chunk * entries.len()) as u64);
-        frames.load_run(table, first, &mut entries);
-        entries.iter().all(|entry| *entry == value)
+    (0..ENTRIES).step_by(entries.len()).find_map(|first| {
+        frames.load_run(table, EntryIndex::truncate(first as u64), &mut entries);
+        let at = entries.iter().position(|entry| *entry != value)?;
+        Some(EntryIndex::truncate((first + at) as u64))
     })
 }

@@ -1,5 +1,7 @@
 //! Applying a planned change: nothing here can fail.
 
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
 use super::plan::{Change, Plan, RETIRED_PER_REGION};
 use super::{Slots, Tables};
 use crate::access::SppVector;
@@ -7,7 +9,7 @@ use crate::address::{Gfn, GfnRange};
 use crate::frames::{OutOfFrames, TableFrame, TableFrames};
 use crate::invalidate::{Invalidation, RetiredTable};
 use crate::level::Level;
-use crate::slots::AddressSpace;
+use crate::slots::{AddressSpace, Slot};
 use crate::sppt::{Region, Sppt, regions, stored_vector, uniform_vector};
 
 /// Pages that are changed at a time where a call has so many: their vectors stay in the first-level
@@ -32,6 +34,27 @@ const fn same_kind(old: u64, new: u64) -> bool {
     let none = (old == SppVector::NONE.bits()) == (new == SppVector::NONE.bits());
     let all = (old == SppVector::ALL.bits()) == (new == SppVector::ALL.bits());
     none & all
+}
+
+/// Whether some vector permits nothing or everything; now and then true where none does.
+///
+/// Looks at halves of vectors: every processor compares these with one instruction for four of them,
+/// but whole vectors with several.
+#[allow(clippy::needless_bitwise_bool)] // A branch at each half costs more than both comparisons.
+fn any_is_whole(vectors: &[u64]) -> bool {
+    #[allow(clippy::cast_possible_truncation)] // A half.
+    const ALL: u32 = SppVector::ALL.bits() as u32;
+    let halves = <[u32]>::ref_from_bytes(vectors.as_bytes()).expect("two halves each, aligned");
+    halves.iter().fold(false, |any, &half| any | (half == 0) | (half == ALL))
+}
+
+/// The vectors whose kind changes, one bit each, the lowest for the first.
+fn kind_changes<const N: usize>(old: &[u64; N], new: &[u64; N]) -> u32 {
+    const { assert!(N <= 32, "one bit each") };
+    old.iter()
+        .zip(new)
+        .rev()
+        .fold(0, |changes, (old, new)| changes << 1 | u32::from(!same_kind(*old, *new)))
 }
 
 impl<F: TableFrames> Tables<F> {
@@ -190,7 +213,8 @@ impl<F: TableFrames> Tables<F> {
         for space in AddressSpace::BOTH {
             if let Some(leaves) = self.leaf_table(space, region.start) {
                 for gfn in region.pages() {
-                    edit.tightened |= self.set_leaf(space, leaves, slots, gfn, new);
+                    let slot = slots[space.index()].find(gfn);
+                    edit.tightened |= self.set_leaf(leaves, slot, gfn, new);
                 }
             }
         }
@@ -223,7 +247,8 @@ impl<F: TableFrames> Tables<F> {
     fn release_region(&mut self, sppt: Sppt, slots: &Slots, start: Gfn) {
         let epoch = self.next_epoch();
         let retired = &mut self.retired;
-        let unlinked = sppt.unlink_if_empty(&mut self.frames, start, |frame| {
+        let witness = &mut self.witness;
+        let unlinked = sppt.unlink_if_empty(&mut self.frames, start, witness, |frame| {
             retired.push(RetiredTable { frame, epoch, merged_into: None });
         });
         if unlinked {
@@ -251,57 +276,69 @@ impl<F: TableFrames> Tables<F> {
             &copy
         };
         change.vectors(start, old, &mut new);
-        let pairs = || old.iter().zip(&new);
-        edit.tightened |= pairs().fold(0, |taken, (old, new)| taken | old & !new) != 0;
+        edit.tightened |= old.iter().zip(&new).fold(0, |taken, (old, new)| taken | old & !new) != 0;
         let mut leaf_changes = 0;
-        if !pairs().fold(true, |same, (old, new)| same & same_kind(*old, *new)) {
-            leaf_changes = pairs().rev().fold(0_u32, |changes, (old, new)| {
-                changes << 1 | u32::from(!same_kind(*old, *new))
-            });
+        if any_is_whole(old) | any_is_whole(&new) {
+            leaf_changes = kind_changes(old, &new);
         }
         change.applied_run(start, old, &new);
-        // First the pages whose leaf changes. Any other leaf says the same before and after.
-        if leaf_changes != 0 {
-            self.edit_leaves(edit, slots, start, &new, leaf_changes);
-        }
-        if leaf_changes.count_ones() as usize != N {
+        if leaf_changes == 0 {
+            // Each leaf says the same before and after.
             self.frames.store_run(edit.table, first, &new);
+            return;
+        }
+        // Before a leaf that asks the table, after one that does not. Either order shows a processor
+        // the old permission or the new one; this one causes no needless exit.
+        let mut before = new;
+        let mut after = 0_u32;
+        for at in bits(leaf_changes) {
+            if new[at] == SppVector::NONE.bits() || new[at] == SppVector::ALL.bits() {
+                before[at] = old[at];
+                after |= 1 << at;
+            }
+        }
+        if before != *old {
+            self.frames.store_run(edit.table, first, &before);
+        }
+        self.edit_leaves(edit, slots, start, &new, leaf_changes);
+        for at in bits(after) {
+            let gfn = Gfn::new(start.as_u64() + at as u64);
+            Sppt::store_vector(&mut self.frames, edit.table, gfn, stored_vector(new[at]));
         }
     }
 
-    /// Changes vectors and leaves of the pages whose bits are set in `changes`, bit 0 for `start`.
-    #[cold]
+    /// Changes the leaves of the pages whose bits are set in `changes`, bit 0 for `start`.
     fn edit_leaves(
         &mut self,
         edit: &mut Edit,
         slots: &Slots,
         start: Gfn,
         new: &[u64],
-        mut changes: u32,
+        changes: u32,
     ) {
         let leaves = *edit
             .leaves
             .get_or_insert_with(|| AddressSpace::BOTH.map(|space| self.leaf_table(space, start)));
-        while changes != 0 {
-            let at = changes.trailing_zeros();
-            changes &= changes - 1;
-            let gfn = Gfn::new(start.as_u64() + u64::from(at));
-            let new = stored_vector(new[at as usize]);
-            edit.opened |= new.is_unrestricted();
-            // Before a leaf that asks the table, after one that does not. Either order shows a
-            // processor the old permission or the new one; this one causes no needless exit.
-            let asks = !new.is_unrestricted() && new != SppVector::NONE;
-            if asks {
-                Sppt::store_vector(&mut self.frames, edit.table, gfn, new);
-            }
-            for (space, leaves) in AddressSpace::BOTH.into_iter().zip(leaves) {
-                if let Some(leaves) = leaves {
-                    edit.tightened |= self.set_leaf(space, leaves, slots, gfn, new);
+        for (space, leaves) in AddressSpace::BOTH.into_iter().zip(leaves) {
+            let Some(leaves) = leaves else { continue };
+            let mut slot = None;
+            for at in bits(changes) {
+                let gfn = Gfn::new(start.as_u64() + at as u64);
+                if slot.is_none_or(|slot: &Slot| !slot.pages.contains(gfn)) {
+                    slot = slots[space.index()].find(gfn);
                 }
-            }
-            if !asks {
-                Sppt::store_vector(&mut self.frames, edit.table, gfn, new);
+                edit.tightened |= self.set_leaf(leaves, slot, gfn, stored_vector(new[at]));
             }
         }
+        edit.opened |= bits(changes).any(|at| new[at] == SppVector::ALL.bits());
     }
+}
+
+/// The numbers of the bits that are set, ascending.
+fn bits(mut set: u32) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let at = set.trailing_zeros();
+        set = set.checked_sub(1)? & set;
+        Some(at as usize)
+    })
 }

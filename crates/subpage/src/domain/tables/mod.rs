@@ -20,10 +20,10 @@ pub(crate) use plan::Change;
 use crate::access::SppVector;
 use crate::address::{Gfn, PhysicalWidth};
 use crate::ept::{self, Ept, EptEntry, LeafRights, Meaning, Place, WriteGate, leaf_rights};
-use crate::frames::{OutOfFrames, TableFrame, TableFrames};
+use crate::frames::{EntryIndex, OutOfFrames, TableFrame, TableFrames};
 use crate::invalidate::{Completed, Epoch, Invalidation, Retired, RetiredTable};
 use crate::level::Level;
-use crate::slots::{AddressSpace, SlotSet};
+use crate::slots::{AddressSpace, Slot, SlotSet};
 use crate::sppt::Sppt;
 
 /// The slots of both address spaces, by [`AddressSpace`].
@@ -39,11 +39,21 @@ pub(crate) struct Tables<F> {
     pub(crate) epts: [Option<Ept>; 2],
     retired: Retired,
     epoch: u64,
+    /// Where the table that was last looked through for a restricted page had one.
+    witness: EntryIndex,
 }
 
 impl<F: TableFrames> Tables<F> {
     pub(crate) fn new(frames: F, width: PhysicalWidth) -> Self {
-        Self { frames, width, sppt: None, epts: [None; 2], retired: Retired::default(), epoch: 0 }
+        Self {
+            frames,
+            width,
+            sppt: None,
+            epts: [None; 2],
+            retired: Retired::default(),
+            epoch: 0,
+            witness: EntryIndex::truncate(0),
+        }
     }
 
     /// A page's vector; unrestricted while sub-page permissions are not enabled.
@@ -77,14 +87,8 @@ impl<F: TableFrames> Tables<F> {
         }
     }
 
-    /// What the host and the slot allow for a page mapped by `entry`.
-    pub(in crate::domain) fn gate(
-        space: AddressSpace,
-        slots: &Slots,
-        gfn: Gfn,
-        entry: EptEntry,
-    ) -> WriteGate {
-        let slot = slots[space.index()].find(gfn);
+    /// What the host and the slot of a page allow for it where it is mapped by `entry`.
+    pub(in crate::domain) fn gate(slot: Option<&Slot>, gfn: Gfn, entry: EptEntry) -> WriteGate {
         WriteGate {
             host_writable: entry.host_writable(),
             slot_read_only: slot.is_none_or(|slot| slot.read_only),
@@ -92,12 +96,11 @@ impl<F: TableFrames> Tables<F> {
         }
     }
 
-    /// Gives a page's leaf, if there is one, the rights that follow from `vector`.
+    /// Gives a page's leaf, if there is one, the rights that follow from `vector` and its slot.
     pub(in crate::domain) fn set_leaf(
         &mut self,
-        space: AddressSpace,
         leaves: TableFrame,
-        slots: &Slots,
+        slot: Option<&Slot>,
         gfn: Gfn,
         vector: SppVector,
     ) -> bool {
@@ -106,7 +109,7 @@ impl<F: TableFrames> Tables<F> {
         if !entry.is_present() {
             return false;
         }
-        let rights = leaf_rights(Self::gate(space, slots, gfn, entry), vector);
+        let rights = leaf_rights(Self::gate(slot, gfn, entry), vector);
         let place = Place { level: Level::L1, table: leaves, index, entry };
         ept::set_rights(&mut self.frames, place, rights)
     }
@@ -120,7 +123,7 @@ impl<F: TableFrames> Tables<F> {
         gfn: Gfn,
     ) -> bool {
         let vector = self.vector(gfn);
-        self.set_leaf(space, leaves, slots, gfn, vector)
+        self.set_leaf(leaves, slots[space.index()].find(gfn), gfn, vector)
     }
 
     /// Rights of a leaf of any size that starts at `gfn`.
@@ -135,11 +138,12 @@ impl<F: TableFrames> Tables<F> {
         gfn: Gfn,
         entry: EptEntry,
     ) -> LeafRights {
-        let gate = Self::gate(space, slots, gfn, entry);
+        let slot = slots[space.index()].find(gfn);
+        let gate = Self::gate(slot, gfn, entry);
         if level == Level::L1 {
             return leaf_rights(gate, self.vector(gfn));
         }
-        let logging = slots[space.index()].find(gfn).is_some_and(|slot| slot.dirty.is_some());
+        let logging = slot.is_some_and(|slot| slot.dirty.is_some());
         leaf_rights(WriteGate { dirty_armed: logging, ..gate }, SppVector::ALL)
     }
 
