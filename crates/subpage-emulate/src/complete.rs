@@ -82,6 +82,21 @@ pub struct Executor<'a, M> {
     pub extended: Extended<'a>,
 }
 
+impl Store {
+    /// Carries out the store of a MOV, as [`Executor::complete`] does, which needs nothing but the
+    /// state; `None` if it is another store.
+    ///
+    /// Panics if the window is not as long as the store.
+    #[inline]
+    pub fn complete_moved(&self, state: &mut State, window: &mut Window<'_>) -> Option<Progress> {
+        let moved = self.moved(state)?;
+        assert_eq!(window.length(), self.length(), "a window is as long as its store");
+        window.store_number(moved.number());
+        pass(next_rip(self.instruction(), state), state);
+        Some(Progress::Done)
+    }
+}
+
 impl<M: PhysicalMemory> Executor<'_, M> {
     /// Carries `store` out on `window`, and moves `state` behind it.
     ///
@@ -99,13 +114,11 @@ impl<M: PhysicalMemory> Executor<'_, M> {
         window: &mut Window<'_>,
     ) -> Result<Progress, Incomplete> {
         assert_eq!(window.length(), store.length(), "a window is as long as its store");
+        if let Some(progress) = store.complete_moved(state, window) {
+            return Ok(progress);
+        }
         let instruction = store.instruction();
         let next = next_rip(instruction, state);
-        if let Some(moved) = store.moved(state) {
-            window.store_number(moved.number());
-            pass(next, state);
-            return Ok(Progress::Done);
-        }
         let mut jumps = false;
         let mut more = false;
         if store.extent() != Extent::Whole || matches!(store.form(), Form::SaveFirst(_)) {

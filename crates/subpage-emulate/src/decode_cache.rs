@@ -49,11 +49,13 @@ impl Decoded {
         }
     }
 
+    #[cold]
+    #[inline(never)]
     fn fetch<M: PhysicalMemory>(
         memory: &M,
         paging: PagingFeatures,
         state: &State,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Box<Self>, Fault> {
         let instruction = GuestInstruction::fetch(memory, paging, state)?;
         let (store, refusal) = apart(Store::of(&instruction, state));
         let template = store.as_ref().map_or(StoreTemplate::Nothing, StoreTemplate::of);
@@ -63,10 +65,12 @@ impl Decoded {
         code[..bytes.len()].copy_from_slice(bytes);
         let (code, used) = (u128::from_le_bytes(code), instruction.instruction().len());
         let unused = u128::BITS - 8 * u32::try_from(used).expect("at most 15 bytes");
-        Ok(Self { rip, is_64_bit, instruction, code, unused, template, store, refusal })
+        let decoded = Self { rip, is_64_bit, instruction, code, unused, template, store, refusal };
+        Ok(Box::new(decoded))
     }
 
     /// Whether its bytes are still there, through the guest's page tables as they are now.
+    #[inline]
     fn is_there<M: PhysicalMemory>(
         &self,
         memory: &M,
@@ -80,6 +84,18 @@ impl Decoded {
                 return Ok((code ^ self.code) << self.unused == 0);
             }
         }
+        self.is_there_by_bytes(memory, paging, state)
+    }
+
+    /// [`is_there`](Self::is_there) where bytes are not read at once.
+    #[cold]
+    #[inline(never)]
+    fn is_there_by_bytes<M: PhysicalMemory>(
+        &self,
+        memory: &M,
+        paging: PagingFeatures,
+        state: &State,
+    ) -> Result<bool, Fault> {
         let known = self.instruction.bytes();
         let mut bytes = [0; MAX_INSTRUCTION_BYTES];
         let bytes = &mut bytes[..known.len()];
@@ -95,17 +111,24 @@ impl Decoded {
     }
 
     /// Finds the store in another state.
+    #[inline]
     pub fn renew(&mut self, state: &State) {
         match (&self.template, &mut self.store) {
-            (StoreTemplate::Operand(operand), Some(store)) => {
+            (StoreTemplate::Operand(operand), Some(store)) if self.is_64_bit => {
                 self.refusal = store.move_operand(operand, state).err();
             }
-            (StoreTemplate::Substitute(substitute), _) => {
-                let store = Store::with_substitute(&self.instruction, state, Some(substitute));
-                (self.store, self.refusal) = apart(store);
-            }
-            _ => (self.store, self.refusal) = apart(Store::of(&self.instruction, state)),
+            _ => self.renew_all(state),
         }
+    }
+
+    /// [`renew`](Self::renew) where more than the address is new.
+    #[inline(never)]
+    fn renew_all(&mut self, state: &State) {
+        let known = match &self.template {
+            StoreTemplate::Substitute(substitute) => Some(substitute),
+            StoreTemplate::Operand(_) | StoreTemplate::Nothing => None,
+        };
+        (self.store, self.refusal) = apart(Store::with_substitute(&self.instruction, state, known));
     }
 }
 
@@ -134,13 +157,13 @@ impl DecodeCache {
         state: &State,
     ) -> Result<Box<Decoded>, Fault> {
         let Some(mut decoded) = self.entries[slot(state.rip)].take() else {
-            return Ok(Box::new(Decoded::fetch(memory, paging, state)?));
+            return Decoded::fetch(memory, paging, state);
         };
         let same = decoded.rip == state.rip && decoded.is_64_bit && state.is_64_bit();
         if same && super::is_canonical(state.rip) && decoded.is_there(memory, paging, state)? {
             decoded.renew(state);
         } else {
-            *decoded = Decoded::fetch(memory, paging, state)?;
+            return Decoded::fetch(memory, paging, state);
         }
         Ok(decoded)
     }

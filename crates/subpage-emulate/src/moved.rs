@@ -59,6 +59,7 @@ impl Source {
         })
     }
 
+    #[inline]
     fn value(self, state: &State) -> u64 {
         match self {
             Self::Register { number, high } => {
@@ -72,6 +73,7 @@ impl Source {
 impl Store {
     /// What the store would leave in memory if it is that of a MOV; `None` if it has to be carried out
     /// to find out.
+    #[inline]
     pub fn moved(&self, state: &State) -> Option<Moved> {
         let value = self.source()?.value(state);
         Some(Moved { bytes: value.to_le_bytes(), length: self.length() })

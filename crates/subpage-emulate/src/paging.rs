@@ -243,6 +243,7 @@ struct Rights {
 }
 
 impl Rights {
+    #[inline]
     fn permit(&self, state: &State, access: Access) -> bool {
         let mode = if access.user {
             self.user

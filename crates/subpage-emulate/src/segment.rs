@@ -32,21 +32,42 @@ pub(super) fn linear(
     write: bool,
 ) -> Result<u64, Exception> {
     debug_assert!(bytes > 0, "an access has bytes");
-    let segment = segment(state, name);
-    let denied =
-        if name == Name::SS { Exception::stack(0) } else { Exception::general_protection(0) };
     if state.is_64_bit() {
-        let base = if matches!(name, Name::FS | Name::GS) { segment.base } else { 0 };
-        let first = base.wrapping_add(offset);
-        let last = first.wrapping_add(bytes - 1);
-        let whole = is_canonical(first) && is_canonical(last) && first <= last;
-        return if whole { Ok(first) } else { Err(denied) };
+        return linear_of_64_bits(state, name, offset, bytes);
     }
+    let segment = segment(state, name);
     let protected = state.cr0 & CR0_PE != 0 && state.rflags & RFLAGS_VM == 0;
     if protected && !type_permits(segment, write) || !within_limit(segment, offset, bytes) {
-        return Err(denied);
+        return Err(denied(name));
     }
     Ok(segment.base.wrapping_add(offset) & 0xffff_ffff)
+}
+
+/// [`linear`] in 64-bit mode.
+#[inline]
+pub(super) fn linear_of_64_bits(
+    state: &State,
+    name: Name,
+    offset: u64,
+    bytes: u64,
+) -> Result<u64, Exception> {
+    let base = match name {
+        Name::FS => state.segments.fs.base,
+        Name::GS => state.segments.gs.base,
+        _ => 0,
+    };
+    let first = base.wrapping_add(offset);
+    let last = first.wrapping_add(bytes - 1);
+    let whole = is_canonical(first) && is_canonical(last) && first <= last;
+    if whole { Ok(first) } else { Err(denied(name)) }
+}
+
+/// What an access causes that its segment does not permit.
+const fn denied(name: Name) -> Exception {
+    match name {
+        Name::SS => Exception::stack(0),
+        _ => Exception::general_protection(0),
+    }
 }
 
 /// The linear address of an offset, whatever the segment permits.

@@ -54,6 +54,7 @@ impl Operand {
     }
 
     /// The offset in its segment.
+    #[inline]
     fn offset(&self, state: &State) -> u64 {
         let value =
             |number: Option<u8>| number.map_or(0, |number| state.registers.0[usize::from(number)]);
@@ -80,9 +81,11 @@ impl StoreTemplate {
 
 impl Store {
     /// Makes it the store of an operand that is known, in another state of 64-bit code.
+    #[inline]
     pub(super) fn move_operand(&mut self, operand: &Operand, state: &State) -> Result<(), Refusal> {
         let offset = operand.offset(state);
-        let linear = segment::linear(state, operand.segment, offset, self.length() as u64, true)?;
+        let bytes = self.length() as u64;
+        let linear = segment::linear_of_64_bits(state, operand.segment, offset, bytes)?;
         self.move_to(linear, offset);
         Ok(())
     }

@@ -64,6 +64,7 @@ impl Window<'_> {
     ///
     /// # Panics
     /// If those are not 1, 2, 4 or 8.
+    #[inline]
     pub(super) fn store_number(&mut self, value: u64) {
         assert!(matches!(self.length, 1 | 2 | 4 | 8), "a number is stored at once");
         // SAFETY: the window is writable memory that no reference covers.

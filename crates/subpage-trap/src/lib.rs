@@ -44,7 +44,7 @@ pub use backend::{Backend, Response};
 pub use delivery::{Delivered, Frame, deny_unplanned, software_interrupt};
 pub use event::{Event, INSTRUCTION_BYTES, Origin, Verdict, When};
 pub use hex::{Address, Digits};
-pub use locate::{Located, Wanted, locate, mark};
+pub use locate::{Located, Wanted, locate, locate_marked, mark};
 pub use obstacle::Obstacle;
 #[cfg(feature = "record")]
 pub use record::{Function, Record, VERSION};

@@ -53,18 +53,30 @@ pub fn locate<B: Backend>(
     access: Access,
     wanted: Wanted,
 ) -> Result<Located, Obstacle<B::Failure>> {
-    // Nearly all writes lie in one page, whose entries are marked already.
-    if linear % PAGE_BYTES + length as u64 <= PAGE_BYTES
-        && let Some(gpa) =
-            translate_marked(backend.memory(), backend.paging(), state, linear, access)
-        && let Ok(run) = ByteRange::new(gpa, length as u64)
-    {
-        if wanted == Wanted::InTraps && !backend.traps(gpa.gfn()) {
+    if let Some(run) = locate_marked(backend, state, linear, length, access) {
+        if wanted == Wanted::InTraps && !backend.traps(run.first().gfn()) {
             return Err(Obstacle::NotOurs);
         }
         return Ok(Located { linear, parts: WriteParts::one(run) });
     }
     locate_and_mark(backend, state, linear, length, access, wanted)
+}
+
+/// The common case of [`locate`]: the bytes lie in one page, and its entries are marked already. `None`
+/// if it is another case.
+#[inline]
+pub fn locate_marked<B: Backend>(
+    backend: &B,
+    state: &State,
+    linear: u64,
+    length: usize,
+    access: Access,
+) -> Option<ByteRange> {
+    if linear % PAGE_BYTES + length as u64 > PAGE_BYTES {
+        return None;
+    }
+    let gpa = translate_marked(backend.memory(), backend.paging(), state, linear, access)?;
+    ByteRange::new(gpa, length as u64).ok()
 }
 
 /// [`locate`] where flags have to be set, or two pages to be looked at.
