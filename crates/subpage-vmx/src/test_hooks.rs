@@ -5,7 +5,7 @@
 use alloc::vec::Vec;
 
 use subpage::address::{Gfn, GfnRange, Gpa, Hpa};
-use subpage::domain::{DomainError, HostPage};
+use subpage::domain::{DomainError, EptViolation, HostPage};
 use subpage::ept::MemoryType;
 use subpage::exit::{ExitReason, VectoringInfo};
 use subpage::frames::{EntryIndex, TableFrame, TableFrames};
@@ -65,14 +65,19 @@ type Answer = Result<u64, Errno>;
 
 impl Vcpu {
     /// Keeps what an exit told.
-    pub(crate) fn note_exit(&mut self) {
+    pub(crate) fn note_exit(
+        &mut self,
+        reason: ExitReason,
+        qualification: u64,
+        exit: &EptViolation,
+    ) {
         self.last_exit = [
-            self.vmcs.exit(ExitField::REASON),
-            self.vmcs.exit(ExitField::QUALIFICATION),
-            self.vmcs.exit(ExitField::GUEST_PHYSICAL),
-            self.vmcs.exit(ExitField::VECTORING),
+            reason.0.into(),
+            qualification,
+            exit.gpa.as_u64(),
+            u32::from(exit.delivery.vectoring).into(),
             self.vmcs.exit(ExitField::INSTRUCTION_LENGTH),
-            self.vmcs.guest(G::RIP),
+            exit.rip,
         ];
     }
 

@@ -166,11 +166,10 @@ impl trap::Backend for Locked<'_> {
         state: &mut State,
         window: &mut Window<'_>,
     ) -> Result<Progress, Obstacle> {
-        let result = self.execute(store, |executor| executor.complete(store, state, window));
-        result.map_err(|incomplete| match incomplete {
-            Incomplete::Fault(fault) => fault.into(),
-            Incomplete::Trampoline => Obstacle::Faulted,
-        })
+        match store.complete_moved(state, window) {
+            Some(progress) => Ok(progress),
+            None => self.carry_out_executed(store, state, window),
+        }
     }
 
     fn response(&self, rule: Option<RuleId>) -> Response {
@@ -192,6 +191,21 @@ impl trap::Backend for Locked<'_> {
 }
 
 impl Locked<'_> {
+    /// Carries a store out that has to be executed.
+    #[inline(never)]
+    fn carry_out_executed(
+        &mut self,
+        store: &Store,
+        state: &mut State,
+        window: &mut Window<'_>,
+    ) -> Result<Progress, Obstacle> {
+        let result = self.execute(store, |executor| executor.complete(store, state, window));
+        result.map_err(|incomplete| match incomplete {
+            Incomplete::Fault(fault) => fault.into(),
+            Incomplete::Trampoline => Obstacle::Faulted,
+        })
+    }
+
     /// Work with the processor's registers and trampoline.
     fn execute<T>(
         &mut self,

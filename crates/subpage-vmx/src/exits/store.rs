@@ -1,18 +1,19 @@
 //! The store of an instruction that exited: what the engine answers, and doing it.
 
 use subpage::address::{ByteRange, PAGE_BYTES};
-use subpage::domain::{Answer, Denial, EptViolation, WriteParts};
+use subpage::domain::{Answer, AtOnce, Denial, EptViolation, WriteParts};
 use subpage::exit::DeliveryFixup;
 use subpage_emulate::bits::{DR6_BS, RFLAGS_TF};
 use subpage_emulate::guest::State;
 use subpage_emulate::{Access, Decoded, Exception, Fault, GuestInstruction, Refusal, Store};
 use subpage_trap::{
     Backend as _, Located, Met, Outcome, Trapped, Wanted, carry_out, complete, deny, deny_unknown,
-    drop_store, locate, locate_store, skip,
+    drop_store, locate, locate_marked, locate_store, skip,
 };
 
 use super::backend::{Locked, Obstacle, Place};
-use super::violation::{OUT_OF_MEMORY, SPACE};
+use super::violation::OUT_OF_MEMORY;
+#[cfg(feature = "test-hooks")]
 use crate::processor::control;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
@@ -152,7 +153,7 @@ impl Vcpu {
     /// What goes with the end of an emulated instruction.
     fn end_emulated(&mut self, state: &State) {
         use crate::vmx::field::GuestField as G;
-        self.finish_instruction();
+        self.finish_instruction(state.rflags);
         if state.rflags & RFLAGS_TF != 0 {
             self.vmcs.set_guest(G::PENDING_DEBUG, DR6_BS);
         }
@@ -162,6 +163,55 @@ impl Vcpu {
 impl Locked<'_> {
     /// Asks the engine about a write of an instruction, all its bytes at once, and does what it says.
     fn answer_store(
+        &mut self,
+        exit: &EptViolation,
+        found: &Decoded,
+        state: &mut State,
+    ) -> Result<Option<Outcome<Stop>>, Obstacle> {
+        if let Ok(store) = found.store()
+            && let Some((located, answer)) = self.answer_at_once(exit, store, state)
+        {
+            return match answer {
+                AtOnce::Permitted(page) => {
+                    carry_out(self, store, &located, &Place::of_page(page), state)
+                }
+                AtOnce::Denied(denial) => {
+                    let trapped = Trapped { instruction: found.instruction(), store };
+                    deny(self, trapped, &located, state, met(&denial))
+                }
+            }
+            .map(Some);
+        }
+        self.answer_any_store(exit, found, state)
+    }
+
+    /// The common case of a write: all its bytes are known, lie in the page of the exit, and one look
+    /// tells what to do.
+    #[inline]
+    fn answer_at_once(
+        &mut self,
+        exit: &EptViolation,
+        store: &Store,
+        state: &State,
+    ) -> Option<(Located, AtOnce)> {
+        if store.is_open() || store.written().is_some() {
+            return None;
+        }
+        let (linear, length) = (store.linear(), store.length());
+        let run = locate_marked(self, state, linear, length, Access::write_by(state))?;
+        #[cfg(feature = "test-hooks")]
+        let begin = control::time_stamp();
+        let answer = self.shared.domain.decide_at_once(exit, run)?;
+        #[cfg(feature = "test-hooks")]
+        {
+            self.vcpu.last_decision = control::time_stamp().wrapping_sub(begin);
+        }
+        Some((Located { linear, parts: WriteParts::one(run) }, answer))
+    }
+
+    /// [`answer_store`](Self::answer_store) where it takes a closer look.
+    #[inline(never)]
+    fn answer_any_store(
         &mut self,
         exit: &EptViolation,
         found: &Decoded,
@@ -185,24 +235,13 @@ impl Locked<'_> {
             Err(Refusal::Exception(exception)) => return Err(Obstacle::Exception(exception)),
             Err(Refusal::Unsupported(_)) => self.locate_unknown(exit, instruction, state),
         };
-        if let (Ok(store), Some(located)) = (found, &located)
-            && store.written().is_none()
-            && let &[write] = located.parts.runs()
-            && let Some(page) = self.shared.domain.permit_at_once(SPACE, write)
-        {
-            let place = Place::of_page(page);
-            return carry_out(self, store, located, &place, state).map(Some);
-        }
-        let begin = control::time_stamp();
         let (domain, retry) = (&mut self.shared.domain, &mut self.vcpu.retry);
         let (answer, _) = match &located {
             Some(located) => domain.ept_violation_by(retry, exit, &located.parts),
             None => domain.ept_violation(retry, exit),
         };
-        let end = control::time_stamp();
         match (answer, found, located) {
             (Answer::Deny(denial), store, located) => {
-                self.vcpu.last_decision = end.wrapping_sub(begin);
                 let met = met(&denial);
                 let (Ok(store), Some(located)) = (store, &located) else {
                     let one = ByteRange::new(exit.gpa, 1).expect("one byte");

@@ -20,18 +20,20 @@ impl Vcpu {
     /// Event delivery that the exit interrupted.
     #[allow(clippy::cast_possible_truncation)] // Both fields have 32 bits.
     pub(super) fn delivery(&self) -> Delivery {
-        Delivery {
-            vectoring: VectoringInfo::from(self.vmcs.exit(ExitField::VECTORING) as u32),
-            error_code: self.vmcs.exit(ExitField::VECTORING_ERROR_CODE) as u32,
-            virtual_nmis: true,
-        }
+        let vectoring = VectoringInfo::from(self.vmcs.exit(ExitField::VECTORING) as u32);
+        let error_code = if vectoring.valid() {
+            self.vmcs.exit(ExitField::VECTORING_ERROR_CODE) as u32
+        } else {
+            0
+        };
+        Delivery { vectoring, error_code, virtual_nmis: true }
     }
 
     pub(super) fn ept_violation(&mut self) -> Result<(), Stop> {
-        #[cfg(feature = "test-hooks")]
-        self.note_exit();
         let qualification = EptQualification::from(self.vmcs.exit(ExitField::QUALIFICATION));
         let exit = self.violation(qualification)?;
+        #[cfg(feature = "test-hooks")]
+        self.note_exit(super::ExitReason::EPT_VIOLATION, qualification.into(), &exit);
         let delivering = exit.delivery.vectoring.valid();
         if qualification.write() && !qualification.is_page_walk() {
             return if delivering {
@@ -76,10 +78,10 @@ impl Vcpu {
     }
 
     pub(super) fn spp_event(&mut self) -> Result<(), Stop> {
-        #[cfg(feature = "test-hooks")]
-        self.note_exit();
         let qualification = SppQualification::from(self.vmcs.exit(ExitField::QUALIFICATION));
         let exit = self.violation(EptQualification::new())?;
+        #[cfg(feature = "test-hooks")]
+        self.note_exit(super::ExitReason::SPP_EVENT, qualification.into(), &exit);
         let (gpa, rip, delivery) = (exit.gpa, exit.rip, exit.delivery);
         let event = SppEvent { qualification, gpa, rip, space: SPACE, delivery };
         let machine = self.machine;

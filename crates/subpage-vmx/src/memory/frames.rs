@@ -73,12 +73,20 @@ impl PhysicalFrames {
             "{frame:?} is not allocated"
         );
         // Also without debug assertions: a damaged table must not lead out of the pool.
-        assert!(self.memory.contains(&frame.hpa().as_u64()), "{frame:?} is no table frame");
+        if !self.memory.contains(&frame.hpa().as_u64()) {
+            no_frame(frame);
+        }
         let entry = frame.hpa().as_u64() as usize as *const AtomicU64;
         // SAFETY: the frame lies in the pool, which is mapped at its physical address and used for
         // nothing else; an index is below 512; all accesses are atomic.
         unsafe { &*entry.wrapping_add(index.get()) }
     }
+}
+
+/// The frame is by value: a reference to it would have to point at memory, at each look at a table.
+#[cold]
+fn no_frame(frame: TableFrame) -> ! {
+    panic!("{frame:?} is no table frame");
 }
 
 impl TableFrames for PhysicalFrames {

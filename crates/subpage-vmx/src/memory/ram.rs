@@ -54,6 +54,13 @@ impl GuestRam {
     /// Reads by aligned words of eight bytes, so that an entry of a page table is read by one load: half
     /// of an old one and half of a new one would be neither. Memory ends with a page, so with a word.
     fn read_small(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), NotMemory> {
+        if gpa.as_u64().is_multiple_of(8) && buffer.len().is_multiple_of(8) {
+            for (word, bytes) in (gpa.as_u64()..).step_by(8).zip(buffer.chunks_exact_mut(8)) {
+                let word = self.read_word(Gpa::try_new(word).map_err(|_| NotMemory)?)?;
+                bytes.copy_from_slice(&word.to_le_bytes());
+            }
+            return Ok(());
+        }
         let mut word = gpa.as_u64() & !7;
         let mut value = self.read_word(Gpa::new(word))? >> (8 * (gpa.as_u64() & 7));
         let mut left = 8 - (gpa.as_u64() & 7);
@@ -96,6 +103,7 @@ impl PhysicalMemory for GuestRam {
         Ok(word.load(Ordering::SeqCst))
     }
 
+    #[inline]
     fn read_code(&self, gpa: Gpa) -> Result<u128, NotMemory> {
         let shift = 8 * (gpa.as_u64() & 7);
         let first = gpa.as_u64() & !7;

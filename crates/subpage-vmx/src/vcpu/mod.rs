@@ -44,7 +44,8 @@ pub struct Vcpu {
     pub task_priority: u64,
     /// The guest's x2APIC spurious-interrupt register.
     pub spurious: u64,
-    /// Time-stamp counts that the engine took for the last denial.
+    /// Time-stamp counts that the engine took for its last decision about a write, where one look told.
+    #[cfg(feature = "test-hooks")]
     pub last_decision: u64,
     /// The last EPT violation or SPP event: reason, qualification, guest-physical address,
     /// IDT-vectoring information, instruction length, RIP.
@@ -84,6 +85,7 @@ impl Vcpu {
             stepping: false,
             task_priority: 0,
             spurious: 0xFF,
+            #[cfg(feature = "test-hooks")]
             last_decision: 0,
             #[cfg(feature = "test-hooks")]
             last_exit: [0; 6],
@@ -211,17 +213,18 @@ impl Vcpu {
             rip &= 0xFFFF_FFFF;
         }
         self.vmcs.set_guest(G::RIP, rip);
-        self.finish_instruction();
-        if self.vmcs.guest(G::RFLAGS) & RFLAGS_TF != 0 {
+        let rflags = self.vmcs.guest(G::RFLAGS);
+        self.finish_instruction(rflags);
+        if rflags & RFLAGS_TF != 0 {
             let pending = self.vmcs.guest(G::PENDING_DEBUG);
             self.vmcs.set_guest(G::PENDING_DEBUG, pending | DR6_BS);
         }
     }
 
-    /// What goes with the end of an instruction.
-    pub fn finish_instruction(&mut self) {
+    /// What goes with the end of an instruction; `rflags` is what the field holds.
+    #[inline]
+    pub fn finish_instruction(&mut self, rflags: u64) {
         const BLOCKING_BY_STI_OR_MOV_SS: u64 = 3;
-        let rflags = self.vmcs.guest(G::RFLAGS);
         if rflags & RFLAGS_RF != 0 {
             self.vmcs.set_guest(G::RFLAGS, rflags & !RFLAGS_RF);
         }

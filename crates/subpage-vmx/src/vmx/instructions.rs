@@ -4,9 +4,11 @@
 //! [`structure`](super::structure) stand above them.
 #![allow(unsafe_code)]
 
-use core::arch::asm;
+use core::arch::{asm, naked_asm};
 
 use thiserror::Error;
+
+use super::field::ExitField;
 
 /// How a VMX instruction failed (SDM Vol. 3C, "VMX Instruction Reference: Conventions").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -67,19 +69,64 @@ pub unsafe fn vmread(field: u32) -> Result<u64, VmFail> {
     if failed == 0 { Ok(value) } else { Err(VmFail::Valid) }
 }
 
-/// Writes a field of the current VMCS.
+/// Reads a field of the current VMCS that is known to exist.
+///
+/// Every exit reads two dozen of them, so that the way to the panic costs no more than a jump.
+///
+/// # Safety
+/// In VMX root operation.
+///
+/// # Panics
+/// If the instruction fails.
+#[inline]
+pub unsafe fn vmread_known(field: u32) -> u64 {
+    let value: u64;
+    // SAFETY: by the contract; what is jumped to does not return, and needs nothing but RCX.
+    unsafe {
+        asm!("vmread {}, rcx", "jbe {}", out(reg) value, sym vmread_failed,
+             in("rcx") u64::from(field), options(nostack));
+    }
+    value
+}
+
+/// Writes a field of the current VMCS that is known to exist.
 ///
 /// # Safety
 /// In VMX root operation; the value keeps the hypervisor safe from its guest.
+///
+/// # Panics
+/// If the instruction fails.
 #[inline]
-pub unsafe fn vmwrite(field: u32, value: u64) -> Result<(), VmFail> {
-    let failed: u8;
-    // SAFETY: by the contract.
+pub unsafe fn vmwrite(field: u32, value: u64) {
+    // SAFETY: by the contract; what is jumped to does not return, and needs nothing but RCX and RDX.
     unsafe {
-        asm!("vmwrite {}, {}", "setbe {}", in(reg) u64::from(field), in(reg) value,
-             out(reg_byte) failed, options(nostack));
+        asm!("vmwrite rcx, rdx", "jbe {}", sym vmwrite_failed, in("rcx") u64::from(field),
+             in("rdx") value, options(nostack));
     }
-    if failed == 0 { Ok(()) } else { Err(VmFail::Valid) }
+}
+
+/// Where [`vmread_known`] ends that fails, with the field in RCX: calls [`report_vmread`].
+#[unsafe(naked)]
+extern "sysv64" fn vmread_failed() -> ! {
+    naked_asm!("mov rdi, rcx", "and rsp, -16", "call {}", "ud2", sym report_vmread)
+}
+
+/// Where [`vmwrite`] ends that fails, with the field in RCX and the value in RDX: calls
+/// [`report_vmwrite`].
+#[unsafe(naked)]
+extern "sysv64" fn vmwrite_failed() -> ! {
+    naked_asm!("mov rdi, rcx", "mov rsi, rdx", "and rsp, -16", "call {}", "ud2",
+               sym report_vmwrite)
+}
+
+extern "sysv64" fn report_vmread(field: u64) -> ! {
+    panic!("VMREAD of field {field:#x} failed")
+}
+
+extern "sysv64" fn report_vmwrite(field: u64, value: u64) -> ! {
+    // SAFETY: a VMX instruction has just failed, so this is VMX root operation.
+    let error = unsafe { vmread(ExitField::INSTRUCTION_ERROR.0) }.unwrap_or(0);
+    panic!("VMWRITE of {value:#x} to field {field:#x} failed, error {error}")
 }
 
 /// What INVEPT and INVVPID invalidate for.

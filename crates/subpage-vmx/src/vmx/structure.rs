@@ -142,29 +142,15 @@ impl CurrentVmcs {
     #[allow(clippy::unused_self)] // The object is the proof that there is a current VMCS.
     #[inline]
     fn read(&self, field: u32) -> u64 {
-        #[cold]
-        fn failed(field: u32, fail: instructions::VmFail) -> ! {
-            panic!("VMREAD of field {field:#x}: {fail}")
-        }
         // SAFETY: an object of this type exists in VMX root operation only.
-        match unsafe { instructions::vmread(field) } {
-            Ok(value) => value,
-            Err(fail) => failed(field, fail),
-        }
+        unsafe { instructions::vmread_known(field) }
     }
 
+    #[allow(clippy::unused_self)] // As above.
     #[inline]
     fn write(&mut self, field: u32, value: u64) {
         // SAFETY: in VMX root operation; guest fields are harmless, of others the caller vouches.
-        let result = unsafe { instructions::vmwrite(field, value) };
-        if let Err(fail) = result {
-            self.write_failed(field, value, fail);
-        }
-    }
-
-    #[cold]
-    fn write_failed(&self, field: u32, value: u64, fail: instructions::VmFail) -> ! {
-        panic!("VMWRITE of {value:#x} to field {field:#x}: {fail}, error {}", self.error())
+        unsafe { instructions::vmwrite(field, value) };
     }
 
     /// The VM-instruction error field (SDM Vol. 3C, "VM Instruction Error Numbers").

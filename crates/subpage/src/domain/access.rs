@@ -4,7 +4,7 @@ use super::change::{Repermit, SetMaps};
 use super::names::RulesByName;
 use super::{Domain, DomainError, Observer};
 use crate::access::AccessMap;
-use crate::address::{Gfn, GfnRange};
+use crate::address::{ByteRange, Gfn, GfnRange};
 use crate::frames::TableFrames;
 use crate::invalidate::Invalidation;
 use crate::slots::AddressSpace;
@@ -64,7 +64,12 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let ranges = [range];
         let ranges = names.originals(&ranges)?;
         let mut masked = None;
-        if !self.rules.is_empty() {
+        // Where no rule reaches, the maps are the permission.
+        let ruled = !self.rules.is_empty()
+            && (!names.is_empty()
+                || self.rules.touches(ByteRange::of_pages(range))
+                || self.masked.has_any(range));
+        if ruled {
             for gfn in ranges.iter().flat_map(|range| range.iter()) {
                 let (locked, rule) = rules.locked(gfn);
                 if let Some(rule) = rule.filter(|_| !(map(gfn) & locked).is_empty()) {
@@ -73,7 +78,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             }
             masked = Some(self.masked.replaced(&ranges, |gfn| !map(gfn) & !rules.permitted(gfn))?);
         }
-        let plain = self.rules.is_empty() && self.tracking.is_empty() && names.is_empty();
+        let plain = !ruled && self.tracking.is_empty() && names.is_empty();
         let token = if plain {
             let mut change = SetMaps { first, maps };
             self.tables.change(sppt, &self.slots, &ranges, &mut change)?

@@ -81,6 +81,24 @@ pub enum HostError {
     },
 }
 
+/// What a write that trapped comes to, where one look tells.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtOnce {
+    /// It is permitted: the caller carries it out on this host page, under the lock that it holds.
+    Permitted(Hpa),
+    /// It is denied, as by [`Answer::Deny`].
+    Denied(Denial),
+}
+
+/// What a denied write met.
+#[derive(Clone, Copy)]
+struct Met {
+    rule: Option<RuleId>,
+    at: Gpa,
+    stop: bool,
+}
+
 /// What the backend does about an exit.
 #[must_use]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,15 +147,24 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         self.answer(retry, exit, None)
     }
 
-    /// The common case of a write that trapped, in one look: it is permitted, nothing is to be noted
-    /// about it, and it can only be emulated. The host's page, for the caller to do so under the lock
-    /// that it holds; counted as the violation that it is. `None` if it is another case.
+    /// The common cases of a write that trapped, in one look: it is denied, or it is permitted, nothing
+    /// is to be noted about it, and it can only be emulated. Counted as the violation that it is. `None`
+    /// if it is another case, or has to be looked at more closely.
     ///
-    /// That is so for bytes of one page, if nothing is tracked, the slot neither logs nor is
-    /// read-only, the host may write the page, no rule or map forbids or wants to know, and either no
-    /// processor has sub-page permissions or a rule finer than a sub-page is what made it trap.
-    pub fn permit_at_once(&mut self, space: AddressSpace, write: ByteRange) -> Option<Hpa> {
-        let vector = self.unrecorded(space, write)?;
+    /// `exit` is that of a write, and of no page walk; `write` is all of it. If it does not lie in the
+    /// page of the exit, the answer is `None`.
+    ///
+    /// It is permitted at once if nothing is tracked, the slot neither logs nor is read-only, the host
+    /// may write the page, no rule or map forbids or wants to know, and either no processor has sub-page
+    /// permissions or a rule finer than a sub-page is what made it trap.
+    #[inline]
+    pub fn decide_at_once(&mut self, exit: &EptViolation, write: ByteRange) -> Option<AtOnce> {
+        debug_assert!(exit.qualification.write() && !exit.qualification.is_page_walk(), "a write");
+        let gfn = exit.gpa.gfn();
+        if write.first().gfn() != gfn {
+            return None;
+        }
+        let vector = self.unrecorded(exit.space, write)?;
         if vector == SppVector::ALL {
             return None;
         }
@@ -146,17 +173,25 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             if self.processor.sub_page_permissions {
                 return None;
             }
-        } else if self.decide(write, denied) != Decision::Allowed {
-            return None;
+        } else {
+            match self.decide(write, denied) {
+                Decision::Allowed => {}
+                Decision::Denied { rule, at, stop } => {
+                    self.counters.ept_violations += 1;
+                    let length = Some(write.bytes());
+                    let met = Met { rule, at, stop };
+                    return Some(AtOnce::Denied(self.deny(exit, write.first(), length, met)));
+                }
+                _ => return None,
+            }
         }
-        let gfn = write.first().gfn();
-        let place = self.mapping(space, gfn)?;
+        let place = self.mapping(exit.space, gfn)?;
         if !place.entry.host_writable() {
             return None;
         }
         self.counters.ept_violations += 1;
         self.counters.emulations += 1;
-        Some(place.host_frame(gfn))
+        Some(AtOnce::Permitted(place.host_frame(gfn)))
     }
 
     /// The same for a write of which all bytes are known, in whichever pages they are: they are
@@ -220,7 +255,12 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             };
             if let Decision::Denied { rule, at, stop } = decision {
                 // Whatever the page is mapped to: that is not looked at.
-                return Ok(self.deny(exit, whole, rule, at, stop));
+                let (first, length) = match whole {
+                    Some(parts) => (parts.first().first(), Some(parts.bytes())),
+                    None => (exit.gpa, exit.length),
+                };
+                let denial = self.deny(exit, first, length, Met { rule, at, stop });
+                return Ok(Answer::Deny(denial));
             }
             let in_page = |parts: &WriteParts| parts.runs().iter().find_map(|run| run.in_page(gfn));
             decided = Some((whole.and_then(in_page).unwrap_or(write), decision));
@@ -252,27 +292,21 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         }
     }
 
-    fn deny(
-        &mut self,
-        exit: &EptViolation,
-        whole: Option<&WriteParts>,
-        rule: Option<RuleId>,
-        at: Gpa,
-        stop: bool,
-    ) -> Answer {
-        let gpa = whole.map_or(exit.gpa, |parts| parts.first().first());
+    /// Denies a write of `length` bytes from `gpa`.
+    #[inline]
+    fn deny(&mut self, exit: &EptViolation, gpa: Gpa, length: Option<u64>, met: Met) -> Denial {
         let told = exit.qualification.linear_valid() && gpa == exit.gpa;
         let denial = Denial {
             gpa,
             gla: told.then_some(exit.gla),
-            length: whole.map_or(exit.length, |parts| Some(parts.bytes())),
-            at,
-            rule,
-            stop,
+            length,
+            at: met.at,
+            rule: met.rule,
+            stop: met.stop,
             during_delivery: exit.delivery.vectoring.valid(),
         };
         self.report(&denial);
-        Answer::Deny(denial)
+        denial
     }
 
     /// A permitted write trapped: find out what it waits for.

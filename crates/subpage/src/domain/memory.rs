@@ -212,6 +212,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     }
 
     /// The leaf that maps `gfn`, with its place; none if nothing is mapped.
+    #[inline]
     pub fn mapping(&self, space: AddressSpace, gfn: Gfn) -> Option<Place> {
         let place = self.tables.epts[space.index()]?.find(&self.tables.frames, gfn);
         place.leaf_size().map(|_| place)

@@ -26,7 +26,7 @@ pub use counters::{Counters, Observer};
 pub use decide::{Decision, Denial};
 pub use dirty::Pending;
 pub use error::DomainError;
-pub use exits::{Answer, EptViolation, HostError, RetryState, SppEvent};
+pub use exits::{Answer, AtOnce, EptViolation, HostError, RetryState, SppEvent};
 pub use export::ImportError;
 pub use memory::HostPage;
 pub use write::{Considered, WriteParts};

@@ -110,7 +110,10 @@ impl WriteParts {
 
     /// How many bytes all runs have, those under a mask included.
     pub fn bytes(&self) -> u64 {
-        self.runs.iter().map(|run| run.bytes()).sum()
+        match self.runs.as_slice() {
+            [run] => run.bytes(),
+            runs => runs.iter().map(|run| run.bytes()).sum(),
+        }
     }
 }
 

@@ -98,6 +98,7 @@ impl EptEntry {
     }
 
     /// What the entry means where it stands.
+    #[inline]
     pub fn meaning(self, level: Level) -> Meaning {
         if !self.is_present() {
             return Meaning::Absent;

@@ -61,19 +61,18 @@ impl Ept {
     #[inline]
     pub fn find_down_to<F: TableFrames>(self, frames: &F, gfn: Gfn, lowest: Level) -> Place {
         let mut table = self.root;
-        let mut level = Level::L4;
-        loop {
+        // Levels that the compiler knows: what an entry means there is a test of its bits.
+        for level in [Level::L4, Level::L3, Level::L2] {
             let index = level.index(gfn);
             let entry = EptEntry::from(frames.load(table, index));
-            let here = Place { level, table, index, entry };
-            match (entry.meaning(level), level.below()) {
-                (Meaning::Table(next), Some(below)) if level > lowest => {
-                    table = next;
-                    level = below;
-                }
-                _ => return here,
+            match entry.meaning(level) {
+                Meaning::Table(next) if level > lowest => table = next,
+                _ => return Place { level, table, index, entry },
             }
         }
+        let index = Level::L1.index(gfn);
+        let entry = EptEntry::from(frames.load(table, index));
+        Place { level: Level::L1, table, index, entry }
     }
 }
 

@@ -134,6 +134,13 @@ impl RuleSet {
         self.rules.touching(range)
     }
 
+    /// Whether a rule guards at least one byte of `range`.
+    pub(crate) fn touches(&self, range: ByteRange) -> bool {
+        let mut any = false;
+        self.visit(range, &mut |_| any = true);
+        any
+    }
+
     /// Calls `each` with the rules of [`touching`](Self::touching): without the list that an iterator
     /// carries with it, which costs a decision more than its search.
     #[inline]

@@ -319,8 +319,8 @@ impl<F: TableFrames> Tables<F> {
         let leaves = *edit
             .leaves
             .get_or_insert_with(|| AddressSpace::BOTH.map(|space| self.leaf_table(space, start)));
-        for (space, leaves) in AddressSpace::BOTH.into_iter().zip(leaves) {
-            let Some(leaves) = leaves else { continue };
+        for space in AddressSpace::BOTH {
+            let Some(leaves) = leaves[space.index()] else { continue };
             let mut slot = None;
             for at in bits(changes) {
                 let gfn = Gfn::new(start.as_u64() + at as u64);
