@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use object::read::{ReadCache, ReadCacheOps};
-use object::{Object, ObjectSegment, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectKind, ObjectSegment, ObjectSymbol, SymbolKind};
 
+use super::fleeting::Fleeting;
 use super::symbol_file::{MAX_NAME_BYTES, MAX_SYMBOLS, SymbolError, kernel_address};
 use super::{AddressSpace, NamedRange, Names};
 
@@ -24,11 +25,21 @@ pub(super) fn parse<R: ReadCacheOps>(
     let segments = physical_segments(&file);
     let mut ranges = Vec::new();
     let mut unplaced = Vec::new();
+    let mut fleeting = Fleeting::default();
+    if space != AddressSpace::Virtual {
+        for symbol in file.symbols() {
+            fleeting.note(symbol.name_bytes().unwrap_or_default(), symbol.address());
+        }
+    }
     for symbol in file.symbols().chain(file.dynamic_symbols()) {
         let wanted = matches!(symbol.kind(), SymbolKind::Data | SymbolKind::Text)
             || symbol.kind() == SymbolKind::Unknown;
         let name = symbol.name().unwrap_or_default();
         if !wanted || !symbol.is_definition() || name.is_empty() || name.len() > MAX_NAME_BYTES {
+            continue;
+        }
+        if let Some(reason) = fleeting.reason(symbol.address()) {
+            unplaced.push((name.to_owned(), reason));
             continue;
         }
         let start = match space {
@@ -48,7 +59,8 @@ pub(super) fn parse<R: ReadCacheOps>(
         }
         ranges.push(NamedRange { name: name.to_owned(), start, length: symbol.size() });
     }
-    Ok(Names::new(ranges).with_unplaced(unplaced))
+    let names = Names::new(ranges).with_unplaced(unplaced);
+    Ok(if file.kind() == ObjectKind::Dynamic { names.position_independent() } else { names })
 }
 
 /// A load segment: virtual start, length in memory, physical start.

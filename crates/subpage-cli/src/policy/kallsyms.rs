@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use super::fleeting::Fleeting;
+use super::place::START_KERNEL_MAP;
 use super::symbol_file::{MAX_NAME_BYTES, MAX_SYMBOLS, SymbolError, kernel_address};
 use super::{AddressSpace, NamedRange, Names};
 
@@ -22,6 +24,7 @@ struct Line<'l> {
 pub(super) fn parse(list: &[u8], path: &Path, space: AddressSpace) -> Result<Names, SymbolError> {
     let mut ranges = Vec::new();
     let mut unplaced = Vec::new();
+    let mut fleeting = Fleeting::default();
     let mut hidden = true;
     let mut symbols = 0;
     for (number, text) in (1..).zip(list.split(|byte| *byte == b'\n')) {
@@ -37,6 +40,7 @@ pub(super) fn parse(list: &[u8], path: &Path, space: AddressSpace) -> Result<Nam
         }
         symbols += 1;
         hidden &= line.value == 0;
+        fleeting.note(line.name, line.value);
         // A policy is UTF-8, so it cannot mean any other name.
         let Some(name) = std::str::from_utf8(line.name).ok().filter(|n| n.len() <= MAX_NAME_BYTES)
         else {
@@ -51,6 +55,9 @@ pub(super) fn parse(list: &[u8], path: &Path, space: AddressSpace) -> Result<Nam
             Ok(start) => ranges.push(NamedRange { name: name.to_owned(), start, length: 0 }),
             Err(reason) => unplaced.push((name.to_owned(), reason)),
         }
+    }
+    if space == AddressSpace::Kernel {
+        fleeting.leave_out(&mut ranges, &mut unplaced, |range| range.start + START_KERNEL_MAP);
     }
     match (symbols, hidden) {
         (0, _) => Err(SymbolError::Empty { path: path.to_owned() }),

@@ -8,6 +8,7 @@ mod diagnostic;
 mod draft;
 mod elf_symbols;
 mod fields;
+mod fleeting;
 mod kallsyms;
 mod names;
 mod number;

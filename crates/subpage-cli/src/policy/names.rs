@@ -41,6 +41,8 @@ pub struct Names {
     sorted: Vec<NamedRange>,
     /// Names without an address, in order, each with the reason.
     unplaced: Vec<(String, &'static str)>,
+    /// They are of a file that is loaded elsewhere than it says.
+    moves: bool,
 }
 
 /// Longest name that is compared for likeness, in bytes; the comparison is quadratic in it.
@@ -51,7 +53,7 @@ impl Names {
     pub fn new(mut ranges: Vec<NamedRange>) -> Self {
         ranges.sort_unstable();
         ranges.dedup();
-        Self { sorted: ranges, unplaced: Vec::new() }
+        Self { sorted: ranges, unplaced: Vec::new(), moves: false }
     }
 
     /// The same list, which can also say why these names have no address.
@@ -59,6 +61,17 @@ impl Names {
         unplaced.sort_unstable();
         self.unplaced = unplaced;
         self
+    }
+
+    /// The same list of a position-independent file, whose addresses count from wherever it is loaded.
+    pub(super) fn position_independent(mut self) -> Self {
+        self.moves = true;
+        self
+    }
+
+    /// Whether the addresses count from wherever the file is loaded.
+    pub fn is_position_independent(&self) -> bool {
+        self.moves
     }
 
     /// Whether there is no name at all.

@@ -44,14 +44,24 @@ impl Draft {
         } else {
             "the names of a trace are listed by `subpage plan TRACE --names`"
         };
-        self.resolve_or(regions, otherwise)
+        self.find_all(regions, otherwise, true)
     }
 
     /// The same for names from elsewhere; `otherwise` says what to do about a name that is not among
     /// them and like none of them.
     pub fn resolve_or(self, regions: &Names, otherwise: &str) -> Result<Policy, Mistakes> {
+        self.find_all(regions, otherwise, false)
+    }
+
+    fn find_all(
+        self,
+        regions: &Names,
+        otherwise: &str,
+        recorded: bool,
+    ) -> Result<Policy, Mistakes> {
         let Draft { source, rules: drafts, mut mistakes } = self;
-        let mut resolver = Resolver { regions, otherwise, files: HashMap::new(), searches: 0 };
+        let mut resolver =
+            Resolver { regions, otherwise, recorded, files: HashMap::new(), searches: 0 };
         let mut rules = Vec::with_capacity(drafts.len());
         let (mut line, mut seen) = (1, 0);
         for draft in drafts {
@@ -83,6 +93,8 @@ struct Resolver<'a> {
     regions: &'a Names,
     /// Advice for a region that is not there.
     otherwise: &'a str,
+    /// The guest is a trace: its addresses are those of a process.
+    recorded: bool,
     files: SymbolFiles,
     searches: usize,
 }
@@ -128,6 +140,20 @@ impl Resolver<'_> {
                     SymbolFormat::Map => "each line of the list has one name; look there",
                 };
                 let found = find(names, symbol, "symbol", otherwise, &mut self.searches)?;
+                if self.recorded
+                    && *space == AddressSpace::Virtual
+                    && names.is_position_independent()
+                    && bias.is_none()
+                {
+                    return Err(Diagnostic::new(
+                        file.span.clone(),
+                        "this file is position-independent: the recorded program lay elsewhere than \
+                         the file says",
+                        "loaded anywhere",
+                        "take the name from the trace (`region`), or give the distance as `bias` \
+                         (`bias = 0` if there is none)",
+                    ));
+                }
                 let bias = bias.as_ref().map_or(0, |bias| bias.value);
                 part_of(found, i128::from(found.start) + bias, part, symbol, *space)
             }

@@ -195,3 +195,33 @@ proptest! {
         }
     }
 }
+
+/// Guarding the image's copy of them would be silently nothing once the kernel runs.
+#[test]
+fn per_processor_and_init_symbols_have_no_lasting_place() {
+    let (directory, _) = list(
+        "ffffffff81000000 T _text\n\
+         ffffffff83169420 T modprobe_path\n\
+         ffffffff838ac000 B __init_begin\n\
+         ffffffff8394a900 D boot_command_line\n\
+         ffffffff83cc4000 D __per_cpu_start\n\
+         ffffffff83cdc018 D current_task\n\
+         ffffffff83cfa000 D __per_cpu_end\n\
+         ffffffff83cfb000 D __init_end\n",
+    );
+    let resolve = |name: &str| {
+        let rule = format!("map = \"System.map\"\nsymbol = \"{name}\"\nlength = 8");
+        resolve(directory.path(), &rule)
+    };
+    assert_eq!(resolve("modprobe_path"), Ok((0x316_9420, 8)));
+    assert_eq!(resolve("__init_end"), Ok((0x3cf_b000, 8)));
+    for (name, reason) in [
+        ("current_task", "per-processor data"),
+        ("__per_cpu_start", "per-processor data"),
+        ("boot_command_line", "for the kernel's start only"),
+        ("__per_cpu_end", "for the kernel's start only"),
+    ] {
+        let shown = resolve(name).expect_err("it has no lasting place");
+        assert!(shown.contains(reason), "{name}: {shown}");
+    }
+}

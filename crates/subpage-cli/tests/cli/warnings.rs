@@ -118,3 +118,27 @@ fn each_process_has_its_place_in_the_trace() {
     let output = place.run(&["plan", "three.sptrace", "--process", "0", "--json"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"writes\":5,"));
 }
+
+/// The rule would lie at the file's own addresses, which the recorded process did not have.
+#[test]
+fn a_position_independent_file_needs_its_bias() {
+    let place = Place::new();
+    // The test program itself is one, and has symbols.
+    let program = std::env::current_exe().expect("a program");
+    let data = fs::read(&program).expect("a program");
+    if data[16] != 3 {
+        println!("skipped: this program is not position-independent");
+        return;
+    }
+    let guard = |extra: &str| {
+        let program = program.display();
+        let place_of = format!("symbol = \"main\"\nelf = \"{program}\"\n{extra}");
+        place.policy("pie.toml", &policy(&[("main", &place_of, "deny")]));
+        place.run(&["guard", "-p", "pie.toml", "server.sptrace"])
+    };
+    let output = guard("");
+    assert_eq!(status(&output), 2);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("position-independent") && errors.contains("bias = 0"), "{errors}");
+    assert_eq!(status(&guard("bias = 0")), 0);
+}

@@ -81,6 +81,7 @@ pub(super) fn run(
     let policy_name = draft.source().path().display().to_string();
     let names = names::of_guest(image, &draft, asked)?;
     let moving = names::may_move(image, &draft, asked)?;
+    let starts = names::kernel_starts(&names, &draft, asked);
     let policy = draft
         .resolve_or(&names.list, names.otherwise)
         .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
@@ -93,7 +94,7 @@ pub(super) fn run(
     let mut vm = Vm::new(&configuration(asked), Box::new(screen.console()))
         .map_err(|error| Failure::bad(&error))?;
     let boot = load(&mut vm, image, asked)?;
-    names::check_place(&names, &boot, asked)?;
+    names::check_place(&starts, &boot)?;
     // An ELF file says where its functions are; a list of symbols has no code to check them by.
     vm.name_functions(functions::of_elf(asked.symbols.as_deref().unwrap_or(image)));
     let rules: Vec<Rule> = policy.rules.iter().map(|rule| rule.rule).collect();

@@ -1,6 +1,7 @@
 //! Names for `region` that a guest on KVM brings, and whether they fit it.
 
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 
 use subpage_kvm::boot::{Boot, Format, Part, sniff};
 
@@ -81,16 +82,43 @@ pub(super) fn may_move(
     }))
 }
 
+/// A file of kernel symbols, and where it says that the kernel begins.
+pub(super) struct KernelStart {
+    path: PathBuf,
+    start: i128,
+}
+
+/// Where the files of kernel symbols say that the kernel begins: that of `--symbols`, and those that
+/// rules of the policy name. Files that cannot be read are among the policy's mistakes.
+pub(super) fn kernel_starts(
+    names: &GuestNames,
+    draft: &Draft,
+    asked: &MachineArguments,
+) -> Vec<KernelStart> {
+    let mut starts = Vec::new();
+    if let (Some(path), Ok(first)) = (&asked.symbols, names.list.find_exactly(FIRST)) {
+        starts.push(KernelStart { path: path.clone(), start: first.start.into() });
+    }
+    let mut seen = HashSet::new();
+    for rule in draft.rules() {
+        let Place::Symbol { file, format, space, bias, .. } = &rule.place else { continue };
+        let path = draft.source().relative(&file.value);
+        let bias = bias.as_ref().map_or(0, |bias| bias.value);
+        if *space == AddressSpace::Virtual || !seen.insert((path.clone(), *format, *space, bias)) {
+            continue;
+        }
+        if let Ok(names) = read_symbols(&path, *format, *space)
+            && let Ok(first) = names.find_exactly(FIRST)
+        {
+            starts.push(KernelStart { path, start: i128::from(first.start) + bias });
+        }
+    }
+    starts
+}
+
 /// Refuses symbols of a kernel that lies elsewhere than this guest was loaded: those of a boot with
 /// KASLR, or of another build.
-pub(super) fn check_place(
-    names: &GuestNames,
-    boot: &Boot,
-    asked: &MachineArguments,
-) -> Result<(), Failure> {
-    let (Some(path), Ok(first)) = (&asked.symbols, names.list.find_exactly(FIRST)) else {
-        return Ok(());
-    };
+pub(super) fn check_place(starts: &[KernelStart], boot: &Boot) -> Result<(), Failure> {
     let image = boot
         .parts
         .iter()
@@ -98,13 +126,13 @@ pub(super) fn check_place(
     let Some(loaded) = image.map(|placed| placed.range.first().as_u64()).min() else {
         return Ok(());
     };
-    if first.start == loaded {
+    let Some(wrong) = starts.iter().find(|found| found.start != i128::from(loaded)) else {
         return Ok(());
-    }
+    };
     Err(Failure::Input(format!(
         "the symbols in {} are of a kernel that begins at {:#x}, and this guest is loaded at \
          {loaded:#x}: take the list from the same build, from a boot with `nokaslr`",
-        path.display(),
-        first.start,
+        wrong.path.display(),
+        wrong.start,
     )))
 }
