@@ -9,9 +9,20 @@ use crate::summary::{LiveSummary, RuleSummary, Summary};
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, PLAIN, QUIET};
 use crate::terminal::{Align, Columns, bytes, grouped, plural, printable, ratio};
 
+/// Most rules that are shown.
+const MAX_SHOWN: usize = 20;
+
 /// Writes the rules, the totals and the exits at both granularities, with ANSI colours.
 pub fn write(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     rules(summary).write(out, 0)?;
+    if summary.rules.len() > MAX_SHOWN {
+        let more = (summary.rules.len() - MAX_SHOWN) as u64;
+        let (count, rules) = (grouped(more), plural(more, "rule"));
+        writeln!(
+            out,
+            "{QUIET}… and {count} more {rules}; `--report` and `--json` have all{QUIET:#}"
+        )?;
+    }
     writeln!(out)?;
     let speed = summary
         .elapsed
@@ -39,7 +50,7 @@ pub fn write(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
 }
 
 fn ending(out: &mut dyn Write, live: &LiveSummary) -> io::Result<()> {
-    let style = if live.kind.is_failure() { DENIED } else { PLAIN };
+    let style = if live.is_failure() { DENIED } else { PLAIN };
     writeln!(out, "{style}{}{style:#}", printable(&live.message))?;
     if live.denied_by_maps > 0 {
         let denied = live.denied_by_maps;
@@ -62,15 +73,24 @@ fn ending(out: &mut dyn Write, live: &LiveSummary) -> io::Result<()> {
     Ok(())
 }
 
+/// The rules that matter first, and few enough to see: those that denied most, those that reported
+/// most, then the others in their order.
 fn rules(summary: &Summary) -> Columns {
     use Align::{Left, Right};
-    let mut table = Columns::new(&[Left, Left, Right, Right, Right, Right, Left]);
-    table.row(
-        ["rule", "action", "checked", "allowed", "logged", "denied", "first denial"]
-            .map(|heading| (heading.to_owned(), HEADING)),
-    );
-    for rule in &summary.rules {
-        table.row([
+    let mut order: Vec<&RuleSummary> = summary.rules.iter().collect();
+    order.sort_by_key(|rule| std::cmp::Reverse((rule.denied, rule.logged)));
+    let has_overruled = order.iter().any(|rule| rule.overruled.is_some_and(|count| count > 0));
+    let mut columns = vec![Left, Left, Right, Right, Right, Right, Left];
+    let mut headings =
+        vec!["rule", "action", "checked", "allowed", "logged", "denied", "first denial"];
+    if has_overruled {
+        columns.insert(4, Right);
+        headings.insert(4, "overruled");
+    }
+    let mut table = Columns::new(&columns);
+    table.row(headings.into_iter().map(|heading| (heading.to_owned(), HEADING)));
+    for rule in order.into_iter().take(MAX_SHOWN) {
+        let mut cells = vec![
             (printable(&rule.name).into_owned(), NAME),
             (rule.action.to_owned(), PLAIN),
             (grouped(rule.checked), PLAIN),
@@ -78,7 +98,11 @@ fn rules(summary: &Summary) -> Columns {
             (grouped(rule.logged), if rule.logged == 0 { QUIET } else { LOGGED }),
             (grouped(rule.denied), if rule.denied == 0 { QUIET } else { DENIED }),
             (first_denial(rule), PLAIN),
-        ]);
+        ];
+        if has_overruled {
+            cells.insert(4, (grouped(rule.overruled.unwrap_or(0)), PLAIN));
+        }
+        table.row(cells);
     }
     table
 }

@@ -1,14 +1,14 @@
 //! `subpage plan`.
 
-use subpage::address::{ByteRange, Gpa};
+use subpage::address::ByteRange;
 
 use crate::command_line::PlanArguments;
 use crate::failure::{Failure, Status};
 use crate::plan::{
     MAX_PAGES, Plan, RangeCosts, WriteCounts, mixed_pages, write_json, write_names_json,
-    write_names_text, write_processes_json, write_processes_text, write_text,
+    write_names_text, write_policy, write_processes_json, write_processes_text, write_text,
 };
-use crate::policy::{LookupError, Names, parse_address_range};
+use crate::policy::{Names, place_of};
 use crate::progress::Progress;
 use crate::terminal::{ColorWhen, Output};
 use crate::trace_file::{TraceFile, bytes_of};
@@ -61,6 +61,10 @@ pub fn run(
     }
     drop(progress);
     let (pages, pages_mixed) = mixed_pages(counts.pages(), &names, arguments.top);
+    if arguments.suggest {
+        write_policy(out, &trace.name, &pages, counts.pages(), &names)?;
+        return Ok(Status::Clean);
+    }
     let plan = Plan {
         guest: trace.name,
         writes,
@@ -78,38 +82,9 @@ pub fn run(
     Ok(Status::Clean)
 }
 
-/// A range as addresses, or by a name of the trace.
+/// A place of the trace.
 fn range_of(text: &str, names: &Names) -> Result<ByteRange, Failure> {
-    let wrong = |reason: String| Failure::Input(format!("`--range {text}`: {reason}"));
-    let (start, length) = match parse_address_range(text) {
-        Ok(range) => (range.start, range.end.saturating_sub(range.start)),
-        // A name may contain `..`, so addresses come first and names second.
-        Err(reason) => match names.find(text) {
-            Ok(named) => (named.start, named.length),
-            Err(LookupError::Missing { near }) if near.is_empty() && text.contains("..") => {
-                return Err(wrong(format!("{reason}; write for example 0x1000..0x1080")));
-            }
-            Err(LookupError::Missing { near }) => {
-                let list: Vec<_> = near.iter().map(|name| format!("`{name}`")).collect();
-                let near = match &list[..] {
-                    [] => "`subpage plan TRACE --names` lists the names".to_owned(),
-                    [one] => format!("the nearest is {one}"),
-                    many => format!("the nearest are {}", many.join(", ")),
-                };
-                return Err(wrong(format!("the trace has no such name; {near}")));
-            }
-            Err(LookupError::Unplaced { reason }) => return Err(wrong(reason.to_owned())),
-            Err(LookupError::Ambiguous { candidates, count }) => {
-                let list: Vec<_> =
-                    candidates.iter().map(|named| format!("{:#x}", named.start)).collect();
-                return Err(wrong(format!(
-                    "{count} things have this name, at {}; give addresses instead",
-                    list.join(", ")
-                )));
-            }
-        },
-    };
-    Gpa::try_new(start)
-        .and_then(|first| ByteRange::new(first, length))
-        .map_err(|error| wrong(error.to_string()))
+    let otherwise = "`subpage plan TRACE --names` lists the names";
+    place_of(text, names, otherwise)
+        .map_err(|wrong| Failure::Input(format!("`--range {text}`: {wrong}")))
 }

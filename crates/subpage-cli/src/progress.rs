@@ -23,9 +23,9 @@ impl Progress {
     /// Work of `bytes` bytes; 0 where that is not known.
     pub fn new(color: ColorWhen, what: &'static str, bytes: u64) -> Self {
         let template = if bytes == 0 {
-            "{prefix} {spinner} {msg} writes, {elapsed}"
+            "{prefix} {spinner} {msg}, {elapsed}"
         } else {
-            "{prefix} {bar:30} {percent:>3} %  {msg} writes, {eta} left"
+            "{prefix} {bar:30} {percent:>3} % of {total_bytes}  {msg}, {eta} left"
         };
         let style = ProgressStyle::with_template(template).expect("the templates are right");
         let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::hidden());
@@ -42,8 +42,15 @@ impl Progress {
         }
         if !self.bar.is_hidden() {
             self.bar.set_position(position);
-            self.bar.set_message(grouped(writes));
+            self.bar.set_message(self.rate(writes));
         }
+    }
+
+    /// The writes so far, and how many a second.
+    fn rate(&self, writes: u64) -> String {
+        let milliseconds = self.began.elapsed().as_millis().max(1);
+        let rate = u64::try_from(u128::from(writes) * 1000 / milliseconds).unwrap_or(u64::MAX);
+        format!("{} writes, {} a second", grouped(writes), grouped(rate))
     }
 
     /// Prints something else meanwhile, so that bar and text do not mix.

@@ -10,12 +10,12 @@ use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
 
 use crate::check::{self, Host};
-use crate::command_line::{Command, CommandLine};
-use crate::events::{EventWriter, WarningEvent};
+use crate::command_line::{Command, CommandLine, NewFile, PolicyTask};
+use crate::events::{Detail, EventWriter, WarningEvent};
 use crate::failure::{Failure, Status};
 use crate::terminal::style::{DENIED, QUIET};
 use crate::terminal::{self, ColorWhen, Output, printable};
-use crate::{compile_command, ctl, guard, plan_command, record_command};
+use crate::{compile_command, ctl, guard, plan_command, policy_command, record_command, schema};
 
 /// Runs the command that `arguments` (the program's name first) ask for.
 ///
@@ -94,6 +94,16 @@ fn execute(command: &Command, color: ColorWhen, out: &mut Output) -> Result<Stat
             }
             Ok(Status::Clean)
         }
+        Command::New { what: NewFile::Policy { output } } => {
+            policy_command::begin(output.as_deref(), out)
+        }
+        Command::Policy { task: PolicyTask::Check(arguments) } => {
+            policy_command::check(arguments, out)
+        }
+        Command::Schema { of } => {
+            schema::write(out, *of)?;
+            Ok(Status::Clean)
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut CommandLine::command(), "subpage", &mut script);
@@ -113,10 +123,13 @@ fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
         Command::Ctl(_)
         | Command::Record(_)
         | Command::Compile(_)
+        | Command::New { .. }
+        | Command::Policy { .. }
+        | Command::Schema { .. }
         | Command::Completions { .. } => false,
     };
     if json {
-        let mut events = EventWriter::new(&mut *out, true);
+        let mut events = EventWriter::new(&mut *out, true, Detail::Normal);
         // Nothing is left to try when this cannot be written either.
         let _ = match (failure, failure.event()) {
             (Failure::Policy(mistakes), _) => events.mistakes(mistakes),

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::events::WarningEvent;
+use crate::events::{RunHeader, WarningEvent};
 use crate::heat::PageHeat;
 use crate::policy::PolicyRule;
 use subpage_trap::Address;
@@ -14,8 +15,11 @@ use subpage_trap::Record;
 pub const MAX_FIRST_DENIALS: usize = 20;
 
 /// One run of one guest under one policy.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Summary {
+    /// Where, how and when: in the `start` of the events.
+    #[serde(skip)]
+    pub header: RunHeader,
     /// The guest as the user named it.
     pub guest: String,
     /// The policy file as the user named it.
@@ -43,6 +47,7 @@ pub struct Summary {
     pub warnings: Vec<WarningEvent>,
     /// How long the run took; absent where it was not measured.
     #[serde(serialize_with = "seconds", rename = "elapsed_seconds")]
+    #[schemars(with = "Option<f64>")]
     pub elapsed: Option<Duration>,
     /// What only a guest on KVM has; such a run knows of no write that did not trap.
     #[serde(flatten)]
@@ -59,7 +64,7 @@ pub struct Summary {
 }
 
 /// What only the run of a guest on KVM has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct LiveSummary {
     /// How it ended.
     #[serde(rename = "ending")]
@@ -77,8 +82,15 @@ pub struct LiveSummary {
     pub console_dropped: u64,
 }
 
+impl LiveSummary {
+    /// Whether the run was cut short by what nobody asked for, or the guest says itself that it failed.
+    pub fn is_failure(&self) -> bool {
+        self.kind.is_failure() || self.exit_code.is_some_and(|code| code != 0)
+    }
+}
+
 /// How a guest on KVM ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EndingKind {
     /// It switched itself off.
@@ -112,8 +124,8 @@ impl EndingKind {
 
 /// What one rule did.
 ///
-/// `checked` = `allowed` + `logged` + `denied`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// `checked` = `allowed` + `overruled` + `logged` + `denied`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RuleSummary {
     /// Its name, unique in the policy.
     pub name: String,
@@ -127,9 +139,11 @@ pub struct RuleSummary {
     pub line: Option<u64>,
     /// Writes that touched a sub-page of the rule.
     pub checked: u64,
-    /// Of these, the writes that the rule had nothing against: they touched none of its bytes, or a
-    /// stronger rule decided.
+    /// Of these, the writes that the rule had nothing against: they touched none of its bytes. Where
+    /// `overruled` is not known, also those that a stronger rule decided.
     pub allowed: u64,
+    /// Of these, the writes to its bytes that a stronger rule decided; on KVM not known.
+    pub overruled: Option<u64>,
     /// Of these, the writes that took effect and were reported because of this rule.
     pub logged: u64,
     /// Of these, the writes that had no effect because of this rule.
@@ -149,6 +163,7 @@ impl RuleSummary {
             line: Some(rule.line as u64),
             checked: 0,
             allowed: 0,
+            overruled: None,
             logged: 0,
             denied: 0,
             first_denial: None,

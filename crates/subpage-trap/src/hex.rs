@@ -37,6 +37,20 @@ mod json {
         }
     }
 
+    #[cfg(feature = "schema")]
+    impl schemars::JsonSchema for Address {
+        fn schema_name() -> std::borrow::Cow<'static, str> {
+            "Address".into()
+        }
+
+        fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+            schemars::json_schema!({
+                "type": "string",
+                "pattern": "^0x[0-9a-f]{1,16}$",
+            })
+        }
+    }
+
     impl<'de> Deserialize<'de> for Address {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
             let text = String::deserialize(deserializer)?;

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::kvm;
@@ -20,7 +21,7 @@ const SPP_ALLOWED: u64 = 1 << (32 + 23);
 const GOOD_BOCHS: (u32, u32) = (2, 8);
 
 /// An answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Support {
     /// It is there and usable.
@@ -32,7 +33,7 @@ pub enum Support {
 }
 
 /// One thing that the machine has or has not.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct MachineFinding {
     /// A word for programs, which does not change between versions.
     pub key: &'static str,
@@ -45,7 +46,7 @@ pub struct MachineFinding {
 }
 
 /// Whether a command works here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct CommandFinding {
     /// The command as it is typed.
     pub command: &'static str,
@@ -56,7 +57,7 @@ pub struct CommandFinding {
 }
 
 /// Everything that was found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Findings {
     /// The processor's own name, or `unknown processor`.
     pub processor: String,

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 
 use super::{Findings, Support};
@@ -41,12 +42,17 @@ pub fn write_text(out: &mut dyn Write, findings: &Findings) -> io::Result<()> {
     table.write(out, 2)
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Line<'a> {
     v: u32,
     r#type: &'static str,
     #[serde(flatten)]
     findings: &'a Findings,
+}
+
+/// The schema of the line of `check --json`.
+pub(crate) fn line_schema(generator: &mut SchemaGenerator) -> Schema {
+    Line::json_schema(generator)
 }
 
 /// Writes one line of JSON, as `docs/events.md` describes it.

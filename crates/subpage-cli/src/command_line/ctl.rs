@@ -4,13 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
-use subpage::address::ByteRange;
 use subpage::rules::Action;
 use subpage_kvm::control::protocol::RuleRef;
 
-use super::values::{
-    file, parse_byte_range, parse_gfn, parse_map, parse_rule, parse_seconds, parse_unsigned,
-};
+use super::values::{file, parse_map, parse_rule, parse_seconds, parse_unsigned};
 
 /// How long an answer may take if nobody says: no request needs more, unless the machine is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,24 +21,29 @@ const MAX_PAGES: i64 = 512;
 /// Arguments of `ctl`.
 #[derive(Debug, Args)]
 pub struct CtlArguments {
-    /// The socket that `subpage guard` printed
+    /// The socket that `subpage guard` printed; or `list`, and nothing else, for those of all running
+    /// guests of yours
     #[arg(value_name = "SOCKET", value_hint = ValueHint::FilePath, value_parser = file())]
     pub socket: PathBuf,
     /// Print the reply as one JSON object; with `watch`, one for each event
     #[arg(long, global = true)]
     pub json: bool,
+    /// Names for places: the symbols of an ELF file, where its load segments put them, or of a list as
+    /// /proc/kallsyms or System.map, at their values minus 0xffffffff80000000
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
+    pub symbols: Option<PathBuf>,
     /// How long the guest's process may take to answer [default: 60; for `save`, 3600]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = parse_seconds)]
     pub timeout: Option<Duration>,
     /// What the guest's process is asked for.
     #[command(subcommand)]
-    pub request: CtlRequest,
+    pub request: Option<CtlRequest>,
 }
 
 impl CtlArguments {
     /// How long the guest's process may take to answer.
     pub fn patience(&self) -> Duration {
-        let saves = matches!(self.request, CtlRequest::Save { .. });
+        let saves = matches!(self.request, Some(CtlRequest::Save { .. }));
         self.timeout.unwrap_or(if saves { SAVING } else { PATIENCE })
     }
 }
@@ -77,18 +79,18 @@ pub enum CtlRequest {
     Show,
     /// Show which sub-pages of pages may be written
     Get {
-        /// Number of the first page: its address divided by 4096, as 0x202 for 0x202100
-        #[arg(value_parser = parse_gfn)]
-        gfn: u64,
+        /// An address in the first page: a number, or NAME+OFFSET
+        #[arg(value_name = "ADDRESS")]
+        address: String,
         /// How many pages
         #[arg(default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_PAGES))]
         pages: u32,
     },
     /// Set which sub-pages of pages may be written: all of the pages, or none
     Set {
-        /// Number of the first page: its address divided by 4096, as 0x202 for 0x202100
-        #[arg(value_parser = parse_gfn)]
-        gfn: u64,
+        /// The address of the first page, a multiple of 4096: a number, or NAME+OFFSET
+        #[arg(value_name = "ADDRESS")]
+        address: String,
         /// One map a page, in hexadecimal; bit i set: sub-page i may be written
         #[arg(value_name = "MAP", required = true, num_args = 1..=512, value_parser = parse_map)]
         maps: Vec<u32>,
@@ -97,9 +99,10 @@ pub enum CtlRequest {
     Add {
         /// Its name
         name: String,
-        /// Its bytes: START..END (the end not included) or START+LENGTH
-        #[arg(value_parser = parse_byte_range)]
-        range: ByteRange,
+        /// Its bytes: START..END (the end not included), START+LENGTH, or NAME with +OFFSET, and
+        /// ..END or +LENGTH behind it
+        #[arg(value_name = "PLACE")]
+        range: String,
         /// What happens to a write
         #[arg(long, value_enum, default_value = "deny")]
         action: ActionChoice,
@@ -123,12 +126,23 @@ pub enum CtlRequest {
         rule: RuleRef,
     },
     /// Print every event from now on, until the guest ends
-    Watch,
+    Watch {
+        /// Only those that this rule decided, by its name
+        #[arg(long, value_name = "NAME")]
+        rule: Option<String>,
+        /// Only those of rules with this action
+        #[arg(long, value_enum)]
+        action: Option<ActionChoice>,
+        /// End after this many events
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+    },
     /// Find out from now on which sub-pages of a range are written
     Track {
-        /// START..END (the end not included) or START+LENGTH
-        #[arg(value_parser = parse_byte_range)]
-        range: ByteRange,
+        /// START..END (the end not included), START+LENGTH, or NAME with +OFFSET, and ..END or +LENGTH
+        /// behind it
+        #[arg(value_name = "PLACE")]
+        range: String,
     },
     /// Show what was written of a tracked range since the last harvest
     Harvest {

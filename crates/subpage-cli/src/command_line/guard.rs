@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum, ValueHint};
 use subpage_kvm::metrics::parse_address;
 
+use crate::events::Detail;
+
 use super::values::{file, parse_bytes, parse_gpa, parse_seconds};
 
 /// Most virtual processors of a guest.
@@ -60,8 +62,9 @@ pub enum OnFailure {
 
 /// Arguments of `guard`.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub struct GuardArguments {
-    /// The rules (TOML); `-` is standard input
+    /// The rules (TOML); `-` is standard input. Several files are one policy
     #[arg(
         long,
         short,
@@ -69,13 +72,19 @@ pub struct GuardArguments {
         value_hint = ValueHint::FilePath,
         required_unless_present = "restore"
     )]
-    pub policy: Option<PathBuf>,
+    pub policy: Vec<PathBuf>,
     /// Write a self-contained page about the run
     #[arg(long, value_name = "FILE.html", value_hint = ValueHint::FilePath, value_parser = file())]
     pub report: Option<PathBuf>,
     /// Print one JSON object a line for every event; a guest's console goes to standard error
     #[arg(long)]
     pub json: bool,
+    /// Print warnings, failures and what was denied in all, and no more
+    #[arg(long, short, conflicts_with_all = ["json", "verbose"])]
+    pub quiet: bool,
+    /// Print every event, also where there are many
+    #[arg(long, short, conflicts_with = "json")]
+    pub verbose: bool,
     /// Treat every warning as an error: nothing is run if one is known before, and the status is 2 if
     /// one comes later and nothing was denied
     #[arg(long)]
@@ -156,18 +165,21 @@ pub struct MachineArguments {
 }
 
 impl GuardArguments {
+    /// How much is told to people.
+    pub fn detail(&self) -> Detail {
+        match (self.quiet, self.verbose) {
+            (true, _) => Detail::Quiet,
+            (false, true) => Detail::All,
+            (false, false) => Detail::Normal,
+        }
+    }
+
     /// Every file that is read.
     pub fn inputs(&self) -> impl Iterator<Item = &Path> {
         let machine = &self.machine;
-        let files = [
-            &self.policy,
-            &self.guest,
-            &machine.initrd,
-            &machine.symbols,
-            &machine.input,
-            &machine.restore,
-        ];
-        files.into_iter().flatten().map(PathBuf::as_path)
+        let files =
+            [&self.guest, &machine.initrd, &machine.symbols, &machine.input, &machine.restore];
+        files.into_iter().flatten().chain(&self.policy).map(PathBuf::as_path)
     }
 
     /// The files that are not to be replaced while the guest runs: all that are read but a saved

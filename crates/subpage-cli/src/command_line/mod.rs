@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+use crate::schema::SchemaChoice;
 use crate::terminal::ColorWhen;
 use values::file;
 
@@ -25,8 +26,8 @@ Exit status:
   2  bad input: the command line, a policy, a guest, a file that cannot be read or written, a
      request that the guest's process refuses (ctl only)
   3  at least one write was denied (guard only)
-  4  nothing was denied, but the guest failed, KVM could not go on with it, or its time was up
-     (guard only)";
+  4  nothing was denied, but the guest failed or ended itself with a status other than 0, KVM could
+     not go on with it, or the time limit was reached (guard only)";
 
 const GUARD_USAGE: &str = "\
 subpage guard [OPTIONS] --policy <FILE> <GUEST>
@@ -65,12 +66,65 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Begin a file
+    New {
+        /// Which
+        #[command(subcommand)]
+        what: NewFile,
+    },
+    /// Look at a policy
+    Policy {
+        /// How
+        #[command(subcommand)]
+        task: PolicyTask,
+    },
+    /// Print the JSON Schema of events, policies or the control protocol
+    Schema {
+        /// Of what
+        #[arg(value_enum, value_name = "WHAT")]
+        of: SchemaChoice,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
+}
+
+/// What can be begun.
+#[derive(Debug, Subcommand)]
+pub enum NewFile {
+    /// A policy with a rule of each kind, explained: on standard output, or in a new file
+    Policy {
+        /// The file; one that is there is left alone
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
+        output: Option<PathBuf>,
+    },
+}
+
+/// What can be done with a policy.
+#[derive(Debug, Subcommand)]
+pub enum PolicyTask {
+    /// Find every mistake and doubt of a policy, and show where its rules lie, without a run
+    Check(PolicyCheckArguments),
+}
+
+/// Arguments of `policy check`.
+#[derive(Debug, Args)]
+pub struct PolicyCheckArguments {
+    /// The rules (TOML); `-` is standard input
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub policy: PathBuf,
+    /// The trace or ELF file whose names the policy uses; without it only the text is looked at
+    #[arg(value_name = "GUEST", value_hint = ValueHint::FilePath, value_parser = file())]
+    pub guest: Option<PathBuf>,
+    /// Names for the policy in place of the guest's: an ELF file, or a list as System.map
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
+    pub symbols: Option<PathBuf>,
+    /// Treat every warning as an error: status 2
+    #[arg(long)]
+    pub strict: bool,
 }
 
 /// Arguments of `record`.
@@ -112,12 +166,14 @@ pub struct CompileArguments {
 
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub struct PlanArguments {
     /// The trace; `-` is standard input
     #[arg(value_name = "TRACE", value_hint = ValueHint::FilePath)]
     pub trace: PathBuf,
-    /// A range whose protection is to be priced: START..END (the end not included) or a name
-    #[arg(long, value_name = "START..END|NAME")]
+    /// A place whose protection is to be priced: START..END (the end not included), START+LENGTH, or
+    /// NAME with +OFFSET, and ..END or +LENGTH behind it
+    #[arg(long, value_name = "PLACE")]
     pub range: Vec<String>,
     /// Which process of a trace of several, by its number in `--processes` [default: the program that was
     /// recorded, after its last exec]
@@ -126,6 +182,10 @@ pub struct PlanArguments {
     /// List the processes that the trace holds and stop
     #[arg(long, conflicts_with_all = ["range", "top", "names", "process"])]
     pub processes: bool,
+    /// Print a policy that guards the cold names of the mixed pages shown: `deny` for what was never
+    /// written, else `log`
+    #[arg(long, conflicts_with_all = ["range", "names", "processes", "json"])]
+    pub suggest: bool,
     /// How many mixed pages to show, the best first
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub top: usize,

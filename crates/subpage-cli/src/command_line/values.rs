@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use parse_size::{ByteSuffix, Config};
-use subpage::address::{ByteRange, GPA_BITS, Gfn, Gpa};
+use subpage::address::{GPA_BITS, Gpa};
 use subpage_kvm::control::protocol::RuleRef;
 
-use crate::policy::{parse_address_range, parse_number};
+use crate::policy::parse_number;
 
 /// A path of a file, which standard input or output cannot stand in for.
 pub(super) fn file() -> impl TypedValueParser<Value = PathBuf> {
@@ -39,18 +39,6 @@ pub(super) fn parse_gpa(text: &str) -> Result<u64, String> {
     })
 }
 
-/// The number of a page, in any notation of [`parse_number`].
-pub(super) fn parse_gfn(text: &str) -> Result<u64, String> {
-    let gfn = parse_unsigned(text)?;
-    if gfn > Gfn::MAX.as_u64() {
-        return Err(format!(
-            "a frame number is an address divided by 4096, at most {:#x}",
-            Gfn::MAX.as_u64()
-        ));
-    }
-    Ok(gfn)
-}
-
 /// A number from 0 to 2^64 - 1, in any notation of [`parse_number`].
 pub(super) fn parse_unsigned(text: &str) -> Result<u64, String> {
     parse_number(text)
@@ -70,25 +58,6 @@ pub(super) fn parse_map(text: &str) -> Result<u32, String> {
     Err("an access map has 1 to 8 hexadecimal digits, for example fffffff7; bit i set: sub-page i \
          may be written"
         .to_owned())
-}
-
-/// `START..END` (the end not included) or `START+LENGTH`, in guest-physical bytes.
-pub(super) fn parse_byte_range(text: &str) -> Result<ByteRange, String> {
-    let (start, length) = match text.split_once('+') {
-        Some((start, length)) => (parse_gpa(start.trim())?, parse_unsigned(length.trim())?),
-        None => match parse_address_range(text) {
-            Ok(range) if range.end < range.start => {
-                return Err("the range ends before it begins".to_owned());
-            }
-            Ok(range) => (range.start, range.end - range.start),
-            Err(reason) => {
-                return Err(format!("{reason}; write 0x1000..0x1080 or 0x1000+128"));
-            }
-        },
-    };
-    Gpa::try_new(start)
-        .and_then(|first| ByteRange::new(first, length))
-        .map_err(|error| error.to_string())
 }
 
 /// A rule by its number, if the text is one in decimal, else by its name.
@@ -131,15 +100,12 @@ mod tests {
     }
 
     #[test]
-    fn addresses_and_frames_have_an_end() {
+    fn addresses_have_an_end() {
         assert_eq!(parse_gpa("0x10_0000"), Ok(0x10_0000));
         assert_eq!(parse_gpa("0xffffffffffff"), Ok((1 << 48) - 1));
-        assert_eq!(parse_gfn("0xfffffffff"), Ok((1 << 36) - 1));
         for text in ["0x1000000000000", "-1", "", "0xfffffffffffffffff"] {
             assert!(parse_gpa(text).is_err(), "{text}");
-            assert!(parse_gfn(text).is_err(), "{text}");
         }
-        assert!(parse_gfn("0x1000000000").is_err());
     }
 
     #[test]
@@ -149,29 +115,6 @@ mod tests {
         assert_eq!(parse_map("0"), Ok(0));
         for text in ["", "0x", "1ffffffff", "+f", "-1", "0x0xf", "g"] {
             assert!(parse_map(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn ranges_in_both_forms() {
-        let range =
-            |start, length| ByteRange::new(Gpa::new(start), length).map_err(|_| String::new());
-        assert_eq!(parse_byte_range("0x1000..0x1080"), range(0x1000, 128));
-        assert_eq!(parse_byte_range("0x1000+128"), range(0x1000, 128));
-        assert_eq!(parse_byte_range("4096 + 0x80"), range(0x1000, 128));
-        for text in [
-            "0x1000",
-            "0x1000..0x1000",
-            "0x1080..0x1000",
-            "0x1000+0",
-            "0x1000+-1",
-            "0xffffffffffff+2",
-            "0..0x1000000000001",
-            "0xffffffffffffffff+0xffffffffffffffff",
-            "+",
-            "..",
-        ] {
-            assert!(parse_byte_range(text).is_err(), "{text}");
         }
     }
 

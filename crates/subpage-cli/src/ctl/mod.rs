@@ -1,5 +1,6 @@
 //! `subpage ctl`: asks the process of a guest that runs on KVM, over its control socket.
 
+mod list;
 mod reply;
 mod request;
 mod watch;
@@ -8,12 +9,15 @@ pub use reply::write_text;
 pub use request::request;
 
 use std::io::{self, Write};
+use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::Serialize;
-use subpage_kvm::control::protocol::{Refusal, Request};
+use subpage::rules::Action;
+use subpage_kvm::control::protocol::Refusal;
 use subpage_kvm::control::{Client, ClientError};
 
-use crate::command_line::CtlArguments;
+use crate::command_line::{CtlArguments, CtlRequest};
 use crate::failure::{Failure, Status};
 use crate::terminal::Output;
 
@@ -56,8 +60,8 @@ struct ReplyLine<T> {
 }
 
 /// A failure that is none of the guest's process: its error has no code.
-#[derive(Serialize)]
-struct Failed<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Failed<'a> {
     code: Option<()>,
     error: &'a str,
 }
@@ -86,10 +90,23 @@ pub fn run(arguments: &CtlArguments, out: &mut Output) -> Result<Status, Failure
 }
 
 fn ask(arguments: &CtlArguments, out: &mut Output) -> Result<(), Unanswered> {
-    let request = request(&arguments.request)?;
+    let Some(asked) = &arguments.request else {
+        if arguments.socket == Path::new("list") {
+            return list::run(arguments.json, out);
+        }
+        let socket = arguments.socket.display();
+        return Err(Failure::Input(format!(
+            "what is the guest at {socket} to be asked? for example `subpage ctl {socket} show`; \
+             `subpage ctl --help` lists the requests"
+        ))
+        .into());
+    };
+    let request = request(asked, arguments.symbols.as_deref())?;
     let mut client = Client::connect(&arguments.socket, arguments.patience())?;
-    if request == Request::Watch {
-        return watch::run(client, arguments.json, out);
+    if let CtlRequest::Watch { rule, action, count } = asked {
+        let action = action.map(|action| Action::from(action).word());
+        let filter = watch::Filter { rule: rule.as_deref(), action, count: *count };
+        return watch::run(client, arguments.json, &filter, out);
     }
     let reply = client.request(&request)?;
     if arguments.json {

@@ -15,11 +15,41 @@ use subpage_trap::Record;
 /// Widest rule name that the alignment makes room for, in columns.
 const MAX_NAME_COLUMNS: usize = 32;
 
-/// Prints every event until the guest ends or nobody reads any more.
-pub(super) fn run(client: Client, json: bool, out: &mut Output) -> Result<(), Unanswered> {
+/// Which events are printed, and how many.
+pub(super) struct Filter<'a> {
+    /// Name of the rule that decided.
+    pub(super) rule: Option<&'a str>,
+    /// Its action.
+    pub(super) action: Option<&'static str>,
+    /// After so many events it is enough.
+    pub(super) count: Option<u64>,
+}
+
+impl Filter<'_> {
+    /// Whether a line is printed; if so, whether it is an event that counts.
+    fn passes(&self, object: &Map<String, Value>) -> Option<bool> {
+        let text = |key: &str| object.get(key).and_then(Value::as_str);
+        // What is lost, and the end, are told to all.
+        if !matches!(text("type"), Some("denied" | "logged" | "allowed_once")) {
+            return Some(false);
+        }
+        let is = |wanted: Option<&str>, key| wanted.is_none_or(|wanted| text(key) == Some(wanted));
+        (is(self.rule, "rule") && is(self.action, "action")).then_some(true)
+    }
+}
+
+/// Prints every event that passes until the guest ends, there were enough, or nobody reads any more.
+pub(super) fn run(
+    client: Client,
+    json: bool,
+    filter: &Filter<'_>,
+    out: &mut Output,
+) -> Result<(), Unanswered> {
     let mut name_columns = 0;
+    let mut left = filter.count;
     for line in client.watch()? {
         let line = line?;
+        let Some(counts) = filter.passes(&line.object) else { continue };
         if json {
             writeln!(out, "{}", line.text)?;
         } else {
@@ -27,7 +57,10 @@ pub(super) fn run(client: Client, json: bool, out: &mut Output) -> Result<(), Un
         }
         // A person watches, and the next event may be minutes away.
         out.flush()?;
-        if out.is_gone() {
+        if let Some(left) = left.as_mut().filter(|_| counts) {
+            *left -= 1;
+        }
+        if out.is_gone() || left == Some(0) {
             break;
         }
     }
@@ -134,6 +167,21 @@ mod tests {
             "denied        (access map)   4 bytes at 0x10e17d  sub-page  3  write 1,145  vcpu 1 \
              cpl 3  bytes 07070707070707070707070707070707…\n"
         );
+    }
+
+    #[test]
+    fn a_filter_passes_what_it_names_and_all_that_is_lost() {
+        let filter = Filter { rule: Some("path"), action: Some("deny"), count: None };
+        let passes = |text: &str| filter.passes(&serde_json::from_str(text).expect("an object"));
+        let event = |rule: &str, action: &str| {
+            passes(&format!(r#"{{"type":"denied","rule":"{rule}","action":"{action}"}}"#))
+        };
+        assert_eq!(event("path", "deny"), Some(true));
+        assert_eq!(event("other", "deny"), None);
+        assert_eq!(event("path", "stop"), None);
+        assert_eq!(passes(r#"{"type":"denied","rule":null,"action":"deny"}"#), None);
+        assert_eq!(passes(r#"{"type":"dropped","events":3}"#), Some(false));
+        assert_eq!(passes(r#"{"type":"end"}"#), Some(false));
     }
 
     #[test]

@@ -2,15 +2,21 @@
 
 use std::io::{self, Write};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 
 use super::{RunEvent, VERSION};
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Line<'a> {
     v: u32,
     #[serde(flatten)]
     event: &'a RunEvent<'a>,
+}
+
+/// The schema of what [`write_json`] writes.
+pub(crate) fn line_schema(generator: &mut SchemaGenerator) -> Schema {
+    Line::json_schema(generator)
 }
 
 /// Writes one event as one line.

@@ -1,16 +1,17 @@
 //! What can be reported of a run besides its writes.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use subpage::rules::Action;
 use subpage_kvm::control::protocol::ShownRule;
 
-use super::WarningEvent;
+use super::{RunHeader, WarningEvent};
 use crate::policy::PolicyRule;
 use crate::summary::Summary;
 use subpage_trap::Address;
 
 /// Something that happens to a run: one line of output.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum RunEvent<'a> {
     /// The run begins.
@@ -30,10 +31,11 @@ pub enum RunEvent<'a> {
 }
 
 /// The run begins.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct StartEvent {
-    /// Version of this program.
-    pub tool_version: String,
+    /// Where, how and when.
+    #[serde(flatten)]
+    pub header: RunHeader,
     /// The guest as the user named it.
     pub guest: String,
     /// The policy file as the user named it.
@@ -48,7 +50,7 @@ pub struct StartEvent {
 }
 
 /// What only a guest on KVM has.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct LiveStart {
     /// Virtual processors.
     pub cpus: u32,
@@ -63,7 +65,7 @@ pub struct LiveStart {
 }
 
 /// A rule as it is in force.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct RuleEvent {
     /// Its name, unique in the policy.
     pub name: String,
@@ -112,7 +114,7 @@ impl From<&ShownRule> for RuleEvent {
 }
 
 /// The guest cannot go on, and is kept as it is.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct FailedEvent {
     /// Why.
     pub message: String,
@@ -121,7 +123,7 @@ pub struct FailedEvent {
 }
 
 /// Something is missing here: whoever reads did not keep up with the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, JsonSchema)]
 pub struct DroppedEvent {
     /// Events of writes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,7 +134,7 @@ pub struct DroppedEvent {
 }
 
 /// Something about the rules is slow.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct NoticeEvent {
     /// What, and what it costs.
     pub message: String,
@@ -153,7 +155,7 @@ impl From<&subpage_kvm::vm::Notice> for NoticeEvent {
 }
 
 /// The run cannot go on or did not begin.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ErrorEvent {
     /// What is wrong.
     pub message: String,

@@ -2,16 +2,19 @@
 //!
 //! `docs/events.md` describes the JSON form; a change that breaks a reader raises [`VERSION`].
 
+mod header;
 mod json;
 mod kinds;
 mod text;
 mod warning;
 
+pub use header::RunHeader;
+pub(crate) use json::line_schema;
 pub use json::write_json;
 pub use kinds::{
     DroppedEvent, ErrorEvent, FailedEvent, LiveStart, NoticeEvent, RuleEvent, RunEvent, StartEvent,
 };
-pub use text::{SHOWN_PER_RULE, TextEvents, write_line};
+pub use text::{Detail, SHOWN_PER_RULE, TextEvents, write_line};
 pub use warning::{WarningEvent, WarningKind};
 
 use std::io::{self, Write};
@@ -32,8 +35,8 @@ pub enum EventWriter<W: Write> {
 
 impl<W: Write> EventWriter<W> {
     /// A writer in the form that the user asked for.
-    pub fn new(out: W, json: bool) -> Self {
-        if json { Self::Json(out) } else { Self::Text(TextEvents::new(out)) }
+    pub fn new(out: W, json: bool, detail: Detail) -> Self {
+        if json { Self::Json(out) } else { Self::Text(TextEvents::new(out, detail)) }
     }
 
     /// The run begins.
@@ -67,8 +70,11 @@ impl<W: Write> EventWriter<W> {
     }
 
     /// Whether every event makes a line; if not, most of them are only counted.
-    pub const fn shows_all(&self) -> bool {
-        matches!(self, Self::Json(_))
+    pub fn shows_all(&self) -> bool {
+        match self {
+            Self::Json(_) => true,
+            Self::Text(text) => text.shows_all(),
+        }
     }
 
     /// The guest cannot go on, and is kept as it is.

@@ -31,9 +31,22 @@ struct Seen {
     told: bool,
 }
 
+/// How much is told to people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Detail {
+    /// Warnings, failures and the end.
+    Quiet,
+    /// The first writes of each rule as well, later ones counted.
+    #[default]
+    Normal,
+    /// Every write.
+    All,
+}
+
 /// Writes events as lines, with ANSI colours.
 pub struct TextEvents<W: Write> {
     out: W,
+    detail: Detail,
     seen: HashMap<Option<String>, Seen>,
     shown: u64,
     name_columns: usize,
@@ -41,11 +54,14 @@ pub struct TextEvents<W: Write> {
 
 impl<W: Write> TextEvents<W> {
     /// A writer that has seen nothing.
-    pub fn new(out: W) -> Self {
-        Self { out, seen: HashMap::new(), shown: 0, name_columns: 0 }
+    pub fn new(out: W, detail: Detail) -> Self {
+        Self { out, detail, seen: HashMap::new(), shown: 0, name_columns: 0 }
     }
 
     pub(super) fn start(&mut self, start: &StartEvent) -> io::Result<()> {
+        if self.detail == Detail::Quiet {
+            return Ok(());
+        }
         let rules = start.rules.len() as u64;
         writeln!(
             self.out,
@@ -83,7 +99,15 @@ impl<W: Write> TextEvents<W> {
         self.out.flush()
     }
 
+    /// Whether every write makes a line.
+    pub(super) fn shows_all(&self) -> bool {
+        self.detail == Detail::All
+    }
+
     pub(super) fn shows(&self, write: &Record) -> bool {
+        if self.detail != Detail::Normal {
+            return self.shows_all();
+        }
         self.seen
             .get(&write.rule_name)
             .is_none_or(|seen| !seen.told || is_power_of_ten(seen.count + 1))
@@ -95,6 +119,11 @@ impl<W: Write> TextEvents<W> {
         }
         let seen = self.seen.get_mut(&write.rule_name).expect("just inserted");
         seen.count += 1;
+        match self.detail {
+            Detail::Quiet => return Ok(()),
+            Detail::Normal => {}
+            Detail::All => return self.whole(write),
+        }
         let count = seen.count;
         if count <= SHOWN_PER_RULE && (count == 1 || self.shown < SHOWN_IN_ALL) {
             self.shown += 1;
@@ -138,7 +167,7 @@ impl<W: Write> TextEvents<W> {
         )
     }
 
-    pub(super) fn warning(&mut self, warning: &WarningEvent) -> io::Result<()> {
+    pub(crate) fn warning(&mut self, warning: &WarningEvent) -> io::Result<()> {
         writeln!(
             self.out,
             "{LOGGED}warning:{LOGGED:#} {}\n  {QUIET}{}{QUIET:#}",
@@ -152,16 +181,30 @@ impl<W: Write> TextEvents<W> {
     }
 
     pub(super) fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        if self.detail == Detail::Quiet {
+            return self.verdict(summary);
+        }
         if !self.seen.is_empty() {
             writeln!(self.out)?;
         }
         crate::closing_table::write(&mut self.out, summary)?;
+        writeln!(self.out)?;
+        self.verdict(summary)
+    }
+
+    fn verdict(&mut self, summary: &Summary) -> io::Result<()> {
+        // The closing table has told it otherwise.
+        if self.detail == Detail::Quiet
+            && let Some(live) = summary.live.as_ref().filter(|live| live.is_failure())
+        {
+            writeln!(self.out, "{DENIED}{}{DENIED:#}", printable(&live.message))?;
+        }
         let (denied, style) = match summary.denied() {
             0 => ("nothing denied".to_owned(), GOOD),
             1 => ("1 write denied".to_owned(), DENIED),
             many => (format!("{} writes denied", grouped(many)), DENIED),
         };
-        writeln!(self.out, "\n{style}{denied}{style:#}")
+        writeln!(self.out, "{style}{denied}{style:#}")
     }
 
     pub(super) fn flush(&mut self) -> io::Result<()> {

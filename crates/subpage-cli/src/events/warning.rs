@@ -1,11 +1,12 @@
 //! What may make a run mean less than it seems to.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::ErrorEvent;
 
 /// Something that may make a run mean less than it seems to. With `--strict` it is an error.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct WarningEvent {
     /// What kind of thing.
     pub warning: WarningKind,
@@ -20,7 +21,7 @@ pub struct WarningEvent {
 }
 
 /// Kinds of warnings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WarningKind {
     /// A rule whose every byte belongs to a stronger rule, or to an equally strong one before it.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use subpage_kvm::boot::sniff;
 use subpage_trace::MAGIC;
@@ -18,15 +18,15 @@ pub(super) enum GuestFile<'a> {
     Trace {
         /// The trace.
         trace: &'a Path,
-        /// The policy.
-        policy: &'a Path,
+        /// The files of the policy, at least one.
+        policy: &'a [PathBuf],
     },
     /// An image that KVM runs.
     Image {
         /// The image.
         image: &'a Path,
-        /// The policy.
-        policy: &'a Path,
+        /// The files of the policy, at least one.
+        policy: &'a [PathBuf],
     },
     /// A saved guest, with the rules that it had.
     Saved {
@@ -47,7 +47,7 @@ pub(super) fn of(arguments: &GuardArguments) -> Result<GuestFile<'_>, Failure> {
         return Ok(GuestFile::Saved { file });
     }
     let image = arguments.guest.as_deref().expect("clap requires it without `--restore`");
-    let policy = arguments.policy.as_deref().expect("clap requires it without `--restore`");
+    let policy = &arguments.policy[..];
     let content = match arguments.backend {
         BackendChoice::Model => Content::Trace,
         BackendChoice::Auto | BackendChoice::Kvm => content(image)?,
@@ -83,6 +83,11 @@ enum Content {
     Image,
     /// Anything else.
     Bytes,
+}
+
+/// Whether a file is a trace, by its content.
+pub fn is_trace(path: &Path) -> Result<bool, Failure> {
+    Ok(content(path)? == Content::Trace)
 }
 
 fn content(path: &Path) -> Result<Content, Failure> {

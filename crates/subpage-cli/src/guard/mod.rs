@@ -10,10 +10,11 @@ mod touch_index;
 mod trace;
 
 pub use byte_rules::ByteRules;
+pub use guest::is_trace;
 pub use model::{MAX_PAGES, Model};
 pub use run_counters::RunCounters;
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use subpage::address::ByteRange;
 use subpage_trap::Verdict;
@@ -90,7 +91,11 @@ fn write_report(summary: &Summary, arguments: &GuardArguments) -> Result<(), Fai
     }
 }
 
-/// The policy's text, read.
-fn draft(path: &Path) -> Result<Draft, Failure> {
-    PolicySource::read(path).map(Draft::parse).map_err(|error| Failure::bad(&error))
+/// The policy's files, read.
+fn draft(paths: &[PathBuf]) -> Result<Draft, Failure> {
+    let read = |path: &PathBuf| {
+        PolicySource::read(path).map(Draft::parse).map_err(|error| Failure::bad(&error))
+    };
+    let (first, rest) = paths.split_first().expect("clap requires a policy without `--restore`");
+    rest.iter().try_fold(read(first)?, |all, path| Ok(all.and(read(path)?)))
 }

@@ -6,6 +6,7 @@ use subpage::rules::{Action, RuleId};
 
 use super::intervals::Intervals;
 use super::touch_index::TouchIndex;
+use crate::events::RunHeader;
 use crate::heat::Heat;
 use crate::policy::Policy;
 use crate::summary::{MAX_FIRST_DENIALS, RuleSummary, Summary};
@@ -52,7 +53,11 @@ impl RunCounters {
         };
         Self {
             actions: policy.rules.iter().map(|rule| rule.rule.action).collect(),
-            rules: policy.rules.iter().map(RuleSummary::new).collect(),
+            rules: policy
+                .rules
+                .iter()
+                .map(|rule| RuleSummary { overruled: Some(0), ..RuleSummary::new(rule) })
+                .collect(),
             met: vec![false; ranges.len()],
             index: TouchIndex::new(&ranges, SUB_PAGE_BYTES),
             pages: widened(PAGE_BYTES),
@@ -122,7 +127,8 @@ impl RunCounters {
             self.index.for_each(bytes, |rule| {
                 let summary = &mut rules[rule];
                 summary.checked += 1;
-                met[rule] = met[rule] || ranges[rule].intersection(bytes).is_some();
+                let meets = ranges[rule].intersection(bytes).is_some();
+                met[rule] |= meets;
                 match decision {
                     Some((decider, verdict)) if decider == rule => {
                         if verdict.is_denial() {
@@ -131,6 +137,7 @@ impl RunCounters {
                             summary.logged += 1;
                         }
                     }
+                    Some(_) if meets => *summary.overruled.get_or_insert(0) += 1,
                     _ => summary.allowed += 1,
                 }
             });
@@ -188,6 +195,7 @@ impl RunCounters {
     /// What the run amounts to; guest, policy and backend are left empty.
     pub fn into_summary(self) -> Summary {
         Summary {
+            header: RunHeader::default(),
             guest: String::new(),
             policy: String::new(),
             backend: String::new(),

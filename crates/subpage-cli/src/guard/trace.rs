@@ -8,7 +8,7 @@ use subpage_trap::Verdict;
 
 use super::{Enforcer, Model, RunCounters};
 use crate::command_line::GuardArguments;
-use crate::events::{EventWriter, RuleEvent, StartEvent, WarningEvent, WarningKind};
+use crate::events::{EventWriter, RuleEvent, RunHeader, StartEvent, WarningEvent, WarningKind};
 use crate::failure::Failure;
 use crate::policy::{Draft, Names, Policy, PolicyRule};
 use crate::progress::Progress;
@@ -24,7 +24,8 @@ pub(super) fn run(
     color: ColorWhen,
     out: &mut Output,
 ) -> Result<Summary, Failure> {
-    let policy_name = draft.source().path().display().to_string();
+    let policy_name = draft.name();
+    let header = RunHeader::now(Some(&draft));
     let mut trace = TraceFile::open(path, arguments.process)?;
     let names = trace.names();
     let policy = draft.resolve(&names).map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
@@ -32,11 +33,11 @@ pub(super) fn run(
     if arguments.strict && !warnings.is_empty() {
         return Err(Failure::Strict(warnings));
     }
-    let mut events = EventWriter::new(&mut *out, arguments.json);
+    let mut events = EventWriter::new(&mut *out, arguments.json, arguments.detail());
     let progress = Progress::new(color, "guarding", trace.bytes);
     let enforcer = Model::new(&policy)?;
     events.start(&StartEvent {
-        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        header: header.clone(),
         guest: trace.name.clone(),
         policy: policy_name.clone(),
         backend: enforcer.name().to_owned(),
@@ -59,6 +60,7 @@ pub(super) fn run(
     }
     warnings.extend(late);
     summary.warnings = warnings;
+    summary.header = header;
     events.summary(&summary)?;
     Ok(summary)
 }

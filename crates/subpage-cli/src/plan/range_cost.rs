@@ -1,5 +1,6 @@
 //! What protecting given ranges would cost.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use subpage::access::SUB_PAGE_BYTES;
 use subpage::address::{ByteRange, PAGE_BYTES};
@@ -7,7 +8,7 @@ use subpage::address::{ByteRange, PAGE_BYTES};
 use subpage_trap::Address;
 
 /// The cost of protecting one range.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RangeCost {
     /// As the user gave it.
     pub name: String,

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use subpage_trace::Process;
 
@@ -126,14 +127,14 @@ fn strip(sub_pages: &[u64; CELLS]) -> String {
     sub_pages.iter().map(|writes| bar(*writes)).collect()
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Line<T> {
     v: u32,
     #[serde(flatten)]
     content: T,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Content<'a> {
     PlanRange(&'a RangeCost),
@@ -165,6 +166,11 @@ enum Content<'a> {
         parent: Option<u16>,
         command: &'a str,
     },
+}
+
+/// The schema of the lines of `plan --json`.
+pub(crate) fn line_schema(generator: &mut SchemaGenerator) -> Schema {
+    Line::<Content<'_>>::json_schema(generator)
 }
 
 fn line(out: &mut impl Write, content: Content<'_>) -> io::Result<()> {

@@ -9,23 +9,26 @@ use subpage::rules::{Action, Owner, RuleName};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostic::Diagnostic;
+use super::diagnostic::{Diagnostic, Mistakes};
 use super::fields::{Fields, type_name};
+use super::names::Names;
+use super::notation::{NotAPlace, is_numeric, place as place_of};
 use super::number::parse_address_range;
 use super::place::{AddressSpace, Part, Place, SymbolFormat, Written};
 use super::{FORMAT_VERSION, MAX_RULES, PolicySource};
 
-const TOP_KEYS: &[&str] = &["version", "rule"];
-const RULE_KEYS: &[&str] = &[
+pub(super) const TOP_KEYS: &[&str] = &["version", "rule"];
+pub(super) const RULE_KEYS: &[&str] = &[
     "name", "range", "symbol", "elf", "map", "address", "bias", "region", "offset", "length",
     "action", "owner", "locked",
 ];
-const RANGE_KEYS: &[&str] = &["start", "end", "length"];
+pub(super) const RANGE_KEYS: &[&str] = &["start", "end", "length"];
 
 const VERSION_HELP: &str = "begin the file with `version = 1`";
 const PLACE_HELP: &str = "give one of `range = \"0x1000..0x1080\"`, `region = \"NAME\"`, or \
                           `symbol = \"NAME\"` with `elf = \"FILE\"` or `map = \"FILE\"`";
-const RANGE_HELP: &str = "write `range = \"0x1000..0x1080\"` (the end is not included) or \
+const RANGE_HELP: &str = "write `range = \"0x1000..0x1080\"` (the end is not included), \
+                          `range = \"0x1000+128\"`, `range = \"NAME+OFFSET+LENGTH\"` or \
                           `range = { start = 0x1000, length = 128 }`";
 const ADDRESS_HELP: &str = "a guest-physical address has at most 48 bits: below 0x1000000000000";
 
@@ -52,6 +55,8 @@ pub struct Draft {
     pub(super) source: PolicySource,
     pub(super) rules: Vec<DraftRule>,
     pub(super) mistakes: Vec<Diagnostic>,
+    /// Other files of the same policy, in their order.
+    pub(super) more: Vec<Draft>,
 }
 
 impl Draft {
@@ -91,7 +96,15 @@ impl Draft {
             }
             rules.extend(rule);
         }
-        Self { source, rules, mistakes }
+        Self { source, rules, mistakes, more: Vec::new() }
+    }
+
+    /// The mistakes of the text alone, if there are any.
+    pub fn mistakes(self) -> Result<Self, Mistakes> {
+        if self.mistakes.is_empty() {
+            return Ok(self);
+        }
+        Err(Mistakes::new(self.source, self.mistakes))
     }
 
     /// The text.
@@ -99,9 +112,42 @@ impl Draft {
         &self.source
     }
 
-    /// The rules that are right so far, in the order of the file.
-    pub fn rules(&self) -> &[DraftRule] {
-        &self.rules
+    /// The same policy with the rules of another file behind its own. Its names must differ from those
+    /// that are there.
+    pub fn and(mut self, mut other: Self) -> Self {
+        let mut taken: HashMap<RuleName, PathBuf> = HashMap::new();
+        for (source, rule) in self.rules() {
+            taken.entry(rule.name).or_insert_with(|| source.path().to_owned());
+        }
+        for rule in &other.rules {
+            if let Some(file) = taken.get(&rule.name) {
+                other.mistakes.push(Diagnostic::new(
+                    rule.span.clone(),
+                    format!("two rules are called `{}`", rule.name),
+                    format!("already in {}", file.display()),
+                    "give each rule a name of its own, also in another file of the same policy",
+                ));
+            }
+        }
+        self.more.push(other);
+        self
+    }
+
+    /// What the policy is called: its files.
+    pub fn name(&self) -> String {
+        let names: Vec<_> = self.sources().map(|it| it.path().display().to_string()).collect();
+        names.join(", ")
+    }
+
+    /// The texts of its files.
+    pub fn sources(&self) -> impl Iterator<Item = &PolicySource> {
+        std::iter::once(&self.source).chain(self.more.iter().map(|draft| &draft.source))
+    }
+
+    /// The rules that are right so far, in the order of the files, each with its file.
+    pub fn rules(&self) -> impl Iterator<Item = (&PolicySource, &DraftRule)> {
+        let files = std::iter::once(self).chain(&self.more);
+        files.flat_map(|file| file.rules.iter().map(|rule| (&file.source, rule)))
     }
 }
 
@@ -128,7 +174,8 @@ fn rule_tables<'t>(
     fields: &mut Fields<'t, '_>,
     quiet: bool,
 ) -> Vec<(&'t DeTable<'t>, Range<usize>)> {
-    const HELP: &str = "write each rule as a table of its own under a line `[[rule]]`";
+    const HELP: &str = "write each rule as a table of its own under a line `[[rule]]`; a policy \
+                        without rules, as for a control run, says `rule = []`";
     let Some(value) = fields.value("rule") else {
         if !quiet {
             fields.mistake(0..0, "the policy has no rule", "", HELP);
@@ -145,9 +192,6 @@ fn rule_tables<'t>(
             return Vec::new();
         }
     };
-    if list.is_empty() {
-        fields.mistake(value.span(), "the policy has no rule", "", HELP);
-    }
     let mut tables = Vec::new();
     for item in list {
         match item.get_ref() {
@@ -252,7 +296,7 @@ fn read_place(fields: &mut Fields<'_, '_>, span: &Range<usize>) -> Option<Place>
             fields.mistake(span.clone(), "the rule has no place", "this rule", PLACE_HELP);
             None
         }
-        Some("range") => read_range(fields).map(Place::Range),
+        Some("range") => read_range(fields),
         Some("region") => {
             let region = fields.text("region", "name an object or a region of the trace");
             let part = read_part(fields);
@@ -349,18 +393,28 @@ fn read_length(fields: &mut Fields<'_, '_>) -> Option<Written<u64>> {
     Some(length)
 }
 
-fn read_range(fields: &mut Fields<'_, '_>) -> Option<ByteRange> {
+fn read_range(fields: &mut Fields<'_, '_>) -> Option<Place> {
     let value = fields.value("range")?;
     let span = value.span();
     match value.get_ref() {
-        DeValue::String(text) => match parse_address_range(text) {
-            Ok(range) => byte_range(fields, &span, range.start, range.end),
-            Err(reason) => {
-                fields.mistake(span, "this is not a range", reason, RANGE_HELP);
-                None
+        DeValue::String(text) => {
+            if let Ok(range) = parse_address_range(text) {
+                return byte_range(fields, &span, range.start, range.end).map(Place::Range);
             }
-        },
-        DeValue::Table(table) => read_range_table(fields, value, table),
+            // Names are known in the second stage.
+            if !is_numeric(text) {
+                let value = text.clone().into_owned();
+                return Some(Place::Notation(Written { value, span }));
+            }
+            match place_of(text, &Names::default(), "") {
+                Ok(range) => Some(Place::Range(range)),
+                Err(NotAPlace { message, help }) => {
+                    fields.mistake(span, message, "", help);
+                    None
+                }
+            }
+        }
+        DeValue::Table(table) => read_range_table(fields, value, table).map(Place::Range),
         other => {
             let label = format!("this is {}", type_name(other));
             fields.mistake(span, "this is not a range", label, RANGE_HELP);

@@ -11,27 +11,31 @@ mod fields;
 mod fleeting;
 mod kallsyms;
 mod names;
+mod notation;
 mod number;
 mod overruled;
 mod place;
 mod resolve;
+mod schema;
 mod source;
 mod symbol_file;
 
 pub use diagnostic::{Diagnostic, Mistakes};
 pub use draft::{Draft, DraftRule};
 pub use names::{LookupError, NamedRange, Names};
+pub use notation::{NotAPlace, address, is_numeric, place as place_of};
 pub use number::{parse_address_range, parse_number};
 pub use place::{AddressSpace, Part, Place, START_KERNEL_MAP, SymbolFormat, Written};
 pub use resolve::{Policy, PolicyRule};
+pub use schema::schema;
 pub use source::{PolicySource, SourceError};
 pub use symbol_file::{SymbolError, read_region_names, read_symbols};
 
 /// The version of the format that this reader knows: the value of the key `version`.
 pub const FORMAT_VERSION: u64 = 1;
 
-/// Longest policy file in bytes: 1 MiB.
-pub const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Longest policy file in bytes: 16 MiB, room for [`MAX_RULES`].
+pub const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// Most rules in a file.
 pub const MAX_RULES: usize = 100_000;

@@ -55,6 +55,8 @@ pub struct Part {
 pub enum Place {
     /// Guest-physical addresses.
     Range(ByteRange),
+    /// A text in the notation of places, with names that the guest brings.
+    Notation(Written<String>),
     /// A name that the guest brings: an object or a region recorded in a trace.
     Region {
         /// The name.

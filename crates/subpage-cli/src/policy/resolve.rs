@@ -9,6 +9,7 @@ use subpage::rules::Rule;
 use super::diagnostic::{Diagnostic, Mistakes};
 use super::draft::{Draft, DraftRule};
 use super::names::{LookupError, NamedRange, Names, did_you_mean, list_candidates};
+use super::notation;
 use super::place::{AddressSpace, Part, Place, SymbolFormat, Written};
 use super::symbol_file::read_symbols;
 
@@ -27,7 +28,7 @@ pub struct PolicyRule {
 /// A policy without mistakes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// The rules in the order of the file; at least one, with names that differ.
+    /// The rules in the order of the files, with names that differ.
     pub rules: Vec<PolicyRule>,
 }
 
@@ -35,7 +36,7 @@ pub struct Policy {
 type SymbolFiles = HashMap<(PathBuf, SymbolFormat, AddressSpace), Result<Names, String>>;
 
 impl Draft {
-    /// Finds the address of every rule; `regions` are the names that a trace brings.
+    /// Finds the address of every rule, or the mistakes of the first file that has any; `regions` are the names that a trace brings.
     ///
     /// Reads the files of symbols that the policy names, each once.
     pub fn resolve(self, regions: &Names) -> Result<Policy, Mistakes> {
@@ -44,13 +45,28 @@ impl Draft {
         } else {
             "the names of a trace are listed by `subpage plan TRACE --names`"
         };
-        self.find_all(regions, otherwise, true)
+        self.find_files(regions, otherwise, true)
     }
 
     /// The same for names from elsewhere; `otherwise` says what to do about a name that is not among
     /// them and like none of them.
     pub fn resolve_or(self, regions: &Names, otherwise: &str) -> Result<Policy, Mistakes> {
-        self.find_all(regions, otherwise, false)
+        self.find_files(regions, otherwise, false)
+    }
+
+    /// The rules of all files; or the mistakes of the first that has any.
+    fn find_files(
+        mut self,
+        regions: &Names,
+        otherwise: &str,
+        recorded: bool,
+    ) -> Result<Policy, Mistakes> {
+        let more = std::mem::take(&mut self.more);
+        let mut policy = self.find_all(regions, otherwise, recorded)?;
+        for file in more {
+            policy.rules.extend(file.find_all(regions, otherwise, recorded)?.rules);
+        }
+        Ok(policy)
     }
 
     fn find_all(
@@ -59,7 +75,7 @@ impl Draft {
         otherwise: &str,
         recorded: bool,
     ) -> Result<Policy, Mistakes> {
-        let Draft { source, rules: drafts, mut mistakes } = self;
+        let Draft { source, rules: drafts, mut mistakes, more: _ } = self;
         let mut resolver =
             Resolver { regions, otherwise, recorded, files: HashMap::new(), searches: 0 };
         let mut rules = Vec::with_capacity(drafts.len());
@@ -107,6 +123,13 @@ impl Resolver<'_> {
     ) -> Result<ByteRange, Diagnostic> {
         match &draft.place {
             Place::Range(range) => Ok(*range),
+            Place::Notation(text) => {
+                self.searches += 1;
+                let names = self.regions;
+                notation::place(&text.value, names, self.otherwise).map_err(|wrong| {
+                    Diagnostic::new(text.span.clone(), wrong.message, "", wrong.help)
+                })
+            }
             Place::Region { region, part } => {
                 let found =
                     find(self.regions, region, "region", self.otherwise, &mut self.searches)?;

@@ -22,7 +22,7 @@ pub enum SourceError {
     },
     /// The file has more than [`MAX_FILE_BYTES`] bytes.
     #[error(
-        "the policy file {} is longer than 1 MiB; split it, or name regions instead of listing ranges",
+        "the policy file {} is longer than 16 MiB; let one rule cover a longer range, or name regions",
         path.display()
     )]
     TooLong {

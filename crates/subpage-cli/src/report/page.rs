@@ -4,6 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{exits, heat_map};
 use crate::closing_table::{page_remark, sub_page_remark};
+use crate::events::RunHeader;
 use crate::summary::{LiveSummary, RuleSummary, Summary};
 use crate::terminal::{bytes, grouped, plural, printable, ratio};
 use subpage_trap::{Address, Record};
@@ -31,12 +32,26 @@ pub(super) fn render(summary: &Summary) -> Markup {
                     (heat_map::section(summary))
                     (first_denials(summary))
                     footer {
-                        "Written by subpage " (env!("CARGO_PKG_VERSION"))
+                        (origin(summary))
+                        "Written by subpage " (summary.header.tool_version)
                         ". The page is complete in itself: it loads nothing and runs nothing. \
                          A page of memory has 4096 bytes, a sub-page 128."
                     }
                 }
             }
+        }
+    }
+}
+
+/// Where the page comes from.
+fn origin(summary: &Summary) -> Markup {
+    let RunHeader { host, command, policy_sha256, started, .. } = &summary.header;
+    html! {
+        p.text {
+            "Begun " (started)
+            @if let Some(host) = host { " on " (printable(host)) }
+            ": " code { (printable(&command.join(" "))) }
+            @if let Some(sum) = policy_sha256 { ". SHA-256 of the policy: " code { (sum) } }
         }
     }
 }
@@ -146,12 +161,12 @@ fn rules(rules: &[RuleSummary]) -> Markup {
         h2 { "Rules" }
         p.soft {
             "Checked: writes that touched a sub-page of the rule. Allowed: they touched none of its \
-             bytes, or a stronger rule decided."
+             bytes. Overruled: a stronger rule decided; on KVM they are among the allowed."
         }
         div.scroll { table {
             thead { tr {
                 th { "Rule" } th { "Action" } th { "Guards" }
-                th.n { "Checked" } th.n { "Allowed" } th.n { "Logged" } th.n { "Denied" }
+                th.n { "Checked" } th.n { "Allowed" } th.n { "Overruled" } th.n { "Logged" } th.n { "Denied" }
                 th { "First denial" }
             } }
             tbody { @for rule in rules { (rule_row(rule)) } }
@@ -167,6 +182,7 @@ fn rule_row(rule: &RuleSummary) -> Markup {
             td.nowrap { code { (rule.start) } " " span.soft { (bytes(rule.length)) } }
             td.n { (grouped(rule.checked)) }
             td.n { (grouped(rule.allowed)) }
+            td.n { @if let Some(count) = rule.overruled { (grouped(count)) } @else { "–" } }
             td class=(if rule.logged > 0 { "n logged-some" } else { "n zero" }) {
                 (grouped(rule.logged))
             }

@@ -87,8 +87,22 @@ fn shown(output: &Output) -> String {
     text + &format!("--- stderr\n{err}--- status {}\n", status(output))
 }
 
+/// The line with the machine's name and the time of the start made the same for every run.
+fn without_header(line: &str) -> String {
+    [("\"host\":", ",\"command\"", "\"HOST\""), ("\"started\":", ",\"guest\"", "\"TIME\"")]
+        .into_iter()
+        .fold(line.to_owned(), |line, (before, after, instead)| {
+            let cut = line.split_once(before).and_then(|(start, rest)| {
+                let (_, end) = rest.split_once(after)?;
+                Some(format!("{start}{before}{instead}{after}{end}"))
+            });
+            cut.unwrap_or(line)
+        })
+}
+
 /// The line with `in 0.01 s;` or `"elapsed_seconds":0.01` made the same for every run.
 fn without_time(line: &str) -> String {
+    let line = &without_header(line);
     for (before, after) in [(" in ", " s; "), ("\"elapsed_seconds\":", "}")] {
         let cut = line.split_once(before).and_then(|(start, rest)| {
             let (time, end) = rest.split_once(after)?;
@@ -489,4 +503,40 @@ fn a_signal_ends_a_trace_that_nobody_reads() {
     kill(Pid::from_raw(child.id().try_into().expect("a process")), Signal::SIGTERM).expect("runs");
     assert_eq!(child.wait().expect("ends").signal(), Some(15));
     drop(reader);
+}
+
+/// Rules of several files are one policy, and names are told apart by all of them.
+#[test]
+fn several_files_are_one_policy() {
+    let place = Place::new();
+    let rule = |name: &str, region: &str| {
+        format!("version = 1\n[[rule]]\nname = \"{name}\"\nregion = \"{region}\"\n")
+    };
+    place.policy("a.toml", &rule("args", "helper_args"));
+    place.policy("b.toml", &rule("path", "helper_path"));
+    let output = place.run(&["guard", "-p", "a.toml", "-p", "b.toml", "server.sptrace"]);
+    assert_eq!(status(&output), 3);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("with 2 rules of a.toml, b.toml") && text.contains("denied        path"));
+    place.policy("b.toml", &rule("args", "helper_path"));
+    let output = place.run(&["guard", "-p", "a.toml", "-p", "b.toml", "server.sptrace"]);
+    assert_eq!(status(&output), 2);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("two rules are called `args`") && errors.contains("already in a.toml"));
+    let output = place.run(&["guard", "-p", "-", "-p", "-", "server.sptrace"]);
+    assert_eq!(status(&output), 2);
+}
+
+/// What a run without protection shows, and what it costs: nothing.
+#[test]
+fn a_policy_without_rules_is_a_control_run() {
+    let place = Place::new();
+    place.policy("none.toml", "version = 1\nrule = []\n");
+    let output = place.run(&["guard", "-p", "none.toml", "server.sptrace", "--report", "r.html"]);
+    assert_eq!(status(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1,010 writes"));
+    place.policy("none.toml", "version = 1\n");
+    let output = place.run(&["guard", "-p", "none.toml", "server.sptrace"]);
+    assert_eq!(status(&output), 2, "forgotten rules are a mistake");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("rule = []"));
 }

@@ -171,9 +171,9 @@ fn shown_output(output: &Output) -> String {
 
 const REQUESTS: [&[&str]; 15] = [
     &["show"],
-    &["get", "0x10e"],
-    &["get", "0x10e", "3"],
-    &["set", "0x10e", "fffffff7", "0xFF"],
+    &["get", "0x10e180"],
+    &["get", "0x10e000", "3"],
+    &["set", "0x10e000", "fffffff7", "0xFF"],
     &["add", "helper path", "0x10e180..0x10e200"],
     &["add", "x", "0x10e180+1", "--action", "allow-once", "--owner", "7", "--locked"],
     &["remove", "13"],
@@ -280,9 +280,9 @@ fn bad_input_ends_with_2() {
     let cases: [&[&str]; 9] = [
         &["nowhere", "show"],
         &["nowhere", "show", "--json"],
-        &["socket", "get", "0x10e", "513"],
-        &["socket", "get", "0x1000000000"],
-        &["socket", "set", "0x10e", "1ffffffff"],
+        &["socket", "get", "0x10e000", "513"],
+        &["socket", "get", "0x1000000000000"],
+        &["socket", "set", "0x10e000", "1ffffffff"],
         &["socket", "add", "x", "0x2000..0x1000"],
         &["socket", "add", "x", "0x1000", "--action", "deny"],
         &["socket", "add", "x", "0x1000+1", "--action", "block"],

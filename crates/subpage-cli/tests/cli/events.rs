@@ -4,7 +4,7 @@ use std::io;
 
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, RuleId};
-use subpage_cli::events::{EventWriter, FailedEvent, SHOWN_PER_RULE};
+use subpage_cli::events::{Detail, EventWriter, FailedEvent, SHOWN_PER_RULE};
 use subpage_trap::{Event, Record, Verdict};
 
 use crate::runs::{Run, counter, live, quiet, thirty};
@@ -12,7 +12,7 @@ use crate::{assert_golden, plain};
 
 fn output(run: &Run, json: bool) -> String {
     let mut bytes = Vec::new();
-    let mut events = EventWriter::new(&mut bytes, json);
+    let mut events = EventWriter::new(&mut bytes, json, Detail::Normal);
     let all = || -> io::Result<()> {
         events.start(&run.start)?;
         for write in &run.events {
@@ -70,7 +70,7 @@ fn a_guest_that_is_kept_is_told() {
     let failed = FailedEvent { message: "rip \u{1b}0x1".to_owned(), control: "/run/s".to_owned() };
     for json in [false, true] {
         let mut bytes = Vec::new();
-        EventWriter::new(&mut bytes, json).failed(&failed).expect("memory");
+        EventWriter::new(&mut bytes, json, Detail::Normal).failed(&failed).expect("memory");
         let text = plain(&String::from_utf8(bytes).expect("text"));
         assert!(text.contains("/run/s") && !text.contains('\u{1b}'), "{text}");
         if json {
@@ -94,7 +94,7 @@ fn an_event_of_kvm_is_written_in_both_forms() {
     let record = Record { seq: 1, write: 7, rule_name, function: None, text: None, event };
     let written = |json| {
         let mut bytes = Vec::new();
-        EventWriter::new(&mut bytes, json).write(&record).expect("memory");
+        EventWriter::new(&mut bytes, json, Detail::Normal).write(&record).expect("memory");
         plain(&String::from_utf8(bytes).expect("text"))
     };
     assert_eq!(written(true), serde_json::to_string(&record.line()).expect("JSON") + "\n");
@@ -114,5 +114,8 @@ fn text_is_bounded_and_the_totals_are_not() {
     assert!(run.summary.denied() > 100);
     assert!(text.lines().count() < 80);
     let rule = &run.summary.rules[0];
-    assert_eq!(rule.checked, rule.allowed + rule.logged + rule.denied);
+    assert_eq!(
+        rule.checked,
+        rule.allowed + rule.overruled.unwrap_or(0) + rule.logged + rule.denied
+    );
 }

@@ -6,11 +6,13 @@ mod compile;
 mod ctl;
 mod enforcers;
 mod events;
+mod first_hour;
 mod kallsyms;
 mod kvm;
 mod policy;
 mod report;
 mod runs;
+mod schema;
 mod symbols;
 mod warnings;
 

@@ -102,7 +102,7 @@ fn the_limits_of_a_file_hold() {
     let file = std::fs::File::create(&path).expect("file");
     file.set_len(MAX_FILE_BYTES + 1).expect("length");
     let error = PolicySource::read(&path).expect_err("too long").to_string();
-    assert!(error.contains("longer than 1 MiB"), "{error}");
+    assert!(error.contains("longer than 16 MiB"), "{error}");
     std::fs::write(&path, b"version = 1\n# \xff").expect("file");
     let error = PolicySource::read(&path).expect_err("not text").to_string();
     assert!(error.contains("byte 14"), "{error}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
-use subpage_cli::events::{LiveStart, RuleEvent, StartEvent};
+use subpage_cli::events::{LiveStart, RuleEvent, RunHeader, StartEvent};
 use subpage_cli::heat::Heat;
 use subpage_cli::policy::PolicyRule;
 use subpage_cli::summary::{EndingKind, LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
@@ -24,11 +24,24 @@ pub(crate) struct Run {
     pub(crate) summary: Summary,
 }
 
+fn header() -> RunHeader {
+    RunHeader {
+        tool_version: "0.0.0".to_owned(),
+        host: Some("a \u{1b}host".to_owned()),
+        command: ["subpage", "guard", "-p", "policy.toml", "<b>guest"].map(str::to_owned).into(),
+        policy_sha256: Some("ab".repeat(32)),
+        started: "2026-11-27T09:00:00.5Z".to_owned(),
+    }
+}
+
 /// Runs `writes` (address, length, pc) through `rules`; the strongest touched rule decides.
 pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)]) -> Run {
     let ranges: Vec<_> = rules.iter().map(|rule| rule.rule.range).collect();
     let mut heat = Heat::around(&ranges);
-    let mut summaries: Vec<_> = rules.iter().map(RuleSummary::new).collect();
+    let mut summaries: Vec<_> = rules
+        .iter()
+        .map(|rule| RuleSummary { overruled: Some(0), ..RuleSummary::new(rule) })
+        .collect();
     let mut events = Vec::new();
     let mut first_denials = Vec::new();
     let (mut exits_page, mut exits_sub_page) = (0, 0);
@@ -49,7 +62,9 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
         for (index, summary) in summaries.iter_mut().enumerate() {
             if widened(ranges[index], 128) {
                 summary.checked += 1;
+                let meets = ranges[index].intersection(bytes).is_some();
                 let counter = match (decider == Some(index), denied) {
+                    (false, _) if meets => summary.overruled.as_mut().expect("it is counted"),
                     (false, _) => &mut summary.allowed,
                     (true, false) => &mut summary.logged,
                     (true, true) => &mut summary.denied,
@@ -86,7 +101,9 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
     let heat_omitted = heat.omitted();
     let heat = heat.into_pages();
     let guarded = || heat.iter().filter(|page| !page.rules.is_empty());
+    let header = header();
     let summary = Summary {
+        header: header.clone(),
         guest: guest.to_owned(),
         policy: "policy.toml".to_owned(),
         backend: "model".to_owned(),
@@ -106,7 +123,7 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
         heat_omitted,
     };
     let start = StartEvent {
-        tool_version: "0.0.0".to_owned(),
+        header,
         guest: guest.to_owned(),
         policy: "policy.toml".to_owned(),
         backend: "model".to_owned(),

@@ -107,7 +107,8 @@ fn place(header: &setup_header, bytes: u64) -> Result<Piece, BzImageError> {
     let sectors = if header.setup_sects == 0 { 4 } else { header.setup_sects };
     let offset = (u64::from(sectors) + 1) * SECTOR;
     // The size counts units of 16 bytes. A file may have more: signatures lie behind the kernel.
-    let counted = u64::from(header.syssize) * 16;
+    // It is rounded up, and builds differ in whether they fill the last unit.
+    let counted = (u64::from(header.syssize) * 16).saturating_sub(15);
     let needed = offset + counted.max(ENTRY_64 + 1);
     if bytes < needed {
         return Err(BzImageError::CutOff { needed, bytes });

@@ -2,7 +2,7 @@
 
 use linux_loader::elf::{
     EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, EM_X86_64, ET_EXEC, Elf64_Ehdr, Elf64_Phdr,
-    PT_INTERP, PT_LOAD,
+    PT_INTERP, PT_LOAD, PT_NOTE,
 };
 use subpage::address::{ByteRange, Gpa};
 use thiserror::Error;
@@ -17,6 +17,9 @@ use super::{BootError, Format, Part, Placed};
 const HEADER_BYTES: u64 = size_of::<Elf64_Phdr>() as u64;
 /// A number of program headers that means: look elsewhere for it.
 const TOO_MANY_HEADERS: u16 = 0xffff;
+
+/// Bytes of a note segment that are looked at; the tag stands at its beginning.
+const MAX_NOTE_BYTES: usize = 4096;
 
 /// Why an ELF file cannot be a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -33,14 +36,17 @@ pub enum ElfError {
     /// Relocatable, shared or a core dump.
     #[error(
         "the ELF file has type {kind}, not 2 (executable at fixed addresses); link the guest with \
-         -static -no-pie"
+         -static -no-pie -nostdlib"
     )]
     Type {
         /// `e_type`.
         kind: u16,
     },
     /// It wants a dynamic linker.
-    #[error("the ELF file needs a dynamic linker; link the guest with -static")]
+    #[error(
+        "the ELF file needs a dynamic linker, as programs for Linux do, whose writes `subpage record` \
+         records; link a guest with -static -no-pie -nostdlib"
+    )]
     Interpreter,
     /// Program headers of another size, or more than their number can say.
     #[error("the ELF file has {count} program headers of {bytes} bytes; 1 to 65534 of 56 are read")]
@@ -50,6 +56,13 @@ pub enum ElfError {
         /// `e_phentsize`.
         bytes: u16,
     },
+    /// It is built to run under Linux.
+    #[error(
+        "this is a program for Linux, which needs a kernel under it: `subpage record` records its \
+         writes for `subpage guard`; a guest of its own is linked without the C library \
+         (-static -no-pie -nostdlib)"
+    )]
+    ForLinux,
     /// The program headers are not in the file.
     #[error(
         "the ELF file is cut off: its {count} program headers at {offset:#x} are beyond its end"
@@ -137,10 +150,41 @@ fn parse(source: &Source) -> Result<Result<Parsed, ElfError>, BootError> {
         source.read(at, header.as_mut_slice())?;
         at += HEADER_BYTES;
     }
+    for header in &table {
+        if header.p_type == PT_NOTE && is_for_linux(source, header)? {
+            return Ok(Err(ElfError::ForLinux));
+        }
+    }
     Ok(segments(source, &table).and_then(|pieces| {
         let entry = entry(header.e_entry, &table)?;
         Ok((entry, pieces))
     }))
+}
+
+/// Whether a note segment holds the tag by which the C library's start files mark programs for Linux:
+/// name `GNU`, type 1 (NT_GNU_ABI_TAG), operating system 0. Linux Standard Base, "ABI note tag".
+fn is_for_linux(source: &Source, header: &Elf64_Phdr) -> Result<bool, BootError> {
+    let length = usize::try_from(header.p_filesz).unwrap_or(usize::MAX).min(MAX_NOTE_BYTES);
+    if !source.has(header.p_offset, length as u64) {
+        return Ok(false);
+    }
+    let mut notes = vec![0; length];
+    source.read(header.p_offset, &mut notes)?;
+    let aligned = |length: usize| length.next_multiple_of(if header.p_align == 8 { 8 } else { 4 });
+    let mut rest = &notes[..];
+    while let Some((head, content)) = rest.split_first_chunk::<12>() {
+        let word = |at: usize| {
+            u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize
+        };
+        let (name, kind) = (content.get(..word(0)), word(8));
+        let Some(description) = content.get(aligned(word(0)).min(content.len())..) else { break };
+        if name == Some(b"GNU\0") && kind == 1 && description.starts_with(&[0; 4]) {
+            return Ok(true);
+        }
+        let Some(next) = description.get(aligned(word(4))..) else { break };
+        rest = next;
+    }
+    Ok(false)
 }
 
 fn check(header: &Elf64_Ehdr) -> Result<(), ElfError> {

@@ -98,8 +98,9 @@ pub enum BootError {
     /// A part needs bytes that are no guest memory.
     #[error(
         "{placed} does not lie in the guest's memory of {bytes} bytes (0x0..{low:#x}{}); \
-         give the guest more memory or link it elsewhere",
-        and_above(*high)
+         {}",
+        and_above(*high),
+        advice(placed, *low, *high)
     )]
     NotMemory {
         /// The part.
@@ -155,6 +156,17 @@ pub enum BootError {
         /// What was asked for.
         cpus: u32,
     },
+}
+
+/// More memory helps where memory would come: not between its end below 4 GiB and 4 GiB, if there is
+/// memory above already, or where devices lie.
+fn advice(placed: &Placed, low: u64, high: Option<(u64, u64)>) -> &'static str {
+    let (first, last) = (placed.range.first().as_u64(), placed.range.last().as_u64());
+    if high.is_some() && first < 4 << 30 && last >= low {
+        "devices lie there, whatever memory the guest has: link it elsewhere"
+    } else {
+        "give the guest more memory or link it elsewhere"
+    }
 }
 
 fn and_above(high: Option<(u64, u64)>) -> String {

@@ -16,6 +16,7 @@ mod socket;
 
 pub use client::{Client, Watch, WatchLine};
 pub use error::{ClientError, ControlError};
+pub use path::default_sockets;
 pub use server::{MAX_CLIENTS, RequestHandler, Server};
 
 /// Longest line of a client, in bytes, its end not counted.

@@ -6,7 +6,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 use tempfile::TempDir;
@@ -85,6 +85,33 @@ fn find_in<T>(
         .tempdir_in(temporary)
         .map_err(|cause| system("make a directory in", temporary, cause))?;
     Ok((listen(&path(directory.path()))?, Some(directory)))
+}
+
+/// The sockets of this user's running guests in the places where [`find`] makes them. Some may be of
+/// processes that have been killed.
+pub fn default_sockets() -> Vec<PathBuf> {
+    let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let runtime = runtime.filter(|path| path.is_absolute()).map(|path| path.join("subpage"));
+    let mut directories: Vec<PathBuf> = runtime.into_iter().collect();
+    for temporary in [env::temp_dir(), PathBuf::from("/tmp")] {
+        let own = entries(&temporary).filter(|path| {
+            path.file_name().is_some_and(|name| name.as_bytes().starts_with(PREFIX.as_bytes()))
+        });
+        directories.extend(own);
+    }
+    let mut sockets: Vec<_> = directories
+        .iter()
+        .filter(|directory| is_private(directory))
+        .flat_map(|directory| entries(directory))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
+        .collect();
+    sockets.sort();
+    sockets.dedup();
+    sockets
+}
+
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
 fn fits(path: &Path) -> bool {

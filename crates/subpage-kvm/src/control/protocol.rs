@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 /// A rule as a request names it: by number or by its name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum RuleRef {
     /// Its number.
     Number(u64),
@@ -19,6 +20,7 @@ pub enum RuleRef {
 /// A rule to be added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NewRule {
     /// 1 to 62 bytes of UTF-8 without control characters.
     pub name: String,
@@ -39,6 +41,7 @@ pub struct NewRule {
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Request {
     /// State of the guest, rules, trackings and counts.
     Show,
@@ -98,6 +101,7 @@ pub enum Request {
 
 /// A written page of a harvest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Written {
     /// Its frame.
     pub gfn: u64,
@@ -107,6 +111,7 @@ pub struct Written {
 
 /// A rule that is in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ShownRule {
     /// Its number.
     pub rule: u64,
@@ -125,6 +130,7 @@ pub struct ShownRule {
 
 /// A tracked range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ShownTracking {
     /// Its number.
     pub track: u64,
@@ -136,6 +142,7 @@ pub struct ShownTracking {
 
 /// The state of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Shown {
     /// `running`, `failed` (see `failure`), or `ended`.
     pub state: String,
@@ -160,6 +167,7 @@ pub struct Shown {
 /// The object does not tell which of these it is: [`Request::reply`] reads it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Reply {
     /// To `show`.
     Shown(Box<Shown>),
@@ -199,6 +207,7 @@ pub enum Reply {
 
 /// Why a request was refused; nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Refusal {
     /// The errno name of the KVM series where it has one (`EPERM`, `EINVAL`, `ENOENT`, `ENOMEM`,
     /// `EFAULT`, `EBUSY`), else `EIO`.

@@ -16,12 +16,14 @@ use crate::{Address, Digits, Event, INSTRUCTION_BYTES, Origin, Response, Verdict
 /// Version of the description of events: the value of `v` in every line.
 pub const VERSION: u32 = 1;
 
-/// The fields in their order.
+/// A write that met a rule or an access map.
 #[derive(Serialize, Deserialize)]
-struct Object<'a> {
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub(super) struct Object<'a> {
     seq: u64,
     rule: Option<Cow<'a, str>>,
     #[serde(with = "word_of_action")]
+    #[cfg_attr(feature = "schema", schemars(with = "super::schema::ActionWord"))]
     action: Action,
     verdict: Verdict,
     write: u64,
@@ -53,8 +55,10 @@ struct Object<'a> {
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub(super) struct Line<'a> {
     v: u32,
+    #[cfg_attr(feature = "schema", schemars(with = "super::schema::LineType"))]
     r#type: &'static str,
     #[serde(flatten)]
     record: Object<'a>,
@@ -63,7 +67,8 @@ struct Line<'a> {
 /// What becomes of an instruction whose write was denied.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Becomes {
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub(super) enum Becomes {
     Skip,
     Fault,
 }
@@ -191,7 +196,7 @@ impl<'de> Deserialize<'de> for Record {
 
 /// Bytes as [`Digits`].
 #[derive(Default)]
-struct Bytes<'a>(Cow<'a, [u8]>);
+pub(super) struct Bytes<'a>(Cow<'a, [u8]>);
 
 impl<'a> Bytes<'a> {
     /// `None` where there are none.
@@ -222,7 +227,8 @@ impl<'de> Deserialize<'de> for Bytes<'_> {
 
 /// A stretch of time as a number of seconds, to the microsecond.
 #[derive(Serialize, Deserialize)]
-struct Seconds(f64);
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub(super) struct Seconds(f64);
 
 impl Seconds {
     fn of(time: Duration) -> Self {

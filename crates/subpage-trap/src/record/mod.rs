@@ -1,6 +1,8 @@
 //! An event as programs keep, show and send it.
 
 mod json;
+#[cfg(feature = "schema")]
+mod schema;
 
 use std::string::{String, ToString};
 use std::vec::Vec;

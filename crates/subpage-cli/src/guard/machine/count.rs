@@ -9,6 +9,7 @@ use subpage_trap::{Address, Event, Record};
 
 use super::super::intervals::Intervals;
 use super::ending::RunEnd;
+use crate::events::RunHeader;
 use crate::heat::Heat;
 use crate::policy::PolicyRule;
 use crate::summary::{LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
@@ -42,6 +43,7 @@ impl Known {
             line: None,
             checked: 0,
             allowed: 0,
+            overruled: None,
             logged: 0,
             denied: 0,
             first_denial: None,
@@ -130,6 +132,7 @@ impl Count {
             .map(|rule| counted(rule.summary, trap_counts.rule(rule.id)))
             .collect();
         Summary {
+            header: RunHeader::default(),
             guest: String::new(),
             policy: String::new(),
             backend: String::new(),

@@ -42,7 +42,7 @@ impl RunEnd {
             (Ending::Requested, None) => EndingKind::Requested,
         };
         let message = match kind {
-            EndingKind::TimedOut => "the guest was ended when its time was up".to_owned(),
+            EndingKind::TimedOut => "time limit reached; the guest was ended".to_owned(),
             EndingKind::Interrupted => "the guest was ended by a signal to this program".to_owned(),
             _ => ending.to_string(),
         };

@@ -29,10 +29,10 @@ use self::supervise::{Grace, Limits, Teller, supervise};
 use crate::command_line::{
     DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, PageTables, TrapChoice,
 };
-use crate::events::{EventWriter, LiveStart, RuleEvent, StartEvent, WarningEvent};
+use crate::events::{EventWriter, LiveStart, RuleEvent, RunHeader, StartEvent, WarningEvent};
 use crate::failure::{Failure, Status};
 use crate::policy::{Draft, Policy};
-use crate::summary::Summary;
+use crate::summary::{LiveSummary, Summary};
 use crate::terminal::style::LOGGED;
 use crate::terminal::{ColorWhen, Output, Screen, bytes, grouped, tell};
 
@@ -78,7 +78,8 @@ pub(super) fn run(
     color: ColorWhen,
 ) -> Result<Ran, Failure> {
     let asked = &arguments.machine;
-    let policy_name = draft.source().path().display().to_string();
+    let header = RunHeader::now(Some(&draft));
+    let policy_name = draft.name();
     let names = names::of_guest(image, &draft, asked)?;
     let moving = names::may_move(image, &draft, asked)?;
     let starts = names::kernel_starts(&names, &draft, asked);
@@ -104,7 +105,7 @@ pub(super) fn run(
     let known = (first.0..).zip(&policy.rules).map(|(id, rule)| Known::of_policy(id, rule));
     let count = Count::new(known.collect());
     let start = StartEvent {
-        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        header,
         guest: image.display().to_string(),
         policy: policy_name,
         backend: "kvm".to_owned(),
@@ -129,7 +130,7 @@ pub(super) fn restore(
         Count::new(rules.iter().map(|shown| Known::of_machine(shown.rule, &shown.new)).collect());
     let name = file.display().to_string();
     let start = StartEvent {
-        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        header: RunHeader::now(None),
         guest: name.clone(),
         // The rules are in it.
         policy: name,
@@ -178,7 +179,7 @@ fn go(
         control: control.clone(),
         metrics: metrics.as_ref().map(|server| format!("http://{}/metrics", server.local_addr())),
     });
-    let mut events = EventWriter::new(screen.lines(), arguments.json);
+    let mut events = EventWriter::new(screen.lines(), arguments.json, arguments.detail());
     events.start(&start)?;
     for warning in &warnings {
         events.warning(warning)?;
@@ -208,8 +209,9 @@ fn go(
     summary.backend = start.backend;
     summary.elapsed = Some(elapsed);
     summary.warnings = warnings;
+    summary.header = start.header;
     events.summary(&summary)?;
-    let failed = summary.live.as_ref().is_some_and(|live| live.kind.is_failure());
+    let failed = summary.live.as_ref().is_some_and(LiveSummary::is_failure);
     let status = match (summary.denied() > 0, failed) {
         // What was denied is what people run this for.
         (true, _) => Status::Denied,

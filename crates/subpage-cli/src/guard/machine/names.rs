@@ -37,7 +37,9 @@ pub(super) fn of_guest(
     }
     let is_elf = sniff(image).map_err(|error| Failure::bad(&error))? == Some(Format::Elf64);
     // A kernel with debug information has a gigabyte, which is read only if it is asked for.
-    let wanted = draft.rules().iter().any(|rule| matches!(rule.place, Place::Region { .. }));
+    let wanted = draft
+        .rules()
+        .any(|(_, rule)| matches!(rule.place, Place::Region { .. } | Place::Notation(_)));
     if !is_elf {
         return Ok(GuestNames {
             list: Names::default(),
@@ -61,7 +63,7 @@ pub(super) fn may_move(
     draft: &Draft,
     asked: &MachineArguments,
 ) -> Result<Option<WarningEvent>, Failure> {
-    let by_name = draft.rules().iter().any(|rule| !matches!(rule.place, Place::Range(_)));
+    let by_name = draft.rules().any(|(_, rule)| !matches!(rule.place, Place::Range(_)));
     let stays = asked
         .cmdline
         .as_deref()
@@ -100,9 +102,9 @@ pub(super) fn kernel_starts(
         starts.push(KernelStart { path: path.clone(), start: first.start.into() });
     }
     let mut seen = HashSet::new();
-    for rule in draft.rules() {
+    for (source, rule) in draft.rules() {
         let Place::Symbol { file, format, space, bias, .. } = &rule.place else { continue };
-        let path = draft.source().relative(&file.value);
+        let path = source.relative(&file.value);
         let bias = bias.as_ref().map_or(0, |bias| bias.value);
         if *space == AddressSpace::Virtual || !seen.insert((path.clone(), *format, *space, bias)) {
             continue;

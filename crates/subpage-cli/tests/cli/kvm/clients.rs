@@ -79,7 +79,7 @@ impl Watcher {
 
 /// Each sees what it has done itself, at once.
 fn set_and_get(place: &Place, gfn: u64) {
-    let gfn = gfn.to_string();
+    let gfn = format!("{:#x}", gfn * 4096);
     for round in 0..ROUNDS {
         let map = !(1_u32 << round);
         place.ask(&["set", &gfn, &format!("{map:08x}")]);
@@ -92,7 +92,7 @@ fn add_and_remove(place: &Place) {
     for round in 0..ROUNDS {
         let name = format!("round {round}");
         let added = place.ask(&["add", &name, "0x300080+128"]);
-        assert_eq!(place.ask(&["get", "0x300"])["maps"], Value::from([!(1_u32 << 1)]));
+        assert_eq!(place.ask(&["get", "0x300000"])["maps"], Value::from([!(1_u32 << 1)]));
         place.ask(&["remove", &added["rule"].to_string()]);
         assert_eq!(place.ctl(&["remove", &name]).status.code(), Some(2), "it is gone");
     }

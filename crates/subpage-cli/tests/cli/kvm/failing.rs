@@ -53,9 +53,9 @@ fn an_emulation_failure_inside_kvm_can_be_looked_at() {
     }
     let shown = place.ask(&["show"]);
     assert_eq!((&shown["state"], &shown["failure"]), (&"failed".into(), &told["message"]));
-    assert_eq!(place.ask(&["get", "0x200"])["maps"], Value::from([!(1_u32 << 1)]));
+    assert_eq!(place.ask(&["get", "0x200000"])["maps"], Value::from([!(1_u32 << 1)]));
     place.ask(&["add", "more", "0x200100+4"]);
-    assert_eq!(place.ask(&["get", "0x200"])["maps"], Value::from([!(0b11_u32 << 1)]));
+    assert_eq!(place.ask(&["get", "0x200000"])["maps"], Value::from([!(0b11_u32 << 1)]));
     place.ask(&["save", "guest.state"]);
     place.ask(&["stop"]);
     let (summary, status) = running.end();

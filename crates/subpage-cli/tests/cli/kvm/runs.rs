@@ -183,3 +183,53 @@ fn events_name_the_function_that_wrote() {
         assert_eq!(denied, [setrlimit(0x12), second], "{symbols}");
     }
 }
+
+/// Its own word for failure is one, where nothing was denied.
+#[test]
+fn a_guest_that_says_it_failed_ends_with_4() {
+    if !can_run() {
+        return;
+    }
+    for (code, expected) in [(7, 4), (0, 0)] {
+        let place = Place::new(&assemble(|guest| exit(guest, code)));
+        let (summary, status) = Running::start(&place, &[]).end();
+        assert_eq!((&summary["exit_code"], status), (&code.into(), Some(expected)));
+    }
+}
+
+/// By the place where its socket is made, and by the names of its memory.
+#[test]
+fn a_guest_is_found_and_asked_by_names() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&endless());
+    let guard = ["guard", "-p", "policy.toml", "--load-address", "0x100000", "--json"];
+    let guard = [&guard[..], &["--symbols", "System.map", "guest"]].concat();
+    let list = |arguments: &[&str]| {
+        let output = place.program(&[&["ctl", "list"][..], arguments].concat()).output();
+        String::from_utf8(output.expect("starts").stdout).expect("text")
+    };
+    assert!(list(&[]).contains("no guest of yours"));
+    let running = Running::of(place.program(&guard));
+    let found: Value = serde_json::from_str(&list(&["--json"])).expect("one guest");
+    assert_eq!(found["state"], "running");
+    let socket = found["socket"].as_str().expect("a path");
+    assert!(list(&[]).contains(socket));
+    let ask = |request: &[&str]| {
+        let names = ["ctl", socket, "--json", "--symbols", "System.map"];
+        place.program(&[&names[..], request].concat()).output().expect("starts")
+    };
+    let maps: Value = serde_json::from_slice(&ask(&["get", "helper_path"]).stdout).expect("JSON");
+    assert_eq!(maps["maps"], Value::from([!(1_u32 << 1)]));
+    assert_eq!(ask(&["add", "more", "helper_path+0x80+128"]).status.code(), Some(0));
+    let maps: Value = serde_json::from_slice(&ask(&["get", "0x200000"]).stdout).expect("JSON");
+    assert_eq!(maps["maps"], Value::from([!(0b11_u32 << 1)]));
+    for wrong in [&["set", "helper_path", "ffffffff"][..], &["track", "helper_pth+0+8"]] {
+        assert_eq!(ask(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    assert_eq!(ask(&["stop"]).status.code(), Some(0));
+    drop(running);
+    let output = place.program(&["ctl", "socket"]).output().expect("starts");
+    assert_eq!(output.status.code(), Some(2), "nothing is asked");
+}

@@ -101,7 +101,7 @@ fn the_time_limit_ends_it() {
         let mut stalled = Stalled::start(&place, &[&report[..], more].concat());
         assert_eq!(stalled.end(&place), Some(status));
         let page = fs::read_to_string(place.path("report.html")).expect("a report");
-        assert!(page.contains("its time was up"));
+        assert!(page.contains("time limit reached"));
     }
 }
 

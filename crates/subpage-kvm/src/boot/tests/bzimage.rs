@@ -78,9 +78,9 @@ fn kernels_that_cannot_start_are_refused() {
     let header = setup_header { jump: 0x61eb, ..setup() };
     assert_eq!(refused(&header), BzImageError::Header { end: 0x263, bytes: 0x700 });
     let header = setup_header { syssize: 0x31, ..setup() };
-    assert_eq!(refused(&header), BzImageError::CutOff { needed: 0x710, bytes: 0x700 });
+    assert_eq!(refused(&header), BzImageError::CutOff { needed: 0x701, bytes: 0x700 });
     let header = setup_header { syssize: u32::MAX, ..setup() };
-    let needed = 0x400 + u64::from(u32::MAX) * 16;
+    let needed = 0x400 + u64::from(u32::MAX) * 16 - 15;
     assert_eq!(refused(&header), BzImageError::CutOff { needed, bytes: 0x700 });
     // Zero sectors mean four, and a kernel has to reach its entry.
     let header = setup_header { setup_sects: 0, syssize: 0, ..setup() };
@@ -143,4 +143,17 @@ fn the_command_line_is_as_long_as_the_kernel_takes_it() {
     load(&most, &greedy).expect("all the room");
     let error = load(&format!("{most}x"), &greedy).expect_err("no room");
     assert!(matches!(error, BootError::CommandLineTooLong { bytes: 0x1_0000, most: 0xffff }));
+}
+
+/// The header counts units of 16 bytes, rounded up.
+#[test]
+fn a_kernel_may_end_within_its_last_16_bytes() {
+    let mut image = bzimage(&setup());
+    image.truncate(0x6f1);
+    Scene::used().load(&image).expect("a kernel");
+    image.truncate(0x6f0);
+    assert!(matches!(
+        Scene::used().load(&image),
+        Err(BootError::BzImage { error: BzImageError::CutOff { needed: 0x6f1, bytes: 0x6f0 }, .. })
+    ));
 }

@@ -204,3 +204,30 @@ fn a_guest_above_4_gib_is_loaded() {
     let boot = scene.load(&elf(at, &[segment(at, at, b"\xf4", 0x1000)])).expect("a guest");
     assert_eq!((boot.entry, scene.bytes(at)), (at, *b"\xf4"));
 }
+
+/// It would die at its first system call, or before.
+#[test]
+fn a_program_for_linux_is_no_guest() {
+    let code = segment(0x10_0000, 0x10_0000, &[0xf4; 16], 16);
+    let note = |kind: u32, system: u32, name: &[u8; 4]| {
+        let mut bytes = Vec::new();
+        // Another note comes first.
+        for (kind, system, name) in [(3, 0, b"GNU\0"), (kind, system, name)] {
+            for word in [4, 16, kind] {
+                bytes.extend(u32::to_le_bytes(word));
+            }
+            bytes.extend(name);
+            for word in [system, 3, 2, 0] {
+                bytes.extend(u32::to_le_bytes(word));
+            }
+        }
+        let mut note = segment(0, 0, &bytes, 0);
+        note.header.p_type = PT_NOTE;
+        note
+    };
+    let with = |note| elf(0x10_0000, &[code.clone(), note]);
+    assert_eq!(refused(&with(note(1, 0, b"GNU\0"))), ElfError::ForLinux);
+    for other in [note(1, 1, b"GNU\0"), note(2, 0, b"GNU\0"), note(1, 0, b"Xen\0")] {
+        Scene::used().load(&with(other)).expect("a guest");
+    }
+}

@@ -46,7 +46,8 @@ fn every_beginning_of_an_elf_file_is_refused() {
 #[test]
 fn every_beginning_of_a_bzimage_is_refused() {
     let (scene, image) = (Scene::used(), bzimage(&setup()));
-    for bytes in 0..image.len() {
+    // The header counts units of 16 bytes, rounded up: it does not tell a cut in the last one.
+    for bytes in 0..image.len() - 15 {
         let error = try_load(&scene, &image[..bytes]).expect_err("cut off");
         let expected = match bytes {
             0 => matches!(error, BootError::Empty { .. }),

@@ -22,7 +22,7 @@ fn set(guest: &mut Guest, gfn: u64, maps: &[u32]) -> i64 {
 
 fn get(guest: &mut Guest, gfn: u64, pages: u32) -> Vec<u32> {
     request(guest, RESULT, gfn, pages, 0, &[]);
-    assert_eq!(guest.call(Call::GetAccess, &[RESULT]), pages.into());
+    assert_eq!(guest.call(Call::GetAccess, &[RESULT]), i64::from(pages));
     let bytes = guest.memory.at(RESULT + 16, pages as usize * 4);
     bytes.chunks_exact(4).map(|map| u32::from_le_bytes(map.try_into().expect("four"))).collect()
 }

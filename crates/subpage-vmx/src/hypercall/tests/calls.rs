@@ -43,7 +43,7 @@ fn unknown_calls_are_told() {
 #[test]
 fn queries() {
     let mut guest = Guest::new();
-    assert_eq!(guest.call(Call::Query, &[query::VERSION]), VERSION.into());
+    assert_eq!(guest.call(Call::Query, &[query::VERSION]), i64::from(VERSION));
     assert_eq!(guest.call(Call::Query, &[query::FEATURES]), 1);
     assert_eq!(guest.call(Call::Query, &[query::PROCESSORS]), 2);
     assert_eq!(guest.call(Call::Query, &[query::EVENTS_LOST]), 0);

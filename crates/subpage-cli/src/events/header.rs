@@ -1,0 +1,71 @@
+//! What a result needs to be told apart from others, and made again.
+
+use std::env;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::policy::{Draft, PolicySource};
+
+/// What a result needs to be told apart from others, and made again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct RunHeader {
+    /// Version of this program.
+    pub tool_version: String,
+    /// Name of the machine that it ran on.
+    pub host: Option<String>,
+    /// Command line, the program by its name alone.
+    pub command: Vec<String>,
+    /// SHA-256 of the policy's text, in hexadecimal, of several files one behind the other; none for a saved guest, which holds its rules.
+    pub policy_sha256: Option<String>,
+    /// When the run began, by RFC 3339 in UTC.
+    pub started: String,
+}
+
+impl RunHeader {
+    /// Of a run of this process that begins now.
+    pub fn now(policy: Option<&Draft>) -> Self {
+        let mut words = env::args_os();
+        let program = words.next().unwrap_or_default();
+        let program = Path::new(&program).file_name().unwrap_or(&program).to_owned();
+        let words = std::iter::once(program).chain(words);
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").ok();
+        Self {
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: host.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()),
+            command: words.map(|word| word.to_string_lossy().into_owned()).collect(),
+            policy_sha256: policy.map(|policy| sha256(policy.sources().map(PolicySource::text))),
+            // Only years of more than four digits have no such form.
+            started: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
+        }
+    }
+}
+
+fn sha256<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    let mut sum = Sha256::new();
+    texts.for_each(|text| sum.update(text));
+    sum.finalize().iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `printf abc | sha256sum`.
+    #[test]
+    fn a_policy_has_the_sum_that_sha256sum_prints() {
+        assert_eq!(
+            sha256(["a", "bc"].into_iter()),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! What a new user types first: a policy begun, looked at, suggested, run quietly or in full.
+
+use std::fs;
+
+use crate::commands::{Place, golden, status};
+
+#[test]
+fn a_policy_is_begun_and_is_right() {
+    let place = Place::new();
+    let printed = place.run(&["new", "policy"]);
+    assert_eq!(status(&printed), 0);
+    assert_eq!(status(&place.run(&["new", "policy", "mine.toml"])), 0);
+    assert_eq!(fs::read(place.path("mine.toml")).expect("written"), printed.stdout);
+    assert_eq!(status(&place.run(&["policy", "check", "mine.toml", "server.sptrace"])), 0);
+    // With every example in force the text is right as well.
+    let text = String::from_utf8(printed.stdout).expect("text");
+    let all: Vec<_> = text
+        .lines()
+        .map(|line| {
+            let rest = line
+                .strip_prefix("# ")
+                .filter(|rest| rest.contains("= ") || rest.starts_with("[["));
+            rest.filter(|rest| !rest.contains("Subpage")).unwrap_or(line)
+        })
+        .collect();
+    fs::write(place.path("all.toml"), all.join("\n")).expect("writable");
+    let output = place.run(&["policy", "check", "all.toml"]);
+    assert_eq!(status(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("3 rules"));
+    // What is there is left alone.
+    fs::write(place.path("mine.toml"), "mine").expect("writable");
+    assert_eq!(status(&place.run(&["new", "policy", "mine.toml"])), 2);
+    assert_eq!(fs::read(place.path("mine.toml")).expect("still there"), b"mine");
+}
+
+#[test]
+fn a_policy_is_looked_at_without_a_run() {
+    let place = Place::new();
+    let text = "version = 1\n[[rule]]\nname = \"a\"\nrange = \"helper_path+8+16\"\n\
+                [[rule]]\nname = \"b\"\nrange = \"helper_path+8..0x10e190\"\naction = \"log\"\n";
+    place.policy("p.toml", text);
+    golden("policy-check", &place.run(&["policy", "check", "p.toml", "server.sptrace"]));
+    assert_eq!(status(&place.run(&["policy", "check", "--strict", "p.toml", "server.sptrace"])), 2);
+    assert_eq!(status(&place.run(&["policy", "check", "p.toml"])), 0, "only the text");
+    place.policy("p.toml", "version = 1\n[[rule]]\nname = \"a\"\nrange = \"helper_pth+8\"\n");
+    let output = place.run(&["policy", "check", "p.toml", "server.sptrace"]);
+    assert_eq!(status(&output), 2);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("helper_path") && errors.contains("p.toml:4:9"), "{errors}");
+    assert_eq!(status(&place.run(&["policy", "check", "missing.toml"])), 2);
+}
+
+/// What is suggested is a policy, and the trace that it comes from keeps it.
+#[test]
+fn a_plan_suggests_a_policy() {
+    let place = Place::new();
+    let output = place.run(&["plan", "server.sptrace", "--suggest"]);
+    assert_eq!(status(&output), 0);
+    golden("plan-suggest", &output);
+    fs::write(place.path("suggested.toml"), &output.stdout).expect("writable");
+    let output = place.run(&["guard", "--strict", "-p", "suggested.toml", "server.sptrace"]);
+    assert_eq!(status(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn people_choose_how_much_they_read() {
+    let place = Place::new();
+    let many = "version = 1\n[[rule]]\nname = \"c\"\nregion = \"counters\"\naction = \"log\"\n";
+    place.policy("many.toml", many);
+    let lines = |extra: &[&str]| {
+        let output =
+            place.run(&[&["guard", "-p", "many.toml", "server.sptrace"][..], extra].concat());
+        String::from_utf8(output.stdout)
+            .expect("text")
+            .lines()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(lines(&["-q"]), ["nothing denied"]);
+    let events = |lines: &[String]| lines.iter().filter(|l| l.starts_with("logged")).count();
+    assert_eq!(events(&lines(&[])), 20);
+    assert_eq!(events(&lines(&["-v"])), 1004);
+    for wrong in [["-q", "-v"], ["-q", "--json"], ["-v", "--json"]] {
+        let output =
+            place.run(&[&["guard", "-p", "many.toml", "server.sptrace"][..], &wrong].concat());
+        assert_eq!(status(&output), 2, "{wrong:?}");
+    }
+}
