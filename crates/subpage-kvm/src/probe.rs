@@ -25,8 +25,8 @@ pub struct Findings {
     pub native: bool,
     /// Whether read-only slots guard a guest; the reason if not.
     pub by_slots: Result<(), String>,
-    /// Whether the read-only view guards a guest, locked instructions included; the reason if not.
-    pub by_view: Result<(), String>,
+    /// Whether `mprotect` guards a guest, locked instructions included; the reason if not.
+    pub by_mprotect: Result<(), String>,
 }
 
 /// Where the guest begins.
@@ -58,7 +58,7 @@ pub fn probe() -> Result<Findings, VmError> {
         processors: kvm.get_max_vcpus(),
         native: is_native(),
         by_slots: guards(TrapChoice::Slots),
-        by_view: guards(TrapChoice::View),
+        by_mprotect: guards(TrapChoice::Mprotect),
     })
 }
 
@@ -67,7 +67,7 @@ pub fn probe() -> Result<Findings, VmError> {
 pub fn is_native() -> bool {
     static NATIVE: OnceLock<bool> = OnceLock::new();
     *NATIVE.get_or_init(|| {
-        let Ok(vm) = guest(TrapChoice::View) else { return false };
+        let Ok(vm) = guest(TrapChoice::Mprotect) else { return false };
         let ended = vm.wait(LIMIT) == Some(Ending::Exited { code: 0 });
         let metrics = vm.metrics();
         ended && metrics.exits(ExitKind::Fault) > 0 && metrics.exits(ExitKind::Mmio) == 0
@@ -129,7 +129,7 @@ mod tests {
         match probe() {
             Ok(findings) => {
                 assert_eq!(findings.by_slots, Ok(()));
-                assert_eq!(findings.by_view, Ok(()));
+                assert_eq!(findings.by_mprotect, Ok(()));
             }
             Err(error) => println!("skipped: {error}"),
         }

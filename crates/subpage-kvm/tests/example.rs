@@ -139,7 +139,7 @@ fn exploit_succeeds_only_unguarded(image: &Path) {
     assert_eq!(&run_unguarded.path, b"/tmp/evil\0\0\0\0\0\0\0");
     assert_eq!((run_unguarded.calls, run_unguarded.events.len()), (CALLS, 0));
 
-    for trap in [TrapChoice::Slots, TrapChoice::View] {
+    for trap in [TrapChoice::Slots, TrapChoice::Mprotect] {
         let guarded = run(image, trap, true);
         assert_eq!(guarded.printed, lines("/sbin/modprobe"), "{trap:?}");
         assert_eq!(&guarded.path, b"/sbin/modprobe\0\0", "{trap:?}");

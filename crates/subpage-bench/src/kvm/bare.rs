@@ -43,7 +43,7 @@ impl Bare {
         slots.lay_out(&ram).expect("one slot");
         match by {
             TrapBy::Slots => slots.set_read_only(&ram, &read_only, true).expect("three slots"),
-            TrapBy::View => ram.view().set_writable(page, false).expect("one more mapping"),
+            TrapBy::Mprotect => ram.view().set_writable(page, false).expect("one more mapping"),
         }
         let image = Image::new(work);
         let boot = boot::load(&ram, &image.request(1)).expect("a flat guest");
@@ -55,7 +55,7 @@ impl Bare {
         let (registers, special) = guest::start(level, &boot.special_registers(from));
         processor.set_sregs(&special).expect("registers that can be set");
         processor.set_regs(&registers).expect("registers that can be set");
-        let shares = by == TrapBy::View && kvm.check_extension_int(Cap::SyncRegs) & 1 != 0;
+        let shares = by == TrapBy::Mprotect && kvm.check_extension_int(Cap::SyncRegs) & 1 != 0;
         if shares {
             processor.set_sync_valid_reg(SyncReg::Register);
         }

@@ -65,7 +65,7 @@ pub(crate) fn run(out: &mut Out) -> io::Result<()> {
     let (ratio, min, max) = median(|round| round[0] / round[1]);
     let record = Record::new(NAME, "us", tracked, "nothing tracked", bare)
         .with_cost(Ratio { median: ratio, min, max }, Some(TARGET))
-        .with_note("a rule of 8 bytes, 64 GiB tracked, read-only view, 1 processor");
+        .with_note("a rule of 8 bytes, 64 GiB tracked, mprotect, 1 processor");
     out.print(&record)?;
     out.print(
         &Record::figure(NAME, "us", harvest)
@@ -77,7 +77,7 @@ pub(crate) fn run(out: &mut Out) -> io::Result<()> {
 /// A guest that runs in memory of its own and touches nothing of what is tracked.
 fn machine() -> Vm {
     let memory = TRACKED + (3 << 30);
-    let trap = TrapChoice::View;
+    let trap = TrapChoice::Mprotect;
     let configuration = Configuration { cpus: 1, memory, trap, ..Configuration::default() };
     let mut vm = Vm::new(&configuration, nowhere()).expect("a machine");
     vm.load(&Image::new(Work::Plain).request(1)).expect("a flat guest");

@@ -102,7 +102,7 @@ impl Guarded {
 pub(crate) const fn choice(by: TrapBy) -> TrapChoice {
     match by {
         TrapBy::Slots => TrapChoice::Slots,
-        TrapBy::View => TrapChoice::View,
+        TrapBy::Mprotect => TrapChoice::Mprotect,
     }
 }
 

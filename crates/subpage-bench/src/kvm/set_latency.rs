@@ -24,9 +24,9 @@ const WARM_UP: usize = 20;
 pub(crate) fn run(out: &mut Out) -> io::Result<()> {
     for (by, cpus, note) in [
         (TrapBy::Slots, 1, "read-only slots, 1 processor"),
-        (TrapBy::View, 1, "read-only view, 1 processor"),
-        (TrapBy::View, 2, "read-only view, 2 processors"),
-        (TrapBy::View, 4, "read-only view, 4 processors"),
+        (TrapBy::Mprotect, 1, "mprotect, 1 processor"),
+        (TrapBy::Mprotect, 2, "mprotect, 2 processors"),
+        (TrapBy::Mprotect, 4, "mprotect, 4 processors"),
     ] {
         if measurable(out, NAME, by, note)? {
             out.print(&measure(by, cpus).with_note(note))?;

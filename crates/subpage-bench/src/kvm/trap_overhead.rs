@@ -37,9 +37,9 @@ pub(crate) fn run(out: &mut Out) -> io::Result<()> {
         (TrapBy::Slots, Level::Kernel, eight, "read-only slot, CPL 0, 8 bytes"),
         (TrapBy::Slots, Level::User, four, "read-only slot, CPL 3, 4 bytes"),
         (TrapBy::Slots, Level::User, eight, "read-only slot, CPL 3, 8 bytes"),
-        (TrapBy::View, Level::User, four, "read-only view, CPL 3, 4 bytes"),
-        (TrapBy::View, Level::User, eight, "read-only view, CPL 3, 8 bytes"),
-        (TrapBy::View, Level::User, Work::Varied, "read-only view, CPL 3, four instructions"),
+        (TrapBy::Mprotect, Level::User, four, "mprotect, CPL 3, 4 bytes"),
+        (TrapBy::Mprotect, Level::User, eight, "mprotect, CPL 3, 8 bytes"),
+        (TrapBy::Mprotect, Level::User, Work::Varied, "mprotect, CPL 3, four instructions"),
     ] {
         if measurable(out, NAME, by, note)? {
             out.print(&measure(NAME, by, level, work, Some(TARGET)).with_note(note))?;

@@ -29,8 +29,8 @@ pub(crate) fn run(out: &mut Out) -> io::Result<()> {
     for (by, level, note) in [
         (TrapBy::Slots, Level::Kernel, "1,000 rules, read-only slots, CPL 0"),
         (TrapBy::Slots, Level::User, "1,000 rules, read-only slots, CPL 3"),
-        (TrapBy::View, Level::Kernel, "1,000 rules, read-only view, CPL 0"),
-        (TrapBy::View, Level::User, "1,000 rules, read-only view, CPL 3"),
+        (TrapBy::Mprotect, Level::Kernel, "1,000 rules, mprotect, CPL 0"),
+        (TrapBy::Mprotect, Level::User, "1,000 rules, mprotect, CPL 3"),
     ] {
         if !measurable(out, NAME, by, note)? {
             continue;

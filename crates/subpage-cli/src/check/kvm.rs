@@ -42,8 +42,8 @@ pub struct KvmFacts {
     pub missing: Vec<&'static str>,
     /// Whether a guest was guarded by read-only slots; the reason if not.
     pub by_slots: Result<(), String>,
-    /// Whether a guest was guarded by a read-only view; the reason if not.
-    pub by_view: Result<(), String>,
+    /// Whether a guest was guarded by `mprotect`; the reason if not.
+    pub by_mprotect: Result<(), String>,
 }
 
 impl KvmFacts {
@@ -62,16 +62,15 @@ impl KvmFacts {
             cpus: kvm.get_max_vcpus(),
             missing: missing.map(|(_, name)| *name).collect(),
             by_slots: untried.clone(),
-            by_view: untried,
+            by_mprotect: untried,
         };
         if facts.api_version == API_VERSION && facts.immediate_exit && facts.missing.is_empty() {
-            (facts.by_slots, facts.by_view) = match probe() {
+            (facts.by_slots, facts.by_mprotect) = match probe() {
                 Ok(found) if found.native => {
-                    let reason =
-                        "the processor runs a guest's kernel itself: the read-only view is used";
-                    (Err(reason.to_owned()), found.by_view)
+                    let reason = "the processor runs a guest's kernel itself: mprotect is used";
+                    (Err(reason.to_owned()), found.by_mprotect)
                 }
-                Ok(found) => (found.by_slots, found.by_view),
+                Ok(found) => (found.by_slots, found.by_mprotect),
                 Err(error) => (Err(error.to_string()), Err(error.to_string())),
             };
         }
@@ -89,14 +88,19 @@ pub(super) fn findings<P: Programs>(machine: &Host<P>) -> (Vec<MachineFinding>, 
     let (kvm, facts) = device(machine);
     let mut found = vec![kvm];
     if let Some(facts) = &facts {
-        found.extend([immediate_exit(facts), others(facts), slots(facts), view(machine, facts)]);
+        found.extend([
+            immediate_exit(facts),
+            others(facts),
+            slots(facts),
+            mprotect(machine, facts),
+        ]);
     } else {
         let needs = |(key, name)| finding(key, name, Support::No, "needs KVM");
-        found.extend([IMMEDIATE_EXIT, OTHERS, SLOTS, VIEW].map(needs));
+        found.extend([IMMEDIATE_EXIT, OTHERS, SLOTS, MPROTECT].map(needs));
     }
     let command = "subpage guard --policy FILE PROGRAM|KERNEL";
     // One of the two ways is enough.
-    let needed = found.iter().filter(|finding| ![SLOTS.0, VIEW.0].contains(&finding.key));
+    let needed = found.iter().filter(|finding| ![SLOTS.0, MPROTECT.0].contains(&finding.key));
     let wrong = needed.clone().find(|finding| finding.verdict != Support::Yes);
     let (verdict, reason) = match (wrong, &facts) {
         (Some(wrong), _) => (wrong.verdict, format!("{}: {}", wrong.name, wrong.reason)),
@@ -109,7 +113,7 @@ pub(super) fn findings<P: Programs>(machine: &Host<P>) -> (Vec<MachineFinding>, 
 const IMMEDIATE_EXIT: (&str, &str) = ("kvm_immediate_exit", "immediate exit");
 const OTHERS: (&str, &str) = ("kvm_devices", "KVM's devices");
 const SLOTS: (&str, &str) = ("kvm_slots", "read-only slots");
-const VIEW: (&str, &str) = ("kvm_view", "read-only view");
+const MPROTECT: (&str, &str) = ("kvm_mprotect", "mprotect");
 
 fn device<P: Programs>(machine: &Host<P>) -> (MachineFinding, Option<KvmFacts>) {
     const DEVICE: &str = "/dev/kvm";
@@ -155,9 +159,9 @@ fn slots(facts: &KvmFacts) -> MachineFinding {
     }
 }
 
-fn view<P: Programs>(machine: &Host<P>, facts: &KvmFacts) -> MachineFinding {
-    let (key, name) = VIEW;
-    match &facts.by_view {
+fn mprotect<P: Programs>(machine: &Host<P>, facts: &KvmFacts) -> MachineFinding {
+    let (key, name) = MPROTECT;
+    match &facts.by_mprotect {
         Ok(()) => {
             let walks = page_tables(machine).map_or(String::new(), |walks| format!("; {walks}"));
             finding(key, name, Support::Yes, format!("a guest was guarded by it{walks}"))
@@ -187,27 +191,25 @@ fn page_tables<P: Programs>(machine: &Host<P>) -> Option<&'static str> {
 /// Whether a KVM that runs guests can guard them, and how.
 fn ways(facts: &KvmFacts) -> (Support, String) {
     let cpus = facts.cpus.min(MAX_CPUS.into());
-    match (&facts.by_slots, &facts.by_view) {
+    match (&facts.by_slots, &facts.by_mprotect) {
         (Ok(()), Ok(())) => {
             let reason = format!(
-                "guests of up to {cpus} processors, guarded by read-only slots or by the read-only \
-                 view"
+                "guests of up to {cpus} processors, guarded by read-only slots or by mprotect"
             );
             (Support::Yes, reason)
         }
         (Err(_), Ok(())) => {
-            let reason =
-                format!("guests of up to {cpus} processors, guarded by the read-only view alone");
+            let reason = format!("guests of up to {cpus} processors, guarded by mprotect alone");
             (Support::Yes, reason)
         }
         (Ok(()), Err(_)) => {
             let reason = "guests of one processor, guarded by read-only slots alone; several \
-                          processors need the read-only view";
+                          processors need mprotect";
             (Support::Yes, reason.to_owned())
         }
-        (Err(slots), Err(view)) => {
-            let reason = if slots == view { slots } else { &format!("{slots}; {view}") };
-            (Support::No, format!("neither read-only slots nor the read-only view: {reason}"))
+        (Err(slots), Err(mprotect)) => {
+            let reason = if slots == mprotect { slots } else { &format!("{slots}; {mprotect}") };
+            (Support::No, format!("neither read-only slots nor mprotect: {reason}"))
         }
     }
 }

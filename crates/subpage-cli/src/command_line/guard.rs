@@ -32,13 +32,14 @@ pub enum BackendChoice {
 /// How writes to guarded pages are made to leave the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum TrapChoice {
-    /// By the view; where KVM emulates the guest's kernel, by slots for one processor
+    /// By mprotect; where KVM emulates the guest's kernel, by slots for one processor
     #[default]
     Auto,
-    /// By read-only memory slots, where KVM emulates the guest's kernel, else by the view; with several processors that is not exact for locked instructions
+    /// By read-only memory slots, where KVM emulates the guest's kernel, else by mprotect; with several processors that is not exact for locked instructions
     Slots,
-    /// By write-protected pages of the host's mapping
-    View,
+    /// By pages of the host's mapping that are write-protected with mprotect
+    #[value(alias = "view")] // Its former name.
+    Mprotect,
 }
 
 /// What becomes of page tables of the guest in guarded pages, where every walk of them leaves the guest.

@@ -56,7 +56,7 @@ pub struct LiveStart {
     pub cpus: u32,
     /// Bytes of memory.
     pub memory: u64,
-    /// How writes are trapped: `slots` or `view`.
+    /// How writes are trapped: `slots` or `mprotect`.
     pub trap: &'static str,
     /// Where `subpage ctl` reaches it.
     pub control: String,

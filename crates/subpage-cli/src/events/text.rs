@@ -214,7 +214,7 @@ impl<W: Write> TextEvents<W> {
 
 fn live_start(out: &mut impl Write, live: &LiveStart) -> io::Result<()> {
     let trap = match live.trap {
-        "view" => "write-protected pages of the host",
+        "mprotect" => "write-protected pages of the host",
         _ => "read-only memory slots",
     };
     let cpus = u64::from(live.cpus);

@@ -75,7 +75,7 @@ fn whole() -> KvmFacts {
         cpus: 1024,
         missing: Vec::new(),
         by_slots: Ok(()),
-        by_view: Ok(()),
+        by_mprotect: Ok(()),
     }
 }
 
@@ -83,8 +83,12 @@ fn whole() -> KvmFacts {
 const UNTRIED: &str = "needs immediate exit and KVM's devices";
 
 /// A KVM that guards no guest.
-fn unguarded(by_slots: &str, by_view: &str) -> KvmFacts {
-    KvmFacts { by_slots: Err(by_slots.to_owned()), by_view: Err(by_view.to_owned()), ..whole() }
+fn unguarded(by_slots: &str, by_mprotect: &str) -> KvmFacts {
+    KvmFacts {
+        by_slots: Err(by_slots.to_owned()),
+        by_mprotect: Err(by_mprotect.to_owned()),
+        ..whole()
+    }
 }
 
 fn shown(findings: &Findings) -> String {
@@ -133,8 +137,8 @@ fn each_lack_of_kvm_has_its_reason() {
     let cases: [(AskKvm, &str); 6] = [
         (|_| Err(std::io::ErrorKind::InvalidInput.into()), "does not answer"),
         (|_| Ok(KvmFacts { api_version: 11, ..whole() }), "version 11 of the interface"),
-        (|_| Ok(unguarded("no slots", "no view")), "no slots"),
-        (|_| Ok(unguarded("no slots", "no view")), "no view"),
+        (|_| Ok(unguarded("no slots", "no mprotect")), "no slots"),
+        (|_| Ok(unguarded("no slots", "no mprotect")), "no mprotect"),
         (|_| Ok(KvmFacts { immediate_exit: false, ..whole() }), "KVM_CAP_IMMEDIATE_EXIT"),
         (
             |_| Ok(KvmFacts { missing: vec!["KVM_CAP_IRQFD", "KVM_CAP_PIT2"], ..whole() }),
@@ -156,14 +160,14 @@ fn each_lack_of_kvm_has_its_reason() {
 fn one_way_to_guard_is_enough() {
     let cases: [(AskKvm, &str, &str); 2] = [
         (
-            |_| Ok(KvmFacts { by_slots: Ok(()), ..unguarded("", "no view") }),
-            "kvm_view",
+            |_| Ok(KvmFacts { by_slots: Ok(()), ..unguarded("", "no mprotect") }),
+            "kvm_mprotect",
             "guests of one processor",
         ),
         (
-            |_| Ok(KvmFacts { by_view: Ok(()), ..unguarded("no slots", "") }),
+            |_| Ok(KvmFacts { by_mprotect: Ok(()), ..unguarded("no slots", "") }),
             "kvm_slots",
-            "by the read-only view alone",
+            "by mprotect alone",
         ),
     ];
     for (ask, lacks, reason) in cases {
@@ -190,8 +194,8 @@ fn slow_page_tables_are_told() {
         (vec![], None),
     ] {
         let findings = machine_with(None, None, Some(|_| Ok(whole())), &[], &files);
-        let view = findings.machine.iter().find(|finding| finding.key == "kvm_view");
-        let reason = &view.expect("told").reason;
+        let mprotect = findings.machine.iter().find(|finding| finding.key == "kvm_mprotect");
+        let reason = &mprotect.expect("told").reason;
         match told {
             Some(told) => assert!(reason.contains(told), "{files:?}: {reason}"),
             None => assert_eq!(reason, "a guest was guarded by it", "{files:?}"),

@@ -248,7 +248,7 @@ pub(crate) fn live() -> Run {
     run.start.live = Some(LiveStart {
         cpus: 2,
         memory: 128 << 20,
-        trap: "view",
+        trap: "mprotect",
         control: "/run/user/0/subpage/1.sock".to_owned(),
         metrics: Some("http://127.0.0.1:9464/metrics".to_owned()),
     });

@@ -315,7 +315,7 @@ impl Guard {
                 if !self.traps.traps(gfn) || self.has_to_trap(gfn) {
                     continue;
                 }
-                if self.traps.traps_by_view(gfn) {
+                if self.traps.traps_by_mprotect(gfn) {
                     // A page that stays closed costs exits, and nothing else.
                     self.traps.open(ram, &[GfnRange::one(gfn)].into_iter().collect());
                     continue;

@@ -102,7 +102,7 @@ impl<'a> Made<'a> {
     /// Opens the page of what was written, if nothing in it has to trap any more.
     fn open(&mut self, at: Gpa) {
         let range = ByteRange::new(at, 1).expect("a byte of memory");
-        // The view opens pages at once: there is nothing to settle later.
+        // By mprotect pages open at once: there is nothing to settle later.
         let _ = self.guard.after_write(&self.machine.ram, &WriteParts::one(range));
     }
 

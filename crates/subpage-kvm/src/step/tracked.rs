@@ -55,7 +55,7 @@ impl Tracked {
                 let noted = guard.domain_mut().note_marked(SPACE, at);
                 noted.map_err(|_| "the engine has no memory left for a record of a write")?;
             }
-            // The view opens pages at once: there is nothing to settle later.
+            // By mprotect pages open at once: there is nothing to settle later.
             let _ = guard.after_write(&machine.ram, &WriteParts::one(page));
             opened |= !guard.traps().traps(gfn);
         }

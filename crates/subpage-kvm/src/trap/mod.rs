@@ -6,7 +6,7 @@
 //! - [`TrapBy::Slots`]: the page lies in a memory slot of its own with `KVM_MEM_READONLY`. KVM
 //!   carries the instruction out in its emulator and reports what it would have stored. That is exact
 //!   for a single processor.
-//! - [`TrapBy::View`]: the host mapping behind the slot is read-only. KVM reports the fault before
+//! - [`TrapBy::Mprotect`]: the host mapping behind the slot is read-only by `mprotect`. KVM reports the fault before
 //!   the instruction has happened, so that it can be completed here, locked instructions included.
 
 mod layout;
@@ -29,8 +29,8 @@ use crate::memory::{Ram, ViewError};
 pub enum TrapBy {
     /// By read-only memory slots.
     Slots,
-    /// By a read-only host mapping.
-    View,
+    /// By a host mapping that is read-only by `mprotect`.
+    Mprotect,
 }
 
 /// Why the set of trapped pages could not be changed; it is as it was.
@@ -49,7 +49,7 @@ pub enum TrapError {
 pub struct Traps {
     by: TrapBy,
     trapped: PageSet,
-    /// Pages that are in read-only slots although the view is what traps: they hold page tables of
+    /// Pages that are in read-only slots although `mprotect` is what makes pages trap: they hold page tables of
     /// the guest, which KVM's own walker has to be able to use.
     tables: PageSet,
     slots: Slots,
@@ -96,8 +96,8 @@ impl Traps {
 
     /// Whether a page traps because its host mapping is read-only: it can be opened while the guest
     /// runs.
-    pub fn traps_by_view(&self, gfn: Gfn) -> bool {
-        self.by == TrapBy::View && self.traps(gfn) && !self.tables.contains(gfn)
+    pub fn traps_by_mprotect(&self, gfn: Gfn) -> bool {
+        self.by == TrapBy::Mprotect && self.traps(gfn) && !self.tables.contains(gfn)
     }
 
     /// The trapped pages.
@@ -126,7 +126,7 @@ impl Traps {
     pub fn need_slots(&self, pages: &PageSet) -> bool {
         match self.by {
             TrapBy::Slots => !pages.is_empty(),
-            TrapBy::View => pages.runs().any(|run| self.tables.runs_in(run).next().is_some()),
+            TrapBy::Mprotect => pages.runs().any(|run| self.tables.runs_in(run).next().is_some()),
         }
     }
 
@@ -140,7 +140,7 @@ impl Traps {
         }
         match self.by {
             TrapBy::Slots => self.slots.set_read_only(ram, &fresh, true)?,
-            TrapBy::View => {
+            TrapBy::Mprotect => {
                 if let Err(error) = set_writable(ram, &fresh, false) {
                     let _ = set_writable(ram, &fresh, true);
                     return Err(error.into());
@@ -161,14 +161,14 @@ impl Traps {
         let mut left = PageSet::new();
         let in_slots = match self.by {
             TrapBy::Slots => pages.clone(),
-            TrapBy::View => pages.intersection(&self.tables),
+            TrapBy::Mprotect => pages.intersection(&self.tables),
         };
         if self.slots.set_read_only(ram, &in_slots, false).is_ok() {
             in_slots.runs().for_each(|run| self.tables.remove(run));
         } else {
             left = in_slots.clone();
         }
-        if self.by == TrapBy::View {
+        if self.by == TrapBy::Mprotect {
             left.extend(open(ram, &pages.difference(&in_slots)).runs());
         }
         if !pages.is_empty() {

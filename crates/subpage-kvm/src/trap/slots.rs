@@ -20,7 +20,7 @@ pub enum SlotError {
     /// Each run of guarded pages needs one slot, and one more for what lies behind it.
     #[error(
         "{needed} memory slots are needed, KVM has {limit}: guard fewer separate pages, or trap by \
-         the view (--trap view)"
+         mprotect (--trap mprotect)"
     )]
     TooMany {
         /// How many the layout needs.
@@ -30,8 +30,8 @@ pub enum SlotError {
     },
     /// The kernel cannot do what is asked for.
     #[error(
-        "this kernel's KVM has no read-only memory slots (KVM_CAP_READONLY_MEM): trap by the view \
-         (--trap view)"
+        "this kernel's KVM has no read-only memory slots (KVM_CAP_READONLY_MEM): trap by mprotect \
+         (--trap mprotect)"
     )]
     NoReadOnlySlots,
     /// KVM refused a slot.

@@ -57,7 +57,7 @@ impl Machine {
         };
         let mut guard = self.guard();
         let mut tables = PageSet::new();
-        if guard.traps().by() == TrapBy::View && !self.native {
+        if guard.traps().by() == TrapBy::Mprotect && !self.native {
             let fresh = around(&guard).0.difference(guard.traps().trapped());
             if !fresh.is_empty() {
                 drop(guard);
@@ -100,7 +100,7 @@ impl Machine {
     pub(crate) fn hold_again(&self, paused: &Paused<'_>, held: &[(u64, u64)]) {
         let mut guard = self.guard();
         let trapped = guard.traps().trapped().clone();
-        if guard.traps().by() != TrapBy::View || self.native || trapped.is_empty() {
+        if guard.traps().by() != TrapBy::Mprotect || self.native || trapped.is_empty() {
             return;
         }
         let known = held

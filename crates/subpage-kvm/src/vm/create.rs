@@ -38,14 +38,14 @@ const SERIAL_LINE: u32 = 4;
 /// How pages are to be made to trap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TrapChoice {
-    /// By the view; where KVM emulates the guest's kernel, by slots for one processor.
+    /// By `mprotect`; where KVM emulates the guest's kernel, by slots for one processor.
     #[default]
     Auto,
-    /// By read-only slots where KVM emulates the guest's kernel, else by the view; for several processors
+    /// By read-only slots where KVM emulates the guest's kernel, else by `mprotect`; for several processors
     /// slots are not exact for locked instructions.
     Slots,
-    /// By the read-only view.
-    View,
+    /// By a host mapping that is read-only by `mprotect`.
+    Mprotect,
 }
 
 /// What a virtual machine has.
@@ -130,7 +130,7 @@ impl Vm {
         for number in 0..configuration.cpus {
             let cpuid = cpuid::for_guest(&supported, number, configuration.cpus);
             let mut processor = Processor::new(&vm, number, &cpuid)?;
-            if guard.traps().by() == TrapBy::View {
+            if guard.traps().by() == TrapBy::Mprotect {
                 processor.exchange_registers(&vm);
             }
             // SAFETY: `PausableVcpus` keeps the byte beside the processor, and both go together.
@@ -211,15 +211,15 @@ fn guard(
     let by = match configuration.trap {
         // Where the processor runs the guest's kernel, KVM emulates whatever instruction meets a
         // read-only slot, also by a walk of page tables or by pushing an event's frame, and takes the
-        // address of the entry or frame for that of the operand. The view has no such case.
-        TrapChoice::Slots if native => TrapBy::View,
+        // address of the entry or frame for that of the operand. By mprotect there is no such case.
+        TrapChoice::Slots if native => TrapBy::Mprotect,
         TrapChoice::Slots => TrapBy::Slots,
         TrapChoice::Auto
             if !native && configuration.cpus == 1 && vm.check_extension(Cap::ReadonlyMem) =>
         {
             TrapBy::Slots
         }
-        TrapChoice::Auto | TrapChoice::View => TrapBy::View,
+        TrapChoice::Auto | TrapChoice::Mprotect => TrapBy::Mprotect,
     };
     let splits_at_page_end = by == TrapBy::Slots || !native;
     let width = cpuid::paging_features(supported).physical_width;

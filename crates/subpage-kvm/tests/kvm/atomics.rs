@@ -173,7 +173,7 @@ fn exact(processors: u64) -> [u64; 8] {
 }
 
 fn nothing_is_lost(levels: &[Level]) {
-    let mut guest = racers(TrapChoice::View, levels);
+    let mut guest = racers(TrapChoice::Mprotect, levels);
     guest.run_well();
     check(&guest, levels);
     assert_eq!(guest.events().len(), levels.len(), "one denial for each processor");
@@ -237,7 +237,7 @@ fn count_across(a: &mut CodeAssembler, processors: u64) {
 /// are guarded.
 fn lost_across(level: Level, guarded: &[u64]) -> u64 {
     let times = SPLIT_TIMES[usize::from(guarded.is_empty())];
-    let mut guest = processors(TrapChoice::View, &[level; 2], count_across);
+    let mut guest = processors(TrapChoice::Mprotect, &[level; 2], count_across);
     for page in guarded {
         guest.guard(page + DENIED, 8, Action::Deny);
     }
@@ -295,7 +295,7 @@ fn nothing_is_lost_while_permissions_change() {
         return;
     }
     let levels = [Supervisor, User, User];
-    let mut guest = processors(TrapChoice::View, &levels, count_until_stopped);
+    let mut guest = processors(TrapChoice::Mprotect, &levels, count_until_stopped);
     guest.vm.start().unwrap();
     for change in 0..CHANGES {
         // The page opens and closes, and the race goes on in both states.
@@ -313,7 +313,7 @@ fn nothing_is_lost_while_permissions_change() {
     assert_eq!(counts, [rounds; 3]);
 }
 
-/// Why several processors trap by the view: with read-only slots KVM computes the result of a locked
+/// Why several processors trap by `mprotect`: with read-only slots KVM computes the result of a locked
 /// instruction before the exit. This shows it and demands nothing, for a run may be lucky.
 #[test]
 fn read_only_slots_may_lose_updates() {
@@ -342,7 +342,7 @@ fn a_second_processor_can_be_started_by_the_guest_and_is_guarded_in_real_mode() 
     if !kvm() {
         return;
     }
-    let configuration = Configuration { cpus: 2, trap: TrapChoice::View, ..small() };
+    let configuration = Configuration { cpus: 2, trap: TrapChoice::Mprotect, ..small() };
     let mut guest = Guest::new(&configuration, |a| {
         let mut wait = a.create_label();
         a.mov(rbx, 0xfee0_0000_u64).unwrap();

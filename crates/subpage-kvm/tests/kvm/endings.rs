@@ -77,7 +77,7 @@ fn a_state_that_failed_can_be_looked_at() {
         // No store, so nothing here carries it out, and KVM's emulator does not know it.
         code.xrstor(iced_x86::code_asm::ptr(rdi)).unwrap();
     };
-    let configuration = Configuration { trap: TrapChoice::View, ..small() };
+    let configuration = Configuration { trap: TrapChoice::Mprotect, ..small() };
     let mut guest = Guest::new(&configuration, store);
     guest.guard(PAGE, 8, Action::Deny);
     let failure = match guest.run() {

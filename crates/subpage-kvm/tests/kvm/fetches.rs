@@ -25,7 +25,7 @@ fn a_code_page_may_go_while_its_store_traps() {
     if !kvm() {
         return;
     }
-    let configuration = Configuration { cpus: 2, trap: TrapChoice::View, ..small() };
+    let configuration = Configuration { cpus: 2, trap: TrapChoice::Mprotect, ..small() };
     let mut guest = Guest::new(&configuration, |code| {
         let mut toggle = code.create_label();
         let mut again = code.create_label();

@@ -175,12 +175,12 @@ pub(crate) fn small() -> Configuration {
 }
 
 /// The ways to trap, each for one processor.
-/// Where the processor runs the guest's kernel itself, that is the view alone.
+/// Where the processor runs the guest's kernel itself, that is `mprotect` alone.
 pub(crate) fn both_ways() -> Vec<Configuration> {
     let ways = if subpage_kvm::probe::is_native() {
-        &[TrapChoice::View][..]
+        &[TrapChoice::Mprotect][..]
     } else {
-        &[TrapChoice::Slots, TrapChoice::View]
+        &[TrapChoice::Slots, TrapChoice::Mprotect]
     };
     ways.iter().map(|&trap| Configuration { trap, ..small() }).collect()
 }

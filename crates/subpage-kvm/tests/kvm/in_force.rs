@@ -72,7 +72,7 @@ fn a_denied_byte_never_changes_again_until_it_is_permitted() {
     if !kvm() {
         return;
     }
-    for trap in [TrapChoice::Slots, TrapChoice::View] {
+    for trap in [TrapChoice::Slots, TrapChoice::Mprotect] {
         for level in LEVELS {
             tightening_and_loosening(trap, &[level]);
         }
@@ -84,7 +84,7 @@ fn the_same_with_three_processors() {
     if !kvm() {
         return;
     }
-    for trap in [TrapChoice::Slots, TrapChoice::View] {
+    for trap in [TrapChoice::Slots, TrapChoice::Mprotect] {
         tightening_and_loosening(trap, &[Level::User, Level::Supervisor, Level::User]);
     }
 }
@@ -99,9 +99,10 @@ fn no_change_comes_between_the_parts_of_a_store() {
     if !kvm() {
         return;
     }
-    for (trap, levels) in
-        [(TrapChoice::Slots, vec![Level::Supervisor]), (TrapChoice::View, vec![Level::Supervisor])]
-    {
+    for (trap, levels) in [
+        (TrapChoice::Slots, vec![Level::Supervisor]),
+        (TrapChoice::Mprotect, vec![Level::Supervisor]),
+    ] {
         let cpus = u32::try_from(levels.len()).unwrap();
         let configuration = Configuration { cpus, trap, ..small() };
         let mut guest = Guest::new(&configuration, |code| {

@@ -346,7 +346,9 @@ fn faulting(configuration: &Configuration, stack: u64) -> Option<Guest> {
         code.mov(qword_ptr(rbx + 16), rsp).unwrap();
         exit(code, 0);
     });
-    if guest.vm.traps_by() != subpage_kvm::trap::TrapBy::View || !subpage_kvm::probe::is_native() {
+    if guest.vm.traps_by() != subpage_kvm::trap::TrapBy::Mprotect
+        || !subpage_kvm::probe::is_native()
+    {
         println!(
             "skipped: this KVM emulates a guest's kernel, and delivers nothing to such a stack"
         );

@@ -16,7 +16,7 @@ fn separate(pages: u64) -> Vec<Rule> {
 fn slots_trap(guest: &Guest) -> bool {
     let slots = guest.vm.traps_by() == TrapBy::Slots;
     if !slots {
-        println!("skipped: this KVM runs a guest's kernel itself, where the view traps");
+        println!("skipped: this KVM runs a guest's kernel itself, where mprotect makes pages trap");
     }
     slots
 }

@@ -44,7 +44,7 @@ const ALL: [LeftOut; 6] = [
         program: "kvm",
         test: "differential::permitted_streams_leave_the_machine_as_without_a_guard",
         reason: "with seed 19, the frame of a fault behind CMPXCHG has other flags, with slots asked for \
-                 (the view here); whether that is QEMU's doing is not known",
+                 (mprotect here); whether that is QEMU's doing is not known",
     },
     LeftOut {
         host: Host::Intel,

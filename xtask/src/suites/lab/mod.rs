@@ -233,7 +233,7 @@ fn parts(host: Host, example: &Path, tests: &TestNames, filters: &[&str]) -> Vec
         status,
     };
     let mut parts = vec![command("subpage check".into(), &["subpage", "check"], 0)];
-    for trap in ["slots", "view"] {
+    for trap in ["slots", "mprotect"] {
         for processors in ["1", "2"] {
             let policy = format!("{example}/policy.toml");
             let guest = format!("{example}/guest.elf");
@@ -332,7 +332,7 @@ mod tests {
     fn the_example_runs_in_each_way() {
         let parts = parts(Host::Amd, Path::new("/e"), &names(), &[]);
         let titles: Vec<_> = parts.iter().map(|expected| &expected.part.title).collect();
-        for title in ["kernel example by slots, 2 CPU", "kernel example by view, 1 CPU"] {
+        for title in ["kernel example by slots, 2 CPU", "kernel example by mprotect, 1 CPU"] {
             assert!(titles.iter().any(|found| *found == title), "{title}");
         }
     }

@@ -14,7 +14,7 @@ const FORBIDDEN: u64 = SUB_PAGE_BYTES * DENIED as u64;
 /// A guest that does one thing over and over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Case {
-    /// A permitted MOV that traps by the view.
+    /// A permitted MOV that traps by `mprotect`.
     Mov,
     /// A denied one, with its event.
     Denied,
@@ -48,10 +48,10 @@ impl Case {
     /// For people.
     pub(crate) const fn note(self) -> &'static str {
         match self {
-            Self::Mov => "read-only view, CPL 3, a permitted MOV",
-            Self::Denied => "read-only view, CPL 3, a MOV that a rule denies, with its event",
-            Self::Push => "read-only view, CPL 3, a permitted PUSH",
-            Self::Movs => "read-only view, CPL 3, 8 permitted elements of REP MOVSQ",
+            Self::Mov => "mprotect, CPL 3, a permitted MOV",
+            Self::Denied => "mprotect, CPL 3, a MOV that a rule denies, with its event",
+            Self::Push => "mprotect, CPL 3, a permitted PUSH",
+            Self::Movs => "mprotect, CPL 3, 8 permitted elements of REP MOVSQ",
             Self::Slots => "read-only slot, CPL 3, a permitted MOV",
         }
     }
@@ -60,7 +60,7 @@ impl Case {
     pub(crate) const fn traps_by(self) -> TrapBy {
         match self {
             Self::Slots => TrapBy::Slots,
-            Self::Mov | Self::Denied | Self::Push | Self::Movs => TrapBy::View,
+            Self::Mov | Self::Denied | Self::Push | Self::Movs => TrapBy::Mprotect,
         }
     }
 

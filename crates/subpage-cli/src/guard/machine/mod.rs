@@ -174,7 +174,7 @@ fn go(
         memory: vm.ram().bytes(),
         trap: match vm.traps_by() {
             TrapBy::Slots => "slots",
-            TrapBy::View => "view",
+            TrapBy::Mprotect => "mprotect",
         },
         control: control.clone(),
         metrics: metrics.as_ref().map(|server| format!("http://{}/metrics", server.local_addr())),
@@ -238,7 +238,7 @@ fn configuration(asked: &MachineArguments) -> Configuration {
         trap: match asked.trap.unwrap_or_default() {
             TrapChoice::Auto => vm::TrapChoice::Auto,
             TrapChoice::Slots => vm::TrapChoice::Slots,
-            TrapChoice::View => vm::TrapChoice::View,
+            TrapChoice::Mprotect => vm::TrapChoice::Mprotect,
         },
         page_tables: match asked.page_tables.unwrap_or_default() {
             PageTables::Step => vm::PageTables::Step,

@@ -74,6 +74,7 @@ fn events_are_json_and_the_console_goes_elsewhere() {
         return;
     }
     let place = Place::new(&exploited());
+    // By its former name.
     let output = place.run(&["--json", "--trap", "view", "--metrics", "127.0.0.1:0"]);
     assert_eq!(output.status.code(), Some(3));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "guest| counting\nguest| ready\n");
@@ -82,7 +83,7 @@ fn events_are_json_and_the_console_goes_elsewhere() {
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let kinds: Vec<_> = values.iter().map(|value| value["type"].as_str().expect("text")).collect();
     assert_eq!(kinds, ["start", "denied", "summary"]);
-    assert_eq!(values[0]["trap"], "view");
+    assert_eq!(values[0]["trap"], "mprotect");
     assert!(values[0]["metrics"].as_str().expect("text").starts_with("http://127.0.0.1:"));
     assert_eq!(values[1]["gpa"], "0x200080");
     assert_eq!(values[1]["bytes"], "41414141");

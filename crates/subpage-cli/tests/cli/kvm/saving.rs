@@ -58,7 +58,7 @@ fn a_guest_saved_in_mid_flight_loses_no_write() {
     if !can_run() {
         return;
     }
-    for (saved_under, goes_on_under) in [("slots", "view"), ("view", "slots")] {
+    for (saved_under, goes_on_under) in [("slots", "mprotect"), ("mprotect", "slots")] {
         let place = Place::new(&counting());
         fs::write(place.path("byte"), "x").expect("file");
         let running = Running::start(&place, &["--trap", saved_under]);

@@ -59,7 +59,7 @@ pub(super) fn compare(forms: &[Form]) {
     let mut differences = Vec::new();
     for configuration in both_ways() {
         for level in LEVELS {
-            let native = configuration.trap == TrapChoice::View && level == Level::User;
+            let native = configuration.trap == TrapChoice::Mprotect && level == Level::User;
             let mut bench = Bench::new(&configuration, level);
             for (step, expected) in &steps {
                 if step.quirk == Quirk::Native && !native {

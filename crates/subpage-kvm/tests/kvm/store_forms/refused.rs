@@ -20,7 +20,7 @@ fn a_program_gets_an_exception_and_its_machine_goes_on() {
     if !kvm() {
         return;
     }
-    let configuration = Configuration { trap: TrapChoice::View, ..small() };
+    let configuration = Configuration { trap: TrapChoice::Mprotect, ..small() };
     let stepper = Stepper::new(&configuration, Level::User, &[]);
     let guest = &stepper.guest;
     install(guest);
