@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use subpage_vmx::conformance::answer::{Answer, DONE, FAILED};
+use subpage_vmx::conformance::answer::{DONE, FAILED, StepAnswer};
 
 use crate::case::{self, Case};
 
@@ -13,7 +13,7 @@ use crate::case::{self, Case};
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
     /// By case and step.
-    pub(crate) answers: HashMap<(u32, u32), Answer>,
+    pub(crate) answers: HashMap<(u32, u32), StepAnswer>,
     /// Why the batch did not end, in the executor's last words; none if it did.
     pub(crate) broken_off: Option<String>,
 }
@@ -73,7 +73,7 @@ fn read(mut output: impl BufRead) -> Result<Answers> {
         }
         let text = String::from_utf8_lossy(&line);
         let text = text.trim_end();
-        if let Some(answer) = Answer::parse(text) {
+        if let Some(answer) = StepAnswer::parse(text) {
             read.answers.insert((answer.case, answer.step), answer);
             continue;
         }

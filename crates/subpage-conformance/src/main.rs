@@ -13,7 +13,6 @@ mod code;
 mod describe;
 mod emulator;
 mod generate;
-mod guest;
 mod instruction;
 mod judge;
 mod layout;
@@ -21,6 +20,7 @@ mod outcome;
 mod predict;
 mod session;
 mod shrink;
+mod stepped_cpu;
 mod translation;
 
 use std::io::{Read as _, Write as _};

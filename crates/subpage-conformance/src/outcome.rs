@@ -3,7 +3,7 @@
 use std::fmt;
 
 use subpage::exit::ExitReason;
-use subpage_vmx::conformance::answer::Answer;
+use subpage_vmx::conformance::answer::StepAnswer;
 
 use crate::case::Word;
 
@@ -58,7 +58,7 @@ pub(crate) struct Difference {
 
 impl Observed {
     /// Every field in which the processor's answer differs.
-    pub(crate) fn differences(&self, answer: &Answer) -> Vec<Difference> {
+    pub(crate) fn differences(&self, answer: &StepAnswer) -> Vec<Difference> {
         let exit = &answer.exit;
         let mut found = Vec::new();
         let mut compare = |field, predicted: Option<u64>, observed: u64| {
@@ -102,7 +102,7 @@ impl Observed {
 
     /// The answer that a processor would give; fields that are left open are 0.
     #[cfg(test)]
-    pub(crate) fn to_answer(&self, case: u32, step: u32) -> Answer {
+    pub(crate) fn to_answer(&self, case: u32, step: u32) -> StepAnswer {
         let exit = subpage_vmx::conformance::answer::Exit {
             reason: self.reason,
             qualification: self.qualification.unwrap_or(0),
@@ -115,7 +115,7 @@ impl Observed {
             rip: self.rip,
             registers: self.registers,
         };
-        Answer { case, step, exit, changed: self.changed.clone() }
+        StepAnswer { case, step, exit, changed: self.changed.clone() }
     }
 }
 

@@ -9,10 +9,10 @@ use subpage_vmx::conformance::format::guest;
 use crate::arena::Arena;
 use crate::case::{Case, Mode, Step};
 use crate::code::{self, Code};
-use crate::guest::{Guest, Stop};
 use crate::instruction::{Instruction, Modify, Size};
 use crate::layout::{self, FXSAVE_BYTES, FXSAVE_IMAGE, HANDLER, VECTOR, frame, harness, host};
 use crate::outcome::{EXCEPTION, Observed, VMCALL};
+use crate::stepped_cpu::{SteppedCpu, Stop};
 use crate::translation::Translations;
 
 /// The case touches memory outside of the arena, or is no sensible guest: nothing is predicted.
@@ -58,7 +58,7 @@ impl ModelledProcessor {
         arena.store_words(layout::template());
         arena.store_words(&case.stores);
         let vcpu = Vcpu::new(self.features(), self.deviations, Staleness::UntilExit);
-        let guest = Guest {
+        let guest = SteppedCpu {
             arena,
             vcpu,
             roots,
@@ -91,7 +91,7 @@ impl Registers {
 }
 
 struct Run {
-    guest: Guest,
+    guest: SteppedCpu,
     registers: Registers,
     /// IDT-vectoring information of an exit now.
     vectoring: u32,

@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 use subpage::address::{Gpa, Hpa};
 use subpage_model::{Access, AccessKind, GuestRights, ept_walk};
 
-use crate::guest::{Guest, Stop};
+use crate::stepped_cpu::{SteppedCpu, Stop};
 
 /// Where a linear address leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,7 @@ struct Used {
     entry: u64,
 }
 
-impl Guest {
+impl SteppedCpu {
     /// Translates the address of an access, from memory or by a walk.
     pub(crate) fn translate(&mut self, kind: AccessKind, linear: u64) -> Result<Translation, Stop> {
         match self.translations.find(kind, linear, self.user) {

@@ -7,7 +7,7 @@ use super::form::Form;
 use super::implied::{Surroundings, next_rip};
 use super::moved::pass;
 use super::store::{count, repeats};
-use super::trampoline::{Guest, SIMD_EXCEPTION};
+use super::trampoline::{GuestRegisters, SIMD_EXCEPTION};
 use super::{
     Exception, Extended, Fault, PagingFeatures, Store, SystemTables, Trampoline, TrampolineFault,
     Window,
@@ -124,7 +124,7 @@ impl<M: PhysicalMemory> Executor<'_, M> {
         if store.extent() != Extent::Whole || matches!(store.form(), Form::SaveFirst(_)) {
             more = self.store_part(store, state, window)? == Progress::Repeats;
         } else if let Some(substitute) = store.substitute() {
-            let mut guest = Guest {
+            let mut guest = GuestRegisters {
                 addresses: Addresses {
                     rip: state.rip,
                     offset: store.offset(),

@@ -10,7 +10,7 @@ use super::extended::Addresses;
 use super::form::{Form, MaskKind};
 use super::store::{Refusal, Store, address_mask, register};
 use super::substitute::Substitute;
-use super::trampoline::Guest;
+use super::trampoline::GuestRegisters;
 use super::{Executor, Scratch, TrampolineFault, Unsupported, segment, xsave};
 use crate::guest::{PhysicalMemory, State};
 
@@ -261,7 +261,7 @@ impl<M: PhysicalMemory> Executor<'_, M> {
         state: &State,
     ) -> Result<(), TrampolineFault> {
         let (mut registers, mut rflags) = (state.registers, state.rflags);
-        let mut guest = Guest {
+        let mut guest = GuestRegisters {
             addresses: Addresses { rip: state.rip, offset: 0, x87_opcode: None },
             registers: &mut registers,
             rflags: &mut rflags,

@@ -5,7 +5,7 @@
 
 use super::extended::Addresses;
 use super::extent::Extent;
-use super::trampoline::Guest;
+use super::trampoline::GuestRegisters;
 use super::{Executor, Incomplete, Progress, Refusal, Scratch, Store, Window};
 use crate::guest::{PhysicalMemory, Register, State};
 
@@ -85,7 +85,7 @@ impl<M: PhysicalMemory> Executor<'_, M> {
         let (mut registers, mut rflags) = (state.registers, state.rflags);
         registers[Register::Rax] = components & 0xffff_ffff;
         registers[Register::Rdx] = components >> 32;
-        let mut guest = Guest {
+        let mut guest = GuestRegisters {
             addresses: Addresses { rip: state.rip, offset: store.offset(), x87_opcode: None },
             registers: &mut registers,
             rflags: &mut rflags,

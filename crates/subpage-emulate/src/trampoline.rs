@@ -272,7 +272,7 @@ impl Trampoline {
         &mut self,
         substitute: &Substitute,
         window: &mut Window<'_>,
-        guest: &mut Guest<'_>,
+        guest: &mut GuestRegisters<'_>,
     ) -> Result<(), TrampolineFault> {
         self.context.code = self.write_code(substitute.bytes());
         let pointer = substitute.pointer() as usize;
@@ -362,7 +362,7 @@ impl Trampoline {
 }
 
 /// The guest's registers, as far as an instruction of the allow list uses them.
-pub(super) struct Guest<'a> {
+pub(super) struct GuestRegisters<'a> {
     pub(super) registers: &'a mut GeneralRegisters,
     pub(super) rflags: &'a mut u64,
     pub(super) extended: Extended<'a>,

@@ -63,7 +63,7 @@ pub use cache::Staleness;
 pub use deviations::Deviations;
 pub use exit::VmExit;
 pub use features::{EntryError, Features, Roots};
-pub use machine::{Machine, Outcome, Setup, Traps};
+pub use machine::{AccessOutcome, Machine, Setup, Traps};
 pub use memory::{GuestMemory, SparseMemory};
 pub use pml::{PML_ENTRIES, PageModificationLog};
 pub use rights::Rights;

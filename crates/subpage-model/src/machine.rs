@@ -66,7 +66,7 @@ impl Setup {
 /// What became of an access.
 #[must_use]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AccessOutcome {
     /// It took effect.
     Done,
     /// It took effect and a rule wants it reported.
@@ -204,25 +204,30 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
     /// Writes guest memory as an instruction of CPU `cpu` does, with all that follows.
     ///
     /// Fails if `bytes` is empty, longer than 64 or beyond 48 bits.
-    pub fn write(&mut self, cpu: usize, gpa: Gpa, bytes: &[u8]) -> Result<Outcome, AccessError> {
+    pub fn write(
+        &mut self,
+        cpu: usize,
+        gpa: Gpa,
+        bytes: &[u8],
+    ) -> Result<AccessOutcome, AccessError> {
         let access = Access::new(AccessKind::Write, gpa, bytes.len() as u64)?;
         Ok(self.perform(cpu, &access, Some(bytes)))
     }
 
     /// Performs an access whose data do not matter: a read, a fetch, or the write of a trace.
     #[inline]
-    pub fn touch(&mut self, cpu: usize, access: &Access) -> Outcome {
+    pub fn touch(&mut self, cpu: usize, access: &Access) -> AccessOutcome {
         if let Some(roots) = self.roots {
             let vcpu = &mut self.cpus[cpu].vcpu;
             if vcpu.access(&roots, self.domain.frames_mut(), access).is_ok() {
-                return Outcome::Done;
+                return AccessOutcome::Done;
             }
         }
         self.perform(cpu, access, None)
     }
 
     #[inline(never)]
-    fn perform(&mut self, cpu: usize, access: &Access, bytes: Option<&[u8]>) -> Outcome {
+    fn perform(&mut self, cpu: usize, access: &Access, bytes: Option<&[u8]>) -> AccessOutcome {
         for _ in 0..MAX_EXITS {
             let Some(roots) = self.current_roots() else {
                 match self.map_page(access.first().gpa()) {
@@ -236,7 +241,7 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
                 Some(bytes) => vcpu.write(&roots, frames, &mut self.memory, access, bytes),
                 None => vcpu.access(&roots, frames, access).map(|_| ()),
             };
-            let Err(exit) = result else { return Outcome::Done };
+            let Err(exit) = result else { return AccessOutcome::Done };
             if let Some(outcome) = self.handle(cpu, access, bytes, exit) {
                 return outcome;
             }
@@ -251,7 +256,7 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
         access: &Access,
         bytes: Option<&[u8]>,
         exit: VmExit,
-    ) -> Option<Outcome> {
+    ) -> Option<AccessOutcome> {
         let length = access.length() as u64;
         // An access is told from the next by its address here, where a processor has RIP.
         let rip = access.first().gpa().as_u64();
@@ -309,21 +314,21 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
             }
             Answer::Deny(denial) => {
                 self.traps.denied += 1;
-                return Some(Outcome::Denied(denial));
+                return Some(AccessOutcome::Denied(denial));
             }
-            Answer::NoSlot(gpa) => return Some(Outcome::NoSlot(gpa)),
-            Answer::ReadOnlySlot(gpa) => return Some(Outcome::ReadOnlySlot(gpa)),
-            Answer::NotExecutable(gpa) => return Some(Outcome::NotExecutable(gpa)),
-            Answer::Host(error) => return Some(Outcome::Failed(error)),
+            Answer::NoSlot(gpa) => return Some(AccessOutcome::NoSlot(gpa)),
+            Answer::ReadOnlySlot(gpa) => return Some(AccessOutcome::ReadOnlySlot(gpa)),
+            Answer::NotExecutable(gpa) => return Some(AccessOutcome::NotExecutable(gpa)),
+            Answer::Host(error) => return Some(AccessOutcome::Failed(error)),
         }
         self.roots = None;
         None
     }
 
     /// Completes a write in software: decides about every byte, then stores all or none.
-    fn emulate(&mut self, access: &Access, bytes: Option<&[u8]>) -> Outcome {
+    fn emulate(&mut self, access: &Access, bytes: Option<&[u8]>) -> AccessOutcome {
         if !access.kind().is_write() || access.kind().is_page_walk() {
-            return Outcome::Done;
+            return AccessOutcome::Done;
         }
         let range = ByteRange::new(access.first().gpa(), access.length() as u64)
             .expect("an access lies in the address space");
@@ -341,10 +346,10 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
             }
         }
         let outcome = match self.domain.authorize_write(AddressSpace::Normal, range) {
-            Ok(Decision::Allowed) => Outcome::Done,
-            Ok(Decision::Reported { rule, at }) => Outcome::Reported { rule, at },
+            Ok(Decision::Allowed) => AccessOutcome::Done,
+            Ok(Decision::Reported { rule, at }) => AccessOutcome::Reported { rule, at },
             Ok(Decision::Denied { rule, at, stop }) => {
-                return Outcome::Denied(Denial {
+                return AccessOutcome::Denied(Denial {
                     gpa: range.first(),
                     gla: None,
                     length: Some(range.bytes()),
@@ -354,9 +359,9 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
                     during_delivery: false,
                 });
             }
-            Ok(Decision::NotEligible { at }) => return Outcome::ReadOnlySlot(at),
-            Ok(Decision::NotMapped { at }) => return Outcome::NoSlot(at),
-            Err(_) => return Outcome::Failed(HostError::OutOfMemory),
+            Ok(Decision::NotEligible { at }) => return AccessOutcome::ReadOnlySlot(at),
+            Ok(Decision::NotMapped { at }) => return AccessOutcome::NoSlot(at),
+            Err(_) => return AccessOutcome::Failed(HostError::OutOfMemory),
         };
         self.roots = None;
         if let Some(mut rest) = bytes {
@@ -395,13 +400,13 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
     }
 
     /// Does what a host does to let the guest write a page: breaks its sharing, copies it.
-    fn make_writable(&mut self, gpa: Gpa) -> Result<(), Outcome> {
+    fn make_writable(&mut self, gpa: Gpa) -> Result<(), AccessOutcome> {
         self.traps.demand += 1;
         let page = GfnRange::one(gpa.gfn());
         let token = self
             .domain
             .protect(AddressSpace::Normal, page, true)
-            .map_err(|_| Outcome::Failed(HostError::OutOfMemory))?;
+            .map_err(|_| AccessOutcome::Failed(HostError::OutOfMemory))?;
         let _done = self.complete(token);
         Ok(())
     }
@@ -421,10 +426,10 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
     }
 
     /// Maps the largest page around `gpa` that its slot and what is mapped already allow.
-    fn map_page(&mut self, gpa: Gpa) -> Result<(), Outcome> {
+    fn map_page(&mut self, gpa: Gpa) -> Result<(), AccessOutcome> {
         let space = AddressSpace::Normal;
         if self.domain.slots(space).find(gpa.gfn()).is_none() {
-            return Err(Outcome::NoSlot(gpa));
+            return Err(AccessOutcome::NoSlot(gpa));
         }
         self.roots = None;
         for size in [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K] {
@@ -443,7 +448,7 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
             match self.domain.map(space, first, page) {
                 Ok(()) => return Ok(()),
                 Err(subpage::domain::DomainError::OutOfMemory) => {
-                    return Err(Outcome::Failed(HostError::OutOfMemory));
+                    return Err(AccessOutcome::Failed(HostError::OutOfMemory));
                 }
                 // Part of the region belongs to no slot or is mapped: try a smaller page.
                 Err(_) => {}

@@ -21,7 +21,7 @@ pub struct Trapped<'a> {
 /// What came of a store.
 #[must_use]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome<T> {
+pub enum StoreOutcome<T> {
     /// The processor is behind the instruction.
     Done,
     /// It is at the same string instruction, with elements left.
@@ -92,7 +92,7 @@ pub fn store<B: Backend>(
     backend: &mut B,
     trapped: Trapped<'_>,
     state: &mut State,
-) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+) -> Result<StoreOutcome<B::Told>, Obstacle<B::Failure>> {
     let wanted = Wanted::InTraps;
     if trapped.store.is_open() {
         let settled = &backend.settle(trapped.store, state)?;
@@ -126,7 +126,7 @@ pub fn complete<B: Backend>(
     trapped: Trapped<'_>,
     located: &Located,
     state: &mut State,
-) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+) -> Result<StoreOutcome<B::Told>, Obstacle<B::Failure>> {
     if let &[run] = located.parts.runs()
         && backend.domain().is_open(B::SPACE, run)
     {
@@ -158,7 +158,7 @@ pub fn carry_out<B: Backend>(
     located: &Located,
     place: &B::Place,
     state: &mut State,
-) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+) -> Result<StoreOutcome<B::Told>, Obstacle<B::Failure>> {
     let progress = backend.with_window(&located.parts, place, |backend, window| {
         backend.carry_out(store, state, window)
     })??;
@@ -166,10 +166,10 @@ pub fn carry_out<B: Backend>(
     Ok(done(progress))
 }
 
-const fn done<T>(progress: Progress) -> Outcome<T> {
+const fn done<T>(progress: Progress) -> StoreOutcome<T> {
     match progress {
-        Progress::Done => Outcome::Done,
-        Progress::Repeats => Outcome::Repeats,
+        Progress::Done => StoreOutcome::Done,
+        Progress::Repeats => StoreOutcome::Repeats,
     }
 }
 
@@ -183,7 +183,7 @@ fn meet<B: Backend>(
     place: &B::Place,
     state: &mut State,
     decision: Decision,
-) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+) -> Result<StoreOutcome<B::Told>, Obstacle<B::Failure>> {
     if let Some(moved) = trapped.store.moved(state) {
         return meet_foreseen(backend, trapped, located, place, state, decision, moved);
     }
@@ -202,7 +202,7 @@ fn meet_foreseen<B: Backend, K: Foreseen<B>>(
     state: &mut State,
     decision: Decision,
     foreseen: K,
-) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+) -> Result<StoreOutcome<B::Told>, Obstacle<B::Failure>> {
     let committed = authorize(backend, &located.parts)?;
     assert_eq!(committed, decision, "nothing changes the domain while its lock is held");
     let met = Met::of(decision).expect("all other decisions were handled");
@@ -229,7 +229,7 @@ pub fn deny<B: Backend>(
     located: &Located,
     state: &mut State,
     met: Met,
-) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+) -> Result<StoreOutcome<B::Told>, Obstacle<B::Failure>> {
     assert!(matches!(met, Met::Forbidden { .. }), "what is not forbidden is not denied");
     backend.checked(&located.parts);
     if let Some(moved) = trapped.store.moved(state) {
@@ -248,15 +248,15 @@ fn conclude<B: Backend, K: Foreseen<B>>(
     state: &mut State,
     met: Met,
     foreseen: K,
-) -> Outcome<B::Told> {
+) -> StoreOutcome<B::Told> {
     let (response, stop) = response_to(backend, met);
     let account = account(backend, trapped, located, state, foreseen.bytes());
     let told = report(backend, met, response, &account);
     if response == Response::Fault && !stop {
-        return Outcome::Refused(Exception::general_protection(0));
+        return StoreOutcome::Refused(Exception::general_protection(0));
     }
     let progress = foreseen.forget(backend, trapped.instruction, state);
-    if stop { Outcome::Stopped(told) } else { done(progress) }
+    if stop { StoreOutcome::Stopped(told) } else { done(progress) }
 }
 
 /// What becomes of the instruction, and whether the guest stops.
@@ -275,7 +275,7 @@ pub fn drop_store<B: Backend>(
     store: &Store,
     located: &Located,
     state: &mut State,
-) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+) -> Result<StoreOutcome<B::Told>, Obstacle<B::Failure>> {
     let place = backend.ready(&located.parts)?;
     drop_at(backend, store, located, &place, state)
 }
@@ -286,7 +286,7 @@ fn drop_at<B: Backend>(
     located: &Located,
     place: &B::Place,
     state: &mut State,
-) -> Result<Outcome<B::Told>, Obstacle<B::Failure>> {
+) -> Result<StoreOutcome<B::Told>, Obstacle<B::Failure>> {
     let rehearsal = rehearse(backend, store, located, place, state)?;
     Ok(done(rehearsal.adopt(backend, state)))
 }
@@ -305,7 +305,7 @@ pub fn deny_unknown<B: Backend>(
     gla: Option<u64>,
     state: &mut State,
     met: Met,
-) -> Outcome<B::Told> {
+) -> StoreOutcome<B::Told> {
     let (response, stop) = response_to(backend, met);
     let account = Account {
         origin: Origin::of(state, backend.vcpu()),
@@ -321,11 +321,11 @@ pub fn deny_unknown<B: Backend>(
     };
     let told = report(backend, met, response, &account);
     if response == Response::Fault && !stop {
-        return Outcome::Refused(Exception::general_protection(0));
+        return StoreOutcome::Refused(Exception::general_protection(0));
     }
     // By the length that was decoded: exits for this reason do not define theirs (D37).
     skip(instruction, state);
-    if stop { Outcome::Stopped(told) } else { Outcome::Done }
+    if stop { StoreOutcome::Stopped(told) } else { StoreOutcome::Done }
 }
 
 /// Moves `state` behind an instruction of which nothing happens.

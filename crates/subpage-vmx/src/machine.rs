@@ -103,7 +103,7 @@ impl ExitCounters {
 }
 
 /// A virtual machine.
-pub struct Machine {
+pub struct VirtualMachine {
     /// Whoever asks first has it first: no virtual processor can keep another from making progress
     /// (contract C8).
     shared: TicketMutex<Shared>,
@@ -134,7 +134,7 @@ pub struct Machine {
 }
 
 /// NMI handlers have no argument to find the machine by.
-static MACHINE: Once<&'static Machine> = Once::new();
+static MACHINE: Once<&'static VirtualMachine> = Once::new();
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
 /// Number of a local APIC that has not started yet; no APIC has it, since it means all.
@@ -143,7 +143,7 @@ const UNKNOWN: u32 = u32::MAX;
 /// No processor is left out of invalidations.
 const NOBODY: u32 = u32::MAX;
 
-impl Machine {
+impl VirtualMachine {
     /// Makes the machine; `ram`, `tables` and the domain belong together.
     #[allow(clippy::too_many_arguments)]
     pub fn new(

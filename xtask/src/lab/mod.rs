@@ -34,7 +34,7 @@ use frames::{Line, Mark};
 use image::{Contents, ModuleOption};
 use ingredients::Ingredients;
 use job::Job;
-use run::{Finished, Outcome, Patience};
+use run::{Finished, JobEnd, Patience};
 
 /// What `cargo xtask lab` takes.
 #[derive(Args)]
@@ -260,9 +260,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     })?;
     printed.context("cannot write the output")?;
     match finished.outcome {
-        Outcome::Over(status) => Ok(ExitCode::from(status)),
-        Outcome::Interrupted => Ok(ExitCode::from(session::INTERRUPTED)),
-        Outcome::Failed(reason) => {
+        JobEnd::Over(status) => Ok(ExitCode::from(status)),
+        JobEnd::Interrupted => Ok(ExitCode::from(session::INTERRUPTED)),
+        JobEnd::Failed(reason) => {
             session.show(&finished.console.join("\n"))?;
             bail!("{reason}")
         }

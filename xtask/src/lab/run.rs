@@ -34,7 +34,7 @@ const CONSOLE_LINES: usize = 15;
 
 /// How a run came to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum JobEnd {
     /// The job is over, with this status.
     Over(u8),
     /// It did not come to that, for this reason.
@@ -45,7 +45,7 @@ pub(crate) enum Outcome {
 /// A run that has ended.
 #[derive(Debug)]
 pub(crate) struct Finished {
-    pub(crate) outcome: Outcome,
+    pub(crate) outcome: JobEnd,
     /// The end of what the kernel said.
     pub(crate) console: Vec<String>,
 }
@@ -71,7 +71,7 @@ struct Watch<'a> {
     heard: Instant,
     /// How often silence has been told since then.
     beats: u32,
-    outcome: Option<Outcome>,
+    outcome: Option<JobEnd>,
 }
 
 impl Watch<'_> {
@@ -84,14 +84,14 @@ impl Watch<'_> {
         (self.heard, self.beats) = (Instant::now(), 0);
         match line {
             Line::Ready => self.ready = true,
-            Line::Failed(what) => self.end(Outcome::Failed(failed(what))),
-            Line::Over { status } => self.end(Outcome::Over(status)),
+            Line::Failed(what) => self.end(JobEnd::Failed(failed(what))),
+            Line::Over { status } => self.end(JobEnd::Over(status)),
             _ => {}
         }
         Some(line)
     }
 
-    fn end(&mut self, outcome: Outcome) {
+    fn end(&mut self, outcome: JobEnd) {
         self.outcome.get_or_insert(outcome);
     }
 
@@ -105,18 +105,18 @@ impl Watch<'_> {
     /// Whether there is nothing more to wait for.
     fn over(&mut self, interrupt: &Interrupt) -> bool {
         if interrupt.raised() {
-            self.end(Outcome::Interrupted);
+            self.end(JobEnd::Interrupted);
         }
         if let Some(words) = self.console.look() {
-            self.end(Outcome::Failed(format!("the host's kernel has ended: {words}")));
+            self.end(JobEnd::Failed(format!("the host's kernel has ended: {words}")));
         }
         let silent = self.heard.elapsed();
         if !self.ready && silent > BOOT_LIMIT {
-            self.end(Outcome::Failed("the host did not come up".into()));
+            self.end(JobEnd::Failed("the host did not come up".into()));
         }
         if self.ready && silent > self.patience.silence {
             let seconds = self.patience.silence.as_secs();
-            self.end(Outcome::Failed(format!("nothing was heard for {seconds} s: it hangs")));
+            self.end(JobEnd::Failed(format!("nothing was heard for {seconds} s: it hangs")));
         }
         self.outcome.is_some()
     }
@@ -179,7 +179,7 @@ pub(crate) fn run(
     watch.console.looked = start;
     let words = watch.console.look_again();
     let outcome = watch.outcome.unwrap_or_else(|| {
-        Outcome::Failed(match (finished.ending, words) {
+        JobEnd::Failed(match (finished.ending, words) {
             (_, Some(words)) => format!("the host's kernel has ended: {words}"),
             (Ending::Hung, None) => {
                 format!("it did not end within {} s", patience.whole.as_secs())
@@ -245,7 +245,7 @@ fn last_lines(path: &Path) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn run_script(script: &str, patience: Patience) -> (Outcome, Vec<String>) {
+    fn run_script(script: &str, patience: Patience) -> (JobEnd, Vec<String>) {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let mark = Mark::random().expect("random numbers");
         let mut command = Command::new("sh");
@@ -266,9 +266,9 @@ mod tests {
         heartbeat: Duration::from_secs(300),
     };
 
-    fn reason(outcome: Outcome) -> String {
+    fn reason(outcome: JobEnd) -> String {
         match outcome {
-            Outcome::Failed(reason) => reason,
+            JobEnd::Failed(reason) => reason,
             other => panic!("{other:?} is no failure"),
         }
     }
@@ -279,7 +279,7 @@ mod tests {
             "echo MARK ready; echo a; echo; printf b; printf '\\nMARK over 7\\n'; sleep 99999";
         assert_eq!(
             run_script(script, LONG),
-            (Outcome::Over(7), vec!["a".into(), String::new(), "b".into()])
+            (JobEnd::Over(7), vec!["a".into(), String::new(), "b".into()])
         );
     }
 
@@ -287,7 +287,7 @@ mod tests {
     fn an_end_that_another_has_written_is_output() {
         let script = "echo MARK ready; echo lab-00 over 0; printf 'x\\nMARK over 3\\n'";
         let (outcome, lines) = run_script(script, LONG);
-        assert_eq!(outcome, Outcome::Over(3));
+        assert_eq!(outcome, JobEnd::Over(3));
         assert_eq!(lines, ["lab-00 over 0", "x"]);
     }
 
@@ -339,7 +339,7 @@ mod tests {
                 fs::write(directory.path().join("told"), "").expect("files can be written");
             }
         });
-        assert_eq!(finished.expect("sh runs").outcome, Outcome::Over(0));
+        assert_eq!(finished.expect("sh runs").outcome, JobEnd::Over(0));
         let silence = Duration::from_millis(100);
         let patience = Patience { silence, ..patience };
         let (outcome, _) = run_script("echo MARK ready; sleep 99999", patience);

@@ -45,7 +45,7 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         .env(images::DIRECTORY_VARIABLE, images.directory());
     let finished = session.run(command, &mut |line| Some(line.to_owned()))?;
     let result = finished.output.lines().rev().find_map(result);
-    let passed = finished.ending.success() && result.is_some_and(Outcome::proves);
+    let passed = finished.ending.success() && result.is_some_and(Tally::proves);
     match result {
         Some(outcome) if outcome.disagreements == 0 && outcome.accesses < LEAST_ACCESSES => {
             session.say(&format!("   failed: fewer than {LEAST_ACCESSES} accesses"))?;
@@ -58,24 +58,24 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
 
 /// What the comparison came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Outcome {
+struct Tally {
     accesses: u64,
     disagreements: u64,
 }
 
-impl Outcome {
+impl Tally {
     fn proves(self) -> bool {
         self.disagreements == 0 && self.accesses >= LEAST_ACCESSES
     }
 }
 
 /// Reads `conformance: N accesses, D disagreements`.
-fn result(line: &str) -> Option<Outcome> {
+fn result(line: &str) -> Option<Tally> {
     let (accesses, disagreements) = line
         .strip_prefix("conformance: ")?
         .strip_suffix(" disagreements")?
         .split_once(" accesses, ")?;
-    Some(Outcome { accesses: accesses.parse().ok()?, disagreements: disagreements.parse().ok()? })
+    Some(Tally { accesses: accesses.parse().ok()?, disagreements: disagreements.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn the_result_is_a_line() {
-        let outcome = Outcome { accesses: 24_000, disagreements: 3 };
+        let outcome = Tally { accesses: 24_000, disagreements: 3 };
         assert_eq!(result("conformance: 24000 accesses, 3 disagreements"), Some(outcome));
         for line in ["conformance: 24000 accesses", "conformance: many accesses, 0 disagreements"] {
             assert_eq!(result(line), None);
@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn many_accesses_without_a_disagreement_prove_something() {
-        assert!(Outcome { accesses: 20_000, disagreements: 0 }.proves());
-        assert!(!Outcome { accesses: 19_999, disagreements: 0 }.proves());
-        assert!(!Outcome { accesses: 20_000, disagreements: 1 }.proves());
+        assert!(Tally { accesses: 20_000, disagreements: 0 }.proves());
+        assert!(!Tally { accesses: 19_999, disagreements: 0 }.proves());
+        assert!(!Tally { accesses: 20_000, disagreements: 1 }.proves());
     }
 }

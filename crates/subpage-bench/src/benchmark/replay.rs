@@ -7,7 +7,7 @@ use subpage::domain::Domain;
 use subpage::frames::HeapFrames;
 use subpage::rules::{Action, Owner, Rule, RuleName};
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
-use subpage_model::{Access, AccessKind, Features, Machine, Outcome, Setup};
+use subpage_model::{Access, AccessKind, AccessOutcome, Features, Machine, Setup};
 use subpage_trace::{TraceReader, Write};
 
 use subpage_bench::report::Record;
@@ -90,8 +90,8 @@ fn replay(machine: &mut Machine<()>) -> (u64, u64) {
             let access = Access::new(AccessKind::Write, Gpa::new(write.address), write.size.into());
             let access = access.expect("a trace holds writes of 1 to 64 bytes below 2^48");
             match machine.touch(0, &access) {
-                Outcome::Done => {}
-                Outcome::Denied(_) => denied += 1,
+                AccessOutcome::Done => {}
+                AccessOutcome::Denied(_) => denied += 1,
                 other => panic!("{write:?} met {other:?}"),
             }
         }

@@ -13,7 +13,7 @@ use subpage_kvm::trap::{PageSet, Slots, TrapBy};
 use subpage_kvm::vcpu::cpuid;
 
 use crate::guest::{self, BEGIN, END, Image, Level, SERIAL, Work};
-use crate::pairs::Guest;
+use crate::pairs::Contender;
 
 /// A guest and its loop.
 pub(crate) struct Bare {
@@ -95,7 +95,7 @@ impl Bare {
     }
 }
 
-impl Guest for Bare {
+impl Contender for Bare {
     /// One round, from behind the exit that begins it to the one that ends it.
     ///
     /// # Panics

@@ -17,7 +17,7 @@ use subpage_bench::rounds::{Ratio, Rounds};
 const PAIRS: usize = 9;
 
 /// A guest that runs round by round.
-pub(crate) trait Guest {
+pub(crate) trait Contender {
     /// One round; how long it took.
     fn round(&mut self) -> Duration;
 }
@@ -25,11 +25,11 @@ pub(crate) trait Guest {
 /// The guests of one pair.
 pub(crate) struct Pair {
     /// The one whose cost is asked for.
-    pub(crate) measured: Box<dyn Guest>,
+    pub(crate) measured: Box<dyn Contender>,
     /// What it is compared with.
-    pub(crate) baseline: Box<dyn Guest>,
+    pub(crate) baseline: Box<dyn Contender>,
     /// Another like the baseline.
-    pub(crate) control: Box<dyn Guest>,
+    pub(crate) control: Box<dyn Contender>,
     /// Stores of a round.
     pub(crate) stores: u32,
 }

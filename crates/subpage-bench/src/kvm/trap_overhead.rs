@@ -10,7 +10,7 @@ use subpage_kvm::trap::TrapBy;
 use crate::bare::Bare;
 use crate::guarded::Guarded;
 use crate::guest::{DENIED, Level, Work};
-use crate::pairs::{Comparison, Guest, Pair, Unit};
+use crate::pairs::{Comparison, Contender, Pair, Unit};
 use crate::rows::{Out, measurable};
 
 pub(crate) const NAME: &str = "trap_overhead";
@@ -99,7 +99,7 @@ impl Trapping {
     }
 }
 
-impl Guest for Trapping {
+impl Contender for Trapping {
     fn round(&mut self) -> Duration {
         let took = self.guest.round();
         self.rounds += 1;

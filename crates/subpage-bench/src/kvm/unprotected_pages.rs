@@ -7,7 +7,7 @@ use subpage_kvm::trap::TrapBy;
 
 use crate::guarded::Guarded;
 use crate::guest::{Level, Work};
-use crate::pairs::{Comparison, Guest, Pair, Unit};
+use crate::pairs::{Comparison, Contender, Pair, Unit};
 use crate::rows::{Out, measurable};
 
 pub(crate) const NAME: &str = "unprotected_pages";
@@ -75,7 +75,7 @@ fn pair(by: TrapBy, level: Level, number: usize) -> Pair {
 /// A guest none of whose writes is to a guarded page.
 struct Plain(Guarded);
 
-impl Guest for Plain {
+impl Contender for Plain {
     fn round(&mut self) -> Duration {
         let took = self.0.round();
         assert_eq!(self.0.trapped(), 0, "no write is to a guarded page");

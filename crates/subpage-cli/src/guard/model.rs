@@ -5,7 +5,7 @@ use subpage::domain::{Domain, DomainError};
 use subpage::frames::HeapFrames;
 use subpage::rules::{Action, Rule, RuleId};
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
-use subpage_model::{Access, AccessKind, Features, Machine, Outcome, Setup};
+use subpage_model::{Access, AccessKind, AccessOutcome, Features, Machine, Setup};
 use subpage_trap::Verdict;
 
 use super::Enforcer;
@@ -70,20 +70,20 @@ impl Enforcer for Model {
         let access = Access::new(AccessKind::Write, bytes.first(), bytes.bytes())
             .expect("a trace holds writes of 1 to 64 bytes below 2^48");
         match self.machine.touch(0, &access) {
-            Outcome::Done => Ok(None),
-            Outcome::Reported { rule, .. } => {
+            AccessOutcome::Done => Ok(None),
+            AccessOutcome::Reported { rule, .. } => {
                 let index = self.index(rule);
                 Ok(Some(match self.actions[index] {
                     Action::AllowOnce => (index, Verdict::AllowedOnce),
                     _ => (index, Verdict::Logged),
                 }))
             }
-            Outcome::Denied(denial) => {
+            AccessOutcome::Denied(denial) => {
                 let rule = denial.rule.expect("only rules deny: no access map was set");
                 let verdict = if denial.stop { Verdict::Stopped } else { Verdict::Denied };
                 Ok(Some((self.index(rule), verdict)))
             }
-            Outcome::Failed(error) => Err(Failure::Internal(format!(
+            AccessOutcome::Failed(error) => Err(Failure::Internal(format!(
                 "the model cannot go on at {:#x}: {error:?}",
                 bytes.first().as_u64()
             ))),

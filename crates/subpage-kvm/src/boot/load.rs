@@ -7,7 +7,7 @@ use linux_loader::elf::{EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_X
 use subpage::address::{ByteRange, Gpa};
 
 use super::initrd::{self, Initrd};
-use super::paging::Tables;
+use super::paging::BootTables;
 use super::parameters::{self, BOOT_FLAG, HEADER_MAGIC, Setup};
 use super::part::{PAGE_TABLES, STACK, STACK_TOP, ZERO_PAGE, check_apart, write};
 use super::source::Source;
@@ -125,7 +125,7 @@ pub fn load(ram: &Ram, request: &Request<'_>) -> Result<Boot, BootError> {
     let image = image(request)?;
     check_command_line(request.command_line, image.setup.command_line_most)?;
 
-    let tables = Tables::plan(ram);
+    let tables = BootTables::plan(ram);
     let mut parts = vec![
         processor::descriptors(),
         parameters::zero_page(),

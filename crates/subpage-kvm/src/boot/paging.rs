@@ -22,12 +22,12 @@ const PAGE: u64 = 0xe3;
 
 /// Where the tables go.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Tables {
+pub(super) struct BootTables {
     directories: u64,
     count: u64,
 }
 
-impl Tables {
+impl BootTables {
     /// One directory a GiB: behind the upper levels if they fit there, else at the end of low memory.
     pub(super) fn plan(ram: &Ram) -> Self {
         let end =

@@ -16,7 +16,7 @@ use subpage_trap::VERSION;
 use super::MAX_LINE_BYTES;
 use super::connections::{Activity, Place};
 use super::lines::{Line, Lines};
-use super::protocol::{Answer, Refusal, Reply, Request};
+use super::protocol::{Refusal, Reply, ReplyLine, Request};
 use super::server::{GRACE, RequestHandler};
 use crate::event::{Received, Subscription};
 
@@ -65,8 +65,8 @@ impl Connection<'_> {
                 self.stream.set_write_timeout(Some(GRACE))?;
             }
             match answered {
-                Ok(reply) => send_line(&self.stream, &Answer::done(reply))?,
-                Err(refusal) => send_line(&self.stream, &Answer::refused(refusal))?,
+                Ok(reply) => send_line(&self.stream, &ReplyLine::done(reply))?,
+                Err(refusal) => send_line(&self.stream, &ReplyLine::refused(refusal))?,
             }
             if !goes_on {
                 return Ok(());
@@ -123,7 +123,7 @@ impl Note {
 }
 
 fn send_events(stream: &UnixStream, subscription: &Subscription) -> io::Result<()> {
-    send_line(stream, &Answer::done(Reply::Done {}))?;
+    send_line(stream, &ReplyLine::done(Reply::Done {}))?;
     loop {
         match subscription.next(None) {
             Some(Received::Event(record)) => send_line(stream, &record.line())?,
@@ -139,7 +139,7 @@ fn send_events(stream: &UnixStream, subscription: &Subscription) -> io::Result<(
 
 /// Tells a client no, if it can still be told.
 pub(super) fn send_refusal(stream: &UnixStream, refusal: &Refusal) {
-    let _ = send_line(stream, &Answer::refused(refusal));
+    let _ = send_line(stream, &ReplyLine::refused(refusal));
 }
 
 /// Writes an object and the end of a line. An error if the other end is gone, or does not read for as

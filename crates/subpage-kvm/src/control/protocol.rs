@@ -288,13 +288,13 @@ fn take<T: DeserializeOwned>(
 
 /// A line of the server: what became of a request.
 #[derive(Debug, Serialize)]
-pub(super) struct Answer<T> {
+pub(super) struct ReplyLine<T> {
     ok: bool,
     #[serde(flatten)]
     fields: T,
 }
 
-impl<T: Serialize> Answer<T> {
+impl<T: Serialize> ReplyLine<T> {
     /// To a request that was done.
     pub(super) const fn done(fields: T) -> Self {
         Self { ok: true, fields }

@@ -14,7 +14,7 @@ use crate::guard::{Guard, SPACE};
 use crate::memory::Twin;
 use crate::store::{Stepped, report_step};
 use crate::vcpu::Interrupted;
-use crate::vm::Machine;
+use crate::vm::VmShared;
 
 /// Accessed and dirty.
 const MARKS: u64 = 0x60;
@@ -39,7 +39,7 @@ impl Changed {
 
 /// A step that has been made, and all that it may have changed.
 pub(super) struct Made<'a> {
-    pub(super) machine: &'a Machine,
+    pub(super) machine: &'a VmShared,
     pub(super) guard: &'a mut Guard,
     pub(super) copies: &'a mut Copies,
     pub(super) vcpu: u32,

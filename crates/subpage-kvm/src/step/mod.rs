@@ -34,7 +34,7 @@ use crate::guard::Guard;
 use crate::metrics::ExitKind;
 use crate::store::{Cause, Next, Unsolved, end_instruction, failure, inject, mark_walks};
 use crate::vcpu::{Interrupted, Kick, Processor, ProcessorError};
-use crate::vm::{Exit, Machine, after_port, enter};
+use crate::vm::{Exit, VmShared, after_port, enter};
 use changes::Made;
 use copies::Copies;
 use notice::Notices;
@@ -92,7 +92,7 @@ impl Stepping {
 }
 
 /// What ended a batch of steps.
-enum Outcome {
+enum BatchEnd {
     /// The processor goes on as usual.
     GoOn,
     /// It gets an exception; none of the instruction has happened.
@@ -113,7 +113,7 @@ enum Outcome {
 
 /// Steps over the instruction at RIP, which has just trapped, and as many more as is worth it.
 pub(crate) fn step(
-    machine: &Machine,
+    machine: &VmShared,
     processor: &mut Processor,
     kick: Kick,
     why: &Unsolved,
@@ -134,7 +134,7 @@ pub(crate) fn step(
     }
     let outcome = match try_batch(machine, processor, kick, &mut guard, &mut inner, &at, false)? {
         // The decoder does not tell all that it touches.
-        Outcome::Wider => {
+        BatchEnd::Wider => {
             let (at, _) = processor.at_exit()?;
             try_batch(machine, processor, kick, &mut guard, &mut inner, &at, true)?
         }
@@ -143,33 +143,33 @@ pub(crate) fn step(
     drop(inner);
     drop(guard);
     match outcome {
-        Outcome::GoOn => {
+        BatchEnd::GoOn => {
             processor.stuck.reset();
             Ok(Next::Enter)
         }
-        Outcome::Exception(exception) => inject(processor, exception),
-        Outcome::Trap(before) => {
+        BatchEnd::Exception(exception) => inject(processor, exception),
+        BatchEnd::Trap(before) => {
             processor.stuck.reset();
             end_instruction(processor, &before, false)?;
             Ok(Next::Enter)
         }
-        Outcome::DebugTrap => {
+        BatchEnd::DebugTrap => {
             let mut state = at.state;
             state.rip = state.rip.wrapping_add(code.map_or(1, |code| code.bytes().len() as u64));
             processor.go_on(&state)?;
             inject(processor, Exception::DEBUG)
         }
-        Outcome::Next(next) => Ok(next),
+        BatchEnd::Next(next) => Ok(next),
         // Tables in pages that do not trap may have changed on the way.
-        Outcome::Wider if why.visits < PATIENCE => Ok(Next::Enter),
+        BatchEnd::Wider if why.visits < PATIENCE => Ok(Next::Enter),
         // A program must not be able to end the guest.
-        Outcome::Wider | Outcome::Refused(_) if at.state.cpl == 3 => {
+        BatchEnd::Wider | BatchEnd::Refused(_) if at.state.cpl == 3 => {
             machine.metrics.refused();
             processor.stuck.reset();
             inject(processor, Exception::INVALID_OPCODE)
         }
-        Outcome::Wider => Err(failure(processor, &at, code, &why.reason)),
-        Outcome::Refused(reason) | Outcome::Cannot(reason) => {
+        BatchEnd::Wider => Err(failure(processor, &at, code, &why.reason)),
+        BatchEnd::Refused(reason) | BatchEnd::Cannot(reason) => {
             let reason = format!("{}, and it cannot be stepped over: {reason}", why.reason);
             Err(failure(processor, &at, code, &reason))
         }
@@ -178,18 +178,18 @@ pub(crate) fn step(
 
 /// Plans the first step, and makes it and those after it in the second address space.
 fn try_batch(
-    machine: &Machine,
+    machine: &VmShared,
     processor: &mut Processor,
     kick: Kick,
     guard: &mut Guard,
     inner: &mut Inner,
     at: &Interrupted,
     wide: bool,
-) -> Result<Outcome, Failure> {
+) -> Result<BatchEnd, Failure> {
     let made =
         inner.space.get_or_insert_with(|| space::make(&machine.vm, &machine.ram, guard.traps()));
     if let Err(missing) = made {
-        return Ok(Outcome::Cannot(missing.clone()));
+        return Ok(BatchEnd::Cannot(missing.clone()));
     }
     let watched = processor.debug_registers()?.dr7;
     let first = match plan(machine, guard, processor, at, watched, wide) {
@@ -197,16 +197,16 @@ fn try_batch(
         Err(refusal) => return Ok(refused(refusal)),
     };
     if let Err(reason) = machine.stepping.notices.see(guard, &first.tables) {
-        return Ok(Outcome::Cannot(reason));
+        return Ok(BatchEnd::Cannot(reason));
     }
     match inner.tracked.open(machine, guard, &first.tables) {
         Ok(false) => {}
-        Ok(true) => return Ok(Outcome::GoOn),
-        Err(reason) => return Ok(Outcome::Cannot(reason.into())),
+        Ok(true) => return Ok(BatchEnd::GoOn),
+        Err(reason) => return Ok(BatchEnd::Cannot(reason.into())),
     }
     let twin = machine.ram.view().twin().expect("made with the second address space");
     if let Err(error) = inner.copies.open(&machine.ram, twin, &first.pages()) {
-        return Ok(Outcome::Cannot(error.to_string()));
+        return Ok(BatchEnd::Cannot(error.to_string()));
     }
     space::go(processor, true)?;
     let mut batch =
@@ -220,20 +220,20 @@ fn try_batch(
     outcome
 }
 
-fn refused(refusal: Refusal) -> Outcome {
+fn refused(refusal: Refusal) -> BatchEnd {
     match refusal {
-        Refusal::Exception(exception) => Outcome::Exception(exception),
-        Refusal::DebugTrap => Outcome::DebugTrap,
+        Refusal::Exception(exception) => BatchEnd::Exception(exception),
+        Refusal::DebugTrap => BatchEnd::DebugTrap,
         Refusal::Software => {
-            Outcome::Refused("software interrupts are carried out in IA-32e mode only".into())
+            BatchEnd::Refused("software interrupts are carried out in IA-32e mode only".into())
         }
-        Refusal::Cannot(reason) => Outcome::Refused(reason),
+        Refusal::Cannot(reason) => BatchEnd::Refused(reason),
     }
 }
 
 /// A processor in the second address space.
 struct Batch<'a> {
-    machine: &'a Machine,
+    machine: &'a VmShared,
     processor: &'a mut Processor,
     kick: Kick,
     guard: &'a mut Guard,
@@ -265,7 +265,7 @@ enum Step {
 
 impl Batch<'_> {
     /// Steps until something else is to be done, at most `most` times.
-    fn run(&mut self, first: &Interrupted, plan: Plan, most: u32) -> Result<Outcome, Failure> {
+    fn run(&mut self, first: &Interrupted, plan: Plan, most: u32) -> Result<BatchEnd, Failure> {
         let (mut at, mut plan) = (*first, plan);
         loop {
             let step = self.one(&at, &plan)?;
@@ -279,31 +279,33 @@ impl Batch<'_> {
                 plan: &plan,
             };
             match made.settle() {
-                Ok(Some(event)) => return Ok(Outcome::Next(Next::End(Ending::Stopped { event }))),
+                Ok(Some(event)) => return Ok(BatchEnd::Next(Next::End(Ending::Stopped { event }))),
                 Ok(None) => {}
-                Err(reason) => return Ok(Outcome::Cannot(reason.into())),
+                Err(reason) => return Ok(BatchEnd::Cannot(reason.into())),
             }
             match step {
                 Step::Done => self.made += 1,
                 Step::Trap => {
                     self.made += 1;
                     at.state.rflags |= RFLAGS_TF;
-                    return Ok(Outcome::Trap(Box::new(at)));
+                    return Ok(BatchEnd::Trap(Box::new(at)));
                 }
                 // What has been done stays done; an event is delivered when the processor gets back.
-                Step::Trapped { delivering: false } if self.made == 0 => return Ok(Outcome::Wider),
-                Step::Nothing | Step::Trapped { .. } => return Ok(Outcome::GoOn),
-                Step::Next(next) => return Ok(Outcome::Next(next)),
-                Step::RanOn(reason) => return Ok(Outcome::Cannot(reason)),
+                Step::Trapped { delivering: false } if self.made == 0 => {
+                    return Ok(BatchEnd::Wider);
+                }
+                Step::Nothing | Step::Trapped { .. } => return Ok(BatchEnd::GoOn),
+                Step::Next(next) => return Ok(BatchEnd::Next(next)),
+                Step::RanOn(reason) => return Ok(BatchEnd::Cannot(reason)),
             }
             if plan.last || self.made >= most {
-                return Ok(Outcome::GoOn);
+                return Ok(BatchEnd::GoOn);
             }
             at = now;
             // Whatever is the matter with the next one, it is found out when it traps.
             plan = match self.next(&at) {
                 Some(plan) => plan,
-                None => return Ok(Outcome::GoOn),
+                None => return Ok(BatchEnd::GoOn),
             };
         }
     }

@@ -13,7 +13,7 @@ use subpage_emulate::{
 use crate::guard::Guard;
 use crate::trap::{PageSet, pages_of};
 use crate::vcpu::{Interrupted, Processor};
-use crate::vm::Machine;
+use crate::vm::VmShared;
 
 use super::STEP_TABLES;
 
@@ -68,7 +68,7 @@ pub(super) enum Refusal {
 
 /// Plans the step over the instruction at RIP. `wide`: it touches more than the decoder tells.
 pub(super) fn plan(
-    machine: &Machine,
+    machine: &VmShared,
     guard: &Guard,
     processor: &Processor,
     at: &Interrupted,
@@ -112,7 +112,7 @@ pub(super) fn plan(
 
 /// What ends the step over `code`, if it can be stepped over.
 fn end_of(
-    machine: &Machine,
+    machine: &VmShared,
     processor: &Processor,
     state: &State,
     code: &GuestInstruction,
@@ -212,7 +212,7 @@ impl Plan {
     /// Finds the trapping pages that the instruction's walks, and its stores, need.
     fn find_pages(
         &mut self,
-        machine: &Machine,
+        machine: &VmShared,
         guard: &Guard,
         at: &Interrupted,
         accesses: &[(u64, u64, bool)],
@@ -272,7 +272,7 @@ impl Plan {
     }
 
     /// Finds the handlers of the exceptions that the instruction may have.
-    fn find_handlers(&mut self, machine: &Machine, at: &Interrupted) -> Result<(), Refusal> {
+    fn find_handlers(&mut self, machine: &VmShared, at: &Interrupted) -> Result<(), Refusal> {
         let room = 4 - usize::from(matches!(self.end, End::Breakpoint(_)));
         let (certain, likely) = vectors(&at.state, self.code.as_ref());
         for (number, vector) in certain.iter().chain(&likely).enumerate() {
@@ -389,7 +389,7 @@ fn vectors(state: &State, code: Option<&GuestInstruction>) -> (ArrayVec<u8, 8>, 
 }
 
 /// Address of a vector's handler; none if there is none.
-fn handler(machine: &Machine, at: &Interrupted, vector: u8) -> Option<u64> {
+fn handler(machine: &VmShared, at: &Interrupted, vector: u8) -> Option<u64> {
     const GATE_BYTES: u64 = 16;
     const PRESENT: u8 = 1 << 7;
     let offset = u64::from(vector) * GATE_BYTES;

@@ -12,7 +12,7 @@ use subpage::domain::WriteParts;
 
 use crate::guard::{Guard, SPACE};
 use crate::trap::PageSet;
-use crate::vm::Machine;
+use crate::vm::VmShared;
 
 /// Exits for walks of one table until it is opened.
 const PATIENCE: u32 = 32;
@@ -31,7 +31,7 @@ impl Tracked {
     /// opened; an error if the engine has no memory for the record.
     pub(super) fn open(
         &mut self,
-        machine: &Machine,
+        machine: &VmShared,
         guard: &mut Guard,
         tables: &PageSet,
     ) -> Result<bool, &'static str> {

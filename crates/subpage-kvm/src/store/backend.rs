@@ -13,7 +13,7 @@ use subpage_emulate::{
 use subpage_trap as trap;
 use subpage_trap::{Record, When};
 
-use super::Context;
+use super::StoreContext;
 use crate::ending::Failure;
 use crate::guard::Guard;
 use crate::memory::Ram;
@@ -45,7 +45,7 @@ impl std::fmt::Display for HostFailure {
 
 /// A processor whose write trapped, and the locked guard.
 pub(super) struct Backend<'a> {
-    pub(super) context: Context<'a>,
+    pub(super) context: StoreContext<'a>,
     pub(super) guard: &'a mut Guard,
     pub(super) processor: &'a mut Processor,
     pub(super) tables: &'a SystemTables,

@@ -11,7 +11,7 @@ use crate::metrics::Metrics;
 
 /// What handling a store needs of the machine.
 #[derive(Clone, Copy)]
-pub(crate) struct Context<'a> {
+pub(crate) struct StoreContext<'a> {
     pub(crate) ram: &'a Ram,
     /// What page walks go by.
     pub(crate) paging: PagingFeatures,
@@ -22,7 +22,7 @@ pub(crate) struct Context<'a> {
     pub(crate) native: bool,
 }
 
-impl<'a> Context<'a> {
+impl<'a> StoreContext<'a> {
     /// The guard. Everything that happens to guarded memory happens under this lock.
     ///
     /// # Panics

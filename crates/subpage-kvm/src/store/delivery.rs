@@ -8,7 +8,7 @@ use subpage_trap::{Delivered, Frame, Wanted};
 use super::backend::{Backend, HostFailure, Obstacle};
 use super::inject::inject;
 use super::trapped::{Cause, failed};
-use super::{Context, Next};
+use super::{Next, StoreContext};
 use crate::ending::Ending;
 use crate::vcpu::{Interrupted, Processor, ProcessorError};
 
@@ -46,7 +46,7 @@ pub(super) fn pending(events: &kvm_vcpu_events, cause: Cause) -> Option<Vectorin
 
 /// Linear address of the frame that an event pushes, if it can be found out.
 pub(super) fn frame_at(
-    context: Context<'_>,
+    context: StoreContext<'_>,
     at: &Interrupted,
     event: &VectoringEvent,
 ) -> Option<u64> {
@@ -60,7 +60,7 @@ pub(super) fn frame_at(
 /// Pushes the frame of an event that KVM could not deliver, decided by its exact bytes, and starts the
 /// handler.
 pub(super) fn deliver(
-    context: Context<'_>,
+    context: StoreContext<'_>,
     processor: &mut Processor,
     at: &Interrupted,
     event: &VectoringEvent,

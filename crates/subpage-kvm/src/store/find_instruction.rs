@@ -14,7 +14,7 @@ use subpage_emulate::{
     Access, GuestInstruction, MAX_INSTRUCTION_BYTES, Store, read_linear, translate,
 };
 
-use super::Context;
+use super::StoreContext;
 use crate::vcpu::Interrupted;
 
 /// An instruction that was found.
@@ -29,7 +29,7 @@ pub(super) struct Found {
 
 /// Finds the instruction that has just stored, or been told to have stored, `bytes` to `write`.
 pub(super) fn find_before(
-    context: Context<'_>,
+    context: StoreContext<'_>,
     at: &Interrupted,
     write: &WriteParts,
     bytes: &[u8],
@@ -45,7 +45,7 @@ pub(super) fn find_before(
 }
 
 struct Search<'a> {
-    context: Context<'a>,
+    context: StoreContext<'a>,
     /// The state behind the instruction.
     after: &'a State,
     write: &'a WriteParts,

@@ -14,7 +14,7 @@ use subpage_trap::{Account, Met, Origin, Response, report};
 
 use super::backend::Backend;
 use super::find_instruction::find_before;
-use super::{Context, Next};
+use super::{Next, StoreContext};
 use crate::ending::{Ending, Failure};
 use crate::guard::SPACE;
 use crate::vcpu::{Kick, Processor};
@@ -109,7 +109,7 @@ impl Reported {
 
 /// Decides about a store that KVM reports, by its first piece, and does it or not.
 pub(crate) fn mmio_store(
-    context: Context<'_>,
+    context: StoreContext<'_>,
     processor: &mut Processor,
     kick: Kick,
     address: u64,
@@ -192,7 +192,7 @@ pub(crate) fn mmio_store(
 
 /// Does a piece of a store of which every byte is permitted, however it goes on; none if that is not so.
 fn at_once(
-    context: Context<'_>,
+    context: StoreContext<'_>,
     vcpu: u32,
     reported: &Reported,
     parts: &WriteParts,
@@ -227,7 +227,7 @@ fn at_once(
 ///
 /// To be called before the processor is let go of, or passes for a change that waits.
 pub(crate) fn finish(
-    context: Context<'_>,
+    context: StoreContext<'_>,
     processor: &mut Processor,
     kick: Kick,
 ) -> Result<(), Failure> {
@@ -247,7 +247,7 @@ pub(crate) fn finish(
 }
 
 /// Stores one piece, with one instruction if it has 1, 2, 4 or 8 bytes.
-fn store(context: Context<'_>, gpa: Gpa, bytes: &[u8]) {
+fn store(context: StoreContext<'_>, gpa: Gpa, bytes: &[u8]) {
     let range = ByteRange::new(gpa, bytes.len() as u64).expect("a piece was a range before");
     context
         .ram

@@ -18,7 +18,7 @@ mod report;
 mod trapped;
 mod walk;
 
-pub(crate) use context::Context;
+pub(crate) use context::StoreContext;
 pub(crate) use inject::{end_instruction, inject};
 pub(crate) use mmio_store::{finish, mmio_store};
 pub(crate) use recorder::Recorder;

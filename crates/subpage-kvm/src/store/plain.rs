@@ -6,11 +6,11 @@
 
 use subpage_emulate::guest::{Segment, State};
 use subpage_emulate::{Decoded, GuestInstruction, SystemTables, TableRegister};
-use subpage_trap::{Outcome, Trapped, store as carry_out};
+use subpage_trap::{StoreOutcome, Trapped, store as carry_out};
 
 use super::backend::{Backend, Obstacle};
 use super::trapped::failed;
-use super::{Context, Next};
+use super::{Next, StoreContext};
 use crate::ending::Ending;
 use crate::vcpu::Processor;
 
@@ -32,7 +32,7 @@ pub(super) enum Plain {
 }
 
 /// Carries out the store at RIP, if it is plain.
-pub(super) fn plain(context: Context<'_>, processor: &mut Processor) -> Plain {
+pub(super) fn plain(context: StoreContext<'_>, processor: &mut Processor) -> Plain {
     let mut state = State::default();
     if !processor.at_plain_exit(&mut state) {
         return Plain::Other(None);
@@ -58,10 +58,10 @@ pub(super) fn plain(context: Context<'_>, processor: &mut Processor) -> Plain {
     drop(guard);
     let next = match outcome {
         // A plain store has one element.
-        Ok(Outcome::Done | Outcome::Repeats) if settle => Ok(Next::Settle),
-        Ok(Outcome::Done | Outcome::Repeats) => Ok(Next::Enter),
-        Ok(Outcome::Stopped(event)) => Ok(Next::End(Ending::Stopped { event })),
-        Ok(Outcome::Refused(exception)) => Err(Obstacle::Exception(exception)),
+        Ok(StoreOutcome::Done | StoreOutcome::Repeats) if settle => Ok(Next::Settle),
+        Ok(StoreOutcome::Done | StoreOutcome::Repeats) => Ok(Next::Enter),
+        Ok(StoreOutcome::Stopped(event)) => Ok(Next::End(Ending::Stopped { event })),
+        Ok(StoreOutcome::Refused(exception)) => Err(Obstacle::Exception(exception)),
         Err(obstacle) => Err(obstacle),
     };
     let next = next.and_then(|next| {

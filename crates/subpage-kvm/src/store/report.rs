@@ -8,7 +8,7 @@ use subpage_emulate::GuestInstruction;
 use subpage_emulate::guest::State;
 use subpage_trap::{Account, Met, Origin, Record, Response, describe};
 
-use super::Context;
+use super::StoreContext;
 use crate::guard::Guard;
 
 /// Bytes that a step over one instruction has changed, or would have.
@@ -23,7 +23,7 @@ pub(crate) struct Stepped<'a> {
 
 /// Records the event of what a step has stored, if a rule or a map met it.
 pub(crate) fn report_step(
-    context: Context<'_>,
+    context: StoreContext<'_>,
     guard: &mut Guard,
     decision: Decision,
     step: &Stepped<'_>,

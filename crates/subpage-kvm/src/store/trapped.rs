@@ -13,12 +13,12 @@ use subpage_emulate::guest::State;
 use subpage_emulate::{
     Access, Decoded, Exception, Fault, GuestInstruction, Store, XsaveArea, translate,
 };
-use subpage_trap::{Outcome, Record, Trapped, Wanted, software_interrupt, store as carry_out};
+use subpage_trap::{Record, StoreOutcome, Trapped, Wanted, software_interrupt, store as carry_out};
 
 use super::backend::{Backend, HostFailure, Obstacle};
 use super::inject::{end_instruction, inject};
 use super::plain::{Plain, plain};
-use super::{Context, Next, Unsolved, delivery, walk};
+use super::{Next, StoreContext, Unsolved, delivery, walk};
 use crate::ending::{Ending, Failure};
 use crate::vcpu::{Interrupted, Processor, ProcessorError};
 
@@ -44,7 +44,7 @@ pub(crate) enum Cause {
 
 /// Handles an exit from an instruction that has not happened.
 pub(crate) fn trapped(
-    context: Context<'_>,
+    context: StoreContext<'_>,
     processor: &mut Processor,
     cause: Cause,
 ) -> Result<Next, Failure> {
@@ -127,7 +127,7 @@ pub(crate) fn trapped(
 
 /// Which trapping page an instruction writes to, and a rule that guards bytes there, for people.
 fn guarded_operand(
-    context: Context<'_>,
+    context: StoreContext<'_>,
     at: &Interrupted,
     code: &GuestInstruction,
 ) -> Option<String> {
@@ -145,7 +145,7 @@ fn guarded_operand(
 
 /// Which frames of events are pushed here. Where the processor's own walk of a page table traps, it is
 /// not the frame that did, and the processor cannot push it.
-fn wanted(context: Context<'_>, cause: Cause) -> Wanted {
+fn wanted(context: StoreContext<'_>, cause: Cause) -> Wanted {
     if context.native && cause == Cause::Fault { Wanted::Anywhere } else { Wanted::InTraps }
 }
 
@@ -158,7 +158,7 @@ fn reason_of(obstacle: &Obstacle) -> String {
 }
 
 /// How often the processor came here in a row while nothing has changed about what traps.
-fn visit(context: Context<'_>, processor: &mut Processor, at: &Interrupted) -> u32 {
+fn visit(context: StoreContext<'_>, processor: &mut Processor, at: &Interrupted) -> u32 {
     let changes = context.guard().traps().changes();
     processor.stuck.visit(at.state.rip, changes)
 }
@@ -180,7 +180,7 @@ pub(crate) fn failure(
 /// Carries out the instruction at RIP, if it stores to a page that traps; `first` is that instruction, if it
 /// was decoded before.
 fn instruction(
-    context: Context<'_>,
+    context: StoreContext<'_>,
     processor: &mut Processor,
     at: &Interrupted,
     shadow: bool,
@@ -225,12 +225,12 @@ fn instruction(
         };
         processor.decode_cache.put(decoded);
         match result {
-            Ok(Outcome::Done) => break,
+            Ok(StoreOutcome::Done) => break,
             // The single-step trap comes after each element.
-            Ok(Outcome::Repeats) if at.state.rflags & RFLAGS_TF != 0 => break,
-            Ok(Outcome::Repeats) => {}
-            Ok(Outcome::Refused(exception)) => return Err(Obstacle::Exception(exception)),
-            Ok(Outcome::Stopped(event)) => {
+            Ok(StoreOutcome::Repeats) if at.state.rflags & RFLAGS_TF != 0 => break,
+            Ok(StoreOutcome::Repeats) => {}
+            Ok(StoreOutcome::Refused(exception)) => return Err(Obstacle::Exception(exception)),
+            Ok(StoreOutcome::Stopped(event)) => {
                 work.finish(processor).map_err(failed)?;
                 return Ok(Next::End(Ending::Stopped { event }));
             }
@@ -256,7 +256,7 @@ pub(super) fn failed(error: ProcessorError) -> Obstacle {
 }
 
 struct Work<'a> {
-    context: Context<'a>,
+    context: StoreContext<'a>,
     at: &'a Interrupted,
     /// STI or MOV SS came before the instruction.
     shadow: bool,
@@ -275,7 +275,7 @@ impl Work<'_> {
         processor: &mut Processor,
         instruction: &GuestInstruction,
         store: &Store,
-    ) -> Result<Outcome<Arc<Record>>, Obstacle> {
+    ) -> Result<StoreOutcome<Arc<Record>>, Obstacle> {
         if store.uses_extended() && self.extended.is_none() {
             self.extended = Some(processor.extended().map_err(failed)?);
         }

@@ -9,7 +9,7 @@ use subpage_emulate::{
     Access, GuestInstruction, MAX_INSTRUCTION_BYTES, Mark, Translation, walk_entries, walk_marks,
 };
 
-use super::{Context, Next};
+use super::{Next, StoreContext};
 use crate::guard::{Guard, SPACE};
 use crate::trap::PageSet;
 use crate::vcpu::Interrupted;
@@ -25,7 +25,7 @@ const FRAME_BYTES: u64 = 47;
 ///
 /// `frame`: where an event that is being delivered pushes its frame.
 pub(super) fn help(
-    context: Context<'_>,
+    context: StoreContext<'_>,
     at: &Interrupted,
     code: Option<&GuestInstruction>,
     frame: Option<u64>,
@@ -45,7 +45,7 @@ pub(super) fn help(
 /// Sets the flags that the walks of an instruction would set. Whether any was clear, and the pages that
 /// trap and hold entries of these walks.
 pub(crate) fn mark(
-    context: Context<'_>,
+    context: StoreContext<'_>,
     guard: &mut Guard,
     at: &Interrupted,
     code: Option<&GuestInstruction>,

@@ -10,7 +10,7 @@ use subpage::track::{TrackId, WrittenPage};
 use subpage_emulate::guest::State;
 use subpage_emulate::table_frames;
 
-use super::{Machine, Paused, Vm, VmError};
+use super::{Paused, Vm, VmError, VmShared};
 use crate::ending::{Ending, Failure};
 use crate::guard::{ChangeError, Guard};
 use crate::trap::{PageSet, TrapBy, pages_of};
@@ -39,7 +39,7 @@ impl Touched {
     }
 }
 
-impl Machine {
+impl VmShared {
     /// Changes permissions of the pages that `touched` names, which is asked when no page can be
     /// opened any more, and may be asked before.
     ///

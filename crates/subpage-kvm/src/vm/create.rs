@@ -14,7 +14,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Machine, PausableVcpus, Vm, VmError, kick_signal};
+use super::{PausableVcpus, Vm, VmError, VmShared, kick_signal};
 use crate::devices::Ports;
 use crate::ending::EndingCell;
 use crate::event::Broadcast;
@@ -145,7 +145,7 @@ impl Vm {
         catch_kicks();
         subpage_emulate::prepare();
         Ok(Self {
-            machine: Arc::new(Machine {
+            machine: Arc::new(VmShared {
                 vm,
                 paging: cpuid::paging_features(&supported),
                 guard: Mutex::new(guard),

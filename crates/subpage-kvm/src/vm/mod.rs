@@ -36,7 +36,7 @@ use crate::memory::Ram;
 use crate::metrics::{Clock, Metrics};
 use crate::snapshot::Features;
 use crate::step::Stepping;
-use crate::store::{Context, Recorder};
+use crate::store::{Recorder, StoreContext};
 use crate::trap::TrapBy;
 use crate::vcpu::Processor;
 pub(crate) use vcpu_pause::{PausableVcpus, Paused};
@@ -48,7 +48,7 @@ pub(crate) const fn kick_signal() -> Signal {
 }
 
 /// What all threads of a machine share.
-pub(crate) struct Machine {
+pub(crate) struct VmShared {
     pub(crate) vm: Arc<VmFd>,
     pub(crate) ram: Ram,
     pub(crate) paging: PagingFeatures,
@@ -73,15 +73,15 @@ pub(crate) struct Machine {
     pub(crate) stepping: Stepping,
 }
 
-impl Machine {
-    /// [`Context::guard`].
+impl VmShared {
+    /// [`StoreContext::guard`].
     pub(crate) fn guard(&self) -> MutexGuard<'_, Guard> {
         self.stores().guard()
     }
 
     /// What handling a store needs.
-    pub(crate) fn stores(&self) -> Context<'_> {
-        Context {
+    pub(crate) fn stores(&self) -> StoreContext<'_> {
+        StoreContext {
             ram: &self.ram,
             paging: self.paging,
             guard: &self.guard,
@@ -106,7 +106,7 @@ impl Machine {
 ///
 /// Dropping it ends the guest.
 pub struct Vm {
-    machine: Arc<Machine>,
+    machine: Arc<VmShared>,
     threads: Vec<JoinHandle<()>>,
 }
 

@@ -10,7 +10,7 @@ use subpage::errno::Errno;
 use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
 use subpage::track::TrackId;
 
-use super::Machine;
+use super::VmShared;
 use crate::control::RequestHandler;
 use crate::control::protocol::{
     NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownRule, ShownTracking, Written,
@@ -29,11 +29,11 @@ const QUEUE: usize = 4096;
 /// Does what clients ask of a machine.
 #[derive(Clone)]
 pub struct VmRequestHandler {
-    machine: Arc<Machine>,
+    machine: Arc<VmShared>,
 }
 
 impl VmRequestHandler {
-    pub(super) const fn new(machine: Arc<Machine>) -> Self {
+    pub(super) const fn new(machine: Arc<VmShared>) -> Self {
         Self { machine }
     }
 
@@ -98,7 +98,7 @@ impl RequestHandler for VmRequestHandler {
     }
 }
 
-fn show(machine: &Machine) -> Shown {
+fn show(machine: &VmShared) -> Shown {
     let guard = machine.guard();
     let domain = guard.domain();
     let rules = domain
@@ -149,7 +149,7 @@ fn show(machine: &Machine) -> Shown {
     }
 }
 
-fn get(machine: &Machine, gfn: u64, pages: u32) -> Result<Reply, Refusal> {
+fn get(machine: &VmShared, gfn: u64, pages: u32) -> Result<Reply, Refusal> {
     if pages == 0 || pages > MAX_PAGES {
         return Err(refuse("EINVAL", "a request is for 1 to 512 pages"));
     }
@@ -163,7 +163,7 @@ fn get(machine: &Machine, gfn: u64, pages: u32) -> Result<Reply, Refusal> {
     Ok(Reply::Maps { maps: maps.iter().map(|map| map.bits()).collect() })
 }
 
-fn set(machine: &Machine, gfn: u64, maps: &[u32]) -> Result<Reply, Refusal> {
+fn set(machine: &VmShared, gfn: u64, maps: &[u32]) -> Result<Reply, Refusal> {
     let pages = u32::try_from(maps.len()).ok().filter(|pages| (1..=MAX_PAGES).contains(pages));
     let pages = pages.ok_or_else(|| refuse("EINVAL", "a request is for 1 to 512 pages"))?;
     let first = Gfn::try_new(gfn).map_err(|error| address(&error))?;
@@ -189,7 +189,7 @@ fn rule_of(new: &NewRule) -> Result<Rule, Refusal> {
     })
 }
 
-fn find(machine: &Machine, rule: &RuleRef) -> Result<RuleId, Refusal> {
+fn find(machine: &VmShared, rule: &RuleRef) -> Result<RuleId, Refusal> {
     let name = match rule {
         RuleRef::Number(number) => return Ok(RuleId(*number)),
         RuleRef::Name(name) => name,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 
-use super::{Machine, Paused, VmError};
+use super::{Paused, VmError, VmShared};
 use crate::boot::{self, Boot};
 use crate::ending::{Ending, Failure};
 use crate::snapshot::{Chips, ProcessorState};
@@ -22,7 +22,7 @@ pub(crate) struct Start {
 impl Start {
     /// Keeps what is needed to start again; the processors are set up.
     pub(crate) fn new(
-        machine: &Machine,
+        machine: &VmShared,
         paused: &Paused<'_>,
         request: &boot::Request<'_>,
     ) -> Result<Self, VmError> {
@@ -54,7 +54,7 @@ pub(super) fn set_up(processors: &[MutexGuard<'_, Processor>], boot: &Boot) -> R
     Ok(())
 }
 
-impl Machine {
+impl VmShared {
     /// The guest asks for a reset: everything but memory and the guard goes back to the start, and
     /// the image is loaded anew. Rules stay (contract C5), and so do "allow once" rules that were
     /// used.

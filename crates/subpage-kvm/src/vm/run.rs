@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use kvm_ioctls::VcpuExit;
 
-use super::Machine;
+use super::VmShared;
 use crate::devices::PortEffect;
 use crate::ending::{Ending, Failure};
 use crate::metrics::ExitKind;
@@ -18,7 +18,7 @@ const EMULATION: u32 = 1;
 const DELIVERY: u32 = 3;
 
 /// Runs processor `number` until the machine ends.
-pub(super) fn run(machine: &Arc<Machine>, number: usize) {
+pub(super) fn run(machine: &Arc<VmShared>, number: usize) {
     machine.vcpus.enlist(number);
     while let Some(mut processor) = machine.vcpus.enter(number) {
         let next = turns(machine, &mut processor, number);
@@ -40,7 +40,7 @@ pub(super) fn run(machine: &Arc<Machine>, number: usize) {
 
 /// Runs a processor until it has to be let go of.
 fn turns(
-    machine: &Machine,
+    machine: &VmShared,
     processor: &mut Processor,
     number: usize,
 ) -> Result<Option<Next>, Failure> {
@@ -55,7 +55,7 @@ fn turns(
 
 /// Has a processor enter the guest again and again.
 fn enter_again(
-    machine: &Machine,
+    machine: &VmShared,
     processor: &mut Processor,
     number: usize,
 ) -> Result<Option<Next>, Failure> {
@@ -80,7 +80,7 @@ fn enter_again(
 }
 
 /// The processor is between two stores: changes need not wait for it.
-fn store_ended(machine: &Machine, processor: &mut Processor) {
+fn store_ended(machine: &VmShared, processor: &mut Processor) {
     if std::mem::take(&mut processor.in_pieces) {
         machine.guard().store_ended(processor.number);
     }
@@ -108,7 +108,7 @@ pub(crate) enum Exit {
 
 /// One stay in the guest.
 pub(crate) fn enter(
-    machine: &Machine,
+    machine: &VmShared,
     processor: &mut Processor,
     kick: Kick,
 ) -> Result<Exit, Failure> {
@@ -153,7 +153,7 @@ pub(crate) fn enter(
 }
 
 /// One stay in the guest, and what it asks for.
-fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next, Failure> {
+fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Next, Failure> {
     let vcpu = processor.number;
     match enter(machine, processor, kick)? {
         Exit::Interrupted => interrupted(machine, processor),
@@ -200,7 +200,7 @@ fn turn(machine: &Machine, processor: &mut Processor, kick: Kick) -> Result<Next
 }
 
 /// Writes to a port, several times for a string instruction; the last effect counts.
-fn port_write(machine: &Machine, kick: Kick, port: u16, data: &[u8]) -> PortEffect {
+fn port_write(machine: &VmShared, kick: Kick, port: u16, data: &[u8]) -> PortEffect {
     let mut ports = machine.ports();
     data.chunks(kick.port_bytes())
         .map(|access| ports.write(port, access))
@@ -228,7 +228,7 @@ fn internal_error(processor: &mut Processor) -> Exit {
 }
 
 /// A signal got the processor out: somebody wants it, or the watch asks whether it gets on.
-fn interrupted(machine: &Machine, processor: &mut Processor) -> Result<Next, Failure> {
+fn interrupted(machine: &VmShared, processor: &mut Processor) -> Result<Next, Failure> {
     machine.metrics.exit(ExitKind::Interrupted);
     if !machine.watch.asks(processor.number) {
         return Ok(Next::Enter);

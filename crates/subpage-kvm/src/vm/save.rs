@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use subpage::address::{Gfn, GfnRange};
 
-use super::{Configuration, Machine, Vm, VmError};
+use super::{Configuration, Vm, VmError, VmShared};
 use crate::guard::ChangeError;
 use crate::memory::MemoryAlias;
 use crate::snapshot::{Chips, Header, ProcessorState, Reader, SnapshotError, Writer};
 use crate::trap::PageSet;
 
-impl Machine {
+impl VmShared {
     /// Saves the guest as it is between two instructions; it goes on afterwards. How many bytes the
     /// file has.
     pub(crate) fn save(&self, path: &Path) -> Result<u64, SnapshotError> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::Machine;
+use super::VmShared;
 
 /// How often processors are asked.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -57,7 +57,7 @@ impl Watch {
 }
 
 /// Asks all processors until the machine ends.
-pub(crate) fn run(machine: &Arc<Machine>) {
+pub(crate) fn run(machine: &Arc<VmShared>) {
     while !machine.ending.wait(INTERVAL) {
         machine.watch.round.fetch_add(1, Ordering::SeqCst);
         for number in 0..machine.vcpus.processors() {

@@ -10,7 +10,7 @@ use subpage::frames::HeapFrames;
 use subpage::rules::{Action, Rule};
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
 use subpage_kvm::vm::{Configuration, Ending};
-use subpage_model::{Features, GuestMemory as _, Machine, Outcome, Setup, SparseMemory};
+use subpage_model::{AccessOutcome, Features, GuestMemory as _, Machine, Setup, SparseMemory};
 use subpage_trap::Verdict;
 
 use crate::guest::{Guest, PAGE, both_ways, exit, gfn, kvm, rule, share};
@@ -81,11 +81,11 @@ impl Scenario {
         for (number, gpa, bytes) in self.numbered() {
             let outcome = machine.write(0, Gpa::new(gpa), &vec![number; bytes]).unwrap();
             let seen = match outcome {
-                Outcome::Done => continue,
-                Outcome::Reported { rule, at } => {
+                AccessOutcome::Done => continue,
+                AccessOutcome::Reported { rule, at } => {
                     Told { denied: false, stopped: false, rule: Some(rule.0), at: at.as_u64() }
                 }
-                Outcome::Denied(denial) => Told {
+                AccessOutcome::Denied(denial) => Told {
                     denied: true,
                     stopped: denial.stop,
                     rule: denial.rule.map(|rule| rule.0),

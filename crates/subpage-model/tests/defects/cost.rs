@@ -13,7 +13,7 @@ use subpage::frames::{EntryIndex, HeapFrames, TableFrames};
 use subpage::level::{Level, PageSize};
 use subpage::rules::{Action, Owner};
 use subpage::slots::{SlotFlags, SlotId};
-use subpage_model::{Outcome, Setup};
+use subpage_model::{AccessOutcome, Setup};
 
 use crate::guest::{
     BASE, Guest, Normal, REGION, SLOT, Smm, at, bytes, gfn, gfns, host_page, of_bits, rule, stale,
@@ -176,7 +176,8 @@ fn d49_pages_beside_a_slot_are_not_in_it() {
         [(at(0, 0) - 1, false), (at(0, 0), true), (at(16, 0) - 1, true), (at(16, 0), false)]
     {
         let outcome = guest.write_bytes(0, gpa, &[1]);
-        let expected = if inside { Outcome::Done } else { Outcome::NoSlot(Gpa::new(gpa)) };
+        let expected =
+            if inside { AccessOutcome::Done } else { AccessOutcome::NoSlot(Gpa::new(gpa)) };
         assert_eq!(outcome, expected, "{gpa:#x}");
     }
 }
@@ -191,7 +192,7 @@ fn d50_permissions_survive_a_migration_bit_for_bit() {
     locked.locked = true;
     guest.add_rule(locked);
     guest.add_rule(rule(bytes(at(50, 0), 1), Action::AllowOnce));
-    assert!(matches!(guest.write(0, at(50, 0)), Outcome::Reported { .. }));
+    assert!(matches!(guest.write(0, at(50, 0)), AccessOutcome::Reported { .. }));
     let state = guest.domain().export().expect("memory");
 
     let mut target = Guest::new(Setup { page_size: PageSize::Size4K, ..stale() }, 2 * REGION);
@@ -209,7 +210,11 @@ fn d50_permissions_survive_a_migration_bit_for_bit() {
         for sub in [0, 1, 13, 31] {
             let gpa = at(page, sub * 128);
             let outcomes = [guest.write(1, gpa), target.write(1, gpa)];
-            assert_eq!(outcomes[0] == Outcome::Done, outcomes[1] == Outcome::Done, "{gpa:#x}");
+            assert_eq!(
+                outcomes[0] == AccessOutcome::Done,
+                outcomes[1] == AccessOutcome::Done,
+                "{gpa:#x}"
+            );
         }
     }
 }

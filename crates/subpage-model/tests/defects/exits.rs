@@ -10,7 +10,8 @@ use subpage::level::PageSize;
 use subpage::slots::SlotFlags;
 use subpage::uapi;
 use subpage_model::{
-    Access, AccessKind, Deviations, EntryError, Features, Outcome, Roots, Setup, Staleness, Vcpu,
+    Access, AccessKind, AccessOutcome, Deviations, EntryError, Features, Roots, Setup, Staleness,
+    Vcpu,
 };
 
 use crate::guest::{
@@ -98,13 +99,13 @@ fn d34_the_vector_decides_and_not_the_exit() {
         assert!(walk.qualification.is_page_walk());
         let (answer, _) = guest.domain_mut().ept_violation(&mut RetryState::default(), &walk);
         assert_eq!(answer, Answer::PageWalk { gpa: exit.gpa, on_every_walk: false });
-        assert_eq!(guest.touch(1, &update), Outcome::Done);
+        assert_eq!(guest.touch(1, &update), AccessOutcome::Done);
     }
     let mut flags = Guest::new(Setup { accessed_dirty: true, ..stale() }, 16);
     flags.set(BASE, &[!1]);
     let read = Access::new(AccessKind::WalkRead, Gpa::new(at(0, 128)), 8).expect("legal");
     for _ in 0..100 {
-        assert_eq!(flags.touch(0, &read), Outcome::Done, "reads count as writes, and go on");
+        assert_eq!(flags.touch(0, &read), AccessOutcome::Done, "reads count as writes, and go on");
     }
     assert_eq!(flags.domain().counters().denied, 0);
 }

@@ -12,7 +12,7 @@ use subpage::level::PageSize;
 use subpage::rules::{Action, Owner, Rule, RuleName};
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
 use subpage_model::{
-    Access, AccessKind, Features, GuestMemory, Machine, Outcome, Roots, Setup, SparseMemory,
+    Access, AccessKind, AccessOutcome, Features, GuestMemory, Machine, Roots, Setup, SparseMemory,
     Staleness, Translation, VmExit,
 };
 
@@ -105,11 +105,11 @@ impl<O: Observer> Guest<O> {
     }
 
     /// Writes eight bytes of ones.
-    pub(crate) fn write(&mut self, cpu: usize, gpa: u64) -> Outcome {
+    pub(crate) fn write(&mut self, cpu: usize, gpa: u64) -> AccessOutcome {
         self.write_bytes(cpu, gpa, &[0xFF; 8])
     }
 
-    pub(crate) fn write_bytes(&mut self, cpu: usize, gpa: u64, bytes: &[u8]) -> Outcome {
+    pub(crate) fn write_bytes(&mut self, cpu: usize, gpa: u64, bytes: &[u8]) -> AccessOutcome {
         self.0.write(cpu, Gpa::new(gpa), bytes).expect("a legal access")
     }
 
@@ -117,7 +117,11 @@ impl<O: Observer> Guest<O> {
     #[track_caller]
     pub(crate) fn permits(&mut self, cpu: usize, gpa: u64) {
         let bytes = self.fresh_bytes(gpa);
-        assert_eq!(self.write_bytes(cpu, gpa, &bytes), Outcome::Done, "CPU {cpu} at {gpa:#x}");
+        assert_eq!(
+            self.write_bytes(cpu, gpa, &bytes),
+            AccessOutcome::Done,
+            "CPU {cpu} at {gpa:#x}"
+        );
         assert_eq!(self.peek::<8>(gpa), bytes);
     }
 
@@ -127,7 +131,7 @@ impl<O: Observer> Guest<O> {
         let before = self.peek::<8>(gpa);
         let bytes = self.fresh_bytes(gpa);
         let outcome = self.write_bytes(cpu, gpa, &bytes);
-        assert!(matches!(outcome, Outcome::Denied(_)), "CPU {cpu} at {gpa:#x}: {outcome:?}");
+        assert!(matches!(outcome, AccessOutcome::Denied(_)), "CPU {cpu} at {gpa:#x}: {outcome:?}");
         assert_eq!(self.peek::<8>(gpa), before);
     }
 
@@ -135,7 +139,7 @@ impl<O: Observer> Guest<O> {
     pub(crate) fn warm(&mut self, page: u64) {
         for cpu in 0..CPUS {
             let read = Access::new(AccessKind::Read, gfn(page).gpa(), 8).expect("legal");
-            assert_eq!(self.touch(cpu, &read), Outcome::Done);
+            assert_eq!(self.touch(cpu, &read), AccessOutcome::Done);
             let _ = self.write(cpu, page << 12);
         }
     }

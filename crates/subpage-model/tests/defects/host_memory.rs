@@ -13,7 +13,7 @@ use subpage::level::PageSize;
 use subpage::rules::Action;
 use subpage::slots::{SlotFlags, SlotId};
 use subpage::uapi;
-use subpage_model::{EntryError, Features, Outcome, Setup};
+use subpage_model::{AccessOutcome, EntryError, Features, Setup};
 
 use crate::guest::{
     BASE, Guest, LOGGING, Normal, REGION, SLOT, Smm, at, bytes, features, get, gfn, gfns,
@@ -138,7 +138,11 @@ fn d5_each_page_has_the_slot_that_holds_it() {
     }
     for page in third..end {
         let gpa = Gpa::new(page << 12);
-        assert_eq!(guest.write(0, page << 12), Outcome::ReadOnlySlot(gpa), "restricted or not");
+        assert_eq!(
+            guest.write(0, page << 12),
+            AccessOutcome::ReadOnlySlot(gpa),
+            "restricted or not"
+        );
     }
     let beyond = guest.domain_mut().set_access(gfn(end - 1), &of_bits(&[0, 0]));
     assert_eq!(beyond.err(), Some(DomainError::NoSlot(gfn(end))));
@@ -240,7 +244,7 @@ fn d9_sub_pages_open_only_what_the_host_has_open() {
     let before = guest.peek::<8>(at(0, 128));
     for cpu in 0..3 {
         let gpa = Gpa::new(at(0, 128));
-        assert_eq!(guest.write(cpu, gpa.as_u64()), Outcome::ReadOnlySlot(gpa));
+        assert_eq!(guest.write(cpu, gpa.as_u64()), AccessOutcome::ReadOnlySlot(gpa));
     }
     assert_eq!(guest.peek::<8>(at(0, 128)), before);
     let decision = guest.domain().check_write(Normal, bytes(at(0, 128), 8));
@@ -261,7 +265,7 @@ fn d9_emulated_writes_wait_for_the_host_too() {
         guest.change(|domain| domain.protect(Normal, page, false).expect("memory"));
         let demand = guest.traps().demand;
         let outcome = guest.write(0, start);
-        assert!(matches!(outcome, Outcome::Reported { .. }), "{outcome:?}");
+        assert!(matches!(outcome, AccessOutcome::Reported { .. }), "{outcome:?}");
         assert_eq!(guest.traps().demand, demand + 1, "page {shared}, {start:#x}");
         let leaf = guest.domain().mapping(Normal, page.first()).expect("mapped").entry;
         assert!(leaf.host_writable());

@@ -11,7 +11,7 @@ use subpage::rules::{Action, Owner, Rule, RuleName};
 use subpage::slots::{AddressSpace::Normal, SlotFlags, SlotId};
 use subpage::track::TrackId;
 use subpage_model::{
-    Deviations, Features, GuestMemory, Machine, Outcome, Setup, SparseMemory, Staleness,
+    AccessOutcome, Deviations, Features, GuestMemory, Machine, Setup, SparseMemory, Staleness,
 };
 
 use crate::naive::{ALIAS, ALIAS_PAGES, ALIAS_SLOT, Naive, NaiveRule, NaiveSlot, ORIGINAL};
@@ -142,16 +142,22 @@ impl World {
             self.naive.write(first, &bytes);
         }
         match (expected, outcome) {
-            (Decision::Allowed, Outcome::Done) => {}
-            (Decision::Reported { rule, at }, Outcome::Reported { rule: told, at: place }) => {
+            (Decision::Allowed, AccessOutcome::Done) => {}
+            (
+                Decision::Reported { rule, at },
+                AccessOutcome::Reported { rule: told, at: place },
+            ) => {
                 assert_eq!((told, place), (rule, at));
             }
-            (Decision::Denied { .. }, Outcome::Denied(denial)) => {
+            (Decision::Denied { .. }, AccessOutcome::Denied(denial)) => {
                 assert!(denial.gpa.as_u64() >= first && denial.gpa <= range.last());
             }
             // The processor meets the pages in order, and may meet a denial before a missing page.
             (expected, outcome) if !expected.permits() => assert!(
-                !matches!(outcome, Outcome::Done | Outcome::Reported { .. } | Outcome::Failed(_)),
+                !matches!(
+                    outcome,
+                    AccessOutcome::Done | AccessOutcome::Reported { .. } | AccessOutcome::Failed(_)
+                ),
                 "{expected:?} but {outcome:?}"
             ),
             (expected, outcome) => panic!("{first:#x}+{length}: {expected:?} but {outcome:?}"),

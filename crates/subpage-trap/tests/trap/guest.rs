@@ -23,7 +23,7 @@ use subpage_emulate::{
     CODE_BYTES, Executor, Extended, FxArea, GuestInstruction, Incomplete, PagingFeatures, Progress,
     Scratch, Store, SystemTables, TableRegister, Trampoline, Window,
 };
-use subpage_trap::{Backend, Event, Obstacle, Outcome, Response, Trapped, When, store};
+use subpage_trap::{Backend, Event, Obstacle, Response, StoreOutcome, Trapped, When, store};
 
 pub(crate) const SPACE: AddressSpace = AddressSpace::Normal;
 /// When everything happens.
@@ -236,7 +236,7 @@ impl Guest {
     }
 
     /// Runs `code`, whose store has trapped, through the protocol.
-    pub(crate) fn run(&mut self, code: &[u8]) -> Result<Outcome<u64>, Obstacle<()>> {
+    pub(crate) fn run(&mut self, code: &[u8]) -> Result<StoreOutcome<u64>, Obstacle<()>> {
         let instruction = self.decode(code);
         let made = Store::of(&instruction, &self.state)?;
         let mut state = self.state;

@@ -4,7 +4,7 @@ use subpage::address::{ByteRange, Gpa};
 use subpage::rules::Action;
 use subpage_emulate::Exception;
 use subpage_emulate::guest::Register;
-use subpage_trap::{Obstacle, Outcome, Response, Verdict};
+use subpage_trap::{Obstacle, Response, StoreOutcome, Verdict};
 
 use crate::guest::{CODE, DATA, EDGE, Guest};
 use crate::judge::Setup;
@@ -75,10 +75,10 @@ fn round_of(
         return;
     }
     match outcome.unwrap() {
-        Outcome::Stopped(_) => {
+        StoreOutcome::Stopped(_) => {
             assert_eq!(expected.event.map(|(verdict, _)| verdict), Some(Verdict::Stopped));
         }
-        outcome => assert_eq!(outcome, Outcome::Done),
+        outcome => assert_eq!(outcome, StoreOutcome::Done),
     }
     let stored = if expected.stored { &new } else { &old };
     assert_eq!(guest.bytes(linear, length), *stored, "all bytes or none at {linear:#x}");
@@ -130,8 +130,8 @@ fn extended_registers_follow_the_outcome() {
         guest.extended.0[32..42].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0x80, 0xff, 0x3f]);
         let before = guest.extended;
         let outcome = guest.run(&code).unwrap();
-        let refused = Outcome::Refused(Exception::general_protection(0));
-        assert_eq!(outcome, if pops { Outcome::Done } else { refused });
+        let refused = StoreOutcome::Refused(Exception::general_protection(0));
+        assert_eq!(outcome, if pops { StoreOutcome::Done } else { refused });
         let top = guest.extended.0[3] >> 3 & 7;
         assert_eq!(top, if pops { 0 } else { 7 }, "{action:?} {response:?}");
         if !pops {
@@ -155,7 +155,9 @@ fn each_element_is_decided_by_itself() {
     guest.state.registers[Register::Rax] = 0x55;
     // rep stosq
     let code = [0xf3, 0x48, 0xab];
-    for (left, outcome) in [(2, Outcome::Repeats), (1, Outcome::Repeats), (0, Outcome::Done)] {
+    for (left, outcome) in
+        [(2, StoreOutcome::Repeats), (1, StoreOutcome::Repeats), (0, StoreOutcome::Done)]
+    {
         assert_eq!(guest.run(&code), Ok(outcome));
         assert_eq!(guest.state.registers[Register::Rcx], left);
     }
@@ -176,7 +178,7 @@ fn a_read_only_slot_is_a_rom() {
     guest.domain.finish(&token.without_processors());
     guest.state.registers[Register::Rbx] = DATA;
     guest.state.registers[Register::Rax] = 5;
-    assert_eq!(guest.run(&[0x48, 0x89, 0x03]), Ok(Outcome::Done));
+    assert_eq!(guest.run(&[0x48, 0x89, 0x03]), Ok(StoreOutcome::Done));
     assert_eq!(guest.bytes(DATA, 8), [0; 8]);
     assert_eq!((guest.state.rip, guest.events.len()), (CODE + 3, 0));
 }
@@ -194,7 +196,7 @@ fn deny_at_the_first_byte_hides_no_stop_at_a_later_one() {
             guest.state.registers[Register::Rbx] = first;
             guest.state.registers[Register::Rax] = u64::MAX;
             // mov [rbx], rax
-            assert_eq!(guest.run(&[0x48, 0x89, 0x03]), Ok(Outcome::Stopped(1)));
+            assert_eq!(guest.run(&[0x48, 0x89, 0x03]), Ok(StoreOutcome::Stopped(1)));
             let [event] = &guest.events[..] else { panic!("{:?}", guest.events) };
             assert_eq!((event.rule, event.at.as_u64(), event.length), (Some(stop), to, Some(8)));
             assert_eq!(guest.bytes(first, 8), [0; 8]);
@@ -212,7 +214,7 @@ fn a_write_denied_in_its_second_page_marks_no_tracked_sub_page() {
         let (id, token) = guest.domain.track(first).unwrap();
         guest.domain.finish(&token.without_processors());
         guest.state.registers[Register::Rbx] = EDGE - 4;
-        assert_eq!(guest.run(&[0x48, 0x89, 0x03]), Ok(Outcome::Done));
+        assert_eq!(guest.run(&[0x48, 0x89, 0x03]), Ok(StoreOutcome::Done));
         let (pending, token) = guest.domain.harvest_written(id).unwrap();
         let written = pending.ready(&token.without_processors()).unwrap();
         assert_eq!(written.len(), harvested, "{action:?}");

@@ -4,7 +4,7 @@ use subpage::address::{ByteRange, Gpa};
 use subpage::domain::WriteParts;
 use subpage::rules::Action;
 use subpage_emulate::{Exception, Refusal, Store};
-use subpage_trap::{Met, Obstacle, Outcome, Response, Verdict, deny_unknown};
+use subpage_trap::{Met, Obstacle, Response, StoreOutcome, Verdict, deny_unknown};
 
 use crate::guest::{CODE, DATA, Guest};
 
@@ -35,13 +35,13 @@ fn skipping_goes_by_the_decoded_length() {
                 deny_unknown(&mut guest, &instruction, &parts, Some(DATA), &mut state, met);
             let behind = CODE + code.len() as u64;
             match (response, stop) {
-                (_, true) => assert_eq!((outcome, state.rip), (Outcome::Stopped(1), behind)),
+                (_, true) => assert_eq!((outcome, state.rip), (StoreOutcome::Stopped(1), behind)),
                 (Response::Skip, _) => {
-                    assert_eq!((outcome, state.rip), (Outcome::Done, behind));
+                    assert_eq!((outcome, state.rip), (StoreOutcome::Done, behind));
                     assert_eq!(state.rflags & 1 << 16, 0, "RF ends with the instruction");
                 }
                 (Response::Fault, _) => {
-                    let refused = Outcome::Refused(Exception::general_protection(0));
+                    let refused = StoreOutcome::Refused(Exception::general_protection(0));
                     assert_eq!((outcome, state.rip), (refused, CODE));
                 }
             }

@@ -3,7 +3,7 @@
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::Action;
 use subpage_emulate::guest::Register;
-use subpage_trap::{Obstacle, Outcome};
+use subpage_trap::{Obstacle, StoreOutcome};
 
 use crate::guest::{DATA, EDGE, Guest};
 
@@ -41,7 +41,7 @@ fn marks_follow_the_write() {
     let mut guest = Guest::new(false);
     guest.add_rule("far away", Action::Deny, guest.pages[1] + 0x800, 8);
     guest.state.registers[Register::Rbx] = EDGE - 3;
-    assert_eq!(guest.run(&MOV), Ok(Outcome::Done));
+    assert_eq!(guest.run(&MOV), Ok(StoreOutcome::Done));
     for linear in [EDGE - 1, EDGE] {
         assert_eq!(guest.page_table_entry(linear) & ACCESSED_DIRTY, ACCESSED_DIRTY);
     }
@@ -60,7 +60,7 @@ fn marks_in_tracked_tables_are_harvested() {
     let (id, token) = guest.domain.track(tables).unwrap();
     guest.domain.finish(&token.without_processors());
     guest.state.registers[Register::Rbx] = DATA;
-    assert_eq!(guest.run(&MOV), Ok(Outcome::Done));
+    assert_eq!(guest.run(&MOV), Ok(StoreOutcome::Done));
     let (pending, token) = guest.domain.harvest_written(id).unwrap();
     let written = pending.ready(&token.without_processors()).unwrap();
     let pages: Vec<(u64, u32)> =

@@ -19,7 +19,7 @@ use super::information::{Information, LARGEST_BLOCK, MAGIC, Module};
 use super::layout::{self, Layout};
 use super::{MAX_PROCESSORS, fatal};
 use crate::hypercall::Ledger;
-use crate::machine::{Machine, Settings, Shared};
+use crate::machine::{Settings, Shared, VirtualMachine};
 use crate::memory::Heap;
 use crate::memory::frames::PhysicalFrames;
 use crate::memory::ram::GuestRam;
@@ -54,7 +54,7 @@ pub struct Program {
 
 /// What processors that started later wait for.
 struct Ready {
-    machine: &'static Machine,
+    machine: &'static VirtualMachine,
     windows: Windows,
     code: CodeBuffers,
 }
@@ -139,8 +139,8 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
     };
     let settings = Settings { print_events: options.print_events };
     let machine =
-        Machine::new(shared, ram, tables, capabilities, paging, settings, processors, apic);
-    let machine: &'static Machine =
+        VirtualMachine::new(shared, ram, tables, capabilities, paging, settings, processors, apic);
+    let machine: &'static VirtualMachine =
         Box::leak(Box::new(machine.unwrap_or_else(|error| fatal(format_args!("{error}")))));
     machine.publish();
     let how = if spp { "by the processor (SPP)" } else { "in software (no SPP)" };

@@ -43,7 +43,7 @@ pub struct Exit {
 
 /// The answer to one step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct StepAnswer {
     /// Number of the case.
     pub case: u32,
     /// Number of the step in its case, from 0.
@@ -82,14 +82,14 @@ pub(super) fn write_change(out: &mut impl fmt::Write, word: u32, value: u64) -> 
     write!(out, " {word:x}:{value:x}")
 }
 
-impl fmt::Display for Answer {
+impl fmt::Display for StepAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_exit(f, self.case, self.step, &self.exit)?;
         self.changed.iter().try_for_each(|(word, value)| write_change(f, *word, *value))
     }
 }
 
-impl Answer {
+impl StepAnswer {
     /// Reads a line without its end; `None` if it is not the line of an answer.
     pub fn parse(line: &str) -> Option<Self> {
         let mut fields = line.strip_prefix(MARK)?.split(' ');
@@ -148,17 +148,17 @@ mod tests {
             registers: [0, 1, 2, 3, 4, 5, 6, u64::MAX],
         };
         for changed in [vec![], vec![(0, 1), (0x5FFF, u64::MAX)]] {
-            let answer = Answer { case: 12, step: 34, exit, changed };
+            let answer = StepAnswer { case: 12, step: 34, exit, changed };
             let line = answer.to_string();
-            assert_eq!(Answer::parse(&line), Some(answer));
+            assert_eq!(StepAnswer::parse(&line), Some(answer));
             // No field can be missing, but words at the end can.
             let fields: Vec<_> = line.split(' ').collect();
             for kept in 0..19 {
-                assert_eq!(Answer::parse(&fields[..kept].join(" ")), None);
+                assert_eq!(StepAnswer::parse(&fields[..kept].join(" ")), None);
             }
         }
         for line in ["", "=", "= ", "=x", "hypervisor: 1", &"=1 2 ".repeat(9)] {
-            assert_eq!(Answer::parse(line), None, "{line}");
+            assert_eq!(StepAnswer::parse(line), None, "{line}");
         }
     }
 }

@@ -131,7 +131,7 @@ pub fn stored(word: u32, value: u64) -> Store {
 
 #[cfg(test)]
 mod tests {
-    use super::super::answer::Answer;
+    use super::super::answer::StepAnswer;
     use super::super::format::{BatchHeader, CaseHeader, SIGNATURE, StepHeader, VERSION, mode};
     use super::*;
     use std::boxed::Box;
@@ -205,7 +205,7 @@ mod tests {
         let mut processor = Adder { arena: arena(), seen: Vec::new(), fails: false };
         let mut out = String::new();
         run(&batch, &mut processor, &mut arena(), &mut out).expect("a string takes all");
-        let answers: Vec<_> = out.lines().filter_map(Answer::parse).collect();
+        let answers: Vec<_> = out.lines().filter_map(StepAnswer::parse).collect();
         let told: Vec<_> =
             answers.iter().map(|answer| (answer.case, answer.step, answer.changed[0])).collect();
         // What the host stores is no change; the case's store hides the template's.

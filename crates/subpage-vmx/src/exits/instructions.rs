@@ -5,7 +5,7 @@
 
 use crate::abi::{self, Call};
 use crate::event::{Event, Line};
-use crate::hypercall::{self, Context, Outcome, Request};
+use crate::hypercall::{self, CallContext, CallOutcome, Request};
 use crate::machine::Shared;
 use crate::processor::{console, control, cpuid};
 use crate::stop::Stop;
@@ -143,7 +143,7 @@ impl Vcpu {
                 console::print_line(format_args!("{}", Line { sequence, event, name: None, met }));
             }
         };
-        let mut context = Context {
+        let mut context = CallContext {
             domain,
             memory: &machine.ram,
             ledger,
@@ -152,12 +152,12 @@ impl Vcpu {
             heard: &mut heard,
         };
         let result = match hypercall::dispatch(&request, &mut context) {
-            Outcome::Done { rax } => rax,
-            Outcome::Invalidate { token, then } => {
+            CallOutcome::Done { rax } => rax,
+            CallOutcome::Invalidate { token, then } => {
                 let done = machine.invalidate(self.index, token);
                 then.finish(&done, &mut context)
             }
-            Outcome::Stop { rule } => return Err(Stop::Rule(rule)),
+            CallOutcome::Stop { rule } => return Err(Stop::Rule(rule)),
         };
         self.set_register(Register::Rax, result);
         Ok(())

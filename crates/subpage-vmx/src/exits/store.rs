@@ -7,8 +7,8 @@ use subpage_emulate::bits::{DR6_BS, RFLAGS_TF};
 use subpage_emulate::guest::State;
 use subpage_emulate::{Access, Decoded, Exception, Fault, GuestInstruction, Refusal, Store};
 use subpage_trap::{
-    Backend as _, Located, Met, Outcome, Trapped, Wanted, carry_out, complete, deny, deny_unknown,
-    drop_store, locate, locate_marked, locate_store, skip,
+    Backend as _, Located, Met, StoreOutcome, Trapped, Wanted, carry_out, complete, deny,
+    deny_unknown, drop_store, locate, locate_marked, locate_store, skip,
 };
 
 use super::backend::{Locked, Obstacle, Place};
@@ -55,7 +55,7 @@ impl Vcpu {
             &mut Locked<'_>,
             &Decoded,
             &mut State,
-        ) -> Result<Option<Outcome<Stop>>, Obstacle>,
+        ) -> Result<Option<StoreOutcome<Stop>>, Obstacle>,
     ) -> Result<(), Stop> {
         self.fix_up_delivery(fixup);
         let machine = self.machine;
@@ -105,18 +105,18 @@ impl Vcpu {
     }
 
     /// Does what came of a store.
-    fn go_on(&mut self, outcome: Outcome<Stop>, state: &State) -> Result<(), Stop> {
+    fn go_on(&mut self, outcome: StoreOutcome<Stop>, state: &State) -> Result<(), Stop> {
         match outcome {
-            Outcome::Done | Outcome::Repeats => {
+            StoreOutcome::Done | StoreOutcome::Repeats => {
                 self.set_state(state);
                 self.end_emulated(state);
                 Ok(())
             }
-            Outcome::Refused(exception) => {
+            StoreOutcome::Refused(exception) => {
                 self.inject(exception);
                 Ok(())
             }
-            Outcome::Stopped(stop) => Err(stop),
+            StoreOutcome::Stopped(stop) => Err(stop),
         }
     }
 
@@ -167,7 +167,7 @@ impl Locked<'_> {
         exit: &EptViolation,
         found: &Decoded,
         state: &mut State,
-    ) -> Result<Option<Outcome<Stop>>, Obstacle> {
+    ) -> Result<Option<StoreOutcome<Stop>>, Obstacle> {
         if let Ok(store) = found.store()
             && let Some((located, answer)) = self.answer_at_once(exit, store, state)
         {
@@ -216,7 +216,7 @@ impl Locked<'_> {
         exit: &EptViolation,
         found: &Decoded,
         state: &mut State,
-    ) -> Result<Option<Outcome<Stop>>, Obstacle> {
+    ) -> Result<Option<StoreOutcome<Stop>>, Obstacle> {
         let instruction = found.instruction();
         let settled;
         let found = match found.store() {
@@ -263,7 +263,7 @@ impl Locked<'_> {
             }
             (Answer::ReadOnlySlot(_), ..) => {
                 skip(instruction, state);
-                Ok(Some(Outcome::Done))
+                Ok(Some(StoreOutcome::Done))
             }
             (answer, ..) => {
                 self.vcpu.obey(self.shared, answer).map_err(Obstacle::Failed)?;

@@ -12,7 +12,7 @@ use subpage_emulate::guest::PhysicalMemory;
 use subpage_trap::Origin;
 
 use super::buffer::bytes_at;
-use super::{Context, Errno, Outcome, Refusal, after, done};
+use super::{CallContext, CallOutcome, Errno, Refusal, after, done};
 
 /// Bytes of the longest map: 2048.
 const MAP_BYTES: usize = MAX_PAGES as usize * size_of::<u32>();
@@ -111,8 +111,12 @@ impl RequestMemory for Set {
     }
 }
 
-impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
-    pub(super) fn get_access(&mut self, address: u64, origin: Origin) -> Result<Outcome, Refusal> {
+impl<F: TableFrames, O: Observer, M: PhysicalMemory> CallContext<'_, F, O, M> {
+    pub(super) fn get_access(
+        &mut self,
+        address: u64,
+        origin: Origin,
+    ) -> Result<CallOutcome, Refusal> {
         let first = Gpa::try_new(address).map_err(|_| Errno::Fault)?;
         let answer = ArrayVec::new();
         let mut request = Get { memory: self.memory, first, offset: 0, answer };
@@ -126,7 +130,7 @@ impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
         Ok(done(pages.into()))
     }
 
-    pub(super) fn set_access(&mut self, address: u64) -> Result<Outcome, Refusal> {
+    pub(super) fn set_access(&mut self, address: u64) -> Result<CallOutcome, Refusal> {
         let first = Gpa::try_new(address).map_err(|_| Errno::Fault)?;
         let mut request = Set { bytes: ArrayVec::new() };
         request.read(self.memory, first);

@@ -9,7 +9,7 @@ use crate::event::Event;
 use subpage_emulate::guest::PhysicalMemory;
 use subpage_trap::{Account, Met, Origin, Response, describe};
 
-use super::{Context, Errno, Refusal};
+use super::{CallContext, Errno, Refusal};
 
 /// Which memory a guest's addresses mean.
 pub(super) const SPACE: AddressSpace = AddressSpace::Normal;
@@ -19,7 +19,7 @@ pub(super) fn bytes_at(address: u64, bytes: u64) -> Result<ByteRange, Errno> {
     Gpa::try_new(address).and_then(|first| ByteRange::new(first, bytes)).map_err(|_| Errno::Fault)
 }
 
-impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
+impl<F: TableFrames, O: Observer, M: PhysicalMemory> CallContext<'_, F, O, M> {
     /// Copies an argument out of guest memory, once.
     pub(super) fn read<const N: usize>(&self, address: u64) -> Result<[u8; N], Errno> {
         let first = Gpa::try_new(address).map_err(|_| Errno::Fault)?;

@@ -64,7 +64,7 @@ pub struct Request {
 }
 
 /// What a call works on.
-pub struct Context<'a, F, O, M> {
+pub struct CallContext<'a, F, O, M> {
     /// The guest's protection domain.
     pub domain: &'a mut Domain<F, O>,
     /// The guest's memory: at least what the slots hold that the domain maps writable.
@@ -83,7 +83,7 @@ pub struct Context<'a, F, O, M> {
 /// How a call ended, or what it still needs.
 #[must_use = "the guest waits for its result"]
 #[derive(Debug)]
-pub enum Outcome {
+pub enum CallOutcome {
     /// The call is done.
     Done {
         /// For RAX.
@@ -117,7 +117,7 @@ impl Continuation {
     ///
     /// # Panics
     /// If `done` is not the completed token of this call, or domain or ledger have changed since.
-    pub fn finish<F, O, M>(self, done: &Completed, context: &mut Context<'_, F, O, M>) -> u64
+    pub fn finish<F, O, M>(self, done: &Completed, context: &mut CallContext<'_, F, O, M>) -> u64
     where
         F: TableFrames,
         O: Observer,
@@ -147,7 +147,7 @@ impl<E: Into<Errno>> From<E> for Refusal {
 }
 
 /// Does one call, all but the test hooks.
-pub fn dispatch<F, O, M>(request: &Request, context: &mut Context<'_, F, O, M>) -> Outcome
+pub fn dispatch<F, O, M>(request: &Request, context: &mut CallContext<'_, F, O, M>) -> CallOutcome
 where
     F: TableFrames,
     O: Observer,
@@ -155,21 +155,21 @@ where
 {
     match context.answer(request) {
         Ok(outcome) => outcome,
-        Err(Refusal::Error(errno)) => Outcome::Done { rax: errno.to_result().cast_unsigned() },
-        Err(Refusal::Stop(rule)) => Outcome::Stop { rule },
+        Err(Refusal::Error(errno)) => CallOutcome::Done { rax: errno.to_result().cast_unsigned() },
+        Err(Refusal::Stop(rule)) => CallOutcome::Stop { rule },
     }
 }
 
-const fn done(rax: u64) -> Outcome {
-    Outcome::Done { rax }
+const fn done(rax: u64) -> CallOutcome {
+    CallOutcome::Done { rax }
 }
 
-const fn after(token: Invalidation, rax: u64) -> Outcome {
-    Outcome::Invalidate { token, then: Continuation { rax, harvest: None } }
+const fn after(token: Invalidation, rax: u64) -> CallOutcome {
+    CallOutcome::Invalidate { token, then: Continuation { rax, harvest: None } }
 }
 
-impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
-    fn answer(&mut self, request: &Request) -> Result<Outcome, Refusal> {
+impl<F: TableFrames, O: Observer, M: PhysicalMemory> CallContext<'_, F, O, M> {
+    fn answer(&mut self, request: &Request) -> Result<CallOutcome, Refusal> {
         if request.origin.cpl != Some(0) {
             return Err(Errno::NotPermitted.into());
         }

@@ -12,7 +12,7 @@ use subpage_emulate::guest::PhysicalMemory;
 use subpage_trap::Response;
 
 use super::buffer::SPACE;
-use super::{Context, Errno, Outcome, Refusal, after, done, response};
+use super::{CallContext, CallOutcome, Errno, Refusal, after, done, response};
 
 /// Whose rules a guest's are. A rule of the policy with this owner belongs to the guest too.
 pub const GUEST: Owner = Owner(1);
@@ -53,8 +53,8 @@ pub(crate) fn rule_of(request: &RuleRequest) -> Result<(Rule, Option<Response>),
     Ok((rule, response))
 }
 
-impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
-    pub(super) fn add_rule(&mut self, address: u64) -> Result<Outcome, Refusal> {
+impl<F: TableFrames, O: Observer, M: PhysicalMemory> CallContext<'_, F, O, M> {
+    pub(super) fn add_rule(&mut self, address: u64) -> Result<CallOutcome, Refusal> {
         let bytes: [u8; size_of::<RuleRequest>()] = self.read(address)?;
         let request = RuleRequest::read_from_bytes(&bytes).map_err(|_| Errno::Fault)?;
         let (rule, response) = rule_of(&request)?;
@@ -70,13 +70,13 @@ impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
         Ok(after(token, id.0))
     }
 
-    pub(super) fn remove_rule(&mut self, number: u64) -> Result<Outcome, Refusal> {
+    pub(super) fn remove_rule(&mut self, number: u64) -> Result<CallOutcome, Refusal> {
         let token = self.domain.remove_rule(RuleId(number), GUEST)?;
         self.ledger.responses.remove(RuleId(number));
         Ok(after(token, 0))
     }
 
-    pub(super) fn lock_rule(&mut self, number: u64) -> Result<Outcome, Refusal> {
+    pub(super) fn lock_rule(&mut self, number: u64) -> Result<CallOutcome, Refusal> {
         self.domain.lock_rule(RuleId(number), GUEST)?;
         Ok(done(0))
     }

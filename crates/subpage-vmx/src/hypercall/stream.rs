@@ -10,17 +10,17 @@ use subpage_emulate::guest::PhysicalMemory;
 use subpage_trap::Origin;
 
 use super::buffer::bytes_at;
-use super::{Context, Errno, Outcome, Refusal, done};
+use super::{CallContext, CallOutcome, Errno, Refusal, done};
 
 const RECORD_BYTES: u64 = size_of::<EventRecord>() as u64;
 
-impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
+impl<F: TableFrames, O: Observer, M: PhysicalMemory> CallContext<'_, F, O, M> {
     pub(super) fn read_events(
         &mut self,
         address: u64,
         room: u64,
         origin: Origin,
-    ) -> Result<Outcome, Refusal> {
+    ) -> Result<CallOutcome, Refusal> {
         let count = usize::try_from(room).unwrap_or(usize::MAX).min(self.ledger.events.len());
         let Some(oldest) = self.ledger.events.iter().take(count).next().copied() else {
             return Ok(done(0));

@@ -17,7 +17,7 @@ use subpage_emulate::guest::PhysicalMemory;
 use subpage_trap::Origin;
 
 use super::buffer::{SPACE, bytes_at};
-use super::{Context, Continuation, Errno, Outcome, Refusal, after, done};
+use super::{CallContext, CallOutcome, Continuation, Errno, Refusal, after, done};
 
 /// Most ranges that the guest tracks at a time. No page is in two and all are its memory, so their
 /// bytes are at most those of its memory.
@@ -40,11 +40,11 @@ pub(super) struct Harvest {
 }
 
 impl Harvest {
-    /// Writes the records where [`Context::harvest`] has found that they may be written.
+    /// Writes the records where [`CallContext::harvest`] has found that they may be written.
     ///
     /// Now and not earlier: until `done`, a write could still fall into this harvest unseen by who
     /// reads it.
-    pub(super) fn deliver<F, O, M>(self, done: &Completed, context: &mut Context<'_, F, O, M>)
+    pub(super) fn deliver<F, O, M>(self, done: &Completed, context: &mut CallContext<'_, F, O, M>)
     where
         F: TableFrames,
         O: Observer,
@@ -67,8 +67,8 @@ impl Harvest {
     }
 }
 
-impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
-    pub(super) fn track(&mut self, address: u64, bytes: u64) -> Result<Outcome, Refusal> {
+impl<F: TableFrames, O: Observer, M: PhysicalMemory> CallContext<'_, F, O, M> {
+    pub(super) fn track(&mut self, address: u64, bytes: u64) -> Result<CallOutcome, Refusal> {
         let range = Gpa::try_new(address)
             .and_then(|first| ByteRange::new(first, bytes))
             .map_err(|_| Errno::Invalid)?;
@@ -87,7 +87,7 @@ impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
         address: u64,
         room: u64,
         origin: Origin,
-    ) -> Result<Outcome, Refusal> {
+    ) -> Result<CallOutcome, Refusal> {
         let id = self.own_tracking(number)?;
         let count = self.domain.written_pages(id)? as u64;
         if count > room {
@@ -113,10 +113,10 @@ impl<F: TableFrames, O: Observer, M: PhysicalMemory> Context<'_, F, O, M> {
         }
         let (written, token) = self.domain.harvest_written(id)?;
         let harvest = Some(Harvest { to, written, origin });
-        Ok(Outcome::Invalidate { token, then: Continuation { rax: count, harvest } })
+        Ok(CallOutcome::Invalidate { token, then: Continuation { rax: count, harvest } })
     }
 
-    pub(super) fn untrack(&mut self, number: u64) -> Result<Outcome, Refusal> {
+    pub(super) fn untrack(&mut self, number: u64) -> Result<CallOutcome, Refusal> {
         let id = self.own_tracking(number)?;
         let token = self.domain.untrack(id)?;
         self.ledger.tracked.retain(|tracked| *tracked != id);

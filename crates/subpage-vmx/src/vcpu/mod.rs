@@ -9,7 +9,7 @@ use alloc::boxed::Box;
 
 use subpage::domain::RetryState;
 
-use crate::machine::Machine;
+use crate::machine::VirtualMachine;
 use crate::memory::window::Window;
 use crate::vmx::CurrentVmcs;
 use crate::vmx::field::{ExitField, GuestField as G};
@@ -21,7 +21,7 @@ use subpage_emulate::{DecodeCache, PagingFeatures, SystemTables, TableRegister, 
 /// A virtual processor, bound to the processor it was made on.
 pub struct Vcpu {
     /// The machine it belongs to.
-    pub machine: &'static Machine,
+    pub machine: &'static VirtualMachine,
     /// Its number, from 0 on; also its x2APIC ID.
     pub index: usize,
     /// Its control structure.
@@ -65,7 +65,7 @@ pub const fn vpid(index: usize) -> u16 {
 impl Vcpu {
     /// Wraps what [`setup::prepare`] has filled in.
     pub fn new(
-        machine: &'static Machine,
+        machine: &'static VirtualMachine,
         index: usize,
         vmcs: CurrentVmcs,
         window: Window,

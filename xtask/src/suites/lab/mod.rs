@@ -22,7 +22,7 @@ use crate::{
         image::Contents,
         job::{Job, Part, Tests, Work},
         programs::{self, Programs},
-        run::{Outcome, Patience},
+        run::{JobEnd, Patience},
     },
     session::Session,
 };
@@ -207,7 +207,7 @@ fn starts(
             }
         })?;
         said.context("cannot write the output")?;
-        let Outcome::Failed(reason) = finished.outcome else { return Ok(count) };
+        let JobEnd::Failed(reason) = finished.outcome else { return Ok(count) };
         session.say(&format!("   failed, the {name} host: {reason}"))?;
         if let Some(running) = log.under_way(begun.elapsed()) {
             session.say(&format!("   it was running: {running}"))?;

@@ -1,6 +1,6 @@
 use serde_json::{Value, json};
 
-use super::{Answer, NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownRule, Written};
+use super::{NewRule, Refusal, Reply, ReplyLine, Request, RuleRef, Shown, ShownRule, Written};
 
 fn rule() -> NewRule {
     NewRule {
@@ -93,7 +93,7 @@ fn every_request_and_reply_comes_back() {
     for (request, line, reply, answer) in all() {
         assert_eq!(serde_json::to_value(&request).expect("JSON"), line);
         assert_eq!(Request::parse(line.to_string().as_bytes()), Ok(request.clone()));
-        let written = serde_json::to_value(Answer::done(&reply)).expect("JSON");
+        let written = serde_json::to_value(ReplyLine::done(&reply)).expect("JSON");
         assert_eq!(written, answer);
         let Value::Object(mut fields) = written else { panic!("not an object: {written}") };
         fields.insert("from_a_newer_server".to_owned(), json!(1));

@@ -65,12 +65,12 @@ pub(super) struct After {
 }
 
 /// A guest.
-pub(super) struct Machine {
+pub(super) struct Subject {
     pub(super) stepper: Stepper,
     pub(super) level: Level,
 }
 
-impl Machine {
+impl Subject {
     pub(super) fn new(configuration: &Configuration, level: Level) -> Self {
         let mut window = vec![None];
         window.extend((0..PAGES).map(|number| Some(page(number))));

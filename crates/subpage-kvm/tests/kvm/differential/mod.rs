@@ -24,7 +24,7 @@ use crate::privilege::{LEVELS, Level};
 use crate::random::Random;
 use crate::stepper::Registers;
 use generate::{Choice, text};
-use machine::{After, CODE, FIRST, Machine, PAGES, Page, Start, page};
+use machine::{After, CODE, FIRST, PAGES, Page, Start, Subject, page};
 
 /// How long each test goes on by itself.
 const SECONDS: u64 = 5;
@@ -48,7 +48,7 @@ impl Host {
         let leaf = core::arch::x86_64::__cpuid(0);
         let amd = matches!(&leaf.ecx.to_le_bytes(), b"cAMD" | b"uine");
         // VMOVDQU [RBX], YMM1, which KVM's emulator does not know, without a guard.
-        let machine = Machine::new(&small(), Level::Supervisor);
+        let machine = Subject::new(&small(), Level::Supervisor);
         let mut start = start(&mut Random(0));
         start.registers.general.rbx = FIRST;
         let ran = machine.run(&[0xc5, 0xfe, 0x7f, 0x0b], &start.registers);
@@ -137,7 +137,7 @@ fn extended(random: &mut Random) -> Box<XsaveArea> {
 }
 
 /// Rules for the pages.
-fn guard(machine: &Machine, pages: &[Page]) {
+fn guard(machine: &Subject, pages: &[Page]) {
     let rules: Vec<_> = (0..)
         .zip(pages)
         .filter_map(|(number, kind)| {
@@ -156,8 +156,8 @@ fn guard(machine: &Machine, pages: &[Page]) {
 
 /// A pair of guests in each way to trap and at each level: under guard, and the judge.
 struct Pairs {
-    guarded: Vec<(Configuration, Level, Machine)>,
-    judges: Vec<Machine>,
+    guarded: Vec<(Configuration, Level, Subject)>,
+    judges: Vec<Subject>,
     host: Host,
     pages: &'static [Page],
 }
@@ -165,7 +165,7 @@ struct Pairs {
 impl Pairs {
     fn new(pages: &'static [Page]) -> Self {
         let mut pairs = Self { guarded: Vec::new(), judges: Vec::new(), host: Host::find(), pages };
-        pairs.judges = LEVELS.map(|level| Machine::new(&small(), level)).into();
+        pairs.judges = LEVELS.map(|level| Subject::new(&small(), level)).into();
         for configuration in both_ways() {
             for level in LEVELS {
                 let machine = pairs.fresh(&configuration, level);
@@ -175,13 +175,13 @@ impl Pairs {
         pairs
     }
 
-    fn fresh(&self, configuration: &Configuration, level: Level) -> Machine {
-        let machine = Machine::new(configuration, level);
+    fn fresh(&self, configuration: &Configuration, level: Level) -> Subject {
+        let machine = Subject::new(configuration, level);
         guard(&machine, self.pages);
         machine
     }
 
-    fn judge(&self, level: Level) -> &Machine {
+    fn judge(&self, level: Level) -> &Subject {
         &self.judges[usize::from(level == Level::User)]
     }
 
@@ -207,7 +207,7 @@ impl Pairs {
         let Ok(expected) = self.expected(level, start, stream) else {
             // The guest may have ended.
             let number = usize::from(level == Level::User);
-            self.judges[number] = Machine::new(&small(), LEVELS[number]);
+            self.judges[number] = Subject::new(&small(), LEVELS[number]);
             return None;
         };
         let (configuration, _, machine) = &self.guarded[which];
@@ -246,7 +246,7 @@ struct Undecided;
 
 /// One instruction after the other, of which those that store to denied pages have changed no memory.
 fn over_rom(
-    judge: &Machine,
+    judge: &Subject,
     pages: &[Page],
     start: &Start,
     stream: &[Vec<u8>],

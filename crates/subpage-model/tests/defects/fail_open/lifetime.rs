@@ -6,7 +6,7 @@ use subpage::domain::DomainError;
 use subpage::level::PageSize;
 use subpage::rules::Action;
 use subpage::slots::{SlotFlags, SlotId};
-use subpage_model::{Outcome, Setup};
+use subpage_model::{AccessOutcome, Setup};
 
 use crate::guest::{
     BASE, EVERY_STALENESS, Guest, Normal, REGION, SLOT, Smm, at, bytes, gfn, gfns, host_page, rule,
@@ -55,7 +55,7 @@ fn d12_a_slot_that_goes_touches_nothing_else() {
         guest.warm(BASE);
         guest.change(|domain| domain.remove_slot(Normal, bar).expect("there is one"));
         for gone in [first << 12, (first + 1) << 12] {
-            assert_eq!(guest.write(0, gone), Outcome::NoSlot(Gpa::new(gone)));
+            assert_eq!(guest.write(0, gone), AccessOutcome::NoSlot(Gpa::new(gone)));
         }
         for cpu in 0..3 {
             guest.denies(cpu, at(0, 0));
@@ -89,7 +89,7 @@ fn d13_every_processor_and_mode_has_the_one_root() {
             assert_eq!(done, permitted, "{map:#x}, sub-page {sub}");
             for cpu in 0..2 {
                 let outcome = guest.write(cpu, at(0, sub * 128));
-                assert_eq!(outcome == Outcome::Done, permitted, "{map:#x}: {outcome:?}");
+                assert_eq!(outcome == AccessOutcome::Done, permitted, "{map:#x}: {outcome:?}");
             }
         }
     }
@@ -162,7 +162,7 @@ fn d32_rules_stay_at_their_addresses_when_a_slot_moves() {
     guest.change(|domain| domain.move_slot(Normal, SLOT, gfn(target)).expect("free"));
     for cpu in 0..3 {
         for gone in [at(0, 0), at(0, 128), at(2, 0)] {
-            assert_eq!(guest.write(cpu, gone), Outcome::NoSlot(Gpa::new(gone)));
+            assert_eq!(guest.write(cpu, gone), AccessOutcome::NoSlot(Gpa::new(gone)));
         }
         guest.denies(cpu, target << 12);
         guest.permits(cpu, (target + 1) << 12);

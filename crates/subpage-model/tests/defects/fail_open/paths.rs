@@ -3,7 +3,7 @@
 use subpage::address::Gpa;
 use subpage::domain::{Decision, RetryState};
 use subpage::rules::Action;
-use subpage_model::{Access, AccessKind, Features, Outcome, Setup};
+use subpage_model::{Access, AccessKind, AccessOutcome, Features, Setup};
 
 use crate::guest::{
     BASE, Guest, Normal, at, bytes, features, rule, stale, write_of, write_violation,
@@ -50,13 +50,15 @@ fn d15cd_denials_name_the_byte_and_claim_no_length() {
     for setup in [stale(), emulating()] {
         let mut guest = Guest::new(setup, 16);
         guest.set(BASE, &[!2]);
-        let Outcome::Denied(denial) = guest.write(1, at(0, 124)) else { panic!("sub-page 1") };
+        let AccessOutcome::Denied(denial) = guest.write(1, at(0, 124)) else {
+            panic!("sub-page 1")
+        };
         assert_eq!((denial.gpa, denial.at), (Gpa::new(at(0, 124)), Gpa::new(at(0, 128))));
         assert_eq!(denial.length, Some(8), "the model decodes");
     }
     let mut guest = Guest::new(Setup { decodes: false, ..stale() }, 16);
     guest.set(BASE, &[!2]);
-    let Outcome::Denied(denial) = guest.write(1, at(0, 130)) else { panic!("sub-page 1") };
+    let AccessOutcome::Denied(denial) = guest.write(1, at(0, 130)) else { panic!("sub-page 1") };
     assert_eq!((denial.gpa, denial.length), (Gpa::new(at(0, 130)), None));
 }
 
@@ -71,9 +73,9 @@ fn d15ef_locked_and_host_side_writes_are_decided_too() {
         let modify = |offset| {
             Access::new(AccessKind::ReadModifyWrite, Gpa::new(at(0, offset)), 8).expect("legal")
         };
-        assert!(matches!(guest.touch(0, &modify(128)), Outcome::Denied(_)));
-        assert!(matches!(guest.touch(0, &modify(124)), Outcome::Denied(_)));
-        assert_eq!(guest.touch(0, &modify(256)), Outcome::Done);
+        assert!(matches!(guest.touch(0, &modify(128)), AccessOutcome::Denied(_)));
+        assert!(matches!(guest.touch(0, &modify(124)), AccessOutcome::Denied(_)));
+        assert_eq!(guest.touch(0, &modify(256)), AccessOutcome::Done);
         for (offset, permitted) in [(120, true), (124, false), (255, false), (256, true)] {
             let range = bytes(at(0, offset), 8);
             let decision = guest.domain_mut().authorize_write(Normal, range).expect("memory");
@@ -95,7 +97,7 @@ fn d15g_a_denied_part_denies_the_whole_write() {
         for start in [at(1, 0) - 1, at(1, 0) - 63, at(3, 0) - 1, at(2, 31 * 128) - 63] {
             let before = guest.peek::<64>(start);
             let outcome = guest.write_bytes(0, start, &before.map(|byte| byte ^ 0x5A));
-            assert!(matches!(outcome, Outcome::Denied(_)), "{start:#x}: {outcome:?}");
+            assert!(matches!(outcome, AccessOutcome::Denied(_)), "{start:#x}: {outcome:?}");
             assert_eq!(guest.peek::<64>(start), before, "{start:#x}");
         }
     }

@@ -9,7 +9,7 @@ use subpage::frames::HeapFrames;
 use subpage::level::{Level, PageSize};
 use subpage::slots::{SlotFlags, SlotId};
 use subpage::uapi;
-use subpage_model::{Access, AccessKind, Outcome, Setup};
+use subpage_model::{Access, AccessKind, AccessOutcome, Setup};
 
 use crate::guest::{BASE, Guest, LOGGING, Normal, REGION, SLOT, at, gfn, gfns, of_bits, stale};
 use crate::requests::Request;
@@ -190,7 +190,7 @@ fn d27_a_miss_with_nothing_behind_it_makes_progress() {
     guest.set(BASE, &[!1]);
     for cpu in 0..3 {
         // Processors remember bit 61, but no vector.
-        assert_eq!(guest.touch(cpu, &read), Outcome::Done);
+        assert_eq!(guest.touch(cpu, &read), AccessOutcome::Done);
     }
     let token = guest.domain_mut().set_access(gfn(BASE), &[AccessMap::ALL]).expect("good");
     for cpu in 0..3 {

@@ -21,7 +21,7 @@ use subpage::slots::{SlotFlags, SlotId};
 use zerocopy::IntoBytes;
 
 use super::buffer::SPACE;
-use super::{Context, Errno, Ledger, MachineInformation, Outcome, Request, dispatch};
+use super::{CallContext, CallOutcome, Errno, Ledger, MachineInformation, Request, dispatch};
 use crate::abi::{Call, RuleRequest, feature};
 use crate::policy::HostMaps;
 use subpage_emulate::guest::{NotMemory, PhysicalMemory};
@@ -198,7 +198,7 @@ impl Guest {
         Self { domain, memory: VecMemory::new(), ledger, heard: Vec::new(), cpl: 0 }
     }
 
-    fn dispatch(&mut self, call: Call, arguments: &[u64]) -> Outcome {
+    fn dispatch(&mut self, call: Call, arguments: &[u64]) -> CallOutcome {
         let mut all = [0; 4];
         all[..arguments.len()].copy_from_slice(arguments);
         let origin = Origin { cpl: Some(self.cpl), ..ORIGIN };
@@ -207,10 +207,10 @@ impl Guest {
 
     fn with_context<T>(
         &mut self,
-        run: impl FnOnce(&mut Context<'_, ScarceFrames, (), VecMemory>) -> T,
+        run: impl FnOnce(&mut CallContext<'_, ScarceFrames, (), VecMemory>) -> T,
     ) -> T {
         let Self { domain, memory, ledger, heard, .. } = self;
-        run(&mut Context {
+        run(&mut CallContext {
             domain,
             memory,
             ledger,
@@ -225,12 +225,12 @@ impl Guest {
     /// Makes a call and lets it come to its end; the result as the guest reads it.
     fn call(&mut self, call: Call, arguments: &[u64]) -> i64 {
         match self.dispatch(call, arguments) {
-            Outcome::Done { rax } => rax.cast_signed(),
-            Outcome::Invalidate { token, then } => {
+            CallOutcome::Done { rax } => rax.cast_signed(),
+            CallOutcome::Invalidate { token, then } => {
                 let done = token.without_processors();
                 self.with_context(|context| then.finish(&done, context)).cast_signed()
             }
-            Outcome::Stop { rule } => panic!("rule {rule:?} stopped the guest"),
+            CallOutcome::Stop { rule } => panic!("rule {rule:?} stopped the guest"),
         }
     }
 

@@ -167,9 +167,9 @@ fn call(guest: &mut Guest, call: Call, arguments: &[u64]) {
     let rules = host_rules(guest);
     let ring: Vec<u64> = guest.ledger.events.iter().map(|event| event.sequence.get()).collect();
     let failed = match guest.dispatch(call, arguments) {
-        Outcome::Stop { .. } => true,
-        Outcome::Done { rax } => rax.cast_signed() < 0,
-        Outcome::Invalidate { token, then } => {
+        CallOutcome::Stop { .. } => true,
+        CallOutcome::Done { rax } => rax.cast_signed() < 0,
+        CallOutcome::Invalidate { token, then } => {
             let done = token.without_processors();
             assert!(guest.with_context(|context| then.finish(&done, context)).cast_signed() >= 0);
             false

@@ -89,7 +89,7 @@ fn rules_of_every_action_are_obeyed() {
     guest.fails(Call::ReadEvents, &[0xA000, 1], Errno::Fault);
     assert_eq!(guest.heard.pop().expect("an event").1.rule, Some(once));
     match guest.dispatch(Call::ReadEvents, &[0xB000, 1]) {
-        Outcome::Stop { rule } => assert_eq!(rule, stop),
+        CallOutcome::Stop { rule } => assert_eq!(rule, stop),
         other => panic!("{other:?}"),
     }
     let (_, event) = guest.heard.pop().expect("an event");

@@ -89,7 +89,7 @@ fn a_stop_rule_under_the_buffer_stops_and_a_log_rule_reports() {
     let stop = guest.host_rule(RESULT, 1, Action::Stop);
     let before = guest.state();
     match guest.dispatch(Call::Harvest, &[id, RESULT, 8]) {
-        Outcome::Stop { rule } => assert_eq!(rule, stop),
+        CallOutcome::Stop { rule } => assert_eq!(rule, stop),
         other => panic!("{other:?}"),
     }
     assert!(guest.state() == before);
@@ -111,7 +111,7 @@ fn a_harvest_waits_for_every_processor() {
     let entered = board.enter(0);
     board.acknowledge(0, entered);
     assert!(guest.write(0x4000, 1));
-    let Outcome::Invalidate { token, then } = guest.dispatch(Call::Harvest, &[id, RESULT, 8])
+    let CallOutcome::Invalidate { token, then } = guest.dispatch(Call::Harvest, &[id, RESULT, 8])
     else {
         panic!("a harvest arms again")
     };

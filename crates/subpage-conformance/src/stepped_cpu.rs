@@ -37,7 +37,7 @@ impl From<VmExit> for Stop {
 type Located = ArrayVec<(Hpa, u64), 2>;
 
 /// A virtual processor in the middle of a step.
-pub(crate) struct Guest {
+pub(crate) struct SteppedCpu {
     /// Its memory, tables included.
     pub(crate) arena: Arena,
     /// The model.
@@ -56,7 +56,7 @@ pub(crate) struct Guest {
     pub(crate) translations: Translations,
 }
 
-impl Guest {
+impl SteppedCpu {
     /// Reads bytes.
     pub(crate) fn read(&mut self, linear: u64, bytes: &mut [u8]) -> Result<(), Stop> {
         let located = self.locate(AccessKind::Read, linear, bytes.len() as u64)?;
