@@ -12,6 +12,7 @@ pub mod control;
 pub mod devices;
 mod ending;
 pub mod event;
+mod exit;
 pub mod guard;
 pub mod memory;
 pub mod metrics;

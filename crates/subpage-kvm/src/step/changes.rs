@@ -12,9 +12,8 @@ use super::copies::Copies;
 use super::plan::Plan;
 use crate::guard::{Guard, SPACE};
 use crate::memory::Twin;
-use crate::store::{Stepped, report_step};
+use crate::store::{Stepped, StoreContext, report_step};
 use crate::vcpu::Interrupted;
-use crate::vm::VmShared;
 
 /// Accessed and dirty.
 const MARKS: u64 = 0x60;
@@ -39,7 +38,7 @@ impl Changed {
 
 /// A step that has been made, and all that it may have changed.
 pub(super) struct Made<'a> {
-    pub(super) machine: &'a VmShared,
+    pub(super) context: StoreContext<'a>,
     pub(super) guard: &'a mut Guard,
     pub(super) copies: &'a mut Copies,
     pub(super) vcpu: u32,
@@ -50,7 +49,7 @@ pub(super) struct Made<'a> {
 
 impl<'a> Made<'a> {
     fn twin(&self) -> &'a Twin {
-        self.machine.ram.view().twin().expect("a step has been made in it")
+        self.context.ram.view().twin().expect("a step has been made in it")
     }
 
     /// Decides about what the step has changed, as about one write, and does it or takes it back. The
@@ -70,7 +69,7 @@ impl<'a> Made<'a> {
         for mark in &marks {
             self.guard.domain_mut().note_marked(SPACE, mark.gpa()).map_err(|_| NO_MEMORY)?;
             // A walk's flags go to the entry that it has read.
-            let _ = self.machine.ram.set_bits(mark.gpa(), mark.before, mark.now & !mark.before);
+            let _ = self.context.ram.set_bits(mark.gpa(), mark.before, mark.now & !mark.before);
             self.copies.note(mark.gfn, mark.word, mark.now);
             self.open(mark.gpa());
         }
@@ -83,13 +82,13 @@ impl<'a> Made<'a> {
     /// Whether a change is what a walk of the page tables does to an entry: it sets flags of one that is
     /// present, which the instruction does not write.
     fn is_walk(&self, change: &Changed) -> bool {
-        let (ram, at) = (&self.machine.ram, self.at);
+        let (ram, at) = (self.context.ram, self.at);
         let set = change.before ^ change.now;
         let is_entry = set & !MARKS == 0 && change.now & set == set && change.before & PRESENT != 0;
         let written = || {
             self.plan.writes.iter().any(|&(linear, bytes)| {
                 let access = Access::write_by(&at.state);
-                let walk = translate(ram, self.machine.paging, &at.state, linear, access);
+                let walk = translate(ram, self.context.paging, &at.state, linear, access);
                 walk.is_ok_and(|walk| {
                     let (start, first) = (walk.gpa.as_u64(), change.gpa().as_u64());
                     start < first + 8 && first < start.saturating_add(bytes)
@@ -103,12 +102,12 @@ impl<'a> Made<'a> {
     fn open(&mut self, at: Gpa) {
         let range = ByteRange::new(at, 1).expect("a byte of memory");
         // By mprotect pages open at once: there is nothing to settle later.
-        let _ = self.guard.after_write(&self.machine.ram, &WriteParts::one(range));
+        let _ = self.guard.after_write(self.context.ram, &WriteParts::one(range));
     }
 
     /// Decides about the stored bytes together, and does them or takes them back.
     fn store(&mut self, stored: &[Changed]) -> Result<Option<Arc<Record>>, &'static str> {
-        let (machine, twin) = (self.machine, self.twin());
+        let (context, twin) = (self.context, self.twin());
         let runs = runs(stored);
         let each: Vec<Decision> =
             runs.iter().map(|(range, _)| self.guard.domain().check_write(SPACE, *range)).collect();
@@ -121,13 +120,13 @@ impl<'a> Made<'a> {
                 continue;
             }
             self.guard.count_trapped(&parts);
-            machine.metrics.checks(1);
+            context.metrics.checks(1);
             let committed =
                 self.guard.domain_mut().authorize_write(SPACE, *range).map_err(|_| NO_MEMORY)?;
             // An "allow once" that this store has just spent counts for all of it.
             let decision = if alone.permits() { alone } else { committed };
             if decision.permits() {
-                machine
+                context
                     .ram
                     .with_window(&parts, |window| window.store(bytes, 1))
                     .expect("what was copied is memory");
@@ -139,7 +138,7 @@ impl<'a> Made<'a> {
                 bytes,
                 code: self.plan.code,
             };
-            let event = report_step(machine.stores(), self.guard, decision, &step);
+            let event = report_step(context, self.guard, decision, &step);
             if let Decision::Denied { stop: true, .. } = decision {
                 stopped = event;
             }

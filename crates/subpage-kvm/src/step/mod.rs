@@ -19,22 +19,26 @@ mod tracked;
 pub use notice::{Notice, PageTables};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
     kvm_guest_debug,
 };
+use kvm_ioctls::VmFd;
 use subpage_emulate::bits::{DR6_BS, RFLAGS_RF, RFLAGS_TF};
 use subpage_emulate::guest::{PhysicalMemory as _, Register, State};
 use subpage_emulate::{Access, Exception, translate};
 
+use crate::devices::Ports;
 use crate::ending::{Ending, Failure};
+use crate::exit::{Exit, after_port, enter};
 use crate::guard::Guard;
 use crate::metrics::ExitKind;
-use crate::store::{Cause, Next, Unsolved, end_instruction, failure, inject, mark_walks};
+use crate::store::{
+    Cause, Next, StoreContext, Unsolved, end_instruction, failure, inject, mark_walks,
+};
 use crate::vcpu::{Interrupted, Kick, Processor, ProcessorError};
-use crate::vm::{Exit, VmShared, after_port, enter};
 use changes::Made;
 use copies::Copies;
 use notice::Notices;
@@ -50,6 +54,15 @@ const BATCH: u32 = 64;
 
 /// How often the same instruction may find that other pages are needed.
 const PATIENCE: u32 = 64;
+
+/// What stepping over an instruction needs of the machine.
+#[derive(Clone, Copy)]
+pub(crate) struct StepContext<'a> {
+    pub(crate) stores: StoreContext<'a>,
+    pub(crate) vm: &'a Arc<VmFd>,
+    pub(crate) ports: &'a Mutex<Ports>,
+    pub(crate) stepping: &'a Stepping,
+}
 
 /// What a machine keeps for steps.
 #[derive(Debug, Default)]
@@ -113,30 +126,30 @@ enum BatchEnd {
 
 /// Steps over the instruction at RIP, which has just trapped, and as many more as is worth it.
 pub(crate) fn step(
-    machine: &VmShared,
+    context: StepContext<'_>,
     processor: &mut Processor,
     kick: Kick,
     why: &Unsolved,
 ) -> Result<Next, Failure> {
     let (at, _) = processor.at_exit()?;
     let code = why.code.as_ref();
-    let mut guard = machine.guard();
-    let mut inner = machine.stepping.inner();
-    if !machine.stepping.walks_write() {
-        let (set, held) = mark_walks(machine.stores(), &mut guard, &at, code, None);
+    let mut guard = context.stores.guard();
+    let mut inner = context.stepping.inner();
+    if !context.stepping.walks_write() {
+        let (set, held) = mark_walks(context.stores, &mut guard, &at, code, None);
         if set && why.visits <= 1 {
             // Perhaps that was all: some processors, and KVM's own walks, only want to set flags.
             return Ok(Next::Enter);
         }
         if !held.is_empty() {
-            machine.stepping.walks_write.store(true, Ordering::Relaxed);
+            context.stepping.walks_write.store(true, Ordering::Relaxed);
         }
     }
-    let outcome = match try_batch(machine, processor, kick, &mut guard, &mut inner, &at, false)? {
+    let outcome = match try_batch(context, processor, kick, &mut guard, &mut inner, &at, false)? {
         // The decoder does not tell all that it touches.
         BatchEnd::Wider => {
             let (at, _) = processor.at_exit()?;
-            try_batch(machine, processor, kick, &mut guard, &mut inner, &at, true)?
+            try_batch(context, processor, kick, &mut guard, &mut inner, &at, true)?
         }
         outcome => outcome,
     };
@@ -164,7 +177,7 @@ pub(crate) fn step(
         BatchEnd::Wider if why.visits < PATIENCE => Ok(Next::Enter),
         // A program must not be able to end the guest.
         BatchEnd::Wider | BatchEnd::Refused(_) if at.state.cpl == 3 => {
-            machine.metrics.refused();
+            context.stores.metrics.refused();
             processor.stuck.reset();
             inject(processor, Exception::INVALID_OPCODE)
         }
@@ -178,7 +191,7 @@ pub(crate) fn step(
 
 /// Plans the first step, and makes it and those after it in the second address space.
 fn try_batch(
-    machine: &VmShared,
+    context: StepContext<'_>,
     processor: &mut Processor,
     kick: Kick,
     guard: &mut Guard,
@@ -186,34 +199,35 @@ fn try_batch(
     at: &Interrupted,
     wide: bool,
 ) -> Result<BatchEnd, Failure> {
-    let made =
-        inner.space.get_or_insert_with(|| space::make(&machine.vm, &machine.ram, guard.traps()));
+    let made = inner
+        .space
+        .get_or_insert_with(|| space::make(context.vm, context.stores.ram, guard.traps()));
     if let Err(missing) = made {
         return Ok(BatchEnd::Cannot(missing.clone()));
     }
     let watched = processor.debug_registers()?.dr7;
-    let first = match plan(machine, guard, processor, at, watched, wide) {
+    let first = match plan(context.stores, guard, processor, at, watched, wide) {
         Ok(plan) => plan,
         Err(refusal) => return Ok(refused(refusal)),
     };
-    if let Err(reason) = machine.stepping.notices.see(guard, &first.tables) {
+    if let Err(reason) = context.stepping.notices.see(guard, &first.tables) {
         return Ok(BatchEnd::Cannot(reason));
     }
-    match inner.tracked.open(machine, guard, &first.tables) {
+    match inner.tracked.open(context.stores.ram, guard, &first.tables) {
         Ok(false) => {}
         Ok(true) => return Ok(BatchEnd::GoOn),
         Err(reason) => return Ok(BatchEnd::Cannot(reason.into())),
     }
-    let twin = machine.ram.view().twin().expect("made with the second address space");
-    if let Err(error) = inner.copies.open(&machine.ram, twin, &first.pages()) {
+    let twin = context.stores.ram.view().twin().expect("made with the second address space");
+    if let Err(error) = inner.copies.open(context.stores.ram, twin, &first.pages()) {
         return Ok(BatchEnd::Cannot(error.to_string()));
     }
     space::go(processor, true)?;
     let mut batch =
-        Batch { machine, processor, kick, guard, copies: &mut inner.copies, watched, made: 0 };
+        Batch { context, processor, kick, guard, copies: &mut inner.copies, watched, made: 0 };
     let outcome = batch.run(at, first, BATCH);
     let made = batch.made;
-    machine.stepping.steps.fetch_add(made.into(), Ordering::Relaxed);
+    context.stepping.steps.fetch_add(made.into(), Ordering::Relaxed);
     let closed = processor.set_guest_debug(&kvm_guest_debug::default());
     let left = space::go(processor, false);
     closed.and(left)?;
@@ -233,7 +247,7 @@ fn refused(refusal: Refusal) -> BatchEnd {
 
 /// A processor in the second address space.
 struct Batch<'a> {
-    machine: &'a VmShared,
+    context: StepContext<'a>,
     processor: &'a mut Processor,
     kick: Kick,
     guard: &'a mut Guard,
@@ -271,7 +285,7 @@ impl Batch<'_> {
             let step = self.one(&at, &plan)?;
             let (now, _) = self.processor.at_exit()?;
             let made = Made {
-                machine: self.machine,
+                context: self.context.stores,
                 guard: self.guard,
                 copies: self.copies,
                 vcpu: self.processor.number,
@@ -313,7 +327,8 @@ impl Batch<'_> {
     /// The plan for another step, if its pages are open already and it stores nothing to them that
     /// software would carry out.
     fn next(&self, at: &Interrupted) -> Option<Plan> {
-        let plan = plan(self.machine, self.guard, self.processor, at, self.watched, false).ok()?;
+        let plan =
+            plan(self.context.stores, self.guard, self.processor, at, self.watched, false).ok()?;
         (plan.targets.is_empty() && self.copies.have(&plan.tables)).then_some(plan)
     }
 
@@ -321,7 +336,7 @@ impl Batch<'_> {
     fn one(&mut self, at: &Interrupted, plan: &Plan) -> Result<Step, Failure> {
         self.arm(plan)?;
         loop {
-            let exit = enter(self.machine, self.processor, self.kick)?;
+            let exit = enter(self.context.ports, self.processor, self.kick)?;
             return Ok(match exit {
                 Exit::Debug { dr6 } => self.stopped(plan, dr6)?,
                 Exit::Interrupted => {
@@ -346,7 +361,7 @@ impl Batch<'_> {
                 Exit::Store { .. } => {
                     // A device that is not there. KVM forgets the single step of such a store.
                     self.kick.raise();
-                    let _ = enter(self.machine, self.processor, self.kick)?;
+                    let _ = enter(self.context.ports, self.processor, self.kick)?;
                     Step::Done
                 }
                 Exit::Port(crate::devices::PortEffect::None) | Exit::Nothing(ExitKind::Mmio) => {
@@ -410,19 +425,19 @@ impl Batch<'_> {
         let offset = if has_error_code { 24 } else { 16 };
         let linear = state.registers[Register::Rsp].wrapping_add(offset);
         let access = Access::write_by(state);
-        let machine = self.machine;
-        let walk = translate(&machine.ram, machine.paging, state, linear, access);
+        let StoreContext { ram, paging, .. } = self.context.stores;
+        let walk = translate(ram, paging, state, linear, access);
         let Ok(gpa) = walk.map(|walk| walk.gpa) else { return };
-        let twin = machine.ram.view().twin().expect("a step has been made in it");
+        let twin = ram.view().twin().expect("a step has been made in it");
         if self.copies.has(gpa.gfn()) {
             let word = usize::from(gpa.page_offset()) / 8;
             twin.set(gpa.gfn(), word, twin.get(gpa.gfn(), word) & !RFLAGS_TF);
             return;
         }
         let mut flags = [0; 8];
-        if machine.ram.read(gpa, &mut flags).is_ok() {
+        if ram.read(gpa, &mut flags).is_ok() {
             let flags = u64::from_le_bytes(flags) & !RFLAGS_TF;
-            let _ = machine.ram.write(gpa, &flags.to_le_bytes());
+            let _ = ram.write(gpa, &flags.to_le_bytes());
         }
     }
 }

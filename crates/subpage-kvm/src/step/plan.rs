@@ -11,9 +11,9 @@ use subpage_emulate::{
 };
 
 use crate::guard::Guard;
+use crate::store::StoreContext;
 use crate::trap::{PageSet, pages_of};
 use crate::vcpu::{Interrupted, Processor};
-use crate::vm::VmShared;
 
 use super::STEP_TABLES;
 
@@ -68,7 +68,7 @@ pub(super) enum Refusal {
 
 /// Plans the step over the instruction at RIP. `wide`: it touches more than the decoder tells.
 pub(super) fn plan(
-    machine: &VmShared,
+    context: StoreContext<'_>,
     guard: &Guard,
     processor: &Processor,
     at: &Interrupted,
@@ -79,9 +79,9 @@ pub(super) fn plan(
     if state.efer & EFER_LMA == 0 {
         return Err(Refusal::Cannot("the processor is not in IA-32e mode".into()));
     }
-    let code = GuestInstruction::fetch(&machine.ram, machine.paging, state).ok();
+    let code = GuestInstruction::fetch(context.ram, context.paging, state).ok();
     let end = match &code {
-        Some(code) => end_of(machine, processor, state, code)?,
+        Some(code) => end_of(context, processor, state, code)?,
         None => End::TrapFlag,
     };
     let end = match end {
@@ -105,14 +105,14 @@ pub(super) fn plan(
         last: code.as_ref().is_some_and(|code| code.instruction().mnemonic() == Mnemonic::Hlt),
         code,
     };
-    plan.find_pages(machine, guard, at, &accesses, wide)?;
-    plan.find_handlers(machine, at)?;
+    plan.find_pages(context, guard, at, &accesses, wide)?;
+    plan.find_handlers(context, at)?;
     Ok(plan)
 }
 
 /// What ends the step over `code`, if it can be stepped over.
 fn end_of(
-    machine: &VmShared,
+    context: StoreContext<'_>,
     processor: &Processor,
     state: &State,
     code: &GuestInstruction,
@@ -123,7 +123,7 @@ fn end_of(
         let mut word = [0; 8];
         let at = state.registers[Register::Rsp].wrapping_add(offset);
         let access = Access::read_by(state);
-        let read = read_linear(&machine.ram, machine.paging, state, at, access, &mut word);
+        let read = read_linear(context.ram, context.paging, state, at, access, &mut word);
         read.map_or(0, |()| u64::from_le_bytes(word))
     };
     let breakpoint = |at: u64| if at == state.rip { End::TrapFlag } else { End::Breakpoint(at) };
@@ -212,7 +212,7 @@ impl Plan {
     /// Finds the trapping pages that the instruction's walks, and its stores, need.
     fn find_pages(
         &mut self,
-        machine: &VmShared,
+        context: StoreContext<'_>,
         guard: &Guard,
         at: &Interrupted,
         accesses: &[(u64, u64, bool)],
@@ -231,7 +231,7 @@ impl Plan {
                 walks.push(end);
                 if write {
                     let access = Access::write_by(state);
-                    let walk = translate(&machine.ram, machine.paging, state, end, access);
+                    let walk = translate(context.ram, context.paging, state, end, access);
                     targets.extend(walk.ok().map(|walk| walk.gpa.gfn()));
                 }
             }
@@ -249,13 +249,13 @@ impl Plan {
         let traps = |gfn: &Gfn| guard.traps().traps(*gfn);
         let mut tables: Vec<Gfn> = walks
             .iter()
-            .flat_map(|linear| walk_entries(&machine.ram, machine.paging, state, *linear))
+            .flat_map(|linear| walk_entries(context.ram, context.paging, state, *linear))
             .map(Gpa::gfn)
             .filter(traps)
             .collect();
         if wide {
             tables.extend(
-                table_frames(&machine.ram, machine.paging, state, WIDE_TABLES)
+                table_frames(context.ram, context.paging, state, WIDE_TABLES)
                     .into_iter()
                     .filter(traps)
                     .take(STEP_TABLES),
@@ -272,11 +272,15 @@ impl Plan {
     }
 
     /// Finds the handlers of the exceptions that the instruction may have.
-    fn find_handlers(&mut self, machine: &VmShared, at: &Interrupted) -> Result<(), Refusal> {
+    fn find_handlers(
+        &mut self,
+        context: StoreContext<'_>,
+        at: &Interrupted,
+    ) -> Result<(), Refusal> {
         let room = 4 - usize::from(matches!(self.end, End::Breakpoint(_)));
         let (certain, likely) = vectors(&at.state, self.code.as_ref());
         for (number, vector) in certain.iter().chain(&likely).enumerate() {
-            let Some(handler) = handler(machine, at, *vector) else { continue };
+            let Some(handler) = handler(context, at, *vector) else { continue };
             let known = self.handlers.iter().any(|known| known.1 == handler);
             // A breakpoint at RIP itself would end every attempt.
             if known || handler == at.state.rip {
@@ -389,7 +393,7 @@ fn vectors(state: &State, code: Option<&GuestInstruction>) -> (ArrayVec<u8, 8>, 
 }
 
 /// Address of a vector's handler; none if there is none.
-fn handler(machine: &VmShared, at: &Interrupted, vector: u8) -> Option<u64> {
+fn handler(context: StoreContext<'_>, at: &Interrupted, vector: u8) -> Option<u64> {
     const GATE_BYTES: u64 = 16;
     const PRESENT: u8 = 1 << 7;
     let offset = u64::from(vector) * GATE_BYTES;
@@ -400,7 +404,7 @@ fn handler(machine: &VmShared, at: &Interrupted, vector: u8) -> Option<u64> {
     let mut gate = [0; 16];
     let linear = idtr.base.wrapping_add(offset);
     let access = Access::SYSTEM_READ;
-    read_linear(&machine.ram, machine.paging, &at.state, linear, access, &mut gate).ok()?;
+    read_linear(context.ram, context.paging, &at.state, linear, access, &mut gate).ok()?;
     let part = |at: usize, bytes: usize| {
         gate[at..at + bytes].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
     };

@@ -11,8 +11,8 @@ use subpage::address::{ByteRange, Gfn, GfnRange, Gpa};
 use subpage::domain::WriteParts;
 
 use crate::guard::{Guard, SPACE};
+use crate::memory::Ram;
 use crate::trap::PageSet;
-use crate::vm::VmShared;
 
 /// Exits for walks of one table until it is opened.
 const PATIENCE: u32 = 32;
@@ -31,7 +31,7 @@ impl Tracked {
     /// opened; an error if the engine has no memory for the record.
     pub(super) fn open(
         &mut self,
-        machine: &VmShared,
+        ram: &Ram,
         guard: &mut Guard,
         tables: &PageSet,
     ) -> Result<bool, &'static str> {
@@ -56,7 +56,7 @@ impl Tracked {
                 noted.map_err(|_| "the engine has no memory left for a record of a write")?;
             }
             // By mprotect pages open at once: there is nothing to settle later.
-            let _ = guard.after_write(&machine.ram, &WriteParts::one(page));
+            let _ = guard.after_write(ram, &WriteParts::one(page));
             opened |= !guard.traps().traps(gfn);
         }
         Ok(opened)

@@ -2,20 +2,13 @@
 
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
-use kvm_ioctls::VcpuExit;
-
 use super::VmShared;
-use crate::devices::PortEffect;
 use crate::ending::{Ending, Failure};
+use crate::exit::{Exit, after_port, enter};
 use crate::metrics::ExitKind;
 use crate::step::step;
 use crate::store::{Cause, Next, finish, mmio_store, trapped};
 use crate::vcpu::{Activity, Kick, Processor};
-
-/// Suberrors of `KVM_EXIT_INTERNAL_ERROR`.
-const EMULATION: u32 = 1;
-const DELIVERY: u32 = 3;
 
 /// Runs processor `number` until the machine ends.
 pub(super) fn run(machine: &Arc<VmShared>, number: usize) {
@@ -86,76 +79,10 @@ fn store_ended(machine: &VmShared, processor: &mut Processor) {
     }
 }
 
-/// What an exit was, when KVM's buffer is no longer borrowed.
-pub(crate) enum Exit {
-    /// KVM tells of a store that it has carried out but for memory.
-    Store { address: u64, data: ArrayVec<u8, 8> },
-    /// An instruction has not happened.
-    Trapped(Cause),
-    /// A port was read or written.
-    Port(PortEffect),
-    /// Nothing is left to be done.
-    Nothing(ExitKind),
-    /// A breakpoint or single step, with what DR6 would say.
-    Debug { dr6: u64 },
-    /// A signal got the processor out.
-    Interrupted,
-    /// The guest has ended.
-    End(Ending),
-    /// Something that this program does not know.
-    Strange(String),
-}
-
-/// One stay in the guest.
-pub(crate) fn enter(
-    machine: &VmShared,
-    processor: &mut Processor,
-    kick: Kick,
-) -> Result<Exit, Failure> {
-    processor.entered();
-    Ok(match processor.fd.run() {
-        Ok(VcpuExit::MmioWrite(address, data)) => {
-            Exit::Store { address, data: data.iter().copied().take(8).collect() }
-        }
-        Ok(VcpuExit::MmioRead(_, data)) => {
-            // A device that is not there.
-            data.fill(0xff);
-            Exit::Nothing(ExitKind::Mmio)
-        }
-        Ok(VcpuExit::IoOut(port, data)) => Exit::Port(port_write(machine, kick, port, data)),
-        Ok(VcpuExit::IoIn(port, data)) => {
-            let mut ports = machine.ports();
-            // A string instruction reads several times.
-            data.chunks_mut(kick.port_bytes()).for_each(|access| ports.read(port, access));
-            Exit::Port(PortEffect::None)
-        }
-        // Kernels from 6.8 on may say so beside EFAULT.
-        Ok(VcpuExit::MemoryFault { .. }) => Exit::Trapped(Cause::Fault),
-        Ok(VcpuExit::InternalError) => internal_error(processor),
-        Ok(VcpuExit::Debug(debug)) => Exit::Debug { dr6: debug.dr6 },
-        Ok(VcpuExit::Hlt) => Exit::Nothing(ExitKind::Hlt),
-        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Exit::Nothing(ExitKind::Interrupted),
-        Ok(VcpuExit::Shutdown) => {
-            let rip = processor.interrupted()?.state.rip;
-            Exit::End(Ending::TripleFault { rip })
-        }
-        Ok(VcpuExit::SystemEvent(..)) => Exit::End(Ending::PoweredOff),
-        Ok(VcpuExit::FailEntry(reason, _)) => {
-            Exit::Strange(format!("the processor refuses the entry, hardware reason {reason:#x}"))
-        }
-        Ok(other) => Exit::Strange(format!("KVM left the guest for {other:?}")),
-        Err(error) => match error.errno() {
-            libc::EFAULT => Exit::Trapped(Cause::Fault),
-            libc::EINTR | libc::EAGAIN => Exit::Interrupted,
-            _ => Exit::Strange(format!("KVM cannot run the processor: {error}")),
-        },
-    })
-}
-
 /// One stay in the guest, and what it asks for.
 fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Next, Failure> {
     let vcpu = processor.number;
-    match enter(machine, processor, kick)? {
+    match enter(&machine.ports, processor, kick)? {
         Exit::Interrupted => interrupted(machine, processor),
         Exit::Debug { .. } => {
             machine.metrics.exit(ExitKind::Other);
@@ -173,7 +100,7 @@ fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Nex
             let kind = if cause == Cause::Fault { ExitKind::Fault } else { ExitKind::Emulation };
             machine.metrics.exit(kind);
             let next = match trapped(machine.stores(), processor, cause) {
-                Ok(Next::Step(why)) => step(machine, processor, kick, &why),
+                Ok(Next::Step(why)) => step(machine.steps(), processor, kick, &why),
                 next => next,
             };
             machine.metrics.write_trapped(machine.clock.since(began));
@@ -196,34 +123,6 @@ fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Nex
             let rip = processor.interrupted().ok().map(|at| at.state.rip);
             Err(Failure { vcpu, rip, instruction: Vec::new(), reason })
         }
-    }
-}
-
-/// Writes to a port, several times for a string instruction; the last effect counts.
-fn port_write(machine: &VmShared, kick: Kick, port: u16, data: &[u8]) -> PortEffect {
-    let mut ports = machine.ports();
-    data.chunks(kick.port_bytes())
-        .map(|access| ports.write(port, access))
-        .filter(|effect| *effect != PortEffect::None)
-        .last()
-        .unwrap_or(PortEffect::None)
-}
-
-/// What an access to a port asks for.
-pub(crate) const fn after_port(effect: PortEffect) -> Next {
-    match effect {
-        PortEffect::None => Next::Enter,
-        PortEffect::Reset => Next::Reset,
-        PortEffect::PowerOff => Next::End(Ending::PoweredOff),
-        PortEffect::Exit { code } => Next::End(Ending::Exited { code }),
-    }
-}
-
-fn internal_error(processor: &mut Processor) -> Exit {
-    match processor.internal_error() {
-        EMULATION => Exit::Trapped(Cause::Emulation),
-        DELIVERY => Exit::Trapped(Cause::Delivery),
-        other => Exit::Strange(format!("KVM has an internal error, suberror {other}")),
     }
 }
 
