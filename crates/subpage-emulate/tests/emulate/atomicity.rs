@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use subpage_emulate::guest::{Register, State};
 use subpage_emulate::{Executor, Extended, FxArea, GuestInstruction, Store, Window, prepare};
 
-use crate::machine::{Flat, OwnTrampoline, PAGING, Pages, TABLES, state_64};
+use crate::flat::Flat;
+use crate::machine::{OwnTrampoline, PAGING, Pages, TABLES, state_64};
 
 const ROUNDS: u64 = 20_000;
 

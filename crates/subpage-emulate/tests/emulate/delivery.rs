@@ -6,7 +6,8 @@ use subpage_emulate::{
     VectoringEvent, deliver,
 };
 
-use crate::machine::{Flat, PAGING, state_64};
+use crate::flat::Flat;
+use crate::machine::{PAGING, state_64};
 
 const IDT: u64 = 0x8000;
 const GDT: u64 = 0xa000;

@@ -11,7 +11,8 @@ use subpage_emulate::{
     Trampoline, Window,
 };
 
-use crate::machine::{Flat, OwnTrampoline, PAGING, Pages, TABLES, state_64};
+use crate::flat::Flat;
+use crate::machine::{OwnTrampoline, PAGING, Pages, TABLES, state_64};
 
 /// The trampoline of the test that runs; faults elsewhere are nobody's.
 static TRAMPOLINE: AtomicPtr<Trampoline> = AtomicPtr::new(std::ptr::null_mut());

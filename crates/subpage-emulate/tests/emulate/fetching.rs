@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use subpage_emulate::guest::{Register, State, Vendor};
 use subpage_emulate::{DecodeCache, Exception, Fault, GuestInstruction, Store};
 
-use crate::machine::{Flat, PAGING, state_16, state_32, state_64};
+use crate::flat::Flat;
+use crate::machine::{PAGING, state_16, state_32, state_64};
 
 /// Linear 5000H leads to 8000H, 6000H to 3000H, and 7000H is absent.
 fn memory() -> Flat {

@@ -10,7 +10,8 @@ use subpage_emulate::{
     Executor, Extended, FxArea, GuestInstruction, MAX_STORE_BYTES, Scratch, Store, Substitute,
 };
 
-use crate::machine::{Flat, OwnTrampoline, PAGING, TABLES, state_16, state_32, state_64};
+use crate::flat::Flat;
+use crate::machine::{OwnTrampoline, PAGING, TABLES, state_16, state_32, state_64};
 
 fn state(mode: u8, registers: [u64; 16], flags: u64, cr4: u64) -> State {
     let mut state = match mode % 3 {

@@ -10,6 +10,7 @@ mod atomicity;
 mod delivery;
 mod faults;
 mod fetching;
+mod flat;
 mod hostile;
 mod machine;
 mod modes;

@@ -6,7 +6,8 @@ use subpage_emulate::{
     Scratch, Store, Unsupported,
 };
 
-use crate::machine::{Flat, OwnTrampoline, PAGING, TABLES, state_16, state_32, state_64};
+use crate::flat::Flat;
+use crate::machine::{OwnTrampoline, PAGING, TABLES, state_16, state_32, state_64};
 
 const MEMORY: usize = 0x40000;
 

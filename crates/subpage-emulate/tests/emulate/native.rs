@@ -8,7 +8,8 @@ use subpage::address::Gpa;
 use subpage_emulate::FxArea;
 use subpage_emulate::guest::{GeneralRegisters, NotMemory, PhysicalMemory};
 
-use crate::machine::{Flat, Pages, state_64};
+use crate::flat::Flat;
+use crate::machine::{Pages, state_64};
 
 /// How far into the code page the instruction under test lies.
 const REGISTERS: u64 = 0;

@@ -7,7 +7,8 @@ use subpage_emulate::{
     Access, Exception, Fault, translate, translate_marked, translate_span, walk_marks,
 };
 
-use crate::machine::{Flat, PAGING, state_64};
+use crate::flat::Flat;
+use crate::machine::{PAGING, state_64};
 
 const P: u64 = 1;
 const W: u64 = 2;

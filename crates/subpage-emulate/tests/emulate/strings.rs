@@ -8,7 +8,8 @@ use subpage_emulate::{
     Executor, Extended, FxArea, GuestInstruction, Progress, Scratch, Store, Window,
 };
 
-use crate::machine::{Flat, OwnTrampoline, PAGING, TABLES, state_64};
+use crate::flat::Flat;
+use crate::machine::{OwnTrampoline, PAGING, TABLES, state_64};
 use crate::native::{DATA_BYTES, Native, Registers};
 
 const DIRECTION: u64 = 1 << 10;

@@ -4,7 +4,8 @@ use subpage::address::Gfn;
 use subpage_emulate::guest::State;
 use subpage_emulate::table_frames;
 
-use crate::machine::{Flat, PAGING, state_64};
+use crate::flat::Flat;
+use crate::machine::{PAGING, state_64};
 
 fn four_level(cr3: u64) -> State {
     State { cr0: 0x8000_0011, cr3, cr4: 1 << 5, efer: 0x501, ..state_64() }

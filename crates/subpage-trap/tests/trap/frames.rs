@@ -151,7 +151,7 @@ fn the_accessed_flag_of_a_descriptor() {
         set_stack(&mut guest, EDGE);
         let mut state = guest.state;
         assert_eq!(Frame::deliver(&mut guest, &mut state, &TIMER), Ok(Delivered::Handler));
-        assert_eq!(guest.memory.get(0x7008 + 5, 1), [0x9a | u8::from(sets)], "{action:?}");
+        assert_eq!(guest.memory.get::<1>(0x7008 + 5), [0x9a | u8::from(sets)], "{action:?}");
         assert_eq!(guest.events.len(), events, "{action:?}");
         if let [event] = &guest.events[..] {
             assert_eq!((event.gpa.as_u64(), &event.bytes[..]), (0x700d, &[0x9b][..]));

@@ -8,9 +8,9 @@
 //! | 0x7000 | 0x407000 | GDT |
 //! | 0x8000, and 0x9000 or 0xa000 | 0x410000, 0x411000 | the two pages that are written |
 
-use std::cell::RefCell;
 use std::num::NonZeroUsize;
 
+use super::flat::Flat;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use subpage::access::AccessMap;
 use subpage::address::{ByteRange, Gfn, GfnRange, Gpa, PhysicalWidth};
@@ -18,7 +18,7 @@ use subpage::domain::{Domain, WriteParts};
 use subpage::frames::HeapFrames;
 use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
-use subpage_emulate::guest::{NotMemory, PhysicalMemory, Register, Segment, State};
+use subpage_emulate::guest::{PhysicalMemory, Register, Segment, State};
 use subpage_emulate::{
     CODE_BYTES, Executor, Extended, FxArea, GuestInstruction, Incomplete, PagingFeatures, Progress,
     Scratch, Store, SystemTables, TableRegister, Trampoline, Window,
@@ -39,55 +39,6 @@ const PAGES: u64 = 16;
 const PAGE_TABLE: u64 = 0x4000;
 const RING_0_CODE: u16 = 0x08;
 
-pub(crate) struct Memory(RefCell<Vec<u8>>);
-
-impl Memory {
-    fn span(&self, at: Gpa, length: usize) -> Result<std::ops::Range<usize>, NotMemory> {
-        let start = usize::try_from(at.as_u64()).map_err(|_| NotMemory)?;
-        let end = start.checked_add(length).ok_or(NotMemory)?;
-        if end <= self.0.borrow().len() { Ok(start..end) } else { Err(NotMemory) }
-    }
-
-    pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
-        self.write(Gpa::new(at), bytes).unwrap();
-    }
-
-    pub(crate) fn get(&self, at: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        self.read(Gpa::new(at), &mut bytes).unwrap();
-        bytes
-    }
-
-    pub(crate) fn all(&self) -> Vec<u8> {
-        self.0.borrow().clone()
-    }
-}
-
-impl PhysicalMemory for Memory {
-    fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), NotMemory> {
-        let span = self.span(gpa, buffer.len())?;
-        buffer.copy_from_slice(&self.0.borrow()[span]);
-        Ok(())
-    }
-
-    fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotMemory> {
-        let span = self.span(gpa, bytes.len())?;
-        self.0.borrow_mut()[span].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn set_bits(&self, gpa: Gpa, current: u64, bits: u64) -> Result<Result<(), u64>, NotMemory> {
-        let mut now = [0; 8];
-        self.read(gpa, &mut now)?;
-        let now = u64::from_le_bytes(now);
-        if now != current {
-            return Ok(Err(now));
-        }
-        self.write(gpa, &(now | bits).to_le_bytes())?;
-        Ok(Ok(()))
-    }
-}
-
 fn trampoline() -> Trampoline {
     let all = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE | ProtFlags::PROT_EXEC;
     let length = NonZeroUsize::new(4096).unwrap();
@@ -100,7 +51,7 @@ fn trampoline() -> Trampoline {
 }
 
 pub(crate) struct Guest {
-    pub(crate) memory: Memory,
+    pub(crate) memory: Flat,
     pub(crate) domain: Domain<HeapFrames>,
     pub(crate) state: State,
     pub(crate) events: Vec<Event<Vec<u8>>>,
@@ -120,7 +71,7 @@ impl Guest {
         domain.enable().unwrap();
         let pages = GfnRange::new(Gfn::new(0), PAGES).unwrap();
         domain.add_slot(SPACE, SlotId(0), pages, SlotFlags::default()).unwrap();
-        let memory = Memory(RefCell::new(vec![0; usize::try_from(PAGES * 4096).unwrap()]));
+        let memory = Flat::new(usize::try_from(PAGES * 4096).unwrap());
         let entry = |at: u64, value: u64| memory.put(at, &value.to_le_bytes());
         // Present, writable, user, accessed.
         for (table, index, next) in
@@ -211,8 +162,7 @@ impl Guest {
     }
 
     pub(crate) fn page_table_entry(&self, linear: u64) -> u64 {
-        let bytes = self.memory.get(PAGE_TABLE + 8 * (linear >> 12 & 511), 8);
-        u64::from_le_bytes(bytes.try_into().unwrap())
+        u64::from_le_bytes(self.memory.get(PAGE_TABLE + 8 * (linear >> 12 & 511)))
     }
 
     pub(crate) fn set_page_table_entry(&mut self, linear: u64, value: u64) {
@@ -226,7 +176,7 @@ impl Guest {
 
     /// The bytes of the two pages from `linear` on.
     pub(crate) fn bytes(&self, linear: u64, length: u64) -> Vec<u8> {
-        (linear..linear + length).map(|at| self.memory.get(self.physical(at), 1)[0]).collect()
+        (linear..linear + length).map(|at| self.memory.get::<1>(self.physical(at))[0]).collect()
     }
 
     /// Decodes `code` at RIP.
@@ -251,14 +201,14 @@ impl Guest {
 }
 
 impl Backend for Guest {
-    type Memory = Memory;
+    type Memory = Flat;
     type Frames = HeapFrames;
     type Extended = FxArea;
     type Place = ();
     type Told = u64;
     type Failure = ();
 
-    fn memory(&self) -> &Memory {
+    fn memory(&self) -> &Flat {
         &self.memory
     }
 

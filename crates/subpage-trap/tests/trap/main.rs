@@ -2,6 +2,8 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used)] // a test says by panicking that something failed
 
+#[path = "../../../subpage-emulate/tests/emulate/flat.rs"]
+mod flat;
 mod frames;
 mod guest;
 mod judge;

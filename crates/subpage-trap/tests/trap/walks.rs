@@ -17,14 +17,14 @@ fn a_fault_in_the_second_page_leaves_no_mark_in_the_first() {
     for action in [Action::Log, Action::AllowOnce, Action::Deny, Action::Stop] {
         let mut guest = Guest::new(true);
         let once = guest.add_rule("first", action, guest.pages[0], 4096);
-        let before = guest.memory.all();
+        let before = guest.memory.0.borrow().clone();
         let entry = guest.page_table_entry(EDGE);
         guest.set_page_table_entry(EDGE, 0);
         guest.state.registers[Register::Rbx] = EDGE - 3;
         let Err(Obstacle::Exception(exception)) = guest.run(&MOV) else { panic!("no fault") };
         assert_eq!((exception.vector, exception.address), (14, Some(EDGE)));
         guest.set_page_table_entry(EDGE, entry);
-        let mut after = guest.memory.all();
+        let mut after = guest.memory.0.borrow().clone();
         after[0x5000..0x5010].copy_from_slice(&before[0x5000..0x5010]); // the code
         assert!(after == before, "{action:?}");
         assert_eq!(guest.events, []);
