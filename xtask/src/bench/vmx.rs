@@ -15,6 +15,7 @@ use crate::{
         configuration::Logging,
         emulator,
         images::{Images, Purpose},
+        machine::GUEST_MARK,
         probe,
     },
     session::{Interrupt, Session},
@@ -91,7 +92,8 @@ pub(crate) fn run(workspace: &Workspace, json: bool) -> Result<ExitCode> {
 }
 
 fn figure(line: &str, model: &'static str, processors: u32) -> Option<Figure> {
-    let mut words = line.strip_prefix("bench: ")?.split_ascii_whitespace();
+    let mut words =
+        line.strip_prefix(GUEST_MARK)?.strip_prefix("bench: ")?.split_ascii_whitespace();
     let name = words.next()?.to_owned();
     let value = words.next()?;
     let value = match value.parse::<u64>() {
@@ -163,7 +165,7 @@ mod tests {
 
     #[test]
     fn figures_are_lines() {
-        let found = figure("bench: cpuid_exit 1234 instructions", probe::WITH_SPP, 2);
+        let found = figure("guest| bench: cpuid_exit 1234 instructions", probe::WITH_SPP, 2);
         let expected = Figure {
             name: "cpuid_exit".into(),
             value: 1234.into(),
@@ -172,9 +174,16 @@ mod tests {
             processors: 2,
         };
         assert_eq!(found, Some(expected));
-        let fraction = figure("bench: ratio 1.5", probe::WITH_SPP, 1).expect("a figure");
+        let fraction = figure("guest| bench: ratio 1.5", probe::WITH_SPP, 1).expect("a figure");
         assert_eq!((fraction.value.as_f64(), fraction.unit.as_str()), (Some(1.5), ""));
-        for line in ["bench: ", "bench: a", "bench: a many", "bench: a NaN", "a 1 instructions"] {
+        for line in [
+            "guest| bench: ",
+            "guest| bench: a",
+            "guest| bench: a many",
+            "guest| bench: a NaN",
+            "guest| a 1 instructions",
+            "bench: a 1 instructions",
+        ] {
             assert_eq!(figure(line, probe::WITH_SPP, 1), None, "{line}");
         }
     }
@@ -182,9 +191,9 @@ mod tests {
     #[test]
     fn the_table_has_a_column_for_each_start() {
         let figures: Vec<_> = [
-            ("bench: cpuid_exit 300 instructions", STARTS[0]),
-            ("bench: cpuid_exit 280 instructions", STARTS[3]),
-            ("bench: set_one_page 12000 instructions", STARTS[2]),
+            ("guest| bench: cpuid_exit 300 instructions", STARTS[0]),
+            ("guest| bench: cpuid_exit 280 instructions", STARTS[3]),
+            ("guest| bench: set_one_page 12000 instructions", STARTS[2]),
         ]
         .into_iter()
         .filter_map(|(line, (model, processors))| figure(line, model, processors))
@@ -202,7 +211,9 @@ mod tests {
     #[test]
     fn json_is_an_object_a_line() {
         let figures: Vec<_> =
-            figure("bench: cpuid_exit 300 instructions", probe::WITH_SPP, 4).into_iter().collect();
+            figure("guest| bench: cpuid_exit 300 instructions", probe::WITH_SPP, 4)
+                .into_iter()
+                .collect();
         let mut out = Vec::new();
         print_json(&mut out, &figures).expect("a vector can be written");
         let object: serde_json::Value = serde_json::from_slice(&out).expect("it is JSON");

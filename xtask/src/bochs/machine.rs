@@ -26,6 +26,10 @@ const MODULE_FILES: [&str; 2] = ["module-1", "module-2"];
 /// A module begins at a page.
 const PAGE: usize = 4096;
 
+/// Lines of the guest begin so and no line of the hypervisor does: what a guest prints is never taken for
+/// a result.
+pub(crate) const GUEST_MARK: &str = "guest| ";
+
 /// Usable memory ends at this address, in MiB, if nothing else is said.
 pub(crate) const MEMORY_MIB: u64 = 256;
 

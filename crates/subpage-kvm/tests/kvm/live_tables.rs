@@ -17,7 +17,7 @@ use crate::privilege::{ENTRY, LEVELS, Level, TABLES, WINDOW, WINDOW_TABLE, place
 const FLAGS: u64 = 0x60;
 
 /// Tables of [`write_tables`], from the top one on: top, pointers, identity, directory, window.
-const ALL: [u64; 5] = [0, 1, 2, 3, 4];
+pub(crate) const ALL: [u64; 5] = [0, 1, 2, 3, 4];
 
 /// Rounds of the guest's loop.
 const ROUNDS: u64 = 20;
@@ -83,7 +83,7 @@ fn seen(guest: &Guest) -> (Vec<u64>, Vec<u64>) {
 }
 
 /// Guards unused bytes of tables.
-fn close(guest: &Guest, tables: &[u64]) {
+pub(crate) fn close(guest: &Guest, tables: &[u64]) {
     for table in tables {
         guest.guard(TABLES + table * 0x1000 + 0xe00, 0x80, Action::Deny);
     }

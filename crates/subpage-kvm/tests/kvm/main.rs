@@ -23,6 +23,7 @@ mod self_test;
 mod slots;
 mod snapshot;
 mod stepper;
+mod steps;
 mod store_forms;
 mod strings;
 mod tracking;

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use crate::{bochs::configuration::Run, execute::Ending};
+use crate::{
+    bochs::{configuration::Run, machine::GUEST_MARK},
+    execute::Ending,
+};
 
 /// The hypervisor's last line begins so, and then says why it ends.
 const STOPPED: &str = "hypervisor: stopped: ";
@@ -44,7 +47,7 @@ pub(super) fn list(run: &Run) -> Result<Vec<Listed>, String> {
     ended(run, CONTENT)?;
     let mut tests = Vec::new();
     let mut names = BTreeSet::new();
-    for line in run.lines.iter().filter_map(|line| line.strip_prefix("test: ")) {
+    for line in guest_lines(run).filter_map(|line| line.strip_prefix("test: ")) {
         let test = listed(line).ok_or_else(|| format!("the guest lists {line:?}"))?;
         if !names.insert(test.name.clone()) {
             return Err(format!("the guest lists {} twice", test.name));
@@ -100,12 +103,12 @@ fn listed(line: &str) -> Option<Listed> {
 /// Whether the test passed: it says so, and only that, and then the hypervisor ends for the right
 /// reason.
 pub(super) fn verdict(test: &Listed, run: &Run) -> Result<(), String> {
-    if let Some(reason) = run.lines.iter().find_map(|line| failure(line, &test.name)) {
+    if let Some(reason) = guest_lines(run).find_map(|line| failure(line, &test.name)) {
         return Err(reason.to_owned());
     }
     // A panic outside of a test.
-    if let Some(line) = run.lines.iter().find(|line| line.starts_with("FAIL ")) {
-        return Err(line.clone());
+    if let Some(line) = guest_lines(run).find(|line| line.starts_with("FAIL ")) {
+        return Err(line.to_owned());
     }
     ended(run, test.stop.as_deref().unwrap_or(CONTENT))?;
     if let Some(word) = test.event.as_deref() {
@@ -114,11 +117,16 @@ pub(super) fn verdict(test: &Listed, run: &Run) -> Result<(), String> {
             return Err(format!("the hypervisor printed no event with {word}"));
         }
     }
-    if run.lines.iter().any(|line| line.strip_prefix("PASS ") == Some(&test.name)) {
+    if guest_lines(run).any(|line| line.strip_prefix("PASS ") == Some(&test.name)) {
         Ok(())
     } else {
         Err("it ended without a result".into())
     }
+}
+
+/// What the guest has printed.
+fn guest_lines(run: &Run) -> impl Iterator<Item = &str> {
+    run.lines.iter().filter_map(|line| line.strip_prefix(GUEST_MARK))
 }
 
 /// The reason in a line `FAIL NAME: reason`.
@@ -170,9 +178,9 @@ mod tests {
     fn a_list_says_all_about_a_test() {
         let output = run(&[
             "hypervisor: SPP by the processor",
-            "test: plain",
-            "test: shootdown spp cpus=3 limit=45",
-            "test: triple_fault nospp stop=triple",
+            "guest| test: plain",
+            "guest| test: shootdown spp cpus=3 limit=45",
+            "guest| test: triple_fault nospp stop=triple",
             END,
         ]);
         let expected = [
@@ -208,17 +216,17 @@ mod tests {
     fn a_list_that_is_not_whole_is_none() {
         for lines in [
             vec![END],
-            vec!["test: a", "test: a", END],
-            vec!["test: a"],
-            vec!["test: a", "hypervisor: stopped: triple fault"],
-            vec!["test: ", END],
-            vec!["test: a fast", END],
-            vec!["test: a cpus=0", END],
-            vec!["test: a cpus=17", END],
-            vec!["test: a limit=0", END],
-            vec!["test: a limit=301", END],
-            vec!["test: a stop=", END],
-            vec!["test: a colour=red", END],
+            vec!["guest| test: a", "guest| test: a", END],
+            vec!["guest| test: a"],
+            vec!["guest| test: a", "hypervisor: stopped: triple fault"],
+            vec!["guest| test: ", END],
+            vec!["guest| test: a fast", END],
+            vec!["guest| test: a cpus=0", END],
+            vec!["guest| test: a cpus=17", END],
+            vec!["guest| test: a limit=0", END],
+            vec!["guest| test: a limit=301", END],
+            vec!["guest| test: a stop=", END],
+            vec!["guest| test: a colour=red", END],
         ] {
             assert!(list(&run(&lines)).is_err(), "{lines:?}");
         }
@@ -226,43 +234,48 @@ mod tests {
 
     #[test]
     fn a_test_passes_with_word_and_end() {
-        assert_eq!(verdict(&test("a"), &run(&["PASS a", END])), Ok(()));
-        assert_eq!(verdict(&test("a"), &run(&["noise", "PASS a", "noise", END, ""])), Ok(()));
-        let stopped = run(&["PASS a", "hypervisor: stopped: triple fault of processor 0"]);
+        assert_eq!(verdict(&test("a"), &run(&["guest| PASS a", END])), Ok(()));
+        assert_eq!(
+            verdict(&test("a"), &run(&["guest| noise", "guest| PASS a", "guest| noise", END, ""])),
+            Ok(())
+        );
+        let stopped = run(&["guest| PASS a", "hypervisor: stopped: triple fault of processor 0"]);
         assert_eq!(verdict(&test("a stop=triple"), &stopped), Ok(()));
-        let told = run(&["event 1 denied rule=1 \"it\"", "PASS a", END]);
+        let told = run(&["event 1 denied rule=1 \"it\"", "guest| PASS a", END]);
         assert_eq!(verdict(&test("a event=\"it\""), &told), Ok(()));
         assert!(verdict(&test("a event=\"other\""), &told).is_err());
-        assert!(verdict(&test("a event=\"it\""), &run(&["PASS a", END])).is_err());
+        assert!(verdict(&test("a event=\"it\""), &run(&["guest| PASS a", END])).is_err());
     }
 
     #[test]
     fn everything_else_fails() {
         for lines in [
             vec![],
-            vec!["PASS a"],
+            vec!["guest| PASS a"],
+            vec!["PASS a", END],
+            vec!["guest| PASS a", "guest| hypervisor: stopped: guest ended with status 0"],
             vec![END],
-            vec!["PASS ab", END],
-            vec!["PASS b", END],
-            vec![" PASS a", END],
-            vec!["PASS a", END, "more"],
-            vec!["PASS a", "hypervisor: stopped: guest ended with status 1"],
-            vec!["PASS a", "hypervisor: stopped: triple fault"],
-            vec!["PASS a", "FAIL a: late", END],
-            vec!["FAIL guest: no such test", "PASS a", END],
+            vec!["guest| PASS ab", END],
+            vec!["guest| PASS b", END],
+            vec!["guest|  PASS a", END],
+            vec!["guest| PASS a", END, "guest| more"],
+            vec!["guest| PASS a", "hypervisor: stopped: guest ended with status 1"],
+            vec!["guest| PASS a", "hypervisor: stopped: triple fault"],
+            vec!["guest| PASS a", "guest| FAIL a: late", END],
+            vec!["guest| FAIL guest: no such test", "guest| PASS a", END],
         ] {
             assert!(verdict(&test("a"), &run(&lines)).is_err(), "{lines:?}");
         }
-        assert!(verdict(&test("a stop=triple"), &run(&["PASS a", END])).is_err());
+        assert!(verdict(&test("a stop=triple"), &run(&["guest| PASS a", END])).is_err());
         for ending in [Ending::Hung, Ending::Runaway, Ending::LeftBehind] {
-            let killed = Run { ending, ..run(&["PASS a", END]) };
+            let killed = Run { ending, ..run(&["guest| PASS a", END]) };
             assert!(verdict(&test("a"), &killed).is_err(), "{ending:?}");
         }
     }
 
     #[test]
     fn the_reason_is_the_tests_own() {
-        let failed = run(&["FAIL ab: other", "FAIL a: two and two are five", END]);
+        let failed = run(&["guest| FAIL ab: other", "guest| FAIL a: two and two are five", END]);
         assert_eq!(verdict(&test("a"), &failed), Err("two and two are five".into()));
     }
 }
