@@ -70,6 +70,14 @@ fn ending(out: &mut dyn Write, live: &LiveSummary) -> io::Result<()> {
         let dropped = bytes(live.console_dropped);
         writeln!(out, "{dropped} of the guest's console not shown: it printed them too fast")?;
     }
+    if live.notices_dropped > 0 {
+        let dropped = live.notices_dropped;
+        let (count, pages) = (grouped(dropped), plural(dropped, "page"));
+        writeln!(
+            out,
+            "{count} more guarded {pages} with live page tables of the guest, not shown"
+        )?;
+    }
     Ok(())
 }
 

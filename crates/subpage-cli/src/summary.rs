@@ -80,6 +80,8 @@ pub struct LiveSummary {
     pub events_dropped: u64,
     /// Bytes of the guest's console that were not shown, for the same reason.
     pub console_dropped: u64,
+    /// Pages with live page tables of the guest that no notice tells of: there were too many.
+    pub notices_dropped: u64,
 }
 
 impl LiveSummary {

@@ -144,6 +144,10 @@ pub struct MachineArguments {
     /// gives whole lines [default: nothing]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub input: Option<PathBuf>,
+    /// Where the guest's console goes: a file to create, or `none` [default: between the events, each
+    /// line marked; with `--json`, standard error]
+    #[arg(long, value_name = "FILE|none", value_hint = ValueHint::FilePath, value_parser = file())]
+    pub console: Option<PathBuf>,
     /// Where `subpage ctl` reaches the guest: a socket to create [default: one of its own, printed]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, value_parser = file())]
     pub control: Option<PathBuf>,
@@ -203,6 +207,7 @@ impl MachineArguments {
             ("--symbols", self.symbols.is_some()),
             ("--restore", self.restore.is_some()),
             ("--input", self.input.is_some()),
+            ("--console", self.console.is_some()),
             ("--control", self.control.is_some()),
             ("--metrics", self.metrics.is_some()),
             ("--trap", self.trap.is_some()),

@@ -131,6 +131,9 @@ pub struct DroppedEvent {
     /// Bytes of the guest's console, which goes elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub console_bytes: Option<u64>,
+    /// Notices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notices: Option<u64>,
 }
 
 /// Something about the rules is slow.

@@ -13,4 +13,4 @@ pub use columns::{Align, Columns};
 pub use numbers::{bytes, grouped, plural, ratio};
 pub use output::{ColorWhen, Output, tell};
 pub use printable::printable;
-pub use screen::{Console, Lines, MARK, Screen};
+pub use screen::{Console, ConsolePlace, Lines, MARK, Screen};

@@ -1,5 +1,6 @@
 //! Standard output and standard error.
 
+use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -52,6 +53,11 @@ impl Output {
         let terminal = stream.is_terminal();
         let choice = choose(color, || AutoStream::choice(&stream));
         Self::new(Box::new(AutoStream::new(stream, choice)), terminal)
+    }
+
+    /// A file, for text without colours.
+    pub fn file(file: File) -> Self {
+        Self::new(Box::new(file), false)
     }
 
     pub(super) fn new(stream: Box<dyn Write + Send>, terminal: bool) -> Self {

@@ -244,6 +244,7 @@ pub(crate) fn live() -> Run {
         denied_by_maps: 1,
         events_dropped: 1200,
         console_dropped: 70_000,
+        notices_dropped: 3,
     });
     run.start.live = Some(LiveStart {
         cpus: 2,

@@ -12,6 +12,9 @@ use crate::trap::PageSet;
 /// Pages that are told of, at most: a guest must not fill the log.
 const TOLD: usize = 64;
 
+/// Pages that are remembered, at most, so that each of those beyond is counted once.
+const REMEMBERED: usize = 4096;
+
 /// What to do about a page table of the guest in a page that traps, where a walk of it counts as a
 /// write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,6 +61,21 @@ pub(crate) struct Notices {
 struct Seen {
     pages: BTreeSet<Gfn>,
     waiting: Vec<Notice>,
+    /// Pages that are not told of.
+    dropped: u64,
+}
+
+impl Seen {
+    fn see(&mut self, gfn: Gfn, notice: impl FnOnce() -> Notice) {
+        if self.pages.len() == REMEMBERED || !self.pages.insert(gfn) {
+            return;
+        }
+        if self.pages.len() <= TOLD {
+            self.waiting.push(notice());
+        } else {
+            self.dropped += 1;
+        }
+    }
 }
 
 impl Notices {
@@ -79,9 +97,7 @@ impl Notices {
                 return Err(format!("{notice} (--page-tables refuse)"));
             }
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            if seen.pages.len() < TOLD && seen.pages.insert(gfn) {
-                seen.waiting.push(notice(guard, gfn));
-            }
+            seen.see(gfn, || notice(guard, gfn));
         }
         Ok(())
     }
@@ -91,6 +107,11 @@ impl Notices {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut seen.waiting)
     }
+
+    /// How many pages are not told of because there were too many.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).dropped
+    }
 }
 
 fn notice(guard: &Guard, table: Gfn) -> Notice {
@@ -98,4 +119,26 @@ fn notice(guard: &Guard, table: Gfn) -> Notice {
     let domain = guard.domain();
     let rule = domain.names_of(page).find_map(|name| domain.rules().touching(name).next());
     Notice { rule: rule.map(|active| active.rule.name.to_string()), table }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_much_to_tell_is_counted_once() {
+        let mut seen = Seen::default();
+        for _ in 0..2 {
+            for page in 0..100 {
+                let table = Gfn::new(page);
+                seen.see(table, || Notice { rule: None, table });
+            }
+        }
+        assert_eq!((seen.waiting.len(), seen.dropped), (TOLD, 100 - TOLD as u64));
+        for page in 0..2 * REMEMBERED as u64 {
+            let table = Gfn::new(page);
+            seen.see(table, || Notice { rule: None, table });
+        }
+        assert_eq!(seen.pages.len(), REMEMBERED, "a guest does not fill memory");
+    }
 }

@@ -17,7 +17,6 @@ pub(crate) use create::open;
 pub use create::{Configuration, TrapChoice, nowhere};
 pub use error::VmError;
 pub use request_handler::VmRequestHandler;
-pub(crate) use run::{Exit, after_port, enter};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -35,7 +34,7 @@ use crate::guard::{Guard, TrapCounts};
 use crate::memory::Ram;
 use crate::metrics::{Clock, Metrics};
 use crate::snapshot::Features;
-use crate::step::Stepping;
+use crate::step::{StepContext, Stepping};
 use crate::store::{Recorder, StoreContext};
 use crate::trap::TrapBy;
 use crate::vcpu::Processor;
@@ -88,6 +87,16 @@ impl VmShared {
             metrics: &self.metrics,
             events: &self.events,
             native: self.native,
+        }
+    }
+
+    /// What stepping over an instruction needs.
+    pub(crate) fn steps(&self) -> StepContext<'_> {
+        StepContext {
+            stores: self.stores(),
+            vm: &self.vm,
+            ports: &self.ports,
+            stepping: &self.stepping,
         }
     }
 
@@ -202,6 +211,11 @@ impl Vm {
     /// slow.
     pub fn notices(&self) -> Vec<Notice> {
         self.machine.stepping.notices.take()
+    }
+
+    /// How many pages there is no notice of, because there were too many.
+    pub fn notices_dropped(&self) -> u64 {
+        self.machine.stepping.notices.dropped()
     }
 
     /// How many instructions of the guest were stepped over because software does not carry them out.

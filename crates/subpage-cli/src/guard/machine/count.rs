@@ -60,6 +60,7 @@ pub(super) struct Count {
     denied_by_maps: u64,
     dropped: u64,
     console_dropped: u64,
+    notices_dropped: u64,
 }
 
 impl Count {
@@ -73,6 +74,7 @@ impl Count {
             denied_by_maps: 0,
             dropped: 0,
             console_dropped: 0,
+            notices_dropped: 0,
         }
     }
 
@@ -102,6 +104,11 @@ impl Count {
         self.console_dropped += bytes;
     }
 
+    /// Notices that were not shown.
+    pub(super) fn notices_dropped(&mut self, notices: u64) {
+        self.notices_dropped += notices;
+    }
+
     /// The bytes in the write's first page, and the one that the rule holds: where a write goes on in
     /// another page, the event does not say.
     fn count_heat(&mut self, event: &Event<Vec<u8>>, denied: bool) {
@@ -123,8 +130,15 @@ impl Count {
         added: &[(u64, NewRule)],
         end: RunEnd,
     ) -> Summary {
-        let Self { mut rules, heat, first_denials, denied_by_maps, dropped, console_dropped } =
-            self;
+        let Self {
+            mut rules,
+            heat,
+            first_denials,
+            denied_by_maps,
+            dropped,
+            console_dropped,
+            notices_dropped,
+        } = self;
         rules.extend(added.iter().map(|(id, rule)| Known::of_machine(*id, rule)));
         let ranges: Vec<_> = rules.iter().map(|rule| rule.range).collect();
         let rules = rules
@@ -153,6 +167,7 @@ impl Count {
                 denied_by_maps,
                 events_dropped: dropped,
                 console_dropped,
+                notices_dropped,
             }),
             first_denials,
             heat_omitted: heat.omitted(),

@@ -8,7 +8,8 @@ mod names;
 mod request_log;
 mod supervise;
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -31,10 +32,11 @@ use crate::command_line::{
 };
 use crate::events::{EventWriter, LiveStart, RuleEvent, RunHeader, StartEvent, WarningEvent};
 use crate::failure::{Failure, Status};
+use crate::new_file;
 use crate::policy::{Draft, Policy};
 use crate::summary::{LiveSummary, Summary};
 use crate::terminal::style::LOGGED;
-use crate::terminal::{ColorWhen, Output, Screen, bytes, grouped, tell};
+use crate::terminal::{ColorWhen, ConsolePlace, Output, Screen, bytes, grouped, tell};
 
 /// Events that may wait for this program to print them.
 const QUEUE: usize = 1 << 16;
@@ -222,8 +224,23 @@ fn go(
     Ok(Ran { summary, status, screen, limits, grace, color })
 }
 
+/// Standard output, and where the console goes.
 fn screen(color: ColorWhen, arguments: &GuardArguments) -> Result<Screen, Failure> {
-    Screen::new(color, arguments.json)
+    const WHAT: &str = "the console";
+    let place = match arguments.machine.console.as_deref() {
+        None if arguments.json => ConsolePlace::Stderr,
+        None => ConsolePlace::Stdout,
+        Some(path) if path == Path::new("none") => ConsolePlace::Nowhere,
+        Some(path) => {
+            new_file::check(path, WHAT)?;
+            let other = arguments.report.iter().map(PathBuf::as_path);
+            new_file::keep(path, WHAT, arguments.inputs().chain(other))?;
+            ConsolePlace::File(File::create(path).map_err(|error| {
+                Failure::input(format_args!("cannot write {WHAT} {}", path.display()), &error)
+            })?)
+        }
+    };
+    Screen::new(color, place)
         .map_err(|error| Failure::Internal(format!("cannot start a thread for output: {error}")))
 }
 

@@ -133,7 +133,7 @@ impl<'a> Teller<'a> {
     fn tell_missed(&mut self) -> io::Result<()> {
         let events = std::mem::take(&mut self.missed);
         let events = (events > 0).then_some(events);
-        self.events.dropped(&DroppedEvent { events, console_bytes: None })
+        self.events.dropped(&DroppedEvent { events, ..DroppedEvent::default() })
     }
 
     /// What the console has lost, and whether the output still works.
@@ -147,7 +147,7 @@ impl<'a> Teller<'a> {
         }
         if lost > told && !self.screen.loses_console() {
             let console_bytes = Some(lost - told);
-            self.events.dropped(&DroppedEvent { events: None, console_bytes })?;
+            self.events.dropped(&DroppedEvent { console_bytes, ..DroppedEvent::default() })?;
             self.console.1 = lost;
         }
         if let Some(failure) = self.screen.failure().filter(|_| !self.failed) {
@@ -161,9 +161,24 @@ impl<'a> Teller<'a> {
         Ok(())
     }
 
+    /// Tells what is slow. Where the output has no room, it waits in the machine, which keeps a few.
+    fn notices(&mut self, vm: &Vm) -> io::Result<()> {
+        if !self.screen.has_room() {
+            return Ok(());
+        }
+        vm.notices().iter().try_for_each(|notice| self.events.notice(&NoticeEvent::from(notice)))
+    }
+
     /// What is still to be told when the guest has ended.
-    fn end(&mut self) -> io::Result<()> {
+    fn end(&mut self, vm: &Vm) -> io::Result<()> {
         self.tell_missed()?;
+        self.notices(vm)?;
+        let dropped = vm.notices_dropped() + vm.notices().len() as u64;
+        if dropped > 0 {
+            self.count.notices_dropped(dropped);
+            let notices = Some(dropped);
+            self.events.dropped(&DroppedEvent { notices, ..DroppedEvent::default() })?;
+        }
         self.screen.end_console();
         self.look()
     }
@@ -199,9 +214,7 @@ pub(super) fn supervise(
         if limits.cut().is_some() || request_log.stop_is_asked() {
             grace.begin();
         }
-        for notice in vm.notices() {
-            teller.events.notice(&NoticeEvent::from(&notice))?;
-        }
+        teller.notices(vm)?;
         if end.is_some() {
             continue;
         }
@@ -230,6 +243,6 @@ pub(super) fn supervise(
         vm.close_events();
         end = Some(run_end);
     }
-    teller.end()?;
+    teller.end(vm)?;
     Ok(end.expect("events end when the guest has"))
 }

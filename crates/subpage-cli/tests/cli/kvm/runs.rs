@@ -68,6 +68,29 @@ fn a_guest_is_guarded_and_its_console_is_seen() {
     assert!(!place.path("socket").exists(), "the socket goes with the guest");
 }
 
+/// In a file of its own the console has no marks; events and table are the same as ever.
+#[test]
+fn a_console_goes_where_it_is_sent() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&exploited());
+    for (console, expected) in [("console.txt", Some("counting\nready\n")), ("none", None)] {
+        let output = place.run(&["--console", console]);
+        assert_eq!(output.status.code(), Some(3));
+        let text = String::from_utf8(output.stdout).expect("text");
+        assert!(text.contains("denied") && !text.contains("guest|"), "{text}");
+        assert!(!text.contains("counting") && output.stderr.is_empty(), "{text}");
+        let console = fs::read_to_string(place.path(console)).ok();
+        assert_eq!(console.as_deref(), expected);
+    }
+    let output = place.run(&["--console", "policy.toml"]);
+    assert_eq!(output.status.code(), Some(2));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(message.contains("cannot write the console policy.toml"), "{message}");
+    assert!(fs::metadata(place.path("policy.toml")).expect("it is there").len() > 0);
+}
+
 #[test]
 fn events_are_json_and_the_console_goes_elsewhere() {
     if !can_run() {

@@ -1,8 +1,13 @@
 //! Lines of this program and the console of a guest, on one terminal.
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use rustix::termios::tcgetwinsize;
+use unicode_width::UnicodeWidthChar as _;
 
 use super::console_text::ConsoleText;
 use super::queue::Queue;
@@ -15,11 +20,34 @@ pub const MARK: &str = "guest| ";
 /// Bytes of a line that the console has not ended for which it is shown at once.
 const LONGEST_PARTIAL: usize = 4096;
 
+/// Columns of a terminal that does not tell.
+const COLUMNS: usize = 80;
+
+/// Where a guest's console goes.
+pub enum ConsolePlace {
+    /// Between this program's lines.
+    Stdout,
+    /// To standard error.
+    Stderr,
+    /// To a file of its own, without marks.
+    File(File),
+    /// It is dropped.
+    Nowhere,
+}
+
 /// What both write to.
 struct Shared {
     lines: Queue,
     /// Where the console goes if not to the same stream.
     apart: Option<Queue>,
+    /// What each of its lines begins with.
+    mark: &'static str,
+    /// How wide the terminal is that shows it, if one does.
+    columns: Columns,
+    /// Columns of the line that the console is in, without the mark.
+    column: usize,
+    /// What it sends is dropped.
+    dropped: bool,
     text: ConsoleText,
     /// What the console has sent that is not shown yet.
     partial: String,
@@ -37,7 +65,8 @@ struct Shared {
 ///
 /// Lines of both appear whole, and those of the console begin with [`MARK`]. What the console sends is
 /// shown when its line ends, or at the next [`Screen::flush`]; where it then stands in the middle of a
-/// line, other lines begin a new one first.
+/// line, other lines begin a new one first. On a terminal, a line that is too long goes on in another
+/// with a mark: the terminal's own would have none.
 ///
 /// Nobody waits for whoever reads: the streams are written by threads of their own. Lines always find
 /// room; who adds many asks [`Screen::has_room`] first. Text of the console that finds none is lost,
@@ -60,13 +89,29 @@ pub struct Console {
 }
 
 impl Screen {
-    /// The console goes to standard output too, or to standard error with `apart`.
+    /// Standard output, with the console at its place.
     ///
     /// Fails if a thread cannot be started.
-    pub fn new(color: ColorWhen, apart: bool) -> io::Result<Self> {
+    pub fn new(color: ColorWhen, place: ConsolePlace) -> io::Result<Self> {
         let lines = Output::stdout(color);
-        let console = apart.then(|| Output::stderr(color));
-        Self::of(lines, console)
+        let of_stdout: fn() -> usize = || columns_of(&io::stdout());
+        let of_stderr: fn() -> usize = || columns_of(&io::stderr());
+        let dropped = matches!(place, ConsolePlace::Nowhere);
+        let (console, columns, mark) = match place {
+            ConsolePlace::Stdout => (None, lines.is_terminal().then_some(of_stdout), MARK),
+            ConsolePlace::Stderr => {
+                let console = Output::stderr(color);
+                let columns = console.is_terminal().then_some(of_stderr);
+                (Some(console), columns, MARK)
+            }
+            ConsolePlace::File(file) => (Some(Output::file(file)), None, ""),
+            ConsolePlace::Nowhere => (None, None, MARK),
+        };
+        let screen = Self::of(lines, console)?;
+        let mut shared = screen.lock();
+        (shared.mark, shared.columns, shared.dropped) = (mark, columns, dropped);
+        drop(shared);
+        Ok(screen)
     }
 
     fn of(lines: Output, console: Option<Output>) -> io::Result<Self> {
@@ -76,6 +121,10 @@ impl Screen {
             lines: Queue::new(lines)?,
             apart: console.map(Queue::new).transpose()?,
             text: ConsoleText::new(),
+            mark: MARK,
+            columns: None,
+            column: 0,
+            dropped: false,
             partial: String::new(),
             mid_line: false,
             together,
@@ -181,13 +230,26 @@ impl Shared {
             return;
         }
         self.say_missed();
-        let mut shown = String::with_capacity(partial.len() + MARK.len());
-        for line in partial.split_inclusive('\n') {
-            if !self.mid_line {
-                shown.push_str(MARK);
+        let room = self.columns.map(|columns| columns().saturating_sub(self.mark.len()).max(1));
+        let mut shown = String::with_capacity(partial.len() + self.mark.len());
+        for character in partial.chars() {
+            let columns = match character {
+                '\n' => 0,
+                // As many as it may take.
+                '\t' => 8,
+                _ => character.width().unwrap_or(0),
+            };
+            if room.is_some_and(|room| self.column > 0 && self.column + columns > room) {
+                shown.push('\n');
+                self.mid_line = false;
             }
-            shown.push_str(line);
-            self.mid_line = !line.ends_with('\n');
+            if !self.mid_line {
+                shown.push_str(self.mark);
+                self.column = 0;
+            }
+            shown.push(character);
+            self.column += columns;
+            self.mid_line = character != '\n';
         }
         self.console().push_console(shown.as_bytes());
     }
@@ -221,6 +283,14 @@ impl Shared {
     }
 }
 
+/// Asks how wide a terminal is; none if no terminal shows the text.
+type Columns = Option<fn() -> usize>;
+
+fn columns_of(terminal: &impl AsFd) -> usize {
+    let columns = tcgetwinsize(terminal).map_or(0, |size| usize::from(size.ws_col));
+    if columns == 0 { COLUMNS } else { columns }
+}
+
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // What is pending has no end of a line: long ones come in many small pieces.
@@ -246,6 +316,9 @@ impl Write for Lines {
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut shared = self.screen.lock();
+        if shared.dropped {
+            return Ok(bytes.len());
+        }
         let Shared { text, partial, .. } = &mut *shared;
         text.push(bytes, partial);
         if shared.partial.len() >= LONGEST_PARTIAL || shared.partial.ends_with('\n') {
@@ -261,165 +334,4 @@ impl Write for Console {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A stream that is looked at later.
-    #[derive(Clone, Default)]
-    struct Seen(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Seen {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("no panic").write(bytes)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Seen {
-        /// All of it, when it is written.
-        fn text(&self, screen: &Screen) -> String {
-            assert_eq!(screen.finish(|| false), 0);
-            String::from_utf8(self.0.lock().expect("no panic").clone()).expect("text")
-        }
-    }
-
-    fn output(seen: &Seen, terminal: bool) -> Output {
-        Output::new(Box::new(seen.clone()), terminal)
-    }
-
-    fn screen(seen: &Seen) -> Screen {
-        Screen::of(output(seen, false), None).expect("a thread")
-    }
-
-    #[test]
-    fn lines_are_never_torn() {
-        let seen = Seen::default();
-        let screen = screen(&seen);
-        let (mut lines, mut console) = (screen.lines(), screen.console());
-        let mut play = || -> io::Result<()> {
-            write!(console, "booting\r\nstar")?;
-            write!(lines, "denied ")?;
-            write!(console, "ted\r\n")?;
-            write!(lines, "a\ndenied b\n")?;
-            // Only a prompt that is seen is left in the middle of its line.
-            write!(console, "login: ")?;
-            writeln!(lines, "denied c")?;
-            screen.flush();
-            writeln!(lines, "denied d")?;
-            write!(console, "root\r\n\r")?;
-            screen.flush();
-            writeln!(lines, "denied e")?;
-            write!(console, "# ")?;
-            screen.end_console();
-            writeln!(lines, "the end")
-        };
-        play().expect("memory");
-        assert_eq!(
-            seen.text(&screen),
-            "guest| booting\nguest| started\ndenied a\ndenied b\ndenied c\nguest| login: \ndenied d\n\
-             guest| root\ndenied e\nguest| # \nthe end\n"
-        );
-    }
-
-    #[test]
-    fn streams_apart_are_left_alone_unless_one_screen_shows_both() {
-        for (terminal, console_text) in
-            [(false, "guest| login: more"), (true, "guest| login: \nguest| more")]
-        {
-            let (seen, apart) = (Seen::default(), Seen::default());
-            let screen = Screen::of(output(&seen, terminal), Some(output(&apart, terminal)));
-            let screen = screen.expect("threads");
-            let (mut lines, mut console) = (screen.lines(), screen.console());
-            let mut play = || -> io::Result<()> {
-                write!(console, "login: ")?;
-                screen.flush();
-                writeln!(lines, "{{}}")?;
-                write!(console, "more")?;
-                screen.flush();
-                Ok(())
-            };
-            play().expect("memory");
-            assert_eq!(
-                (seen.text(&screen).as_str(), apart.text(&screen).as_str()),
-                ("{}\n", console_text)
-            );
-            screen.end_console();
-            assert_eq!(apart.text(&screen), format!("{console_text}\n"));
-        }
-    }
-
-    /// A line of a megabyte in pieces of a few bytes, as an encoder writes it: looking through all of
-    /// it at every piece would take an hour.
-    #[test]
-    fn a_long_line_comes_in_small_pieces() {
-        let seen = Seen::default();
-        let screen = screen(&seen);
-        let mut lines = screen.lines();
-        for _ in 0..4 << 20 {
-            write!(lines, "[1,").expect("memory");
-        }
-        writeln!(lines).expect("memory");
-        assert_eq!(seen.text(&screen).len(), (12 << 20) + 1);
-    }
-
-    #[test]
-    fn a_line_without_end_is_not_kept_for_ever() {
-        let seen = Seen::default();
-        let screen = screen(&seen);
-        let mut console = screen.console();
-        for _ in 0..=2 * LONGEST_PARTIAL {
-            console.write_all(b"x").expect("memory");
-        }
-        assert_eq!(seen.text(&screen).len(), MARK.len() + 2 * LONGEST_PARTIAL);
-    }
-
-    /// A line that looks like one of this program is one of the guest all the same.
-    #[test]
-    fn a_guest_does_not_forge_lines() {
-        let seen = Seen::default();
-        let screen = screen(&seen);
-        let (mut lines, mut console) = (screen.lines(), screen.console());
-        for forged in
-            ["denied\n", "x\rdenied\n", "\u{1b}[1Gdenied\n", "\u{8}\u{8}\u{8}denied\n", "pro"]
-        {
-            write!(console, "{forged}").expect("memory");
-        }
-        writeln!(lines, "true").expect("memory");
-        writeln!(console, "denied").expect("memory");
-        let text = seen.text(&screen);
-        assert_eq!(
-            text.lines().filter(|line| !line.starts_with(MARK)).collect::<Vec<_>>(),
-            ["true"]
-        );
-    }
-
-    /// A guest that prints while nobody reads is not held up; what is lost is told in its place.
-    #[test]
-    fn a_console_that_nobody_reads_loses_text_and_says_so() {
-        let (reader, writer) = io::pipe().expect("a pipe");
-        let screen = Screen::of(Output::new(Box::new(writer), false), None).expect("a thread");
-        let (mut lines, mut console) = (screen.lines(), screen.console());
-        let mut sent = 0_u64;
-        while !screen.loses_console() || sent < 4 << 20 {
-            sent += 1;
-            writeln!(console, "line {sent:12}").expect("memory");
-        }
-        assert!(screen.has_room(), "lines of this program find room");
-        writeln!(lines, "denied").expect("memory");
-        let read = std::thread::spawn(move || io::read_to_string(reader).expect("text"));
-        assert_eq!(screen.finish(|| false), 0);
-        writeln!(console, "after").expect("memory");
-        assert!(!screen.loses_console());
-        let lost = screen.console_lost();
-        drop((lines, console, screen));
-        let text = read.join().expect("no panic");
-        let text = anstream::adapter::strip_str(&text).to_string();
-        let shown = text.lines().filter(|line| line.starts_with("guest| line ")).count() as u64;
-        assert_eq!(shown + lost / 18, sent);
-        let end: Vec<_> = text.lines().rev().take(3).collect();
-        assert_eq!((end[0], end[2]), ("guest| after", "denied"));
-        assert!(end[1].contains("bytes of the guest's console lost here"), "{}", end[1]);
-    }
-}
+mod tests;
