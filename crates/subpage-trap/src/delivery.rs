@@ -31,17 +31,17 @@ pub enum Delivered<T> {
 
 /// The event of INT n, INT3 or INTO; `None` for any other instruction.
 pub fn software_interrupt(code: &GuestInstruction) -> Option<VectoringEvent> {
+    if !code.is_software_interrupt() {
+        return None;
+    }
     let bytes = code.bytes();
     // Prefixes mean nothing here.
     let vector = match *bytes {
         [.., 0xcd, vector] => vector,
-        [.., 0xcc] if bytes.len() == 1 => 3,
-        [.., 0xce] if bytes.len() == 1 => 4,
+        [.., 0xcc] => 3,
+        [.., 0xce] => 4,
         _ => return None,
     };
-    if !code.is_software_interrupt() {
-        return None;
-    }
     let instruction_bytes = u8::try_from(bytes.len()).expect("at most 15");
     let kind = EventKind::Software { instruction_bytes };
     Some(VectoringEvent { vector, error_code: None, kind })

@@ -80,3 +80,31 @@ impl<F> From<Refusal> for Obstacle<F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A step is a way out only where nothing else is wrong.
+    #[test]
+    fn what_may_be_stepped_over() {
+        type Any = Obstacle<()>;
+        for steps in [
+            Any::NotOurs,
+            Any::LegacyDelivery,
+            Any::from(Refusal::Unsupported(Unsupported::NoStore)),
+        ] {
+            assert!(steps.may_step(), "{steps:?}");
+        }
+        for stays in [
+            Any::Exception(Exception::general_protection(0)),
+            Any::Again,
+            Any::NotMemory(0x1000),
+            Any::Faulted,
+            Any::OutOfMemory,
+            Any::Failed(()),
+        ] {
+            assert!(!stays.may_step(), "{stays:?}");
+        }
+    }
+}

@@ -59,3 +59,31 @@ impl Record {
         origin.rip.map(|rip| near.to_string() + &Address(rip).to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::ToOwned;
+
+    use subpage::address::{ByteRange, Gpa};
+    use subpage::rules::Action;
+
+    use super::*;
+    use crate::Verdict;
+
+    #[test]
+    fn in_words() {
+        let written = ByteRange::new(Gpa::new(0x1000), 8).expect("memory");
+        let event = Event::bare(Verdict::Denied, Action::Deny, written);
+        let mut record =
+            Record { seq: 1, write: 1, rule_name: None, function: None, text: None, event };
+        assert_eq!((record.rule_or_map(), record.pc_text()), ("(access map)", None));
+        record.rule_name = Some("helper path".to_owned());
+        record.event.origin.rip = Some(0x40_1234);
+        assert_eq!(record.rule_or_map(), "helper path");
+        assert_eq!(record.pc_text().as_deref(), Some("0x401234"));
+        record.event.origin.rip_exact = false;
+        assert_eq!(record.pc_text().as_deref(), Some("~0x401234"));
+        let function = Function { name: "setup".to_owned(), offset: 18 };
+        assert_eq!(function.to_string(), "setup+0x12");
+    }
+}

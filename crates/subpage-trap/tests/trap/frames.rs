@@ -196,6 +196,8 @@ fn software_interrupts_are_told_from_their_bytes() {
     for (code, event) in [
         (&[0xcd, 0x80][..], Some((0x80, 2))),
         (&[0xcc], Some((3, 1))),
+        (&[0x66, 0xcc], Some((3, 2))),
+        (&[0xcd, 0xcc], Some((0xcc, 2))),
         (&[0x48, 0xcd, 0x21], Some((0x21, 3))),
         (&[0xf1], None),
         (&[0x90], None),
@@ -210,5 +212,34 @@ fn software_interrupts_are_told_from_their_bytes() {
             kind: EventKind::Software { instruction_bytes },
         });
         assert_eq!(found, expected, "{code:x?}");
+    }
+}
+
+/// INTO is an instruction outside of 64-bit code only.
+#[test]
+fn into_is_told_from_its_byte() {
+    let mut guest = Guest::new(true);
+    guest.state.segments.cs.access = 0xc09b;
+    for (code, bytes) in [(&[0xce][..], 1), (&[0x2e, 0xce], 2)] {
+        let event = software_interrupt(&guest.decode(code));
+        let kind = EventKind::Software { instruction_bytes: bytes };
+        assert_eq!(event, Some(VectoringEvent { vector: 4, error_code: None, kind }), "{code:x?}");
+    }
+}
+
+/// The accessed flag of a code descriptor stays clear where a page table forbids the write, and the
+/// delivery is none the worse.
+#[test]
+fn the_accessed_flag_of_a_descriptor_in_a_read_only_page() {
+    for (writable, sets) in [(2, true), (0, false)] {
+        let mut guest = Guest::new(true);
+        let entry = guest.page_table_entry(CODE + 0x7000);
+        guest.set_page_table_entry(CODE + 0x7000, entry & !2 | writable);
+        guest.memory.put(0x7008 + 5, &[0x9a]);
+        guest.add_rule("elsewhere", Action::Deny, guest.pages[0], 8);
+        set_stack(&mut guest, EDGE);
+        let mut state = guest.state;
+        assert_eq!(Frame::deliver(&mut guest, &mut state, &TIMER), Ok(Delivered::Handler));
+        assert_eq!(guest.memory.get(0x7008 + 5, 1), [0x9a | u8::from(sets)]);
     }
 }

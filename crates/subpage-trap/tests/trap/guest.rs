@@ -59,6 +59,9 @@ pub(crate) struct Guest {
     pub(crate) extended: FxArea,
     /// Calls of `carry_out`.
     pub(crate) executed: u32,
+    /// First byte and length of the writes that it heard of before the decision, and afterwards.
+    pub(crate) checked: Vec<(u64, u64)>,
+    pub(crate) written: Vec<(u64, u64)>,
     /// Physical addresses of the two pages.
     pub(crate) pages: [u64; 2],
     trampoline: Trampoline,
@@ -131,6 +134,8 @@ impl Guest {
             response: Response::Skip,
             extended,
             executed: 0,
+            checked: Vec::new(),
+            written: Vec::new(),
             pages,
             trampoline,
         }
@@ -247,6 +252,14 @@ impl Backend for Guest {
 
     fn ready(&mut self, _: &WriteParts) -> Result<(), Obstacle<()>> {
         Ok(())
+    }
+
+    fn checked(&mut self, write: &WriteParts) {
+        self.checked.push((write.first().first().as_u64(), write.bytes()));
+    }
+
+    fn written(&mut self, write: &WriteParts) {
+        self.written.push((write.first().first().as_u64(), write.bytes()));
     }
 
     fn extended(&mut self) -> &mut FxArea {

@@ -6,7 +6,9 @@
 mod flat;
 mod frames;
 mod guest;
+mod hearing;
 mod judge;
+mod places;
 mod stores;
 mod unknown;
 mod walks;
