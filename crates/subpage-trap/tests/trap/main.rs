@@ -8,6 +8,7 @@ mod frames;
 mod guest;
 mod hearing;
 mod judge;
+mod masked;
 mod places;
 mod stores;
 mod unknown;
