@@ -129,14 +129,27 @@ pub fn has_avx() -> bool {
     cpuid(1, 0)[2] & (1 << 28 | 1 << 26) == 1 << 28 | 1 << 26
 }
 
-/// Turns on AVX, if the processor has it.
+/// Whether the processor has AVX-512 with elements of all sizes and vectors of all lengths.
+pub fn has_avx512() -> bool {
+    const FOUNDATION: u32 = 1 << 16;
+    const BYTES_AND_WORDS: u32 = 1 << 30;
+    const LENGTHS: u32 = 1 << 31;
+    const ALL: u32 = FOUNDATION | BYTES_AND_WORDS | LENGTHS;
+    has_avx() && cpuid(7, 0)[1] & ALL == ALL && cpuid(0xd, 0)[0] & AVX512_STATE == AVX512_STATE
+}
+
+/// Opmask registers and the parts of vector registers that AVX-512 adds.
+const AVX512_STATE: u32 = 7 << 5;
+
+/// Turns on AVX and AVX-512, if the processor has them.
 pub(super) fn enable_extended_state() {
     if !has_avx() {
         return;
     }
     change_cr4(CR4_OSXSAVE, true);
-    // SAFETY: x87, SSE and AVX state; nothing here saves less.
+    let state = 7 | if has_avx512() { AVX512_STATE } else { 0 };
+    // SAFETY: what the processor has of x87, SSE, AVX and AVX-512 state; nothing here saves less.
     unsafe {
-        asm!("xsetbv", in("ecx") 0, in("eax") 7, in("edx") 0, options(nomem, nostack));
+        asm!("xsetbv", in("ecx") 0, in("eax") state, in("edx") 0, options(nomem, nostack));
     }
 }

@@ -62,6 +62,7 @@ macro_rules! form {
                 alignment: 1,
                 displacement: 0,
                 in_pieces: false,
+                written: !0,
                 code,
             }
         }
@@ -204,6 +205,38 @@ pub static AVX: &[Form] = &[
     form!("vextractf128 m128, ymm, 1", 16;
         "vinsertf128 ymm0, ymm0, xmm0, 1", "vextractf128 [rdi], ymm0, 1"),
     form!("vmovq m64, xmm", 8; "vmovq qword ptr [rdi], xmm0"),
+];
+
+/// AVX-512 stores: whole, under a mask, compressed, converted, scattered.
+///
+/// Of a masked one the first byte is written, and the one in its middle, where tests let a page begin.
+pub static AVX512: &[Form] = &[
+    form!("vmovdqu64 m512, zmm", 64, in_pieces = true;
+        "vshufi64x2 zmm0, zmm0, zmm0, 0x44", "vmovdqu64 [rdi], zmm0"),
+    form!("vmovdqu32 m512 {k}, zmm", 64, in_pieces = true, written = 0xf000_000f_0000_f00f;
+        "vshufi64x2 zmm0, zmm0, zmm0, 0x44", "mov eax, 0x8109", "kmovw k1, eax",
+        "vmovdqu32 [rdi] {{k1}}, zmm0"),
+    form!("vmovupd m512 {k}, zmm", 64, in_pieces = true, written = 0xff00_00ff_0000_00ff;
+        "vshufi64x2 zmm0, zmm0, zmm0, 0x44", "mov eax, 0x91", "kmovw k1, eax",
+        "vmovupd [rdi] {{k1}}, zmm0"),
+    form!("vmovdqu8 m512 {k}, zmm", 64, in_pieces = true, written = 0x8000_0001_0000_0301;
+        "vshufi64x2 zmm0, zmm0, zmm0, 0x44", "movabs rax, 0x8000000100000301", "kmovq k1, rax",
+        "vmovdqu8 [rdi] {{k1}}, zmm0"),
+    form!("vmovups m128 {k}, xmm", 16, in_pieces = true, written = 0xff0f;
+        "mov eax, 0xd", "kmovw k1, eax", "vmovups [rdi] {{k1}}, xmm0"),
+    form!("vpcompressd m512 {k}, zmm", 16, in_pieces = true;
+        "vshufi64x2 zmm0, zmm0, zmm0, 0x44", "mov eax, 0x8109", "kmovw k1, eax",
+        "vpcompressd [rdi] {{k1}}, zmm0"),
+    form!("vpmovqb m64, zmm", 8, in_pieces = true;
+        "vshufi64x2 zmm0, zmm0, zmm0, 0x44", "vpmovqb [rdi], zmm0"),
+    form!("vscatterdps m512 {k}, zmm", 4, count = 16;
+        "vshufi64x2 zmm0, zmm0, zmm0, 0x44", "vpmovzxbd zmm1, xmmword ptr [rip + 2f]",
+        "kxnorw k1, k1, k1", "vscatterdps [rdi + 4 * zmm1] {{k1}}, zmm0", "jmp 3f",
+        "2:", ".byte 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15", "3:"),
+    form!("vpscatterqq m512 {k}, zmm", 8, count = 8;
+        "vshufi64x2 zmm0, zmm0, zmm0, 0x44", "vpmovzxbq zmm1, qword ptr [rip + 2f]",
+        "kxnorw k1, k1, k1", "vpscatterqq [rdi + 8 * zmm1] {{k1}}, zmm0", "jmp 3f",
+        "2:", ".byte 0, 1, 2, 3, 4, 5, 6, 7", "3:"),
 ];
 
 /// x87 stores.

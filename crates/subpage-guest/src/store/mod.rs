@@ -6,7 +6,7 @@
 #[allow(unsafe_code)]
 mod forms;
 
-pub use forms::{AVX, INTEGER, LOCKED, SSE, STACK, STRING, X87};
+pub use forms::{AVX, AVX512, INTEGER, LOCKED, SSE, STACK, STRING, X87};
 
 use crate::memory::Bytes;
 
@@ -55,6 +55,8 @@ pub struct Form {
     /// Some processors store it in pieces, so that a denial of the end may come too late for the
     /// beginning (`docs/conformance.md`).
     pub in_pieces: bool,
+    /// The first 64 bytes of one of its stores, one bit each: those that it writes.
+    pub written: u64,
     code: unsafe extern "sysv64" fn(u64, *mut Registers),
 }
 
@@ -62,6 +64,11 @@ impl Form {
     /// All bytes that it stores.
     pub const fn span(&self) -> u64 {
         self.length * self.count
+    }
+
+    /// Whether one of its stores writes its byte `at`.
+    pub const fn writes(&self, at: u64) -> bool {
+        at >= 64 || self.written >> at & 1 == 1
     }
 
     /// Whether an address lies in the form's code.
