@@ -10,7 +10,7 @@ use super::store::{count, repeats};
 use super::trampoline::{GuestRegisters, SIMD_EXCEPTION};
 use super::{
     Exception, Extended, Fault, PagingFeatures, Store, SystemTables, Trampoline, TrampolineFault,
-    Window,
+    Unsupported, Window,
 };
 use crate::guest::{PhysicalMemory, State, Vendor};
 
@@ -37,11 +37,19 @@ pub enum Incomplete {
     Fault(Fault),
     /// The window cannot be written.
     Trampoline,
+    /// What memory holds makes it an instruction that software does not carry out.
+    Unsupported(Unsupported),
 }
 
 impl From<Fault> for Incomplete {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
+    }
+}
+
+impl From<Exception> for Incomplete {
+    fn from(exception: Exception) -> Self {
+        Self::Fault(exception.into())
     }
 }
 

@@ -8,6 +8,7 @@ use arrayvec::ArrayVec;
 use bitfield_struct::bitfield;
 
 use super::bits::{EFER_LMA, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM};
+use super::descriptor::Table;
 use super::linear::read_linear;
 use super::{Access, Escalation, Exception, Fault, PagingFeatures, SystemTables, is_canonical};
 use crate::guest::{PhysicalMemory, Register, Segment, State};
@@ -192,44 +193,6 @@ impl Gate {
     }
 }
 
-/// A code-segment descriptor (SDM Vol. 3A, "Segment Descriptors").
-#[bitfield(u64)]
-struct CodeDescriptor {
-    limit_low: u16,
-    #[bits(24)]
-    base_low: u32,
-    accessed: bool,
-    readable: bool,
-    conforming: bool,
-    executable: bool,
-    not_system: bool,
-    #[bits(2)]
-    dpl: u8,
-    present: bool,
-    #[bits(4)]
-    limit_high: u8,
-    available: bool,
-    long: bool,
-    big: bool,
-    granular: bool,
-    base_high: u8,
-}
-
-impl CodeDescriptor {
-    /// The segment register after loading it.
-    const fn segment(self, selector: u16) -> Segment {
-        let limit = self.limit_low() as u32 | (self.limit_high() as u32) << 16;
-        let rights = self.into_bits() >> 40 & 0xf0ff;
-        let [access_low, access_high, ..] = rights.to_le_bytes();
-        Segment {
-            selector,
-            base: self.base_low() as u64 | (self.base_high() as u64) << 24,
-            limit: if self.granular() { limit << 12 | 0xfff } else { limit },
-            access: access_low as u32 | (access_high as u32) << 8 | 1,
-        }
-    }
-}
-
 struct CodeSegment {
     segment: Segment,
     conforming: bool,
@@ -267,24 +230,9 @@ impl<M: PhysicalMemory> Context<'_, M> {
     }
 
     fn code_segment(&self, selector: u16) -> Result<CodeSegment, Fault> {
-        const UNUSABLE: u32 = 1 << 16;
         let code = u32::from(selector & !3) | self.external;
-        if selector & !3 == 0 {
-            return Err(Exception::general_protection(self.external).into());
-        }
-        let at = u64::from(selector & !7);
-        let (base, limit) = if selector & 4 == 0 {
-            (self.tables.gdtr.base, u64::from(self.tables.gdtr.limit))
-        } else if self.tables.ldtr.access & UNUSABLE == 0 {
-            (self.tables.ldtr.base, u64::from(self.tables.ldtr.limit))
-        } else {
-            return Err(Exception::general_protection(code).into());
-        };
-        if at + 7 > limit {
-            return Err(Exception::general_protection(code).into());
-        }
-        let linear = base.wrapping_add(at);
-        let descriptor = CodeDescriptor::from_bits(u64::from_le_bytes(self.read(linear)?));
+        let table = Table { memory: self.memory, paging: self.paging, tables: self.tables };
+        let (descriptor, linear) = table.descriptor(self.state, selector, self.external)?;
         let is_long_code = descriptor.not_system()
             && descriptor.executable()
             && descriptor.long()

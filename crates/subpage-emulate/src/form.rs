@@ -25,8 +25,8 @@ pub enum Unsupported {
     /// the processor trapped, or the processor wrote on its own account (a walk, a delivery).
     #[error("the instruction writes no memory")]
     NoStore,
-    /// A far call, which pushes two values and may change the privilege level.
-    #[error("a far call")]
+    /// A far call through a gate, which may change the privilege level, or to another task.
+    #[error("a far call through a gate")]
     FarCall,
     /// INT n, INT3, INTO, INT1: see [`deliver`](super::deliver()).
     #[error("a software interrupt")]
@@ -65,6 +65,7 @@ pub(super) enum Form {
     PushFlags,
     PopMemory,
     Call,
+    FarCall,
     Enter,
     StoreString,
     MoveString,
@@ -200,7 +201,7 @@ fn implied(instruction: &Instruction, state: &State) -> Result<Option<Form>, Uns
             | Code::Call_rm16
             | Code::Call_rm32
             | Code::Call_rm64 => Form::Call,
-            _ => return Err(Unsupported::FarCall),
+            _ => Form::FarCall,
         },
         Mnemonic::Enter => Form::Enter,
         Mnemonic::Clzero => Form::ZeroLine,

@@ -16,7 +16,9 @@ use super::store::{
     address_mask, count, effective_address, enter_slot, levels, register, repeats,
     set_stack_pointer, slot, stack_mask, stack_pointer,
 };
-use super::{Access, Exception, Fault, PagingFeatures, Store, SystemTables, is_canonical};
+use super::{
+    Access, Exception, Fault, Incomplete, PagingFeatures, Store, SystemTables, is_canonical,
+};
 use crate::guest::{PhysicalMemory, Register, State};
 
 /// What is stored.
@@ -68,7 +70,7 @@ impl<M: PhysicalMemory> Surroundings<'_, M> {
     /// The effect of a store whose form is computed.
     ///
     /// Panics for a form that is executed.
-    pub(super) fn effect(&self, store: &Store, state: &State) -> Result<Effect, Fault> {
+    pub(super) fn effect(&self, store: &Store, state: &State) -> Result<Effect, Incomplete> {
         let instruction = store.instruction();
         let length = store.length();
         let mut after = *state;
@@ -93,6 +95,7 @@ impl<M: PhysicalMemory> Surroundings<'_, M> {
                 Effect { bytes: Bytes::Short(bytes), unit, after, jumps: false }
             }
             Form::Call => self.call(instruction, state, length)?,
+            Form::FarCall => self.far_call(store, state)?,
             Form::Enter => self.enter(store, state)?,
             Form::ZeroLine => {
                 Effect { bytes: Bytes::Long(vec![0; length]), unit: 8, after, jumps: false }

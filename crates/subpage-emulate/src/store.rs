@@ -206,9 +206,10 @@ impl Store {
         &self.instruction
     }
 
-    /// Whether what is stored comes from a descriptor-table, segment or task register.
-    pub const fn names_system_register(&self) -> bool {
-        matches!(self.form, Form::StoreTableRegister | Form::StoreSelector)
+    /// Whether what is stored comes from a descriptor-table, segment or task register, or what is done
+    /// from a descriptor.
+    pub const fn needs_system_tables(&self) -> bool {
+        matches!(self.form, Form::StoreTableRegister | Form::StoreSelector | Form::FarCall)
     }
 
     /// Whether a repeat prefix means something.
@@ -304,7 +305,7 @@ fn destination(
             let (name, pointer, _) = pushed(state, slot(instruction))?;
             (name, pointer, 2)
         }
-        Form::Push | Form::PushAll | Form::PushFlags | Form::Call => {
+        Form::Push | Form::PushAll | Form::PushFlags | Form::Call | Form::FarCall => {
             pushed(state, slot(instruction))?
         }
         Form::Enter => {

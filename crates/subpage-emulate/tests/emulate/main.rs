@@ -8,6 +8,7 @@
 
 mod atomicity;
 mod delivery;
+mod far_calls;
 mod faults;
 mod fetching;
 mod flat;

@@ -351,7 +351,6 @@ fn what_is_refused_says_why() {
         (&[0x39, 0x03], Unsupported::NoStore),       // cmp [rbx], eax
         (&[0x0f, 0xa3, 0x03], Unsupported::NoStore), // bt [rbx], eax
         (&[0xf3, 0xaa], Unsupported::NoStore),       // rep stosb, RCX = 0
-        (&[0xff, 0x1b], Unsupported::FarCall),       // call far [rbx]
         (&[0xcd, 0x80], Unsupported::SoftwareInterrupt), // int 80h
         (&[0xcc], Unsupported::SoftwareInterrupt),   // int3
         (&[0x6c], Unsupported::PortInput),           // insb

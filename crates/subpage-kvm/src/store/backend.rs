@@ -153,6 +153,7 @@ impl trap::Backend for Backend<'_> {
         progress.map_err(|incomplete| match incomplete {
             Incomplete::Fault(fault) => fault.into(),
             Incomplete::Trampoline => Obstacle::Faulted,
+            Incomplete::Unsupported(why) => Obstacle::Unknown(why),
         })
     }
 

@@ -85,7 +85,7 @@ pub(super) fn deliver(
     drop(guard);
     match delivered {
         Delivered::Handler => {
-            processor.start_handler(&state).map_err(failed)?;
+            processor.go_on_with_segments(&state).map_err(failed)?;
             let in_nmi = event.kind == EventKind::Interrupt && event.vector == NMI;
             forget(processor, in_nmi).map_err(failed)?;
             Ok(if settle { Next::Settle } else { Next::Enter })

@@ -300,7 +300,11 @@ impl Work<'_> {
         if let Some(area) = &self.extended {
             processor.set_extended(area)?;
         }
-        processor.go_on_at_entry(&self.state)?;
+        if self.state.segments.cs == self.at.state.segments.cs {
+            processor.go_on_at_entry(&self.state)?;
+        } else {
+            processor.go_on_with_segments(&self.state)?;
+        }
         end_instruction(processor, self.at, self.shadow)
     }
 }

@@ -183,8 +183,8 @@ impl Processor {
         self.fd.set_regs(to).map_err(self.failed("set the registers"))
     }
 
-    /// Starts a handler: also CS and SS of `after`.
-    pub fn start_handler(&self, after: &State) -> Result<(), ProcessorError> {
+    /// The same, and CS and SS of `after`.
+    pub fn go_on_with_segments(&self, after: &State) -> Result<(), ProcessorError> {
         self.change_special(|special| {
             special.cs = registers::kvm_segment_of(&after.segments.cs);
             special.ss = registers::kvm_segment_of(&after.segments.ss);

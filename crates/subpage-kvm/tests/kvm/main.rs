@@ -8,6 +8,7 @@ mod differential;
 mod edges;
 mod endings;
 mod exceptions;
+mod far_calls;
 mod fetches;
 mod guest;
 mod halves;

@@ -317,6 +317,7 @@ impl Backend for Guest {
         executor.complete(store, state, window).map_err(|incomplete| match incomplete {
             Incomplete::Fault(fault) => fault.into(),
             Incomplete::Trampoline => Obstacle::Faulted,
+            Incomplete::Unsupported(why) => Obstacle::Unknown(why),
         })
     }
 

@@ -203,6 +203,7 @@ impl Locked<'_> {
         result.map_err(|incomplete| match incomplete {
             Incomplete::Fault(fault) => fault.into(),
             Incomplete::Trampoline => Obstacle::Faulted,
+            Incomplete::Unsupported(why) => Obstacle::Unknown(why),
         })
     }
 
@@ -213,7 +214,7 @@ impl Locked<'_> {
         work: impl FnOnce(&mut Executor<'_, crate::memory::ram::GuestRam>) -> T,
     ) -> T {
         // Reading them takes a dozen fields of the control structure.
-        let tables = store.names_system_register().then(|| self.vcpu.system_tables());
+        let tables = store.needs_system_tables().then(|| self.vcpu.system_tables());
         let machine = self.vcpu.machine;
         work(&mut Executor {
             memory: &machine.ram,

@@ -14,7 +14,7 @@ use crate::vcpu::Vcpu;
 use crate::vcpu::setup::{SEGMENT_FIELDS, set_segment};
 use crate::vmx::field::{ExitField, GuestField as G};
 
-const CS: usize = 1;
+pub(super) const CS: usize = 1;
 const SS: usize = 2;
 
 impl Vcpu {

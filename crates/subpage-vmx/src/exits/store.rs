@@ -12,11 +12,13 @@ use subpage_trap::{
 };
 
 use super::backend::{Locked, Obstacle, Place};
+use super::delivery::CS;
 use super::violation::OUT_OF_MEMORY;
 #[cfg(feature = "test-hooks")]
 use crate::processor::control;
 use crate::stop::Stop;
 use crate::vcpu::Vcpu;
+use crate::vcpu::setup::{SEGMENT_FIELDS, set_segment};
 
 impl Vcpu {
     /// Handles the exit from an instruction that was to write.
@@ -73,6 +75,7 @@ impl Vcpu {
             state = self.state();
             found.renew(&state);
         }
+        let code_segment = state.segments.cs;
         self.not_fetched_at = None;
         let mut shared = machine.lock();
         let qualification = Some(exit.qualification.into());
@@ -81,7 +84,13 @@ impl Vcpu {
         drop(shared);
         self.decode_cache.put(found);
         match result {
-            Ok(Some(outcome)) => self.go_on(outcome, &state),
+            Ok(Some(outcome)) => {
+                let done = matches!(outcome, Outcome::Done);
+                if done && state.segments.cs != code_segment {
+                    set_segment(&mut self.vmcs, SEGMENT_FIELDS[CS], &state.segments.cs);
+                }
+                self.go_on(outcome, &state)
+            }
             Ok(None) => Ok(()),
             Err(obstacle) => self.meet_obstacle(&obstacle, state.cpl),
         }
