@@ -36,6 +36,12 @@ impl Store {
         matches!(self.extent(), Extent::Open)
     }
 
+    /// Whether nothing may be left to write, and then the instruction changes nothing at all: its mask is
+    /// zero. Processors may ask for the page all the same.
+    pub const fn may_be_nothing(&self) -> bool {
+        matches!(self.form(), Form::Masked(_) | Form::Compress)
+    }
+
     /// Whether it takes XCR0 to know.
     pub const fn needs_xcr0(&self) -> bool {
         matches!(self.form(), Form::SaveState)

@@ -50,6 +50,6 @@ pub use obstacle::Obstacle;
 pub use record::{Function, Record, VERSION};
 pub use report::{Account, Met, authorize, describe, report};
 pub use store::{
-    StoreOutcome, Trapped, carry_out, complete, deny, deny_unknown, drop_store, locate_store, skip,
-    store,
+    StoreOutcome, Trapped, carry_out, complete, deny, deny_unknown, drop_store, locate_store,
+    settle, skip, store,
 };

@@ -95,7 +95,7 @@ pub fn store<B: Backend>(
 ) -> Result<StoreOutcome<B::Told>, Obstacle<B::Failure>> {
     let wanted = Wanted::InTraps;
     if trapped.store.is_open() {
-        let settled = &backend.settle(trapped.store, state)?;
+        let Some(settled) = &settle(backend, trapped, state)? else { return Ok(Outcome::Done) };
         // Elements of a scatter that come before the one that trapped may go anywhere.
         let wanted = if settled.is_element() { Wanted::Anywhere } else { wanted };
         let located = locate_store(backend, settled, state, wanted)?;
@@ -103,6 +103,22 @@ pub fn store<B: Backend>(
     }
     let located = locate_store(backend, trapped.store, state, wanted)?;
     complete(backend, trapped, &located, state)
+}
+
+/// Settles an [open](Store::is_open) store; `None` if its mask is zero. Then the instruction is over, and
+/// `state` behind it.
+pub fn settle<B: Backend>(
+    backend: &mut B,
+    trapped: Trapped<'_>,
+    state: &mut State,
+) -> Result<Option<Store>, Obstacle<B::Failure>> {
+    match backend.settle(trapped.store, state) {
+        Err(Obstacle::NotOurs) if trapped.store.may_be_nothing() => {
+            skip(trapped.instruction, state);
+            Ok(None)
+        }
+        settled => settled.map(Some),
+    }
 }
 
 /// Where a store goes that is not [open](Store::is_open): those of its bytes that it writes.

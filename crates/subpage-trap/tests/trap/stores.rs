@@ -167,6 +167,24 @@ fn each_element_is_decided_by_itself() {
     assert_eq!(guest.events[0].gla, Some(DATA + 8));
 }
 
+/// Of a store under a mask that is zero nothing is written and nothing told, and it is over: processors
+/// may ask for its page all the same, again and again.
+#[test]
+fn a_store_whose_mask_is_zero_is_over() {
+    let mut guest = Guest::new(true);
+    guest.add_rule("deny", Action::Deny, guest.pages[0], 0x1000);
+    guest.state.registers[Register::Rdi] = DATA;
+    // MASKMOVDQU XMM1, XMM2; MASKMOVQ MM0, MM0.
+    for code in [&[0x66, 0x0f, 0xf7, 0xca][..], &[0x0f, 0xf7, 0xc0]] {
+        guest.state.rip = CODE;
+        guest.state.rflags |= 1 << 16;
+        assert_eq!(guest.run(code), Ok(Outcome::Done));
+        assert_eq!(guest.state.rip, CODE + code.len() as u64);
+        assert_eq!(guest.state.rflags & 1 << 16, 0, "RF ends with the instruction");
+    }
+    assert_eq!((guest.bytes(DATA, 16), guest.events.len()), (vec![0; 16], 0));
+}
+
 /// A write to a read-only slot completes as over a ROM, without an event.
 #[test]
 fn a_read_only_slot_is_a_rom() {

@@ -7,8 +7,8 @@ use subpage_emulate::bits::{DR6_BS, RFLAGS_TF};
 use subpage_emulate::guest::State;
 use subpage_emulate::{Access, Decoded, Exception, Fault, GuestInstruction, Refusal, Store};
 use subpage_trap::{
-    Backend as _, Located, Met, StoreOutcome, Trapped, Wanted, carry_out, complete, deny,
-    deny_unknown, drop_store, locate, locate_marked, locate_store, skip,
+    Located, Met, StoreOutcome, Trapped, Wanted, carry_out, complete, deny, deny_unknown,
+    drop_store, locate, locate_marked, locate_store, settle, skip,
 };
 
 use super::backend::{Locked, Obstacle, Place};
@@ -38,7 +38,11 @@ impl Vcpu {
             let mut store = found.store().map_err(Obstacle::from)?;
             let settled;
             if store.is_open() {
-                settled = locked.settle(store, state)?;
+                let trapped = Trapped { instruction: found.instruction(), store };
+                match settle(locked, trapped, state)? {
+                    None => return Ok(Some(Outcome::Done)),
+                    Some(known) => settled = known,
+                }
                 store = &settled;
             }
             let Some(located) = locked.locate_store(exit, store, state)? else { return Ok(None) };
@@ -231,7 +235,10 @@ impl Locked<'_> {
         let found = match found.store() {
             // All its bytes have to be known.
             Ok(store) if store.is_open() => {
-                settled = self.settle(store, state)?;
+                match settle(self, Trapped { instruction, store }, state)? {
+                    None => return Ok(Some(Outcome::Done)),
+                    Some(known) => settled = known,
+                }
                 Ok(&settled)
             }
             found => found,
