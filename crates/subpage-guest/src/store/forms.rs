@@ -62,6 +62,7 @@ macro_rules! form {
                 alignment: 1,
                 displacement: 0,
                 in_pieces: false,
+                last_first: false,
                 written: !0,
                 code,
             }
@@ -71,8 +72,8 @@ macro_rules! form {
 
 /// A form that pushes `$length` bytes that end where its destination ends.
 macro_rules! push {
-    ($name:literal, $length:literal; $($code:expr),+) => {
-        form!($name, $length;
+    ($name:literal, $length:literal $(, $field:ident = $value:expr)*; $($code:expr),+) => {
+        form!($name, $length $(, $field = $value)*;
             "mov r14, rsp",
             concat!("lea rsp, [rdi + ", $length, "]"),
             $($code,)+
@@ -155,6 +156,16 @@ pub static STACK: &[Form] = &[
     push!("call rel32", 8; "call 2f", "2:"),
     push!("call r64", 8; "lea rax, [rip + 2f]", "call rax", "2:", "xor eax, eax"),
     push!("enter 0, 0", 8; "mov rbp, rbx", "enter 0, 0"),
+];
+
+/// Far calls to the code segment that they are in. The pointer lies where RCX will be left.
+pub static FAR_CALLS: &[Form] = &[
+    push!("call m16:32", 8, last_first = true;
+        "lea rax, [rip + 2f]", "mov [r15 + 16], eax", "mov word ptr [r15 + 20], cs",
+        ".byte 0x41, 0xff, 0x5f, 0x10", "2:", "xor eax, eax"),
+    push!("call m16:64", 16, last_first = true;
+        "lea rax, [rip + 2f]", "mov [r15 + 16], rax", "mov word ptr [r15 + 24], cs",
+        ".byte 0x49, 0xff, 0x5f, 0x10", "2:", "xor eax, eax"),
 ];
 
 /// String stores.

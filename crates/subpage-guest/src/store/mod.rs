@@ -6,7 +6,7 @@
 #[allow(unsafe_code)]
 mod forms;
 
-pub use forms::{AVX, AVX512, INTEGER, LOCKED, SSE, STACK, STRING, X87};
+pub use forms::{AVX, AVX512, FAR_CALLS, INTEGER, LOCKED, SSE, STACK, STRING, X87};
 
 use crate::memory::Bytes;
 
@@ -55,6 +55,8 @@ pub struct Form {
     /// Some processors store it in pieces, so that a denial of the end may come too late for the
     /// beginning (`docs/conformance.md`).
     pub in_pieces: bool,
+    /// It is several stores, the last bytes first.
+    pub last_first: bool,
     /// The first 64 bytes of one of its stores, one bit each: those that it writes.
     pub written: u64,
     code: unsafe extern "sysv64" fn(u64, *mut Registers),

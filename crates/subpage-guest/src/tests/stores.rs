@@ -5,7 +5,9 @@ use crate::hypervisor::test_hooks::Counter;
 use crate::hypervisor::{self, Access, Events, drain_events, has_spp, set_maps};
 use crate::memory::{Bytes, PAGE, SUB_PAGE, frames};
 use crate::processor::registers::{has_avx, has_avx512};
-use crate::store::{AVX, AVX512, Form, INTEGER, LOCKED, Registers, SSE, STACK, STRING, X87};
+use crate::store::{
+    AVX, AVX512, FAR_CALLS, Form, INTEGER, LOCKED, Registers, SSE, STACK, STRING, X87,
+};
 use crate::test;
 
 /// What memory holds before: the comparand of the forms that compare.
@@ -62,6 +64,9 @@ impl Stage {
             return true;
         }
         let Some(denied) = self.denied(form, offset) else { return true };
+        if form.last_first {
+            return (offset..offset + form.length).all(|byte| !self.permits(byte / SUB_PAGE));
+        }
         let first_byte_in_page = denied == offset || denied % PAGE == 0;
         first_byte_in_page && !(form.in_pieces && denied != offset)
     }
@@ -185,6 +190,11 @@ fn store_stack() {
     check_all(STACK);
 }
 test!(store_stack; limit = 60);
+
+fn store_far_calls() {
+    check_all(FAR_CALLS);
+}
+test!(store_far_calls; limit = 60);
 
 fn store_string() {
     check_all(STRING);
