@@ -129,7 +129,8 @@ impl<M: PhysicalMemory> Executor<'_, M> {
         let next = next_rip(instruction, state);
         let mut jumps = false;
         let mut more = false;
-        if store.extent() != Extent::Whole || matches!(store.form(), Form::SaveFirst(_)) {
+        let in_part = matches!(store.form(), Form::SaveFirst(_) | Form::RealEnvironment);
+        if store.extent() != Extent::Whole || in_part {
             more = self.store_part(store, state, window)? == Progress::Repeats;
         } else if let Some(substitute) = store.substitute() {
             let mut guest = GuestRegisters {

@@ -53,6 +53,17 @@ impl Extended<'_> {
         area[at..at + 8].try_into().expect("eight bytes")
     }
 
+    /// FOP, FIP and FDP.
+    pub(super) fn x87_pointers(&self) -> [u32; 3] {
+        let area: &[u8] = match self {
+            Self::Unused => panic!("an instruction gets the registers that it uses"),
+            Self::Fx(fx) => &fx.0,
+            Self::Xsave { area, .. } => &area.0,
+        };
+        let opcode = u16::from_le_bytes([area[offset::FOP], area[offset::FOP + 1]]) & 0x7ff;
+        [opcode.into(), word(area, offset::FIP), word(area, offset::FDP)]
+    }
+
     /// Sets MXCSR.
     pub(super) fn set_mxcsr(&mut self, mxcsr: u32) {
         let area: &mut [u8] = match self {

@@ -31,9 +31,9 @@ pub enum Unsupported {
     /// INT n, INT3, INTO, INT1: see [`deliver`](super::deliver()).
     #[error("a software interrupt")]
     SoftwareInterrupt,
-    /// XSAVE and its kin outside of 64-bit mode, or of components that software does not know; FNSAVE
-    /// and FNSTENV outside of protected mode: the format is not that of the hypervisor's own mode.
-    #[error("a store of extended processor state in the format of this mode")]
+    /// XSAVE and its kin of components that software does not know, among them those of AVX-512 outside of
+    /// 64-bit mode.
+    #[error("a store of extended processor state that it does not know")]
     ExtendedState,
     /// A segment or task register is loaded, which sets a flag in a descriptor.
     #[error("a load of a segment or task register")]
@@ -84,6 +84,8 @@ pub(super) enum Form {
     SaveState,
     /// FXSAVE where it leaves registers out: so many bytes.
     SaveFirst(usize),
+    /// FNSTENV and FNSAVE outside of protected mode.
+    RealEnvironment,
 }
 
 /// Where the mask of a store is.
@@ -149,9 +151,6 @@ impl Form {
             return Ok(Self::Scatter);
         }
         if is_xsave(mnemonic) {
-            if !state.is_64_bit() {
-                return Err(Unsupported::ExtendedState);
-            }
             let on = state.cr0 & CR0_TS == 0 && state.cr4 & CR4_OSXSAVE != 0;
             return if on { Ok(Self::SaveState) } else { Err(Unsupported::Disabled) };
         }
@@ -172,7 +171,7 @@ impl Form {
             }
             let protected = state.cr0 & CR0_PE != 0 && state.rflags & RFLAGS_VM == 0;
             if matches!(mnemonic, Mnemonic::Fnstenv | Mnemonic::Fnsave) && !protected {
-                return Err(Unsupported::ExtendedState);
+                return Ok(Self::RealEnvironment);
             }
             return Ok(Self::Operand { extended: true });
         }

@@ -157,7 +157,8 @@ impl<M: PhysicalMemory> Surroundings<'_, M> {
             | Form::Compress
             | Form::Scatter
             | Form::SaveState
-            | Form::SaveFirst(_) => unreachable!("this form is executed, not computed"),
+            | Form::SaveFirst(_)
+            | Form::RealEnvironment => unreachable!("this form is executed, not computed"),
         })
     }
 

@@ -3,10 +3,16 @@
 //! The instruction runs on bytes of our own, where all of its operand is, and what it is to write goes on
 //! from there element by element: what lies between may be denied, absent, or another processor's.
 
+use alloc::vec;
+
+use arrayvec::ArrayVec;
+
 use super::extended::Addresses;
 use super::extent::Extent;
+use super::form::Form;
+use super::linear::read_linear;
 use super::trampoline::GuestRegisters;
-use super::{Executor, Incomplete, Progress, Refusal, Scratch, Store, Window};
+use super::{Access, Executor, Incomplete, Progress, Refusal, Scratch, Store, Window, xsave};
 use crate::guest::{PhysicalMemory, Register, State};
 
 impl<M: PhysicalMemory> Executor<'_, M> {
@@ -18,6 +24,9 @@ impl<M: PhysicalMemory> Executor<'_, M> {
         window: &mut Window<'_>,
     ) -> Result<Progress, Incomplete> {
         match store.extent() {
+            Extent::Whole if store.form() == Form::RealEnvironment => {
+                self.save_environment(store, state, window)?;
+            }
             Extent::Whole => self.save_first(store, state, window)?,
             Extent::Open => panic!("an open store is settled before it is done"),
             Extent::Elements { .. } => self.store_elements(store, state, window)?,
@@ -92,8 +101,55 @@ impl<M: PhysicalMemory> Executor<'_, M> {
             extended: self.extended.reborrow(),
         };
         let substitute = store.substitute().expect("what saves state is executed");
-        let result = self.trampoline.run(substitute, window, &mut guest);
-        result.map_err(|fault| Incomplete::by(fault, state))
+        if state.is_64_bit() {
+            let result = self.trampoline.run(substitute, window, &mut guest);
+            return result.map_err(|fault| Incomplete::by(fault, state));
+        }
+        // What it leaves as it is and what it adds to is read first.
+        let mut current = vec![0; store.length()];
+        let access = Access::read_by(state);
+        read_linear(self.memory, self.paging, state, store.linear(), access, &mut current)?;
+        let mut scratch = Scratch::new(store.linear(), &current);
+        let result = self.trampoline.run(substitute, &mut scratch.window(), &mut guest);
+        result.map_err(|fault| Incomplete::by(fault, state))?;
+        let left_out = xsave::left_out(store.instruction().mnemonic(), components);
+        for at in (0..store.length()).step_by(WORD) {
+            if !left_out.iter().any(|range| range.contains(&at)) {
+                let end = store.length().min(at + WORD);
+                window.store_element(at, &scratch.bytes()[at..end]);
+            }
+        }
+        Ok(())
+    }
+
+    /// FNSTENV and FNSAVE outside of protected mode: the x87's pointers are linear addresses (SDM Vol. 1,
+    /// "x87 State", the formats of real-address mode). Selectors are not known: an exit forgets them.
+    fn save_environment(
+        &mut self,
+        store: &Store,
+        state: &State,
+        window: &mut Window<'_>,
+    ) -> Result<(), Incomplete> {
+        let [opcode, instruction, operand] = self.extended.x87_pointers();
+        let mut scratch = Scratch::new(store.linear(), &[0; 108][..store.length()]);
+        let substitute = store.substitute().expect("what saves state is executed");
+        let result = self.run_on(substitute, &mut scratch, state);
+        result.map_err(|fault| Incomplete::by(fault, state))?;
+        let mut bytes = ArrayVec::<u8, 108>::new();
+        bytes.extend(scratch.bytes().iter().copied());
+        let unit = if matches!(bytes.len(), 28 | 108) { 4 } else { 2 };
+        let high = |pointer: u32| pointer >> 16 << 12;
+        let fields = [
+            instruction & 0xffff | RESERVED,
+            opcode | high(instruction),
+            operand & 0xffff | RESERVED,
+            high(operand),
+        ];
+        for (field, to) in fields.into_iter().zip(bytes[3 * unit..].chunks_exact_mut(unit)) {
+            to.copy_from_slice(&field.to_le_bytes()[..unit]);
+        }
+        window.store(&bytes, unit);
+        Ok(())
     }
 
     /// FXSAVE where it leaves out registers: those behind the first bytes.
@@ -111,6 +167,12 @@ impl<M: PhysicalMemory> Executor<'_, M> {
         Ok(())
     }
 }
+
+/// Bytes of the elements in which an area is stored.
+const WORD: usize = 8;
+
+/// What processors store beside half of a pointer.
+const RESERVED: u32 = 0xffff_0000;
 
 /// What FXSAVE stores in 64-bit mode, with room.
 const FXSAVE_BYTES: usize = 512;

@@ -108,9 +108,11 @@ impl Store {
             Form::Masked(MaskKind::Signs { operand: 2 }) => {
                 Some(Substitute::for_register(instruction.op1_register())?)
             }
-            Form::Masked(_) | Form::Compress | Form::SaveState | Form::SaveFirst(_) => {
-                Some(Substitute::for_operand(&instruction, true)?)
-            }
+            Form::Masked(_)
+            | Form::Compress
+            | Form::SaveState
+            | Form::SaveFirst(_)
+            | Form::RealEnvironment => Some(Substitute::for_operand(&instruction, true)?),
             _ => None,
         };
         let operand_bytes = length;
@@ -254,7 +256,7 @@ fn destination(
     let operand = |state: &State| effective_address(instruction, 0, state);
     let named = instruction.memory_size().size();
     Ok(match form {
-        Form::Operand { .. } | Form::Masked(_) | Form::Compress => {
+        Form::Operand { .. } | Form::Masked(_) | Form::Compress | Form::RealEnvironment => {
             (instruction.memory_segment(), operand(state), sized(named)?)
         }
         // The address is that of an element.

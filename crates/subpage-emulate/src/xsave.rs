@@ -1,6 +1,7 @@
 //! XSAVE and its kin: which state components go where (SDM Vol. 1, "XSAVE Area").
 
 use core::arch::x86_64::__cpuid_count;
+use core::ops::Range;
 
 use iced_x86::Mnemonic;
 
@@ -30,15 +31,38 @@ pub(super) fn settle(store: &Store, state: &State, xcr0: u64) -> Result<Store, R
     }
     let half = |register| state.registers[register] & 0xffff_ffff;
     let components = (half(Register::Rdx) << 32 | half(Register::Rax)) & xcr0;
-    let standard = matches!(
-        mnemonic,
-        Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64
-    );
+    if !state.is_64_bit() && components & !NARROW != 0 {
+        return Err(Unsupported::ExtendedState.into());
+    }
+    let standard = is_standard(mnemonic);
     let length = if standard { standard_bytes(components) } else { compacted_bytes(components) };
     if length > MAX_STORE_BYTES {
         return Err(Unsupported::ExtendedState.into());
     }
     store.narrowed(state, 0, length, Extent::Components(components))
+}
+
+/// Components that are known outside of 64-bit mode: x87, SSE, AVX and protection keys.
+const NARROW: u64 = 7 | 1 << 9;
+
+/// Whether each component has a place of its own.
+const fn is_standard(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64
+    )
+}
+
+/// What the instruction leaves as it is outside of 64-bit mode: the upper eight of the vector registers,
+/// and what no component has.
+pub(super) fn left_out(mnemonic: Mnemonic, components: u64) -> [Range<usize>; 2] {
+    let avx = if components & 1 << FIRST == 0 {
+        0..0
+    } else {
+        let start = if is_standard(mnemonic) { layout(FIRST).1 } else { FIXED_BYTES };
+        start + 128..start + 256
+    };
+    [288..512, avx]
 }
 
 /// Size, offset in the standard format, and whether it is aligned in the compacted one.

@@ -2,9 +2,12 @@
 
 use iced_x86::code_asm::*;
 use subpage_emulate::guest::{Register, State};
-use subpage_emulate::{GuestInstruction, Refusal, Store, Unsupported};
+use subpage_emulate::{
+    Executor, Extended, FxArea, GuestInstruction, Progress, Refusal, Scratch, Store, Unsupported,
+    XsaveArea,
+};
 
-use crate::machine::{state_32, state_64};
+use crate::machine::{Flat, OwnTrampoline, PAGING, TABLES, state_16, state_32, state_64};
 use crate::stores::Needs::{Alignment, Nothing};
 use crate::stores::{Bench, Form, m};
 
@@ -138,15 +141,109 @@ fn tiles_and_commands_are_invalid() {
     }
 }
 
+/// What `code` leaves of 0xcc bytes, with nothing in memory.
+fn stored(state: &State, code: &[u8], extended: Extended<'_>) -> Vec<u8> {
+    let memory = Flat::new(0x40000);
+    let mut state = *state;
+    let mut own = OwnTrampoline::new();
+    let mut executor = Executor {
+        memory: &memory,
+        paging: PAGING,
+        tables: &TABLES,
+        trampoline: &mut own.trampoline,
+        extended,
+    };
+    let store = store(&state, code).unwrap();
+    let store = executor.settle(&store, &state, || 7).unwrap();
+    let mut scratch = Scratch::new(store.linear(), &vec![0xcc; store.length()]);
+    let progress = executor.complete(&store, &mut state, &mut scratch.window()).unwrap();
+    assert_eq!(progress, Progress::Done);
+    scratch.bytes().to_vec()
+}
+
 #[test]
-fn formats_of_other_modes_are_refused_by_name() {
-    let state = state_32();
-    // XSAVE [EBX]
-    let refused = store(&state, &[0x0f, 0xae, 0x23]).map(|_| ());
-    assert_eq!(refused, Err(Refusal::Unsupported(Unsupported::ExtendedState)));
-    // FXSAVE [EBX] leaves out half of the vector registers.
+fn outside_of_64_bit_mode_half_of_the_vector_registers_are_saved() {
+    let mut state = state_32();
+    state.cr4 |= 1 << 18;
+    state.registers[Register::Rax] = 7;
+    state.registers[Register::Rbx] = 0x1000;
+    if !std::arch::is_x86_feature_detected!("avx") {
+        println!("skipped: this processor has no AVX");
+        return;
+    }
+    let mut area = XsaveArea::INITIAL;
+    area.0[512] = 7;
+    for at in (32..160).filter(|at| at % 16 < 10).chain(160..416).chain(576..832) {
+        area.0[at] = at.to_le_bytes()[0] | 1;
+    }
+    let mut codes: Vec<&[u8]> = vec![&[0x0f, 0xae, 0x23]];
+    if std::arch::is_x86_feature_detected!("xsavec") {
+        codes.push(&[0x0f, 0xc7, 0x23]);
+    }
+    for code in codes {
+        let extended = Extended::Xsave { area: &mut area.clone(), components: 7 };
+        let bytes = stored(&state, code, extended);
+        assert_eq!(bytes.len(), 832, "{code:02x?}");
+        for range in [32..42, 160..288, 576..704] {
+            assert_eq!(bytes[range.clone()], area.0[range], "{code:02x?}");
+        }
+        assert_eq!(bytes[512], 7, "{code:02x?}");
+        for range in [288..512, 704..832] {
+            assert!(bytes[range].iter().all(|byte| *byte == 0xcc), "{code:02x?}");
+        }
+    }
+    // FXSAVE [EBX].
     assert_eq!(store(&state, &[0x0f, 0xae, 0x03]).map(|store| store.length()), Ok(288));
-    // And all of them at CPL 0 with EFER.FFXSR.
+    // And none of them at CPL 0 with EFER.FFXSR.
     let fast = State { cpl: 0, efer: 0x4d01, ..state_64() };
     assert_eq!(store(&fast, &[0x0f, 0xae, 0x03]).map(|store| store.length()), Ok(160));
+}
+
+/// Of AVX-512, only 64-bit code can be told what a processor leaves out.
+#[test]
+fn components_of_avx512_are_refused_outside_of_64_bit_mode() {
+    let mut state = state_32();
+    state.cr4 |= 1 << 18;
+    state.registers[Register::Rax] = 0xe7;
+    let memory = Flat::new(0x40000);
+    let mut own = OwnTrampoline::new();
+    let mut executor = Executor {
+        memory: &memory,
+        paging: PAGING,
+        tables: &TABLES,
+        trampoline: &mut own.trampoline,
+        extended: Extended::Unused,
+    };
+    let store = store(&state, &[0x0f, 0xae, 0x23]).unwrap();
+    let refused = executor.settle(&store, &state, || 0xe7).map(|_| ());
+    assert_eq!(refused, Err(Refusal::Unsupported(Unsupported::ExtendedState)));
+}
+
+#[test]
+fn the_x87_environment_of_real_mode_has_linear_pointers() {
+    let mut state = state_16();
+    state.registers[Register::Rbx] = 0x1000;
+    let mut fx = FxArea::INITIAL;
+    fx.0[6..8].copy_from_slice(&0x123_u16.to_le_bytes());
+    fx.0[8..12].copy_from_slice(&0x9abcd_u32.to_le_bytes());
+    fx.0[16..20].copy_from_slice(&0x54321_u32.to_le_bytes());
+    // FNSTENV [BX] and FNSAVE [BX] with operands of 16 and of 32 bits.
+    let codes: [&[u8]; 4] =
+        [&[0xd9, 0x37], &[0xdd, 0x37], &[0x66, 0xd9, 0x37], &[0x66, 0xdd, 0x37]];
+    for (code, (length, unit)) in codes.into_iter().zip([(14, 2), (94, 2), (28, 4), (108, 4)]) {
+        let bytes = stored(&state, code, Extended::Fx(&mut fx.clone()));
+        assert_eq!(bytes.len(), length, "{code:02x?}");
+        let words: Vec<u16> = (0..7)
+            .map(|word| u16::from_le_bytes([bytes[word * unit], bytes[word * unit + 1]]))
+            .collect();
+        // Control, status and tag words.
+        assert_eq!(words[..3], [0x37f, 0, 0xffff], "{code:02x?}");
+        if unit == 2 {
+            assert_eq!(words[3..], [0xabcd, 0x9123, 0x4321, 0x5000], "{code:02x?}");
+        } else {
+            let field = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+            let fields = [12, 16, 20, 24].map(field);
+            assert_eq!(fields, [0xffff_abcd, 0x9123, 0xffff_4321, 0x5000], "{code:02x?}");
+        }
+    }
 }
