@@ -1,6 +1,9 @@
 //! Random instructions, most of which store.
 
-use iced_x86::{CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::{
+    ConditionCode, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic,
+    OpKind,
+};
 
 use crate::random::Random;
 
@@ -37,7 +40,8 @@ const VEX: [&[u8]; 3] = [
     &[0x14, 0x15, 0x16, 0x17, 0x19, 0x39, 0x1d],
 ];
 
-/// Which instructions a machine can be asked for.
+/// Which instructions a machine can be asked for. Each is a question of its own.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Choice {
     /// AMD's meaning of prefixes.
@@ -46,15 +50,59 @@ pub(super) struct Choice {
     pub(super) hidden: bool,
     /// Repeated string instructions and others of several stores.
     pub(super) several: bool,
+    /// What stores flags or conditions that it has evaluated.
+    pub(super) conditions: bool,
 }
+
+/// Encodings of which one instruction in four is: faults were found with these, and opcodes that come as they
+/// may hardly ever make them.
+const PICKED: [&[u8]; 24] = [
+    // VCVTPS2PH, the store that has SIMD exceptions; more often, as they must be unmasked, too.
+    &[0xc4, 0xe3, 0x79, 0x1d],
+    &[0xc4, 0xe3, 0x79, 0x1d],
+    &[0xc4, 0xe3, 0x79, 0x1d],
+    &[0xc4, 0xe3, 0x7d, 0x1d],
+    &[0xc4, 0xe3, 0x7d, 0x1d],
+    // Repeated strings, whose elements are stores of their own.
+    &[0xf3, 0xaa],
+    &[0xf3, 0x48, 0xab],
+    &[0xf3, 0xa4],
+    &[0xf2, 0xa5],
+    // Near calls whose operand size is the vendor's.
+    &[0x66, 0xe8, 0, 0, 0, 0],
+    &[0x66, 0x48, 0xe8, 0, 0, 0, 0],
+    // FNSTENV, FNSAVE, FXSAVE.
+    &[0xd9, FIELD | 6],
+    &[0x66, 0xd9, FIELD | 6],
+    &[0xdd, FIELD | 6],
+    &[0x0f, 0xae, FIELD],
+    &[0x48, 0x0f, 0xae, FIELD],
+    // Stores of the x87 with exceptions of their own: FISTP, FSTP, FBSTP.
+    &[0xdf, FIELD | 7],
+    &[0xd9, FIELD | 3],
+    &[0xdf, FIELD | 6],
+    // STMXCSR, MOVUPS, VMOVDQU.
+    &[0x0f, 0xae, FIELD | 3],
+    &[0x0f, 0x11],
+    &[0xc5, 0xfe, 0x7f],
+    // CMPXCHG, SETcc.
+    &[0x48, 0x0f, 0xb1],
+    &[0x0f, 0x94],
+];
+
+/// Stands for ModRM with this opcode extension.
+const FIELD: u8 = 0xc0;
 
 impl Choice {
     fn options(self) -> u32 {
         if self.amd { DecoderOptions::AMD } else { DecoderOptions::NONE }
     }
 
-    /// A random instruction for 64-bit code at `rip`.
-    pub(super) fn instruction(self, random: &mut Random, rip: u64) -> Vec<u8> {
+    /// A random instruction for 64-bit code at `rip`, behind others.
+    pub(super) fn instruction(self, random: &mut Random, rip: u64, before: &[Vec<u8>]) -> Vec<u8> {
+        // AMD's processors forget the x87's pointers when its state is saved and restored without an
+        // exception pending, and all forget selectors (docs/kvm.md). FLDCW may make one pending.
+        let forgets = self.amd && before.iter().any(|bytes| self.is_x87(bytes));
         loop {
             let mut bytes = encoding(random);
             bytes.truncate(15);
@@ -63,9 +111,24 @@ impl Choice {
             if instruction.is_invalid() || !self.takes(&instruction) {
                 continue;
             }
+            let tells = matches!(
+                instruction.mnemonic(),
+                Mnemonic::Fnstenv | Mnemonic::Fnsave | Mnemonic::Fldcw
+            );
+            if forgets && tells {
+                continue;
+            }
             bytes.truncate(instruction.len());
             return bytes;
         }
+    }
+
+    fn is_x87(self, bytes: &[u8]) -> bool {
+        use CpuidFeature as F;
+        let instruction = Decoder::new(64, bytes, self.options()).decode();
+        let mut features = instruction.cpuid_features().iter();
+        instruction.mnemonic() == Mnemonic::Fisttp
+            || features.any(|feature| matches!(feature, F::FPU | F::FPU287 | F::FPU387))
     }
 
     #[allow(clippy::too_many_lines)] // A list.
@@ -153,7 +216,7 @@ impl Choice {
         let several = instruction.has_rep_prefix()
             || instruction.has_repne_prefix()
             || mnemonic == M::Enter
-            || is_wide(instruction);
+            || is_in_part(instruction);
         let known = instruction.cpuid_features().iter().all(|feature| {
             !matches!(
                 feature,
@@ -175,11 +238,37 @@ impl Choice {
             && known
             && (self.hidden || !hides)
             && (self.several || !several)
+            && (self.conditions || !stores_conditions(instruction))
     }
 }
 
-/// Whether it stores more than a vector register.
-fn is_wide(instruction: &Instruction) -> bool {
+/// Whether it stores more than a vector register, all of it.
+pub(super) fn is_wide(bytes: &[u8]) -> bool {
+    use Mnemonic as M;
+    let mnemonic = Decoder::new(64, bytes, DecoderOptions::NONE).decode().mnemonic();
+    matches!(mnemonic, M::Fxsave | M::Fxsave64 | M::Fnsave | M::Fnstenv | M::Clzero)
+}
+
+/// Whether it stores flags or a condition.
+fn stores_conditions(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    instruction.condition_code() != ConditionCode::None
+        || matches!(instruction.mnemonic(), M::Pushf | M::Pushfd | M::Pushfq)
+}
+
+/// Whether it is a repeated string instruction.
+pub(super) fn is_repeated(bytes: &[u8]) -> bool {
+    let instruction = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
+    instruction.has_rep_prefix() || instruction.has_repne_prefix()
+}
+
+/// Whether it is ENTER.
+pub(super) fn is_enter(bytes: &[u8]) -> bool {
+    Decoder::new(64, bytes, DecoderOptions::NONE).decode().mnemonic() == Mnemonic::Enter
+}
+
+/// Whether it may leave bytes as they are among those that it stores.
+fn is_in_part(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(
         instruction.mnemonic(),
@@ -189,10 +278,6 @@ fn is_wide(instruction: &Instruction) -> bool {
             | M::Xsavec64
             | M::Xsaveopt
             | M::Xsaveopt64
-            | M::Fxsave
-            | M::Fxsave64
-            | M::Fnsave
-            | M::Fnstenv
             | M::Maskmovq
             | M::Maskmovdqu
             | M::Vmaskmovdqu
@@ -200,12 +285,14 @@ fn is_wide(instruction: &Instruction) -> bool {
             | M::Vmaskmovpd
             | M::Vpmaskmovd
             | M::Vpmaskmovq
-            | M::Clzero
     )
 }
 
 fn encoding(random: &mut Random) -> Vec<u8> {
     let mut bytes = Vec::new();
+    if random.below(4) == 0 {
+        return picked(random);
+    }
     if random.below(10) == 0 {
         return vex(random);
     }
@@ -235,6 +322,25 @@ fn encoding(random: &mut Random) -> Vec<u8> {
     }
     operand(random, &mut bytes);
     bytes
+}
+
+/// One of [`PICKED`], with operands as they come.
+fn picked(random: &mut Random) -> Vec<u8> {
+    let mut bytes = random.pick(&PICKED).to_vec();
+    let extension = bytes.pop_if(|last| *last & !7 == FIELD);
+    let at = bytes.len();
+    operand(random, &mut bytes);
+    if let Some(extension) = extension {
+        bytes[at] = bytes[at] & !0x38 | (extension & 7) << 3;
+    }
+    bytes
+}
+
+/// A string instruction that is repeated.
+pub(super) fn repeated(random: &mut Random) -> Vec<u8> {
+    let opcode = random.pick(&[0xa4, 0xa5, 0xaa, 0xab]);
+    let wide = random.below(2) == 0;
+    [&[random.pick(&[0xf2, 0xf3])][..], if wide { &[0x48] } else { &[] }, &[opcode]].concat()
 }
 
 fn vex(random: &mut Random) -> Vec<u8> {

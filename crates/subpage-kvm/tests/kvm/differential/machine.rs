@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use kvm_bindings::kvm_sregs;
+use kvm_bindings::{kvm_regs, kvm_sregs};
 use subpage_kvm::vm::{Configuration, Ending};
 
 use crate::exceptions::{Received, install, received, use_table};
@@ -198,6 +198,46 @@ fn state(area: &[u8; 4096]) -> Vec<u8> {
 }
 
 impl After {
+    /// The exception that the stream ended in, and the registers there.
+    pub(super) fn ended(&self) -> Option<(u64, kvm_regs)> {
+        let exception = self.exception.as_ref()?;
+        let registers = kvm_regs {
+            rax: self.general("rax"),
+            rbx: self.general("rbx"),
+            rcx: self.general("rcx"),
+            rsp: self.general("rsp"),
+            rbp: self.general("rbp"),
+            rsi: self.general("rsi"),
+            rdi: self.general("rdi"),
+            r10: self.general("r10"),
+            rip: exception.frame[exception.frame.len() - 5],
+            ..kvm_regs::default()
+        };
+        Some((exception.vector, registers))
+    }
+
+    /// A register by its name, as the stream left it or as it was when it ended in an exception.
+    pub(super) fn general(&self, wanted: &str) -> u64 {
+        let found = self.general.iter().find(|(name, _)| *name == wanted);
+        let value = found.expect("a register").1;
+        match &self.exception {
+            Some(exception) if wanted == "rsp" => exception.frame[exception.frame.len() - 2],
+            _ => value,
+        }
+    }
+
+    /// RFLAGS in the frame of the exception that the stream ended in.
+    pub(super) fn ended_with_flags(&self) -> Option<u64> {
+        let frame = &self.exception.as_ref()?.frame;
+        Some(frame[frame.len() - 3])
+    }
+
+    /// The bytes of a page that a stream may change, by its place in memory.
+    pub(super) fn page(&self, at: u64) -> &[u8] {
+        let mut pages = self.memory.iter();
+        &pages.find(|(place, _)| *place == at).expect("a page that is watched").1
+    }
+
     /// The same with other bytes in the pages.
     pub(super) fn with_memory(mut self, memory: &[u8]) -> Self {
         for (number, bytes) in (0..).zip(memory.chunks(0x1000)) {

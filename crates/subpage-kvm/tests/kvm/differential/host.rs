@@ -1,0 +1,99 @@
+//! What the KVM at hand, and the processor below it, do in their own way: found out without a guard.
+
+use kvm_bindings::kvm_regs;
+use subpage_emulate::XsaveArea;
+
+use super::generate::Choice;
+use super::machine::{CODE, FIRST, Subject};
+use super::{TF, start};
+use crate::guest::small;
+use crate::privilege::Level;
+use crate::random::Random;
+use crate::stepper::Registers;
+
+/// What can be compared on this KVM.
+#[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)] // Each is a question of its own.
+pub(super) struct Host {
+    /// Its processor says that it is AMD's, or one that follows AMD.
+    pub(super) amd: bool,
+    /// It emulates code at CPL 0, some of which it cannot, and at CPL 3 it hides what is the system's.
+    pub(super) emulates: bool,
+    /// Its processor has other flags in the frame of a fault of SETcc than before it, without a guard.
+    pub(super) loses_flags: bool,
+    /// An operand-size prefix before a near call has not the meaning that it has for the vendor.
+    pub(super) calls_oddly: bool,
+    /// RF in the frame of a single step in a repeated instruction is not as the vendor's processors have it.
+    pub(super) steps_oddly: bool,
+}
+
+impl Host {
+    pub(super) fn find() -> Self {
+        let leaf = core::arch::x86_64::__cpuid(0);
+        let amd = matches!(&leaf.ecx.to_le_bytes(), b"cAMD" | b"uine");
+        // VMOVDQU [RBX], YMM1, which KVM's emulator does not know, without a guard.
+        let machine = Subject::new(&small(), Level::Supervisor);
+        let mut start = start(&mut Random(0));
+        start.registers.general.rbx = FIRST;
+        let emulates = machine.run(&[0xc5, 0xfe, 0x7f, 0x0b], &start.registers).is_err();
+        Self {
+            amd,
+            emulates,
+            loses_flags: loses_flags(),
+            calls_oddly: short_calls() != amd,
+            steps_oddly: resumes() == amd,
+        }
+    }
+
+    pub(super) fn choice(&self, several: bool) -> Choice {
+        let conditions = !self.loses_flags;
+        Choice { amd: self.amd, hidden: !self.emulates, several, conditions }
+    }
+}
+
+/// Registers for what is tried out.
+fn registers(rbx: u64, rflags: u64) -> Registers {
+    let general = kvm_regs {
+        rax: 0x80,
+        rcx: 2,
+        rdx: 1,
+        rbx,
+        rsp: FIRST + 0x100,
+        rsi: FIRST,
+        rdi: FIRST + 0x200,
+        rip: CODE,
+        rflags: 2 | rflags,
+        ..kvm_regs::default()
+    };
+    Registers { general, extended: Box::new(XsaveArea::INITIAL) }
+}
+
+/// Whether an operand-size prefix makes the operand of a near call 16 bits wide.
+fn short_calls() -> bool {
+    // CALL to what follows, and half of its operand is ADD [RBX], AL if the prefix counts.
+    const CALL: [u8; 6] = [0x66, 0xe8, 0, 0, 0, 0x03];
+    let machine = Subject::new(&small(), Level::User);
+    // Where the prefix does not count, the target is far beyond the code.
+    let (_, after) = machine.run(&CALL, &registers(FIRST, 0)).expect("a call");
+    after.general("rsp") == FIRST + 0x100 - 2
+}
+
+/// Whether a single step in a repeated instruction saves RFLAGS.RF as 1.
+fn resumes() -> bool {
+    let machine = Subject::new(&small(), Level::User);
+    let (_, after) = machine.run(&[0xf3, 0xa4], &registers(0, TF)).expect("a step");
+    after.ended_with_flags().expect("a debug exception") & 1 << 16 != 0
+}
+
+/// Whether a SETcc that faults changes flags: QEMU evaluates them for it, and then takes the result for
+/// what they are to be computed from.
+fn loses_flags() -> bool {
+    const ARITHMETIC: u64 = 0x8d5;
+    // CMP AL, DL; SETO [RBX], where no page is.
+    const COMPARE: [u8; 5] = [0x38, 0xd0, 0x0f, 0x90, 0x03];
+    let machine = Subject::new(&small(), Level::User);
+    let (after, _) = machine.run(&COMPARE[..2], &registers(0, 0)).expect("a comparison");
+    let (_, faulted) = machine.run(&COMPARE, &registers(FIRST - 8, 0)).expect("a page fault");
+    let flags = faulted.ended_with_flags().expect("a page fault");
+    (after.general.rflags ^ flags) & ARITHMETIC != 0
+}
