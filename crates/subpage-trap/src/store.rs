@@ -95,7 +95,9 @@ pub fn store<B: Backend>(
 ) -> Result<StoreOutcome<B::Told>, Obstacle<B::Failure>> {
     let wanted = Wanted::InTraps;
     if trapped.store.is_open() {
-        let Some(settled) = &settle(backend, trapped, state)? else { return Ok(Outcome::Done) };
+        let Some(settled) = &settle(backend, trapped, state)? else {
+            return Ok(StoreOutcome::Done);
+        };
         // Elements of a scatter that come before the one that trapped may go anywhere.
         let wanted = if settled.is_element() { Wanted::Anywhere } else { wanted };
         let located = locate_store(backend, settled, state, wanted)?;

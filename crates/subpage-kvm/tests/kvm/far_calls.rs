@@ -27,7 +27,7 @@ fn target(level: Level) -> u16 {
 
 /// The bytes below the stack after CALL FAR [RBX], and CS.
 fn pushed(level: Level, prefix: &[u8], unit: usize, denied: bool) -> (Vec<u8>, u16) {
-    let configuration = Configuration { trap: TrapChoice::View, ..small() };
+    let configuration = Configuration { trap: TrapChoice::Mprotect, ..small() };
     let stepper = Stepper::new(&configuration, level, &[]);
     let guest = &stepper.guest;
     for selector in SELECTORS {

@@ -3,7 +3,7 @@
 use subpage::rules::Action;
 use subpage_emulate::guest::Register;
 use subpage_emulate::{EventKind, VectoringEvent};
-use subpage_trap::{Delivered, Frame, Outcome, Response, Verdict};
+use subpage_trap::{Delivered, Frame, Response, StoreOutcome, Verdict};
 
 use crate::guest::{CODE, DATA, EDGE, Guest, set_stack};
 
@@ -26,7 +26,7 @@ fn a_write_is_heard_of_once_and_again_when_it_has_happened() {
         guest.add_rule("rule", action, guest.pages[0], 8);
         guest.state.registers[Register::Rbx] = DATA + offset;
         let outcome = guest.run(&MOV).unwrap();
-        assert_eq!(matches!(outcome, Outcome::Stopped(_)), action == Action::Stop);
+        assert_eq!(matches!(outcome, StoreOutcome::Stopped(_)), action == Action::Stop);
         let write = (guest.pages[0] + offset, 8);
         assert_eq!(guest.checked, [write], "{action:?} {offset}");
         assert_eq!(
@@ -60,7 +60,7 @@ fn without_exits_there_is_no_qualification() {
     let mut guest = Guest::new(true);
     guest.add_rule("rule", Action::Deny, guest.pages[0], 8);
     guest.state.registers[Register::Rbx] = DATA;
-    assert_eq!(guest.run(&MOV), Ok(Outcome::Done));
+    assert_eq!(guest.run(&MOV), Ok(StoreOutcome::Done));
     let event = &guest.events[0];
     assert_eq!((event.qualification, event.in_software), (None, true));
     assert_eq!((event.response, event.during_delivery), (Response::Skip, false));

@@ -2,7 +2,7 @@
 
 use subpage::rules::Action;
 use subpage_emulate::guest::Register;
-use subpage_trap::{Outcome, Verdict};
+use subpage_trap::{StoreOutcome, Verdict};
 
 use crate::guest::{CODE, DATA, Guest};
 
@@ -22,7 +22,7 @@ fn only_bytes_under_the_mask_are_written() {
             for byte in [0, 3, 12] {
                 guest.extended.0[192 + byte] = 0x80;
             }
-            assert_eq!(guest.run(&MASKMOVDQU), Ok(Outcome::Done));
+            assert_eq!(guest.run(&MASKMOVDQU), Ok(StoreOutcome::Done));
             let context = format!("{ruled} {action:?}");
             let mut expected = vec![0; 16];
             if !(denied && action == Action::Deny) {
@@ -46,7 +46,7 @@ fn skipping_stays_within_32_bits_outside_of_64_bit_code() {
         guest.add_rule("rule", Action::Deny, guest.pages[0], 8);
         guest.state.registers[Register::Rbx] = DATA;
         // mov [rbx], eax
-        assert_eq!(guest.run(&[0x89, 0x03]), Ok(Outcome::Done));
+        assert_eq!(guest.run(&[0x89, 0x03]), Ok(StoreOutcome::Done));
         assert_eq!((guest.state.rip, guest.events.len()), (CODE + 2, 1));
     }
 }

@@ -178,7 +178,7 @@ fn a_store_whose_mask_is_zero_is_over() {
     for code in [&[0x66, 0x0f, 0xf7, 0xca][..], &[0x0f, 0xf7, 0xc0]] {
         guest.state.rip = CODE;
         guest.state.rflags |= 1 << 16;
-        assert_eq!(guest.run(code), Ok(Outcome::Done));
+        assert_eq!(guest.run(code), Ok(StoreOutcome::Done));
         assert_eq!(guest.state.rip, CODE + code.len() as u64);
         assert_eq!(guest.state.rflags & 1 << 16, 0, "RF ends with the instruction");
     }

@@ -40,7 +40,7 @@ impl Vcpu {
             if store.is_open() {
                 let trapped = Trapped { instruction: found.instruction(), store };
                 match settle(locked, trapped, state)? {
-                    None => return Ok(Some(Outcome::Done)),
+                    None => return Ok(Some(StoreOutcome::Done)),
                     Some(known) => settled = known,
                 }
                 store = &settled;
@@ -89,7 +89,7 @@ impl Vcpu {
         self.decode_cache.put(found);
         match result {
             Ok(Some(outcome)) => {
-                let done = matches!(outcome, Outcome::Done);
+                let done = matches!(outcome, StoreOutcome::Done);
                 if done && state.segments.cs != code_segment {
                     set_segment(&mut self.vmcs, SEGMENT_FIELDS[CS], &state.segments.cs);
                 }
@@ -236,7 +236,7 @@ impl Locked<'_> {
             // All its bytes have to be known.
             Ok(store) if store.is_open() => {
                 match settle(self, Trapped { instruction, store }, state)? {
-                    None => return Ok(Some(Outcome::Done)),
+                    None => return Ok(Some(StoreOutcome::Done)),
                     Some(known) => settled = known,
                 }
                 Ok(&settled)

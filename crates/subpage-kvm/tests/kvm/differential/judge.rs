@@ -9,7 +9,7 @@ use subpage_emulate::{GuestInstruction, Store};
 use subpage_trap::{Record, Verdict};
 
 use super::generate::{is_enter, is_wide};
-use super::machine::{After, CODE, FIRST, Subject, PAGES, Page, Start, page};
+use super::machine::{After, CODE, FIRST, PAGES, Page, Start, Subject, page};
 
 /// What a judge says of a stream.
 #[derive(Clone)]

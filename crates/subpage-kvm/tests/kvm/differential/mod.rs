@@ -29,7 +29,7 @@ use host::Host;
 use judge::{
     Judged, Undecided, differs_from_events, enters_in_part, is_short_call, over_rom, refuses_oddly,
 };
-use machine::{CODE, FIRST, Subject, PAGES, Page, Start, page};
+use machine::{CODE, FIRST, PAGES, Page, Start, Subject, page};
 
 /// Single steps.
 const TF: u64 = 1 << 8;
