@@ -18,6 +18,7 @@ use super::store::{
 };
 use super::{
     Access, Exception, Fault, Incomplete, PagingFeatures, Store, SystemTables, is_canonical,
+    translate,
 };
 use crate::guest::{PhysicalMemory, Register, State};
 
@@ -233,6 +234,8 @@ impl<M: PhysicalMemory> Surroundings<'_, M> {
         let room = u64::from(instruction.immediate16());
         let below = stack_pointer(state).wrapping_sub(length as u64).wrapping_sub(room);
         set_stack_pointer(&mut after, below);
+        let end = segment::linear(state, Name::SS, stack_pointer(&after), 1, true)?;
+        translate(self.memory, self.paging, state, end, Access::write_by(state))?;
         set_part(&mut after, name, frame);
         Ok(Effect { bytes: Bytes::Long(bytes), unit: slot, after, jumps: false })
     }

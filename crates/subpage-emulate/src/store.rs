@@ -214,6 +214,12 @@ impl Store {
         matches!(self.form, Form::StoreTableRegister | Form::StoreSelector | Form::FarCall)
     }
 
+    /// Whether the processor also asks for the right to write where the stack pointer then is, and writes
+    /// nothing there: ENTER (SDM Vol. 2, "ENTER", exceptions).
+    pub const fn probes_stack(&self) -> bool {
+        matches!(self.form, Form::Enter)
+    }
+
     /// Whether a repeat prefix means something.
     pub(super) const fn is_string(&self) -> bool {
         matches!(self.form, Form::StoreString | Form::MoveString)

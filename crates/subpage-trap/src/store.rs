@@ -93,7 +93,9 @@ pub fn store<B: Backend>(
     trapped: Trapped<'_>,
     state: &mut State,
 ) -> Result<StoreOutcome<B::Told>, Obstacle<B::Failure>> {
-    let wanted = Wanted::InTraps;
+    // What traps may be the page where ENTER writes nothing.
+    let probes = trapped.store.probes_stack();
+    let wanted = if probes { Wanted::Anywhere } else { Wanted::InTraps };
     if trapped.store.is_open() {
         let Some(settled) = &settle(backend, trapped, state)? else {
             return Ok(StoreOutcome::Done);

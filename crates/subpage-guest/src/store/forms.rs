@@ -158,6 +158,9 @@ pub static STACK: &[Form] = &[
     push!("enter 0, 0", 8; "mov rbp, rbx", "enter 0, 0"),
 ];
 
+/// ENTER that makes room, and asks whether it may be written.
+pub static ENTER_ROOM: Form = push!("enter 0x100, 0", 8; "mov rbp, rbx", "enter 0x100, 0");
+
 /// Far calls to the code segment that they are in. The pointer lies where RCX will be left.
 pub static FAR_CALLS: &[Form] = &[
     push!("call m16:32", 8, last_first = true;

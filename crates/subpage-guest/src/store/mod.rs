@@ -6,7 +6,7 @@
 #[allow(unsafe_code)]
 mod forms;
 
-pub use forms::{AVX, AVX512, FAR_CALLS, INTEGER, LOCKED, SSE, STACK, STRING, X87};
+pub use forms::{AVX, AVX512, ENTER_ROOM, FAR_CALLS, INTEGER, LOCKED, SSE, STACK, STRING, X87};
 
 use crate::memory::Bytes;
 

@@ -6,7 +6,7 @@ use crate::hypervisor::{self, Access, Events, drain_events, has_spp, set_maps};
 use crate::memory::{Bytes, PAGE, SUB_PAGE, frames};
 use crate::processor::registers::{has_avx, has_avx512};
 use crate::store::{
-    AVX, AVX512, FAR_CALLS, Form, INTEGER, LOCKED, Registers, SSE, STACK, STRING, X87,
+    AVX, AVX512, ENTER_ROOM, FAR_CALLS, Form, INTEGER, LOCKED, Registers, SSE, STACK, STRING, X87,
 };
 use crate::test;
 
@@ -195,6 +195,19 @@ fn store_far_calls() {
     check_all(FAR_CALLS);
 }
 test!(store_far_calls; limit = 60);
+
+/// The page where ENTER's room ends may be one that traps, although nothing is written there.
+fn store_enter_room() {
+    let pages = frames::pages(2);
+    pages.fill(OLD);
+    hypervisor::set_access(pages.page(0), 0);
+    let denials = Counter::Denied.get();
+    let after = ENTER_ROOM.run(pages.part(PAGE + 0x40, 8), frames::page());
+    assert_eq!(pages.read::<u64>(PAGE + 0x40), after.rbx);
+    assert!((0..PAGE).all(|at| pages.read::<u8>(at) == OLD));
+    assert_eq!(Counter::Denied.get(), denials);
+}
+test!(store_enter_room);
 
 fn store_string() {
     check_all(STRING);

@@ -185,6 +185,20 @@ fn a_store_whose_mask_is_zero_is_over() {
     assert_eq!((guest.bytes(DATA, 16), guest.events.len()), (vec![0; 16], 0));
 }
 
+/// ENTER asks for the right to write where the stack pointer then is, so the page there may trap although
+/// nothing is written to it.
+#[test]
+fn enter_is_carried_out_although_only_its_room_lies_in_a_page_that_traps() {
+    let mut guest = Guest::new(true);
+    guest.add_rule("room", Action::Deny, guest.pages[0] + 0xf80, 8);
+    guest.state.registers[Register::Rsp] = EDGE + 0x40;
+    // ENTER 0x60, 0.
+    assert_eq!(guest.run(&[0xc8, 0x60, 0, 0]), Ok(Outcome::Done));
+    assert_eq!(guest.state.registers[Register::Rsp], EDGE + 0x40 - 8 - 0x60);
+    assert_eq!(guest.state.registers[Register::Rbp], EDGE + 0x38);
+    assert_eq!((guest.state.rip, guest.events.len()), (CODE + 4, 0));
+}
+
 /// A write to a read-only slot completes as over a ROM, without an event.
 #[test]
 fn a_read_only_slot_is_a_rom() {

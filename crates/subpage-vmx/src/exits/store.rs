@@ -251,6 +251,12 @@ impl Locked<'_> {
             Err(Refusal::Exception(exception)) => return Err(Obstacle::Exception(exception)),
             Err(Refusal::Unsupported(_)) => self.locate_unknown(exit, instruction, state),
         };
+        if let (Ok(store), Some(located)) = (found, &located)
+            && !located.touches_page_of(exit.gpa)
+        {
+            // ENTER, which asks for a page and writes to another.
+            return complete(self, Trapped { instruction, store }, located, state).map(Some);
+        }
         let (domain, retry) = (&mut self.shared.domain, &mut self.vcpu.retry);
         let (answer, _) = match &located {
             Some(located) => domain.ept_violation_by(retry, exit, &located.parts),
@@ -297,7 +303,7 @@ impl Locked<'_> {
         state: &State,
     ) -> Result<Option<Located>, Obstacle> {
         let located = locate_store(self, store, state, Wanted::Anywhere)?;
-        if located.touches_page_of(exit.gpa) {
+        if located.touches_page_of(exit.gpa) || store.probes_stack() {
             return Ok(Some(located));
         }
         self.vcpu.vmcs.invalidate_ept();
