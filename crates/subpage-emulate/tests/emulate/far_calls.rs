@@ -6,7 +6,8 @@ use subpage_emulate::{
     Store, SystemTables, TableRegister, Unsupported,
 };
 
-use crate::machine::{Flat, OwnTrampoline, PAGING, TABLES, state_16, state_32};
+use crate::flat::Flat;
+use crate::machine::{OwnTrampoline, PAGING, TABLES, state_16, state_32};
 
 const MEMORY: usize = 0x10000;
 const TABLE: u64 = 0x2000;

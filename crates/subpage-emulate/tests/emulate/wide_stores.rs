@@ -7,7 +7,8 @@ use subpage_emulate::{
     XsaveArea,
 };
 
-use crate::machine::{Flat, OwnTrampoline, PAGING, TABLES, state_16, state_32, state_64};
+use crate::flat::Flat;
+use crate::machine::{OwnTrampoline, PAGING, TABLES, state_16, state_32, state_64};
 use crate::stores::Needs::{Alignment, Nothing};
 use crate::stores::{Bench, Form, m};
 

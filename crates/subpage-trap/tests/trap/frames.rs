@@ -240,6 +240,6 @@ fn the_accessed_flag_of_a_descriptor_in_a_read_only_page() {
         set_stack(&mut guest, EDGE);
         let mut state = guest.state;
         assert_eq!(Frame::deliver(&mut guest, &mut state, &TIMER), Ok(Delivered::Handler));
-        assert_eq!(guest.memory.get(0x7008 + 5, 1), [0x9a | u8::from(sets)]);
+        assert_eq!(guest.memory.get::<1>(0x7008 + 5), [0x9a | u8::from(sets)]);
     }
 }

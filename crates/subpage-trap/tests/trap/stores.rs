@@ -193,7 +193,7 @@ fn enter_is_carried_out_although_only_its_room_lies_in_a_page_that_traps() {
     guest.add_rule("room", Action::Deny, guest.pages[0] + 0xf80, 8);
     guest.state.registers[Register::Rsp] = EDGE + 0x40;
     // ENTER 0x60, 0.
-    assert_eq!(guest.run(&[0xc8, 0x60, 0, 0]), Ok(Outcome::Done));
+    assert_eq!(guest.run(&[0xc8, 0x60, 0, 0]), Ok(StoreOutcome::Done));
     assert_eq!(guest.state.registers[Register::Rsp], EDGE + 0x40 - 8 - 0x60);
     assert_eq!(guest.state.registers[Register::Rbp], EDGE + 0x38);
     assert_eq!((guest.state.rip, guest.events.len()), (CODE + 4, 0));
