@@ -25,10 +25,10 @@ fn ready(guest: &Guest, level: Level) {
 /// allows all of it, and the next one nothing.
 #[test]
 fn allow_once_allows_all_bytes_of_one_store() {
+    const FIRST: u64 = 0x0011_0022;
     if !kvm() {
         return;
     }
-    const FIRST: u64 = 0x0011_0022;
     for configuration in both_ways() {
         for level in LEVELS {
             let mut guest = Guest::new(&configuration, |code| {
@@ -53,11 +53,11 @@ fn allow_once_allows_all_bytes_of_one_store() {
 /// end at a breakpoint among them, and sees no flag of theirs.
 #[test]
 fn steps_that_are_interrupted_are_made_once() {
+    const ROUNDS: u64 = 300;
+    const TRAP_FLAG: u64 = 1 << 8;
     if !kvm() {
         return;
     }
-    const ROUNDS: u64 = 300;
-    const TRAP_FLAG: u64 = 1 << 8;
     for configuration in both_ways() {
         let mut guest = Guest::new(&configuration, |code| {
             let mut again = code.create_label();
