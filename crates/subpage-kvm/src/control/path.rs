@@ -87,7 +87,7 @@ fn find_in<T>(
     Ok((listen(&path(directory.path()))?, Some(directory)))
 }
 
-/// The sockets of this user's running guests in the places where [`find`] makes them. Some may be of
+/// The sockets of this user's running guests in the places where `find` makes them. Some may be of
 /// processes that have been killed.
 pub fn default_sockets() -> Vec<PathBuf> {
     let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
