@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::commands::{Place, golden, status};
+use crate::place::{Place, golden, status};
 
 #[test]
 fn a_policy_is_begun_and_is_right() {

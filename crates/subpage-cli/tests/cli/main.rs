@@ -9,10 +9,12 @@ mod events;
 mod first_hour;
 mod kallsyms;
 mod kvm;
+mod place;
 mod policy;
 mod report;
 mod runs;
 mod schema;
+mod streams;
 mod symbols;
 mod warnings;
 

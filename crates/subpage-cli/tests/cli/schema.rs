@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 use subpage_cli::schema::{SchemaChoice, schema};
 
-use crate::commands::{Place, status};
 use crate::golden;
+use crate::place::{Place, status};
 
 /// The keys of an object that a schema knows, if the value fits it. Every keyword that the schemas
 /// have is judged, and another one is a failure of the test. `where_from` is for messages.

@@ -4,7 +4,7 @@ use std::fs;
 
 use subpage_trace::{Header, Name, NameKind, Names, Process, TraceWriter, Write as TraceWrite};
 
-use crate::commands::{Place, golden, status};
+use crate::place::{Place, golden, status};
 
 /// Rules in the place of those of the trace `server.sptrace`.
 fn policy(rules: &[(&str, &str, &str)]) -> String {

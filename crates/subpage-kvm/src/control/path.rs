@@ -71,7 +71,7 @@ fn find_in<T>(
         return Err(ControlError::InUse { path: directory.join(format!("{process}.sock")) });
     }
     let path = |directory: &Path| directory.join(format!("{process}.sock"));
-    let example = |temporary: &Path| path(&temporary.join(format!("{PREFIX}XXXXXX")));
+    let example = |temporary: &Path| path(&temporary.join(format!("{PREFIX}000000")));
     let chosen = temporary.iter().find(|temporary| fits(&example(temporary)));
     let Some(temporary) = chosen else {
         let path = temporary.first().map(|temporary| example(temporary));

@@ -19,10 +19,10 @@ use subpage_trace::{
 use tempfile::TempDir;
 
 static NEVER: AtomicBool = AtomicBool::new(false);
-static NO_SIGNAL: AtomicUsize = AtomicUsize::new(0);
+pub(crate) static NO_SIGNAL: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether a tool runs here; prints why a test is skipped if not.
-fn have(tool: &str) -> bool {
+pub(crate) fn have(tool: &str) -> bool {
     let found = Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
     if !found {
         println!("skipped: `{tool}` is not installed");
@@ -30,7 +30,7 @@ fn have(tool: &str) -> bool {
     found
 }
 
-fn folder() -> TempDir {
+pub(crate) fn folder() -> TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
@@ -41,7 +41,11 @@ fn entries(folder: &TempDir) -> Vec<OsString> {
     names
 }
 
-fn recording<'a>(program: &Path, arguments: &[&str], signal: &'a AtomicUsize) -> Recording<'a> {
+pub(crate) fn recording<'a>(
+    program: &Path,
+    arguments: &[&str],
+    signal: &'a AtomicUsize,
+) -> Recording<'a> {
     Recording {
         program: program.into(),
         arguments: arguments.iter().map(Into::into).collect(),
@@ -51,7 +55,7 @@ fn recording<'a>(program: &Path, arguments: &[&str], signal: &'a AtomicUsize) ->
     }
 }
 
-fn compile(folder: &TempDir, source: &str, flags: &[&str]) -> PathBuf {
+pub(crate) fn compile(folder: &TempDir, source: &str, flags: &[&str]) -> PathBuf {
     let (input, output) = (folder.path().join("program.c"), folder.path().join("program"));
     fs::write(&input, source).expect("writable");
     let mut cc = Command::new("cc");
@@ -60,7 +64,7 @@ fn compile(folder: &TempDir, source: &str, flags: &[&str]) -> PathBuf {
     output
 }
 
-fn read(path: &Path) -> (Header, Vec<Write>) {
+pub(crate) fn read(path: &Path) -> (Header, Vec<Write>) {
     let mut reader = TraceReader::new(fs::File::open(path).expect("there")).expect("a trace");
     let (mut all, mut block) = (Vec::new(), Vec::new());
     while reader.next_block(&mut block).expect("undamaged") {
@@ -178,50 +182,6 @@ fn needs_valgrind_a_program_of_a_few_instructions_has_names() {
 }
 
 #[test]
-fn needs_valgrind_forked_children_do_not_mix_in() {
-    if !(have("valgrind") && have("cc")) {
-        return;
-    }
-    let folder = folder();
-    let source = r"
-        #include <fcntl.h>
-        #include <unistd.h>
-        volatile int parents, childs;
-        int main(int argc, char **argv) {
-            pid_t pid = fork();
-            for (int i = 0; i < 5000; i++) if (pid == 0) childs = i; else parents = i;
-            if (pid != 0) return 3;
-            close(1);
-            close(2);
-            for (int i = 0; i < 3000; i++) {
-                if (access(argv[1], F_OK) != 0) return 0;
-                usleep(10000);
-            }
-            close(creat(argv[2], 0666));
-            return 0;
-        }
-    ";
-    let program = compile(&folder, source, &[]);
-    let output = folder.path().join("out.sptrace");
-    // The child lives on with the pipe in its hands; that must not hold the recorder up.
-    let (go_on, late) = (folder.path().join("go on"), folder.path().join("late"));
-    fs::write(&go_on, "").expect("writable");
-    let arguments = [go_on.to_str().expect("UTF-8"), late.to_str().expect("UTF-8")];
-    let recorded = record(&output, &recording(&program, &arguments, &NO_SIGNAL), |_| {});
-    assert!(!late.exists(), "the recorder waited for the child");
-    fs::remove_file(&go_on).expect("there");
-    let recorded = recorded.expect("recorded");
-    assert_eq!(recorded.status.and_then(|s| s.code()), Some(3));
-    assert_eq!(recorded.text.malformed, 0);
-    let (header, writes) = read(&output);
-    let count = |name| {
-        let start = header.names.find(name).expect("named").start;
-        writes.iter().filter(|w| w.address == start).count()
-    };
-    assert_eq!((count("parents"), count("childs")), (5000, 0));
-}
-
-#[test]
 fn needs_valgrind_a_program_that_is_killed_says_so_and_its_writes_are_kept() {
     if !(have("valgrind") && have("cc")) {
         return;
@@ -236,6 +196,16 @@ fn needs_valgrind_a_program_that_is_killed_says_so_and_its_writes_are_kept() {
     assert!(!read(&output).1.is_empty());
 }
 
+/// Waits until something is so, a minute at most: what comes then tells that it was not.
+fn until(so: impl Fn() -> bool) {
+    for _ in 0..3000 {
+        if so() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// The first signal is the program's; what was recorded is kept whether it ends itself or not.
 #[test]
 fn needs_valgrind_a_stop_on_request_keeps_what_was_recorded() {
@@ -243,107 +213,38 @@ fn needs_valgrind_a_stop_on_request_keeps_what_was_recorded() {
         return;
     }
     // One ends itself, one is busy and one sleeps and prints nothing: the last two have to be ended.
-    for (body, signals, code) in [
-        ("signal(SIGTERM, end); while (!ended) { x++; usleep(1000); }", 1, Some(5)),
-        ("signal(SIGTERM, SIG_IGN); for (;;) x++;", 2, None),
-        ("signal(SIGTERM, SIG_IGN); for (;;) sleep(60);", 2, None),
+    for (handler, body, signals, code) in [
+        ("end", "while (!ended) { x++; usleep(1000); }", 1, Some(5)),
+        ("SIG_IGN", "for (;;) x++;", 2, None),
+        ("SIG_IGN", "for (;;) sleep(60);", 2, None),
     ] {
         let folder = folder();
         let source = format!(
-            "#include <signal.h>\n#include <unistd.h>\nvolatile long x; volatile int ended;
+            "#include <fcntl.h>\n#include <signal.h>\n#include <unistd.h>
+             volatile long x; volatile int ended;
              void end(int s) {{ ended = 1; }}
-             int main(void) {{ x = 1; {body} return 5; }}"
+             int main(int argc, char **argv) {{
+                 signal(SIGTERM, {handler}); x = 1; close(creat(argv[1], 0666));
+                 {body} return 5; }}"
         );
         let program = compile(&folder, &source, &[]);
-        let output = folder.path().join("out.sptrace");
+        let (output, ready) = (folder.path().join("out.sptrace"), folder.path().join("ready"));
+        let arguments = [ready.to_str().expect("UTF-8")];
         let signal = AtomicUsize::new(0);
         let recorded = thread::scope(|scope| {
             scope.spawn(|| {
-                // Valgrind takes a second to begin here.
+                until(|| ready.exists());
                 for _ in 0..signals {
-                    thread::sleep(Duration::from_secs(4));
                     signal.store(15, Ordering::Relaxed);
+                    until(|| signal.load(Ordering::Relaxed) == 0);
                 }
             });
-            record(&output, &recording(&program, &[], &signal), |_| {}).expect("recorded")
+            record(&output, &recording(&program, &arguments, &signal), |_| {}).expect("recorded")
         });
         assert_eq!(recorded.status.and_then(|s| s.code()), code, "{body}");
         let (header, writes) = read(&output);
         let x = header.names.find("x").expect("named").start;
         assert!(writes.iter().any(|w| w.address == x), "{body}");
-    }
-}
-
-/// The writes of each process, by its place.
-fn by_process(path: &Path) -> (Header, Vec<Vec<Write>>) {
-    let mut reader = TraceReader::new(fs::File::open(path).expect("there")).expect("a trace");
-    let mut all = vec![Vec::new(); reader.header().processes.len().max(1)];
-    let mut block = Vec::new();
-    while reader.next_block(&mut block).expect("undamaged") {
-        all[usize::from(reader.process())].extend(&block);
-    }
-    (reader.header().clone(), all)
-}
-
-/// Before, in a child and after an exec; the trace knew the first only.
-const BECOMES: &str = r#"
-#include <sys/wait.h>
-#include <unistd.h>
-volatile long counts[64];
-static void count(int which, int times) { for (int i = 0; i < times; i++) counts[which]++; }
-int main(int argc, char **argv) {
-    if (argc == 3) { count(3, 90); return 0; }
-    if (argc == 2) { count(2, 700); return 6; }
-    count(1, 500);
-    if (fork() == 0) { count(4, 40); execl(argv[0], argv[0], "the", "child", NULL); }
-    wait(NULL);
-    execl(argv[0], argv[0], "again", NULL);
-}
-"#;
-
-#[test]
-fn needs_valgrind_an_exec_is_followed_and_children_if_asked_for() {
-    if !(have("valgrind") && have("cc")) {
-        return;
-    }
-    let folder = folder();
-    let program = compile(&folder, BECOMES, &[]);
-    let path = program.to_str().expect("UTF-8");
-    let output = folder.path().join("out.sptrace");
-    for (children, expected) in [
-        (false, vec![("", [500, 0, 0, 0]), (" again", [0, 700, 0, 0])]),
-        (
-            true,
-            vec![
-                ("", [500, 0, 0, 0]),
-                ("", [0, 0, 0, 40]),
-                (" the child", [0, 0, 90, 0]),
-                (" again", [0, 700, 0, 0]),
-            ],
-        ),
-    ] {
-        let request = Recording { children, ..recording(&program, &[], &NO_SIGNAL) };
-        let recorded = record(&output, &request, |_| {}).expect("recorded");
-        assert_eq!(recorded.status.and_then(|s| s.code()), Some(6));
-        assert_eq!(recorded.processes, expected.len());
-        assert_eq!(recorded.processes_left_out, usize::from(!children));
-        assert!(recorded.nameless.is_none(), "{:?}", recorded.nameless);
-        let (header, writes) = by_process(&output);
-        assert_eq!(usize::from(header.main), expected.len() - 1);
-        assert_eq!(header.command, [path]);
-        let counts = header.names.find("counts").expect("named").start;
-        let found = header.processes.iter().zip(&writes).map(|(process, writes)| {
-            let count = |at: u64| writes.iter().filter(|w| w.address == counts + 8 * at).count();
-            (process.command.strip_prefix(path).expect("it"), [1, 2, 3, 4].map(count))
-        });
-        assert_eq!(found.collect::<Vec<_>>(), expected);
-        let parents: Vec<_> = header.processes.iter().map(|process| process.parent).collect();
-        if children {
-            assert_eq!(parents, [None, Some(0), Some(1), Some(0)]);
-            let child = &header.processes[2];
-            assert_ne!(child.pid, header.processes[0].pid);
-            assert_eq!(child.names.find("counts").expect("named").start, counts);
-        }
     }
 }
 
@@ -399,9 +300,7 @@ fn needs_valgrind_a_program_that_is_rebuilt_meanwhile_keeps_its_own_names() {
     let arguments = [ready.to_str().expect("UTF-8"), go_on.to_str().expect("UTF-8")];
     let recorded = thread::scope(|scope| {
         scope.spawn(|| {
-            while !ready.exists() {
-                thread::sleep(Duration::from_millis(20));
-            }
+            until(|| ready.exists());
             compile(&folder, &source(second), &["-no-pie"]);
             fs::write(&go_on, "").expect("writable");
         });
