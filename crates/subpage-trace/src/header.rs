@@ -55,7 +55,9 @@ impl Header {
     /// A command that is too long is cut, at a word if there are several.
     ///
     /// # Panics
-    /// If there are too many processes, names of all of them together, or `main` is none of them.
+    /// If the processes are more than [`MAX_PROCESSES`] or all names together more than [`MAX_NAMES`],
+    /// if `main` is none of the processes or has names among them, or if a parent does not stand
+    /// before its child.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut content = Vec::new();
         let mut left = MAX_COMMAND_BYTES;
@@ -74,9 +76,8 @@ impl Header {
         }
         put_names(&mut content, &self.names);
         let version = if self.processes.is_empty() { ONE_PROCESS } else { VERSION };
+        self.check_processes();
         if version == VERSION {
-            assert!(self.processes.len() <= MAX_PROCESSES, "too many processes");
-            assert!(usize::from(self.main) < self.processes.len(), "the main process is not there");
             varint::put(&mut content, self.processes.len() as u64);
             varint::put(&mut content, self.main.into());
             for process in &self.processes {
@@ -98,6 +99,22 @@ impl Header {
         let checksum = crc32fast::hash(&bytes);
         bytes.extend(checksum.to_le_bytes());
         bytes
+    }
+
+    /// The rules that a reader checks, and that the types do not.
+    fn check_processes(&self) {
+        let (processes, main) = (&self.processes, usize::from(self.main));
+        assert!(processes.len() <= MAX_PROCESSES, "there are too many processes");
+        assert!(main < processes.len().max(1), "the main process is not there");
+        let names =
+            processes.iter().fold(self.names.len(), |sum, process| sum + process.names.len());
+        assert!(names <= MAX_NAMES, "there are too many names");
+        for (index, process) in processes.iter().enumerate() {
+            let earlier = process.parent.is_none_or(|parent| usize::from(parent) < index);
+            assert!(earlier, "the parent of process {index} does not stand before it");
+            let elsewhere = index != main || process.names.is_empty();
+            assert!(elsewhere, "the names of the main process stand with it");
+        }
     }
 
     /// Reads what [`Self::encode`] wrote.
@@ -210,11 +227,15 @@ fn take_processes(
         if command.len() > MAX_PROCESS_BYTES {
             return Err("a process breaks its limits");
         }
+        let names = take_names(content, room)?;
+        if index == main && !names.is_empty() {
+            return Err("the names of the main process stand with it");
+        }
         processes.push(Process {
             pid,
             parent: parent.checked_sub(1).and_then(|parent| u16::try_from(parent).ok()),
             command: command.to_owned(),
-            names: take_names(content, room)?,
+            names,
         });
     }
     let main = u16::try_from(main).unwrap_or_else(|_| unreachable!("there are few processes"));
@@ -250,136 +271,4 @@ fn decode(mut content: &[u8], version: u32) -> Result<Header, &'static str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(bytes: &[u8]) -> Result<Header, TraceError> {
-        Header::read(&mut Counted::new(bytes))
-    }
-
-    #[test]
-    fn a_full_header_stays_below_its_limit() {
-        let name = |i: u64| Name {
-            name: format!("{i:0>255}"),
-            start: (1 << 47) + i,
-            length: 1 << 40,
-            kind: NameKind::Object,
-        };
-        let header = Header {
-            command: vec!["x".repeat(MAX_COMMAND_BYTES)],
-            names: Names::new((0..MAX_NAMES as u64).map(name)),
-            ..Header::default()
-        };
-        assert_eq!(read(&header.encode()).expect("readable"), header);
-    }
-
-    #[test]
-    fn a_command_that_is_too_long_is_cut_at_a_word() {
-        let header = Header {
-            command: vec!["a".into(), "b".repeat(MAX_COMMAND_BYTES), "c".into()],
-            ..Header::default()
-        };
-        assert_eq!(read(&header.encode()).expect("readable").command, ["a"]);
-        let header = Header { command: vec![String::new(); 5000], ..Header::default() };
-        assert_eq!(read(&header.encode()).expect("readable").command.len(), MAX_ARGUMENTS);
-    }
-
-    fn of_three() -> Header {
-        let process = |pid, parent, command: &str| Process {
-            pid,
-            parent,
-            command: command.to_owned(),
-            names: Names::default(),
-        };
-        let name = Name { name: "c".into(), start: 0x1000, length: 8, kind: NameKind::Object };
-        let mut child = process(8, Some(0), "ls");
-        child.names = Names::new([name.clone()]);
-        Header {
-            command: vec!["env".into(), "prog".into()],
-            names: Names::new([name]),
-            processes: vec![process(7, None, "env prog"), child, process(7, Some(0), "prog")],
-            main: 2,
-        }
-    }
-
-    #[test]
-    fn several_processes_have_their_places() {
-        let header = of_three();
-        let bytes = header.encode();
-        assert_eq!(bytes[8], 2, "readers of one process only must not take it for one");
-        assert_eq!(read(&bytes).expect("readable"), header);
-        let mut long = of_three();
-        long.processes[1].command = "é".repeat(MAX_PROCESS_BYTES);
-        let cut = read(&long.encode()).expect("readable").processes[1].command.len();
-        assert_eq!(cut, MAX_PROCESS_BYTES);
-    }
-
-    #[test]
-    fn processes_that_break_a_rule_are_refused_with_the_rule() {
-        let limits = "a process breaks its limits";
-        for (processes, rule) in [
-            (&[][..], "a process is cut off"),
-            (&[0], "there is no process"),
-            (&[1], "a process is cut off"),
-            (&[1, 1], limits),
-            (&[0x81, 8, 0], limits),
-            (&[1, 0], "a process is cut off"),
-            (&[1, 0, 7], "a process is cut off"),
-            (&[1, 0, 7, 1], limits),
-            (&[1, 0, 0xff, 0xff, 0xff, 0xff, 0x10, 0], limits),
-            (&[1, 0, 7, 0, 1], "a text is cut off"),
-            (&[1, 0, 7, 0, 0], "the names are cut off"),
-            (&[1, 0, 7, 0, 0, 0x81, 0x80, 4], "there are more than 65,536 names"),
-            (&[1, 0, 7, 0, 0, 0, 0], "bytes follow the end of the header"),
-        ] {
-            let content = [&[0, 0][..], processes].concat();
-            assert_eq!(decode(&content, VERSION), Err(rule), "{processes:?}");
-        }
-    }
-
-    #[test]
-    fn a_lying_length_takes_no_memory() {
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend(VERSION.to_le_bytes());
-        bytes.extend(MAX_CONTENT.to_le_bytes());
-        assert!(matches!(read(&bytes), Err(TraceError::Truncated { offset: 16, .. })));
-        bytes.truncate(12);
-        bytes.extend(u32::MAX.to_le_bytes());
-        assert!(matches!(read(&bytes), Err(TraceError::Header { .. })));
-        bytes[8] = 9;
-        assert!(matches!(read(&bytes), Err(TraceError::Version { found: 9, known: 2 })));
-    }
-
-    #[test]
-    fn content_that_breaks_a_rule_is_refused_with_the_rule() {
-        let name = |text: &[u8], rest: &[u8]| {
-            let mut content = vec![0, 1];
-            varint::put(&mut content, text.len() as u64);
-            content.extend(text);
-            content.extend(rest);
-            content
-        };
-        assert_eq!(decode(&name(b"ok", &[1, 0x10, 8]), ONE_PROCESS).expect("right").names.len(), 1);
-        let limits = "a name breaks its limits";
-        for (content, rule) in [
-            (vec![], "the command is cut off"),
-            (vec![0], "the names are cut off"),
-            (vec![0xff, 0xff, 0x7f], "the command has more than 4,096 words"),
-            (vec![1, 5, b'x'], "a text is cut off"),
-            (vec![1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1], "a text is cut off"),
-            (vec![1, 1, 0xff, 0], "a text is not UTF-8"),
-            (vec![0, 0x81, 0x80, 4], "there are more than 65,536 names"),
-            (vec![0, 0, 0], "bytes follow the end of the header"),
-            (name(b"ok", &[]), "a name is cut off"),
-            (name(b"ok", &[4, 0x10, 8]), "a name is of an unknown kind"),
-            (name(b"ok", &[1, 0x10]), "a name is cut off"),
-            (name(b"ok", &[1, 0x10, 0]), limits),
-            (name(b"", &[1, 0x10, 8]), limits),
-            (name(b"\x1b[31m", &[1, 0x10, 8]), limits),
-            (name(&[b'x'; 256], &[1, 0x10, 8]), limits),
-            (name(b"ok", &[1, 0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]), limits),
-        ] {
-            assert_eq!(decode(&content, ONE_PROCESS), Err(rule), "{content:?}");
-        }
-    }
-}
+mod tests;
