@@ -70,7 +70,7 @@ impl Spool {
             }
             match item {
                 Ok(Some((process, Item::Write(write)))) => {
-                    frames.set_process(process)?;
+                    frames.set_process(process);
                     frames.write(write)?;
                 }
                 Ok(Some((_, Item::Message(message)))) => tell(Told::Message(&message)),

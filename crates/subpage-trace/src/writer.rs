@@ -1,5 +1,6 @@
 //! Writing a trace.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use crate::block::BlockEncoder;
@@ -8,9 +9,14 @@ use crate::frame::{Frame, MAX_BLOCK_WRITES, Method};
 use crate::header::Header;
 use crate::write::Write;
 
+/// Writes of a process that are gathered before they get a block of their own. A block of one write
+/// costs some 25 bytes, and processes that run at once take turns with every line of lackey's text.
+const GATHERED: usize = 512;
+
 /// Writes a trace front to back; memory does not grow with its length.
 ///
-/// Without [`Self::finish`] the trace has no end frame and reads as cut off.
+/// The writes of each process keep their order. Those of different processes do not: they are gathered
+/// in blocks of one process each. Without [`Self::finish`] the trace has no end frame and reads as cut off.
 pub struct TraceWriter<W: io::Write> {
     frames: FrameWriter<W>,
     processes: usize,
@@ -18,6 +24,17 @@ pub struct TraceWriter<W: io::Write> {
 
 impl<W: io::Write> TraceWriter<W> {
     /// Begins a trace.
+    ///
+    /// # Errors
+    /// [`TraceError::Io`] if the output fails.
+    ///
+    /// # Panics
+    /// If the header breaks a rule of the format: more than [`MAX_PROCESSES`] processes or
+    /// [`MAX_NAMES`] names of all of them together, a [`Header::main`] that is none of them, names at
+    /// the main process in [`Header::processes`], a parent that does not stand before its child.
+    ///
+    /// [`MAX_PROCESSES`]: crate::MAX_PROCESSES
+    /// [`MAX_NAMES`]: crate::MAX_NAMES
     pub fn new(mut out: W, header: &Header) -> Result<Self, TraceError> {
         let bytes = header.encode();
         out.write_all(&bytes).map_err(|source| TraceError::Io { offset: 0, source })?;
@@ -39,9 +56,9 @@ impl<W: io::Write> TraceWriter<W> {
     ///
     /// # Panics
     /// If the header has no such process.
-    pub fn set_process(&mut self, number: u16) -> Result<(), TraceError> {
+    pub fn set_process(&mut self, number: u16) {
         assert!(usize::from(number) < self.processes, "the header has no process {number}");
-        self.frames.set_process(number)
+        self.frames.set_process(number);
     }
 
     /// Writes added so far.
@@ -55,6 +72,9 @@ impl<W: io::Write> TraceWriter<W> {
     }
 
     /// Ends the trace and gives the output back, flushed.
+    ///
+    /// # Errors
+    /// [`TraceError::Io`] if the output fails, [`TraceError::Poisoned`] if it has failed before.
     pub fn finish(self) -> Result<W, TraceError> {
         self.frames.finish()
     }
@@ -66,7 +86,12 @@ pub(crate) struct FrameWriter<W: io::Write> {
     encoder: BlockEncoder,
     in_block: usize,
     number: u64,
+    /// That of the next writes.
     process: u16,
+    /// That of the block which the encoder holds.
+    block_of: u16,
+    /// Writes of the others, by their number; less than [`GATHERED`] of each.
+    gathered: BTreeMap<u16, Vec<Write>>,
     content: Vec<u8>,
     frame: Vec<u8>,
     poisoned: bool,
@@ -82,6 +107,8 @@ impl<W: io::Write> FrameWriter<W> {
             in_block: 0,
             number: 0,
             process: 0,
+            block_of: 0,
+            gathered: BTreeMap::new(),
             content: Vec::new(),
             frame: Vec::new(),
             poisoned: false,
@@ -98,22 +125,41 @@ impl<W: io::Write> FrameWriter<W> {
             let length = u64::from(write.size);
             return Err(TraceError::BadWrite { address: write.address, length });
         }
-        self.encoder.push(write);
         self.writes += 1;
+        if self.process == self.block_of {
+            return self.push(write);
+        }
+        let gathered = self.gathered.entry(self.process).or_default();
+        gathered.push(write);
+        if gathered.len() < GATHERED {
+            return Ok(());
+        }
+        let gathered = std::mem::take(gathered);
+        self.begin_block(self.process, gathered)
+    }
+
+    /// Blocks hold writes of one process.
+    pub(crate) fn set_process(&mut self, number: u16) {
+        self.process = number;
+    }
+
+    fn push(&mut self, write: Write) -> Result<(), TraceError> {
+        self.encoder.push(write);
         self.in_block += 1;
         if self.in_block == MAX_BLOCK_WRITES { self.end_block() } else { Ok(()) }
     }
 
-    /// Blocks hold writes of one process.
-    pub(crate) fn set_process(&mut self, number: u16) -> Result<(), TraceError> {
-        if number != self.process && self.in_block > 0 {
-            self.end_block()?;
-        }
-        self.process = number;
-        Ok(())
+    /// From here on the encoder holds writes of the process `number`.
+    fn begin_block(&mut self, number: u16, writes: Vec<Write>) -> Result<(), TraceError> {
+        self.end_block()?;
+        self.block_of = number;
+        writes.into_iter().try_for_each(|write| self.push(write))
     }
 
     fn end_block(&mut self) -> Result<(), TraceError> {
+        if self.in_block == 0 {
+            return Ok(());
+        }
         self.encoder.take(&mut self.content);
         let packed = lz4_flex::block::compress(&self.content);
         let smaller = packed.len() < self.content.len();
@@ -121,7 +167,7 @@ impl<W: io::Write> FrameWriter<W> {
             if smaller { (Method::Lz4, &packed) } else { (Method::Plain, &self.content) };
         let head = Frame::Block {
             method,
-            process: self.process,
+            process: self.block_of,
             writes: bounded(self.in_block),
             length: bounded(self.content.len()),
             stored: bounded(payload.len()),
@@ -148,9 +194,12 @@ impl<W: io::Write> FrameWriter<W> {
         if self.poisoned {
             return Err(TraceError::Poisoned);
         }
-        if self.in_block > 0 {
-            self.end_block()?;
+        for (number, gathered) in std::mem::take(&mut self.gathered) {
+            if !gathered.is_empty() {
+                self.begin_block(number, gathered)?;
+            }
         }
+        self.end_block()?;
         self.frame.clear();
         append(&mut self.frame, self.number, Frame::End { writes: self.writes }, &[]);
         self.put_frame()?;

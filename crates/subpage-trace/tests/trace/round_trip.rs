@@ -180,7 +180,19 @@ fn the_shipped_trace() {
     assert_eq!(attack, [(252_523, path, 8)]);
 }
 
-/// Writes keep their order and their process, in blocks that hold one process each.
+/// The writes of a trace with their process, in the order of its blocks, and how many blocks it has.
+fn with_processes(bytes: &[u8]) -> (Header, Vec<(u16, Write)>, usize) {
+    let mut reader = TraceReader::new(bytes).expect("a trace");
+    let (mut read, mut block, mut blocks) = (Vec::new(), Vec::new(), 0);
+    while reader.next_block(&mut block).expect("undamaged") {
+        read.extend(block.iter().map(|write| (reader.process(), *write)));
+        blocks += 1;
+    }
+    (reader.header().clone(), read, blocks)
+}
+
+/// Writes keep their process and their order in it, in blocks that hold one process each; the order
+/// between processes is not kept.
 #[test]
 fn several_processes_take_turns() {
     let process = |pid| Process { pid, ..Process::default() };
@@ -190,20 +202,40 @@ fn several_processes_take_turns() {
     let of = |index: usize| match index {
         0..20_000 => 0,
         20_000..20_010 => u16::try_from(index % 2).expect("small"),
-        _ => 2,
+        20_010..40_000 => 2,
+        _ => u16::try_from(index % 3).expect("small"),
     };
     let mut writer = TraceWriter::new(Vec::new(), &header).expect("memory does not fail");
     for (index, write) in writes.iter().enumerate() {
-        writer.set_process(of(index)).expect("memory does not fail");
+        writer.set_process(of(index));
         writer.write(*write).expect("valid");
     }
-    let bytes = writer.finish().expect("memory does not fail");
-    let mut reader = TraceReader::new(&bytes[..]).expect("a trace");
-    assert_eq!(reader.header(), &header);
-    let (mut read, mut block) = (Vec::new(), Vec::new());
-    while reader.next_block(&mut block).expect("undamaged") {
-        read.extend(block.iter().map(|write| (reader.process(), *write)));
+    assert_eq!(writer.writes(), 60_000);
+    let (read_header, read, _) = with_processes(&writer.finish().expect("memory does not fail"));
+    assert_eq!(read_header, header);
+    let all: Vec<_> = writes.iter().enumerate().map(|(i, write)| (of(i), *write)).collect();
+    let by_process = |all: &[(u16, Write)]| {
+        [0, 1, 2].map(|number| {
+            all.iter().filter(|(of, _)| *of == number).map(|(_, w)| *w).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(read.len(), all.len());
+    assert!(by_process(&read) == by_process(&all));
+}
+
+/// Each turn had a block of its own, which costs more than a hundred writes do.
+#[test]
+fn processes_that_take_turns_at_every_write_share_few_blocks() {
+    for count in [2, 3, 100] {
+        let processes = vec![Process::default(); count];
+        let header = Header { processes, ..Header::default() };
+        let mut writer = TraceWriter::new(Vec::new(), &header).expect("memory does not fail");
+        for (index, write) in program(100_000).into_iter().enumerate() {
+            writer.set_process(u16::try_from(index % count).expect("small"));
+            writer.write(write).expect("valid");
+        }
+        let (_, read, blocks) = with_processes(&writer.finish().expect("memory does not fail"));
+        assert_eq!(read.len(), 100_000);
+        assert!(blocks <= 100_000 / 256 + count, "{count} processes: {blocks} blocks");
     }
-    let expected: Vec<_> = writes.iter().enumerate().map(|(i, write)| (of(i), *write)).collect();
-    assert!(read == expected);
 }
