@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use object::elf::{SHF_ALLOC, SHF_TLS, SHF_WRITE};
@@ -20,12 +21,12 @@ const PAGE: u64 = 4096;
 const MAX_SYMBOLS: usize = 1 << 22;
 
 /// Why an ELF file gives no names.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ElfError {
     /// The file cannot be opened.
     #[error("cannot open the program file")]
-    Open(#[source] io::Error),
+    Open(#[source] Arc<io::Error>),
     /// The file is no ELF file or a damaged one.
     #[error("the program file is not a readable ELF file")]
     Parse(#[source] object::Error),
@@ -43,6 +44,12 @@ pub enum ElfError {
     },
 }
 
+impl ElfError {
+    fn open(error: io::Error) -> Self {
+        Self::Open(Arc::new(error))
+    }
+}
+
 /// Where a program file is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
@@ -52,7 +59,8 @@ pub struct Placement {
     pub offset: u64,
 }
 
-/// The same for a file that was mapped after `began`, unless it is no longer what it was then.
+/// [`program_names`] of a file that a program which began at `began` was loaded from, unless the file
+/// was changed since.
 pub(crate) fn mapped_names(
     path: &Path,
     placement: Placement,
@@ -63,7 +71,7 @@ pub(crate) fn mapped_names(
         return Err(ElfError::Replaced);
     }
     let changed = || {
-        let metadata = path.metadata().map_err(ElfError::Open)?;
+        let metadata = path.metadata().map_err(ElfError::open)?;
         // Whatever its content's time says, which tools set.
         let seconds = u64::try_from(metadata.ctime()).unwrap_or_default();
         let nanoseconds = u64::try_from(metadata.ctime_nsec()).unwrap_or_default();
@@ -83,7 +91,7 @@ pub(crate) fn mapped_names(
 /// with a size, in writable sections, of the static and the dynamic symbol table, without their
 /// version. Thread-local data has no one address and is left out.
 pub fn program_names(path: &Path, placement: Placement) -> Result<Names, ElfError> {
-    let cache = ReadCache::new(File::open(path).map_err(ElfError::Open)?);
+    let cache = ReadCache::new(File::open(path).map_err(ElfError::open)?);
     let file = object::File::parse(&cache).map_err(ElfError::Parse)?;
     let segment = file
         .segments()
@@ -129,4 +137,36 @@ pub fn program_names(path: &Path, placement: Placement) -> Result<Names, ElfErro
         });
     }
     Ok(Names::new(names))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const START: Placement = Placement { address: 0x10_0000, offset: 0 };
+
+    /// This test's own program, a link to it with the name that a deleted one has, and the time now.
+    #[test]
+    fn a_file_that_was_changed_or_deleted_since_gives_no_names() {
+        let program = env::current_exe().expect("there");
+        let now = SystemTime::now();
+        let names = mapped_names(&program, START, now).expect("it was built before");
+        assert!(names.find("program:.data").is_ok());
+        let replaced = |path: &Path, began| {
+            matches!(mapped_names(path, START, began), Err(ElfError::Replaced))
+        };
+        assert!(replaced(&program, SystemTime::UNIX_EPOCH));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (link, deleted) = (folder.path().join("it"), folder.path().join("it (deleted)"));
+        for path in [&link, &deleted] {
+            symlink(&program, path).expect("writable");
+        }
+        assert!(!replaced(&link, now));
+        assert!(replaced(&deleted, now));
+        let missing = mapped_names(&folder.path().join("none"), START, now);
+        assert!(matches!(missing, Err(ElfError::Open(_))), "{missing:?}");
+    }
 }

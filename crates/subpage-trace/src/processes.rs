@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::SystemTime;
 
 use crate::address_space::{AddressSpace, Extents};
 use crate::elf::{ElfError, mapped_names};
@@ -11,7 +13,6 @@ use crate::header::{MAX_PROCESSES, Process};
 use crate::lackey::{Item, LackeyReader, LackeySummary};
 use crate::names::{MAX_NAMES, Names};
 use crate::spool::Source;
-use crate::valgrind::Traced;
 
 /// Bytes received at once.
 const CHUNK: usize = 1 << 16;
@@ -24,14 +25,33 @@ const MAX_MESSAGES: u64 = 100;
 /// First line of what lackey prints at the start of a program.
 const BANNER: &str = "Lackey, an example Valgrind tool";
 
+/// The text of a program that runs, and of the processes that it starts.
+pub(crate) trait TextSource {
+    /// Number of the program's process.
+    fn pid(&self) -> u32;
+
+    /// When it was started.
+    fn began(&self) -> SystemTime;
+
+    /// More text and the process that wrote it; `None` when the program has ended, or was ended.
+    fn receive(&mut self, out: &mut [u8]) -> io::Result<Option<(u32, usize)>>;
+
+    /// The program was looked at: from now on it need not wait for its reader.
+    fn hurry(&mut self);
+}
+
 /// A program of a process: from its start, its exec or its fork on.
-pub(crate) struct Image {
+struct Image {
     pid: u32,
     parent: Option<u16>,
     command: String,
+    /// When its program began, as far as it is known: at the start of the recording, at its first line,
+    /// or with the image that it is a copy of.
+    began: SystemTime,
     space: AddressSpace,
     extents: Extents,
-    names: Result<Names, ElfError>,
+    /// Shared with its copies.
+    names: Result<Rc<Names>, ElfError>,
     looks: u32,
 }
 
@@ -61,13 +81,21 @@ struct Followed {
 }
 
 /// All of them, as one source of writes.
-pub(crate) struct Processes<'a> {
-    traced: Traced<'a>,
+pub(crate) struct Processes<T> {
+    traced: T,
     program: PathBuf,
     children: bool,
+    /// The most images, and the most processes followed at once.
+    most: usize,
     followed: HashMap<u32, Followed>,
     images: Vec<Image>,
+    /// Names that images besides the main one may still have; none more are read once it is 0.
+    room: usize,
+    /// Names of images that had no room.
+    names_left_out: usize,
     left_out: HashSet<u32>,
+    /// What was read of processes that are followed no longer.
+    read_before: LackeySummary,
     current: Option<u32>,
     messages: u64,
     chunk: Box<[u8]>,
@@ -89,17 +117,21 @@ pub(crate) struct Told {
     pub(crate) text: LackeySummary,
 }
 
-impl<'a> Processes<'a> {
+impl<T: TextSource> Processes<T> {
     /// The program `program` that was just started, with its children if they are asked for.
-    pub(crate) fn new(traced: Traced<'a>, program: &Path, children: bool) -> Self {
+    pub(crate) fn new(traced: T, program: &Path, children: bool) -> Self {
         Self {
             traced,
             // As the kernel names it in the mappings.
             program: program.canonicalize().unwrap_or_else(|_| program.to_owned()),
             children,
+            most: MAX_PROCESSES,
             followed: HashMap::new(),
             images: Vec::new(),
+            room: MAX_NAMES,
+            names_left_out: 0,
             left_out: HashSet::new(),
+            read_before: LackeySummary::default(),
             current: None,
             messages: 0,
             chunk: vec![0; CHUNK].into_boxed_slice(),
@@ -111,12 +143,11 @@ impl<'a> Processes<'a> {
     fn receive(&mut self) -> io::Result<bool> {
         let Some((pid, length)) = self.traced.receive(&mut self.chunk)? else { return Ok(false) };
         self.bytes += length as u64;
-        let is_main = pid == self.traced.pid();
         if !self.followed.contains_key(&pid) {
-            if !is_main && (!self.children || self.followed.len() >= MAX_PROCESSES) {
-                if self.left_out.len() < MAX_PROCESSES {
-                    self.left_out.insert(pid);
-                }
+            let wanted = self.is_main(pid) || self.children && self.followed.len() < self.most;
+            // Images only become more, so one that had to be left once is not taken in again.
+            if !wanted || self.images.len() >= self.most {
+                self.leave_out(pid);
                 return Ok(true);
             }
             let text = LackeyReader::with_buffer(Waiting::default(), BUFFER);
@@ -132,10 +163,29 @@ impl<'a> Processes<'a> {
         Ok(true)
     }
 
-    /// The next item of the process whose text came last; none when all of it is read.
+    /// Whether the process is the program that was to be recorded.
+    fn is_main(&self, pid: u32) -> bool {
+        pid == self.traced.pid()
+    }
+
+    /// The process is followed no longer, or never was.
+    fn leave_out(&mut self, pid: u32) {
+        if let Some(followed) = self.followed.remove(&pid) {
+            self.read_before.add(followed.text.summary());
+        }
+        if self.current == Some(pid) {
+            self.current = None;
+        }
+        if self.left_out.len() < MAX_PROCESSES {
+            self.left_out.insert(pid);
+        }
+    }
+
+    /// The next item of the process whose text came last; none when all of it is read, or it had to be
+    /// left out.
     fn take(&mut self) -> io::Result<Option<(u16, Item)>> {
-        let Some(pid) = self.current else { return Ok(None) };
         loop {
+            let Some(pid) = self.current else { return Ok(None) };
             let followed = self.followed.get_mut(&pid).expect("it is followed");
             let item = match followed.text.next_item() {
                 Ok(Some(item)) => item,
@@ -195,21 +245,20 @@ impl<'a> Processes<'a> {
 
     /// The process goes on as a new program, or as a copy of the one that forked it.
     fn begin(&mut self, pid: u32, forked: bool) -> Option<u16> {
-        let number = u16::try_from(self.images.len()).ok();
-        let number = number.filter(|number| usize::from(*number) < MAX_PROCESSES);
+        let number = self.images.len();
+        if number >= self.most {
+            // What it writes from here on would be taken for that of its last program.
+            self.leave_out(pid);
+            return None;
+        }
         let before = self.followed[&pid].image;
         let parent = before.or_else(|| self.followed.get(&parent_of(pid)?)?.image);
-        let Some(number) = number else {
-            // What it writes from here on would be taken for that of its last program.
-            self.followed.remove(&pid);
-            self.left_out.insert(pid);
-            self.current = None;
-            return None;
-        };
+        let began = if number == 0 { self.traced.began() } else { SystemTime::now() };
         let mut image = Image {
             pid,
             parent,
             command: String::new(),
+            began,
             space: AddressSpace::default(),
             extents: Extents::default(),
             names: Err(ElfError::Gone),
@@ -218,13 +267,35 @@ impl<'a> Processes<'a> {
         if let Some(parent) = parent.filter(|_| forked) {
             let parent = &self.images[usize::from(parent)];
             image.command.clone_from(&parent.command);
+            image.began = parent.began;
             image.space = parent.space.clone();
-            image.names = parent.names.as_ref().map(Names::clone).map_err(|_| ElfError::Gone);
+            image.names.clone_from(&parent.names);
         }
         self.images.push(image);
-        self.followed.get_mut(&pid).expect("it is followed").image = Some(number);
+        let index = u16::try_from(number).expect("there are few processes");
+        self.followed.get_mut(&pid).expect("it is followed").image = Some(index);
+        if !self.is_main(pid) {
+            self.make_room(index);
+        } else if let Some(before) = before {
+            // It was the main one.
+            self.make_room(before);
+        }
         self.look(pid);
-        Some(number)
+        Some(index)
+    }
+
+    /// Gives room to the names of an image besides the main one. If there is too little it loses them.
+    fn make_room(&mut self, image: u16) -> bool {
+        let names = &mut self.images[usize::from(image)].names;
+        let count = names.as_ref().map_or(0, |names| names.len());
+        let fits = count <= self.room;
+        if fits {
+            self.room -= count;
+        } else {
+            self.names_left_out += count;
+            *names = Ok(Rc::default());
+        }
+        fits
     }
 
     /// Looks once where the program lies: Valgrind has loaded it before it prints an access. Its names
@@ -243,17 +314,27 @@ impl<'a> Processes<'a> {
         if let Ok(space) = AddressSpace::of_process(pid, program) {
             image.space = space;
         }
+        let is_main = pid == self.traced.pid();
         if let Some((path, placement)) = &image.space.program {
-            image.names = mapped_names(path, *placement, self.traced.began());
+            image.names = if is_main || self.room > 0 {
+                mapped_names(path, *placement, image.began).map(Rc::new)
+            } else {
+                Ok(Rc::default())
+            };
         }
+        let image = &self.images[usize::from(number)];
         if is_first && (image.space.program.is_some() || image.looks == LOOKS) {
             self.traced.hurry();
+        }
+        if !is_main && image.space.program.is_some() && !self.make_room(number) {
+            // What does not fit is not read time and again.
+            self.room = 0;
         }
     }
 
     /// The running program, and what is known of it and the others.
-    pub(crate) fn finish(self) -> (Traced<'a>, Told) {
-        let mut text = LackeySummary::default();
+    pub(crate) fn finish(self) -> (T, Told) {
+        let mut text = self.read_before;
         for followed in self.followed.values() {
             text.add(followed.text.summary());
         }
@@ -263,7 +344,7 @@ impl<'a> Processes<'a> {
             processes: Vec::new(),
             main: u16::try_from(main).unwrap_or_else(|_| unreachable!("there are few processes")),
             nameless: None,
-            names_left_out: 0,
+            names_left_out: self.names_left_out,
             left_out: self.left_out.len(),
             text,
         };
@@ -280,11 +361,17 @@ impl<'a> Processes<'a> {
                     if number == main {
                         told.nameless = Some(reason);
                     }
-                    Names::default()
+                    Rc::default()
                 }
             };
-            let mut names = Names::new(own.iter().cloned().chain(areas));
-            told.names_left_out += own.left_out() + names.left_out();
+            told.names_left_out += own.left_out();
+            let mut names = Names::default();
+            if own.len() <= room {
+                names = Names::new(own.iter().cloned().chain(areas));
+                told.names_left_out += names.left_out();
+            } else {
+                told.names_left_out += own.len() + areas.len();
+            }
             if names.len() > room {
                 told.names_left_out += names.len();
                 names = Names::default();
@@ -299,7 +386,7 @@ impl<'a> Processes<'a> {
     }
 }
 
-impl Source for Processes<'_> {
+impl<T: TextSource> Source for Processes<T> {
     fn next_item(&mut self) -> io::Result<Option<(u16, Item)>> {
         loop {
             if let Some(item) = self.take()? {
@@ -321,3 +408,6 @@ fn parent_of(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,27 +10,24 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use command_fds::CommandFdExt;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::ioctl_fionread;
 use rustix::net::sockopt::{set_socket_passcred, set_socket_send_buffer_size};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal, getpgrp, kill_process};
 
 use crate::address_space::stack_size;
+use crate::processes::TextSource;
 use crate::record::RecordError;
 
-/// How soon a signal is noticed while the program prints nothing.
-const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// How soon a signal is noticed while the program prints nothing, and its end while others print.
+const PATIENCE: Duration = Duration::from_millis(100);
 /// While the address space is not known: so little that the program cannot run to its end.
 const SMALL_BUFFER: usize = 4096;
 const LARGE_BUFFER: usize = 1 << 20;
-/// How often it is looked whether the program has ended while text still comes.
-const CHECK_EVERY: u32 = 64;
-/// Text that is still read once the program has ended: more than the socket holds. What comes after
-/// that is of processes that outlive it.
-const LAST_TEXT: usize = 8 << 20;
 
 /// A running Valgrind. Dropping it ends the program.
 pub(crate) struct Traced<'a> {
@@ -42,9 +39,10 @@ pub(crate) struct Traced<'a> {
     began: SystemTime,
     /// A first signal has come.
     asked: bool,
-    ended: bool,
-    unchecked: u32,
-    text_since_end: usize,
+    checked: Instant,
+    /// Bytes of text still to be read, once the program has ended: what it left in the socket. Text that
+    /// comes after that is of processes that outlive it.
+    left: Option<usize>,
 }
 
 impl<'a> Traced<'a> {
@@ -96,28 +94,9 @@ impl<'a> Traced<'a> {
             signal,
             began,
             asked: false,
-            ended: false,
-            unchecked: 0,
-            text_since_end: 0,
+            checked: Instant::now(),
+            left: None,
         })
-    }
-
-    /// Number of the program's process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// When it was started.
-    pub(crate) fn began(&self) -> SystemTime {
-        self.began
-    }
-
-    /// The program was looked at: from now on it need not wait for its reader.
-    pub(crate) fn hurry(&mut self) {
-        if let Some(log) = self.log.take() {
-            // Only for speed.
-            let _ = set_socket_send_buffer_size(&log, LARGE_BUFFER);
-        }
     }
 
     /// Waits for the end of the program.
@@ -125,39 +104,13 @@ impl<'a> Traced<'a> {
         self.child.wait()
     }
 
-    /// More text and the process that wrote it; `None` when the program has ended, or was ended.
-    pub(crate) fn receive(&mut self, out: &mut [u8]) -> io::Result<Option<(u32, usize)>> {
-        loop {
-            if self.is_to_end()? {
-                return Ok(None);
-            }
-            let mut fds = [PollFd::new(&self.text, PollFlags::IN)];
-            match poll(&mut fds, Some(&PATIENCE)) {
-                // A process that the program left behind may hold the socket open.
-                Ok(0) if self.ended => return Ok(None),
-                Ok(0) => self.check()?,
-                Ok(_) => {
-                    let Some((pid, length)) = self.read(out)? else { return Ok(None) };
-                    self.unchecked += 1;
-                    if self.ended {
-                        self.text_since_end += length;
-                        if self.text_since_end > LAST_TEXT {
-                            return Ok(None);
-                        }
-                    } else if self.unchecked >= CHECK_EVERY {
-                        self.check()?;
-                    }
-                    return Ok(Some((pid, length)));
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-    }
-
+    /// Looks whether the program has ended, and if so, how much text it left.
     fn check(&mut self) -> io::Result<()> {
-        self.unchecked = 0;
-        self.ended = self.child.try_wait()?.is_some();
+        self.checked = Instant::now();
+        if self.left.is_none() && self.child.try_wait()?.is_some() {
+            let left = ioctl_fionread(&self.text)?;
+            self.left = Some(usize::try_from(left).unwrap_or(usize::MAX));
+        }
         Ok(())
     }
 
@@ -193,7 +146,7 @@ impl<'a> Traced<'a> {
         }
         let first = !std::mem::replace(&mut self.asked, true);
         self.check()?;
-        if self.ended {
+        if self.left.is_some() {
             return Ok(false);
         }
         if !first {
@@ -205,6 +158,53 @@ impl<'a> Traced<'a> {
             kill_process(Pid::from_child(&self.child), signal)?;
         }
         Ok(false)
+    }
+}
+
+impl TextSource for Traced<'_> {
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn began(&self) -> SystemTime {
+        self.began
+    }
+
+    fn hurry(&mut self) {
+        if let Some(log) = self.log.take() {
+            // Only for speed.
+            let _ = set_socket_send_buffer_size(&log, LARGE_BUFFER);
+        }
+    }
+
+    fn receive(&mut self, out: &mut [u8]) -> io::Result<Option<(u32, usize)>> {
+        let patience = Timespec::try_from(PATIENCE).expect("a tenth of a second fits");
+        loop {
+            if self.is_to_end()? {
+                return Ok(None);
+            }
+            if self.checked.elapsed() >= PATIENCE {
+                self.check()?;
+            }
+            let most = self.left.unwrap_or(out.len()).min(out.len());
+            if most == 0 {
+                return Ok(None);
+            }
+            let mut fds = [PollFd::new(&self.text, PollFlags::IN)];
+            match poll(&mut fds, Some(&patience)) {
+                // Its text is there when it has ended. None is: the count was wrong.
+                Ok(0) if self.left.is_some() => return Ok(None),
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => {
+                    let text = self.read(&mut out[..most])?;
+                    if let (Some(left), Some((_, length))) = (&mut self.left, text) {
+                        *left -= length;
+                    }
+                    return Ok(text);
+                }
+                Err(errno) => return Err(errno.into()),
+            }
+        }
     }
 }
 

@@ -33,7 +33,7 @@ fn needs_valgrind_forked_children_do_not_mix_in() {
     ";
     let program = compile(&folder, source, &[]);
     let output = folder.path().join("out.sptrace");
-    // The child lives on with the pipe in its hands; that must not hold the recorder up.
+    // The child lives on and holds the socket open; that must not hold the recorder up.
     let (go_on, late) = (folder.path().join("go on"), folder.path().join("late"));
     fs::write(&go_on, "").expect("writable");
     let arguments = [go_on.to_str().expect("UTF-8"), late.to_str().expect("UTF-8")];
@@ -122,4 +122,67 @@ fn needs_valgrind_an_exec_is_followed_and_children_if_asked_for() {
             assert_eq!(child.names.find("counts").expect("named").start, counts);
         }
     }
+}
+
+/// A child that prints a little all the time held the recorder up for minutes.
+#[test]
+fn needs_valgrind_a_child_that_outlives_the_program_is_not_waited_for() {
+    if !(have("valgrind") && have("cc")) {
+        return;
+    }
+    let folder = folder();
+    let source = r"
+        #include <fcntl.h>
+        #include <unistd.h>
+        volatile long x;
+        int main(int argc, char **argv) {
+            if (fork() != 0) { x = 1; return 4; }
+            close(1);
+            close(2);
+            for (int i = 0; i < 1200; i++) {
+                x++;
+                if (access(argv[1], F_OK) != 0) return 0;
+                usleep(50000);
+            }
+            close(creat(argv[2], 0666));
+            return 0;
+        }
+    ";
+    let program = compile(&folder, source, &[]);
+    let output = folder.path().join("out.sptrace");
+    let (go_on, late) = (folder.path().join("go on"), folder.path().join("late"));
+    fs::write(&go_on, "").expect("writable");
+    let arguments = [go_on.to_str().expect("UTF-8"), late.to_str().expect("UTF-8")];
+    let request = Recording { children: true, ..recording(&program, &arguments, &NO_SIGNAL) };
+    let recorded = record(&output, &request, |_| {});
+    let waited = late.exists();
+    // This ends the child, if the closed socket did not.
+    fs::remove_file(&go_on).expect("there");
+    assert!(!waited, "the recorder waited for the child");
+    let recorded = recorded.expect("recorded");
+    assert_eq!(recorded.status.and_then(|s| s.code()), Some(4));
+    let (header, writes) = by_process(&output);
+    let x = header.names.find("x").expect("named").start;
+    assert_eq!(writes[0].iter().filter(|w| w.address == x).count(), 1, "all of its text is read");
+}
+
+/// A program that was built while the one that runs it was recorded was taken for a changed one.
+#[test]
+fn needs_valgrind_a_program_that_is_built_meanwhile_has_names() {
+    if !(have("valgrind") && have("cc")) {
+        return;
+    }
+    let folder = folder();
+    let source = "volatile long built; int main(void) { built = 1; return 9; }";
+    let program = compile(&folder, source, &[]);
+    let copy = folder.path().join("copy");
+    let script = format!("cp '{}' '{}' && exec '{1}'", program.display(), copy.display());
+    let output = folder.path().join("out.sptrace");
+    let request = recording(Path::new("/bin/sh"), &["-c", &script], &NO_SIGNAL);
+    let recorded = record(&output, &request, |_| {}).expect("recorded");
+    assert_eq!(recorded.status.and_then(|s| s.code()), Some(9));
+    assert!(recorded.nameless.is_none(), "{:?}", recorded.nameless);
+    let (header, writes) = by_process(&output);
+    let built = header.names.find("built").expect("named").start;
+    assert!(writes[usize::from(header.main)].iter().any(|w| w.address == built));
 }
