@@ -108,7 +108,8 @@ impl<R: Read> TraceReader<R> {
         self.state == State::Ended
     }
 
-    /// All writes one by one; nothing after the first error.
+    /// All writes one by one; nothing after the first error. In a trace of several processes those of
+    /// all of them, and nothing says which is whose: [`Self::next_block`] and [`Self::process`] do.
     pub fn writes(self) -> Writes<R> {
         Writes { reader: self, block: Vec::new(), next: 0 }
     }
@@ -182,7 +183,7 @@ impl<R: Read> TraceReader<R> {
     }
 }
 
-/// The writes of a trace. See [`TraceReader::writes`].
+/// The writes of a trace, of all its processes. See [`TraceReader::writes`].
 pub struct Writes<R> {
     reader: TraceReader<R>,
     block: Vec<Write>,

@@ -68,7 +68,8 @@ pub enum RecordError {
         /// The failure.
         source: io::Error,
     },
-    /// The flag to stop was set.
+    /// The flag to stop that [`import`] was given is set. [`record()`] has none: what it has recorded up
+    /// to a signal is kept.
     #[error("stopped on request; nothing was written")]
     Cancelled,
 }
@@ -123,7 +124,8 @@ pub struct Recorded {
     pub text: LackeySummary,
     /// How many names the trace has.
     pub names: usize,
-    /// Names that were too long or too many.
+    /// Names that were too long or too many. Once there are too many, those of further processes are
+    /// not read and not counted.
     pub names_left_out: usize,
     /// Why the program's own sections and objects have no names, if they have none.
     pub nameless: Option<ElfError>,
@@ -132,8 +134,12 @@ pub struct Recorded {
     /// The processes whose writes are in the trace: one, unless the program replaced itself by exec, or
     /// its children were recorded.
     pub processes: usize,
-    /// Processes whose writes are not: the program started them and they were not asked for, or there
-    /// were too many.
+    /// Processes whose writes are not, or not to their end: the program started them and they were not
+    /// asked for, or there were too many. Counted up to [`MAX_PROCESSES`]. Where children are not asked
+    /// for, only those that run a program of their own are counted: Valgrind is silent in a child that
+    /// is a mere fork.
+    ///
+    /// [`MAX_PROCESSES`]: crate::MAX_PROCESSES
     pub processes_left_out: usize,
 }
 
