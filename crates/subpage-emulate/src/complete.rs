@@ -9,8 +9,8 @@ use super::moved::pass;
 use super::store::{count, repeats};
 use super::trampoline::{GuestRegisters, SIMD_EXCEPTION};
 use super::{
-    Exception, Extended, Fault, PagingFeatures, Store, SystemTables, Trampoline, TrampolineFault,
-    Unsupported, Window,
+    Exception, Extended, Fault, PagingFeatures, Refusal, Store, SystemTables, Trampoline,
+    TrampolineFault, Unsupported, Window,
 };
 use crate::guest::{PhysicalMemory, State, Vendor};
 
@@ -53,6 +53,15 @@ impl From<Exception> for Incomplete {
     }
 }
 
+impl From<Refusal> for Incomplete {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Exception(exception) => Self::Fault(exception.into()),
+            Refusal::Unsupported(why) => Self::Unsupported(why),
+        }
+    }
+}
+
 impl Incomplete {
     /// What an exception of an instruction in its window is for the guest in `state`.
     pub(super) const fn by(fault: TrampolineFault, state: &State) -> Self {
@@ -73,11 +82,12 @@ impl Incomplete {
 /// What completing an instruction needs besides the state.
 #[derive(Debug)]
 pub struct Executor<'a, M> {
-    /// The guest's memory, for the sources of PUSH, CALL, POP and MOVS.
+    /// The guest's memory, for what an instruction reads besides its destination: sources, pointers,
+    /// descriptors.
     pub memory: &'a M,
     /// What page walks go by.
     pub paging: PagingFeatures,
-    /// For SGDT, SIDT, SLDT and STR.
+    /// For SGDT, SIDT, SLDT and STR, and for far calls.
     pub tables: &'a SystemTables,
     /// Of the processor that this runs on.
     pub trampoline: &'a mut Trampoline,
@@ -110,9 +120,9 @@ impl<M: PhysicalMemory> Executor<'_, M> {
     ///
     /// `state` must be that for which the store was found. On the guest's own bytes the effect on
     /// memory is what the processor's would have been, including atomicity (a computed store is one
-    /// instruction for up to 8 bytes). Only what is stored goes through the window: the source of
-    /// a MOVS, PUSH, CALL or POP is read from `memory` without setting accessed flags, which the
-    /// processor has done when it got as far as the write.
+    /// instruction for up to 8 bytes). All else is read from `memory` without setting accessed flags,
+    /// which the processor has done when it got as far as the write; and so are the bytes that XSAVE
+    /// outside of 64-bit mode adds to.
     ///
     /// Panics if the window is not as long as the store, or the store is [open](Store::is_open).
     pub fn complete(
@@ -146,9 +156,7 @@ impl<M: PhysicalMemory> Executor<'_, M> {
             let result = self.trampoline.run(substitute, window, &mut guest);
             result.map_err(|fault| Incomplete::by(fault, state))?;
         } else {
-            let surroundings =
-                Surroundings { memory: self.memory, paging: self.paging, tables: self.tables };
-            let effect = surroundings.effect(store, state)?;
+            let effect = self.surroundings().effect(store, state)?;
             window.store(&effect.bytes, effect.unit);
             *state = effect.after;
             jumps = effect.jumps;
@@ -166,5 +174,9 @@ impl<M: PhysicalMemory> Executor<'_, M> {
             state.rip = next;
         }
         Ok(Progress::Done)
+    }
+
+    pub(super) const fn surroundings(&self) -> Surroundings<'_, M> {
+        Surroundings { memory: self.memory, paging: self.paging, tables: self.tables }
     }
 }

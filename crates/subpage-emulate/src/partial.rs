@@ -12,7 +12,7 @@ use super::extent::Extent;
 use super::form::Form;
 use super::linear::read_linear;
 use super::trampoline::GuestRegisters;
-use super::{Access, Executor, Incomplete, Progress, Refusal, Scratch, Store, Window, xsave};
+use super::{Access, Executor, Incomplete, Progress, Scratch, Store, Window, xsave};
 use crate::guest::{PhysicalMemory, Register, State};
 
 impl<M: PhysicalMemory> Executor<'_, M> {
@@ -112,11 +112,12 @@ impl<M: PhysicalMemory> Executor<'_, M> {
         let mut scratch = Scratch::new(store.linear(), &current);
         let result = self.trampoline.run(substitute, &mut scratch.window(), &mut guest);
         result.map_err(|fault| Incomplete::by(fault, state))?;
-        let left_out = xsave::left_out(store.instruction().mnemonic(), components);
+        // What it does not write may be another processor's by now.
         for at in (0..store.length()).step_by(WORD) {
-            if !left_out.iter().any(|range| range.contains(&at)) {
-                let end = store.length().min(at + WORD);
-                window.store_element(at, &scratch.bytes()[at..end]);
+            let word = at..store.length().min(at + WORD);
+            let left_out = xsave::LEFT_OUT.iter().any(|range| range.contains(&at));
+            if !left_out && scratch.bytes()[word.clone()] != current[word.clone()] {
+                window.store_element(at, &scratch.bytes()[word]);
             }
         }
         Ok(())
@@ -176,12 +177,3 @@ const RESERVED: u32 = 0xffff_0000;
 
 /// What FXSAVE stores in 64-bit mode, with room.
 const FXSAVE_BYTES: usize = 512;
-
-impl From<Refusal> for Incomplete {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Exception(exception) => Self::Fault(exception.into()),
-            Refusal::Unsupported(_) => Self::Trampoline,
-        }
-    }
-}

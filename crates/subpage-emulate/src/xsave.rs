@@ -34,7 +34,11 @@ pub(super) fn settle(store: &Store, state: &State, xcr0: u64) -> Result<Store, R
     if !state.is_64_bit() && components & !NARROW != 0 {
         return Err(Unsupported::ExtendedState.into());
     }
-    let standard = is_standard(mnemonic);
+    // Each component has a place of its own.
+    let standard = matches!(
+        mnemonic,
+        Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64
+    );
     let length = if standard { standard_bytes(components) } else { compacted_bytes(components) };
     if length > MAX_STORE_BYTES {
         return Err(Unsupported::ExtendedState.into());
@@ -45,25 +49,9 @@ pub(super) fn settle(store: &Store, state: &State, xcr0: u64) -> Result<Store, R
 /// Components that are known outside of 64-bit mode: x87, SSE, AVX and protection keys.
 const NARROW: u64 = 7 | 1 << 9;
 
-/// Whether each component has a place of its own.
-const fn is_standard(mnemonic: Mnemonic) -> bool {
-    matches!(
-        mnemonic,
-        Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64
-    )
-}
-
-/// What the instruction leaves as it is outside of 64-bit mode: the upper eight of the vector registers,
-/// and what no component has.
-pub(super) fn left_out(mnemonic: Mnemonic, components: u64) -> [Range<usize>; 2] {
-    let avx = if components & 1 << FIRST == 0 {
-        0..0
-    } else {
-        let start = if is_standard(mnemonic) { layout(FIRST).1 } else { FIXED_BYTES };
-        start + 128..start + 256
-    };
-    [288..512, avx]
-}
+/// What the instruction leaves as it is outside of 64-bit mode: the upper eight of the vector registers. AVX
+/// follows the header in either format, so their upper halves have one place.
+pub(super) const LEFT_OUT: [Range<usize>; 2] = [288..512, 704..832];
 
 /// Size, offset in the standard format, and whether it is aligned in the compacted one.
 fn layout(component: u32) -> (usize, usize, bool) {

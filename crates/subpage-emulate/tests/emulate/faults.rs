@@ -7,8 +7,8 @@ use nix::libc;
 use nix::sys::mman::ProtFlags;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use subpage_emulate::{
-    Exception, Executor, Extended, FxArea, GuestInstruction, Incomplete, Progress, Scratch, Store,
-    Trampoline, Window,
+    Exception, Executor, Extended, FxArea, GuestInstruction, Incomplete, Progress, Refusal,
+    Scratch, Store, Trampoline, Unsupported, Window,
 };
 
 use crate::flat::Flat;
@@ -100,6 +100,15 @@ fn a_window_that_is_not_mapped_leaves_the_guest_as_it_was() {
             assert_eq!(got, Ok(Progress::Done));
         }
     });
+}
+
+/// What software does not know is one thing, however late that is found; what faults is another.
+#[test]
+fn a_refusal_says_the_same_where_a_store_is_carried_out() {
+    let unknown = Unsupported::ExtendedState;
+    assert_eq!(Incomplete::from(Refusal::from(unknown)), Incomplete::Unsupported(unknown));
+    let exception = Exception::general_protection(0);
+    assert_eq!(Incomplete::from(Refusal::from(exception)), Incomplete::Fault(exception.into()));
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use iced_x86::code_asm::*;
 use subpage_emulate::guest::{Register, State};
 use subpage_emulate::{
-    Executor, Extended, FxArea, GuestInstruction, Progress, Refusal, Scratch, Store, Unsupported,
-    XsaveArea,
+    Exception, Executor, Extended, FxArea, GuestInstruction, Incomplete, Progress, Refusal,
+    Scratch, Store, Unsupported, XsaveArea,
 };
 
 use crate::flat::Flat;
@@ -142,24 +142,34 @@ fn tiles_and_commands_are_invalid() {
     }
 }
 
-/// What `code` leaves of 0xcc bytes, with nothing in memory.
-fn stored(state: &State, code: &[u8], extended: Extended<'_>) -> Vec<u8> {
-    let memory = Flat::new(0x40000);
-    let mut state = *state;
+/// Does `work` with a trampoline of its own.
+fn execute<T>(
+    memory: &Flat,
+    extended: Extended<'_>,
+    work: impl FnOnce(&mut Executor<'_, Flat>) -> T,
+) -> T {
     let mut own = OwnTrampoline::new();
-    let mut executor = Executor {
-        memory: &memory,
-        paging: PAGING,
-        tables: &TABLES,
-        trampoline: &mut own.trampoline,
-        extended,
-    };
-    let store = store(&state, code).unwrap();
-    let store = executor.settle(&store, &state, || 7).unwrap();
-    let mut scratch = Scratch::new(store.linear(), &vec![0xcc; store.length()]);
-    let progress = executor.complete(&store, &mut state, &mut scratch.window()).unwrap();
-    assert_eq!(progress, Progress::Done);
-    scratch.bytes().to_vec()
+    let trampoline = &mut own.trampoline;
+    work(&mut Executor { memory, paging: PAGING, tables: &TABLES, trampoline, extended })
+}
+
+/// What every byte of memory is.
+const OLD: u8 = 0xcc;
+
+/// What `code` leaves of bytes that all are `before`: [`OLD`], unless another processor has written them
+/// since they were read.
+fn stored(state: &State, code: &[u8], extended: Extended<'_>, before: u8) -> Vec<u8> {
+    let memory = Flat::new(0x40000);
+    memory.0.borrow_mut().fill(OLD);
+    let mut state = *state;
+    execute(&memory, extended, |executor| {
+        let store = store(&state, code).unwrap();
+        let store = executor.settle(&store, &state, || 7).unwrap();
+        let mut scratch = Scratch::new(store.linear(), &vec![before; store.length()]);
+        let progress = executor.complete(&store, &mut state, &mut scratch.window()).unwrap();
+        assert_eq!(progress, Progress::Done);
+        scratch.bytes().to_vec()
+    })
 }
 
 #[test]
@@ -177,20 +187,24 @@ fn outside_of_64_bit_mode_half_of_the_vector_registers_are_saved() {
     for at in (32..160).filter(|at| at % 16 < 10).chain(160..416).chain(576..832) {
         area.0[at] = at.to_le_bytes()[0] | 1;
     }
-    let mut codes: Vec<&[u8]> = vec![&[0x0f, 0xae, 0x23]];
+    // XSAVE adds to the components that the header names; XSAVEC does not.
+    let mut codes: Vec<(&[u8], u8)> = vec![(&[0x0f, 0xae, 0x23], OLD | 7)];
     if std::arch::is_x86_feature_detected!("xsavec") {
-        codes.push(&[0x0f, 0xc7, 0x23]);
+        codes.push((&[0x0f, 0xc7, 0x23], 7));
     }
-    for code in codes {
+    for ((code, named), before) in
+        codes.into_iter().flat_map(|code| [OLD, 0xdd].map(|before| (code, before)))
+    {
         let extended = Extended::Xsave { area: &mut area.clone(), components: 7 };
-        let bytes = stored(&state, code, extended);
+        let bytes = stored(&state, code, extended, before);
         assert_eq!(bytes.len(), 832, "{code:02x?}");
         for range in [32..42, 160..288, 576..704] {
             assert_eq!(bytes[range.clone()], area.0[range], "{code:02x?}");
         }
-        assert_eq!(bytes[512], 7, "{code:02x?}");
-        for range in [288..512, 704..832] {
-            assert!(bytes[range].iter().all(|byte| *byte == 0xcc), "{code:02x?}");
+        assert_eq!(bytes[512], named, "{code:02x?}");
+        // Registers that it leaves out, and the rest of the header, which nobody writes.
+        for range in [288..512, 528..576, 704..832] {
+            assert!(bytes[range].iter().all(|byte| *byte == before), "{code:02x?}");
         }
     }
     // FXSAVE [EBX].
@@ -200,24 +214,65 @@ fn outside_of_64_bit_mode_half_of_the_vector_registers_are_saved() {
     assert_eq!(store(&fast, &[0x0f, 0xae, 0x03]).map(|store| store.length()), Ok(160));
 }
 
+/// ENTER asks for the right to write where the stack pointer then is, although it writes nothing there.
+#[test]
+fn enter_needs_the_room_that_it_makes() {
+    // ENTER 0x2000, 0.
+    let code = [0xc8, 0x00, 0x20, 0];
+    let enter = |memory: &Flat, before: &State| {
+        let mut state = *before;
+        let store = store(before, &code).unwrap();
+        let mut scratch = Scratch::new(store.linear(), &vec![OLD; store.length()]);
+        let result = execute(memory, Extended::Unused, |executor| {
+            executor.complete(&store, &mut state, &mut scratch.window())
+        });
+        if result.is_err() {
+            assert_eq!(state, *before);
+            assert!(scratch.bytes().iter().all(|byte| *byte == OLD));
+        }
+        result
+    };
+    let fault = |exception: Exception| Err(Incomplete::Fault(exception.into()));
+    // All pages of the first 64 are there, but one.
+    let memory = Flat::new(0x5000);
+    for (table, next) in [(0x1000, 0x2007_u64), (0x2000, 0x3007), (0x3000, 0x4007)] {
+        memory.put(table, &next.to_le_bytes());
+    }
+    for page in (0..64).filter(|page| *page != 0xe) {
+        memory.put(0x4000 + 8 * page, &(page << 12 | 7).to_le_bytes());
+    }
+    let mut state = state_64();
+    // User code writes to a page that is not there.
+    let page_fault = Exception::page_fault(0xe7f8, 6);
+    for (stack, expected) in [(0x1_0800, fault(page_fault)), (0x1_1800, Ok(Progress::Done))] {
+        state.registers[Register::Rsp] = stack;
+        assert_eq!(enter(&memory, &state), expected, "{stack:#x}");
+    }
+    let mut state = state_32();
+    state.segments.ss.limit = 0x4fff;
+    // The stack pointer wraps, and is then beyond the limit of SS.
+    let stack_fault = Exception::stack(0);
+    for (stack, expected) in [(0x1000, fault(stack_fault)), (0x3000, Ok(Progress::Done))] {
+        state.registers[Register::Rsp] = stack;
+        assert_eq!(enter(&Flat::new(0), &state), expected, "{stack:#x}");
+    }
+}
+
 /// Of AVX-512, only 64-bit code can be told what a processor leaves out.
 #[test]
 fn components_of_avx512_are_refused_outside_of_64_bit_mode() {
     let mut state = state_32();
     state.cr4 |= 1 << 18;
-    state.registers[Register::Rax] = 0xe7;
-    let memory = Flat::new(0x40000);
-    let mut own = OwnTrampoline::new();
-    let mut executor = Executor {
-        memory: &memory,
-        paging: PAGING,
-        tables: &TABLES,
-        trampoline: &mut own.trampoline,
-        extended: Extended::Unused,
-    };
     let store = store(&state, &[0x0f, 0xae, 0x23]).unwrap();
-    let refused = executor.settle(&store, &state, || 0xe7).map(|_| ());
-    assert_eq!(refused, Err(Refusal::Unsupported(Unsupported::ExtendedState)));
+    // AVX-512 and protection keys are enabled.
+    let mut settled = |asked| {
+        state.registers[Register::Rax] = asked;
+        execute(&Flat::new(0), Extended::Unused, |executor| {
+            executor.settle(&store, &state, || 0x2e7).map(|_| ())
+        })
+    };
+    assert_eq!(settled(0xe7), Err(Refusal::Unsupported(Unsupported::ExtendedState)));
+    assert_eq!(settled(0x207), Ok(()));
 }
 
 #[test]
@@ -232,7 +287,7 @@ fn the_x87_environment_of_real_mode_has_linear_pointers() {
     let codes: [&[u8]; 4] =
         [&[0xd9, 0x37], &[0xdd, 0x37], &[0x66, 0xd9, 0x37], &[0x66, 0xdd, 0x37]];
     for (code, (length, unit)) in codes.into_iter().zip([(14, 2), (94, 2), (28, 4), (108, 4)]) {
-        let bytes = stored(&state, code, Extended::Fx(&mut fx.clone()));
+        let bytes = stored(&state, code, Extended::Fx(&mut fx.clone()), OLD);
         assert_eq!(bytes.len(), length, "{code:02x?}");
         let words: Vec<u16> = (0..7)
             .map(|word| u16::from_le_bytes([bytes[word * unit], bytes[word * unit + 1]]))
