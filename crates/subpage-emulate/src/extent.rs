@@ -1,7 +1,8 @@
-//! Stores whose bytes depend on more than general registers: on a mask, on an index, on XCR0.
+//! Stores whose bytes depend on more than general registers: on a mask, on an index, on XCR0, on a
+//! descriptor.
 //!
 //! [`Store::of`] tells no more than the operand of such a store. [`Executor::settle`] reads the mask, the
-//! index or XCR0, and tells which bytes are written: only those are decided about, and only their pages
+//! index, XCR0 or the descriptor, and tells which bytes are written: only those are decided about, and only their pages
 //! have to be there.
 
 use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, Register as Name};
@@ -109,6 +110,7 @@ impl<M: PhysicalMemory> Executor<'_, M> {
             Form::Compress => self.compressed(store, state),
             Form::Scatter => self.scattered(store, state),
             Form::SaveState => xsave::settle(store, state, xcr0()),
+            Form::FarCall => self.settle_far_call(store, state),
             form => unreachable!("{form:?} is never open"),
         }
     }

@@ -91,8 +91,9 @@ impl Store {
         let form = Form::of(&instruction, state)?;
         let (name, offset, length) = destination(&instruction, form, state)?;
         let (linear, extent) = match form {
-            // Which bytes of the operand have to be there is not known yet.
-            Form::Masked(_) | Form::Compress | Form::Scatter | Form::SaveState => {
+            // Which bytes of the operand have to be there is not known yet; or where a call goes, which
+            // may have another stack.
+            Form::Masked(_) | Form::Compress | Form::Scatter | Form::SaveState | Form::FarCall => {
                 (segment::unchecked(state, name, offset), Extent::Open)
             }
             _ => (segment::linear(state, name, offset, length as u64, true)?, Extent::Whole),
@@ -141,8 +142,8 @@ impl Store {
 
     /// How many bytes: 1 to [`MAX_STORE_BYTES`].
     ///
-    /// FXSAVE counts all 512 of its operand, although it leaves some of them as they are. Of an
-    /// [open](Self::is_open) store it is the operand's.
+    /// FXSAVE counts all 512 of its operand, although it leaves some of them as they are; where it leaves
+    /// registers out, 288 or 160. Of an [open](Self::is_open) store it is the operand's.
     #[allow(clippy::len_without_is_empty)]
     pub const fn length(&self) -> usize {
         self.length

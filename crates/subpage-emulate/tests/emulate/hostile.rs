@@ -78,11 +78,10 @@ fn judge(own: &mut OwnTrampoline, mut state: State, code: &[u8]) -> bool {
         // Not executed here: the processor may lack it. What is executed is in `stores`.
         return true;
     }
-    // A scatter: it takes registers to know where it stores.
-    if store.is_open() {
+    // A scatter: the processor may lack what tells where it stores.
+    if store.is_open() && store.uses_extended() {
         return false;
     }
-    let mut scratch = Scratch::new(store.linear(), &vec![0; store.length()]);
     let memory = Flat::new(0x1000);
     let before = state;
     let mut machine = Executor {
@@ -92,6 +91,8 @@ fn judge(own: &mut OwnTrampoline, mut state: State, code: &[u8]) -> bool {
         trampoline: &mut own.trampoline,
         extended: Extended::Fx(&mut FxArea::INITIAL.clone()),
     };
+    let Ok(store) = machine.settle(&store, &state, || 0) else { return false };
+    let mut scratch = Scratch::new(store.linear(), &vec![0; store.length()]);
     if machine.complete(&store, &mut state, &mut scratch.window()).is_err() {
         assert_eq!(state, before, "what fails changes nothing");
         assert!(scratch.bytes().iter().all(|&byte| byte == 0), "and writes nothing");
