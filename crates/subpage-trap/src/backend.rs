@@ -129,6 +129,13 @@ pub trait Backend {
         window: &mut Window<'_>,
     ) -> Result<Progress, Obstacle<Self::Failure>>;
 
+    /// Whether the caller may let the processor take the step that software cannot, and decide about
+    /// what it writes. Where not, a denied store that software does not carry out is
+    /// [skipped](crate::deny_unknown).
+    fn steps(&self) -> bool {
+        true
+    }
+
     /// What becomes of an instruction that `rule`, or an access map, denies.
     fn response(&self, rule: Option<RuleId>) -> Response {
         let _ = rule;

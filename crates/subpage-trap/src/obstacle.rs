@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use subpage_emulate::{Exception, Fault, Refusal, Unsupported};
+use subpage_emulate::{Exception, Fault, Incomplete, Refusal, Unsupported};
 
 /// Why a write is not done. Memory has not changed, and nothing was decided.
 #[must_use]
@@ -81,6 +81,16 @@ impl<F> From<Refusal> for Obstacle<F> {
     }
 }
 
+impl<F> From<Incomplete> for Obstacle<F> {
+    fn from(incomplete: Incomplete) -> Self {
+        match incomplete {
+            Incomplete::Fault(fault) => fault.into(),
+            Incomplete::Trampoline => Self::Faulted,
+            Incomplete::Unsupported(why) => Self::Unknown(why),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +103,7 @@ mod tests {
             Any::NotOurs,
             Any::LegacyDelivery,
             Any::from(Refusal::Unsupported(Unsupported::NoStore)),
+            Any::from(Incomplete::Unsupported(Unsupported::FarCall)),
         ] {
             assert!(steps.may_step(), "{steps:?}");
         }
@@ -100,7 +111,8 @@ mod tests {
             Any::Exception(Exception::general_protection(0)),
             Any::Again,
             Any::NotMemory(0x1000),
-            Any::Faulted,
+            Any::from(Incomplete::Trampoline),
+            Any::from(Incomplete::Fault(Fault::NotMemory(0x1000))),
             Any::OutOfMemory,
             Any::Failed(()),
         ] {

@@ -209,8 +209,29 @@ fn meet<B: Backend>(
     }
     // First on a copy: what is reported is reported with its bytes, and "allow once" must not be
     // spent by a store that fails.
-    let rehearsal = rehearse(backend, trapped.store, located, place, state)?;
-    meet_foreseen(backend, trapped, located, place, state, decision, rehearsal)
+    match rehearse(backend, trapped.store, located, place, state) {
+        Ok(rehearsal) => {
+            meet_foreseen(backend, trapped, located, place, state, decision, rehearsal)
+        }
+        Err(Obstacle::Unknown(_))
+            if !backend.steps() && matches!(decision, Decision::Denied { .. }) =>
+        {
+            let met = authorized(backend, located, decision)?;
+            Ok(deny_located(backend, trapped, located, state, met))
+        }
+        Err(obstacle) => Err(obstacle),
+    }
+}
+
+/// Commits a decision that is to be reported.
+fn authorized<B: Backend>(
+    backend: &mut B,
+    located: &Located,
+    decision: Decision,
+) -> Result<Met, Obstacle<B::Failure>> {
+    let committed = authorize(backend, &located.parts)?;
+    assert_eq!(committed, decision, "nothing changes the domain while its lock is held");
+    Ok(Met::of(decision).expect("all other decisions were handled"))
 }
 
 /// [`meet`] where it is known what the store writes.
@@ -223,9 +244,7 @@ fn meet_foreseen<B: Backend, K: Foreseen<B>>(
     decision: Decision,
     foreseen: K,
 ) -> Result<StoreOutcome<B::Told>, Obstacle<B::Failure>> {
-    let committed = authorize(backend, &located.parts)?;
-    assert_eq!(committed, decision, "nothing changes the domain while its lock is held");
-    let met = Met::of(decision).expect("all other decisions were handled");
+    let met = authorized(backend, located, decision)?;
     if let Met::Forbidden { .. } = met {
         return Ok(conclude(backend, trapped, located, state, met, foreseen));
     }
@@ -237,7 +256,7 @@ fn meet_foreseen<B: Backend, K: Foreseen<B>>(
 }
 
 /// Denies a located store that the engine has decided about and counted already: `met` says what
-/// it met.
+/// it met. One that software does not carry out is denied as by [`deny_unknown`].
 ///
 /// # Panics
 /// If `met` does not forbid it.
@@ -256,8 +275,23 @@ pub fn deny<B: Backend>(
         return Ok(conclude(backend, trapped, located, state, met, moved));
     }
     let place = backend.ready(&located.parts)?;
-    let rehearsal = rehearse(backend, trapped.store, located, &place, state)?;
-    Ok(conclude(backend, trapped, located, state, met, rehearsal))
+    match rehearse(backend, trapped.store, located, &place, state) {
+        Ok(rehearsal) => Ok(conclude(backend, trapped, located, state, met, rehearsal)),
+        Err(Obstacle::Unknown(_)) => Ok(deny_located(backend, trapped, located, state, met)),
+        Err(obstacle) => Err(obstacle),
+    }
+}
+
+/// [`deny_unknown`] of a store whose bytes are known.
+fn deny_located<B: Backend>(
+    backend: &mut B,
+    trapped: Trapped<'_>,
+    located: &Located,
+    state: &mut State,
+    met: Met,
+) -> StoreOutcome<B::Told> {
+    let (parts, gla) = (&located.parts, Some(located.linear));
+    deny_unknown(backend, trapped.instruction, parts, gla, state, met)
 }
 
 /// Reports a denied store, and does what becomes of its instruction.

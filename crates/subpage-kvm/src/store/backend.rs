@@ -7,8 +7,7 @@ use subpage::domain::{Domain, WriteParts};
 use subpage::frames::HeapFrames;
 use subpage_emulate::guest::State;
 use subpage_emulate::{
-    Executor, Extended, Incomplete, PagingFeatures, Progress, Store, SystemTables, Window,
-    XsaveArea,
+    Executor, Extended, PagingFeatures, Progress, Store, SystemTables, Window, XsaveArea,
 };
 use subpage_trap as trap;
 use subpage_trap::{Record, When};
@@ -149,12 +148,7 @@ impl trap::Backend for Backend<'_> {
         state: &mut State,
         window: &mut Window<'_>,
     ) -> Result<Progress, Obstacle> {
-        let progress = self.execute(|executor| executor.complete(store, state, window))?;
-        progress.map_err(|incomplete| match incomplete {
-            Incomplete::Fault(fault) => fault.into(),
-            Incomplete::Trampoline => Obstacle::Faulted,
-            Incomplete::Unsupported(why) => Obstacle::Unknown(why),
-        })
+        Ok(self.execute(|executor| executor.complete(store, state, window))??)
     }
 
     fn record(&mut self, event: &trap::Event<&[u8]>) -> Arc<Record> {

@@ -20,8 +20,8 @@ use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
 use subpage_emulate::guest::{PhysicalMemory, Register, Segment, State};
 use subpage_emulate::{
-    CODE_BYTES, Executor, Extended, FxArea, GuestInstruction, Incomplete, PagingFeatures, Progress,
-    Scratch, Store, SystemTables, TableRegister, Trampoline, Window,
+    CODE_BYTES, Executor, Extended, FxArea, GuestInstruction, PagingFeatures, Progress, Scratch,
+    Store, SystemTables, TableRegister, Trampoline, Window,
 };
 use subpage_trap::{Backend, Event, Obstacle, Response, StoreOutcome, Trapped, When, store};
 
@@ -38,6 +38,8 @@ pub(crate) const EDGE: u64 = DATA + 0x1000;
 const PAGES: u64 = 16;
 const PAGE_TABLE: u64 = 0x4000;
 const RING_0_CODE: u16 = 0x08;
+/// The same, never used.
+pub(crate) const FRESH_CODE: u16 = 0x18;
 
 fn trampoline() -> Trampoline {
     let all = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE | ProtFlags::PROT_EXEC;
@@ -56,6 +58,8 @@ pub(crate) struct Guest {
     pub(crate) state: State,
     pub(crate) events: Vec<Event<Vec<u8>>>,
     pub(crate) response: Response,
+    /// Whether what software does not know may be stepped over.
+    pub(crate) steps: bool,
     pub(crate) extended: FxArea,
     /// Calls of `carry_out`.
     pub(crate) executed: u32,
@@ -101,6 +105,7 @@ impl Guest {
         }
         // Accessed code of ring 0.
         memory.put(0x7000 + u64::from(RING_0_CODE), &0x00af_9b00_0000_ffff_u64.to_le_bytes());
+        memory.put(0x7000 + u64::from(FRESH_CODE), &0x00af_9a00_0000_ffff_u64.to_le_bytes());
         let mut state = State {
             rip: CODE,
             rflags: 0x202,
@@ -132,6 +137,7 @@ impl Guest {
             state,
             events: Vec::new(),
             response: Response::Skip,
+            steps: true,
             extended,
             executed: 0,
             checked: Vec::new(),
@@ -314,11 +320,11 @@ impl Backend for Guest {
             trampoline: &mut self.trampoline,
             extended: Extended::Fx(&mut self.extended),
         };
-        executor.complete(store, state, window).map_err(|incomplete| match incomplete {
-            Incomplete::Fault(fault) => fault.into(),
-            Incomplete::Trampoline => Obstacle::Faulted,
-            Incomplete::Unsupported(why) => Obstacle::Unknown(why),
-        })
+        Ok(executor.complete(store, state, window)?)
+    }
+
+    fn steps(&self) -> bool {
+        self.steps
     }
 
     fn response(&self, _: Option<RuleId>) -> Response {

@@ -8,7 +8,7 @@ use subpage::domain::{Domain, WriteParts};
 use subpage::rules::RuleId;
 use subpage_emulate::guest::State;
 use subpage_emulate::{
-    Executor, Extended, FxArea, Incomplete, PagingFeatures, Progress, Store, SystemTables, Window,
+    Executor, Extended, FxArea, PagingFeatures, Progress, Store, SystemTables, Window,
 };
 use subpage_trap as trap;
 use subpage_trap::{Response, When};
@@ -172,6 +172,10 @@ impl trap::Backend for Locked<'_> {
         }
     }
 
+    fn steps(&self) -> bool {
+        false
+    }
+
     fn response(&self, rule: Option<RuleId>) -> Response {
         self.shared.response(rule)
     }
@@ -199,12 +203,7 @@ impl Locked<'_> {
         state: &mut State,
         window: &mut Window<'_>,
     ) -> Result<Progress, Obstacle> {
-        let result = self.execute(store, |executor| executor.complete(store, state, window));
-        result.map_err(|incomplete| match incomplete {
-            Incomplete::Fault(fault) => fault.into(),
-            Incomplete::Trampoline => Obstacle::Faulted,
-            Incomplete::Unsupported(why) => Obstacle::Unknown(why),
-        })
+        Ok(self.execute(store, |executor| executor.complete(store, state, window))?)
     }
 
     /// Work with the processor's registers and trampoline.

@@ -235,11 +235,16 @@ impl Locked<'_> {
         let found = match found.store() {
             // All its bytes have to be known.
             Ok(store) if store.is_open() => {
-                match settle(self, Trapped { instruction, store }, state)? {
-                    None => return Ok(Some(StoreOutcome::Done)),
-                    Some(known) => settled = known,
+                match settle(self, Trapped { instruction, store }, state) {
+                    Ok(None) => return Ok(Some(StoreOutcome::Done)),
+                    Ok(Some(known)) => {
+                        settled = known;
+                        Ok(&settled)
+                    }
+                    // Like one that is unknown from the start: it may be denied.
+                    Err(Obstacle::Unknown(why)) => Err(Refusal::Unsupported(why)),
+                    Err(obstacle) => return Err(obstacle),
                 }
-                Ok(&settled)
             }
             found => found,
         };
@@ -324,7 +329,9 @@ impl Locked<'_> {
         written.into_iter().find_map(|&(linear, bytes, _)| {
             let length = usize::try_from(bytes).ok()?;
             let located = locate(self, state, linear, length, access, Wanted::Anywhere).ok()?;
-            located.touches_page_of(exit.gpa).then_some(located)
+            // Of XSAVE the decoder knows the address only: what trapped may come later.
+            let holds = |run: &ByteRange| run.first() <= exit.gpa && exit.gpa <= run.last();
+            located.parts.runs().iter().any(holds).then_some(located)
         })
     }
 }
