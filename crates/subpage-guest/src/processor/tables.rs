@@ -51,6 +51,11 @@ struct Pointer {
     base: u64,
 }
 
+/// Makes the supervisor's code segment one that was not used yet, until CS is loaded with it again.
+pub fn forget_use_of_code() {
+    GDT[1].fetch_and(!(1 << 40), Ordering::Relaxed);
+}
+
 /// Fills the tables of all processors.
 pub(super) fn fill() {
     let descriptors = [

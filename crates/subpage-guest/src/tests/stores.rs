@@ -5,6 +5,7 @@ use crate::hypervisor::test_hooks::Counter;
 use crate::hypervisor::{self, Access, Events, drain_events, has_spp, set_maps};
 use crate::memory::{Bytes, PAGE, SUB_PAGE, frames};
 use crate::processor::registers::{has_avx, has_avx512};
+use crate::processor::tables;
 use crate::store::{
     AVX, AVX512, ENTER_ROOM, FAR_CALLS, Form, INTEGER, LOCKED, Registers, SSE, STACK, STRING, X87,
 };
@@ -195,6 +196,29 @@ fn store_far_calls() {
     check_all(FAR_CALLS);
 }
 test!(store_far_calls; limit = 60);
+
+/// A far call that has to mark a descriptor is not known to software. Denied, it is reported and skipped.
+fn store_of_a_denied_far_call() {
+    let events = Events::with_room(8);
+    for form in FAR_CALLS {
+        let pages = frames::pages(2);
+        pages.fill(OLD);
+        hypervisor::set_access(pages.page(0), 0);
+        let denials = Counter::Denied.get();
+        tables::forget_use_of_code();
+        form.run(pages.part(0x200, form.length), frames::page());
+        assert!((0..PAGE).all(|at| pages.read::<u8>(at) == OLD), "{}", form.name);
+        assert_eq!(Counter::Denied.get() - denials, 1, "{}", form.name);
+        assert_eq!(events.take(), 1, "{}", form.name);
+        let event = events.get(0);
+        assert!(form.has_instruction(event.rip.get()), "{}", form.name);
+        assert_eq!(event.gpa.get(), pages.address() + 0x200, "{}", form.name);
+        assert_eq!((u64::from(event.length), event.data_length), (form.length, 0), "{}", form.name);
+        // The processor itself marks it where nothing is in its way.
+        form.run(pages.part(PAGE + 0x200, form.length), frames::page());
+    }
+}
+test!(store_of_a_denied_far_call);
 
 /// The page where ENTER's room ends may be one that traps, although nothing is written there.
 fn store_enter_room() {
