@@ -1,5 +1,6 @@
 //! Answers to exits that are neither a denial nor a first write.
 
+use subpage::access::SubPage;
 use subpage::domain::{
     Answer, AtOnce, Counters, Decision, EptViolation, ProcessorUse, RetryState, WriteParts,
 };
@@ -144,7 +145,7 @@ fn an_open_write_needs_no_second_look() {
 
 /// What is permitted at once is what the whole answer has emulated at the first trap, permits, and
 /// counts the same; what is denied at once, the whole answer denies the same; all that the whole answer
-/// does besides is left to it.
+/// does besides is left to it, and so is an exit in another page than the write.
 #[test]
 fn a_write_is_decided_at_once_only_where_the_whole_answer_says_the_same() {
     use Circumstance as C;
@@ -161,54 +162,70 @@ fn a_write_is_decided_at_once_only_where_the_whole_answer_says_the_same() {
                 .flat_map(|(page, offset)| [1, 4, 8, 16, 130].map(|n| (page, offset, n)))
             {
                 let write = bytes((BASE + page) * 4096 + offset, length);
-                let mut exit = violation(
-                    page,
-                    EptQualification::new().with_write(true).with_final_access(true),
-                );
-                exit.gpa = write.first();
-                let parts = WriteParts::one(write);
-                let decision = whole.check_write_parts(Normal, &parts);
-                let before = *quick.counters();
-                let at_once = quick.decide_at_once(&exit, write);
-                let ours = *quick.counters();
-                let counted = *whole.counters();
-                let (answer, _) = whole.ept_violation_by(&mut RetryState::default(), &exit, &parts);
-                let theirs = *whole.counters();
                 let in_one_page = write.first().gfn() == write.last().gfn();
-                let expected = match answer {
-                    // What else waits for the write is not looked at.
-                    Answer::Deny(denial)
-                        if in_one_page && !matches!(circumstance, C::Tracked | C::LogsDirty) =>
-                    {
-                        denied += 1;
-                        Some(AtOnce::Denied(denial))
-                    }
-                    Answer::Emulate
-                        if in_one_page
-                            && circumstance == C::None
-                            && decision == Decision::Allowed =>
-                    {
-                        permitted += 1;
-                        let place = whole.mapping(Normal, write.first().gfn()).expect("mapped");
-                        Some(AtOnce::Permitted(place.host_frame(write.first().gfn())))
-                    }
-                    _ => None,
-                };
-                assert_eq!(at_once, expected, "{circumstance:?}, spp {spp}: {write:?}: {answer:?}");
-                if at_once.is_none() {
-                    assert_eq!(ours, before, "{write:?}");
-                    continue;
+                let plain = EptQualification::new().with_write(true).with_final_access(true);
+                let before = *quick.counters();
+                for elsewhere in [page + 1, page + 512] {
+                    let exit = violation(elsewhere, plain);
+                    assert_eq!(quick.decide_at_once(&exit, write), None, "{write:?}: {exit:?}");
+                    assert_eq!(*quick.counters(), before, "{write:?}: {exit:?}");
                 }
-                let by = |now: Counters, then: Counters| {
-                    [
-                        now.ept_violations - then.ept_violations,
-                        now.emulations - then.emulations,
-                        now.denied - then.denied,
-                        now.reported - then.reported,
-                        now.retries - then.retries,
-                    ]
-                };
-                assert_eq!(by(ours, before), by(theirs, counted), "{write:?}");
+                for at in [write.first(), write.last()] {
+                    if spp && SubPage::of(at) != SubPage::of(write.first()) {
+                        // Its sub-page may be open: the whole answer takes that for stale first.
+                        continue;
+                    }
+                    let exit = EptViolation { gpa: at, ..violation(page, plain) };
+                    let parts = WriteParts::one(write);
+                    let decision = whole.check_write_parts(Normal, &parts);
+                    let before = *quick.counters();
+                    let at_once = quick.decide_at_once(&exit, write);
+                    let ours = *quick.counters();
+                    let counted = *whole.counters();
+                    let retry = &mut RetryState::default();
+                    let (answer, _) = whole.ept_violation_by(retry, &exit, &parts);
+                    let theirs = *whole.counters();
+                    let expected = match answer {
+                        // What else waits for the write is not looked at.
+                        Answer::Deny(denial)
+                            if in_one_page
+                                && !matches!(circumstance, C::Tracked | C::LogsDirty) =>
+                        {
+                            denied += 1;
+                            // The exit's linear address is that of the byte which trapped.
+                            let told = (at == write.first()).then_some(exit.gla);
+                            assert_eq!(denial.gla, told, "{write:?}: {exit:?}");
+                            Some(AtOnce::Denied(denial))
+                        }
+                        Answer::Emulate
+                            if in_one_page
+                                && circumstance == C::None
+                                && decision == Decision::Allowed =>
+                        {
+                            permitted += 1;
+                            let gfn = write.first().gfn();
+                            let place = whole.mapping(Normal, gfn).expect("mapped");
+                            Some(AtOnce::Permitted(place.host_frame(gfn)))
+                        }
+                        _ => None,
+                    };
+                    let context = || format!("{circumstance:?}, spp {spp}: {write:?}: {exit:?}");
+                    assert_eq!(at_once, expected, "{}: {answer:?}", context());
+                    if at_once.is_none() {
+                        assert_eq!(ours, before, "{}", context());
+                        continue;
+                    }
+                    let by = |now: Counters, then: Counters| {
+                        [
+                            now.ept_violations - then.ept_violations,
+                            now.emulations - then.emulations,
+                            now.denied - then.denied,
+                            now.reported - then.reported,
+                            now.retries - then.retries,
+                        ]
+                    };
+                    assert_eq!(by(ours, before), by(theirs, counted), "{}", context());
+                }
             }
         }
     }
