@@ -7,8 +7,8 @@
 
 use subpage::address::{ByteRange, Gfn, GfnRange, Gpa, Hpa};
 use subpage::domain::{
-    Answer, Decision, Denial, Domain, EptViolation, HostError, HostPage, Observer, ProcessorUse,
-    RetryState, SppEvent,
+    Answer, AtOnce, Decision, Denial, Domain, EptViolation, HostError, HostPage, Observer,
+    ProcessorUse, RetryState, SppEvent,
 };
 use subpage::exit::{Delivery, EptQualification, ExitReason, SppQualification};
 use subpage::frames::{HeapFrames, OutOfFrames};
@@ -260,7 +260,6 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
         let length = access.length() as u64;
         // An access is told from the next by its address here, where a processor has RIP.
         let rip = access.first().gpa().as_u64();
-        let retry = &mut self.cpus[cpu].retry;
         let delivery = Delivery::default();
         let space = AddressSpace::Normal;
         let answer = match exit.reason {
@@ -283,11 +282,16 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
                     space,
                     delivery,
                 };
+                if let Some(outcome) = self.answer_at_once(&violation, access, bytes) {
+                    return Some(outcome);
+                }
+                let retry = &mut self.cpus[cpu].retry;
                 self.domain.ept_violation(retry, &violation).0
             }
             ExitReason::SPP_EVENT => {
                 let qualification = SppQualification::from(exit.qualification);
                 let event = SppEvent { qualification, gpa: exit.gpa, rip, space, delivery };
+                let retry = &mut self.cpus[cpu].retry;
                 self.domain.spp_event(retry, &event).0
             }
             ExitReason::PAGE_MODIFICATION_LOG_FULL => {
@@ -323,6 +327,37 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
         }
         self.roots = None;
         None
+    }
+
+    /// Answers the exit of a write in one page at one look, as the hypervisor does first; `None` if it
+    /// takes a closer one.
+    fn answer_at_once(
+        &mut self,
+        violation: &EptViolation,
+        access: &Access,
+        bytes: Option<&[u8]>,
+    ) -> Option<AccessOutcome> {
+        let qualification = violation.qualification;
+        let plain = qualification.write() && !qualification.is_page_walk();
+        if !plain || !self.setup.decodes || access.second().is_some() {
+            return None;
+        }
+        let first = access.first().gpa();
+        let write = ByteRange::new(first, access.length() as u64).expect("bytes of one page");
+        match self.domain.decide_at_once(violation, write)? {
+            AtOnce::Permitted(page) => {
+                self.traps.emulated += 1;
+                if let Some(bytes) = bytes {
+                    let at = Hpa::new(page.as_u64() + u64::from(first.page_offset()));
+                    self.memory.write(at, bytes);
+                }
+                Some(AccessOutcome::Done)
+            }
+            AtOnce::Denied(denial) => {
+                self.traps.denied += 1;
+                Some(AccessOutcome::Denied(denial))
+            }
+        }
     }
 
     /// Completes a write in software: decides about every byte, then stores all or none.
