@@ -170,18 +170,22 @@ fn is_for_linux(source: &Source, header: &Elf64_Phdr) -> Result<bool, BootError>
     }
     let mut notes = vec![0; length];
     source.read(header.p_offset, &mut notes)?;
-    let aligned = |length: usize| length.next_multiple_of(if header.p_align == 8 { 8 } else { 4 });
+    let align = if header.p_align == 8 { 8 } else { 4 };
+    // What follows a note's header of 12 bytes is aligned from the beginning of the note.
+    let at = |end: usize| Some(end.checked_add(12)?.checked_next_multiple_of(align)? - 12);
     let mut rest = &notes[..];
     while let Some((head, content)) = rest.split_first_chunk::<12>() {
         let word = |at: usize| {
             u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize
         };
         let (name, kind) = (content.get(..word(0)), word(8));
-        let Some(description) = content.get(aligned(word(0)).min(content.len())..) else { break };
+        let Some(first) = at(word(0)) else { break };
+        let Some(description) = content.get(first..) else { break };
         if name == Some(b"GNU\0") && kind == 1 && description.starts_with(&[0; 4]) {
             return Ok(true);
         }
-        let Some(next) = description.get(aligned(word(4))..) else { break };
+        let next = first.checked_add(word(4)).and_then(at);
+        let Some(next) = next.and_then(|next| content.get(next..)) else { break };
         rest = next;
     }
     Ok(false)

@@ -205,29 +205,52 @@ fn a_guest_above_4_gib_is_loaded() {
     assert_eq!((boot.entry, scene.bytes(at)), (at, *b"\xf4"));
 }
 
-/// It would die at its first system call, or before.
+/// It would die at its first system call, or before. The C library's tag may stand behind other notes,
+/// whose parts are aligned to 4 or to 8 bytes.
 #[test]
 fn a_program_for_linux_is_no_guest() {
     let code = segment(0x10_0000, 0x10_0000, &[0xf4; 16], 16);
-    let note = |kind: u32, system: u32, name: &[u8; 4]| {
-        let mut bytes = Vec::new();
-        // Another note comes first.
-        for (kind, system, name) in [(3, 0, b"GNU\0"), (kind, system, name)] {
-            for word in [4, 16, kind] {
-                bytes.extend(u32::to_le_bytes(word));
-            }
-            bytes.extend(name);
-            for word in [system, 3, 2, 0] {
-                bytes.extend(u32::to_le_bytes(word));
+    let add = |bytes: &mut Vec<u8>, align: usize, kind: u32, name: &[u8], content: &[u32]| {
+        for length in [name.len(), 4 * content.len()] {
+            bytes.extend(u32::try_from(length).expect("small").to_le_bytes());
+        }
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(name);
+        bytes.resize(bytes.len().next_multiple_of(align), 0xff);
+        content.iter().for_each(|word| bytes.extend(word.to_le_bytes()));
+        bytes.resize(bytes.len().next_multiple_of(align), 0xff);
+    };
+    let with = |bytes: &[u8], align: usize| {
+        let mut note = segment(0, 0, bytes, 0);
+        (note.header.p_type, note.header.p_align) = (PT_NOTE, align as u64);
+        elf(0x10_0000, &[code.clone(), note])
+    };
+    for align in [4, 8] {
+        // Parts of which each length leaves another rest.
+        let others: [(u32, &[u8], &[u32]); 4] =
+            [(5, b"GNU\0", &[9; 4]), (3, b"GNU\0", &[9; 5]), (1, b"Other\0", &[0]), (1, b"", &[])];
+        for behind in 0..=others.len() {
+            let note = |kind: u32, system: u32, name: &[u8; 4]| {
+                let mut bytes = Vec::new();
+                for (kind, name, content) in &others[..behind] {
+                    add(&mut bytes, align, *kind, name, content);
+                }
+                add(&mut bytes, align, kind, name, &[system, 3, 2, 0]);
+                with(&bytes, align)
+            };
+            let context = format!("behind {behind}, aligned to {align}");
+            assert_eq!(refused(&note(1, 0, b"GNU\0")), ElfError::ForLinux, "{context}");
+            for other in [note(1, 1, b"GNU\0"), note(2, 0, b"GNU\0"), note(1, 0, b"Xen\0")] {
+                let loaded = Scene::used().load(&other);
+                assert!(loaded.is_ok(), "{context}");
             }
         }
-        let mut note = segment(0, 0, &bytes, 0);
-        note.header.p_type = PT_NOTE;
-        note
-    };
-    let with = |note| elf(0x10_0000, &[code.clone(), note]);
-    assert_eq!(refused(&with(note(1, 0, b"GNU\0"))), ElfError::ForLinux);
-    for other in [note(1, 1, b"GNU\0"), note(2, 0, b"GNU\0"), note(1, 0, b"Xen\0")] {
-        Scene::used().load(&with(other)).expect("a guest");
+        // Lengths that reach beyond the file, or to its end.
+        for (name, content) in [(u32::MAX, 0), (0, u32::MAX), (u32::MAX, u32::MAX), (5, 0)] {
+            let mut bytes: Vec<u8> =
+                [name, content, 1].iter().flat_map(|word| word.to_le_bytes()).collect();
+            bytes.extend(b"GNU\0\0\0\0");
+            Scene::used().load(&with(&bytes, align)).expect("a guest");
+        }
     }
 }
