@@ -108,7 +108,8 @@ impl Notices {
         std::mem::take(&mut seen.waiting)
     }
 
-    /// How many pages are not told of because there were too many.
+    /// How many pages are not told of because there were too many: at most 4,032, pages beyond are not
+    /// counted.
     pub(crate) fn dropped(&self) -> u64 {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).dropped
     }
@@ -140,5 +141,6 @@ mod tests {
             seen.see(table, || Notice { rule: None, table });
         }
         assert_eq!(seen.pages.len(), REMEMBERED, "a guest does not fill memory");
+        assert_eq!(seen.dropped, 4032, "what is not remembered is not counted");
     }
 }

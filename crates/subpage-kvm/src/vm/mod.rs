@@ -213,7 +213,8 @@ impl Vm {
         self.machine.stepping.notices.take()
     }
 
-    /// How many pages there is no notice of, because there were too many.
+    /// How many pages there is no notice of, because there were too many: at most 4,032, pages beyond
+    /// are not counted.
     pub fn notices_dropped(&self) -> u64 {
         self.machine.stepping.notices.dropped()
     }
