@@ -16,6 +16,9 @@ const CODE_AT: u64 = 0x3000;
 /// A table of descriptors.
 const TABLE: u64 = 0x60_c000;
 
+/// Where the stack begins.
+const TOP: u64 = PAGE + 0x800;
+
 /// Code of 64 bits at CPL 0, where the code is, and once more.
 const DESCRIPTOR: u64 = 0x00af_9b00_0000_ffff;
 const SELECTORS: [u16; 2] = [0x10, 0x28];
@@ -25,8 +28,8 @@ fn target(level: Level) -> u16 {
     SELECTORS[1] | u16::from(level.cpl())
 }
 
-/// The bytes below the stack after CALL FAR [RBX], and CS.
-fn pushed(level: Level, prefix: &[u8], unit: usize, denied: bool) -> (Vec<u8>, u16) {
+/// The bytes below the stack after CALL FAR [RBX] with one byte there denied or none, and CS.
+fn pushed(level: Level, prefix: &[u8], unit: usize, denied: Option<u64>) -> (Vec<u8>, u16) {
     let configuration = Configuration { trap: TrapChoice::Mprotect, ..small() };
     let stepper = Stepper::new(&configuration, level, &[]);
     let guest = &stepper.guest;
@@ -44,19 +47,17 @@ fn pushed(level: Level, prefix: &[u8], unit: usize, denied: bool) -> (Vec<u8>, u
     guest.write(PLAIN, &next.to_le_bytes());
     guest.write(PLAIN + unit as u64, &target(level).to_le_bytes());
     guest.write(PAGE + 0x7c0, &[0xcc; 0x40]);
-    let (at, bytes) = if denied { (PAGE + 0x7fe, 1) } else { (PAGE + 0x100, 1) };
-    guest.guard(at, bytes, Action::Deny);
-    let general = kvm_regs {
-        rip: CODE_AT,
-        rflags: FLAGS,
-        rbx: PLAIN,
-        rsp: PAGE + 0x800,
-        ..kvm_regs::default()
-    };
+    guest.guard(denied.unwrap_or(PAGE + 0x100), 1, Action::Deny);
+    let general =
+        kvm_regs { rip: CODE_AT, rflags: FLAGS, rbx: PLAIN, rsp: TOP, ..kvm_regs::default() };
     let before = Registers { general, extended: Box::new(XsaveArea::INITIAL) };
     let after = stepper.step(&code, &before).unwrap();
-    assert_eq!(after.general.rsp, PAGE + 0x800 - 2 * unit as u64);
-    assert_eq!(guest.events().len(), usize::from(denied));
+    let bottom = TOP - 2 * unit as u64;
+    assert_eq!(after.general.rsp, bottom);
+    let events = guest.events();
+    let told = events.iter().map(|record| (record.event.gpa.as_u64(), record.event.length));
+    let whole = denied.map(|_| (bottom, Some(2 * unit as u64)));
+    assert!(told.eq(whole), "both values are one write: {events:?}");
     let cs = guest.vm.with_processors(|processors| processors[0].fd.get_sregs().unwrap().cs);
     (guest.read::<32>(PAGE + 0x7e0).to_vec(), cs.selector)
 }
@@ -79,9 +80,12 @@ fn a_far_call_pushes_both_its_values_or_none() {
             expected[32 - 2 * unit..32 - unit].copy_from_slice(&next.to_le_bytes()[..unit]);
             expected[32 - unit..].copy_from_slice(&cs.to_le_bytes()[..unit]);
             let context = format!("{unit} bytes at {level:?}");
-            assert_eq!(pushed(level, prefix, unit, false), (expected, target), "{context}");
-            let denied = pushed(level, prefix, unit, true);
-            assert_eq!(denied, (vec![0xcc; 32], target), "denied, {context}");
+            assert_eq!(pushed(level, prefix, unit, None), (expected, target), "{context}");
+            // A byte of the instruction pointer, and one of the selector.
+            for denied in [TOP - 2 * unit as u64, TOP - 2] {
+                let kept = pushed(level, prefix, unit, Some(denied));
+                assert_eq!(kept, (vec![0xcc; 32], target), "{denied:#x} is denied, {context}");
+            }
         }
     }
 }

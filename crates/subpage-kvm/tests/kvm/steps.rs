@@ -85,6 +85,8 @@ fn steps_that_are_interrupted_are_made_once() {
         assert_eq!(ending, Ending::Exited { code: 0 }, "{:?}: {ending}", configuration.trap);
         assert_eq!(guest.word(PLAIN), ROUNDS);
         assert_eq!(guest.word(PLAIN + 8) & TRAP_FLAG, 0);
+        let steps = guest.vm.steps();
+        assert!(!guest.vm.walks_write() || steps >= ROUNDS, "{:?}: {steps}", configuration.trap);
     }
 }
 
@@ -116,6 +118,7 @@ fn live_tables_stay_out_of_slots_where_the_processor_walks() {
             let slots = guest.vm.slot_count();
             guest.run_well();
             assert_eq!(guest.vm.slot_count(), slots, "{level:?}");
+            assert!(!guest.vm.walks_write() || guest.vm.steps() > 0, "{level:?}");
         }
     }
 }

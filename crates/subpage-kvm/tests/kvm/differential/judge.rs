@@ -137,18 +137,32 @@ pub(super) fn differs_from_events(
     got: &After,
     events: &[Arc<Record>],
 ) -> Option<String> {
+    let mut text = String::new();
     let mut told = start.memory.clone();
     for Record { event, .. } in events.iter().map(AsRef::as_ref) {
         if event.verdict == Verdict::Denied {
             continue;
         }
-        let number = (0..PAGES).find(|&number| page(number) == event.gpa.gfn().gpa().as_u64())?;
-        let at =
+        let (at, length) = (event.gpa.as_u64(), event.bytes.len());
+        let gfn = event.gpa.gfn().gpa().as_u64();
+        let Some(number) = (0..PAGES).find(|&number| page(number) == gfn) else {
+            let _ = writeln!(text, "  an event tells of a write to {at:#x}, which is in no page");
+            continue;
+        };
+        let first =
             usize::try_from(number * 0x1000 + u64::from(event.gpa.page_offset())).expect("small");
-        // What goes behind the last page has not happened.
-        told.get_mut(at..at + event.bytes.len())?.copy_from_slice(&event.bytes);
+        match told.get_mut(first..first + length) {
+            Some(bytes) => bytes.copy_from_slice(&event.bytes),
+            // What goes into the hole behind the last page has faulted, and has not happened.
+            None if got.ended().is_some() => {}
+            None => {
+                let _ = writeln!(
+                    text,
+                    "  an event tells of {length} bytes at {at:#x}, which go beyond the last page"
+                );
+            }
+        }
     }
-    let mut text = String::new();
     for (number, _) in (0..).zip(pages).filter(|(_, kind)| **kind == Page::Reported) {
         let told = &told[number * 0x1000..][..0x1000];
         let is = got.page(page(number as u64));

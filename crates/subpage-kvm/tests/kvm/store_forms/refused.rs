@@ -1,7 +1,7 @@
 //! Stores that software does not carry out: the processor is stepped over them, or a program gets #UD,
 //! and its machine goes on.
 
-use kvm_bindings::{kvm_dtable, kvm_regs};
+use kvm_bindings::{kvm_dtable, kvm_regs, kvm_sregs};
 use subpage::rules::Action;
 use subpage_kvm::probe::is_native;
 use subpage_kvm::vm::{Configuration, TrapChoice};
@@ -13,6 +13,9 @@ use crate::stepper::{Registers, Stepper};
 
 /// Where the code is.
 const CODE: u64 = 0x21_0000;
+
+/// VMOVUPS [RBX], YMM0
+const STORE: [u8; 4] = [0xc5, 0xfc, 0x11, 0x03];
 
 /// CALL FAR [RBX]
 const CALL: [u8; 2] = [0xff, 0x1b];
@@ -85,6 +88,48 @@ fn a_program_gets_an_exception_and_its_machine_goes_on() {
         assert_eq!(received.vector, INVALID_OPCODE, "{received:x?}");
         assert_eq!(received.frame[0], CODE, "{received:x?}");
         assert!(guest.read(PAGE) == before);
+        let metrics = guest.vm.metrics().encode();
+        let counted = format!("subpage_instructions_refused_total {round}\n");
+        assert!(metrics.contains(&counted), "{metrics}");
+    }
+}
+
+/// A KVM that runs CPL 3 without the processor's help leaves the host's control registers in force there: a
+/// store of AVX that the guest has not switched on happens, which no processor would do. Where it traps,
+/// software does not know it either.
+#[test]
+fn a_program_gets_an_exception_for_what_its_guest_has_switched_off() {
+    const OSXSAVE: u64 = 1 << 18;
+    if !kvm() {
+        return;
+    }
+    if is_native() || !std::arch::is_x86_feature_detected!("avx") {
+        println!("skipped: the processor itself refuses what the guest has switched off");
+        return;
+    }
+    let configuration = Configuration { trap: TrapChoice::Mprotect, ..small() };
+    let stepper = Stepper::new(&configuration, Level::User, &[]);
+    let guest = &stepper.guest;
+    install(guest);
+    guest.vm.with_processors(|processors| use_table(processors[0]));
+    let special = guest.vm.with_processors(|processors| {
+        let special = processors[0].fd.get_sregs().unwrap();
+        kvm_sregs { cr4: special.cr4 & !OSXSAVE, ..special }
+    });
+    let general = kvm_regs { rip: CODE, rbx: PAGE + 0x40, rflags: FLAGS, ..kvm_regs::default() };
+    let extended = Box::new(subpage_emulate::XsaveArea::INITIAL);
+    let before = [0x5a; 0x1000];
+    guest.guard(PAGE + 0x800, 8, Action::Deny);
+    for round in 1..=3 {
+        guest.write(PAGE, &before);
+        guest.vm.with_processors(|processors| processors[0].fd.set_sregs(&special).unwrap());
+        let after = stepper.step(&STORE, &Registers { general, extended: extended.clone() });
+        let after = after.unwrap_or_else(|ending| panic!("{ending}"));
+        let special = guest.vm.with_processors(|processors| processors[0].fd.get_sregs().unwrap());
+        let received = received(guest, after.general.rip, &special).expect("an exception");
+        assert_eq!(received.vector, INVALID_OPCODE, "{received:x?}");
+        assert_eq!(received.frame[0], CODE, "{received:x?}");
+        assert!(guest.read(PAGE) == before && guest.events().is_empty());
         let metrics = guest.vm.metrics().encode();
         let counted = format!("subpage_instructions_refused_total {round}\n");
         assert!(metrics.contains(&counted), "{metrics}");
