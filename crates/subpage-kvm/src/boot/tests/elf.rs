@@ -217,7 +217,7 @@ fn a_program_for_linux_is_no_guest() {
         bytes.extend(kind.to_le_bytes());
         bytes.extend(name);
         bytes.resize(bytes.len().next_multiple_of(align), 0xff);
-        content.iter().for_each(|word| bytes.extend(word.to_le_bytes()));
+        bytes.extend(content.iter().flat_map(|word| word.to_le_bytes()));
         bytes.resize(bytes.len().next_multiple_of(align), 0xff);
     };
     let with = |bytes: &[u8], align: usize| {
