@@ -66,9 +66,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let mut masked = None;
         // Where no rule reaches, the maps are the permission.
         let ruled = !self.rules.is_empty()
-            && (!names.is_empty()
-                || self.rules.touches(ByteRange::of_pages(range))
-                || self.masked.has_any(range));
+            && (!names.is_empty() || self.rules.touches(ByteRange::of_pages(range)));
         if ruled {
             for gfn in ranges.iter().flat_map(|range| range.iter()) {
                 let (locked, rule) = rules.locked(gfn);

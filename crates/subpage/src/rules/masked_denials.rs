@@ -26,12 +26,6 @@ impl MaskedDenials {
         }
     }
 
-    /// Whether the record has a page of `range`.
-    pub(crate) fn has_any(&self, range: GfnRange) -> bool {
-        let at = self.pages.partition_point(|(page, _)| *page < range.first());
-        self.pages.get(at).is_some_and(|(page, _)| *page <= range.last())
-    }
-
     /// The same record with the pages of `ranges` (ascending, disjoint) replaced.
     pub(crate) fn replaced(
         &self,

@@ -136,9 +136,7 @@ impl RuleSet {
 
     /// Whether a rule guards at least one byte of `range`.
     pub(crate) fn touches(&self, range: ByteRange) -> bool {
-        let mut any = false;
-        self.visit(range, &mut |_| any = true);
-        any
+        self.touching(range).next().is_some()
     }
 
     /// Calls `each` with the rules of [`touching`](Self::touching): without the list that an iterator

@@ -261,8 +261,9 @@ impl Sppt {
         for (at, level) in [Level::L4, Level::L3, Level::L2].into_iter().enumerate().rev() {
             frames.store(path[at], level.index(start), SpptEntry::new().into());
             retire(path[at + 1]);
-            let index = level.index(start);
-            if at == 0 || find_other(frames, path[at], 0, index).is_some() {
+            // Restricted regions often adjoin.
+            let neighbour = EntryIndex::truncate(level.index(start).get() as u64 ^ 1);
+            if at == 0 || find_other(frames, path[at], 0, neighbour).is_some() {
                 break;
             }
         }
