@@ -69,6 +69,16 @@ pub unsafe fn vmread(field: u32) -> Result<u64, VmFail> {
     if failed == 0 { Ok(value) } else { Err(VmFail::Valid) }
 }
 
+/// The VM-instruction error field (SDM Vol. 3C, "VM Instruction Error Numbers"); 0 without a current
+/// VMCS.
+///
+/// # Safety
+/// In VMX root operation.
+pub unsafe fn instruction_error() -> u64 {
+    // SAFETY: by the contract.
+    unsafe { vmread(ExitField::INSTRUCTION_ERROR.0) }.unwrap_or(0)
+}
+
 /// Reads a field of the current VMCS that is known to exist.
 ///
 /// Every exit reads two dozen of them, so that the way to the panic costs no more than a jump.
@@ -125,7 +135,7 @@ extern "sysv64" fn report_vmread(field: u64) -> ! {
 
 extern "sysv64" fn report_vmwrite(field: u64, value: u64) -> ! {
     // SAFETY: a VMX instruction has just failed, so this is VMX root operation.
-    let error = unsafe { vmread(ExitField::INSTRUCTION_ERROR.0) }.unwrap_or(0);
+    let error = unsafe { instruction_error() };
     panic!("VMWRITE of {value:#x} to field {field:#x} failed, error {error}")
 }
 

@@ -153,10 +153,10 @@ impl CurrentVmcs {
         unsafe { instructions::vmwrite(field, value) };
     }
 
-    /// The VM-instruction error field (SDM Vol. 3C, "VM Instruction Error Numbers").
+    /// The VM-instruction error field.
     pub fn error(&self) -> u64 {
         // SAFETY: in VMX root operation.
-        unsafe { instructions::vmread(ExitField::INSTRUCTION_ERROR.0) }.unwrap_or(0)
+        unsafe { instructions::instruction_error() }
     }
 
     /// INVEPT for all contexts on this processor.

@@ -148,15 +148,19 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     }
 
     /// The common cases of a write that trapped, in one look: it is denied, or it is permitted, nothing
-    /// is to be noted about it, and it can only be emulated. Counted as the violation that it is. `None`
-    /// if it is another case, or has to be looked at more closely.
+    /// is to be noted about it, and it can only be emulated. `None` if it is another case, or has to be
+    /// looked at more closely; nothing has been counted or told then.
     ///
     /// `exit` is that of a write, and of no page walk; `write` is all of it. If it does not lie in the
     /// page of the exit, the answer is `None`.
     ///
-    /// It is permitted at once if nothing is tracked, the slot neither logs nor is read-only, the host
-    /// may write the page, no rule or map forbids or wants to know, and either no processor has sub-page
-    /// permissions or a rule finer than a sub-page is what made it trap.
+    /// Either answer is given only if nothing is tracked, the slot neither logs nor is read-only, and
+    /// the page is restricted. It is denied if a rule or a map forbids it, whatever the page is mapped
+    /// to. It is permitted if no rule or map forbids or wants to know, the host may write the page, and
+    /// either no processor has sub-page permissions or a rule finer than a sub-page is what made it trap.
+    ///
+    /// An answer is counted here as the violation that it is, and a denial is told to the observer, as
+    /// by [`ept_violation`](Self::ept_violation).
     #[inline]
     pub fn decide_at_once(&mut self, exit: &EptViolation, write: ByteRange) -> Option<AtOnce> {
         debug_assert!(exit.qualification.write() && !exit.qualification.is_page_walk(), "a write");
@@ -194,8 +198,9 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         Some(AtOnce::Permitted(place.host_frame(gfn)))
     }
 
-    /// The same for a write of which all bytes are known, in whichever pages they are: they are
-    /// decided about as one, so a denial in the page that trapped hides no stronger rule in the next.
+    /// [`ept_violation`](Self::ept_violation) for a write of which all bytes are known, in whichever
+    /// pages they are: they are decided about as one, so a denial in the page that trapped hides no
+    /// stronger rule in the next.
     ///
     /// The violation's own `length` is not looked at. Its address lies in the write; if the write is
     /// permitted, what its page waits for is done, and what its other page waits for at the next trap.
@@ -206,6 +211,12 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         write: &WriteParts,
     ) -> (Answer, DeliveryFixup) {
         self.answer(retry, exit, Some(write))
+    }
+
+    /// Counts an EPT violation that the backend answers by itself: the instruction asks for a page and
+    /// writes to another, as ENTER does.
+    pub fn note_violation(&mut self) {
+        self.counters.ept_violations += 1;
     }
 
     fn answer(
@@ -242,14 +253,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             let Ok(write) = ByteRange::new(gpa, exit.length.unwrap_or(1).max(1)) else {
                 return Ok(Answer::NoSlot(Gpa::MAX));
             };
-            let in_one_page = |parts: &WriteParts| {
-                parts.single().filter(|run| run.first().gfn() == gfn && run.last().gfn() == gfn)
-            };
             let decision = match whole {
-                Some(parts) => match in_one_page(parts) {
-                    Some(run) => self.check_in_slot(run),
-                    None => self.check_write_parts(exit.space, parts),
-                },
+                Some(parts) => self.check_write_parts(exit.space, parts),
                 None if write.last().gfn() == gfn => self.check_in_slot(write),
                 None => self.check_write(exit.space, write),
             };

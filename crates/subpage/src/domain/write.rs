@@ -91,7 +91,7 @@ impl WriteParts {
 
     /// All of the write, if it is one run without a mask.
     #[inline]
-    pub fn single(&self) -> Option<ByteRange> {
+    fn single(&self) -> Option<ByteRange> {
         match (self.written, self.runs.as_slice()) {
             (None, &[run]) => Some(run),
             _ => None,
