@@ -226,7 +226,11 @@ fn store_enter_room() {
     pages.fill(OLD);
     hypervisor::set_access(pages.page(0), 0);
     let denials = Counter::Denied.get();
+    let counted = || [Counter::Exits(48), Counter::EptViolations].map(Counter::get);
+    let before = counted();
     let after = ENTER_ROOM.run(pages.part(PAGE + 0x40, 8), frames::page());
+    let [exits, violations] = [0, 1].map(|of| counted()[of] - before[of]);
+    assert!(exits > 0 && violations == exits, "{violations} of {exits} are counted");
     assert_eq!(pages.read::<u64>(PAGE + 0x40), after.rbx);
     assert!((0..PAGE).all(|at| pages.read::<u8>(at) == OLD));
     assert_eq!(Counter::Denied.get(), denials);
