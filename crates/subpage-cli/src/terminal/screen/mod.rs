@@ -239,7 +239,9 @@ impl Shared {
                 '\t' => 8,
                 _ => character.width().unwrap_or(0),
             };
-            if room.is_some_and(|room| self.column > 0 && self.column + columns > room) {
+            // The column is that of a line which goes on; a new one begins with its mark below.
+            let is_full = |room| self.column > 0 && self.column + columns > room;
+            if self.mid_line && room.is_some_and(is_full) {
                 shown.push('\n');
                 self.mid_line = false;
             }

@@ -151,6 +151,31 @@ fn a_long_line_does_not_wrap_without_its_mark() {
     }
 }
 
+/// Nothing goes on behind the end of a line: the next one begins in its own row, which the mark opens.
+#[test]
+fn a_line_that_ends_leaves_no_empty_row() {
+    let seen = Seen::default();
+    let screen = screen(&seen);
+    screen.lock().columns = Some(|| 20);
+    let (mut lines, mut console) = (screen.lines(), screen.console());
+    let mut play = || -> io::Result<()> {
+        // As many columns as there are behind the mark.
+        writeln!(console, "{}", "x".repeat(13))?;
+        writeln!(console, "full\n\n0123456\n\ttab first")?;
+        write!(console, "{}", "y".repeat(13))?;
+        screen.flush();
+        // A line of this program ends that of the console.
+        writeln!(lines, "denied")?;
+        writeln!(console, "more")
+    };
+    play().expect("memory");
+    assert_eq!(
+        seen.text(&screen),
+        "guest| xxxxxxxxxxxxx\nguest| full\nguest| \nguest| 0123456\nguest| \ttab f\n\
+         guest| irst\nguest| yyyyyyyyyyyyy\ndenied\nguest| more\n"
+    );
+}
+
 /// A file of its own has the guest's lines as they are, but for what is filtered out.
 #[test]
 fn a_file_of_its_own_has_no_marks() {
