@@ -13,7 +13,7 @@ use crate::failure::{Failure, Status};
 use crate::new_file;
 use crate::policy::{Draft, Names, Policy, PolicySource, read_region_names};
 use crate::terminal::style::QUIET;
-use crate::terminal::{ColorWhen, Output, bytes, grouped, printable};
+use crate::terminal::{ColorWhen, Output, bytes, grouped, plural, printable};
 
 /// Most guarded pages, counted rule by rule: 4 GiB, the most that the hypervisor takes.
 pub const MAX_PAGES: u64 = 1 << 20;
@@ -51,7 +51,7 @@ pub fn run(arguments: &CompileArguments, color: ColorWhen) -> Result<Status, Fai
         "{}  {} {}  {QUIET}{}{QUIET:#}",
         printable(&arguments.output.to_string_lossy()),
         grouped(rules),
-        if rules == 1 { "rule" } else { "rules" },
+        plural(rules, "rule"),
         bytes(state.len() as u64),
     )?;
     err.flush()?;

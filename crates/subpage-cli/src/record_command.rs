@@ -16,7 +16,7 @@ use crate::failure::{Failure, Status};
 use crate::new_file;
 use crate::progress::Progress;
 use crate::terminal::style::{LOGGED, QUIET};
-use crate::terminal::{ColorWhen, Output, bytes, grouped, printable};
+use crate::terminal::{ColorWhen, Output, bytes, grouped, plural, printable};
 
 /// Runs the command. Standard output stays the recorded program's.
 pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Failure> {
@@ -82,18 +82,17 @@ fn find_program(name: &OsStr) -> Option<PathBuf> {
     env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
-fn plural_of_process(count: u64) -> &'static str {
-    if count == 1 { "process" } else { "processes" }
-}
-
 fn say(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::Result<()> {
+    let names = recorded.names as u64;
     writeln!(
         err,
-        "{}  {} writes in {}  {QUIET}{} names{QUIET:#}",
+        "{}  {} {} in {}  {QUIET}{} {}{QUIET:#}",
         printable(&path.to_string_lossy()),
         grouped(recorded.writes),
+        plural(recorded.writes, "write"),
         bytes(recorded.file_bytes),
-        grouped(recorded.names as u64),
+        grouped(names),
+        plural(names, "name"),
     )?;
     let warn = |err: &mut dyn Write, text: &str| {
         writeln!(err, "{LOGGED}note:{LOGGED:#} {}", printable(text))
@@ -102,11 +101,12 @@ fn say(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::Result<()> 
         warn(err, &format!("the program ended with {status}; the trace goes up to its end"))?;
     }
     if recorded.processes > 1 {
-        let count = grouped(recorded.processes as u64);
+        let count = recorded.processes as u64;
+        let (count, processes) = (grouped(count), plural(count, "process"));
         warn(
             err,
             &format!(
-                "the trace holds {count} processes, each by itself: `subpage plan {} --processes` \
+                "the trace holds {count} {processes}, each by itself: `subpage plan {} --processes` \
                  lists them",
                 path.display()
             ),
@@ -114,7 +114,7 @@ fn say(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::Result<()> 
     }
     if recorded.processes_left_out > 0 {
         let count = recorded.processes_left_out as u64;
-        let (count, processes) = (grouped(count), plural_of_process(count));
+        let (count, processes) = (grouped(count), plural(count, "process"));
         warn(
             err,
             &format!(

@@ -68,7 +68,7 @@ impl<W: Write> TextEvents<W> {
             "{HEADING}guarding{HEADING:#} {} with {} {} of {} on the {} backend",
             printable(&start.guest),
             grouped(rules),
-            if rules == 1 { "rule" } else { "rules" },
+            plural(rules, "rule"),
             printable(&start.policy),
             start.backend,
         )?;

@@ -15,9 +15,13 @@ pub fn grouped(count: u64) -> String {
     text
 }
 
-/// The noun as it stands behind a count: `page`, `pages`.
+/// The noun as it stands behind a count: `page`, `pages`; `process`, `processes`.
 pub fn plural(count: u64, noun: &str) -> String {
-    if count == 1 { noun.to_owned() } else { format!("{noun}s") }
+    match count {
+        1 => noun.to_owned(),
+        _ if noun.ends_with('s') => format!("{noun}es"),
+        _ => format!("{noun}s"),
+    }
 }
 
 /// A length in bytes with a binary unit and at most one decimal: `128 B`, `1.5 KiB`, `3 MiB`.
@@ -72,6 +76,14 @@ mod tests {
             assert_eq!(grouped(count), text);
         }
         assert_eq!(grouped(u64::MAX), "18,446,744,073,709,551,615");
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        let nouns = |count| ["page", "process"].map(|noun| plural(count, noun));
+        assert_eq!(nouns(1), ["page", "process"]);
+        assert_eq!(nouns(0), ["pages", "processes"]);
+        assert_eq!(nouns(21), ["pages", "processes"]);
     }
 
     #[test]
