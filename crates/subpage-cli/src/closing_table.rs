@@ -58,24 +58,29 @@ fn ending(out: &mut dyn Write, live: &LiveSummary) -> io::Result<()> {
         let least = if live.events_dropped > 0 { "at least " } else { "" };
         writeln!(out, "{least}{count} {writes} denied by access maps, beside the rules")?;
     }
+    lost(out, live)
+}
+
+/// Writes what is missing in the output or was never told, a line for each kind of it.
+pub(crate) fn lost(out: &mut dyn Write, live: &LiveSummary) -> io::Result<()> {
     if live.events_dropped > 0 {
         let dropped = live.events_dropped;
         let (count, events) = (grouped(dropped), plural(dropped, "event"));
         writeln!(
             out,
-            "{count} {events} not shown: the guest made them too fast; the table counts them"
+            "{count} {events} lost: the guest made them too fast; the counts of the rules have them"
         )?;
     }
     if live.console_dropped > 0 {
         let dropped = bytes(live.console_dropped);
-        writeln!(out, "{dropped} of the guest's console not shown: it printed them too fast")?;
+        writeln!(out, "{dropped} of the guest's console lost: it printed them too fast")?;
     }
     if live.notices_dropped > 0 {
         let dropped = live.notices_dropped;
-        let (count, pages) = (grouped(dropped), plural(dropped, "page"));
+        let (count, notices) = (grouped(dropped), plural(dropped, "notice"));
         writeln!(
             out,
-            "{count} more guarded {pages} with live page tables of the guest, not shown"
+            "{count} {notices} lost: more guarded pages hold live page tables of the guest"
         )?;
     }
     Ok(())

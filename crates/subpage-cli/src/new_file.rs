@@ -1,8 +1,10 @@
 //! Files that appear whole or not at all.
 
+use std::ffi::OsString;
+use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use subpage_trace::destination;
 
@@ -47,18 +49,58 @@ pub fn keep<'a>(
     }
 }
 
+/// Refuses to write two files of which one would replace the other, or mix with it. Each has its name
+/// for people, such as an option.
+pub fn apart(files: &[(&str, &Path)]) -> Result<(), Failure> {
+    let mut seen: Vec<(&str, Identity)> = Vec::new();
+    for (name, path) in files {
+        let Some(ours) = identity(path) else { continue };
+        if let Some((other, _)) = seen.iter().find(|(_, theirs)| *theirs == ours) {
+            return Err(Failure::Input(format!(
+                "{other} and {name} name the same file, {}: give another for one of them",
+                path.display()
+            )));
+        }
+        seen.push((name, ours));
+    }
+    Ok(())
+}
+
 /// The first of the files that is the one at `path`.
 pub fn same_file<'a>(path: &Path, files: impl IntoIterator<Item = &'a Path>) -> Option<&'a Path> {
-    // Through links, and by what the file is, not how it is called.
-    let identity = |path: &Path| {
-        let found = std::fs::metadata(path).ok()?;
-        Some((found.dev(), found.ino()))
-    };
     let ours = identity(path)?;
     files.into_iter().find(|file| {
         let at = if is_stdin(file) { Path::new("/dev/stdin") } else { *file };
-        identity(at) == Some(ours)
+        identity(at).as_ref() == Some(&ours)
     })
+}
+
+/// Most links that lead from one to the next, as in Linux.
+const MAX_LINKS: usize = 40;
+
+/// What a file is, not how it is called.
+#[derive(PartialEq, Eq)]
+enum Identity {
+    /// Its device and its number there.
+    There(u64, u64),
+    /// It would be made: device and number of its folder, and its name.
+    New(u64, u64, OsString),
+}
+
+/// Through links; none if there is nothing and nothing can be made.
+fn identity(path: &Path) -> Option<Identity> {
+    if let Ok(found) = fs::metadata(path) {
+        return Some(Identity::There(found.dev(), found.ino()));
+    }
+    let mut path = PathBuf::from(path);
+    // Who writes through a link that leads to nothing makes what it leads to.
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = fs::metadata(folder.unwrap_or(Path::new("."))).ok()?;
+    Some(Identity::New(folder.dev(), folder.ino(), path.file_name()?.to_owned()))
 }
 
 /// Whether a path given on the command line stands for standard input or output.
@@ -82,7 +124,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     {
         use std::os::unix::fs::PermissionsExt;
         // As any other new file: the process's umask takes away what it wants.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
+        builder.permissions(fs::Permissions::from_mode(0o666));
     }
     let mut file = builder.tempfile_in(directory)?;
     file.write_all(bytes)?;

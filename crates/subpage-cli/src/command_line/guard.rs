@@ -80,7 +80,8 @@ pub struct GuardArguments {
     /// Print one JSON object a line for every event; a guest's console goes to standard error
     #[arg(long)]
     pub json: bool,
-    /// Print warnings, failures and what was denied in all, and no more
+    /// Print warnings, failures, what was lost and what was denied in all, and no more: no events, no
+    /// notices, and a guest's console only into the file of `--console`
     #[arg(long, short, conflicts_with_all = ["json", "verbose"])]
     pub quiet: bool,
     /// Print every event, also where there are many
@@ -145,7 +146,7 @@ pub struct MachineArguments {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub input: Option<PathBuf>,
     /// Where the guest's console goes: a file to create, or `none` [default: between the events, each
-    /// line marked; with `--json`, standard error]
+    /// line marked; with `--json`, standard error; with `--quiet`, `none`]
     #[arg(long, value_name = "FILE|none", value_hint = ValueHint::FilePath, value_parser = file())]
     pub console: Option<PathBuf>,
     /// Where `subpage ctl` reaches the guest: a socket to create [default: one of its own, printed]
@@ -187,15 +188,32 @@ impl GuardArguments {
         files.into_iter().flatten().chain(&self.policy).map(PathBuf::as_path)
     }
 
-    /// The files that are not to be replaced while the guest runs: all that are read but a saved
-    /// guest, which the next save replaces.
-    pub fn read_only(&self) -> Vec<PathBuf> {
+    /// Every file that is written, with the option that names it.
+    pub fn outputs(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let machine = &self.machine;
+        let files = [
+            ("`--report`", self.report.as_deref()),
+            ("`--console`", machine.console_file()),
+            ("`--control`", machine.control.as_deref()),
+        ];
+        files.into_iter().filter_map(|(option, path)| Some((option, path?)))
+    }
+
+    /// The files that no saved guest may replace while the guest runs: all that are read, but a saved
+    /// guest, and all that are written.
+    pub fn kept(&self) -> Vec<PathBuf> {
         let restored = self.machine.restore.as_deref();
-        self.inputs().filter(|path| Some(*path) != restored).map(Path::to_owned).collect()
+        let read = self.inputs().filter(|path| Some(*path) != restored).map(Path::to_owned);
+        read.chain(self.outputs().map(|(_, path)| path.to_owned())).collect()
     }
 }
 
 impl MachineArguments {
+    /// The file that the guest's console goes to, if it has one of its own.
+    pub fn console_file(&self) -> Option<&Path> {
+        self.console.as_deref().filter(|path| *path != Path::new("none"))
+    }
+
     /// The options that were given, as they are typed.
     pub fn given(&self) -> Vec<&'static str> {
         [

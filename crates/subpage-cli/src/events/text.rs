@@ -34,7 +34,7 @@ struct Seen {
 /// How much is told to people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Detail {
-    /// Warnings, failures and the end.
+    /// Warnings, failures, what was lost and what was denied in all.
     Quiet,
     /// The first writes of each rule as well, later ones counted.
     #[default]
@@ -177,6 +177,9 @@ impl<W: Write> TextEvents<W> {
     }
 
     pub(super) fn notice(&mut self, notice: &NoticeEvent) -> io::Result<()> {
+        if self.detail == Detail::Quiet {
+            return Ok(());
+        }
         writeln!(self.out, "{QUIET}slow:{QUIET:#} {}", printable(&notice.message))
     }
 
@@ -195,9 +198,12 @@ impl<W: Write> TextEvents<W> {
     fn verdict(&mut self, summary: &Summary) -> io::Result<()> {
         // The closing table has told it otherwise.
         if self.detail == Detail::Quiet
-            && let Some(live) = summary.live.as_ref().filter(|live| live.is_failure())
+            && let Some(live) = &summary.live
         {
-            writeln!(self.out, "{DENIED}{}{DENIED:#}", printable(&live.message))?;
+            if live.is_failure() {
+                writeln!(self.out, "{DENIED}{}{DENIED:#}", printable(&live.message))?;
+            }
+            crate::closing_table::lost(&mut self.out, live)?;
         }
         let (denied, style) = match summary.denied() {
             0 => ("nothing denied".to_owned(), GOOD),

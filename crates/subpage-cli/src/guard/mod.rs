@@ -14,7 +14,7 @@ pub use guest::is_trace;
 pub use model::{MAX_PAGES, Model};
 pub use run_counters::RunCounters;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use subpage::address::ByteRange;
 use subpage_trap::Verdict;
@@ -49,16 +49,7 @@ pub fn run(
     out: &mut Output,
 ) -> Result<Status, Failure> {
     // What is quick to find wrong is looked at before what takes long.
-    if let Some(path) = &arguments.report {
-        new_file::check(path, "the report")?;
-        new_file::keep(path, "the report", arguments.inputs())?;
-    }
-    if arguments.inputs().filter(|path| new_file::is_stdin(path)).count() > 1 {
-        return Err(Failure::Input(
-            "`-` is given more than once, and standard input can be read for one thing only"
-                .to_owned(),
-        ));
-    }
+    check_files(arguments)?;
     let ran = match guest::of(arguments)? {
         GuestFile::Trace { trace, policy } => {
             let summary = trace::run(trace, draft(policy)?, arguments, color, out)?;
@@ -76,6 +67,31 @@ pub fn run(
     let report = write_report(&ran.summary, arguments);
     ran.finish(out);
     report.map(|()| status)
+}
+
+/// Finds out whether the files that are named can be read and written beside each other.
+fn check_files(arguments: &GuardArguments) -> Result<(), Failure> {
+    let written = [
+        ("the report", arguments.report.as_deref()),
+        ("the console", arguments.machine.console_file()),
+    ];
+    for (what, path) in written.into_iter().filter_map(|(what, path)| Some((what, path?))) {
+        new_file::check(path, what)?;
+        new_file::keep(path, what, arguments.inputs())?;
+    }
+    // Both streams may be one file.
+    for stream in [("standard output", "/dev/stdout"), ("standard error", "/dev/stderr")] {
+        let stream = (stream.0, Path::new(stream.1));
+        let files: Vec<_> = arguments.outputs().chain([stream]).collect();
+        new_file::apart(&files)?;
+    }
+    if arguments.inputs().filter(|path| new_file::is_stdin(path)).count() > 1 {
+        return Err(Failure::Input(
+            "`-` is given more than once, and standard input can be read for one thing only"
+                .to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// The status where `--strict` makes warnings errors. What was denied is what people run this for.

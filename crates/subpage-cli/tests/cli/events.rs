@@ -4,8 +4,9 @@ use std::io;
 
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, RuleId};
-use subpage_cli::events::{Detail, EventWriter, FailedEvent, SHOWN_PER_RULE};
-use subpage_trap::{Event, Record, Verdict};
+use subpage_cli::events::{Detail, EventWriter, FailedEvent, NoticeEvent, SHOWN_PER_RULE};
+use subpage_cli::summary::{EndingKind, LiveSummary};
+use subpage_trap::{Address, Event, Record, Verdict};
 
 use crate::runs::{Run, counter, live, quiet, thirty};
 use crate::{assert_golden, plain};
@@ -62,6 +63,33 @@ fn golden_json_of_a_guest_on_kvm() {
     let text = output(&live(), true);
     assert!(!text.contains('\u{1b}'));
     assert_golden("events/live.jsonl", &text);
+}
+
+/// What was denied in all, and what makes that doubtful: the end, and what was lost.
+#[test]
+fn quiet_text_is_the_verdict_and_what_qualifies_it() {
+    let quiet = |mut run: Run, change: &dyn Fn(&mut LiveSummary)| {
+        let mut bytes = Vec::new();
+        let mut events = EventWriter::new(&mut bytes, false, Detail::Quiet);
+        let message = "a page with live page tables".to_owned();
+        let notice = NoticeEvent { message, rule_name: None, page: Address(0x10_c000) };
+        change(run.summary.live.as_mut().expect("of a guest on KVM"));
+        let mut all = || -> io::Result<()> {
+            events.start(&run.start)?;
+            run.events.iter().try_for_each(|write| events.write(write))?;
+            events.notice(&notice)?;
+            events.summary(&run.summary)
+        };
+        all().expect("memory");
+        drop(events);
+        plain(&String::from_utf8(bytes).expect("text"))
+    };
+    assert_golden("events/live-quiet.txt", &quiet(live(), &|_| ()));
+    let nothing = |live: &mut LiveSummary| {
+        live.kind = EndingKind::PoweredOff;
+        (live.events_dropped, live.console_dropped, live.notices_dropped) = (0, 0, 0);
+    };
+    assert_eq!(quiet(live(), &nothing), "3 writes denied\n");
 }
 
 /// A guest that cannot go on is kept, and both readers are told where it is.

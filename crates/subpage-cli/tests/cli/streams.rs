@@ -97,6 +97,47 @@ fn inputs_are_not_replaced() {
     }
 }
 
+/// Of two files that are written one would be lost, also where neither is there yet.
+#[test]
+fn outputs_are_files_of_their_own() {
+    let place = Place::new();
+    fs::write(place.path("program"), b"\x7fELF and no more").expect("file");
+    fs::write(place.path("there"), "older").expect("file");
+    fs::create_dir(place.path("folder")).expect("a folder");
+    std::os::unix::fs::symlink("folder", place.path("way")).expect("a link");
+    std::os::unix::fs::symlink("way/new", place.path("link")).expect("a link");
+    fs::hard_link(place.path("there"), place.path("hard")).expect("a link");
+    let guard = ["guard", "-p", "policy.toml", "program"];
+    let refused = |place: &Place, files: &[&str], named: &str| {
+        let mut command = place.command(&[&guard[..], files].concat());
+        let stdout = fs::File::options().append(true).open(place.path("there")).expect("file");
+        let output = command.stdout(stdout).stderr(Stdio::piped()).output().expect("starts");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{files:?}: {errors}");
+        assert!(errors.contains(&format!("{named} name the same file")), "{files:?}: {errors}");
+        assert_eq!(fs::read(place.path("there")).expect("it stays"), b"older");
+        assert!(!place.path("folder/new").exists() && !place.path("same.out").exists());
+    };
+    let (report, console, control) = ("`--report`", "`--console`", "`--control`");
+    for (files, named) in [
+        (&["--console", "same.out", "--report", "same.out"][..], [report, console]),
+        (&["--console", "./same.out", "--report", "folder/../same.out"], [report, console]),
+        (&["--console", "link", "--report", "folder/new"], [report, console]),
+        (&["--report", "same.out", "--control", "same.out"], [report, control]),
+        (&["--console", "same.out", "--control", "same.out"], [console, control]),
+        (&["--console", "hard"], [console, "standard output"]),
+        (&["--report", "there"], [report, "standard output"]),
+    ] {
+        refused(&place, files, &named.join(" and "));
+    }
+    // What is read and not there yet is not made either.
+    let output = place.run(&[&guard[..], &["--console", "new", "--initrd", "./new"]].concat());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("it is the same file as ./new, which is read"), "{errors}");
+    assert!(!place.path("new").exists());
+}
+
 #[test]
 fn a_dash_is_standard_input() {
     let place = Place::new();

@@ -9,7 +9,8 @@ mod request_log;
 mod supervise;
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -32,7 +33,6 @@ use crate::command_line::{
 };
 use crate::events::{EventWriter, LiveStart, RuleEvent, RunHeader, StartEvent, WarningEvent};
 use crate::failure::{Failure, Status};
-use crate::new_file;
 use crate::policy::{Draft, Policy};
 use crate::summary::{LiveSummary, Summary};
 use crate::terminal::style::LOGGED;
@@ -163,7 +163,7 @@ fn go(
     let asked = &arguments.machine;
     let input = asked.input.as_deref().map(Input::open).transpose()?;
     let interrupted = catch_signals()?;
-    let request_log = Arc::new(RequestLog::new(vm.request_handler(), arguments.read_only()));
+    let request_log = Arc::new(RequestLog::new(vm.request_handler(), arguments.kept()));
     let server = listen(asked, &request_log)?;
     let metrics = asked
         .metrics
@@ -188,6 +188,9 @@ fn go(
     }
     let subscription = vm.subscribe(QUEUE);
     let wait = if screen.is_terminal() { OnFailure::Wait } else { OnFailure::Exit };
+    if let Some(path) = asked.console_file() {
+        screen.empty_console().map_err(|error| console_failed(path, &error))?;
+    }
     let began = Instant::now();
     vm.start().map_err(|error| Failure::bad(&error))?;
     if let Some(input) = input {
@@ -226,22 +229,22 @@ fn go(
 
 /// Standard output, and where the console goes.
 fn screen(color: ColorWhen, arguments: &GuardArguments) -> Result<Screen, Failure> {
-    const WHAT: &str = "the console";
-    let place = match arguments.machine.console.as_deref() {
-        None if arguments.json => ConsolePlace::Stderr,
-        None => ConsolePlace::Stdout,
-        Some(path) if path == Path::new("none") => ConsolePlace::Nowhere,
-        Some(path) => {
-            new_file::check(path, WHAT)?;
-            let other = arguments.report.iter().map(PathBuf::as_path);
-            new_file::keep(path, WHAT, arguments.inputs().chain(other))?;
-            ConsolePlace::File(File::create(path).map_err(|error| {
-                Failure::input(format_args!("cannot write {WHAT} {}", path.display()), &error)
-            })?)
+    let place = match (&arguments.machine.console, arguments.machine.console_file()) {
+        (_, Some(path)) => {
+            // What is in it stays until the guest starts: much may be wrong before.
+            let file = File::options().write(true).create(true).truncate(false).open(path);
+            ConsolePlace::File(file.map_err(|error| console_failed(path, &error))?)
         }
+        (None, None) if arguments.json => ConsolePlace::Stderr,
+        (None, None) if !arguments.quiet => ConsolePlace::Stdout,
+        _ => ConsolePlace::Nowhere,
     };
     Screen::new(color, place)
         .map_err(|error| Failure::Internal(format!("cannot start a thread for output: {error}")))
+}
+
+fn console_failed(path: &Path, error: &io::Error) -> Failure {
+    Failure::input(format_args!("cannot write the console {}", path.display()), error)
 }
 
 fn cpus(asked: &MachineArguments) -> u32 {

@@ -17,13 +17,13 @@ pub(super) struct RequestLog {
     added: Mutex<Vec<(u64, NewRule)>>,
     stop: AtomicBool,
     /// Files that no saved guest may replace.
-    read_only: Vec<PathBuf>,
+    kept: Vec<PathBuf>,
 }
 
 impl RequestLog {
-    /// `read_only`: files that no saved guest may replace.
-    pub(super) fn new(handler: VmRequestHandler, read_only: Vec<PathBuf>) -> Self {
-        Self { handler, added: Mutex::default(), stop: AtomicBool::new(false), read_only }
+    /// `kept`: files that no saved guest may replace.
+    pub(super) fn new(handler: VmRequestHandler, kept: Vec<PathBuf>) -> Self {
+        Self { handler, added: Mutex::default(), stop: AtomicBool::new(false), kept }
     }
 
     /// The rules that were added so far, removed ones included, with their numbers.
@@ -42,8 +42,8 @@ impl RequestHandler for RequestLog {
         let new = if let Request::Add(new) = &request { Some(new.clone()) } else { None };
         let stop = request == Request::Stop;
         if let Request::Save { path } = &request {
-            let read_only = self.read_only.iter().map(PathBuf::as_path);
-            if let Some(file) = same_file(Path::new(path), read_only) {
+            let kept = self.kept.iter().map(PathBuf::as_path);
+            if let Some(file) = same_file(Path::new(path), kept) {
                 let error = format!(
                     "{path} is the same file as {}, which the guest was started with: name another",
                     file.display()

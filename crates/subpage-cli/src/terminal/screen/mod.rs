@@ -29,7 +29,7 @@ pub enum ConsolePlace {
     Stdout,
     /// To standard error.
     Stderr,
-    /// To a file of its own, without marks.
+    /// To a file of its own, without marks. [`Screen::empty_console`] empties it.
     File(File),
     /// It is dropped.
     Nowhere,
@@ -40,6 +40,8 @@ struct Shared {
     lines: Queue,
     /// Where the console goes if not to the same stream.
     apart: Option<Queue>,
+    /// The console's own file, until it is emptied.
+    file: Option<File>,
     /// What each of its lines begins with.
     mark: &'static str,
     /// How wide the terminal is that shows it, if one does.
@@ -91,12 +93,16 @@ pub struct Console {
 impl Screen {
     /// Standard output, with the console at its place.
     ///
-    /// Fails if a thread cannot be started.
+    /// Fails if a thread cannot be started, or there is no descriptor for a file of the console.
     pub fn new(color: ColorWhen, place: ConsolePlace) -> io::Result<Self> {
         let lines = Output::stdout(color);
         let of_stdout: fn() -> usize = || columns_of(&io::stdout());
         let of_stderr: fn() -> usize = || columns_of(&io::stderr());
         let dropped = matches!(place, ConsolePlace::Nowhere);
+        let file = match &place {
+            ConsolePlace::File(file) => Some(file.try_clone()?),
+            _ => None,
+        };
         let (console, columns, mark) = match place {
             ConsolePlace::Stdout => (None, lines.is_terminal().then_some(of_stdout), MARK),
             ConsolePlace::Stderr => {
@@ -110,6 +116,7 @@ impl Screen {
         let screen = Self::of(lines, console)?;
         let mut shared = screen.lock();
         (shared.mark, shared.columns, shared.dropped) = (mark, columns, dropped);
+        shared.file = file;
         drop(shared);
         Ok(screen)
     }
@@ -120,6 +127,7 @@ impl Screen {
         let shared = Shared {
             lines: Queue::new(lines)?,
             apart: console.map(Queue::new).transpose()?,
+            file: None,
             text: ConsoleText::new(),
             mark: MARK,
             columns: None,
@@ -132,6 +140,14 @@ impl Screen {
             lost: 0,
         };
         Ok(Self { shared: Arc::new(Mutex::new(shared)), terminal })
+    }
+
+    /// The console is about to write: what its file, if it has one, held before goes.
+    pub fn empty_console(&self) -> io::Result<()> {
+        match self.lock().file.take() {
+            Some(file) => file.set_len(0),
+            None => Ok(()),
+        }
     }
 
     /// A place for this program's lines.

@@ -91,6 +91,62 @@ fn a_console_goes_where_it_is_sent() {
     assert!(fs::metadata(place.path("policy.toml")).expect("it is there").len() > 0);
 }
 
+/// What an earlier run has left goes when a guest starts, and not before.
+#[test]
+fn a_start_that_fails_leaves_the_console_of_the_last_run() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&exploited());
+    let console = || fs::read_to_string(place.path("log.txt")).expect("it is there");
+    let earlier = "an earlier run, which printed more than this one does\n";
+    fs::write(place.path("log.txt"), earlier).expect("file");
+    fs::write(place.path("text"), "no socket").expect("file");
+    for wrong in [&["--memory", "1M"][..], &["--control", "text"], &["--input", "missing"]] {
+        let output = place.run(&[&["--console", "log.txt"], wrong].concat());
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert_eq!(console(), earlier, "{wrong:?}");
+    }
+    assert_eq!(place.run(&["--console", "log.txt"]).status.code(), Some(3));
+    assert_eq!(console(), "counting\nready\n");
+}
+
+/// A guest that is saved over a file that is being written would take it away.
+#[test]
+fn a_saved_guest_does_not_replace_what_is_written() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&endless());
+    let running = Running::start(&place, &["--console", "log.txt", "--report", "report.html"]);
+    for file in ["log.txt", "report.html", "socket"] {
+        let output = place.ctl(&["save", file]);
+        assert_eq!(output.status.code(), Some(2), "{file}");
+        let answer = String::from_utf8_lossy(&output.stdout);
+        assert!(answer.contains("is the same file as"), "{answer}");
+    }
+    place.ask(&["stop"]);
+    assert_eq!(running.end().1, Some(0));
+}
+
+/// Without a file for it the console is nowhere: it would be most of what is printed.
+#[test]
+fn a_quiet_run_prints_its_end_alone() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&exploited());
+    for more in [&["-q"][..], &["--quiet", "--console", "console.txt"]] {
+        let output = place.run(more);
+        assert_eq!(output.status.code(), Some(3));
+        let text = String::from_utf8(output.stdout).expect("text");
+        assert_eq!(text, "the guest has exited with 7\n1 write denied\n");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    }
+    let console = fs::read_to_string(place.path("console.txt")).expect("it was asked for");
+    assert_eq!(console, "counting\nready\n");
+}
+
 #[test]
 fn events_are_json_and_the_console_goes_elsewhere() {
     if !can_run() {
