@@ -15,11 +15,11 @@ pub enum Status {
     Clean = 0,
     /// Something is wrong with this program or its output.
     Internal = 1,
-    /// Something is wrong with what it was given.
+    /// Something is wrong with what it was given; or something was doubtful under `--strict`.
     BadInput = 2,
     /// At least one write was denied.
     Denied = 3,
-    /// The guest failed, was stopped by KVM, or took too long.
+    /// The guest failed, ended itself with a status other than 0, or took too long.
     GuestFailed = 4,
 }
 

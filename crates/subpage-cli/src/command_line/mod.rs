@@ -22,12 +22,12 @@ use values::file;
 const EXIT_STATUS: &str = "\
 Exit status:
   0  nothing was denied, and everything worked
-  1  internal error
-  2  bad input: the command line, a policy, a guest, a file that cannot be read or written, a
-     request that the guest's process refuses (ctl only)
-  3  at least one write was denied (guard only)
-  4  nothing was denied, but the guest failed or ended itself with a status other than 0, KVM could
-     not go on with it, or the time limit was reached (guard only)";
+  1  internal error, or output that cannot be written
+  2  bad input, a request that the guest's process refuses (`ctl`), or with `--strict` a warning and
+     nothing denied
+  3  at least one write was denied (`guard`)
+  4  nothing was denied, but the guest failed or ended itself with a status other than 0, or the time
+     limit was reached (`guard`)";
 
 const GUARD_USAGE: &str = "\
 subpage guard [OPTIONS] --policy <FILE> <GUEST>
@@ -195,4 +195,24 @@ pub struct PlanArguments {
     /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::EXIT_STATUS;
+
+    /// The help has a line for each status; the prose has them in one sentence.
+    #[test]
+    fn the_exit_status_is_told_in_the_same_words_everywhere() {
+        let (head, list) = EXIT_STATUS.split_once('\n').expect("a list");
+        let items = list.replace("\n     ", " ");
+        let items: Vec<_> =
+            items.lines().map(|line| line.trim_start().replacen("  ", " ", 1)).collect();
+        let sentence = format!("{head} {}.", items.join("; "));
+        for text in
+            [include_str!("../../../../README.md"), include_str!("../../../../docs/events.md")]
+        {
+            assert!(text.contains(&sentence), "a text lacks: {sentence}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::policy::{Draft, Names, Policy, PolicyRule};
 use crate::progress::Progress;
 use crate::summary::Summary;
-use crate::terminal::{ColorWhen, Output, grouped};
+use crate::terminal::{ColorWhen, Output, grouped, plural};
 use crate::trace_file::{TraceFile, bytes_of};
 
 /// Replays the trace at `path` under a policy and tells what happened.
@@ -54,7 +54,8 @@ pub(super) fn run(
         .into_iter()
         .filter_map(|rule| unmet_and_nameless(&policy.rules[rule], &names))
         .collect();
-    late.extend(other_processes(&trace));
+    // Whoever names a process has chosen.
+    late.extend(other_processes(&trace).filter(|_| arguments.process.is_none()));
     for warning in &late {
         events.warning(warning)?;
     }
@@ -138,16 +139,18 @@ fn other_processes(trace: &TraceFile) -> Option<WarningEvent> {
     if trace.others == 0 {
         return None;
     }
-    let (writes, process) = (grouped(trace.others), trace.process());
+    let (process, writes) = (trace.process(), trace.others);
     Some(WarningEvent {
         warning: WarningKind::OtherProcesses,
         message: format!(
-            "only process {process} of this trace was put before the rules: {writes} writes are of \
-             the {} others",
-            trace.processes().len() - 1
+            "only process {process} of this trace was put before the rules, not the {} {} of other \
+             processes",
+            grouped(writes),
+            plural(writes, "write"),
         ),
         rule: None,
         line: None,
-        help: "`subpage plan TRACE --processes` lists them; `--process N` takes another".to_owned(),
+        help: "`subpage plan TRACE --processes` lists them; `--process N` takes one of them"
+            .to_owned(),
     })
 }
