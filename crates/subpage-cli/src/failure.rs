@@ -35,7 +35,12 @@ pub enum Failure {
     /// The policy has mistakes.
     Policy(Box<Mistakes>),
     /// `--strict` was given, and something may make the run mean less than it seems to.
-    Strict(Vec<WarningEvent>),
+    Strict {
+        /// What.
+        warnings: Vec<WarningEvent>,
+        /// Something would have been run.
+        before_a_run: bool,
+    },
     /// What the command was given is not usable.
     Input(String),
     /// Standard output takes no more, as on a full disk; the reason.
@@ -58,7 +63,7 @@ impl Failure {
     /// The exit status.
     pub fn status(&self) -> Status {
         match self {
-            Self::Policy(_) | Self::Strict(_) | Self::Input(_) => Status::BadInput,
+            Self::Policy(_) | Self::Strict { .. } | Self::Input(_) => Status::BadInput,
             Self::Output(_) | Self::Internal(_) => Status::Internal,
         }
     }
@@ -67,7 +72,7 @@ impl Failure {
     pub fn event(&self) -> Option<ErrorEvent> {
         match self {
             // Nobody could read the second there.
-            Self::Policy(_) | Self::Strict(_) | Self::Output(_) => None,
+            Self::Policy(_) | Self::Strict { .. } | Self::Output(_) => None,
             Self::Input(message) | Self::Internal(message) => Some(ErrorEvent::new(message)),
         }
     }

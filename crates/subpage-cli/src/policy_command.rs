@@ -8,7 +8,7 @@ use crate::command_line::PolicyCheckArguments;
 use crate::events::{Detail, TextEvents};
 use crate::failure::{Failure, Status};
 use crate::guard::is_trace;
-use crate::policy::{Draft, Names, Policy, PolicySource, read_region_names};
+use crate::policy::{Draft, Mistakes, Names, Policy, PolicySource, read_region_names};
 use crate::terminal::style::{GOOD, HEADING, NAME, PLAIN, QUIET};
 use crate::terminal::{Align, Columns, Output, bytes, grouped, plural, printable};
 use crate::trace_file::TraceFile;
@@ -31,12 +31,12 @@ pub fn begin(output: Option<&Path>, out: &mut Output) -> Result<Status, Failure>
 
 /// Looks at a policy without a run.
 pub fn check(arguments: &PolicyCheckArguments, out: &mut Output) -> Result<Status, Failure> {
+    let names = NameFile::of(arguments)?;
     let source = PolicySource::read(&arguments.policy).map_err(|error| Failure::bad(&error))?;
     let path = source.path().display().to_string();
     let draft = Draft::parse(source);
     let wrong = |mistakes| Failure::Policy(Box::new(mistakes));
-    let symbols = arguments.symbols.as_deref();
-    let Some(guest) = symbols.or(arguments.guest.as_deref()) else {
+    let Some(names) = names else {
         let rules = draft.mistakes().map_err(wrong)?.rules().count() as u64;
         let (count, rules) = (grouped(rules), plural(rules, "rule"));
         writeln!(
@@ -47,16 +47,10 @@ pub fn check(arguments: &PolicyCheckArguments, out: &mut Output) -> Result<Statu
         )?;
         return Ok(Status::Clean);
     };
-    let policy = if symbols.is_none() && is_trace(guest)? {
-        draft.resolve(&TraceFile::open(guest, None)?.names())
-    } else {
-        let names: Names = read_region_names(guest).map_err(|error| Failure::bad(&error))?;
-        draft.resolve_or(&names, "`nm FILE` lists the names of an ELF file")
-    };
-    let policy = policy.map_err(wrong)?;
+    let policy = names.resolve(draft, arguments.process)?.map_err(wrong)?;
     let warnings = policy.overruled();
     if arguments.strict && !warnings.is_empty() {
-        return Err(Failure::Strict(warnings));
+        return Err(Failure::Strict { warnings, before_a_run: false });
     }
     show(&policy, out)?;
     let mut text = TextEvents::new(&mut *out, Detail::Normal);
@@ -74,6 +68,52 @@ pub fn check(arguments: &PolicyCheckArguments, out: &mut Output) -> Result<Statu
         plural(doubts, "warning"),
     )?;
     Ok(Status::Clean)
+}
+
+/// The file that has the names of a policy's places.
+enum NameFile<'a> {
+    Trace(&'a Path),
+    Symbols(&'a Path),
+}
+
+impl<'a> NameFile<'a> {
+    /// The file, if one is named; fails if the arguments do not fit each other.
+    fn of(arguments: &'a PolicyCheckArguments) -> Result<Option<Self>, Failure> {
+        let (guest, symbols) = (arguments.guest.as_deref(), arguments.symbols.as_deref());
+        let trace = guest.map(is_trace).transpose()?.unwrap_or(false);
+        match (guest, symbols) {
+            (Some(guest), Some(_)) if trace => Err(Failure::Input(format!(
+                "`--symbols` does not fit {}, which is a trace: it is for guests that run on KVM",
+                guest.display()
+            ))),
+            (Some(guest), None) if trace => Ok(Some(Self::Trace(guest))),
+            (Some(guest), _) if arguments.process.is_some() => Err(Failure::Input(format!(
+                "`--process` does not fit {}, which KVM runs: it is for a trace",
+                guest.display()
+            ))),
+            (None, None) if arguments.strict => Err(Failure::Input(
+                "`--strict` is for warnings, and only the places of the rules give any: name the \
+                 guest, or give `--symbols`"
+                    .to_owned(),
+            )),
+            (guest, symbols) => Ok(symbols.or(guest).map(Self::Symbols)),
+        }
+    }
+
+    /// The policy with these names, or its mistakes.
+    fn resolve(
+        self,
+        draft: Draft,
+        process: Option<u16>,
+    ) -> Result<Result<Policy, Mistakes>, Failure> {
+        Ok(match self {
+            Self::Trace(path) => draft.resolve(&TraceFile::open(path, process)?.names()),
+            Self::Symbols(path) => {
+                let names: Names = read_region_names(path).map_err(|error| Failure::bad(&error))?;
+                draft.resolve_or(&names, "`nm FILE` lists the names of an ELF file")
+            }
+        })
+    }
 }
 
 fn show(policy: &Policy, out: &mut dyn Write) -> io::Result<()> {

@@ -133,7 +133,7 @@ fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
         // Nothing is left to try when this cannot be written either.
         let _ = match (failure, failure.event()) {
             (Failure::Policy(mistakes), _) => events.mistakes(mistakes),
-            (Failure::Strict(warnings), _) => {
+            (Failure::Strict { warnings, .. }, _) => {
                 warnings.iter().try_for_each(|warning| events.error(&warning.as_error()))
             }
             (_, Some(event)) => events.error(&event),
@@ -149,14 +149,16 @@ fn strict(warnings: &[WarningEvent]) -> String {
         let (message, help) = (printable(&warning.message), printable(&warning.help));
         format!("{DENIED}error:{DENIED:#} {message}\n  {QUIET}{help}{QUIET:#}\n")
     };
-    let all: String = warnings.iter().map(one).collect();
-    all + "nothing was run: `--strict` makes warnings errors\n"
+    warnings.iter().map(one).collect()
 }
 
 fn tell_people(failure: &Failure, color: ColorWhen) {
     let text = match failure {
         Failure::Policy(mistakes) => mistakes.render(),
-        Failure::Strict(warnings) => strict(warnings),
+        Failure::Strict { warnings, before_a_run } => {
+            let nothing = if *before_a_run { "nothing was run: " } else { "" };
+            strict(warnings) + nothing + "`--strict` makes warnings errors\n"
+        }
         Failure::Input(message) => {
             format!("{DENIED}error:{DENIED:#} {}\n", printable(message))
         }

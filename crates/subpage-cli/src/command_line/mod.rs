@@ -116,13 +116,19 @@ pub struct PolicyCheckArguments {
     /// The rules (TOML); `-` is standard input
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub policy: PathBuf,
-    /// The trace or ELF file whose names the policy uses; without it only the text is looked at
+    /// The guest whose names the policy uses: a trace, or an ELF file; without one, and without
+    /// --symbols, only the text is looked at
     #[arg(value_name = "GUEST", value_hint = ValueHint::FilePath, value_parser = file())]
     pub guest: Option<PathBuf>,
-    /// Names for the policy in place of the guest's: an ELF file, or a list as System.map
+    /// Names for the policy in place of those of a guest on KVM: an ELF file, or a list as System.map
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub symbols: Option<PathBuf>,
-    /// Treat every warning as an error: status 2
+    /// Which process of a trace of several, by its number in `subpage plan TRACE --processes`
+    /// [default: the program that was recorded, after its last exec]
+    #[arg(long, value_name = "N", requires = "guest")]
+    pub process: Option<u16>,
+    /// Treat every warning as an error: status 2. The places of the rules are needed: a guest, or
+    /// --symbols
     #[arg(long)]
     pub strict: bool,
 }

@@ -44,6 +44,7 @@ pub(super) fn of(arguments: &GuardArguments) -> Result<GuestFile<'_>, Failure> {
                     .to_owned(),
             ));
         }
+        no_process(arguments, "`--restore`")?;
         return Ok(GuestFile::Saved { file });
     }
     let image = arguments.guest.as_deref().expect("clap requires it without `--restore`");
@@ -54,6 +55,7 @@ pub(super) fn of(arguments: &GuardArguments) -> Result<GuestFile<'_>, Failure> {
     };
     if content != Content::Trace {
         check_load_address(image, content, arguments.machine.load_address)?;
+        no_process(arguments, &format!("{}, which KVM runs", image.display()))?;
         return Ok(GuestFile::Image { image, policy });
     }
     if arguments.backend == BackendChoice::Kvm {
@@ -73,6 +75,14 @@ pub(super) fn of(arguments: &GuardArguments) -> Result<GuestFile<'_>, Failure> {
         )));
     }
     Ok(GuestFile::Trace { trace: image, policy })
+}
+
+/// Refuses to choose among the processes of what is no trace.
+fn no_process(arguments: &GuardArguments, other: &str) -> Result<(), Failure> {
+    if arguments.process.is_none() {
+        return Ok(());
+    }
+    Err(Failure::Input(format!("`--process` does not fit {other}: it is for a trace")))
 }
 
 /// What a file is by its content.

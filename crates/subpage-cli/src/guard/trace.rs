@@ -31,7 +31,7 @@ pub(super) fn run(
     let policy = draft.resolve(&names).map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
     let mut warnings = policy.overruled();
     if arguments.strict && !warnings.is_empty() {
-        return Err(Failure::Strict(warnings));
+        return Err(Failure::Strict { warnings, before_a_run: true });
     }
     let mut events = EventWriter::new(&mut *out, arguments.json, arguments.detail());
     let progress = Progress::new(color, "guarding", trace.bytes);

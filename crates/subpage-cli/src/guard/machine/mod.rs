@@ -91,7 +91,7 @@ pub(super) fn run(
     let mut warnings = policy.overruled();
     warnings.extend(moving);
     if arguments.strict && !warnings.is_empty() {
-        return Err(Failure::Strict(warnings));
+        return Err(Failure::Strict { warnings, before_a_run: true });
     }
     let screen = screen(color, arguments)?;
     let mut vm = Vm::new(&configuration(asked), Box::new(screen.console()))
