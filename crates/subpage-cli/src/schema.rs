@@ -21,7 +21,7 @@ pub enum SchemaChoice {
     Events,
     /// A policy, as any reader of TOML gives it
     Policy,
-    /// One line over the control socket: a request or a reply
+    /// One line over the control socket, a request or a reply; or of `ctl list --json`
     Control,
 }
 
@@ -96,11 +96,12 @@ fn control() -> Value {
     let reply = answer(true, Reply::json_schema(&mut generator));
     let refusal = answer(false, Refusal::json_schema(&mut generator));
     let failure = answer(false, ctl::Failed::json_schema(&mut generator));
+    let guest = ctl::GuestLine::json_schema(&mut generator);
     json!({
         "$schema": DIALECT,
         "title": "Subpage control protocol",
         "description": "One line: a request, or its reply; or what `ctl --json` prints if there is none. \
-                        What follows `watch` are events.",
-        "anyOf": [requests, reply, refusal, failure],
+                        What follows `watch` are events. Of type `guest`: what `ctl list --json` prints.",
+        "anyOf": [requests, reply, refusal, failure, guest],
     })
 }

@@ -25,14 +25,15 @@ pub struct CtlArguments {
     /// guests of yours
     #[arg(value_name = "SOCKET", value_hint = ValueHint::FilePath, value_parser = file())]
     pub socket: PathBuf,
-    /// Print the reply as one JSON object; with `watch`, one for each event
+    /// Print the reply as one JSON object; with `watch`, one for each event; with `list`, one for each
+    /// guest
     #[arg(long, global = true)]
     pub json: bool,
     /// Names for places: the symbols of an ELF file, where its load segments put them, or of a list as
     /// /proc/kallsyms or System.map, at their values minus 0xffffffff80000000
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub symbols: Option<PathBuf>,
-    /// How long the guest's process may take to answer [default: 60; for `save`, 3600]
+    /// How long the guest's process may take to answer [default: 60; for `save`, 3600; for `list`, 2]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = parse_seconds)]
     pub timeout: Option<Duration>,
     /// What the guest's process is asked for.

@@ -5,6 +5,7 @@ mod reply;
 mod request;
 mod watch;
 
+pub(crate) use list::GuestLine;
 pub use reply::write_text;
 pub use request::request;
 
@@ -92,7 +93,7 @@ pub fn run(arguments: &CtlArguments, out: &mut Output) -> Result<Status, Failure
 fn ask(arguments: &CtlArguments, out: &mut Output) -> Result<(), Unanswered> {
     let Some(asked) = &arguments.request else {
         if arguments.socket == Path::new("list") {
-            return list::run(arguments.json, out);
+            return list::run(arguments.json, arguments.timeout, out);
         }
         let socket = arguments.socket.display();
         return Err(Failure::Input(format!(

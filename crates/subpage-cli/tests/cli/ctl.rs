@@ -1,11 +1,12 @@
 //! `subpage ctl` against a server whose guest is made up.
 
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, RuleId};
@@ -270,6 +271,53 @@ fn watching_prints_every_event_until_the_guest_ends() {
         let output = child.wait_with_output().expect("ends");
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
         assert_golden(&format!("ctl/{name}.txt"), &text);
+    }
+}
+
+/// What is lost is told and does not count. The server has more to say and does not end.
+#[test]
+fn watching_ends_after_as_many_events_as_were_asked_for() {
+    let place = Place::new(Vec::new(), 1);
+    let event = |seq: u64, rule: &str, action: Action| {
+        let mut record = record(seq);
+        (record.rule_name, record.event.action) = (Some(rule.to_owned()), action);
+        serde_json::to_string(&record.line()).expect("JSON")
+    };
+    let dropped = "{\"v\":1,\"type\":\"dropped\",\"events\":7}".to_owned();
+    let lines = [
+        event(1, "path", Action::Deny),
+        event(2, "other", Action::Deny),
+        dropped,
+        event(3, "path", Action::Stop),
+        event(4, "path", Action::Deny),
+        event(5, "path", Action::Deny),
+    ];
+    let listener = UnixListener::bind(place.path("played")).expect("a socket");
+    for (filter, printed) in [
+        (&["--rule", "path", "--count", "2"][..], &[0, 2, 3][..]),
+        (&["--action", "deny", "--count", "3"], &[0, 1, 2, 4]),
+        (&["--rule", "path", "--action", "stop", "--count", "1"], &[2, 3]),
+    ] {
+        let mut command = place.command(&[&["played", "watch", "--json"], filter].concat());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        let (mut client, _) = listener.accept().expect("a client");
+        let mut request = String::new();
+        let mut reader = BufReader::new(client.try_clone().expect("descriptors are free"));
+        reader.read_line(&mut request).expect("a request");
+        assert_eq!(request, "{\"op\":\"watch\"}\n");
+        let all = lines.join("\n");
+        // It may have gone before the last line.
+        let _ = client.write_all(format!("{{\"ok\":true}}\n{all}\n").as_bytes());
+        // One that does not end by itself reads all of them, and the end.
+        client.set_read_timeout(Some(Duration::from_secs(20))).expect("a time");
+        let _ = reader.read_line(&mut request);
+        drop((client, reader));
+        let output = child.wait_with_output().expect("ends");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{filter:?}: {errors}");
+        let text = String::from_utf8(output.stdout).expect("text");
+        let printed: Vec<_> = printed.iter().map(|index: &usize| &lines[*index]).collect();
+        assert_eq!(text.lines().collect::<Vec<_>>(), printed, "{filter:?}");
     }
 }
 

@@ -9,6 +9,7 @@ mod events;
 mod first_hour;
 mod kallsyms;
 mod kvm;
+mod list;
 mod options;
 mod place;
 mod policy;

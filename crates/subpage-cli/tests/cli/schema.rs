@@ -121,7 +121,7 @@ fn keyword_fits(
 
 /// Whether a value fits, and the schema has all of its keys: one that it lacks is a fault of ours,
 /// though readers have to skip it.
-fn all_known(schema: &Value, value: &Value) -> Option<()> {
+pub(crate) fn all_known(schema: &Value, value: &Value) -> Option<()> {
     let known = fits(schema, value)?;
     let object = value.as_object();
     object.is_none_or(|object| object.keys().all(|key| known.contains(key))).then_some(())
