@@ -188,8 +188,8 @@ pub struct PlanArguments {
     /// List the processes that the trace holds and stop
     #[arg(long, conflicts_with_all = ["range", "top", "names", "process"])]
     pub processes: bool,
-    /// Print a policy that guards the cold names of the mixed pages shown: `deny` for what was never
-    /// written, else `log`
+    /// Print a policy that guards the cold names of the mixed pages shown, without those that are hot
+    /// elsewhere: `deny` for what was never written, else `log`
     #[arg(long, conflicts_with_all = ["range", "names", "processes", "json"])]
     pub suggest: bool,
     /// How many mixed pages to show, the best first

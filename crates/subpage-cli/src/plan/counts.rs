@@ -11,6 +11,9 @@ use crate::heat::CELLS;
 /// Most written pages that are counted: a million, which take 264 MiB.
 pub const MAX_PAGES: usize = 1 << 20;
 
+/// A sub-page is hot with at least one in this many of its page's writes, and cold with fewer.
+const HOT_SHARE: u64 = 100;
+
 /// Entries of the cache in front of the map.
 const CACHE: usize = 1024;
 
@@ -34,6 +37,17 @@ pub struct PageCounts {
     pub writes: u64,
     /// Writes that touched each sub-page.
     pub sub_pages: [u64; CELLS],
+}
+
+impl PageCounts {
+    /// Whether the sub-page with this index, 0 to 31, has at least 1 % of the page's writes.
+    ///
+    /// # Panics
+    /// If the index is 32 or more.
+    pub fn is_hot(&self, index: usize) -> bool {
+        let writes = self.sub_pages[index];
+        writes > 0 && u128::from(writes) * u128::from(HOT_SHARE) >= u128::from(self.writes)
+    }
 }
 
 /// The writes to every page.

@@ -8,9 +8,6 @@ use subpage::address::{ByteRange, GfnRange};
 use super::counts::PageCounts;
 use crate::policy::Names;
 
-/// A sub-page is hot with at least one in this many of its page's writes, and cold with fewer.
-const HOT_SHARE: u64 = 100;
-
 /// Most names that are listed for a page.
 const MAX_NAMES: usize = 4;
 
@@ -41,7 +38,7 @@ impl MixedPage {
         let mut hot = 0_u32;
         let mut cold_writes = 0_u64;
         for (index, writes) in counts.sub_pages.iter().enumerate() {
-            if *writes > 0 && u128::from(*writes) * u128::from(HOT_SHARE) >= counts.writes.into() {
+            if counts.is_hot(index) {
                 hot |= 1 << index;
             } else {
                 cold_writes += writes;

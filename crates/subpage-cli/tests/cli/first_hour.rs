@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use subpage_trace::{Header, Name, NameKind, Names, TraceWriter, Write as TraceWrite};
+
 use crate::place::{Place, golden, status};
 
 #[test]
@@ -60,6 +62,43 @@ fn a_plan_suggests_a_policy() {
     fs::write(place.path("suggested.toml"), &output.stdout).expect("writable");
     let output = place.run(&["guard", "--strict", "-p", "suggested.toml", "server.sptrace"]);
     assert_eq!(status(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A section has cold parts beside the counters in it, and a rule for it would cover those as well.
+#[test]
+fn what_has_a_hot_part_is_not_suggested() {
+    let place = Place::new();
+    let name = |name: &str, start, length, kind| Name { name: name.into(), start, length, kind };
+    let names = Names::new([
+        name("counters", 0x10_e000, 384, NameKind::Object),
+        name("helper_path", 0x10_e180, 128, NameKind::Object),
+        // Cold in the first page, and hot in the second.
+        name("table", 0x10_ef80, 4096, NameKind::Object),
+        name("server:.data", 0x10_d000, 0x3000, NameKind::Section),
+    ]);
+    let file = fs::File::create(place.path("section.sptrace")).expect("file");
+    let header = Header { command: vec!["./server".into()], names, ..Header::default() };
+    let mut writer = TraceWriter::new(file, &header).expect("header");
+    for index in 0..5000_u64 {
+        let address = 0x10_e000 + index % 48 * 8;
+        writer.write(TraceWrite { pc: 0x40_1000, address, size: 8 }).expect("a write");
+        if index % 5 == 0 {
+            let address = if index % 1000 == 0 { 0x10_e180 } else { 0x10_f008 };
+            writer.write(TraceWrite { pc: 0x40_1000, address, size: 8 }).expect("a write");
+        }
+    }
+    writer.finish().expect("the end");
+    let output = place.run(&["plan", "section.sptrace", "--suggest"]);
+    assert_eq!(status(&output), 0);
+    let text = String::from_utf8(output.stdout).expect("text");
+    let rules: Vec<_> = text.lines().filter(|line| line.starts_with("region")).collect();
+    assert_eq!(rules, ["region = \"helper_path\""]);
+    place.policy("suggested.toml", &text);
+    let output = place.run(&["guard", "--json", "-p", "suggested.toml", "section.sptrace"]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    let summary: serde_json::Value =
+        serde_json::from_str(text.lines().last().expect("a summary")).expect("JSON");
+    assert_eq!((&summary["exits_page"], &summary["exits_sub_page"]), (&5005.into(), &5.into()));
 }
 
 #[test]
