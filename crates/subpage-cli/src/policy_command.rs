@@ -53,10 +53,7 @@ pub fn check(arguments: &PolicyCheckArguments, out: &mut Output) -> Result<Statu
         return Err(Failure::Strict { warnings, before_a_run: false });
     }
     show(&policy, out)?;
-    let mut text = TextEvents::new(&mut *out, Detail::Normal);
-    for warning in &warnings {
-        text.warning(warning)?;
-    }
+    TextEvents::new(&mut *out, Detail::Normal).warnings(&warnings)?;
     let (doubts, rules) = (warnings.len() as u64, policy.rules.len() as u64);
     writeln!(
         out,

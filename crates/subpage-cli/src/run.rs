@@ -11,7 +11,7 @@ use signal_hook::flag;
 
 use crate::check::{self, Host};
 use crate::command_line::{Command, CommandLine, NewFile, PolicyTask};
-use crate::events::{Detail, EventWriter, WarningEvent};
+use crate::events::{Detail, EventWriter, ShownWarning, WarningEvent, shown_warnings};
 use crate::failure::{Failure, Status};
 use crate::terminal::style::{DENIED, QUIET};
 use crate::terminal::{self, ColorWhen, Output, printable};
@@ -149,7 +149,11 @@ fn strict(warnings: &[WarningEvent]) -> String {
         let (message, help) = (printable(&warning.message), printable(&warning.help));
         format!("{DENIED}error:{DENIED:#} {message}\n  {QUIET}{help}{QUIET:#}\n")
     };
-    warnings.iter().map(one).collect()
+    let shown = |shown: ShownWarning<'_>| match shown {
+        ShownWarning::Whole(warning) => one(warning),
+        ShownWarning::More(count) => format!("{QUIET}{}{QUIET:#}\n", ShownWarning::more(count)),
+    };
+    shown_warnings(warnings).into_iter().map(shown).collect()
 }
 
 fn tell_people(failure: &Failure, color: ColorWhen) {

@@ -137,7 +137,9 @@ pub struct RuleSummary {
     pub start: Address,
     /// Guarded bytes.
     pub length: u64,
-    /// Line of the policy; none if the rule came from elsewhere.
+    /// File of the policy; none if the rule came from elsewhere.
+    pub file: Option<String>,
+    /// Line of that file; none if the rule came from elsewhere.
     pub line: Option<u64>,
     /// Writes that touched a sub-page of the rule.
     pub checked: u64,
@@ -162,6 +164,7 @@ impl RuleSummary {
             action: rule.rule.action.word(),
             start: Address(rule.rule.range.first().as_u64()),
             length: rule.rule.range.bytes(),
+            file: Some(rule.file.to_string()),
             line: Some(rule.line as u64),
             checked: 0,
             allowed: 0,

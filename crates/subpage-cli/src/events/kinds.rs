@@ -79,13 +79,15 @@ pub struct RuleEvent {
     pub owner: u32,
     /// Whether nothing can loosen it.
     pub locked: bool,
-    /// Line of the policy; none if the rule came from elsewhere.
+    /// File of the policy; none if the rule came from elsewhere.
+    pub file: Option<String>,
+    /// Line of that file; none if the rule came from elsewhere.
     pub line: Option<u64>,
 }
 
 impl From<&PolicyRule> for RuleEvent {
     fn from(rule: &PolicyRule) -> Self {
-        let PolicyRule { rule, line } = rule;
+        let PolicyRule { rule, file, line } = rule;
         Self {
             name: rule.name.as_str().to_owned(),
             action: rule.action.word(),
@@ -93,6 +95,7 @@ impl From<&PolicyRule> for RuleEvent {
             length: rule.range.bytes(),
             owner: rule.owner.0,
             locked: rule.locked,
+            file: Some(file.to_string()),
             line: Some(*line as u64),
         }
     }
@@ -108,6 +111,7 @@ impl From<&ShownRule> for RuleEvent {
             length: rule.length,
             owner: rule.owner,
             locked: rule.locked,
+            file: None,
             line: None,
         }
     }

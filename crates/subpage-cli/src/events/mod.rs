@@ -15,11 +15,11 @@ pub use kinds::{
     DroppedEvent, ErrorEvent, FailedEvent, LiveStart, NoticeEvent, RuleEvent, RunEvent, StartEvent,
 };
 pub use text::{Detail, SHOWN_PER_RULE, TextEvents, write_line};
-pub use warning::{WarningEvent, WarningKind};
+pub use warning::{ShownWarning, WarningEvent, WarningKind, shown_warnings};
 
 use std::io::{self, Write};
 
-use crate::policy::Mistakes;
+use crate::policy::{Mistakes, PlacedMistake};
 use crate::summary::Summary;
 use subpage_trap::Record;
 
@@ -86,11 +86,13 @@ impl<W: Write> EventWriter<W> {
         self.flush()
     }
 
-    /// Something may make the run mean less than it seems to.
-    pub fn warning(&mut self, warning: &WarningEvent) -> io::Result<()> {
+    /// Things that may make the run mean less than it seems to; for people the first of each kind.
+    pub fn warnings(&mut self, warnings: &[WarningEvent]) -> io::Result<()> {
         match self {
-            Self::Json(out) => write_json(out, &RunEvent::Warning(warning))?,
-            Self::Text(text) => text.warning(warning)?,
+            Self::Json(out) => warnings
+                .iter()
+                .try_for_each(|warning| write_json(out, &RunEvent::Warning(warning)))?,
+            Self::Text(text) => text.warnings(warnings)?,
         }
         self.flush()
     }
@@ -131,11 +133,10 @@ impl<W: Write> EventWriter<W> {
 
     /// Every mistake of a policy, one event each. Text mistakes belong on standard error.
     pub fn mistakes(&mut self, mistakes: &Mistakes) -> io::Result<()> {
-        let file = mistakes.source().path().to_string_lossy();
-        for (line, column, mistake) in mistakes.iter() {
+        for PlacedMistake { source, line, column, mistake } in mistakes.iter() {
             self.error(&ErrorEvent {
                 message: mistake.message.clone(),
-                file: Some(file.clone().into_owned()),
+                file: Some(source.path().to_string_lossy().into_owned()),
                 line: Some(line as u64),
                 column: Some(column as u64),
                 help: Some(mistake.help.clone()),

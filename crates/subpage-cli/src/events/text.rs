@@ -5,7 +5,9 @@ use std::io::{self, Write};
 
 use unicode_width::UnicodeWidthStr;
 
-use super::{FailedEvent, LiveStart, NoticeEvent, StartEvent, WarningEvent};
+use super::{
+    FailedEvent, LiveStart, NoticeEvent, ShownWarning, StartEvent, WarningEvent, shown_warnings,
+};
 use crate::summary::Summary;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, QUIET};
 use crate::terminal::{bytes, grouped, plural, printable};
@@ -167,7 +169,22 @@ impl<W: Write> TextEvents<W> {
         )
     }
 
-    pub(crate) fn warning(&mut self, warning: &WarningEvent) -> io::Result<()> {
+    pub(crate) fn warnings(&mut self, warnings: &[WarningEvent]) -> io::Result<()> {
+        if self.detail == Detail::All {
+            return warnings.iter().try_for_each(|warning| self.warning(warning));
+        }
+        for shown in shown_warnings(warnings) {
+            match shown {
+                ShownWarning::Whole(warning) => self.warning(warning)?,
+                ShownWarning::More(count) => {
+                    writeln!(self.out, "{QUIET}{}{QUIET:#}", ShownWarning::more(count))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn warning(&mut self, warning: &WarningEvent) -> io::Result<()> {
         writeln!(
             self.out,
             "{LOGGED}warning:{LOGGED:#} {}\n  {QUIET}{}{QUIET:#}",

@@ -109,9 +109,6 @@ fn write_report(summary: &Summary, arguments: &GuardArguments) -> Result<(), Fai
 
 /// The policy's files, read.
 fn draft(paths: &[PathBuf]) -> Result<Draft, Failure> {
-    let read = |path: &PathBuf| {
-        PolicySource::read(path).map(Draft::parse).map_err(|error| Failure::bad(&error))
-    };
-    let (first, rest) = paths.split_first().expect("clap requires a policy without `--restore`");
-    rest.iter().try_fold(read(first)?, |all, path| Ok(all.and(read(path)?)))
+    let sources: Result<Vec<_>, _> = paths.iter().map(|path| PolicySource::read(path)).collect();
+    sources.map(Draft::of).map_err(|error| Failure::bad(&error))
 }

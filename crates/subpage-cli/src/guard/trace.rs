@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use subpage_trap::Verdict;
 
+use super::intervals::Intervals;
 use super::{Enforcer, Model, RunCounters};
 use crate::command_line::GuardArguments;
 use crate::events::{EventWriter, RuleEvent, RunHeader, StartEvent, WarningEvent, WarningKind};
@@ -44,21 +45,18 @@ pub(super) fn run(
         rules: policy.rules.iter().map(RuleEvent::from).collect(),
         live: None,
     })?;
-    for warning in &warnings {
-        events.warning(warning)?;
-    }
+    events.warnings(&warnings)?;
     let (mut summary, unmet) =
         replay(&mut trace, &policy, policy_name, enforcer, &mut events, &progress)?;
     drop(progress);
+    let named = bytes_with_names(&names);
     let mut late: Vec<_> = unmet
         .into_iter()
-        .filter_map(|rule| unmet_and_nameless(&policy.rules[rule], &names))
+        .filter_map(|rule| unmet_and_nameless(&policy.rules[rule], &named))
         .collect();
     // Whoever names a process has chosen.
     late.extend(other_processes(&trace).filter(|_| arguments.process.is_none()));
-    for warning in &late {
-        events.warning(warning)?;
-    }
+    events.warnings(&late)?;
     warnings.extend(late);
     summary.warnings = warnings;
     summary.header = header;
@@ -109,23 +107,32 @@ fn replay<E: Enforcer, W: Write>(
     Ok((summary, unmet))
 }
 
+/// The bytes that have a name; one of unknown length has its first byte.
+fn bytes_with_names(names: &Names) -> Intervals {
+    let runs = names
+        .iter()
+        .map(|named| (named.start, named.start.saturating_add(named.length.saturating_sub(1))));
+    Intervals::new(runs.collect())
+}
+
 /// The warning about a rule that no write met, unless something of the trace has its name: then it is
 /// known to be in the right place.
-fn unmet_and_nameless(rule: &PolicyRule, names: &Names) -> Option<WarningEvent> {
+fn unmet_and_nameless(rule: &PolicyRule, named: &Intervals) -> Option<WarningEvent> {
     let (first, last) = (rule.rule.range.first().as_u64(), rule.rule.range.last().as_u64());
-    if names.cover(first, last) {
+    if named.touches(first, last) {
         return None;
     }
     let name = rule.rule.name.as_str();
     Some(WarningEvent {
         warning: WarningKind::RuleUnmet,
         message: format!(
-            "the rule `{name}` (line {}) may guard nothing: no write met its bytes {first:#x}..{:#x}, \
+            "the rule `{name}` ({}) may guard nothing: no write met its bytes {first:#x}..{:#x}, \
              and no name of the trace lies there",
-            rule.line,
+            rule.place(),
             last + 1
         ),
         rule: Some(name.to_owned()),
+        file: Some(rule.file.to_string()),
         line: Some(rule.line as u64),
         help:
             "compare its place with `subpage plan TRACE --names`; a position-independent program \
@@ -149,8 +156,35 @@ fn other_processes(trace: &TraceFile) -> Option<WarningEvent> {
             plural(writes, "write"),
         ),
         rule: None,
+        file: None,
         line: None,
         help: "`subpage plan TRACE --processes` lists them; `--process N` takes one of them"
             .to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::NamedRange;
+
+    #[test]
+    fn a_name_is_known_by_each_of_its_bytes() {
+        let named = |start, length| NamedRange { name: "n".to_owned(), start, length };
+        let names = Names::new(vec![named(0x2000, 16), named(0x1000, 8), named(0x3000, 0)]);
+        let bytes = bytes_with_names(&names);
+        for (first, last, touches) in [
+            (0, 0xfff, false),
+            (0xfff, 0x1000, true),
+            (0x1007, 0x1fff, true),
+            (0x1008, 0x1fff, false),
+            (0x200f, 0x2010, true),
+            (0x2010, 0x2fff, false),
+            // Of unknown length.
+            (0x3000, 0x3007, true),
+            (0x3001, u64::MAX, false),
+        ] {
+            assert_eq!(bytes.touches(first, last), touches, "{first:#x}..={last:#x}");
+        }
+    }
 }

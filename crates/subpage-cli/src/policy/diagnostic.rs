@@ -40,79 +40,98 @@ impl Diagnostic {
     }
 }
 
-/// All mistakes of one policy, in the order of the text. Never empty.
+/// A mistake and where it stands.
+#[derive(Debug, Clone, Copy)]
+pub struct PlacedMistake<'a> {
+    /// The file that has it.
+    pub source: &'a PolicySource,
+    /// Its line, from 1.
+    pub line: usize,
+    /// Its character in the line, from 1.
+    pub column: usize,
+    /// The mistake.
+    pub mistake: &'a Diagnostic,
+}
+
+/// All mistakes of one policy, in the order of its files and of their texts. Never empty.
 #[derive(Debug, Clone)]
 pub struct Mistakes {
-    source: PolicySource,
-    found: Vec<Diagnostic>,
+    /// Those files that have any.
+    files: Vec<(PolicySource, Vec<Diagnostic>)>,
 }
 
 impl Mistakes {
-    /// Collects the mistakes of a policy.
+    /// Collects the mistakes of a policy, file by file.
     ///
     /// # Panics
     /// If there is none.
-    pub fn new(source: PolicySource, mut found: Vec<Diagnostic>) -> Self {
-        assert!(!found.is_empty(), "a list of mistakes without a mistake");
-        for diagnostic in &mut found {
-            diagnostic.span = within(source.text(), &diagnostic.span);
-        }
-        found.sort_by_key(|diagnostic| diagnostic.span.start);
-        Self { source, found }
-    }
-
-    /// The policy that has the mistakes.
-    pub fn source(&self) -> &PolicySource {
-        &self.source
-    }
-
-    /// Every mistake with its line and column, both counted from 1, the column in characters.
-    pub fn iter(&self) -> impl Iterator<Item = (usize, usize, &Diagnostic)> {
-        let text = self.source.text();
-        let (mut line, mut line_start, mut seen) = (1, 0, 0);
-        self.found.iter().map(move |diagnostic| {
-            let start = diagnostic.span.start;
-            for (offset, _) in text[seen..start].match_indices('\n') {
-                line += 1;
-                line_start = seen + offset + 1;
+    pub fn new(files: impl IntoIterator<Item = (PolicySource, Vec<Diagnostic>)>) -> Self {
+        let mut files: Vec<_> = files.into_iter().filter(|(_, found)| !found.is_empty()).collect();
+        assert!(!files.is_empty(), "a list of mistakes without a mistake");
+        for (source, found) in &mut files {
+            for diagnostic in &mut *found {
+                diagnostic.span = within(source.text(), &diagnostic.span);
             }
-            seen = start;
-            (line, text[line_start..start].chars().count() + 1, diagnostic)
+            found.sort_by_key(|diagnostic| diagnostic.span.start);
+        }
+        Self { files }
+    }
+
+    /// Every mistake.
+    pub fn iter(&self) -> impl Iterator<Item = PlacedMistake<'_>> {
+        self.files.iter().flat_map(|(source, found)| {
+            let text = source.text();
+            let (mut line, mut line_start, mut seen) = (1, 0, 0);
+            found.iter().map(move |mistake| {
+                let start = mistake.span.start;
+                for (offset, _) in text[seen..start].match_indices('\n') {
+                    line += 1;
+                    line_start = seen + offset + 1;
+                }
+                seen = start;
+                let column = text[line_start..start].chars().count() + 1;
+                PlacedMistake { source, line, column, mistake }
+            })
         })
     }
 
     /// How many there are, at least 1.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        self.found.len()
+        self.files.iter().map(|(_, found)| found.len()).sum()
     }
 
     /// All mistakes for a person: source lines, carets and advice, with ANSI colours.
     pub fn render(&self) -> String {
         let renderer = Renderer::styled().decor_style(DecorStyle::Ascii);
-        let path = printable(&self.source.path().to_string_lossy()).into_owned();
+        let path_of =
+            |source: &PolicySource| printable(&source.path().to_string_lossy()).into_owned();
         let mut all = String::new();
-        for (line, _, diagnostic) in self.iter().take(MAX_SHOWN) {
-            let (excerpt, span) = excerpt(self.source.text(), &diagnostic.span);
+        for PlacedMistake { source, line, mistake, .. } in self.iter().take(MAX_SHOWN) {
+            let (excerpt, span) = excerpt(source.text(), &mistake.span);
             let mut annotation = AnnotationKind::Primary.span(span);
-            if !diagnostic.label.is_empty() {
-                annotation = annotation.label(printable(&diagnostic.label).into_owned());
+            if !mistake.label.is_empty() {
+                annotation = annotation.label(printable(&mistake.label).into_owned());
             }
-            let snippet =
-                Snippet::source(excerpt).path(&*path).line_start(line).annotation(annotation);
+            let snippet = Snippet::source(excerpt)
+                .path(path_of(source))
+                .line_start(line)
+                .annotation(annotation);
             let report = [Level::ERROR
-                .primary_title(printable(&diagnostic.message).into_owned())
+                .primary_title(printable(&mistake.message).into_owned())
                 .element(snippet)
-                .element(Level::HELP.message(printable(&diagnostic.help).into_owned()))];
+                .element(Level::HELP.message(printable(&mistake.help).into_owned()))];
             all.push_str(&renderer.render(&report));
             all.push_str("\n\n");
         }
+        let paths: Vec<_> = self.files.iter().map(|(source, _)| path_of(source)).collect();
+        let paths = paths.join(", ");
         if self.len() > MAX_SHOWN {
             let rest = grouped((self.len() - MAX_SHOWN) as u64);
-            let _ = writeln!(all, "… and {rest} more mistakes in {path}; correct these first\n");
+            let _ = writeln!(all, "… and {rest} more mistakes in {paths}; correct these first\n");
         }
         let noun = if self.len() == 1 { "mistake" } else { "mistakes" };
-        let _ = writeln!(all, "{path}: {} {noun}, nothing was run", grouped(self.len() as u64));
+        let _ = writeln!(all, "{paths}: {} {noun}, nothing was run", grouped(self.len() as u64));
         all
     }
 }

@@ -2,135 +2,82 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::PathBuf;
 
-use subpage::address::{ByteRange, GPA_BITS, Gpa};
-use subpage::rules::{Action, Owner, RuleName};
-use toml::Spanned;
+use subpage::rules::RuleName;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{Diagnostic, Mistakes};
 use super::fields::{Fields, type_name};
-use super::names::Names;
-use super::notation::{NotAPlace, is_numeric, place as place_of};
-use super::number::parse_address_range;
-use super::place::{AddressSpace, Part, Place, SymbolFormat, Written};
+use super::notation::check_form;
+use super::place::{Place, Written};
+use super::rule::{DraftRule, read_rule};
+use super::symbol_files::SymbolFiles;
 use super::{FORMAT_VERSION, MAX_RULES, PolicySource};
 
 pub(super) const TOP_KEYS: &[&str] = &["version", "rule"];
-pub(super) const RULE_KEYS: &[&str] = &[
-    "name", "range", "symbol", "elf", "map", "address", "bias", "region", "offset", "length",
-    "action", "owner", "locked",
-];
-pub(super) const RANGE_KEYS: &[&str] = &["start", "end", "length"];
-
 const VERSION_HELP: &str = "begin the file with `version = 1`";
-const PLACE_HELP: &str = "give one of `range = \"0x1000..0x1080\"`, `region = \"NAME\"`, or \
-                          `symbol = \"NAME\"` with `elf = \"FILE\"` or `map = \"FILE\"`";
-const RANGE_HELP: &str = "write `range = \"0x1000..0x1080\"` (the end is not included), \
-                          `range = \"0x1000+128\"`, `range = \"NAME+OFFSET+LENGTH\"` or \
-                          `range = { start = 0x1000, length = 128 }`";
-const ADDRESS_HELP: &str = "a guest-physical address has at most 48 bits: below 0x1000000000000";
-
-/// A rule whose text is right; its place may still have to be found.
-#[derive(Debug, Clone)]
-pub struct DraftRule {
-    /// Its name; one that is not unique in the file is among the mistakes.
-    pub name: RuleName,
-    /// Where it applies.
-    pub place: Place,
-    /// What happens to a write.
-    pub action: Action,
-    /// Whose it is.
-    pub owner: Owner,
-    /// Whether nothing can loosen it.
-    pub locked: bool,
-    /// The bytes of the text that its name is written in.
-    pub span: Range<usize>,
-}
-
 /// A policy whose text has been read, with the mistakes found so far.
 #[derive(Debug, Clone)]
 pub struct Draft {
+    pub(super) files: Vec<DraftFile>,
+    pub(super) symbols: SymbolFiles,
+}
+
+/// One of its files.
+#[derive(Debug, Clone)]
+pub(super) struct DraftFile {
     pub(super) source: PolicySource,
     pub(super) rules: Vec<DraftRule>,
     pub(super) mistakes: Vec<Diagnostic>,
-    /// Other files of the same policy, in their order.
-    pub(super) more: Vec<Draft>,
+}
+
+/// What the files before have taken of what the policy has once.
+#[derive(Default)]
+struct Taken {
+    /// Each name, with the file that it is in, by its place in the policy, and its line.
+    names: HashMap<RuleName, (usize, usize)>,
+    /// Rules, right or wrong.
+    rules: usize,
+    /// Whether it has been said that there are too many.
+    too_many: bool,
 }
 
 impl Draft {
-    /// Reads a policy. Mistakes are kept and reported by [`Draft::resolve`].
+    /// Reads a policy of one file. Mistakes are kept and reported by [`Draft::resolve`].
     pub fn parse(source: PolicySource) -> Self {
-        let mut mistakes = Vec::new();
-        let mut rules = Vec::new();
-        let (document, errors) = DeTable::parse_recoverable(source.text());
-        let has_syntax_errors = !errors.is_empty();
-        for error in errors {
-            mistakes.push(Diagnostic::new(
-                error.span().unwrap_or(0..0),
-                error.message().trim().replace('\n', "; "),
-                "",
-                "a policy is TOML: `key = value` lines under `[[rule]]`; texts stand in quotes",
-            ));
+        Self::of(vec![source])
+    }
+
+    /// Reads a policy of several files: their rules, in the order of the files, with names that differ.
+    pub fn of(sources: Vec<PolicySource>) -> Self {
+        let mut files: Vec<DraftFile> = Vec::with_capacity(sources.len());
+        let mut taken = Taken::default();
+        for source in sources {
+            let file = read_file(source, &files, &mut taken);
+            files.push(file);
         }
-        let mut fields = Fields::new(document.get_ref(), "a policy", TOP_KEYS, &mut mistakes);
-        check_version(&mut fields, has_syntax_errors);
-        let tables = rule_tables(&mut fields, has_syntax_errors);
-        let mut first_uses: HashMap<RuleName, Range<usize>> = HashMap::new();
-        for (table, span) in tables {
-            let (name, rule) = read_rule(table, &span, &mut mistakes);
-            // Whatever else is wrong with either rule.
-            if let Some(name) = name {
-                if let Some(first) = first_uses.get(&name.value) {
-                    let line = source.text()[..first.start].matches('\n').count() + 1;
-                    mistakes.push(Diagnostic::new(
-                        name.span,
-                        format!("two rules are called `{}`", name.value),
-                        format!("already in line {line}"),
-                        "give each rule a name of its own; reports tell rules apart by their names",
-                    ));
-                } else {
-                    first_uses.insert(name.value, name.span);
-                }
-            }
-            rules.extend(rule);
-        }
-        Self { source, rules, mistakes, more: Vec::new() }
+        Self { files, symbols: SymbolFiles::default() }
     }
 
     /// The mistakes of the text alone, if there are any.
-    pub fn mistakes(self) -> Result<Self, Mistakes> {
-        if self.mistakes.is_empty() {
-            return Ok(self);
-        }
-        Err(Mistakes::new(self.source, self.mistakes))
-    }
-
-    /// The text.
-    pub fn source(&self) -> &PolicySource {
-        &self.source
-    }
-
-    /// The same policy with the rules of another file behind its own. Its names must differ from those
-    /// that are there.
-    pub fn and(mut self, mut other: Self) -> Self {
-        let mut taken: HashMap<RuleName, PathBuf> = HashMap::new();
-        for (source, rule) in self.rules() {
-            taken.entry(rule.name).or_insert_with(|| source.path().to_owned());
-        }
-        for rule in &other.rules {
-            if let Some(file) = taken.get(&rule.name) {
-                other.mistakes.push(Diagnostic::new(
-                    rule.span.clone(),
-                    format!("two rules are called `{}`", rule.name),
-                    format!("already in {}", file.display()),
-                    "give each rule a name of its own, also in another file of the same policy",
-                ));
+    pub fn mistakes(mut self) -> Result<Self, Mistakes> {
+        for file in &mut self.files {
+            for rule in &file.rules {
+                let Place::Notation(Written { value, span }) = &rule.place else { continue };
+                if let Err(wrong) = check_form(value) {
+                    let help = format!(
+                        "{}; a name that contains `+` or `..` is known with its guest only: give \
+                         it as well",
+                        wrong.help
+                    );
+                    file.mistakes.push(Diagnostic::new(span.clone(), wrong.message, "", help));
+                }
             }
         }
-        self.more.push(other);
-        self
+        if self.files.iter().all(|file| file.mistakes.is_empty()) {
+            return Ok(self);
+        }
+        Err(Mistakes::new(self.files.into_iter().map(|file| (file.source, file.mistakes))))
     }
 
     /// What the policy is called: its files.
@@ -141,13 +88,80 @@ impl Draft {
 
     /// The texts of its files.
     pub fn sources(&self) -> impl Iterator<Item = &PolicySource> {
-        std::iter::once(&self.source).chain(self.more.iter().map(|draft| &draft.source))
+        self.files.iter().map(|file| &file.source)
     }
 
-    /// The rules that are right so far, in the order of the files, each with its file.
-    pub fn rules(&self) -> impl Iterator<Item = (&PolicySource, &DraftRule)> {
-        let files = std::iter::once(self).chain(&self.more);
-        files.flat_map(|file| file.rules.iter().map(|rule| (&file.source, rule)))
+    /// The rules that are right so far, in the order of the files.
+    pub fn rules(&self) -> impl Iterator<Item = &DraftRule> {
+        self.files.iter().flat_map(|file| &file.rules)
+    }
+}
+
+/// Reads a file that comes after `others`.
+fn read_file(source: PolicySource, others: &[DraftFile], taken: &mut Taken) -> DraftFile {
+    let mut mistakes = Vec::new();
+    let mut rules = Vec::new();
+    let (document, errors) = DeTable::parse_recoverable(source.text());
+    let has_syntax_errors = !errors.is_empty();
+    for error in errors {
+        mistakes.push(Diagnostic::new(
+            error.span().unwrap_or(0..0),
+            error.message().trim().replace('\n', "; "),
+            "",
+            "a policy is TOML: `key = value` lines under `[[rule]]`; texts stand in quotes",
+        ));
+    }
+    let mut fields = Fields::new(document.get_ref(), "a policy", TOP_KEYS, &mut mistakes);
+    check_version(&mut fields, has_syntax_errors);
+    let tables = rule_tables(&mut fields, has_syntax_errors, taken);
+    let mut lines = Lines::of(source.text());
+    for (table, span) in tables {
+        let (name, rule) = read_rule(table, &span, |at| lines.line(at), &mut mistakes);
+        // Whatever else is wrong with either rule.
+        if let Some((name, line)) = name {
+            if let Some((file, line)) = taken.names.get(&name.value) {
+                let (label, help) = match others.get(*file) {
+                    None => (
+                        format!("already in line {line}"),
+                        "give each rule a name of its own; reports tell rules apart by their names",
+                    ),
+                    Some(other) => (
+                        format!("already in {}:{line}", other.source.path().display()),
+                        "give each rule a name of its own, also in another file of the same policy",
+                    ),
+                };
+                let message = format!("two rules are called `{}`", name.value);
+                mistakes.push(Diagnostic::new(name.span, message, label, help));
+            } else {
+                taken.names.insert(name.value, (others.len(), line));
+            }
+        }
+        rules.extend(rule);
+    }
+    DraftFile { source, rules, mistakes }
+}
+
+/// Counts the lines of a text up to places that mostly ascend.
+struct Lines<'t> {
+    text: &'t [u8],
+    seen: usize,
+    line: usize,
+}
+
+impl<'t> Lines<'t> {
+    fn of(text: &'t str) -> Self {
+        Self { text: text.as_bytes(), seen: 0, line: 1 }
+    }
+
+    /// The line, from 1, of the byte at `at`.
+    fn line(&mut self, at: usize) -> usize {
+        if at < self.seen {
+            (self.seen, self.line) = (0, 1);
+        }
+        let at = at.min(self.text.len());
+        self.line += self.text[self.seen..at].split(|byte| *byte == b'\n').count() - 1;
+        self.seen = at;
+        self.line
     }
 }
 
@@ -173,6 +187,7 @@ fn check_version(fields: &mut Fields<'_, '_>, quiet: bool) {
 fn rule_tables<'t>(
     fields: &mut Fields<'t, '_>,
     quiet: bool,
+    taken: &mut Taken,
 ) -> Vec<(&'t DeTable<'t>, Range<usize>)> {
     const HELP: &str = "write each rule as a table of its own under a line `[[rule]]`; a policy \
                         without rules, as for a control run, says `rule = []`";
@@ -195,16 +210,22 @@ fn rule_tables<'t>(
     let mut tables = Vec::new();
     for item in list {
         match item.get_ref() {
-            DeValue::Table(_) if tables.len() == MAX_RULES => {
-                fields.mistake(
-                    item.span(),
-                    "the policy has more than 100,000 rules",
-                    "the first too many",
-                    "let one rule cover a longer range, or name a region",
-                );
+            DeValue::Table(_) if taken.rules == MAX_RULES => {
+                if !taken.too_many {
+                    taken.too_many = true;
+                    fields.mistake(
+                        item.span(),
+                        "the policy has more than 100,000 rules",
+                        "the first too many",
+                        "let one rule cover a longer range, or name a region",
+                    );
+                }
                 break;
             }
-            DeValue::Table(table) => tables.push((table, item.span())),
+            DeValue::Table(table) => {
+                taken.rules += 1;
+                tables.push((table, item.span()));
+            }
             other => {
                 let message = format!("a rule is {}, not a table", type_name(other));
                 fields.mistake(item.span(), message, "", HELP);
@@ -212,266 +233,4 @@ fn rule_tables<'t>(
         }
     }
     tables
-}
-
-/// Reads every key even after a mistake, so that all mistakes of the rule are reported.
-fn read_rule(
-    table: &DeTable<'_>,
-    span: &Range<usize>,
-    mistakes: &mut Vec<Diagnostic>,
-) -> (Option<Written<RuleName>>, Option<DraftRule>) {
-    const OWNER_HELP: &str = "an owner is a number from 0 (the host) to 4294967295";
-    let mut fields = Fields::new(table, "a rule", RULE_KEYS, mistakes);
-    let name = read_name(&mut fields, span);
-    let before = fields.mistakes_so_far();
-    let place = read_place(&mut fields, span);
-    let place_is_right = fields.mistakes_so_far() == before;
-    let action = read_action(&mut fields);
-    let owner = fields
-        .number("owner", 0, i128::from(u32::MAX), OWNER_HELP)
-        .and_then(|owner| u32::try_from(owner.value).ok());
-    let locked = fields.flag("locked", "write `locked = true`, or leave the key out");
-    // A rule with another mistake still has its place looked up, so that a wrong name of a region is
-    // reported in the same run; the mistakes keep the policy from being used.
-    let rule = name.as_ref().zip(place.filter(|_| place_is_right)).map(|(name, place)| DraftRule {
-        name: name.value,
-        place,
-        action: action.unwrap_or(Action::Deny),
-        owner: owner.map_or(Owner::HOST, Owner),
-        locked: locked.unwrap_or(false),
-        span: name.span.clone(),
-    });
-    (name, rule)
-}
-
-fn read_name(fields: &mut Fields<'_, '_>, span: &Range<usize>) -> Option<Written<RuleName>> {
-    const HELP: &str = "give the rule a name of 1 to 62 bytes without control characters: `name = \"helper path\"`";
-    if !fields.has("name") {
-        fields.mistake(span.clone(), "the rule has no name", "this rule", HELP);
-        return None;
-    }
-    let text = fields.text("name", HELP)?;
-    match RuleName::new(&text.value) {
-        Ok(name) => Some(Written { value: name, span: text.span }),
-        Err(error) => {
-            fields.mistake(text.span, error.to_string(), "", HELP);
-            None
-        }
-    }
-}
-
-fn read_action(fields: &mut Fields<'_, '_>) -> Option<Action> {
-    const HELP: &str = "the actions are `deny`, `log`, `allow-once` and `stop`";
-    let text = fields.text("action", HELP)?;
-    let action = Action::from_word(&text.value);
-    if action.is_none() {
-        let near = super::names::nearest(&text.value, Action::ALL.map(Action::word).into_iter(), 1);
-        let label = near.first().map(|word| format!("perhaps `{word}`")).unwrap_or_default();
-        fields.mistake(text.span, format!("unknown action `{}`", text.value), label, HELP);
-    }
-    action
-}
-
-fn read_place(fields: &mut Fields<'_, '_>, span: &Range<usize>) -> Option<Place> {
-    let kinds: Vec<&str> =
-        ["range", "region", "symbol"].into_iter().filter(|key| fields.has(key)).collect();
-    if let [_, second, ..] = kinds[..] {
-        let message = format!("the rule has both `{}` and `{second}`", kinds[0]);
-        let at = fields.key_span(second).unwrap_or_else(|| span.clone());
-        fields.mistake(at, message, "one place too many", PLACE_HELP);
-    }
-    let kind = kinds.first().copied();
-    for key in ["elf", "map", "address", "bias"] {
-        if kind != Some("symbol") && kind.is_some() {
-            forbid(fields, key, "belongs to `symbol`", "leave it out, or give a `symbol`");
-        }
-    }
-    if kind == Some("range") {
-        let help = "leave it out; a range says itself where it begins and ends";
-        forbid(fields, "offset", "belongs to `symbol` or `region`", help);
-        forbid(fields, "length", "belongs to `symbol` or `region`", help);
-    }
-    match kind {
-        None => {
-            fields.mistake(span.clone(), "the rule has no place", "this rule", PLACE_HELP);
-            None
-        }
-        Some("range") => read_range(fields),
-        Some("region") => {
-            let region = fields.text("region", "name an object or a region of the trace");
-            let part = read_part(fields);
-            Some(Place::Region { region: region?, part })
-        }
-        Some(_) => read_symbol(fields),
-    }
-}
-
-fn forbid(fields: &mut Fields<'_, '_>, key: &str, label: &str, help: &str) {
-    if let Some(span) = fields.key_span(key) {
-        fields.mistake(span, format!("`{key}` does not fit this rule"), label, help);
-    }
-}
-
-fn read_symbol(fields: &mut Fields<'_, '_>) -> Option<Place> {
-    const BIAS_HELP: &str = "the bias is added to the symbol's address; from -2^64 to 2^64, a \
-                             signed hexadecimal one in quotes: `bias = \"-0xffffffff80000000\"`";
-    let symbol = fields.text("symbol", "name a symbol of the file");
-    let file = read_symbol_file(fields);
-    let format = file.as_ref().map_or(SymbolFormat::Elf, |(_, format)| *format);
-    let space = read_space(fields, format);
-    let bias = fields.number("bias", -(1 << 64), 1 << 64, BIAS_HELP);
-    let part = read_part(fields);
-    let (file, format) = file?;
-    Some(Place::Symbol { symbol: symbol?, file, format, space, bias, part })
-}
-
-fn read_symbol_file(fields: &mut Fields<'_, '_>) -> Option<(Written<PathBuf>, SymbolFormat)> {
-    const HELP: &str = "say which file has the symbol, relative to the policy's directory: \
-                        `elf = \"vmlinux\"` or `map = \"System.map\"`";
-    let elf = fields.text("elf", HELP);
-    let map = fields.text("map", HELP);
-    match (fields.has("elf"), fields.has("map")) {
-        (false, false) => {
-            let span = fields.key_span("symbol").unwrap_or(0..0);
-            let message = "`symbol` needs `elf` or `map`";
-            fields.mistake(span, message, "a symbol of which file?", HELP);
-        }
-        (true, true) => {
-            let span = fields.key_span("map").unwrap_or(0..0);
-            let message = "the rule has both `elf` and `map`";
-            fields.mistake(span, message, "one file too many", HELP);
-        }
-        _ => {}
-    }
-    let elf = elf.map(|file| (file, SymbolFormat::Elf));
-    let (file, format) = elf.or(map.map(|file| (file, SymbolFormat::Map)))?;
-    Some((Written { value: PathBuf::from(file.value), span: file.span }, format))
-}
-
-fn read_space(fields: &mut Fields<'_, '_>, format: SymbolFormat) -> AddressSpace {
-    const HELP: &str = "write `address = \"virtual\"` (the symbol's own value), \
-                        `address = \"physical\"` (where the ELF file's load segment puts it), or \
-                        `address = \"kernel\"` (the value minus 0xffffffff80000000)";
-    let otherwise = match format {
-        SymbolFormat::Elf => AddressSpace::Virtual,
-        // Such lists are of kernels, whose own addresses are never guest-physical ones.
-        SymbolFormat::Map => AddressSpace::Kernel,
-    };
-    let Some(text) = fields.text("address", HELP) else { return otherwise };
-    match (text.value.as_str(), format) {
-        ("virtual", _) => AddressSpace::Virtual,
-        ("kernel", _) => AddressSpace::Kernel,
-        ("physical", SymbolFormat::Elf) => AddressSpace::Physical,
-        ("physical", SymbolFormat::Map) => {
-            let message = "a list of symbols has no physical addresses";
-            let help = "write `address = \"kernel\"`, or leave `address` out: the value minus \
-                        0xffffffff80000000";
-            fields.mistake(text.span, message, "only load segments of ELF say them", help);
-            otherwise
-        }
-        (other, _) => {
-            let message = format!("unknown kind of address `{other}`");
-            fields.mistake(text.span, message, "", HELP);
-            otherwise
-        }
-    }
-}
-
-fn read_part(fields: &mut Fields<'_, '_>) -> Part {
-    let offset = fields.unsigned("offset", "bytes to leave out at the start, from 0");
-    let length = read_length(fields);
-    Part { offset, length }
-}
-
-fn read_length(fields: &mut Fields<'_, '_>) -> Option<Written<u64>> {
-    const HELP: &str = "give at least 1 byte, or leave `length` out to guard all to the end";
-    let length = fields.unsigned("length", HELP)?;
-    if length.value == 0 {
-        fields.mistake(length.span, "the length is 0", "guards nothing", HELP);
-        return None;
-    }
-    Some(length)
-}
-
-fn read_range(fields: &mut Fields<'_, '_>) -> Option<Place> {
-    let value = fields.value("range")?;
-    let span = value.span();
-    match value.get_ref() {
-        DeValue::String(text) => {
-            if let Ok(range) = parse_address_range(text) {
-                return byte_range(fields, &span, range.start, range.end).map(Place::Range);
-            }
-            // Names are known in the second stage.
-            if !is_numeric(text) {
-                let value = text.clone().into_owned();
-                return Some(Place::Notation(Written { value, span }));
-            }
-            match place_of(text, &Names::default(), "") {
-                Ok(range) => Some(Place::Range(range)),
-                Err(NotAPlace { message, help }) => {
-                    fields.mistake(span, message, "", help);
-                    None
-                }
-            }
-        }
-        DeValue::Table(table) => read_range_table(fields, value, table).map(Place::Range),
-        other => {
-            let label = format!("this is {}", type_name(other));
-            fields.mistake(span, "this is not a range", label, RANGE_HELP);
-            None
-        }
-    }
-}
-
-fn read_range_table(
-    outer: &mut Fields<'_, '_>,
-    value: &Spanned<DeValue<'_>>,
-    table: &DeTable<'_>,
-) -> Option<ByteRange> {
-    let span = value.span();
-    let mut mistakes = Vec::new();
-    let mut fields = Fields::new(table, "a range", RANGE_KEYS, &mut mistakes);
-    let start = fields.unsigned("start", ADDRESS_HELP);
-    let end = fields.unsigned("end", ADDRESS_HELP);
-    let length = read_length(&mut fields);
-    if !fields.has("start") || fields.has("end") == fields.has("length") {
-        let message = "a range needs `start` and one of `end` and `length`";
-        fields.mistake(span.clone(), message, "", RANGE_HELP);
-    }
-    let complete = mistakes.is_empty();
-    for mistake in mistakes {
-        outer.mistake(mistake.span, mistake.message, mistake.label, mistake.help);
-    }
-    if !complete {
-        return None;
-    }
-    let start = start?.value;
-    let end = match (end, length) {
-        (Some(end), _) => Some(end.value),
-        (None, Some(length)) => start.checked_add(length.value),
-        (None, None) => None,
-    };
-    if end.is_none() {
-        outer.mistake(span.clone(), "the range ends beyond 2^64", "", ADDRESS_HELP);
-    }
-    byte_range(outer, &span, start, end?)
-}
-
-fn byte_range(
-    fields: &mut Fields<'_, '_>,
-    span: &Range<usize>,
-    start: u64,
-    end: u64,
-) -> Option<ByteRange> {
-    if end <= start {
-        let label = if end == start { "has no byte" } else { "ends before it begins" };
-        fields.mistake(span.clone(), "the range is empty", label, RANGE_HELP);
-        return None;
-    }
-    let range = Gpa::try_new(start).and_then(|first| ByteRange::new(first, end - start));
-    if range.is_err() {
-        let message = format!("the range reaches beyond {GPA_BITS} bits");
-        fields.mistake(span.clone(), message, format!("ends at {end:#x}"), ADDRESS_HELP);
-    }
-    range.ok()
 }

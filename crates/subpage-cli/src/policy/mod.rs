@@ -2,7 +2,7 @@
 //!
 //! Two stages, because a place may be given by a name that only a trace or a file of symbols knows:
 //! [`Draft::parse`] reads the text alone, [`Draft::resolve`] finds the names. A mistake found in
-//! the first stage does not stop the second, so one run reports every mistake of the file.
+//! the first stage does not stop the second, so one run reports every mistake of all files.
 
 mod diagnostic;
 mod draft;
@@ -16,17 +16,20 @@ mod number;
 mod overruled;
 mod place;
 mod resolve;
+mod rule;
 mod schema;
 mod source;
 mod symbol_file;
+mod symbol_files;
 
-pub use diagnostic::{Diagnostic, Mistakes};
-pub use draft::{Draft, DraftRule};
+pub use diagnostic::{Diagnostic, Mistakes, PlacedMistake};
+pub use draft::Draft;
 pub use names::{LookupError, NamedRange, Names};
 pub use notation::{NotAPlace, address, is_numeric, place as place_of};
 pub use number::{parse_address_range, parse_number};
 pub use place::{AddressSpace, Part, Place, START_KERNEL_MAP, SymbolFormat, Written};
 pub use resolve::{Policy, PolicyRule};
+pub use rule::DraftRule;
 pub use schema::schema;
 pub use source::{PolicySource, SourceError};
 pub use symbol_file::{SymbolError, read_region_names, read_symbols};
@@ -37,5 +40,5 @@ pub const FORMAT_VERSION: u64 = 1;
 /// Longest policy file in bytes: 16 MiB, room for [`MAX_RULES`].
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
 
-/// Most rules in a file.
+/// Most rules of a policy, in all its files.
 pub const MAX_RULES: usize = 100_000;

@@ -84,14 +84,6 @@ impl Names {
         self.sorted.iter()
     }
 
-    /// Whether a range shares a byte with those from `first` to `last`.
-    pub fn cover(&self, first: u64, last: u64) -> bool {
-        self.sorted.iter().any(|range| {
-            let end = range.start.saturating_add(range.length);
-            range.start <= last && first < end
-        })
-    }
-
     /// The one range that has this name; if there is none, the nearest are searched among all.
     pub fn find(&self, name: &str) -> Result<&NamedRange, LookupError> {
         self.find_exactly(name).map_err(|error| match error {

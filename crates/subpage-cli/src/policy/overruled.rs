@@ -56,14 +56,15 @@ fn warning(rule: &PolicyRule) -> WarningEvent {
     WarningEvent {
         warning: WarningKind::RuleOverruled,
         message: format!(
-            "the rule `{name}` (line {}) never decides: all of its bytes belong to rules that come \
+            "the rule `{name}` ({}) never decides: all of its bytes belong to rules that come \
              before its `{action}`",
-            rule.line
+            rule.place()
         ),
         rule: Some(name.to_owned()),
+        file: Some(rule.file.to_string()),
         line: Some(rule.line as u64),
         help: "`stop` comes before `deny`, `allow-once` and `log`, and of equal actions the first rule \
-               of the file: remove this rule, or make it stronger"
+               of the policy: remove this rule, or make it stronger"
             .to_owned(),
     }
 }
@@ -84,6 +85,7 @@ mod tests {
                 action: *action,
                 locked: false,
             },
+            file: "policy.toml".into(),
             line: index + 1,
         };
         let policy = Policy { rules: rules.iter().enumerate().map(rule).collect() };

@@ -1,17 +1,18 @@
 //! Second stage: names become addresses.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::Rule;
 
 use super::diagnostic::{Diagnostic, Mistakes};
-use super::draft::{Draft, DraftRule};
+use super::draft::{Draft, DraftFile};
 use super::names::{LookupError, NamedRange, Names, did_you_mean, list_candidates};
 use super::notation;
 use super::place::{AddressSpace, Part, Place, SymbolFormat, Written};
-use super::symbol_file::read_symbols;
+use super::rule::DraftRule;
+use super::symbol_files::SymbolFiles;
 
 /// Most mistakes for which the nearest names are searched: each search looks at every name.
 const MAX_SEARCHES: usize = 100;
@@ -21,8 +22,17 @@ const MAX_SEARCHES: usize = 100;
 pub struct PolicyRule {
     /// The rule.
     pub rule: Rule,
-    /// Line of its name in the policy, from 1.
+    /// The file of the policy that has it, as the user named it.
+    pub file: Arc<str>,
+    /// Line of its name in that file, from 1.
     pub line: usize,
+}
+
+impl PolicyRule {
+    /// Where the policy says it, for messages: `policy.toml:4`.
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.file, self.line)
+    }
 }
 
 /// A policy without mistakes.
@@ -32,11 +42,8 @@ pub struct Policy {
     pub rules: Vec<PolicyRule>,
 }
 
-/// The symbols of a file, or why it has none.
-type SymbolFiles = HashMap<(PathBuf, SymbolFormat, AddressSpace), Result<Names, String>>;
-
 impl Draft {
-    /// Finds the address of every rule, or the mistakes of the first file that has any; `regions` are the names that a trace brings.
+    /// Finds the address of every rule, or every mistake; `regions` are the names that a trace brings.
     ///
     /// Reads the files of symbols that the policy names, each once.
     pub fn resolve(self, regions: &Names) -> Result<Policy, Mistakes> {
@@ -45,28 +52,13 @@ impl Draft {
         } else {
             "the names of a trace are listed by `subpage plan TRACE --names`"
         };
-        self.find_files(regions, otherwise, true)
+        self.find_all(regions, otherwise, true)
     }
 
     /// The same for names from elsewhere; `otherwise` says what to do about a name that is not among
     /// them and like none of them.
     pub fn resolve_or(self, regions: &Names, otherwise: &str) -> Result<Policy, Mistakes> {
-        self.find_files(regions, otherwise, false)
-    }
-
-    /// The rules of all files; or the mistakes of the first that has any.
-    fn find_files(
-        mut self,
-        regions: &Names,
-        otherwise: &str,
-        recorded: bool,
-    ) -> Result<Policy, Mistakes> {
-        let more = std::mem::take(&mut self.more);
-        let mut policy = self.find_all(regions, otherwise, recorded)?;
-        for file in more {
-            policy.rules.extend(file.find_all(regions, otherwise, recorded)?.rules);
-        }
-        Ok(policy)
+        self.find_all(regions, otherwise, false)
     }
 
     fn find_all(
@@ -75,33 +67,35 @@ impl Draft {
         otherwise: &str,
         recorded: bool,
     ) -> Result<Policy, Mistakes> {
-        let Draft { source, rules: drafts, mut mistakes, more: _ } = self;
-        let mut resolver =
-            Resolver { regions, otherwise, recorded, files: HashMap::new(), searches: 0 };
-        let mut rules = Vec::with_capacity(drafts.len());
-        let (mut line, mut seen) = (1, 0);
-        for draft in drafts {
-            line += source.text()[seen..draft.span.start].matches('\n').count();
-            seen = draft.span.start;
-            let relative = |path: &PathBuf| source.relative(path);
-            match resolver.place(&draft, relative) {
-                Ok(range) => rules.push(PolicyRule {
-                    rule: Rule {
-                        name: draft.name,
-                        range,
-                        owner: draft.owner,
-                        action: draft.action,
-                        locked: draft.locked,
-                    },
-                    line,
-                }),
-                Err(mistake) => mistakes.push(mistake),
+        let Draft { files, symbols } = self;
+        let mut resolver = Resolver { regions, otherwise, recorded, symbols, searches: 0 };
+        let mut rules = Vec::new();
+        let mut wrong = Vec::new();
+        for DraftFile { source, rules: drafts, mut mistakes } in files {
+            let file: Arc<str> = source.path().display().to_string().into();
+            for draft in drafts {
+                let relative = |path: &PathBuf| source.relative(path);
+                match resolver.place(&draft, relative) {
+                    Ok(range) => rules.push(PolicyRule {
+                        rule: Rule {
+                            name: draft.name,
+                            range,
+                            owner: draft.owner,
+                            action: draft.action,
+                            locked: draft.locked,
+                        },
+                        file: Arc::clone(&file),
+                        line: draft.line,
+                    }),
+                    Err(mistake) => mistakes.push(mistake),
+                }
             }
+            wrong.push((source, mistakes));
         }
-        if mistakes.is_empty() {
+        if wrong.iter().all(|(_, mistakes)| mistakes.is_empty()) {
             return Ok(Policy { rules });
         }
-        Err(Mistakes::new(source, mistakes))
+        Err(Mistakes::new(wrong))
     }
 }
 
@@ -111,7 +105,7 @@ struct Resolver<'a> {
     otherwise: &'a str,
     /// The guest is a trace: its addresses are those of a process.
     recorded: bool,
-    files: SymbolFiles,
+    symbols: SymbolFiles,
     searches: usize,
 }
 
@@ -125,8 +119,10 @@ impl Resolver<'_> {
             Place::Range(range) => Ok(*range),
             Place::Notation(text) => {
                 self.searches += 1;
-                let names = self.regions;
-                notation::place(&text.value, names, self.otherwise).map_err(|wrong| {
+                let nearest = self.searches <= MAX_SEARCHES;
+                let found =
+                    notation::read_place(&text.value, self.regions, self.otherwise, nearest);
+                found.map_err(|wrong| {
                     Diagnostic::new(text.span.clone(), wrong.message, "", wrong.help)
                 })
             }
@@ -136,10 +132,7 @@ impl Resolver<'_> {
                 part_of(found, i128::from(found.start), part, region, AddressSpace::Virtual)
             }
             Place::Symbol { symbol, file, format, space, bias, part } => {
-                let key = (relative(&file.value), *format, *space);
-                let read = self.files.entry(key).or_insert_with_key(|(path, format, space)| {
-                    read_symbols(path, *format, *space).map_err(|error| error.to_string())
-                });
+                let read = self.symbols.names(relative(&file.value), *format, *space);
                 let names = read.as_ref().map_err(|reason| {
                     let help = match format {
                         SymbolFormat::Elf => {

@@ -6,7 +6,8 @@
 use serde_json::{Map, Value, json};
 use subpage::rules::Action;
 
-use super::draft::{RANGE_KEYS, RULE_KEYS, TOP_KEYS};
+use super::draft::TOP_KEYS;
+use super::rule::{RANGE_KEYS, RULE_KEYS};
 use super::{FORMAT_VERSION, MAX_RULES};
 
 /// The schema of a policy, in a dialect of JSON Schema.

@@ -4,7 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{exits, heat_map};
 use crate::closing_table::{page_remark, sub_page_remark};
-use crate::events::RunHeader;
+use crate::events::{RunHeader, ShownWarning, shown_warnings};
 use crate::summary::{LiveSummary, RuleSummary, Summary};
 use crate::terminal::{bytes, grouped, plural, printable, ratio};
 use subpage_trap::{Address, Record};
@@ -91,8 +91,16 @@ fn headline(summary: &Summary) -> Markup {
             @if let Some(live) = &summary.live { " " (ending(live)) }
         }
         @if !summary.warnings.is_empty() {
-            ul { @for warning in &summary.warnings {
-                li.text { "Warning: " (printable(&warning.message)) "; " (printable(&warning.help)) "." }
+            ul { @for shown in shown_warnings(&summary.warnings) {
+                li.text {
+                    @match shown {
+                        ShownWarning::Whole(warning) => {
+                            "Warning: " (printable(&warning.message)) "; "
+                            (printable(&warning.help)) "."
+                        },
+                        ShownWarning::More(count) => { (ShownWarning::more(count)) "." },
+                    }
+                }
             } }
         }
     }

@@ -52,6 +52,36 @@ fn a_policy_is_looked_at_without_a_run() {
     assert_eq!(status(&place.run(&["policy", "check", "missing.toml"])), 2);
 }
 
+/// What no name can make right is told without a guest; what names could make right, with it.
+#[test]
+fn the_form_of_a_place_is_looked_at_without_a_guest() {
+    let place = Place::new();
+    let check = |range: &str, guest: &[&str]| {
+        let text = format!("version = 1\n[[rule]]\nname = \"a\"\nrange = \"{range}\"\n");
+        place.policy("p.toml", &text);
+        let output = place.run(&[&["policy", "check", "p.toml"], guest].concat());
+        (status(&output), String::from_utf8(output.stderr).expect("text"))
+    };
+    for (range, wrong) in [
+        ("", "there is no address and no name"),
+        ("0x1000-0x1080", "neither a number nor a name"),
+        ("x+y+z+1..2", "an end or a length, not both"),
+        ("helper_path+x", "the offset `x` is not a number"),
+        ("helper_path+8+0", "the length is 0"),
+    ] {
+        for guest in [&[][..], &["server.sptrace"]] {
+            let (status, errors) = check(range, guest);
+            assert_eq!(status, 2, "{range}");
+            assert!(errors.contains(wrong) && errors.contains("p.toml:4:9"), "{range}: {errors}");
+            assert!(errors.contains("p.toml: 1 mistake,"), "{range}: {errors}");
+        }
+    }
+    for range in ["nowhere", "nowhere+8", "nowhere+8+8", "nowhere..0x10", "a+1..b+2", "0..a"] {
+        assert_eq!(check(range, &[]).0, 0, "{range}");
+        assert_eq!(check(range, &["server.sptrace"]).0, 2, "{range}");
+    }
+}
+
 /// What is suggested is a policy, and the trace that it comes from keeps it.
 #[test]
 fn a_plan_suggests_a_policy() {

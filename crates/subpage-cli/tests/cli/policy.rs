@@ -4,7 +4,9 @@ use std::fmt::Write;
 use std::path::Path;
 
 use proptest::prelude::*;
-use subpage_cli::policy::{Draft, MAX_FILE_BYTES, NamedRange, Names, Policy, PolicySource};
+use subpage_cli::policy::{
+    Draft, MAX_FILE_BYTES, NamedRange, Names, PlacedMistake, Policy, PolicySource,
+};
 
 use crate::{assert_golden, golden, plain};
 
@@ -62,8 +64,8 @@ fn golden_policies() {
             Ok(policy) => show(&policy),
             Err(mistakes) => {
                 let mut shown = plain(&mistakes.render());
-                for (line, column, diagnostic) in mistakes.iter() {
-                    writeln!(shown, "{name}:{line}:{column}: {}", diagnostic.message)
+                for PlacedMistake { line, column, mistake, .. } in mistakes.iter() {
+                    writeln!(shown, "{name}:{line}:{column}: {}", mistake.message)
                         .expect("a string");
                 }
                 shown
@@ -83,7 +85,7 @@ fn every_mistake_of_a_file_is_reported() {
     let mistakes = draft(text).resolve(&regions()).expect_err("wrong");
     assert_eq!(mistakes.len(), 1000);
     assert!(plain(&mistakes.render()).contains("and 800 more mistakes"));
-    let lines: Vec<_> = mistakes.iter().map(|(line, column, _)| (line, column)).collect();
+    let lines: Vec<_> = mistakes.iter().map(|placed| (placed.line, placed.column)).collect();
     assert_eq!(lines[0], (4, 10));
     assert_eq!(lines[999], (3001, 10));
 }
@@ -95,7 +97,8 @@ fn the_limits_of_a_file_hold() {
     text.push(']');
     assert!((text.len() as u64) < MAX_FILE_BYTES);
     let mistakes = draft(text).resolve(&regions()).expect_err("wrong");
-    assert!(mistakes.iter().any(|(_, _, mistake)| mistake.message.contains("more than 100,000")));
+    let too_many = |placed: PlacedMistake<'_>| placed.mistake.message.contains("more than 100,000");
+    assert!(mistakes.iter().any(too_many));
 
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("long.toml");
@@ -106,6 +109,79 @@ fn the_limits_of_a_file_hold() {
     std::fs::write(&path, b"version = 1\n# \xff").expect("file");
     let error = PolicySource::read(&path).expect_err("not text").to_string();
     assert!(error.contains("byte 14"), "{error}");
+}
+
+/// As many rules as a policy may have, `first` and the numbers behind it as their names.
+fn rules(first: usize, count: usize) -> String {
+    let mut text = "version = 1\nrule = [\n".to_owned();
+    for index in first..first + count {
+        writeln!(text, "{{ name = \"r{index}\", range = \"{index}+1\" }},").expect("text");
+    }
+    text + "]\n"
+}
+
+fn files(texts: &[String]) -> Draft {
+    let source =
+        |(name, text): (&str, &String)| PolicySource::from_text(Path::new(name), text.clone());
+    Draft::of(["a.toml", "b.toml", "c.toml"].into_iter().zip(texts).map(source).collect())
+}
+
+#[test]
+fn a_rule_of_several_files_knows_its_own() {
+    let policy = files(&[rules(1, 2), rules(3, 1)]).resolve(&regions()).expect("right");
+    let places: Vec<_> = policy.rules.iter().map(subpage_cli::policy::PolicyRule::place).collect();
+    assert_eq!(places, ["a.toml:3", "a.toml:4", "b.toml:3"]);
+}
+
+/// The limit is one of the policy, and so are its names.
+#[test]
+fn the_files_of_a_policy_share_its_limit_and_its_names() {
+    let shown = |texts: &[String]| -> Vec<String> {
+        let mistakes = match files(texts).resolve(&regions()) {
+            Ok(policy) => panic!("{} rules are taken", policy.rules.len()),
+            Err(mistakes) => mistakes,
+        };
+        let one = |it: PlacedMistake<'_>| {
+            let (file, mistake) = (it.source.path().display(), it.mistake);
+            format!("{file}:{}: {} ({})", it.line, mistake.message, mistake.label)
+        };
+        mistakes.iter().map(one).collect()
+    };
+    assert!(files(&[rules(1, 60_000), rules(60_001, 40_000)]).resolve(&regions()).is_ok());
+    // Told once, where it is reached.
+    assert_eq!(
+        shown(&[rules(1, 60_000), rules(60_001, 40_002), rules(200_000, 1)]),
+        ["b.toml:40003: the policy has more than 100,000 rules (the first too many)"]
+    );
+    assert_eq!(
+        shown(&[rules(1, 3), rules(5, 2), rules(3, 3)]),
+        [
+            "c.toml:3: two rules are called `r3` (already in a.toml:5)",
+            "c.toml:5: two rules are called `r5` (already in b.toml:3)",
+        ]
+    );
+}
+
+/// One run shows the mistakes of all files, of their texts and of their names.
+#[test]
+fn the_mistakes_of_all_files_are_shown() {
+    let rule =
+        |name: &str, rest: &str| format!("version = 1\n[[rule]]\nname = \"{name}\"\n{rest}\n");
+    let texts = [
+        rule("a", "region = \"nowhere\""),
+        rule("b", "region = \"heap\""),
+        rule("c", "region = \"heap\"\naction = \"block\""),
+    ];
+    let mistakes = files(&texts).resolve(&regions()).expect_err("wrong");
+    let rendered = plain(&mistakes.render());
+    assert!(rendered.contains("a.toml:4:10") && rendered.contains("c.toml:5:10"), "{rendered}");
+    assert!(rendered.ends_with("a.toml, c.toml: 2 mistakes, nothing was run\n"), "{rendered}");
+    // Of the text alone as well.
+    let mistakes = files(&texts).mistakes().expect_err("wrong");
+    let places: Vec<_> =
+        mistakes.iter().map(|it| (it.source.path().to_owned(), it.line, it.column)).collect();
+    assert_eq!(places, [("c.toml".into(), 5, 10)]);
+    assert_eq!(files(&texts).name(), "a.toml, b.toml, c.toml");
 }
 
 #[test]
@@ -176,7 +252,7 @@ proptest! {
         if let Err(mistakes) = draft(text).resolve(&regions()) {
             let rendered = plain(&mistakes.render());
             prop_assert!(rendered.chars().all(|c| c == '\n' || !c.is_control()), "{rendered:?}");
-            for (line, column, _) in mistakes.iter() {
+            for PlacedMistake { line, column, .. } in mistakes.iter() {
                 prop_assert!(line >= 1 && line <= lines && column >= 1);
             }
         }

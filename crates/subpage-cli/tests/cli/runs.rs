@@ -14,7 +14,8 @@ use subpage_trap::{Event, Function, Record, Verdict, When};
 pub(crate) fn rule(name: &str, start: u64, length: u64, action: Action, line: usize) -> PolicyRule {
     let range = ByteRange::new(Gpa::new(start), length).expect("a range");
     let name = RuleName::new(name).expect("a name");
-    PolicyRule { rule: Rule { name, range, owner: Owner::HOST, action, locked: false }, line }
+    let rule = Rule { name, range, owner: Owner::HOST, action, locked: false };
+    PolicyRule { rule, file: "policy.toml".into(), line }
 }
 
 /// A run of made-up writes under a policy, decided byte by byte.
@@ -232,7 +233,8 @@ pub(crate) fn live() -> Run {
     run.summary.rules[0].first_denial = run.summary.first_denials.first().cloned();
     // One more was added over the control socket.
     let mut added = run.summary.rules[1].clone();
-    (added.name, added.line, added.checked, added.allowed) = ("added".to_owned(), None, 2, 1);
+    (added.name, added.file, added.line) = ("added".to_owned(), None, None);
+    (added.checked, added.allowed) = (2, 1);
     run.summary.rules.push(added);
     for backend in [&mut run.summary.backend, &mut run.start.backend] {
         "kvm".clone_into(backend);

@@ -47,6 +47,48 @@ fn a_rule_that_guards_nothing_is_told() {
     assert!(page.contains("never decides") && page.contains("may guard nothing"));
 }
 
+/// People see the first of many, a program all of them.
+#[test]
+fn many_warnings_are_counted() {
+    let place = Place::new();
+    let rule = |index: usize, start: usize| {
+        format!("[[rule]]\nname = \"r{index}\"\nrange = \"{start:#x}+8\"\naction = \"log\"\n")
+    };
+    // Each of the second half never decides, and none is met.
+    let text: String = (0..100).map(|index| rule(index, 0x4000 + index % 50 * 8)).collect();
+    place.policy("one.toml", "version = 1\nrule = []\n");
+    place.policy("p.toml", &("version = 1\n".to_owned() + &text));
+    let run = |arguments: &[&str]| {
+        let files = ["-p", "one.toml", "-p", "p.toml", "server.sptrace"];
+        let output = place.run(&[&["guard"], arguments, &files].concat());
+        let text = [&output.stdout[..], &output.stderr].concat();
+        (status(&output), String::from_utf8(text).expect("text"))
+    };
+    let count = |text: &str, part: &str| text.lines().filter(|line| line.contains(part)).count();
+    for more in [&[][..], &["-q"]] {
+        let (_, text) = run(&[more, &["--report", "r.html"]].concat());
+        assert_eq!((count(&text, "never decides"), count(&text, "may guard nothing")), (20, 20));
+        assert_eq!(count(&text, "… and 30 more rules of this kind; `subpage guard --json`"), 1);
+        assert_eq!(count(&text, "… and 80 more rules of this kind; `subpage guard --json`"), 1);
+        assert_eq!(count(&text, "the rule `r50` (p.toml:203) never decides"), 1, "{text}");
+        let page = fs::read_to_string(place.path("r.html")).expect("the report");
+        assert_eq!(page.matches("Warning: ").count(), 40);
+        assert!(page.contains("… and 80 more rules of this kind"));
+    }
+    let (_, text) = run(&["-v"]);
+    assert_eq!((count(&text, "never decides"), count(&text, "may guard nothing")), (50, 100));
+    let (_, text) = run(&["--json"]);
+    let warnings = "\"type\":\"warning\"";
+    assert_eq!(count(&text, warnings), 150);
+    let of_file = format!("{warnings},\"warning\":\"rule_overruled\"");
+    assert_eq!(count(&text, &of_file), 50);
+    assert!(text.contains("\"file\":\"p.toml\",\"line\":203"));
+    let (status, text) = run(&["--strict"]);
+    assert_eq!((status, count(&text, "never decides")), (2, 20));
+    assert_eq!(count(&text, "… and 30 more rules of this kind"), 1);
+    assert!(text.ends_with("nothing was run: `--strict` makes warnings errors\n"), "{text}");
+}
+
 #[test]
 fn strict_makes_warnings_errors() {
     let place = Place::new();

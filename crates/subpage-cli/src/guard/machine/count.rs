@@ -40,6 +40,7 @@ impl Known {
             action: Action::from_word(&rule.action).unwrap_or(Action::Deny).word(),
             start: Address(rule.start),
             length: rule.length,
+            file: None,
             line: None,
             checked: 0,
             allowed: 0,

@@ -75,7 +75,7 @@ impl Ran {
 /// Runs the guest in the file `image` under a policy, and tells what happens.
 pub(super) fn run(
     image: &Path,
-    draft: Draft,
+    mut draft: Draft,
     arguments: &GuardArguments,
     color: ColorWhen,
 ) -> Result<Ran, Failure> {
@@ -84,7 +84,7 @@ pub(super) fn run(
     let policy_name = draft.name();
     let names = names::of_guest(image, &draft, asked)?;
     let moving = names::may_move(image, &draft, asked)?;
-    let starts = names::kernel_starts(&names, &draft, asked);
+    let starts = names::kernel_starts(&names, &mut draft, asked);
     let policy = draft
         .resolve_or(&names.list, names.otherwise)
         .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
@@ -101,7 +101,7 @@ pub(super) fn run(
     // An ELF file says where its functions are; a list of symbols has no code to check them by.
     vm.name_functions(functions::of_elf(asked.symbols.as_deref().unwrap_or(image)));
     let rules: Vec<Rule> = policy.rules.iter().map(|rule| rule.rule).collect();
-    check_memory(&vm, &policy, &policy_name)?;
+    check_memory(&vm, &policy)?;
     let first = vm.add_rules(&rules).map_err(|error| Failure::bad(&error))?;
 
     let known = (first.0..).zip(&policy.rules).map(|(id, rule)| Known::of_policy(id, rule));
@@ -183,9 +183,7 @@ fn go(
     });
     let mut events = EventWriter::new(screen.lines(), arguments.json, arguments.detail());
     events.start(&start)?;
-    for warning in &warnings {
-        events.warning(warning)?;
-    }
+    events.warnings(&warnings)?;
     let subscription = vm.subscribe(QUEUE);
     let wait = if screen.is_terminal() { OnFailure::Wait } else { OnFailure::Exit };
     if let Some(path) = asked.console_file() {
@@ -280,16 +278,16 @@ fn load(vm: &mut Vm, image: &Path, asked: &MachineArguments) -> Result<Boot, Fai
 }
 
 /// Refuses a policy that guards what this guest does not have, and names the rule.
-fn check_memory(vm: &Vm, policy: &Policy, policy_name: &str) -> Result<(), Failure> {
+fn check_memory(vm: &Vm, policy: &Policy) -> Result<(), Failure> {
     let Some(rule) = policy.rules.iter().find(|rule| !vm.ram().holds(rule.rule.range)) else {
         return Ok(());
     };
     let range = rule.rule.range;
     Err(Failure::Input(format!(
-        "the rule `{}` (line {} of {policy_name}) guards {:#x}..{:#x}, which is not all memory of \
+        "the rule `{}` ({}) guards {:#x}..{:#x}, which is not all memory of \
          this guest of {}: give it more by `--memory`, or correct the rule",
         rule.rule.name,
-        rule.line,
+        rule.place(),
         range.first().as_u64(),
         range.last().as_u64() + 1,
         bytes(vm.ram().bytes()),

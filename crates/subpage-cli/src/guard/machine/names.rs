@@ -1,6 +1,5 @@
 //! Names for `region` that a guest on KVM brings, and whether they fit it.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use subpage_kvm::boot::{Boot, Format, Part, sniff};
@@ -37,9 +36,8 @@ pub(super) fn of_guest(
     }
     let is_elf = sniff(image).map_err(|error| Failure::bad(&error))? == Some(Format::Elf64);
     // A kernel with debug information has a gigabyte, which is read only if it is asked for.
-    let wanted = draft
-        .rules()
-        .any(|(_, rule)| matches!(rule.place, Place::Region { .. } | Place::Notation(_)));
+    let wanted =
+        draft.rules().any(|rule| matches!(rule.place, Place::Region { .. } | Place::Notation(_)));
     if !is_elf {
         return Ok(GuestNames {
             list: Names::default(),
@@ -63,7 +61,7 @@ pub(super) fn may_move(
     draft: &Draft,
     asked: &MachineArguments,
 ) -> Result<Option<WarningEvent>, Failure> {
-    let by_name = draft.rules().any(|(_, rule)| !matches!(rule.place, Place::Range(_)));
+    let by_name = draft.rules().any(|rule| !matches!(rule.place, Place::Range(_)));
     let stays = asked
         .cmdline
         .as_deref()
@@ -79,6 +77,7 @@ pub(super) fn may_move(
                   then guard other bytes"
             .to_owned(),
         rule: None,
+        file: None,
         line: None,
         help: "add `nokaslr` to `--cmdline`".to_owned(),
     }))
@@ -94,28 +93,17 @@ pub(super) struct KernelStart {
 /// rules of the policy name. Files that cannot be read are among the policy's mistakes.
 pub(super) fn kernel_starts(
     names: &GuestNames,
-    draft: &Draft,
+    draft: &mut Draft,
     asked: &MachineArguments,
 ) -> Vec<KernelStart> {
-    let mut starts = Vec::new();
-    if let (Some(path), Ok(first)) = (&asked.symbols, names.list.find_exactly(FIRST)) {
-        starts.push(KernelStart { path: path.clone(), start: first.start.into() });
-    }
-    let mut seen = HashSet::new();
-    for (source, rule) in draft.rules() {
-        let Place::Symbol { file, format, space, bias, .. } = &rule.place else { continue };
-        let path = source.relative(&file.value);
-        let bias = bias.as_ref().map_or(0, |bias| bias.value);
-        if *space == AddressSpace::Virtual || !seen.insert((path.clone(), *format, *space, bias)) {
-            continue;
-        }
-        if let Ok(names) = read_symbols(&path, *format, *space)
-            && let Ok(first) = names.find_exactly(FIRST)
-        {
-            starts.push(KernelStart { path, start: i128::from(first.start) + bias });
-        }
-    }
-    starts
+    let of_symbols = asked.symbols.as_ref().zip(names.list.find_exactly(FIRST).ok());
+    let of_symbols = of_symbols.map(|(path, first)| (path.clone(), first.start.into()));
+    let of_rules = draft.kernel_starts(FIRST);
+    of_symbols
+        .into_iter()
+        .chain(of_rules)
+        .map(|(path, start)| KernelStart { path, start })
+        .collect()
 }
 
 /// Refuses symbols of a kernel that lies elsewhere than this guest was loaded: those of a boot with
@@ -137,4 +125,125 @@ pub(super) fn check_place(starts: &[KernelStart], boot: &Boot) -> Result<(), Fai
         wrong.path.display(),
         wrong.start,
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use subpage::address::{ByteRange, Gpa};
+    use subpage_kvm::boot::Placed;
+
+    use super::*;
+    use crate::policy::PolicySource;
+
+    const LIST: &str = "ffffffff80100000 T _text\nffffffff80200080 D path\n";
+
+    /// The policy of rules at these places, in two files in a directory with the files of symbols.
+    fn draft(directory: &Path, places: &[&str]) -> Draft {
+        let source = |(file, places): (&str, &[&str])| {
+            let rule = |(index, place): (usize, &&str)| {
+                format!("[[rule]]\nname = \"{file} {index}\"\n{place}\n")
+            };
+            let rules: String = places.iter().enumerate().map(rule).collect();
+            let rules = if rules.is_empty() { "rule = []".to_owned() } else { rules };
+            PolicySource::from_text(&directory.join(file), format!("version = 1\n{rules}"))
+        };
+        let (one, two) = places.split_at(places.len() / 2);
+        Draft::of([("one.toml", one), ("two.toml", two)].into_iter().map(source).collect())
+    }
+
+    /// The example guest, with its `_start` called `_text`, and there, at its own address or another.
+    fn image(text: Option<u64>) -> Vec<u8> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/kernel/guest.elf");
+        let mut image = fs::read(path).expect("the example");
+        let mut replace = |old: &[u8], new: &[u8]| {
+            let at = image.windows(old.len()).rposition(|bytes| bytes == old).expect("it is there");
+            image[at..at + new.len()].copy_from_slice(new);
+        };
+        // Also the end of the name `__bss_start`.
+        replace(b"_start\0", b"_text\0\0");
+        if let Some(text) = text {
+            // The symbol's value and length.
+            let old = [0x20_02c1_u64.to_le_bytes(), 0x5b_u64.to_le_bytes()].concat();
+            replace(&old, &text.to_le_bytes());
+        }
+        image
+    }
+
+    fn starts(draft: &mut Draft, asked: &MachineArguments) -> Vec<i128> {
+        let names = GuestNames { list: Names::default(), otherwise: "" };
+        kernel_starts(&names, draft, asked).into_iter().map(|found| found.start).collect()
+    }
+
+    #[test]
+    fn rules_say_where_their_kernel_begins() {
+        let directory = tempfile::tempdir().expect("directory");
+        let directory = directory.path();
+        fs::write(directory.join("System.map"), LIST).expect("list");
+        fs::write(directory.join("guest.elf"), image(None)).expect("image");
+        fs::write(directory.join("vmlinux"), image(Some(0xffff_ffff_8030_0000))).expect("image");
+        let map = "symbol = \"path\"\nmap = \"System.map\"\n";
+        let biased = &format!("{map}bias = 0x400000");
+        let by_hand = &format!("{map}address = \"virtual\"\nbias = \"-0xffffffff80000000\"");
+        // It says itself where its segments lie.
+        let physical = "symbol = \"modprobe_path\"\nelf = \"guest.elf\"\naddress = \"physical\"";
+        let kernel = "symbol = \"_text\"\nelf = \"vmlinux\"\naddress = \"kernel\"";
+        let asked = MachineArguments::default();
+        let of = |places: &[&str]| starts(&mut draft(directory, places), &asked);
+        assert_eq!(of(&["range = \"1..2\"", map]), [0x10_0000]);
+        assert_eq!(of(&[map, map, map, biased]), [0x10_0000, 0x50_0000]);
+        assert_eq!(of(&[by_hand, physical]), [0; 0]);
+        assert_eq!(of(&[physical, kernel]), [0x30_0000]);
+        // The list of the option comes first.
+        let names = GuestNames {
+            list: read_region_names(&directory.join("System.map")).expect("a list"),
+            otherwise: "",
+        };
+        let asked =
+            MachineArguments { symbols: Some("System.map".into()), ..MachineArguments::default() };
+        let found = kernel_starts(&names, &mut draft(directory, &[kernel]), &asked);
+        let found: Vec<_> = found.into_iter().map(|found| found.start).collect();
+        assert_eq!(found, [0x10_0000, 0x30_0000]);
+    }
+
+    /// What the look for the kernel's start has read, the rules of all files find without the file.
+    #[test]
+    fn a_file_of_symbols_is_read_once() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("System.map");
+        fs::write(&path, LIST).expect("list");
+        let map = "symbol = \"path\"\nmap = \"System.map\"\nlength = 8";
+        let mut draft = draft(directory.path(), &[map, map]);
+        assert_eq!(starts(&mut draft, &MachineArguments::default()), [0x10_0000]);
+        fs::remove_file(path).expect("it was there");
+        let policy = draft.resolve_or(&Names::default(), "").expect("read before");
+        assert_eq!(policy.rules.len(), 2);
+    }
+
+    #[test]
+    fn a_kernel_that_lies_elsewhere_is_refused() {
+        let placed = |part, start| Placed {
+            part,
+            range: ByteRange::new(Gpa::new(start), 4096).expect("a range"),
+        };
+        let boot = Boot {
+            format: Format::Elf64,
+            entry: 0x10_0000,
+            boot_parameters: 0,
+            stack: 0,
+            page_tables: 0,
+            parts: vec![
+                placed(Part::Stack, 0x8000),
+                placed(Part::Segment(1), 0x20_0000),
+                placed(Part::Segment(0), 0x10_0000),
+            ],
+        };
+        let start = |start| KernelStart { path: "System.map".into(), start };
+        assert!(check_place(&[], &boot).is_ok());
+        assert!(check_place(&[start(0x10_0000)], &boot).is_ok());
+        for wrong in [0x8000, 0x20_0000, -0x10_0000] {
+            assert!(check_place(&[start(0x10_0000), start(wrong)], &boot).is_err(), "{wrong:#x}");
+        }
+    }
 }

@@ -20,7 +20,7 @@ fn bad_input_is_found_before_the_guest_starts() {
         assert!(output.stdout.is_empty(), "{more:?}");
     };
     wrong(&["--memory", "1M"], "guest memory of 1048576 bytes");
-    wrong(&["--memory", "2M"], "the rule `helper path` (line 4 of policy.toml) guards 0x200080");
+    wrong(&["--memory", "2M"], "the rule `helper path` (policy.toml:4) guards 0x200080");
     wrong(&["--initrd", "missing"], "missing");
     wrong(&["--control", "text"], "exists and is no socket");
     let moved = LIST.replace("80100000 T", "a0100000 T");
