@@ -245,6 +245,7 @@ impl TableFrames for HeapFrames {
         }
     }
 
+    #[inline]
     fn compare_exchange(
         &mut self,
         frame: TableFrame,
@@ -252,6 +253,14 @@ impl TableFrames for HeapFrames {
         current: u64,
         new: u64,
     ) -> Result<(), u64> {
+        if let Slot::Full(table) = &mut self.slots[position(frame)] {
+            let entry = &mut table[index.get()];
+            if *entry != current {
+                return Err(*entry);
+            }
+            *entry = new;
+            return Ok(());
+        }
         let found = self.load(frame, index);
         if found != current {
             return Err(found);

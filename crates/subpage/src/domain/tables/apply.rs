@@ -29,13 +29,6 @@ struct Edit {
     opened: bool,
 }
 
-/// The kinds of vector that leaves of the EPT tell apart: nothing, everything, or "ask the SPPT".
-const fn same_kind(old: u64, new: u64) -> bool {
-    let none = (old == SppVector::NONE.bits()) == (new == SppVector::NONE.bits());
-    let all = (old == SppVector::ALL.bits()) == (new == SppVector::ALL.bits());
-    none & all
-}
-
 /// Whether some vector permits nothing or everything; now and then true where none does.
 ///
 /// Looks at halves of vectors: every processor compares these with one instruction for four of them,
@@ -48,13 +41,44 @@ fn any_is_whole(vectors: &[u64]) -> bool {
     halves.iter().fold(false, |any, &half| any | (half == 0) | (half == ALL))
 }
 
-/// The vectors whose kind changes, one bit each, the lowest for the first.
-fn kind_changes<const N: usize>(old: &[u64; N], new: &[u64; N]) -> u32 {
+/// A vector in half the width, each bit at a place of its own: odd bits of vectors are 0. Every
+/// processor compares four of these with one instruction, but whole vectors with several.
+#[allow(clippy::cast_possible_truncation)] // The upper half is moved down.
+const fn folded(vector: u64) -> u32 {
+    vector as u32 | ((vector >> 32) as u32) << 1
+}
+
+/// Which vectors of a run change their kind, and which become whole by that; one bit each, the
+/// lowest for the first. The leaves of the EPT tell three kinds apart: nothing, everything, or "ask
+/// the SPPT".
+struct KindChanges {
+    changed: u32,
+    become_whole: u32,
+}
+
+/// Compares a run's vectors before and after.
+#[allow(clippy::needless_bitwise_bool)] // Branches would keep the compiler from vector registers.
+fn kind_changes<const N: usize>(old: &[u64; N], new: &[u64; N]) -> KindChanges {
     const { assert!(N <= 32, "one bit each") };
-    old.iter()
-        .zip(new)
-        .rev()
-        .fold(0, |changes, (old, new)| changes << 1 | u32::from(!same_kind(*old, *new)))
+    let (mut changed, mut become_whole) = ([0; N], [0; N]);
+    for at in 0..N {
+        let (old, new) = (folded(old[at]), folded(new[at]));
+        let (none, all) = (new == 0, new == u32::MAX);
+        let change = ((old == 0) ^ none) | ((old == u32::MAX) ^ all);
+        changed[at] = u8::from(change);
+        become_whole[at] = u8::from(change & (none | all));
+    }
+    KindChanges { changed: gather(&changed), become_whole: gather(&become_whole) }
+}
+
+/// The bits of a run, from one byte each: 0 or 1.
+fn gather<const N: usize>(flags: &[u8; N]) -> u32 {
+    // Byte n of eight goes to bit n of the top byte, and no two sums meet.
+    const TO_TOP: u64 = 0x0102_0408_1020_4080;
+    let eight = |flags: &[u8; 8]| (u64::from_le_bytes(*flags).wrapping_mul(TO_TOP) >> 56) as u32;
+    let (eights, rest) = flags.as_chunks::<8>();
+    let of_rest = rest.iter().rev().fold(0, |bits, flag| bits << 1 | u32::from(*flag));
+    eights.iter().rev().fold(of_rest, |bits, flags| bits << 8 | eight(flags))
 }
 
 impl<F: TableFrames> Tables<F> {
@@ -277,34 +301,29 @@ impl<F: TableFrames> Tables<F> {
         };
         change.vectors(start, old, &mut new);
         edit.tightened |= old.iter().zip(&new).fold(0, |taken, (old, new)| taken | old & !new) != 0;
-        let mut leaf_changes = 0;
+        let mut kinds = KindChanges { changed: 0, become_whole: 0 };
         if any_is_whole(old) | any_is_whole(&new) {
-            leaf_changes = kind_changes(old, &new);
+            kinds = kind_changes(old, &new);
         }
         change.applied_run(start, old, &new);
-        if leaf_changes == 0 {
-            // Each leaf says the same before and after.
+        if kinds.become_whole == 0 {
+            // No leaf stops asking the table: all are told what it is to answer first.
             self.frames.store_run(edit.table, first, &new);
+            if kinds.changed != 0 {
+                self.edit_leaves(edit, slots, start, &new, kinds.changed);
+            }
             return;
         }
         // Before a leaf that asks the table, after one that does not. Either order shows a processor
         // the old permission or the new one; this one causes no needless exit.
         let mut before = new;
-        let mut after = 0_u32;
-        for at in bits(leaf_changes) {
-            if new[at] == SppVector::NONE.bits() || new[at] == SppVector::ALL.bits() {
-                before[at] = old[at];
-                after |= 1 << at;
-            }
+        for at in 0..N {
+            let later = 0_u64.wrapping_sub(u64::from(kinds.become_whole >> at & 1));
+            before[at] = old[at] & later | new[at] & !later;
         }
-        if before != *old {
-            self.frames.store_run(edit.table, first, &before);
-        }
-        self.edit_leaves(edit, slots, start, &new, leaf_changes);
-        for at in bits(after) {
-            let gfn = Gfn::new(start.as_u64() + at as u64);
-            Sppt::store_vector(&mut self.frames, edit.table, gfn, stored_vector(new[at]));
-        }
+        self.frames.store_run(edit.table, first, &before);
+        self.edit_leaves(edit, slots, start, &new, kinds.changed);
+        self.frames.store_run(edit.table, first, &new);
     }
 
     /// Changes the leaves of the pages whose bits are set in `changes`, bit 0 for `start`.
@@ -341,4 +360,47 @@ fn bits(mut set: u32) -> impl Iterator<Item = usize> {
         set = set.checked_sub(1)? & set;
         Some(at as usize)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::AccessMap;
+
+    const KINDS: [u64; 6] = [
+        SppVector::NONE.bits(),
+        SppVector::ALL.bits(),
+        SppVector::from_map(AccessMap::from_bits(1)).bits(),
+        SppVector::from_map(AccessMap::from_bits(0xffff)).bits(),
+        SppVector::from_map(AccessMap::from_bits(0xffff_0000)).bits(),
+        SppVector::from_map(AccessMap::from_bits(!(1 << 31))).bits(),
+    ];
+
+    fn kind(vector: u64) -> u8 {
+        match vector {
+            0 => 0,
+            bits if bits == SppVector::ALL.bits() => 1,
+            _ => 2,
+        }
+    }
+
+    /// Every pair of vectors at every place of a run, among neighbours that change and that do not.
+    #[test]
+    fn changes_of_kind_have_the_bit_of_their_place() {
+        for (old, new) in KINDS.iter().flat_map(|old| KINDS.map(|new| (*old, new))) {
+            let changes = kind(old) != kind(new);
+            let whole = changes && kind(new) != 2;
+            let one = kind_changes(&[old], &[new]);
+            assert_eq!((one.changed, one.become_whole), (changes.into(), whole.into()));
+            for place in 0..RUN {
+                for (around, others) in [([0, 0], 0), ([1 << 2, 0], !(1 << place))] {
+                    let (mut before, mut after) = ([around[0]; RUN], [around[1]; RUN]);
+                    (before[place], after[place]) = (old, new);
+                    let found = kind_changes(&before, &after);
+                    assert_eq!(found.changed, others | u32::from(changes) << place);
+                    assert_eq!(found.become_whole, others | u32::from(whole) << place);
+                }
+            }
+        }
+    }
 }
