@@ -48,7 +48,7 @@ impl<'a> Limits<'a> {
 pub(crate) enum Ending {
     Exited(ExitStatus),
     /// The deadline passed; the process group was killed.
-    Hung,
+    TimeLimit,
     /// More output than the limit; the process group was killed.
     Runaway,
     /// The command ended, a process that it started kept the output open and was killed.
@@ -130,7 +130,7 @@ pub(crate) fn run_with_errors_to(
             break Ending::Interrupted;
         }
         if Instant::now() >= limits.deadline {
-            break Ending::Hung;
+            break Ending::TimeLimit;
         }
         if output.bytes.len() > limits.output {
             break Ending::Runaway;
@@ -329,10 +329,10 @@ mod tests {
     }
 
     #[test]
-    fn a_passed_deadline_is_a_hang() {
+    fn a_passed_deadline_is_a_time_limit() {
         let limits = Limits::new(Instant::now(), &|| false);
         let finished = run(shell("sleep 100000"), &limits, &mut |_| {}).expect("sh runs");
-        assert_eq!(finished.ending, Ending::Hung);
+        assert_eq!(finished.ending, Ending::TimeLimit);
     }
 
     #[test]

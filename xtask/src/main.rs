@@ -52,7 +52,7 @@ enum Task {
         /// bochs)
         #[arg(long, value_name = "STR", value_parser = test_name)]
         filter: Option<String>,
-        /// End a suite that takes longer, and count it as hung
+        /// End a suite that takes longer, and count it as failed
         #[arg(long, value_name = "MINUTES", default_value_t = 30,
               value_parser = clap::value_parser!(u64).range(1..=1440))]
         limit: u64,

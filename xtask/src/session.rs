@@ -117,8 +117,8 @@ impl<'a> Session<'a> {
         printed?;
         match finished.ending {
             Ending::Exited(_) => {}
-            Ending::Hung => self.say(&format!(
-                "   hung: killed, it did not end within {} (see --limit)",
+            Ending::TimeLimit => self.say(&format!(
+                "   time limit reached: killed, it did not end within {} (see --limit)",
                 duration(self.limit)
             ))?,
             Ending::Runaway => self.say("   killed: it printed without end")?,
@@ -218,14 +218,14 @@ mod tests {
     }
 
     #[test]
-    fn a_hang_is_said() {
+    fn a_time_limit_is_said() {
         let mut out = Vec::new();
         let mut session = Session::new(&mut out, Interrupt::default(), Duration::ZERO);
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 100000"]);
         let finished = session.run(command, &mut |_| None).expect("sh runs");
-        assert_eq!(finished.ending, Ending::Hung);
+        assert_eq!(finished.ending, Ending::TimeLimit);
         let text = String::from_utf8(out).expect("our text is UTF-8");
-        assert!(text.contains("hung: killed, it did not end within 0.0 s"), "{text}");
+        assert!(text.contains("time limit reached: killed, it did not end within 0.0 s"), "{text}");
     }
 }

@@ -15,6 +15,7 @@ use crate::{
         configuration::Logging,
         emulator,
         images::{Images, Purpose},
+        last_words,
         machine::GUEST_MARK,
         probe,
     },
@@ -72,7 +73,7 @@ pub(crate) fn run(workspace: &Workspace, json: bool) -> Result<ExitCode> {
         printed?;
         let found: Vec<_> =
             run.lines.iter().filter_map(|line| figure(line, model, processors)).collect();
-        let ended = suites::bochs::ended_in_order(&run);
+        let ended = last_words::ended(&run, last_words::CONTENT);
         if found.is_empty() || ended.is_err() {
             complete = false;
             let reason = ended.err().unwrap_or_else(|| "it printed no figure".into());

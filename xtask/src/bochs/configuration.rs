@@ -95,7 +95,7 @@ impl Run {
     pub(crate) fn complaint(&self) -> String {
         match self.ending {
             Ending::Exited(_) => self.log.last().map_or("it says nothing", String::as_str).into(),
-            Ending::Hung => "it hangs".into(),
+            Ending::TimeLimit => "its time limit was reached".into(),
             Ending::Runaway => "it prints without end".into(),
             Ending::LeftBehind => "it leaves a process behind".into(),
             Ending::Interrupted => "interrupted".into(),

@@ -7,6 +7,7 @@ pub(crate) mod emulator;
 mod image;
 pub(crate) mod images;
 mod information;
+pub(crate) mod last_words;
 pub(crate) mod machine;
 pub(crate) mod probe;
 
@@ -149,7 +150,7 @@ fn run_guest(
         }
     })?;
     printed?;
-    report(session, &run)
+    Ok(report(session, &run)? && judge(session, &run)?)
 }
 
 /// Says what Bochs has to say, and whether it came to its end by itself.
@@ -162,6 +163,17 @@ fn report(session: &mut Session<'_>, run: &Run) -> Result<bool> {
         session.say(&format!("   killed: {}", run.complaint()))?;
     }
     Ok(ended)
+}
+
+/// Whether the guest has ended itself and was content, and no test of it has failed; says why not.
+fn judge(session: &mut Session<'_>, run: &Run) -> Result<bool> {
+    match last_words::succeeded(run) {
+        Ok(()) => Ok(true),
+        Err(reason) => {
+            session.say(&format!("   failed: {reason}"))?;
+            Ok(false)
+        }
+    }
 }
 
 fn run_cases(
@@ -205,4 +217,50 @@ fn run_cases(
     })?;
     printed.and_then(|()| io::Write::flush(&mut out)).context("cannot write the output")?;
     report(session, &run)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus};
+
+    use super::*;
+
+    /// What is said about a run that Bochs ended in this way after these lines, and its verdict.
+    fn told(ending: Ending, lines: &[&str]) -> (bool, String) {
+        let run = Run {
+            banner: String::new(),
+            lines: lines.iter().map(|&line| line.to_owned()).collect(),
+            ending,
+            log: Vec::new(),
+        };
+        let mut out = Vec::new();
+        let mut session = Session::new(&mut out, Interrupt::default(), Duration::from_secs(60));
+        let good = report(&mut session, &run).expect("a vector can be written")
+            && judge(&mut session, &run).expect("a vector can be written");
+        (good, String::from_utf8(out).expect("our text is UTF-8"))
+    }
+
+    #[test]
+    fn a_run_is_good_if_its_guest_was_content() {
+        let end = "hypervisor: stopped: guest ended with status 0";
+        // Bochs's own status is always 1.
+        let exited = Ending::Exited(ExitStatus::from_raw(1 << 8));
+        assert_eq!(told(exited, &["guest| PASS a", end]), (true, String::new()));
+        for (lines, why) in [
+            (
+                &["guest| FAIL a: two and two", "hypervisor: stopped: guest ended with status 1"][..],
+                "FAIL a: two and two",
+            ),
+            (&["guest| FAIL a: two and two", end], "FAIL a: two and two"),
+            (&["hypervisor: stopped: triple fault of processor 0"], "triple fault"),
+            (&["hypervisor: stopped: guest ended with status 7"], "status 7"),
+            (&["guest| PASS a"], "without a last word"),
+            (&[], "without a last word"),
+        ] {
+            let (good, text) = told(exited, lines);
+            assert!(!good && text.contains("failed: ") && text.contains(why), "{lines:?}: {text}");
+        }
+        let (good, text) = told(Ending::TimeLimit, &["guest| PASS a"]);
+        assert!(!good && text.contains("killed: its time limit was reached"), "{text}");
+    }
 }

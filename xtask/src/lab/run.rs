@@ -181,7 +181,7 @@ pub(crate) fn run(
     let outcome = watch.outcome.unwrap_or_else(|| {
         JobEnd::Failed(match (finished.ending, words) {
             (_, Some(words)) => format!("the host's kernel has ended: {words}"),
-            (Ending::Hung, None) => {
+            (Ending::TimeLimit, None) => {
                 format!("it did not end within {} s", patience.whole.as_secs())
             }
             (Ending::Runaway, None) => "it prints without end".into(),

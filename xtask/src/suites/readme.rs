@@ -88,7 +88,8 @@ mod tests {
         assert!(shows_a_denial(&finished(3, "nothing here")).is_err());
         assert!(shows_a_denial(&finished(2, "denied: no such policy")).is_err());
         assert!(
-            shows_a_denial(&Finished { ending: Ending::Hung, ..finished(3, "denied") }).is_err()
+            shows_a_denial(&Finished { ending: Ending::TimeLimit, ..finished(3, "denied") })
+                .is_err()
         );
     }
 }

@@ -26,6 +26,7 @@ use crate::{
         configuration::{Logging, Run},
         emulator::Emulator,
         images::{Images, Purpose},
+        last_words,
         machine::{BochsMachine, Contents, MEMORY_MIB},
         probe,
     },
@@ -71,7 +72,7 @@ impl Job {
     fn verdict(&self, run: &Run) -> Result<(), String> {
         match &self.expected {
             Expected::Pass(test) => protocol::verdict(test, run),
-            Expected::Refusal(refusal) => protocol::ended(run, refusal.reason),
+            Expected::Refusal(refusal) => last_words::ended(run, refusal.reason),
         }
     }
 }
@@ -186,11 +187,6 @@ fn list(
             Ok(None)
         }
     }
-}
-
-/// Whether the guest has ended itself and was content.
-pub(crate) fn ended_in_order(run: &Run) -> Result<(), String> {
-    protocol::ended(run, protocol::CONTENT)
 }
 
 /// A start of the guest with the tests.

@@ -2,16 +2,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use crate::{
-    bochs::{configuration::Run, machine::GUEST_MARK},
-    execute::Ending,
+use crate::bochs::{
+    configuration::Run,
+    last_words::{CONTENT, ended, guest_lines, no_failure},
 };
-
-/// The hypervisor's last line begins so, and then says why it ends.
-const STOPPED: &str = "hypervisor: stopped: ";
-
-/// The reason after a guest that has ended itself and is content.
-pub(super) const CONTENT: &str = "guest ended with status 0";
 
 /// Most processors that a test may ask for.
 const MOST_PROCESSORS: u32 = 16;
@@ -107,9 +101,7 @@ pub(super) fn verdict(test: &Listed, run: &Run) -> Result<(), String> {
         return Err(reason.to_owned());
     }
     // A panic outside of a test.
-    if let Some(line) = guest_lines(run).find(|line| line.starts_with("FAIL ")) {
-        return Err(line.to_owned());
-    }
+    no_failure(run)?;
     ended(run, test.stop.as_deref().unwrap_or(CONTENT))?;
     if let Some(word) = test.event.as_deref() {
         let tells = |line: &String| line.starts_with("event ") && line.contains(word);
@@ -124,33 +116,10 @@ pub(super) fn verdict(test: &Listed, run: &Run) -> Result<(), String> {
     }
 }
 
-/// What the guest has printed.
-fn guest_lines(run: &Run) -> impl Iterator<Item = &str> {
-    run.lines.iter().filter_map(|line| line.strip_prefix(GUEST_MARK))
-}
-
 /// The reason in a line `FAIL NAME: reason`.
 fn failure<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let rest = line.strip_prefix("FAIL ")?.strip_prefix(name)?;
     if rest.is_empty() { Some("it gives no reason") } else { rest.strip_prefix(": ") }
-}
-
-/// Whether Bochs has come to its end with the hypervisor's last line, and that gives a reason with
-/// `words` in it.
-pub(super) fn ended(run: &Run, words: &str) -> Result<(), String> {
-    match run.ending {
-        Ending::Exited(_) => {}
-        Ending::Hung => return Err("it hung and was killed".into()),
-        Ending::Runaway => return Err("it printed without end and was killed".into()),
-        Ending::LeftBehind | Ending::Interrupted => return Err(run.complaint()),
-    }
-    let last = run.lines.iter().rev().find(|line| !line.trim().is_empty());
-    let reason = last.and_then(|line| line.strip_prefix(STOPPED));
-    match reason {
-        Some(reason) if reason.contains(words) => Ok(()),
-        Some(reason) => Err(format!("it stopped: {reason} (expected: {words})")),
-        None => Err(format!("it ended without a last word of the hypervisor: {}", run.complaint())),
-    }
 }
 
 #[cfg(test)]
@@ -158,6 +127,7 @@ mod tests {
     use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus};
 
     use super::*;
+    use crate::execute::Ending;
 
     fn run(lines: &[&str]) -> Run {
         Run {
@@ -267,7 +237,7 @@ mod tests {
             assert!(verdict(&test("a"), &run(&lines)).is_err(), "{lines:?}");
         }
         assert!(verdict(&test("a stop=triple"), &run(&["guest| PASS a", END])).is_err());
-        for ending in [Ending::Hung, Ending::Runaway, Ending::LeftBehind] {
+        for ending in [Ending::TimeLimit, Ending::Runaway, Ending::LeftBehind] {
             let killed = Run { ending, ..run(&["guest| PASS a", END]) };
             assert!(verdict(&test("a"), &killed).is_err(), "{ending:?}");
         }

@@ -185,7 +185,7 @@ fn failure(status: u8, seconds: u64) -> Option<String> {
         0 => None,
         NOT_RUN => Some("its program has no such test".into()),
         KILLED => Some(format!(
-            "killed after {seconds} s of the host's clock without a result: it hangs, or memory was short"
+            "killed after {seconds} s of the host's clock without a result: its time limit was reached, or memory was short"
         )),
         // libtest's own.
         101 => Some("it failed".into()),
