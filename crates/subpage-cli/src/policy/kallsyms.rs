@@ -32,6 +32,9 @@ pub(super) fn parse(list: &[u8], path: &Path, space: AddressSpace) -> Result<Nam
         let line = match read(words) {
             Ok(Some(line)) => line,
             Ok(None) => continue,
+            Err(()) if symbols == 0 && is_stub(text) => {
+                return Err(SymbolError::Stub { path: path.to_owned() });
+            }
             Err(()) if symbols == 0 => return Err(SymbolError::Neither { path: path.to_owned() }),
             Err(()) => return Err(SymbolError::Line { path: path.to_owned(), line: number }),
         };
@@ -64,6 +67,13 @@ pub(super) fn parse(list: &[u8], path: &Path, space: AddressSpace) -> Result<Nam
         (_, true) => Err(SymbolError::Hidden { path: path.to_owned() }),
         _ => Ok(Names::new(ranges).with_unplaced(unplaced)),
     }
+}
+
+/// Whether a line that is no symbol stands in place of a list: Debian's kernel packages have one of the
+/// last address and a sentence about the package with the list.
+fn is_stub(line: &[u8]) -> bool {
+    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    words.next().and_then(hexadecimal) == Some(u64::MAX)
 }
 
 /// The symbol of a line; none for an empty line and for what is not defined; `Err` for anything else.

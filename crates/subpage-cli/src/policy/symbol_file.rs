@@ -74,6 +74,18 @@ pub enum SymbolError {
         /// The file.
         path: PathBuf,
     },
+    /// Its first line stands where a kernel package has left the list out.
+    #[error(
+        "{} is not the kernel's list of symbols: its package has put a line of text in its place, as \
+         Debian's do. Take System.map or vmlinux of the same build from the package with its debug \
+         symbols (Debian: linux-image-VERSION-dbg), or boot the guest with `nokaslr` and copy its \
+         /proc/kallsyms as root",
+        path.display()
+    )]
+    Stub {
+        /// The file.
+        path: PathBuf,
+    },
     /// A later line of a list is no symbol.
     #[error("line {line} of {} is not `ADDRESS TYPE NAME`: the list is damaged or cut off", path.display())]
     Line {

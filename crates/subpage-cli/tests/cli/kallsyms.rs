@@ -112,6 +112,14 @@ fn what_is_no_list_is_refused() {
     let zeros = b"0000000000000000 T _text\n0000000000000000 D modprobe_path\n";
     assert!(error(zeros).contains("as root"), "{}", error(zeros));
     assert!(error(b"").contains("no symbol in it"));
+    // As Debian's packages have it; shorter sentences are as good.
+    for stub in
+        ["B The real System.map is in the linux-image-6.1.0-56-amd64-dbg package", "B it is away"]
+    {
+        let told = error(format!("ffffffffffffffff {stub}\n").as_bytes());
+        assert!(told.contains("a line of text in its place, as Debian's do"), "{told}");
+        assert!(told.contains("linux-image-VERSION-dbg") && told.contains("`nokaslr`"), "{told}");
+    }
     assert!(error(b"\n \n\t\n").contains("no symbol in it"));
     for text in [
         "a text of some length\n",
