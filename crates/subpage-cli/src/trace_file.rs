@@ -1,11 +1,11 @@
 //! A trace as a guest.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use subpage::address::{ByteRange, Gpa};
-use subpage_trace::{Process, TraceReader, Write};
+use subpage_trace::{Process, TraceError, TraceReader, Write};
 
 use crate::failure::Failure;
 use crate::new_file::is_stdin;
@@ -35,9 +35,19 @@ impl TraceFile {
         };
         let at = if is_stdin(path) { Path::new("/dev/stdin") } else { path };
         let file = File::open(at).map_err(|error| failed(&error))?;
-        let bytes = file.metadata().map_err(|error| failed(&error))?.len();
-        let reader = TraceReader::new(BufReader::with_capacity(1 << 18, file))
-            .map_err(|error| failed(&error))?;
+        let data = file.metadata().map_err(|error| failed(&error))?;
+        let mut input = BufReader::with_capacity(1 << 18, file);
+        if input.fill_buf().map_err(|error| failed(&error))?.is_empty() {
+            return Err(Failure::Input(format!("cannot read the trace {name}: it is empty")));
+        }
+        let reader = TraceReader::new(input).map_err(|error| match error {
+            TraceError::NotATrace if !data.is_file() => Failure::Input(format!(
+                "cannot read the trace {name}: what comes from it does not begin with the bytes of a \
+                 .sptrace file, and any other guest has to be a regular file: copy it to one"
+            )),
+            error => failed(&error),
+        })?;
+        let bytes = data.len();
         let header = reader.header();
         let count = header.processes.len().max(1);
         let process = process.unwrap_or(header.main);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use subpage::address::Gpa;
 use subpage_trap::Record;
 
 use crate::vcpu::ProcessorError;
@@ -30,6 +31,8 @@ pub enum Ending {
         /// Where; 0xfff0 on AMD processors unless it came in a step, since KVM resets the processor
         /// before it tells.
         rip: u64,
+        /// What the processor needs that lies in pages that trap.
+        in_traps: Vec<InTrap>,
     },
     /// It has asked for a reset, and was not to be started again.
     Reset,
@@ -55,7 +58,10 @@ impl fmt::Display for Ending {
             Self::Stopped { event } => {
                 write!(f, "the rule {:?} has stopped the guest", event.rule_or_map())
             }
-            Self::TripleFault { rip } => write!(f, "the guest has had a triple fault at {rip:#x}"),
+            Self::TripleFault { rip, in_traps } => {
+                write!(f, "the guest has had a triple fault at {rip:#x}")?;
+                tell(in_traps, f)
+            }
             Self::Reset => f.write_str("the guest has asked for a reset"),
             Self::Failed(failure) => failure.fmt(f),
             Self::Requested => f.write_str("the guest was ended on request"),
@@ -74,6 +80,76 @@ pub struct Failure {
     pub instruction: Vec<u8>,
     /// What is wrong.
     pub reason: String,
+    /// What the processor needs that lies in pages that trap: perhaps that is why.
+    pub in_traps: Vec<InTrap>,
+}
+
+impl Failure {
+    /// Without a place.
+    pub(crate) const fn new(vcpu: u32, reason: String) -> Self {
+        Self { vcpu, rip: None, instruction: Vec::new(), reason, in_traps: Vec::new() }
+    }
+}
+
+/// What a processor needs of the guest's memory to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Structure {
+    /// What RSP points to.
+    Stack,
+    /// A stack of the task-state segment, for interrupts and exceptions.
+    EventStack,
+    /// The interrupt-descriptor table.
+    Idt,
+    /// The global descriptor table.
+    Gdt,
+    /// The task-state segment.
+    TaskState,
+    /// A page table.
+    PageTable,
+}
+
+impl fmt::Display for Structure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stack => "its stack",
+            Self::EventStack => "a stack for its exceptions",
+            Self::Idt => "its IDT",
+            Self::Gdt => "its GDT",
+            Self::TaskState => "its TSS",
+            Self::PageTable => "a page table",
+        })
+    }
+}
+
+/// Something that a processor needs and that lies in a page that traps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InTrap {
+    /// What it is.
+    pub structure: Structure,
+    /// The page.
+    pub page: Gpa,
+    /// A rule about bytes of the page; none if it traps for an access map, for tracking, or for what lies
+    /// in the next page.
+    pub rule: Option<String>,
+}
+
+impl fmt::Display for InTrap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (page {:#x}, ", self.structure, self.page.as_u64())?;
+        match &self.rule {
+            Some(rule) => write!(f, "rule {rule:?})"),
+            None => f.write_str("no rule)"),
+        }
+    }
+}
+
+/// The end of a message about a processor that cannot go on.
+fn tell(in_traps: &[InTrap], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for (number, one) in in_traps.iter().enumerate() {
+        let before = if number == 0 { "; in guarded pages: " } else { ", " };
+        write!(f, "{before}{one}")?;
+    }
+    Ok(())
 }
 
 impl fmt::Display for Failure {
@@ -88,13 +164,13 @@ impl fmt::Display for Failure {
                 write!(f, " {byte:02x}")?;
             }
         }
-        Ok(())
+        tell(&self.in_traps, f)
     }
 }
 
 impl From<ProcessorError> for Failure {
     fn from(error: ProcessorError) -> Self {
-        Self { vcpu: error.number, rip: None, instruction: Vec::new(), reason: error.to_string() }
+        Self::new(error.number, error.to_string())
     }
 }
 

@@ -66,7 +66,7 @@ pub(crate) fn enter(
         Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Exit::Nothing(ExitKind::Interrupted),
         Ok(VcpuExit::Shutdown) => {
             let rip = processor.interrupted()?.state.rip;
-            Exit::End(Ending::TripleFault { rip })
+            Exit::End(Ending::TripleFault { rip, in_traps: Vec::new() })
         }
         Ok(VcpuExit::SystemEvent(..)) => Exit::End(Ending::PoweredOff),
         Ok(VcpuExit::FailEntry(reason, _)) => {

@@ -24,4 +24,4 @@ pub mod trap;
 pub mod vcpu;
 pub mod vm;
 
-pub use ending::Failure;
+pub use ending::{Failure, InTrap, Structure};

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::Cap;
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, Owner, Rule, RuleName};
@@ -12,6 +13,7 @@ use subpage_emulate::guest::PhysicalMemory as _;
 use crate::boot::Request;
 use crate::ending::Ending;
 use crate::metrics::ExitKind;
+use crate::vcpu::FeatureChoice;
 use crate::vm::{Configuration, TrapChoice, Vm, VmError, nowhere, open};
 
 /// What was found.
@@ -34,6 +36,9 @@ const CODE: u64 = 0x20_0000;
 
 /// The page that is guarded.
 const PAGE: u64 = 0x40_0000;
+
+/// Bytes of CPUID's answer: EAX, EBX, ECX, EDX.
+const ANSWER_BYTES: usize = 16;
 
 /// Longer than the guest takes anywhere.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -74,13 +79,12 @@ pub fn is_native() -> bool {
     })
 }
 
-/// Starts the guest.
-fn guest(trap: TrapChoice) -> Result<Vm, VmError> {
-    let configuration = Configuration { memory: 8 << 20, trap, ..Configuration::default() };
+/// A machine with a guest of this code.
+fn load(configuration: &Configuration, code: &[u8]) -> Result<Vm, VmError> {
     let mut image = tempfile::NamedTempFile::new().map_err(VmError::Thread)?;
-    image.write_all(&GUEST).map_err(VmError::Thread)?;
-    // Whatever it is: this is what finds out.
-    let mut vm = Vm::create(&configuration, nowhere(), true)?;
+    image.write_all(code).map_err(VmError::Thread)?;
+    // Whether KVM emulates the guest's kernel or not: this is what finds out.
+    let mut vm = Vm::create(configuration, nowhere(), true)?;
     vm.load(&Request {
         image: image.path(),
         initrd: None,
@@ -88,6 +92,13 @@ fn guest(trap: TrapChoice) -> Result<Vm, VmError> {
         load_address: Some(CODE),
         cpus: 1,
     })?;
+    Ok(vm)
+}
+
+/// Starts the guest.
+fn guest(trap: TrapChoice) -> Result<Vm, VmError> {
+    let configuration = Configuration { memory: 8 << 20, trap, ..Configuration::default() };
+    let mut vm = load(&configuration, &GUEST)?;
     vm.add_rules(&[Rule {
         name: RuleName::new("probe").expect("a name"),
         range: ByteRange::new(Gpa::new(PAGE + 128), 1).expect("a byte"),
@@ -97,6 +108,60 @@ fn guest(trap: TrapChoice) -> Result<Vm, VmError> {
     }])?;
     vm.start()?;
     Ok(vm)
+}
+
+/// Whether guests find the features that are asked for, and not those that are left out: a KVM may show
+/// them more than it is told to.
+pub(crate) fn finds(choice: &FeatureChoice) -> Result<(), VmError> {
+    let leaves: Vec<_> = choice.leaves().into_iter().collect();
+    let configuration =
+        Configuration { memory: 8 << 20, features: choice.clone(), ..Configuration::default() };
+    let mut vm = load(&configuration, &asks(&leaves))?;
+    vm.start()?;
+    if vm.wait(LIMIT) != Some(Ending::Exited { code: 0 }) {
+        return Err(VmError::Missing("CPUID for a guest of a few instructions"));
+    }
+    let mut entries = Vec::new();
+    for (&(function, index), answer) in leaves.iter().zip((PAGE..).step_by(ANSWER_BYTES)) {
+        let mut bytes = [0; ANSWER_BYTES];
+        vm.ram().read(Gpa::new(answer), &mut bytes).expect("memory of the guest");
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let (eax, ebx, ecx, edx) = (word(0), word(4), word(8), word(12));
+        entries.push(kvm_cpuid_entry2 {
+            function,
+            index,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..kvm_cpuid_entry2::default()
+        });
+    }
+    let mut found = CpuId::from_entries(&entries).expect("a few leaves");
+    Ok(choice.check(&mut found)?)
+}
+
+/// Code that keeps the answers of CPUID from [`PAGE`] on.
+fn asks(leaves: &[(u32, u32)]) -> Vec<u8> {
+    let mut code = Vec::new();
+    for (&(leaf, subleaf), answer) in leaves.iter().zip((PAGE..).step_by(ANSWER_BYTES)) {
+        let answer = u32::try_from(answer).expect("low memory");
+        code.push(0xb8); // mov eax, leaf
+        code.extend(leaf.to_le_bytes());
+        code.push(0xb9); // mov ecx, subleaf
+        code.extend(subleaf.to_le_bytes());
+        code.extend([0x0f, 0xa2]); // cpuid
+        // mov dword ptr [answer + 4 * n], eax; ebx; ecx; edx
+        for (number, register) in (0_u32..).zip([0, 3, 1, 2]) {
+            code.extend([0x89, register << 3 | 4, 0x25]);
+            code.extend((answer + 4 * number).to_le_bytes());
+        }
+    }
+    // What GUEST ends with.
+    code.extend(&GUEST[GUEST.len() - 8..]);
+    code
 }
 
 /// Whether a permitted locked store takes effect exactly and a denied one does not.

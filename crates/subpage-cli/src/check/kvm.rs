@@ -6,11 +6,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use kvm_ioctls::{Cap, Kvm};
+use subpage_kvm::boot::MAX_PROCESSORS;
 use subpage_kvm::probe::probe;
 
 use super::findings::{CommandFinding, MachineFinding, Support, finding};
 use super::machine::{Host, Programs};
-use crate::command_line::MAX_CPUS;
 use crate::terminal::grouped;
 
 /// The version of KVM's interface that there is since Linux 2.6.22.
@@ -190,7 +190,7 @@ fn page_tables<P: Programs>(machine: &Host<P>) -> Option<&'static str> {
 
 /// Whether a KVM that runs guests can guard them, and how.
 fn ways(facts: &KvmFacts) -> (Support, String) {
-    let cpus = facts.cpus.min(MAX_CPUS.into());
+    let cpus = facts.cpus.min(MAX_PROCESSORS as usize);
     match (&facts.by_slots, &facts.by_mprotect) {
         (Ok(()), Ok(())) => {
             let reason = format!(

@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
+use subpage_kvm::boot::MAX_PROCESSORS;
 use subpage_kvm::metrics::parse_address;
+use subpage_kvm::vcpu::FeatureChoice;
 
 use crate::events::Detail;
 
 use super::values::{file, parse_bytes, parse_gpa, parse_seconds};
-
-/// Most virtual processors of a guest.
-pub const MAX_CPUS: u16 = 64;
 
 /// Guest memory where nothing else is asked for, in bytes: 128 MiB.
 pub const DEFAULT_MEMORY: u64 = 128 << 20;
@@ -98,8 +97,8 @@ pub struct GuardArguments {
     /// What enforces the rules
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendChoice,
-    /// A trace (`-`: from standard input), a static ELF64 program, a Linux kernel (bzImage or vmlinux),
-    /// or with --load-address any file of code
+    /// A trace (`-`: from standard input), a static ELF64 program, a Linux kernel (bzImage or vmlinux), a
+    /// Multiboot kernel, or with --load-address any file of code
     #[arg(value_name = "GUEST", value_hint = ValueHint::FilePath, required_unless_present = "restore")]
     pub guest: Option<PathBuf>,
     /// What only a guest on KVM has.
@@ -112,15 +111,19 @@ pub struct GuardArguments {
 #[command(next_help_heading = "Guests on KVM")]
 pub struct MachineArguments {
     /// Virtual processors [default: 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CPUS)))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_PROCESSORS)))]
     pub cpus: Option<u16>,
     /// Memory, for example 128M or 2G (powers of 1024) [default: 128M]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory: Option<u64>,
-    /// Initial RAM disk of a Linux kernel
+    /// Features of the processor over those that this KVM offers, with commas: FEATURE must be there,
+    /// -FEATURE is left out with all that need it; names as `avx2` in /proc/cpuinfo
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    pub cpu: Option<FeatureChoice>,
+    /// Initial RAM disk of a Linux kernel; for a Multiboot kernel, a module
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub initrd: Option<PathBuf>,
-    /// Command line of a Linux kernel
+    /// Command line of a kernel
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
     /// The guest is a flat file of 64-bit code: load it here and begin at its first byte
@@ -138,7 +141,7 @@ pub struct MachineArguments {
         value_name = "FILE",
         value_hint = ValueHint::FilePath,
         value_parser = file(),
-        conflicts_with_all = ["policy", "guest", "cpus", "memory", "initrd", "cmdline", "load_address", "symbols"]
+        conflicts_with_all = ["policy", "guest", "cpus", "memory", "cpu", "initrd", "cmdline", "load_address", "symbols"]
     )]
     pub restore: Option<PathBuf>,
     /// What the guest's serial port receives: a file, or `-` for standard input, of which a terminal
@@ -219,6 +222,7 @@ impl MachineArguments {
         [
             ("--cpus", self.cpus.is_some()),
             ("--memory", self.memory.is_some()),
+            ("--cpu", self.cpu.is_some()),
             ("--initrd", self.initrd.is_some()),
             ("--cmdline", self.cmdline.is_some()),
             ("--load-address", self.load_address.is_some()),

@@ -6,8 +6,8 @@ mod values;
 
 pub use ctl::{ActionChoice, CtlArguments, CtlRequest};
 pub use guard::{
-    BackendChoice, DEFAULT_MEMORY, GuardArguments, MAX_CPUS, MachineArguments, OnFailure,
-    PageTables, TrapChoice,
+    BackendChoice, DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, PageTables,
+    TrapChoice,
 };
 
 use std::ffi::OsString;

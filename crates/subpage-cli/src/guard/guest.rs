@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use subpage_kvm::boot::sniff;
@@ -53,26 +54,28 @@ pub(super) fn of(arguments: &GuardArguments) -> Result<GuestFile<'_>, Failure> {
         BackendChoice::Model => Content::Trace,
         BackendChoice::Auto | BackendChoice::Kvm => content(image)?,
     };
-    if content != Content::Trace {
+    if !content.is_trace() {
         check_load_address(image, content, arguments.machine.load_address)?;
         no_process(arguments, &format!("{}, which KVM runs", image.display()))?;
         return Ok(GuestFile::Image { image, policy });
     }
     if arguments.backend == BackendChoice::Kvm {
-        return Err(Failure::Input(format!(
-            "`--backend kvm` does not fit {}: it is a trace, whose writes the model replays; leave \
-             `--backend` out, or name a program or a kernel",
-            image.display()
-        )));
+        let fit = format!("`--backend kvm` does not fit {}", image.display());
+        return Err(Failure::Input(match content {
+            Content::Pipe => format!("{fit}: {FROM_A_PIPE}"),
+            _ => format!(
+                "{fit}: it is a trace, whose writes the model replays; leave `--backend` out, or name a \
+                 program or a kernel"
+            ),
+        }));
     }
     if let Some(option) = arguments.machine.given().first() {
-        let other = match arguments.backend {
-            BackendChoice::Model => "`--backend model`".to_owned(),
-            _ => format!("{}, which is a trace", image.display()),
+        let (other, why) = match (arguments.backend, content) {
+            (BackendChoice::Model, _) => ("`--backend model`".to_owned(), FOR_KVM),
+            (_, Content::Pipe) => (image.display().to_string(), FROM_A_PIPE),
+            _ => (format!("{}, which is a trace", image.display()), FOR_KVM),
         };
-        return Err(Failure::Input(format!(
-            "`{option}` does not fit {other}: it is for guests that run on KVM"
-        )));
+        return Err(Failure::Input(format!("`{option}` does not fit {other}: {why}")));
     }
     Ok(GuestFile::Trace { trace: image, policy })
 }
@@ -85,40 +88,64 @@ fn no_process(arguments: &GuardArguments, other: &str) -> Result<(), Failure> {
     Err(Failure::Input(format!("`--process` does not fit {other}: it is for a trace")))
 }
 
+const FOR_KVM: &str = "it is for guests that run on KVM";
+
+const FROM_A_PIPE: &str =
+    "from a pipe only a trace can be read; copy a program or a kernel to a regular file";
+
 /// What a file is by its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Content {
     Trace,
-    /// ELF of any kind, or a Linux kernel: it says itself where it is loaded.
+    /// A trace, or nothing that is a guest: it cannot be read twice.
+    Pipe,
+    /// ELF of any kind, or a kernel: it says itself where it is loaded.
     Image,
     /// Anything else.
     Bytes,
 }
 
-/// Whether a file is a trace, by its content.
+impl Content {
+    const fn is_trace(self) -> bool {
+        matches!(self, Self::Trace | Self::Pipe)
+    }
+}
+
+/// Whether a file is a trace, by its content; a pipe can be nothing else.
 pub fn is_trace(path: &Path) -> Result<bool, Failure> {
-    Ok(content(path)? == Content::Trace)
+    Ok(content(path)?.is_trace())
 }
 
 fn content(path: &Path) -> Result<Content, Failure> {
     let failed =
         |error| Failure::input(format_args!("cannot read the guest {}", path.display()), &error);
     if is_stdin(path) {
-        return Ok(Content::Trace);
+        return Ok(Content::Pipe);
     }
-    // What cannot be read twice is read once, as a trace: an image has to be a regular file.
     let kind = std::fs::metadata(path).map_err(failed)?;
     if kind.is_dir() {
         return Err(failed(io::ErrorKind::IsADirectory.into()));
     }
+    if kind.file_type().is_fifo() {
+        return Ok(Content::Pipe);
+    }
     if !kind.is_file() {
-        return Ok(Content::Trace);
+        return Err(Failure::Input(format!(
+            "cannot read the guest {}: it is a device or a socket; name a file, or a pipe with a trace",
+            path.display()
+        )));
     }
     let mut head = Vec::new();
     let file = File::open(path).map_err(failed)?;
     file.take(MAGIC.len() as u64).read_to_end(&mut head).map_err(failed)?;
     if head == MAGIC {
         return Ok(Content::Trace);
+    }
+    if head.is_empty() {
+        return Err(Failure::Input(format!(
+            "cannot read the guest {}: it is empty",
+            path.display()
+        )));
     }
     let known = sniff(path).map_err(|error| Failure::bad(&error))?.is_some();
     Ok(if known || head.starts_with(b"\x7fELF") { Content::Image } else { Content::Bytes })
@@ -136,8 +163,8 @@ fn check_load_address(
              out"
         ))),
         (Content::Bytes, None) => Err(Failure::Input(format!(
-            "{image} is neither a trace, an ELF file nor a Linux kernel (bzImage); if it is a flat \
-             file of code, give its `--load-address`"
+            "{image} is neither a trace, an ELF file, a Multiboot kernel nor a Linux kernel (bzImage); \
+             if it is a flat file of code, give its `--load-address`"
         ))),
         _ => Ok(()),
     }

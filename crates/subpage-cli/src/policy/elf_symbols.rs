@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use object::read::{ReadCache, ReadCacheOps};
-use object::{Object, ObjectKind, ObjectSegment, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectKind, ObjectSymbol, SymbolKind};
 
 use super::fleeting::Fleeting;
 use super::symbol_file::{MAX_NAME_BYTES, MAX_SYMBOLS, SymbolError, kernel_address};
@@ -71,29 +71,29 @@ struct Segment {
 }
 
 fn physical_segments<'a, R: object::ReadRef<'a>>(file: &object::File<'a, R>) -> Vec<Segment> {
-    use object::read::elf::ProgramHeader as _;
-    let endian = file.endianness();
     match file {
-        object::File::Elf64(elf) => elf
-            .elf_program_headers()
-            .iter()
-            .filter(|header| header.p_type(endian) == object::elf::PT_LOAD)
-            .map(|header| Segment {
-                start: header.p_vaddr(endian),
-                length: header.p_memsz(endian),
-                physical: header.p_paddr(endian),
-            })
-            .collect(),
-        // 32-bit files: the generic view has no physical address, and none is in use as a guest.
-        _ => file
-            .segments()
-            .map(|segment| Segment {
-                start: segment.address(),
-                length: segment.size(),
-                physical: segment.address(),
-            })
-            .collect(),
+        object::File::Elf64(elf) => load_segments(elf),
+        object::File::Elf32(elf) => load_segments(elf),
+        _ => Vec::new(),
     }
+}
+
+fn load_segments<'a, E, R>(elf: &object::read::elf::ElfFile<'a, E, R>) -> Vec<Segment>
+where
+    E: object::read::elf::FileHeader<Endian = object::Endianness>,
+    R: object::ReadRef<'a>,
+{
+    use object::read::elf::ProgramHeader as _;
+    let endian = elf.endianness();
+    elf.elf_program_headers()
+        .iter()
+        .filter(|header| header.p_type(endian) == object::elf::PT_LOAD)
+        .map(|header| Segment {
+            start: header.p_vaddr(endian).into(),
+            length: header.p_memsz(endian).into(),
+            physical: header.p_paddr(endian).into(),
+        })
+        .collect()
 }
 
 fn physical(segments: &[Segment], address: u64) -> Option<u64> {

@@ -1,25 +1,14 @@
-//! Static ELF64 images: where their segments go, and where they begin.
+//! Static ELF images: where their segments go, and where they begin.
 
-use linux_loader::elf::{
-    EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, EM_X86_64, ET_EXEC, Elf64_Ehdr, Elf64_Phdr,
-    PT_INTERP, PT_LOAD, PT_NOTE,
-};
+use linux_loader::elf::{Elf64_Phdr, PT_INTERP, PT_LOAD};
 use subpage::address::{ByteRange, Gpa};
 use thiserror::Error;
-use vm_memory::ByteValued as _;
 
+use super::elf_headers::ElfHeaders;
 use super::load::{Image, Piece};
 use super::parameters::Setup;
 use super::source::Source;
-use super::{BootError, Format, Part, Placed};
-
-/// Bytes of a program header.
-const HEADER_BYTES: u64 = size_of::<Elf64_Phdr>() as u64;
-/// A number of program headers that means: look elsewhere for it.
-const TOO_MANY_HEADERS: u16 = 0xffff;
-
-/// Bytes of a note segment that are looked at; the tag stands at its beginning.
-const MAX_NOTE_BYTES: usize = 4096;
+use super::{BootError, Format, Part, Placed, linux_program, multiboot};
 
 /// Why an ELF file cannot be a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -33,6 +22,18 @@ pub enum ElfError {
     /// Not for x86-64.
     #[error("the ELF file is not a 64-bit little-endian one for x86-64; build the guest for that")]
     Machine,
+    /// For the 80386, and no Multiboot kernel.
+    #[error(
+        "the ELF file is a 32-bit one without a Multiboot header; a guest is a static ELF64 file for \
+         x86-64, an ELF file with a Multiboot header (version 1) in its first 8 KiB, or a bzImage"
+    )]
+    Class32,
+    /// It is entered in 32-bit mode by a protocol that is not known here.
+    #[error(
+        "the ELF file has a Multiboot2 header, and its entry is 32-bit code for it; a guest has a \
+         Multiboot header of version 1 (0x1badb002), or a 64-bit entry and no such header"
+    )]
+    Multiboot2,
     /// Relocatable, shared or a core dump.
     #[error(
         "the ELF file has type {kind}, not 2 (executable at fixed addresses); link the guest with \
@@ -49,12 +50,16 @@ pub enum ElfError {
     )]
     Interpreter,
     /// Program headers of another size, or more than their number can say.
-    #[error("the ELF file has {count} program headers of {bytes} bytes; 1 to 65534 of 56 are read")]
+    #[error(
+        "the ELF file has {count} program headers of {bytes} bytes; 1 to 65534 of {known} are read"
+    )]
     Headers {
         /// `e_phnum`.
         count: u16,
         /// `e_phentsize`.
         bytes: u16,
+        /// What that has to be.
+        known: u64,
     },
     /// It is built to run under Linux.
     #[error(
@@ -116,105 +121,24 @@ pub enum ElfError {
 
 /// What the ELF file says; nothing is written.
 pub(super) fn plan(source: Source) -> Result<Image, BootError> {
-    match parse(&source)? {
-        Ok((entry, pieces)) => Ok(Image {
-            format: Format::Elf64,
-            source,
-            entry,
-            pieces,
-            setup: Setup::without_header(),
-        }),
-        Err(error) => Err(BootError::Elf { path: source.path(), error }),
+    let headers = ElfHeaders::read(&source, false)?;
+    let wrong = |error| BootError::Elf { path: source.path(), error };
+    if linux_program::is_one(&source, &headers)? {
+        return Err(wrong(ElfError::ForLinux));
     }
+    if multiboot::is_second(&source)? {
+        return Err(wrong(ElfError::Multiboot2));
+    }
+    let pieces = segments(&source, &headers).map_err(wrong)?;
+    let entry = entry(&headers).map_err(wrong)?;
+    let setup = Setup::without_header();
+    Ok(Image { format: Format::Elf64, source, entry, pieces, setup })
 }
 
-type Parsed = (u64, Vec<Piece>);
-
-fn parse(source: &Source) -> Result<Result<Parsed, ElfError>, BootError> {
-    if !source.has(0, size_of::<Elf64_Ehdr>() as u64) {
-        return Ok(Err(ElfError::HeaderCutOff { bytes: source.bytes() }));
-    }
-    let mut header = Elf64_Ehdr::default();
-    source.read(0, header.as_mut_slice())?;
-    if let Err(error) = check(&header) {
-        return Ok(Err(error));
-    }
-    let (count, offset) = (header.e_phnum, header.e_phoff);
-    let table_bytes = u64::from(count) * HEADER_BYTES;
-    if !source.has(offset, table_bytes) {
-        return Ok(Err(ElfError::HeadersCutOff { count, offset }));
-    }
-    let mut table = vec![Elf64_Phdr::default(); usize::from(count)];
-    let mut at = offset;
-    for header in &mut table {
-        source.read(at, header.as_mut_slice())?;
-        at += HEADER_BYTES;
-    }
-    for header in &table {
-        if header.p_type == PT_NOTE && is_for_linux(source, header)? {
-            return Ok(Err(ElfError::ForLinux));
-        }
-    }
-    Ok(segments(source, &table).and_then(|pieces| {
-        let entry = entry(header.e_entry, &table)?;
-        Ok((entry, pieces))
-    }))
-}
-
-/// Whether a note segment holds the tag by which the C library's start files mark programs for Linux:
-/// name `GNU`, type 1 (NT_GNU_ABI_TAG), operating system 0. Linux Standard Base, "ABI note tag".
-fn is_for_linux(source: &Source, header: &Elf64_Phdr) -> Result<bool, BootError> {
-    let length = usize::try_from(header.p_filesz).unwrap_or(usize::MAX).min(MAX_NOTE_BYTES);
-    if !source.has(header.p_offset, length as u64) {
-        return Ok(false);
-    }
-    let mut notes = vec![0; length];
-    source.read(header.p_offset, &mut notes)?;
-    let align = if header.p_align == 8 { 8 } else { 4 };
-    // What follows a note's header of 12 bytes is aligned from the beginning of the note.
-    let at = |end: usize| Some(end.checked_add(12)?.checked_next_multiple_of(align)? - 12);
-    let mut rest = &notes[..];
-    while let Some((head, content)) = rest.split_first_chunk::<12>() {
-        let word = |at: usize| {
-            u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize
-        };
-        let (name, kind) = (content.get(..word(0)), word(8));
-        let Some(first) = at(word(0)) else { break };
-        let Some(description) = content.get(first..) else { break };
-        if name == Some(b"GNU\0") && kind == 1 && description.starts_with(&[0; 4]) {
-            return Ok(true);
-        }
-        let next = first.checked_add(word(4)).and_then(at);
-        let Some(next) = next.and_then(|next| content.get(next..)) else { break };
-        rest = next;
-    }
-    Ok(false)
-}
-
-fn check(header: &Elf64_Ehdr) -> Result<(), ElfError> {
-    let ident = header.e_ident;
-    if ident[EI_CLASS] != ELFCLASS64
-        || ident[EI_DATA] != ELFDATA2LSB
-        || header.e_machine != EM_X86_64
-    {
-        return Err(ElfError::Machine);
-    }
-    if header.e_type != ET_EXEC {
-        return Err(ElfError::Type { kind: header.e_type });
-    }
-    let (count, bytes) = (header.e_phnum, header.e_phentsize);
-    if count == 0 {
-        return Err(ElfError::NothingToLoad);
-    }
-    if count == TOO_MANY_HEADERS || u64::from(bytes) != HEADER_BYTES {
-        return Err(ElfError::Headers { count, bytes });
-    }
-    Ok(())
-}
-
-fn segments(source: &Source, table: &[Elf64_Phdr]) -> Result<Vec<Piece>, ElfError> {
+/// Where the load segments go.
+pub(super) fn segments(source: &Source, headers: &ElfHeaders) -> Result<Vec<Piece>, ElfError> {
     let mut pieces = Vec::new();
-    for (index, header) in (0..).zip(table) {
+    for (index, header) in (0..).zip(&headers.segments) {
         if header.p_type == PT_INTERP {
             return Err(ElfError::Interpreter);
         }
@@ -239,7 +163,8 @@ fn segments(source: &Source, table: &[Elf64_Phdr]) -> Result<Vec<Piece>, ElfErro
 
 /// The physical address of the entry. Kernels say it physically, other programs by the address that
 /// they are linked to.
-fn entry(entry: u64, table: &[Elf64_Phdr]) -> Result<u64, ElfError> {
+pub(super) fn entry(headers: &ElfHeaders) -> Result<u64, ElfError> {
+    let (entry, table) = (headers.file.e_entry, &headers.segments);
     let inside = |first: u64, header: &Elf64_Phdr| {
         let offset = entry.checked_sub(first)?;
         (header.p_type == PT_LOAD && offset < header.p_memsz).then_some(offset)

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::{BzImageError, ElfError, Format, Placed};
+use super::{BzImageError, ElfError, Format, MAX_PROCESSORS, MultibootError, Placed};
+use crate::memory::{Remedy, Size};
 
 /// Why a guest cannot be started.
 ///
@@ -53,7 +54,8 @@ pub enum BootError {
     },
     /// The first bytes are no format's.
     #[error(
-        "`{}` is neither an ELF file nor a bzImage; if it is a flat binary, give its load address",
+        "`{}` is neither an ELF file, a Multiboot kernel nor a bzImage; if it is a flat binary, give \
+         its load address",
         path.display()
     )]
     UnknownFormat {
@@ -95,12 +97,21 @@ pub enum BootError {
         /// What is wrong.
         error: BzImageError,
     },
+    /// The Multiboot kernel cannot be started.
+    #[error("`{}`: {error}", path.display())]
+    Multiboot {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: MultibootError,
+    },
     /// A part needs bytes that are no guest memory.
     #[error(
-        "{placed} does not lie in the guest's memory of {bytes} bytes (0x0..{low:#x}{}); \
-         {}",
+        "{placed} does not lie in the guest's memory of {} (0x0..{low:#x}{}): {}; {}",
+        Size(*bytes),
         and_above(*high),
-        advice(placed, *low, *high)
+        Remedy::of(placed.range),
+        advice(placed)
     )]
     NotMemory {
         /// The part.
@@ -122,9 +133,10 @@ pub enum BootError {
     },
     /// There is no gap for the initrd.
     #[error(
-        "the initrd `{}` of {bytes} bytes finds no room between {from:#x} and {to:#x} beside the \
-         image; give the guest more memory",
-        path.display()
+        "the initrd `{}` of {} finds no room between {from:#x} and {to:#x} beside the image; give the \
+         guest more memory",
+        path.display(),
+        Size(*bytes)
     )]
     InitrdTooLarge {
         /// The file.
@@ -151,21 +163,17 @@ pub enum BootError {
         at: usize,
     },
     /// The MP table has no way to say so.
-    #[error("{cpus} processors are asked for; 1 to 254 are possible")]
+    #[error("{cpus} processors are asked for; 1 to {MAX_PROCESSORS} are possible")]
     Processors {
         /// What was asked for.
         cpus: u32,
     },
 }
 
-/// More memory helps where memory would come: not between its end below 4 GiB and 4 GiB, if there is
-/// memory above already, or where devices lie.
-fn advice(placed: &Placed, low: u64, high: Option<(u64, u64)>) -> &'static str {
-    let (first, last) = (placed.range.first().as_u64(), placed.range.last().as_u64());
-    if high.is_some() && first < 4 << 30 && last >= low {
-        "devices lie there, whatever memory the guest has: link it elsewhere"
-    } else {
-        "give the guest more memory or link it elsewhere"
+fn advice(placed: &Placed) -> &'static str {
+    match Remedy::of(placed.range) {
+        Remedy::Memory(_) => "give the guest more memory or link it elsewhere",
+        Remedy::Devices | Remedy::Beyond => "link it elsewhere",
     }
 }
 

@@ -7,6 +7,7 @@ use linux_loader::elf::{EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_X
 use subpage::address::{ByteRange, Gpa};
 
 use super::initrd::{self, Initrd};
+use super::multiboot::{self, MultibootHeader};
 use super::paging::BootTables;
 use super::parameters::{self, BOOT_FLAG, HEADER_MAGIC, Setup};
 use super::part::{PAGE_TABLES, STACK, STACK_TOP, ZERO_PAGE, check_apart, write};
@@ -23,13 +24,13 @@ static ZEROS: [u8; 0x1_0000] = [0; 0x1_0000];
 pub struct Request<'a> {
     /// The guest's file.
     pub image: &'a Path,
-    /// An initrd, for any format; the zero page says where it is.
+    /// An initrd, for any format; the zero page says where it is, to a Multiboot kernel as a module.
     pub initrd: Option<&'a Path>,
     /// Command line; no NUL. Images other than bzImages take 2,047 bytes.
     pub command_line: &'a str,
     /// For a flat binary, and only for one: where it goes and begins.
     pub load_address: Option<u64>,
-    /// Virtual processors, 1 to 254.
+    /// Virtual processors, 1 to [`MAX_PROCESSORS`](super::MAX_PROCESSORS).
     pub cpus: u32,
 }
 
@@ -38,6 +39,8 @@ pub struct Request<'a> {
 pub enum Format {
     /// A static ELF64 executable for x86-64, a vmlinux among them.
     Elf64,
+    /// A kernel with a Multiboot header: ELF of 32 or 64 bits, or a file whose header says where it goes.
+    Multiboot,
     /// A bzImage, or what uses its format.
     LinuxBzImage,
     /// Bytes.
@@ -48,6 +51,7 @@ impl fmt::Display for Format {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             Self::Elf64 => "ELF64",
+            Self::Multiboot => "Multiboot kernel",
             Self::LinuxBzImage => "bzImage",
             Self::Flat => "flat binary",
         })
@@ -61,11 +65,11 @@ pub struct Boot {
     pub format: Format,
     /// Physical address of the first instruction; RIP.
     pub entry: u64,
-    /// Address of the zero page; RSI.
+    /// Address of the zero page; RSI. For a Multiboot kernel, of its information; EBX.
     pub boot_parameters: u64,
-    /// RSP.
+    /// RSP; 0 for a Multiboot kernel, which has none yet.
     pub stack: u64,
-    /// Page-table root; CR3.
+    /// Page-table root; CR3. 0 for a Multiboot kernel, which begins without paging.
     pub page_tables: u64,
     /// All that was put into memory, ascending; nothing else was written.
     pub parts: Vec<Placed>,
@@ -105,6 +109,9 @@ pub fn sniff(path: &Path) -> Result<Option<Format>, BootError> {
     if is_bzimage(&head) {
         return Ok(Some(Format::LinuxBzImage));
     }
+    if of_multiboot(&source, &head)?.is_some() {
+        return Ok(Some(Format::Multiboot));
+    }
     let ours = head.starts_with(ELFMAG)
         && head[EI_CLASS] == ELFCLASS64
         && head[EI_DATA] == ELFDATA2LSB
@@ -126,14 +133,18 @@ pub fn load(ram: &Ram, request: &Request<'_>) -> Result<Boot, BootError> {
     check_command_line(request.command_line, image.setup.command_line_most)?;
 
     let tables = BootTables::plan(ram);
-    let mut parts = vec![
-        processor::descriptors(),
-        parameters::zero_page(),
-        Placed::fixed(Part::Stack, STACK, PAGE_TABLES - STACK),
-        parameters::command_line(request.command_line),
-        mptable::place(cpus),
-    ];
-    parts.extend(tables.parts());
+    let mut parts = Vec::new();
+    if image.format == Format::Multiboot {
+        parts.push(multiboot::information());
+    } else {
+        parts.extend([
+            processor::descriptors(),
+            parameters::zero_page(),
+            Placed::fixed(Part::Stack, STACK, PAGE_TABLES - STACK),
+        ]);
+        parts.extend(tables.parts());
+    }
+    parts.extend([parameters::command_line(request.command_line), mptable::place(cpus)]);
     parts.extend(image.pieces.iter().map(|piece| piece.placed));
     parts.iter().try_for_each(|placed| placed.check_memory(ram))?;
     check_apart(&parts)?;
@@ -145,20 +156,27 @@ pub fn load(ram: &Ram, request: &Request<'_>) -> Result<Boot, BootError> {
     parts.sort_by_key(|placed| placed.range.first());
 
     copy(ram, &image, initrd.as_ref())?;
-    processor::write_descriptors(ram);
-    tables.write(ram);
     parameters::write_command_line(ram, request.command_line);
     mptable::write_tables(ram, cpus);
+    let initrd = initrd.map(|initrd| initrd.placed.range);
+    let (format, entry) = (image.format, image.entry);
+    if format == Format::Multiboot {
+        multiboot::write_information(ram, initrd);
+        let boot_parameters = multiboot::information().range.first().as_u64();
+        return Ok(Boot { format, entry, boot_parameters, stack: 0, page_tables: 0, parts });
+    }
+    processor::write_descriptors(ram);
+    tables.write(ram);
     parameters::write_zero_page(
         ram,
         &image.setup,
         image.pieces[0].placed.range,
-        initrd.map(|initrd| initrd.placed.range),
+        initrd,
         tables.high().map(|high| high.range),
     );
     Ok(Boot {
-        format: image.format,
-        entry: image.entry,
+        format,
+        entry,
         boot_parameters: ZERO_PAGE,
         stack: STACK_TOP,
         page_tables: PAGE_TABLES,
@@ -170,20 +188,38 @@ fn image(request: &Request<'_>) -> Result<Image, BootError> {
     let source = Source::open(request.image)?;
     let head = head(&source)?;
     // The kernel's own headers first: an image may also look like a program of another system.
+    let multiboot = of_multiboot(&source, &head)?;
+    let is_elf = head.starts_with(ELFMAG);
     let format = if is_bzimage(&head) {
         Format::LinuxBzImage
-    } else if head.starts_with(ELFMAG) {
+    } else if multiboot.is_some() {
+        Format::Multiboot
+    } else if is_elf {
         Format::Elf64
     } else {
         Format::Flat
     };
-    match (format, request.load_address) {
-        (Format::Elf64, None) => elf::plan(source),
-        (Format::LinuxBzImage, None) => bzimage::plan(source),
-        (Format::Flat, Some(address)) => flat(source, address),
-        (Format::Flat, None) => Err(BootError::UnknownFormat { path: source.path() }),
-        (format, Some(_)) => Err(BootError::LoadAddress { path: source.path(), format }),
+    match (format, multiboot, request.load_address) {
+        (Format::Flat, _, Some(address)) => flat(source, address),
+        (Format::Flat, _, None) => Err(BootError::UnknownFormat { path: source.path() }),
+        (format, _, Some(_)) => Err(BootError::LoadAddress { path: source.path(), format }),
+        (Format::Multiboot, Some(header), None) => multiboot::plan(source, header, is_elf),
+        (Format::LinuxBzImage, ..) => bzimage::plan(source),
+        _ => elf::plan(source),
     }
+}
+
+/// The Multiboot header by which a file is loaded, if it has one: an ELF file, or one whose header says
+/// where it goes.
+fn of_multiboot(
+    source: &Source,
+    head: &[u8; HEAD_BYTES],
+) -> Result<Option<MultibootHeader>, BootError> {
+    if is_bzimage(head) {
+        return Ok(None);
+    }
+    let found = MultibootHeader::find(source)?;
+    Ok(found.filter(|header| header.has_addresses() || head.starts_with(ELFMAG)))
 }
 
 fn flat(source: Source, address: u64) -> Result<Image, BootError> {

@@ -1,6 +1,6 @@
 //! Starting a guest: its image into memory, and the state in which its first processor begins.
 //!
-//! Every format begins alike, as the 64-bit boot protocol of Linux says (the kernel's
+//! Every format but Multiboot begins alike, as the 64-bit boot protocol of Linux says (the kernel's
 //! `Documentation/arch/x86/boot.rst`). This is the boot contract for whoever writes a guest:
 //!
 //! | | |
@@ -26,15 +26,30 @@
 //! | high below 3 GiB | initrd |
 //! | end of memory below 3 GiB | page directories, only with more than 20 GiB of memory |
 //!
+//! A Multiboot kernel begins as the Multiboot Specification says:
+//!
+//! | | |
+//! |---|---|
+//! | mode | 32-bit protected mode, no paging, CPL 0, interrupts off; no IDT |
+//! | EIP | the ELF file's entry, or the header's |
+//! | EAX, EBX | 0x2BADB002; 0x7000, the information: memory, command line, initrd as a module, map |
+//! | ESP | 0: no stack; the other general registers are 0 |
+//! | CS; DS, ES, FS, GS, SS | flat 32-bit code; flat data, and no GDT to load them again from |
+//!
+//! Of the table above it has command line, MP tables, image and initrd.
+//!
 //! An image may use any other memory, and all of it once it has tables of its own. What is in memory
 //! beside these parts is left as it is: zero at the first start, and the guest's own after a reset.
 
 mod bzimage;
 mod elf;
+mod elf_headers;
 mod error;
 mod initrd;
+mod linux_program;
 mod load;
 mod mptable;
+mod multiboot;
 mod paging;
 mod parameters;
 mod part;
@@ -45,6 +60,8 @@ pub use bzimage::BzImageError;
 pub use elf::ElfError;
 pub use error::BootError;
 pub use load::{Boot, Format, Request, load, sniff};
+pub use mptable::MAX_PROCESSORS;
+pub use multiboot::MultibootError;
 pub use part::{Part, Placed};
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use super::part::{MP_TABLE, write};
 use super::{Part, Placed};
 use crate::memory::Ram;
 
-/// Most processors: APIC numbers have 8 bits, one is the I/O APIC's and one is for all.
-pub(super) const MAX_PROCESSORS: u32 = 254;
+/// Most processors of a guest: APIC numbers have 8 bits, one is the I/O APIC's and one is for all.
+pub const MAX_PROCESSORS: u32 = 254;
 
 const POINTER_BYTES: usize = 16;
 const HEADER_BYTES: usize = 44;

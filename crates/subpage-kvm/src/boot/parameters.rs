@@ -130,7 +130,7 @@ pub(super) fn write_zero_page(
 
 /// First byte, end and type of each range that the guest is told of, ascending. `reserved` is the end
 /// of low memory.
-fn memory_map(ram: &Ram, reserved: Option<ByteRange>) -> Vec<(u64, u64, u32)> {
+pub(super) fn memory_map(ram: &Ram, reserved: Option<ByteRange>) -> Vec<(u64, u64, u32)> {
     let mut map = vec![(0, MP_TABLE, USABLE), (MP_TABLE, HIGH_MEMORY, RESERVED)];
     for region in ram.regions() {
         let range = ByteRange::of_pages(region.pages);

@@ -50,6 +50,10 @@ pub enum Part {
     Segment(u16),
     /// A flat image.
     Flat,
+    /// A Multiboot kernel that is loaded by its header's addresses.
+    MultibootImage,
+    /// What a Multiboot kernel is told.
+    MultibootInformation,
     /// A bzImage's kernel and the memory behind it that it needs before it looks at the E820 map.
     Kernel,
     /// The initrd.
@@ -67,6 +71,8 @@ impl fmt::Display for Part {
             Self::MpTable => "the MP table",
             Self::Segment(index) => return write!(out, "segment {index} of the image"),
             Self::Flat => "the flat image",
+            Self::MultibootImage => "the image",
+            Self::MultibootInformation => "the Multiboot information",
             Self::Kernel => "the kernel",
             Self::Initrd => "the initrd",
         };

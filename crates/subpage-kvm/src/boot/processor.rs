@@ -1,9 +1,10 @@
-//! The state of the first processor: 64-bit mode, flat segments, interrupts off.
+//! The state of the first processor: 64-bit mode, or for Multiboot 32-bit protected mode; flat segments,
+//! interrupts off.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
 use super::part::{DESCRIPTORS, PAGE_TABLES, TASK_STATE, TASK_STATE_BYTES, write};
-use super::{Boot, Part, Placed};
+use super::{Boot, Format, Part, Placed, multiboot};
 use crate::memory::Ram;
 
 /// Selectors as the boot protocol wants them.
@@ -36,6 +37,8 @@ const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 31;
 const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
 /// Long mode enabled and active.
 const EFER: u64 = 1 << 8 | 1 << 10;
+/// Protected mode without paging, x87 present.
+const CR0_MULTIBOOT: u64 = 1 | 1 << 4;
 /// The bit that is always set; interrupts off.
 const RFLAGS: u64 = 1 << 1;
 
@@ -57,6 +60,15 @@ pub(super) fn write_descriptors(ram: &Ram) {
 impl Boot {
     /// General registers of the first processor.
     pub fn registers(&self) -> kvm_regs {
+        if self.format == Format::Multiboot {
+            return kvm_regs {
+                rip: self.entry,
+                rax: multiboot::LOADER_MAGIC.into(),
+                rbx: self.boot_parameters,
+                rflags: RFLAGS,
+                ..kvm_regs::default()
+            };
+        }
         kvm_regs {
             rip: self.entry,
             rsi: self.boot_parameters,
@@ -71,6 +83,9 @@ impl Boot {
     pub fn special_registers(&self, from: kvm_sregs) -> kvm_sregs {
         let code = kvm_segment { selector: CODE, type_: 11, l: 1, ..flat() };
         let data = kvm_segment { selector: DATA, type_: 3, db: 1, ..flat() };
+        if self.format == Format::Multiboot {
+            return Self::protected_mode(kvm_segment { l: 0, db: 1, ..code }, data, &from);
+        }
         kvm_sregs {
             cs: code,
             ds: data,
@@ -97,6 +112,23 @@ impl Boot {
             efer: EFER,
             apic_base: from.apic_base,
             interrupt_bitmap: [0; 4],
+        }
+    }
+
+    /// Protected mode without paging and tables. A task register has to be busy; nothing lies behind it.
+    fn protected_mode(code: kvm_segment, data: kvm_segment, from: &kvm_sregs) -> kvm_sregs {
+        kvm_sregs {
+            cs: code,
+            ds: data,
+            es: data,
+            fs: data,
+            gs: data,
+            ss: data,
+            tr: kvm_segment { type_: 11, present: 1, ..kvm_segment::default() },
+            ldt: kvm_segment { type_: 2, unusable: 1, ..kvm_segment::default() },
+            cr0: CR0_MULTIBOOT,
+            apic_base: from.apic_base,
+            ..kvm_sregs::default()
         }
     }
 }

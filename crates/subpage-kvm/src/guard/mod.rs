@@ -15,7 +15,7 @@ use subpage::rules::Action;
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
 use thiserror::Error;
 
-use crate::memory::{MemoryAlias, Ram};
+use crate::memory::{MemoryAlias, Ram, Remedy};
 use crate::trap::{PageSet, TrapError, Traps};
 
 /// Guests have one address space: KVM keeps memory that only system-management mode sees apart, and
@@ -44,13 +44,16 @@ pub enum ChangeError {
     Trap(#[from] TrapError),
     /// A rule lies outside of the guest's memory.
     #[error(
-        "bytes {first:#x}..={last:#x} are not all memory of the guest: nothing there can be guarded"
+        "bytes {first:#x}..={last:#x} are not all memory of the guest, and nothing else can be \
+         guarded: {remedy}"
     )]
     NotMemory {
         /// First byte.
         first: u64,
         /// Last byte.
         last: u64,
+        /// What it would take.
+        remedy: Remedy,
     },
 }
 
@@ -339,7 +342,7 @@ impl Guard {
             return Ok(());
         }
         let (first, last) = (range.first().as_u64(), range.last().as_u64());
-        Err(ChangeError::NotMemory { first, last })
+        Err(ChangeError::NotMemory { first, last, remedy: Remedy::of(range) })
     }
 }
 

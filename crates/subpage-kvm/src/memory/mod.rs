@@ -4,6 +4,7 @@
 //! to: a page of it may be made read-only, and then every write of the guest to it leaves the guest.
 
 mod physical;
+mod size;
 mod twin;
 mod view;
 mod window;
@@ -18,6 +19,7 @@ use subpage::address::{ByteRange, Gfn, GfnRange, Gpa, PAGE_BYTES};
 use thiserror::Error;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 
+pub use size::{Remedy, Size};
 pub use twin::{PAGE_WORDS, PageImage, Twin};
 pub use view::{View, ViewError};
 pub use window::NoWindow;
@@ -31,19 +33,26 @@ pub const HOLE_END: u64 = 1 << 32;
 /// Least guest memory in bytes: 2 MiB.
 pub const MIN_BYTES: u64 = 2 << 20;
 
+/// Most guest memory in bytes: 255 GiB.
+pub const MAX_BYTES: u64 = 255 << 30;
+
 /// Why guest memory could not be made.
 #[derive(Debug, Error)]
 pub enum MemoryError {
     /// The size is not one.
-    #[error("guest memory of {bytes} bytes is not a multiple of 4096 from 2 MiB to 255 GiB")]
+    #[error(
+        "guest memory of {} is not a multiple of 4096 bytes from {} to {}",
+        Size(*bytes), Size(MIN_BYTES), Size(MAX_BYTES)
+    )]
     Size {
         /// What was asked for.
         bytes: u64,
     },
     /// The memory is a file, and files of this process may not be as long.
     #[error(
-        "guest memory of {bytes} bytes is beyond the {limit} bytes that a file of this process may \
-         have: raise that limit (`ulimit -f`), or give the guest less memory"
+        "guest memory of {} is beyond the {} that a file of this process may have: raise that limit \
+         (`ulimit -f`), or give the guest less memory",
+        Size(*bytes), Size(*limit)
     )]
     FileLimit {
         /// What was asked for.
@@ -55,7 +64,7 @@ pub enum MemoryError {
     #[error("memory can have a second address behind all memory, and not between 3 and 4 GiB")]
     Alias,
     /// The host has no memory, or no address space, for it.
-    #[error("cannot get {bytes} bytes of guest memory: {cause}")]
+    #[error("cannot get {} of guest memory: {cause}", Size(*bytes))]
     Host {
         /// What was asked for.
         bytes: u64,
@@ -119,7 +128,7 @@ impl Ram {
 
     /// The same, some of which the guest finds at a second address, too.
     pub fn with_alias(bytes: u64, alias: Option<MemoryAlias>) -> Result<Self, MemoryError> {
-        if !(MIN_BYTES..=255 << 30).contains(&bytes) || !bytes.is_multiple_of(PAGE_BYTES) {
+        if !(MIN_BYTES..=MAX_BYTES).contains(&bytes) || !bytes.is_multiple_of(PAGE_BYTES) {
             return Err(MemoryError::Size { bytes });
         }
         // The kernel would end this process by SIGXFSZ.

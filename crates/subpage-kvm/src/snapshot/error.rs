@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::memory::Size;
+
 /// Why a snapshot was not saved or restored.
 #[derive(Debug, Error)]
 pub enum SnapshotError {
@@ -96,13 +98,21 @@ pub enum SnapshotError {
     Content(String),
     /// It was made on a processor that offers its guests something else.
     #[error(
-        "the snapshot was made on a processor with other features: restore it on one like that"
+        "the guest was saved with other features of its processor: {}; restore it on a processor and a \
+         KVM like those that saved it",
+        differences(gone, new)
     )]
-    OtherProcessor,
+    OtherProcessor {
+        /// What it has seen and would not find.
+        gone: Vec<String>,
+        /// What it would find besides.
+        new: Vec<String>,
+    },
     /// It contradicts itself about the machine.
     #[error(
-        "the snapshot says that its guest has {cpus} processors and {memory} bytes of memory, and \
-         holds the state of another number"
+        "the snapshot says that its guest has {cpus} processors and {} of memory, and holds the state \
+         of another number",
+        Size(*memory)
     )]
     OtherMachine {
         /// Processors of the snapshot.
@@ -110,4 +120,10 @@ pub enum SnapshotError {
         /// Bytes of memory of the snapshot.
         memory: u64,
     },
+}
+
+fn differences(gone: &[String], new: &[String]) -> String {
+    let told = [("not here: ", gone), ("here alone: ", new)];
+    let told = told.into_iter().filter(|(_, names)| !names.is_empty());
+    told.map(|(what, names)| format!("{what}{}", names.join(", "))).collect::<Vec<_>>().join("; ")
 }

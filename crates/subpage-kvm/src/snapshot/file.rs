@@ -21,6 +21,7 @@ use tempfile::NamedTempFile;
 use super::{Chips, Features, ProcessorState, SnapshotError};
 use crate::devices::PortsState;
 use crate::memory::Ram;
+use crate::vcpu::FeatureChoice;
 
 const MAGIC: [u8; 8] = *b"SUBPSNAP";
 const VERSION: u32 = 1;
@@ -47,6 +48,9 @@ pub struct Header {
     pub alias: Option<(u64, u64, u64)>,
     /// What the guest has seen of its processor.
     pub features: Features,
+    /// What was asked for and left out of it.
+    #[serde(default = "FeatureChoice::of_older_snapshots")]
+    pub feature_choice: FeatureChoice,
     /// State of each processor.
     pub processors: Vec<ProcessorState>,
     /// State of KVM's devices.
@@ -171,10 +175,11 @@ impl Reader {
     /// [`finish`](Self::finish).
     pub fn open(path: &Path) -> Result<(Self, Header), SnapshotError> {
         let failed = |error| SnapshotError::Read { path: path.to_owned(), error };
-        let file = File::open(path).map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
+        // Opening a pipe would wait for its other end.
+        if !path.metadata().map_err(failed)?.is_file() {
             return Err(SnapshotError::NotSnapshot { path: path.to_owned() });
         }
+        let file = File::open(path).map_err(failed)?;
         let file = BufReader::with_capacity(1 << 20, file);
         let mut reader = Self { path: path.to_owned(), file, hash: Sha256::new() };
         let magic: [u8; 8] =

@@ -36,7 +36,7 @@ use crate::exit::{Exit, after_port, enter};
 use crate::guard::Guard;
 use crate::metrics::ExitKind;
 use crate::store::{
-    Cause, Next, StoreContext, Unsolved, end_instruction, failure, inject, mark_walks,
+    Cause, Next, StoreContext, Unsolved, end_instruction, failure, in_traps, inject, mark_walks,
 };
 use crate::vcpu::{Interrupted, Kick, Processor, ProcessorError};
 use changes::Made;
@@ -371,7 +371,8 @@ impl Batch<'_> {
                 Exit::Nothing(_) => Step::Nothing,
                 // KVM on AMD processors has reset it by then: what is known is where the step began.
                 Exit::End(Ending::TripleFault { .. }) => {
-                    Step::Next(Next::End(Ending::TripleFault { rip: at.state.rip }))
+                    let in_traps = in_traps(self.context.stores, self.guard, at);
+                    Step::Next(Next::End(Ending::TripleFault { rip: at.state.rip, in_traps }))
                 }
                 Exit::End(ending) => Step::Next(Next::End(ending)),
                 Exit::Strange(reason) => Step::RanOn(reason),

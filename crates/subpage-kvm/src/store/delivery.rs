@@ -95,7 +95,9 @@ pub(super) fn deliver(
             inject(processor, exception)
                 .map_err(|failure| Obstacle::Failed(HostFailure::Processor(failure)))
         }
-        Delivered::TripleFault => Ok(Next::End(Ending::TripleFault { rip: at.state.rip })),
+        Delivered::TripleFault => {
+            Ok(Next::End(Ending::TripleFault { rip: at.state.rip, in_traps: Vec::new() }))
+        }
         Delivered::Stopped(event) => Ok(Next::End(Ending::Stopped { event })),
     }
 }

@@ -126,12 +126,7 @@ pub(crate) fn mmio_store(
         return Ok(next);
     }
     let vcpu = processor.number;
-    let failed = |reason: &str| Failure {
-        vcpu,
-        rip: None,
-        instruction: Vec::new(),
-        reason: reason.to_owned(),
-    };
+    let failed = |reason: &str| Failure::new(vcpu, reason.to_owned());
     match reported.collect(processor, kick) {
         Ok(()) => {}
         Err(Broken::TooLong) => return Err(failed("KVM reports a store that is longer than any")),

@@ -10,6 +10,7 @@ mod backend;
 mod context;
 mod delivery;
 mod find_instruction;
+mod in_traps;
 mod inject;
 mod mmio_store;
 mod plain;
@@ -19,6 +20,7 @@ mod trapped;
 mod walk;
 
 pub(crate) use context::StoreContext;
+pub(crate) use in_traps::in_traps;
 pub(crate) use inject::{end_instruction, inject};
 pub(crate) use mmio_store::{finish, mmio_store};
 pub(crate) use recorder::Recorder;

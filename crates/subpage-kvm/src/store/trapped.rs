@@ -174,6 +174,7 @@ pub(crate) fn failure(
         rip: Some(at.state.rip),
         instruction: code.map_or_else(Vec::new, |code| code.bytes().to_vec()),
         reason: reason.to_owned(),
+        in_traps: Vec::new(),
     }
 }
 

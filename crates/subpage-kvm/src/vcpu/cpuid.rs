@@ -244,6 +244,15 @@ mod tests {
         assert_eq!(word(&cpuid, 7, 0, 0), 2, "the last subleaf");
     }
 
+    /// A feature that can be asked for can be had.
+    #[test]
+    fn what_can_be_chosen_is_let_through() {
+        let mut cpuid = for_guest(&everything(), 0, 1);
+        let all: Vec<_> = crate::vcpu::features::all().collect();
+        let choice: crate::vcpu::FeatureChoice = all.join(",").parse().expect("names");
+        assert_eq!(choice.check(&mut cpuid), Ok(()));
+    }
+
     #[test]
     fn a_guest_sees_what_systems_need() {
         let cpuid = for_guest(&everything(), 1, 2);

@@ -2,10 +2,12 @@
 
 pub mod cpuid;
 mod exchange;
+pub(crate) mod features;
 mod kick;
 mod processor;
 pub mod registers;
 pub mod trampoline;
 
+pub use features::{FeatureChoice, FeatureError};
 pub use kick::Kick;
 pub use processor::{Activity, Interrupted, Processor, ProcessorError};

@@ -144,12 +144,8 @@ impl VmShared {
         let _paused = self.vcpus.pause();
         let result = self.guard().traps_mut().hold_tables(&self.ram, pages);
         if let Err(error) = result {
-            self.end(Ending::Failed(Failure {
-                vcpu: 0,
-                rip: None,
-                instruction: Vec::new(),
-                reason: format!("page tables lie in guarded pages, and {error}"),
-            }));
+            let reason = format!("page tables lie in guarded pages, and {error}");
+            self.end(Ending::Failed(Failure::new(0, reason)));
         }
     }
 

@@ -15,6 +15,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{PausableVcpus, Vm, VmError, VmShared, kick_signal};
+use crate::boot::MAX_PROCESSORS;
 use crate::devices::Ports;
 use crate::ending::EndingCell;
 use crate::event::Broadcast;
@@ -25,7 +26,7 @@ use crate::snapshot::Features;
 use crate::step::{PageTables, Stepping};
 use crate::store::Recorder;
 use crate::trap::{Slots, TrapBy, TrapError, Traps};
-use crate::vcpu::{Kick, Processor, cpuid};
+use crate::vcpu::{FeatureChoice, Kick, Processor, cpuid};
 use crate::vm::watch::Watch;
 
 /// Pages below 4 GiB that KVM takes for itself on Intel processors: they must not be memory.
@@ -51,7 +52,7 @@ pub enum TrapChoice {
 /// What a virtual machine has.
 #[derive(Debug, Clone)]
 pub struct Configuration {
-    /// Virtual processors, at least 1.
+    /// Virtual processors, 1 to [`MAX_PROCESSORS`].
     pub cpus: u32,
     /// Bytes of memory.
     pub memory: u64,
@@ -63,6 +64,8 @@ pub struct Configuration {
     pub page_tables: PageTables,
     /// Most memory slots to use; none for as many as KVM has.
     pub slots: Option<usize>,
+    /// Features of the processor that the guest must find or must not.
+    pub features: FeatureChoice,
     /// A reset that the guest asks for starts it again; otherwise it ends it.
     pub reboots: bool,
 }
@@ -77,6 +80,7 @@ impl Default for Configuration {
             trap: TrapChoice::Auto,
             page_tables: PageTables::Step,
             slots: None,
+            features: FeatureChoice::default(),
             reboots: false,
         }
     }
@@ -89,6 +93,9 @@ impl Vm {
         serial: Box<dyn Write + Send>,
     ) -> Result<Self, VmError> {
         open()?;
+        if !configuration.features.is_empty() {
+            crate::probe::finds(&configuration.features)?;
+        }
         Self::create(configuration, serial, crate::probe::is_native())
     }
 
@@ -100,7 +107,7 @@ impl Vm {
     ) -> Result<Self, VmError> {
         let kvm = open()?;
         let failed = |what| move |error| VmError::Kvm { what, error };
-        let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(254);
+        let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(MAX_PROCESSORS);
         if !(1..=most).contains(&configuration.cpus) {
             return Err(VmError::Processors { cpus: configuration.cpus, most });
         }
@@ -125,6 +132,9 @@ impl Vm {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("tell the processor's features"))?;
         let guard = guard(&vm, &ram, &supported, configuration, native)?;
+        // The processor's own walks do not ask CPUID.
+        let paging = cpuid::paging_features(&supported);
+        let (supported, feature_choice) = choose(supported, configuration, native);
         let features = Features::of(&cpuid::for_guest(&supported, 0, configuration.cpus));
         let mut processors = Vec::new();
         for number in 0..configuration.cpus {
@@ -147,7 +157,7 @@ impl Vm {
         Ok(Self {
             machine: Arc::new(VmShared {
                 vm,
-                paging: cpuid::paging_features(&supported),
+                paging,
                 guard: Mutex::new(guard),
                 ports: Mutex::new(ports),
                 events: Recorder::new(broadcast, Arc::clone(&metrics)),
@@ -155,6 +165,7 @@ impl Vm {
                 clock: Clock::new(khz),
                 msrs,
                 features,
+                feature_choice,
                 watch: Watch::new(processors.len()),
                 vcpus: PausableVcpus::new(processors),
                 ending: EndingCell::default(),
@@ -195,6 +206,21 @@ pub(crate) fn open() -> Result<Kvm, VmError> {
         }
     }
     Ok(kvm)
+}
+
+/// What KVM offers without what is left out, and what that is.
+fn choose(
+    mut supported: CpuId,
+    configuration: &Configuration,
+    native: bool,
+) -> (CpuId, FeatureChoice) {
+    let mut choice = configuration.features.clone();
+    if !native {
+        // KVM's emulator does not know CMPXCHG16B, which kernels use where they find it.
+        choice.rather_without("cx16");
+    }
+    choice.apply(&mut supported);
+    (supported, choice)
 }
 
 fn guard(

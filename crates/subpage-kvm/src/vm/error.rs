@@ -8,7 +8,7 @@ use crate::boot::BootError;
 use crate::guard::ChangeError;
 use crate::memory::MemoryError;
 use crate::snapshot::SnapshotError;
-use crate::vcpu::ProcessorError;
+use crate::vcpu::{FeatureError, ProcessorError};
 
 /// Why a call on a virtual machine failed.
 #[derive(Debug, Error)]
@@ -53,6 +53,9 @@ pub enum VmError {
     /// A processor.
     #[error(transparent)]
     Processor(#[from] ProcessorError),
+    /// The features that are asked for are not there.
+    #[error(transparent)]
+    Features(#[from] FeatureError),
     /// The guest cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),

@@ -37,7 +37,7 @@ use crate::snapshot::Features;
 use crate::step::{StepContext, Stepping};
 use crate::store::{Recorder, StoreContext};
 use crate::trap::TrapBy;
-use crate::vcpu::Processor;
+use crate::vcpu::{FeatureChoice, Processor};
 pub(crate) use vcpu_pause::{PausableVcpus, Paused};
 use watch::Watch;
 
@@ -58,6 +58,8 @@ pub(crate) struct VmShared {
     pub(crate) msrs: Vec<u32>,
     /// What the guest sees of its processors.
     pub(crate) features: Features,
+    /// What was asked for and left out of that.
+    pub(crate) feature_choice: FeatureChoice,
     pub(crate) metrics: Arc<Metrics>,
     /// For the times in the metrics.
     pub(crate) clock: Clock,
@@ -153,7 +155,7 @@ impl Vm {
                 if std::panic::catch_unwind(run).is_err() {
                     let reason = "this program has a bug: its message is above".to_owned();
                     let vcpu = u32::try_from(number).unwrap_or(0);
-                    let failure = Failure { vcpu, rip: None, instruction: Vec::new(), reason };
+                    let failure = Failure::new(vcpu, reason);
                     machine.vcpus.delist(number);
                     machine.end(Ending::Failed(failure));
                 }

@@ -66,12 +66,8 @@ impl VmShared {
         let mut paused = self.vcpus.pause();
         if let Err(error) = self.try_reset(&mut paused) {
             drop(paused);
-            self.end(Ending::Failed(Failure {
-                vcpu: 0,
-                rip: None,
-                instruction: Vec::new(),
-                reason: format!("it cannot be started again: {error}"),
-            }));
+            let reason = format!("it cannot be started again: {error}");
+            self.end(Ending::Failed(Failure::new(0, reason)));
         }
     }
 

@@ -7,7 +7,7 @@ use crate::ending::{Ending, Failure};
 use crate::exit::{Exit, after_port, enter};
 use crate::metrics::ExitKind;
 use crate::step::step;
-use crate::store::{Cause, Next, finish, mmio_store, trapped};
+use crate::store::{Cause, Next, finish, in_traps, mmio_store, trapped};
 use crate::vcpu::{Activity, Kick, Processor};
 
 /// Runs processor `number` until the machine ends.
@@ -15,6 +15,7 @@ pub(super) fn run(machine: &Arc<VmShared>, number: usize) {
     machine.vcpus.enlist(number);
     while let Some(mut processor) = machine.vcpus.enter(number) {
         let next = turns(machine, &mut processor, number);
+        let next = explained(machine, &processor, next);
         let given = processor.give_back();
         // Whoever changes slots takes all processors, this one too.
         drop(processor);
@@ -29,6 +30,25 @@ pub(super) fn run(machine: &Arc<VmShared>, number: usize) {
         }
     }
     machine.vcpus.delist(number);
+}
+
+/// The end of a guest that cannot go on, with what its processor needs that lies in pages that trap.
+fn explained(
+    machine: &VmShared,
+    processor: &Processor,
+    mut next: Result<Option<Next>, Failure>,
+) -> Result<Option<Next>, Failure> {
+    let told = match &mut next {
+        Ok(Some(Next::End(Ending::TripleFault { in_traps, .. }))) => in_traps,
+        Err(failure) => &mut failure.in_traps,
+        _ => return next,
+    };
+    if told.is_empty()
+        && let Ok(at) = processor.interrupted()
+    {
+        *told = in_traps(machine.stores(), &machine.guard(), &at);
+    }
+    next
 }
 
 /// Runs a processor until it has to be let go of.
@@ -121,7 +141,7 @@ fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Nex
         Exit::Strange(reason) => {
             machine.metrics.exit(ExitKind::Other);
             let rip = processor.interrupted().ok().map(|at| at.state.rip);
-            Err(Failure { vcpu, rip, instruction: Vec::new(), reason })
+            Err(Failure { rip, ..Failure::new(vcpu, reason) })
         }
     }
 }

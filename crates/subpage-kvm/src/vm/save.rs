@@ -32,6 +32,7 @@ impl VmShared {
                 (pages.first().as_u64(), pages.pages(), original.as_u64())
             }),
             features: self.features.clone(),
+            feature_choice: self.feature_choice.clone(),
             processors,
             chips: Chips::save(&self.vm)?,
             ports: self.ports().save(),
@@ -61,7 +62,7 @@ fn runs(pages: &PageSet) -> Vec<(u64, u64)> {
 impl Vm {
     /// Makes a machine that goes on where a saved guest was, under the rules that it had.
     ///
-    /// Processors and memory are the snapshot's; everything else comes from `configuration`.
+    /// Processors, their features and memory are the snapshot's; everything else comes from `configuration`.
     pub fn restore(
         path: &Path,
         configuration: &Configuration,
@@ -74,11 +75,14 @@ impl Vm {
             return Err(other.into());
         }
         let alias = header.alias.map(alias).transpose()?;
-        let configuration = Configuration { cpus, memory, alias, ..configuration.clone() };
+        let features = header.feature_choice.clone();
+        let configuration =
+            Configuration { cpus, memory, alias, features, ..configuration.clone() };
         let vm = Self::new(&configuration, serial)?;
         let machine = Arc::clone(&vm.machine);
-        if header.features != machine.features {
-            return Err(SnapshotError::OtherProcessor.into());
+        let (gone, new) = header.features.differences(&machine.features);
+        if !gone.is_empty() || !new.is_empty() {
+            return Err(SnapshotError::OtherProcessor { gone, new }.into());
         }
         let state = reader.finish(&machine.ram)?;
         machine.guard().import(&machine.ram, &state)?;

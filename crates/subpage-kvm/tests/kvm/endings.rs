@@ -36,7 +36,7 @@ fn an_exception_without_handlers_is_a_triple_fault() {
         |_, ending, _| {
             // An AMD processor loses its state at a shutdown, and KVM puts that of a reset there.
             const RESET: u64 = 0xfff0;
-            let Ending::TripleFault { rip } = ending else { panic!("{ending}") };
+            let Ending::TripleFault { rip, .. } = ending else { panic!("{ending}") };
             assert!([CODE + 1, RESET].contains(&rip), "{rip:#x}");
         },
     );

@@ -140,7 +140,7 @@ fn a_save_that_fails_leaves_the_older_file_and_no_other() {
 }
 
 /// The file with its header changed, and a checksum that fits.
-fn with_header(whole: &[u8], change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+pub(crate) fn with_header(whole: &[u8], change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
     use sha2::{Digest as _, Sha256};
     let length = usize::try_from(u64::from_le_bytes(whole[12..20].try_into().unwrap())).unwrap();
     let (header, rest) = whole[20..whole.len() - 32].split_at(length);

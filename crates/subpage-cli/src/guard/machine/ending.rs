@@ -69,7 +69,7 @@ mod tests {
         ] {
             assert!(!failed(&ending, None), "{ending}");
         }
-        assert!(failed(&Ending::TripleFault { rip: 1 }, None));
+        assert!(failed(&Ending::TripleFault { rip: 1, in_traps: Vec::new() }, None));
         assert!(failed(&Ending::Requested, Some(Cut::TimedOut)));
         assert!(!failed(&Ending::Requested, Some(Cut::Interrupted)));
         // A guest that ended itself in the same moment did so.

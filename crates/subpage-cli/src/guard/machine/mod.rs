@@ -20,6 +20,7 @@ use subpage::rules::Rule;
 use subpage_kvm::boot::{self, Boot};
 use subpage_kvm::control::protocol::{Reply, Request, Shown};
 use subpage_kvm::control::{RequestHandler, Server};
+use subpage_kvm::memory::Remedy;
 use subpage_kvm::metrics::MetricsServer;
 use subpage_kvm::trap::TrapBy;
 use subpage_kvm::vm::{self, Configuration, Vm};
@@ -262,6 +263,7 @@ fn configuration(asked: &MachineArguments) -> Configuration {
             PageTables::Step => vm::PageTables::Step,
             PageTables::Refuse => vm::PageTables::Refuse,
         },
+        features: asked.cpu.clone().unwrap_or_default(),
         ..Configuration::default()
     }
 }
@@ -283,14 +285,19 @@ fn check_memory(vm: &Vm, policy: &Policy) -> Result<(), Failure> {
         return Ok(());
     };
     let range = rule.rule.range;
+    let remedy = Remedy::of(range);
     Err(Failure::Input(format!(
-        "the rule `{}` ({}) guards {:#x}..{:#x}, which is not all memory of \
-         this guest of {}: give it more by `--memory`, or correct the rule",
+        "the rule `{}` ({}) guards {:#x}..{:#x}, which is not all memory of this guest of {}: {remedy}; \
+         {}",
         rule.rule.name,
         rule.place(),
         range.first().as_u64(),
         range.last().as_u64() + 1,
         bytes(vm.ram().bytes()),
+        match remedy {
+            Remedy::Memory(_) => "give it more by `--memory`, or correct the rule",
+            Remedy::Devices | Remedy::Beyond => "correct the rule",
+        },
     )))
 }
 

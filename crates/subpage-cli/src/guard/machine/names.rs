@@ -1,5 +1,7 @@
 //! Names for `region` that a guest on KVM brings, and whether they fit it.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use subpage_kvm::boot::{Boot, Format, Part, sniff};
@@ -34,7 +36,7 @@ pub(super) fn of_guest(
                         ELF file",
         });
     }
-    let is_elf = sniff(image).map_err(|error| Failure::bad(&error))? == Some(Format::Elf64);
+    let is_elf = is_elf(image)?;
     // A kernel with debug information has a gigabyte, which is read only if it is asked for.
     let wanted =
         draft.rules().any(|rule| matches!(rule.place, Place::Region { .. } | Place::Notation(_)));
@@ -53,6 +55,20 @@ pub(super) fn of_guest(
     let otherwise = "the names are the guest's symbols: `nm GUEST` lists them; a stripped file has \
                      none, then give their file by `--symbols FILE`";
     Ok(GuestNames { list, otherwise })
+}
+
+/// Whether a guest that KVM runs is an ELF file.
+fn is_elf(image: &Path) -> Result<bool, Failure> {
+    const MAGIC: [u8; 4] = *b"\x7fELF";
+    Ok(match sniff(image).map_err(|error| Failure::bad(&error))? {
+        Some(Format::Elf64) => true,
+        Some(Format::Multiboot) => {
+            let mut magic = [0; MAGIC.len()];
+            File::open(image).and_then(|mut file| file.read_exact(&mut magic)).is_ok()
+                && magic == MAGIC
+        }
+        _ => false,
+    })
 }
 
 /// The warning about a guest that is a kernel which may move itself away from its symbols.
@@ -109,10 +125,9 @@ pub(super) fn kernel_starts(
 /// Refuses symbols of a kernel that lies elsewhere than this guest was loaded: those of a boot with
 /// KASLR, or of another build.
 pub(super) fn check_place(starts: &[KernelStart], boot: &Boot) -> Result<(), Failure> {
-    let image = boot
-        .parts
-        .iter()
-        .filter(|placed| matches!(placed.part, Part::Kernel | Part::Segment(_) | Part::Flat));
+    let is_image =
+        |part| matches!(part, Part::Kernel | Part::Segment(_) | Part::Flat | Part::MultibootImage);
+    let image = boot.parts.iter().filter(|placed| is_image(placed.part));
     let Some(loaded) = image.map(|placed| placed.range.first().as_u64()).min() else {
         return Ok(());
     };

@@ -19,8 +19,16 @@ fn bad_input_is_found_before_the_guest_starts() {
         assert!(errors.contains(told), "{more:?}: {errors}");
         assert!(output.stdout.is_empty(), "{more:?}");
     };
-    wrong(&["--memory", "1M"], "guest memory of 1048576 bytes");
+    wrong(&["--memory", "1M"], "guest memory of 1 MiB is not a multiple");
     wrong(&["--memory", "2M"], "the rule `helper path` (policy.toml:4) guards 0x200080");
+    wrong(&["--memory", "2M"], "the guest would need 3 MiB; give it more by `--memory`");
+    wrong(&["--cpu", "-avx9"], "there is no feature `avx9`; the names are sse3, ");
+    wrong(&["--cpu", "avx,-xsave"], "`avx` is asked for, and so is `-xsave`");
+    let devices =
+        super::POLICY.replace("region = \"helper_path\"\nlength = 128", "range = \"0xfee00000+8\"");
+    fs::write(place.path("policy.toml"), devices).expect("policy");
+    wrong(&[], "devices lie from 3 to 4 GiB, however much memory the guest has; correct the rule");
+    fs::write(place.path("policy.toml"), super::POLICY).expect("policy");
     wrong(&["--initrd", "missing"], "missing");
     wrong(&["--control", "text"], "exists and is no socket");
     let moved = LIST.replace("80100000 T", "a0100000 T");
@@ -63,14 +71,22 @@ fn a_program_that_is_not_one_is_told() {
     );
     wrong(&image, &["--memory", "2M"], &["segment 0", "give the guest more memory"]);
     wrong(&image, &["--load-address", "0x100000"], &["leave it out"]);
-    wrong(&image, &["--cpus", "0"], &["'0' for '--cpus <N>'", "1..=64"]);
+    wrong(&image, &["--cpus", "0"], &["'0' for '--cpus <N>'", "1..=254"]);
     wrong(
         &image,
         &["--memory", "lots"],
         &["'lots' for '--memory <SIZE>'", "write for example 128M"],
     );
-    wrong(&image, &["--memory", "900000G"], &["not a multiple of 4096 from 2 MiB to"]);
-    wrong(b"text", &[], &["guest is neither a trace, an ELF file nor", "--load-address"]);
+    wrong(
+        &image,
+        &["--memory", "900000G"],
+        &["900000 GiB is not a multiple of 4096 bytes from 2 MiB to 255 GiB"],
+    );
+    wrong(
+        b"text",
+        &[],
+        &["guest is neither a trace, an ELF file, a Multiboot kernel nor", "--load-address"],
+    );
     let twice = "ffffffff80200000 D modprobe_path\nffffffff80200080 D modprobe_path\n";
     fs::write(place.path("twice"), twice).expect("list");
     wrong(&image, &["--symbols", "twice"], &["2 regions are called `modprobe_path`", "`range`"]);
@@ -105,4 +121,68 @@ fn a_program_that_is_not_one_is_told() {
     let errors = String::from_utf8_lossy(&missing.stderr);
     assert_eq!(missing.status.code(), Some(2));
     assert!(errors.contains("cannot read the guest guest: No such file"), "{errors}");
+}
+
+/// What is no file of code or trace is told by what it is.
+#[test]
+fn files_that_are_no_guests_are_told_by_their_kind() {
+    let place = Place::new(&[]);
+    fs::write(place.path("policy.toml"), "version = 1\nrule = []\n").expect("policy");
+    fs::create_dir(place.path("directory")).expect("directory");
+    fs::write(place.path("code"), [0xf4]).expect("file");
+    let pipe = place.path("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("pipe");
+    let told = |arguments: &[&str], parts: &[&str]| {
+        let output = place.program(arguments).output().expect("the program starts");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {errors}");
+        for part in parts {
+            assert!(errors.contains(part), "{arguments:?}, {part}: {errors}");
+        }
+        // A wrong kind of message.
+        assert!(!errors.contains("neither"), "{arguments:?}: {errors}");
+    };
+    for more in [&[][..], &["--load-address", "0x100000"]] {
+        for (file, part) in [
+            ("guest", "the guest guest: it is empty"),
+            ("/dev/null", "the guest /dev/null: it is a device or a socket"),
+            ("directory", "the guest directory"),
+        ] {
+            let arguments = [&["guard", "-p", "policy.toml"], more, &[file]].concat();
+            told(&arguments, &[part]);
+        }
+    }
+    for file in ["guest", "/dev/null", "directory"] {
+        told(&["plan", file], &["cannot read the trace", file]);
+        told(&["policy", "check", "policy.toml", file], &["cannot read the guest", file]);
+    }
+    told(&["plan", "/dev/null"], &["it is empty"]);
+    // Nobody writes into the pipe: none of these may wait for it.
+    told(&["guard", "--restore", "pipe"], &["pipe is not a snapshot of a guest"]);
+    told(&["policy", "check", "policy.toml", "--symbols", "pipe"], &["pipe is not a regular file"]);
+    told(
+        &["compile", "-p", "policy.toml", "--symbols", "pipe", "-o", "m"],
+        &["not a regular file"],
+    );
+
+    // From a pipe only a trace can be read.
+    for option in [&["--load-address", "0x100000"][..], &["--backend", "kvm"]] {
+        let arguments = [&["guard", "-p", "policy.toml"], option, &["pipe"]].concat();
+        told(&arguments, &["does not fit pipe: from a pipe only a trace can be read"]);
+    }
+    for (bytes, part) in [
+        (&b"\x7fELF and more of a program"[..], "any other guest has to be a regular file"),
+        (b"", "it is empty"),
+    ] {
+        let mut command = place.program(&["guard", "-p", "policy.toml", "-"]);
+        let mut child =
+            command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        let mut input = child.stdin.take().expect("piped");
+        std::io::Write::write_all(&mut input, bytes).expect("room in the pipe");
+        drop(input);
+        let output = child.wait_with_output().expect("ends");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        assert!(errors.contains(part), "{errors}");
+    }
 }

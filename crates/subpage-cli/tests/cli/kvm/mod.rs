@@ -5,6 +5,7 @@ mod clients;
 mod failing;
 mod input;
 mod killed;
+mod no_rules;
 mod runs;
 mod saving;
 mod stalled;

@@ -122,7 +122,7 @@ fn the_initrd_lies_as_high_as_the_kernel_takes_it() {
     assert_eq!(load(0x1000, &high).expect("room"), 0x1f_f000);
     let full = load(0x20_0000, &high).expect_err("no room");
     assert!(
-        full.to_string().contains("2097152 bytes finds no room between 0x100000 and 0x201000"),
+        full.to_string().contains("of 2 MiB finds no room between 0x100000 and 0x201000"),
         "{full}"
     );
 }

@@ -77,13 +77,15 @@ fn other_kinds_of_elf_files_are_refused() {
         refused(&elf_of(&header, &segments))
     };
     assert_eq!(change(|header| header.e_ident[4] = 1), ElfError::Machine);
+    let i386 = |header: &mut Elf64_Ehdr| (header.e_ident[4], header.e_machine) = (1, 3);
+    assert_eq!(change(i386), ElfError::Class32);
     assert_eq!(change(|header| header.e_ident[5] = 2), ElfError::Machine);
     assert_eq!(change(|header| header.e_machine = 183), ElfError::Machine);
     assert_eq!(change(|header| header.e_type = ET_DYN), ElfError::Type { kind: 3 });
     assert_eq!(change(|header| header.e_phnum = 0), ElfError::NothingToLoad);
-    let headers = ElfError::Headers { count: 1, bytes: 32 };
+    let headers = ElfError::Headers { count: 1, bytes: 32, known: 56 };
     assert_eq!(change(|header| header.e_phentsize = 32), headers);
-    let headers = ElfError::Headers { count: 0xffff, bytes: 56 };
+    let headers = ElfError::Headers { count: 0xffff, bytes: 56, known: 56 };
     assert_eq!(change(|header| header.e_phnum = 0xffff), headers);
     let offset = u64::MAX - 8;
     let cut_off = ElfError::HeadersCutOff { count: 1, offset };
@@ -184,7 +186,8 @@ fn a_guest_larger_than_memory_is_told_what_there_is() {
     assert_eq!(
         error.to_string(),
         "segment 0 of the image (0x100000..0x200001) does not lie in the guest's memory of \
-         2097152 bytes (0x0..0x200000); give the guest more memory or link it elsewhere"
+         2 MiB (0x0..0x200000): the guest would need 3 MiB; give the guest more memory or link it \
+         elsewhere"
     );
     scene.check_untouched(&[]);
 
@@ -195,6 +198,12 @@ fn a_guest_larger_than_memory_is_told_what_there_is() {
         error.to_string().contains("(0x0..0xc0000000 and 0x100000000..0x140000000)"),
         "{error}"
     );
+    // However little memory the guest has, no memory ever comes there.
+    let error =
+        Scene::used().load(&elf(0xfee0_0000, &[segment(0xfee0_0000, 0xfee0_0000, b"\xf4", 1)]));
+    let error = error.expect_err("devices").to_string();
+    assert!(error.contains("devices lie from 3 to 4 GiB"), "{error}");
+    assert!(error.ends_with("; link it elsewhere"), "{error}");
 }
 
 #[test]
@@ -240,7 +249,13 @@ fn a_program_for_linux_is_no_guest() {
             };
             let context = format!("behind {behind}, aligned to {align}");
             assert_eq!(refused(&note(1, 0, b"GNU\0")), ElfError::ForLinux, "{context}");
-            for other in [note(1, 1, b"GNU\0"), note(2, 0, b"GNU\0"), note(1, 0, b"Xen\0")] {
+            assert_eq!(refused(&note(4, 9, b"Go\0\0")), ElfError::ForLinux, "{context}");
+            for other in [
+                note(4, 0, b"GNU\0"),
+                note(1, 1, b"GNU\0"),
+                note(2, 0, b"GNU\0"),
+                note(1, 0, b"Xen\0"),
+            ] {
                 let loaded = Scene::used().load(&other);
                 assert!(loaded.is_ok(), "{context}");
             }
@@ -252,5 +267,46 @@ fn a_program_for_linux_is_no_guest() {
             bytes.extend(b"GNU\0\0\0\0");
             Scene::used().load(&with(&bytes, align)).expect("a guest");
         }
+    }
+}
+
+/// A static program without a tag, as musl's: its symbols name the C library's start.
+#[test]
+fn a_program_with_the_c_librarys_start_is_no_guest() {
+    const SYMBOLS: u32 = 2;
+    const STRINGS: u32 = 3;
+    let code = segment(0x10_0000, 0x10_0000, &[0xf4; 16], 16);
+    // The section headers, behind them the strings.
+    let with = |kind: u32, link: u32, strings: &[u8], count: u16| {
+        let mut header = elf_header(0x10_0000, 1);
+        (header.e_shoff, header.e_shentsize, header.e_shnum) = (0x100, 64, count);
+        let mut file = elf_of(&header, std::slice::from_ref(&code));
+        file.resize(0x100, 0);
+        let section = |kind: u32, link: u32, offset: u64, bytes: u64| {
+            let mut section = vec![0; 64];
+            section[4..8].copy_from_slice(&kind.to_le_bytes());
+            section[24..32].copy_from_slice(&offset.to_le_bytes());
+            section[32..40].copy_from_slice(&bytes.to_le_bytes());
+            section[40..44].copy_from_slice(&link.to_le_bytes());
+            section
+        };
+        file.extend(section(0, 0, 0, 0));
+        file.extend(section(kind, link, 0x100, 64));
+        file.extend(section(STRINGS, 0, 0x100 + 3 * 64, strings.len() as u64));
+        file.extend(strings);
+        file
+    };
+    let start = b"\0main\0__libc_start_main\0exit\0";
+    assert_eq!(refused(&with(SYMBOLS, 2, start, 3)), ElfError::ForLinux);
+    let other = b"\0my__libc_start_main\0__libc_start_main_2\0__libc_start_main";
+    for image in [
+        with(SYMBOLS, 2, other, 3),
+        with(SYMBOLS, 9, start, 3),
+        with(SYMBOLS, u32::MAX, start, 0xffff),
+        with(SYMBOLS, 2, start, 2),
+        with(STRINGS, 2, start, 3),
+        with(SYMBOLS, 2, start, 3)[..0x100 + 3 * 64 + 10].to_vec(),
+    ] {
+        Scene::used().load(&image).expect("a guest");
     }
 }

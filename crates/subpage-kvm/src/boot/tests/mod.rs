@@ -5,6 +5,7 @@ mod contract;
 mod elf;
 mod files;
 mod hostile;
+mod multiboot;
 
 use std::path::{Path, PathBuf};
 
