@@ -92,7 +92,7 @@ fn rules(summary: &Summary) -> Columns {
     use Align::{Left, Right};
     let mut order: Vec<&RuleSummary> = summary.rules.iter().collect();
     order.sort_by_key(|rule| std::cmp::Reverse((rule.denied, rule.logged)));
-    let has_overruled = order.iter().any(|rule| rule.overruled.is_some_and(|count| count > 0));
+    let has_overruled = order.iter().any(|rule| rule.overruled > 0);
     let mut columns = vec![Left, Left, Right, Right, Right, Right, Left];
     let mut headings =
         vec!["rule", "action", "checked", "allowed", "logged", "denied", "first denial"];
@@ -113,7 +113,7 @@ fn rules(summary: &Summary) -> Columns {
             (first_denial(rule), PLAIN),
         ];
         if has_overruled {
-            cells.insert(4, (grouped(rule.overruled.unwrap_or(0)), PLAIN));
+            cells.insert(4, (grouped(rule.overruled), PLAIN));
         }
         table.row(cells);
     }

@@ -143,11 +143,11 @@ pub struct RuleSummary {
     pub line: Option<u64>,
     /// Writes that touched a sub-page of the rule.
     pub checked: u64,
-    /// Of these, the writes that the rule had nothing against: they touched none of its bytes. Where
-    /// `overruled` is not known, also those that a stronger rule decided.
+    /// Of these, the writes that the rule had nothing against: they touched none of its bytes.
     pub allowed: u64,
-    /// Of these, the writes to its bytes that a stronger rule decided; on KVM not known.
-    pub overruled: Option<u64>,
+    /// Of these, the writes to its bytes about which another rule decided, a stronger one or an equally
+    /// strong one before it, or an access map.
+    pub overruled: u64,
     /// Of these, the writes that took effect and were reported because of this rule.
     pub logged: u64,
     /// Of these, the writes that had no effect because of this rule.
@@ -168,7 +168,7 @@ impl RuleSummary {
             line: Some(rule.line as u64),
             checked: 0,
             allowed: 0,
-            overruled: None,
+            overruled: 0,
             logged: 0,
             denied: 0,
             first_denial: None,

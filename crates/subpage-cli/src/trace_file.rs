@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use subpage::address::{ByteRange, Gpa};
-use subpage_trace::{Process, TraceError, TraceReader, Write};
+use subpage_trace::{Code, Process, TraceError, TraceReader, Write};
 
 use crate::failure::Failure;
 use crate::new_file::is_stdin;
@@ -81,6 +81,23 @@ impl TraceFile {
     /// Number of the process whose writes are given.
     pub fn process(&self) -> u16 {
         self.process
+    }
+
+    /// The process whose writes are given, as events name it; `None` in a trace of one.
+    pub fn event_process(&self) -> Option<subpage_trap::Process> {
+        let process = self.processes().get(usize::from(self.process))?;
+        let program = process.command.split_ascii_whitespace().next().unwrap_or_default();
+        let name = program.rsplit('/').next().unwrap_or_default().to_owned();
+        Some(subpage_trap::Process { number: self.process, name })
+    }
+
+    /// What the trace says about the storing instructions of that process.
+    pub fn code(&self) -> &Code {
+        let header = self.reader.header();
+        match self.processes().get(usize::from(self.process)) {
+            Some(process) if self.process != header.main => &process.code,
+            _ => &header.code,
+        }
     }
 
     /// The names that it brings.

@@ -14,6 +14,7 @@ use object::{
     SymbolKind,
 };
 
+use crate::code_names::CodeNames;
 use crate::names::{MAX_NAMES, Name, NameKind, Names};
 
 const PAGE: u64 = 4096;
@@ -59,13 +60,28 @@ pub struct Placement {
     pub offset: u64,
 }
 
-/// [`program_names`] of a file that a program which began at `began` was loaded from, unless the file
+/// What a program's file says about its memory.
+pub(crate) struct Program {
+    /// Its sections and objects, where they are mapped.
+    pub(crate) names: Names,
+    pub(crate) code: MappedCode,
+}
+
+/// Names of a program's code.
+pub(crate) struct MappedCode {
+    /// By the addresses in the file.
+    pub(crate) names: CodeNames,
+    /// How many bytes higher the program lies than its file says.
+    pub(crate) bias: u64,
+}
+
+/// What [`program_names`] reads, and the code, of a file that a program which began at `began` was loaded from, unless the file
 /// was changed since.
-pub(crate) fn mapped_names(
+pub(crate) fn mapped_program(
     path: &Path,
     placement: Placement,
     began: SystemTime,
-) -> Result<Names, ElfError> {
+) -> Result<Program, ElfError> {
     // What the kernel adds to the path of a file without a name.
     if path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)") {
         return Err(ElfError::Replaced);
@@ -81,8 +97,11 @@ pub(crate) fn mapped_names(
     if changed()? {
         return Err(ElfError::Replaced);
     }
-    let names = program_names(path, placement)?;
-    if changed()? { Err(ElfError::Replaced) } else { Ok(names) }
+    let program = with_file(path, |file| {
+        let (names, bias) = names_of(file, placement)?;
+        Ok(Program { names, code: MappedCode { names: CodeNames::of_elf(file), bias } })
+    })?;
+    if changed()? { Err(ElfError::Replaced) } else { Ok(program) }
 }
 
 /// The writable sections and data objects of the ELF file `path`, where it is mapped.
@@ -91,8 +110,21 @@ pub(crate) fn mapped_names(
 /// with a size, in writable sections, of the static and the dynamic symbol table, without their
 /// version. Thread-local data has no one address and is left out.
 pub fn program_names(path: &Path, placement: Placement) -> Result<Names, ElfError> {
+    with_file(path, |file| names_of(file, placement).map(|(names, _)| names))
+}
+
+type ElfFile<'a> = object::File<'a, &'a ReadCache<File>>;
+
+fn with_file<T>(
+    path: &Path,
+    read: impl FnOnce(&ElfFile<'_>) -> Result<T, ElfError>,
+) -> Result<T, ElfError> {
     let cache = ReadCache::new(File::open(path).map_err(ElfError::open)?);
-    let file = object::File::parse(&cache).map_err(ElfError::Parse)?;
+    read(&object::File::parse(&cache).map_err(ElfError::Parse)?)
+}
+
+/// The names of a file's data, and how many bytes higher it is mapped than it says.
+fn names_of(file: &ElfFile<'_>, placement: Placement) -> Result<(Names, u64), ElfError> {
     let segment = file
         .segments()
         .find(|segment| segment.file_range().0 & !(PAGE - 1) == placement.offset)
@@ -136,7 +168,7 @@ pub fn program_names(path: &Path, placement: Placement) -> Result<Names, ElfErro
             kind: NameKind::Object,
         });
     }
-    Ok(Names::new(names))
+    Ok((Names::new(names), bias))
 }
 
 #[cfg(test)]
@@ -153,11 +185,10 @@ mod tests {
     fn a_file_that_was_changed_or_deleted_since_gives_no_names() {
         let program = env::current_exe().expect("there");
         let now = SystemTime::now();
-        let names = mapped_names(&program, START, now).expect("it was built before");
+        let mapped = |path: &Path, began| mapped_program(path, START, began).map(|it| it.names);
+        let names = mapped(&program, now).expect("it was built before");
         assert!(names.find("program:.data").is_ok());
-        let replaced = |path: &Path, began| {
-            matches!(mapped_names(path, START, began), Err(ElfError::Replaced))
-        };
+        let replaced = |path: &Path, began| matches!(mapped(path, began), Err(ElfError::Replaced));
         assert!(replaced(&program, SystemTime::UNIX_EPOCH));
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (link, deleted) = (folder.path().join("it"), folder.path().join("it (deleted)"));
@@ -166,7 +197,7 @@ mod tests {
         }
         assert!(!replaced(&link, now));
         assert!(replaced(&deleted, now));
-        let missing = mapped_names(&folder.path().join("none"), START, now);
+        let missing = mapped(&folder.path().join("none"), now);
         assert!(matches!(missing, Err(ElfError::Open(_))), "{missing:?}");
     }
 }

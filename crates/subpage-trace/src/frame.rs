@@ -8,8 +8,11 @@ use crate::error::TraceError;
 pub const MAGIC: [u8; 8] = *b"\x89SPTR\r\n\n";
 /// Version of traces of one process.
 pub(crate) const ONE_PROCESS: u32 = 1;
-/// The newest version: of traces of several processes. Both versions are read.
-pub const VERSION: u32 = 2;
+/// Version of traces of several processes.
+pub(crate) const SEVERAL_PROCESSES: u32 = 2;
+/// The newest version: of traces that name their code, of one process or several. All versions are
+/// read.
+pub const VERSION: u32 = 3;
 /// The most writes in one block.
 pub const MAX_BLOCK_WRITES: usize = 1 << 14;
 /// The most bytes a block has after decompression: 24 a write, as a write takes at most 22 and

@@ -2,8 +2,9 @@
 
 use std::io::Read;
 
+use crate::code::{Code, Room};
 use crate::error::TraceError;
-use crate::frame::{Counted, MAGIC, ONE_PROCESS, VERSION};
+use crate::frame::{Counted, MAGIC, ONE_PROCESS, SEVERAL_PROCESSES, VERSION};
 use crate::names::{MAX_NAMES, Name, NameKind, Names};
 use crate::varint;
 
@@ -15,9 +16,9 @@ pub const MAX_COMMAND_BYTES: usize = 1 << 17;
 pub const MAX_PROCESSES: usize = 1024;
 /// The most bytes (UTF-8) of the command line of one of several processes.
 pub const MAX_PROCESS_BYTES: usize = 1024;
-/// The most bytes of a header's content: a full table of the longest names, the command and the
-/// processes.
-const MAX_CONTENT: u32 = 20 << 20;
+/// The most bytes of a header's content: full tables of the longest names and texts, the command, the
+/// processes and the instructions.
+const MAX_CONTENT: u32 = 40 << 20;
 
 /// What a trace says about itself before the first write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +28,9 @@ pub struct Header {
     pub command: Vec<String>,
     /// Named ranges; of several processes, those of the main one.
     pub names: Names,
+    /// Functions and source lines of the storing instructions; of several processes, those of the main
+    /// one.
+    pub code: Code,
     /// The processes whose writes the trace holds, at most [`MAX_PROCESSES`], in the order in which
     /// they began. Empty for a trace of one process.
     pub processes: Vec<Process>,
@@ -47,6 +51,8 @@ pub struct Process {
     pub command: String,
     /// Named ranges. Those of the main process stand in [`Header::names`] and not here.
     pub names: Names,
+    /// Functions and source lines. Those of the main process stand in [`Header::code`] and not here.
+    pub code: Code,
 }
 
 impl Header {
@@ -55,8 +61,9 @@ impl Header {
     /// A command that is too long is cut, at a word if there are several.
     ///
     /// # Panics
-    /// If the processes are more than [`MAX_PROCESSES`] or all names together more than [`MAX_NAMES`],
-    /// if `main` is none of the processes or has names among them, or if a parent does not stand
+    /// If the processes are more than [`MAX_PROCESSES`], all names together more than [`MAX_NAMES`], or
+    /// all instructions or texts more than fit, if `main` is none of the processes or has names or code
+    /// among them, or if a parent does not stand
     /// before its child.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut content = Vec::new();
@@ -75,9 +82,16 @@ impl Header {
             put_text(&mut content, word);
         }
         put_names(&mut content, &self.names);
-        let version = if self.processes.is_empty() { ONE_PROCESS } else { VERSION };
+        let has_code = |process: &Process| !process.code.is_empty();
+        let version = if !self.code.is_empty() || self.processes.iter().any(has_code) {
+            VERSION
+        } else if self.processes.is_empty() {
+            ONE_PROCESS
+        } else {
+            SEVERAL_PROCESSES
+        };
         self.check_processes();
-        if version == VERSION {
+        if version >= SEVERAL_PROCESSES {
             varint::put(&mut content, self.processes.len() as u64);
             varint::put(&mut content, self.main.into());
             for process in &self.processes {
@@ -89,6 +103,10 @@ impl Header {
                 put_text(&mut content, &command[..end.unwrap_or_default()]);
                 put_names(&mut content, &process.names);
             }
+        }
+        if version >= VERSION {
+            self.code.put(&mut content);
+            self.processes.iter().for_each(|process| process.code.put(&mut content));
         }
         let length = u32::try_from(content.len()).ok().filter(|&length| length <= MAX_CONTENT);
         let length = length.unwrap_or_else(|| unreachable!("names and command are bounded"));
@@ -109,11 +127,14 @@ impl Header {
         let names =
             processes.iter().fold(self.names.len(), |sum, process| sum + process.names.len());
         assert!(names <= MAX_NAMES, "there are too many names");
+        let mut code = std::iter::once(&self.code).chain(processes.iter().map(|it| &it.code));
+        let room = code.try_fold(Room::ALL, Room::after);
+        assert!(room.is_some(), "there are too many instructions or texts");
         for (index, process) in processes.iter().enumerate() {
             let earlier = process.parent.is_none_or(|parent| usize::from(parent) < index);
             assert!(earlier, "the parent of process {index} does not stand before it");
-            let elsewhere = index != main || process.names.is_empty();
-            assert!(elsewhere, "the names of the main process stand with it");
+            let elsewhere = index != main || process.names.is_empty() && process.code.is_empty();
+            assert!(elsewhere, "what the main process has stands in the header");
         }
     }
 
@@ -139,7 +160,7 @@ impl Header {
         }
         let length = u32::from_le_bytes(word);
         if length > MAX_CONTENT {
-            return Err(TraceError::Header { what: "it is longer than 20 MiB" });
+            return Err(TraceError::Header { what: "it is longer than 40 MiB" });
         }
         bytes.extend(word);
         if input.append(&mut bytes, u64::from(length))? < u64::from(length)
@@ -159,7 +180,7 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-fn take_text<'a>(content: &mut &'a [u8]) -> Result<&'a str, &'static str> {
+pub(crate) fn take_text<'a>(content: &mut &'a [u8]) -> Result<&'a str, &'static str> {
     let length = varint::take(content).ok_or("a text is cut off")?;
     let length = usize::try_from(length).ok().filter(|&length| length <= content.len());
     let (text, rest) = content.split_at(length.ok_or("a text is cut off")?);
@@ -204,13 +225,18 @@ fn take_names(content: &mut &[u8], room: &mut usize) -> Result<Names, &'static s
 fn take_processes(
     content: &mut &[u8],
     room: &mut usize,
+    version: u32,
 ) -> Result<(Vec<Process>, u16), &'static str> {
     let mut number = |most: usize| {
         let number = varint::take(content).ok_or("a process is cut off")?;
         usize::try_from(number).ok().filter(|&n| n <= most).ok_or("a process breaks its limits")
     };
     let count = number(MAX_PROCESSES)?;
-    let main = number(count.checked_sub(1).ok_or("there is no process")?)?;
+    // Only a trace that names its code has this part, and processes, without need.
+    if count == 0 && version == SEVERAL_PROCESSES {
+        return Err("there is no process");
+    }
+    let main = number(count.saturating_sub(1))?;
     let mut processes = Vec::new();
     for index in 0..count {
         let mut number = |most: u64| {
@@ -236,6 +262,7 @@ fn take_processes(
             parent: parent.checked_sub(1).and_then(|parent| u16::try_from(parent).ok()),
             command: command.to_owned(),
             names,
+            code: Code::default(),
         });
     }
     let main = u16::try_from(main).unwrap_or_else(|_| unreachable!("there are few processes"));
@@ -260,14 +287,25 @@ fn decode(mut content: &[u8], version: u32) -> Result<Header, &'static str> {
     }
     let mut room = MAX_NAMES;
     let names = take_names(content, &mut room)?;
-    let (processes, main) = match version {
+    let (mut processes, main) = match version {
         ONE_PROCESS => (Vec::new(), 0),
-        _ => take_processes(content, &mut room)?,
+        _ => take_processes(content, &mut room, version)?,
     };
+    let mut code = Code::default();
+    if version >= VERSION {
+        let mut room = Room::ALL;
+        code = Code::take(content, &mut room)?;
+        for (index, process) in processes.iter_mut().enumerate() {
+            process.code = Code::take(content, &mut room)?;
+            if index == usize::from(main) && !process.code.is_empty() {
+                return Err("the code of the main process stands with it");
+            }
+        }
+    }
     if !content.is_empty() {
         return Err("bytes follow the end of the header");
     }
-    Ok(Header { command, names, processes, main })
+    Ok(Header { command, names, code, processes, main })
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@
 
 mod address_space;
 mod block;
+mod code;
+mod code_names;
 mod destination;
 mod elf;
 mod error;
@@ -18,12 +20,15 @@ mod predict;
 mod processes;
 mod reader;
 mod record;
+mod source_lines;
 mod spool;
 mod valgrind;
 mod varint;
 mod write;
 mod writer;
 
+pub use code::{Code, CodePlace, MAX_INSTRUCTIONS, MAX_TEXTS};
+pub use code_names::CodeNames;
 pub use destination::destination;
 pub use elf::{ElfError, Placement, program_names};
 pub use error::TraceError;
@@ -35,5 +40,6 @@ pub use lackey::{Item, LackeyReader, LackeySummary, MAX_LINE, MAX_REPORTED, MAX_
 pub use names::{MAX_NAME_BYTES, MAX_NAMES, Name, NameError, NameKind, Names};
 pub use reader::{TraceReader, Writes};
 pub use record::{Progress, RecordError, Recorded, Recording, Told, import, record};
+pub use source_lines::SourceLines;
 pub use write::{ADDRESS_LIMIT, MAX_WRITE_SIZE, Pieces, Write};
 pub use writer::TraceWriter;

@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use crate::address_space::{AddressSpace, Extents};
-use crate::elf::{ElfError, mapped_names};
+use crate::code::{Code, Room};
+use crate::elf::{ElfError, MappedCode, mapped_program};
 use crate::header::{MAX_PROCESSES, Process};
 use crate::lackey::{Item, LackeyReader, LackeySummary};
 use crate::names::{MAX_NAMES, Names};
@@ -20,6 +21,10 @@ const CHUNK: usize = 1 << 16;
 const BUFFER: usize = 1 << 13;
 /// Chunks of text after which the address space counts as not to be found.
 const LOOKS: u32 = 64;
+/// Storing instructions that are remembered.
+const MAX_STORES: usize = 1 << 20;
+/// Functions and lines, of all programs, that are held until the end.
+const MAX_CODE: usize = 10 << 20;
 /// Messages of Valgrind that are passed on.
 const MAX_MESSAGES: u64 = 100;
 /// First line of what lackey prints at the start of a program.
@@ -52,7 +57,27 @@ struct Image {
     extents: Extents,
     /// Shared with its copies.
     names: Result<Rc<Names>, ElfError>,
+    /// Shared with its copies; none if it is not known.
+    code: Option<Rc<MappedCode>>,
+    /// Addresses of its storing instructions, and the last of them.
+    stores: HashSet<u64>,
+    last_store: u64,
     looks: u32,
+}
+
+impl Image {
+    /// Remembers a storing instruction, if it is one of the program's own.
+    fn note_store(&mut self, address: u64, room: &mut usize) {
+        if address == self.last_store || *room == 0 {
+            return;
+        }
+        self.last_store = address;
+        let is_own = self.code.as_ref().is_none_or(|code| {
+            let in_file = address.wrapping_sub(code.bias);
+            code.names.is_code(in_file)
+        });
+        *room -= usize::from(is_own && self.stores.insert(address));
+    }
 }
 
 /// Text that has come and is not yet read.
@@ -91,6 +116,10 @@ pub(crate) struct Processes<T> {
     images: Vec<Image>,
     /// Names that images besides the main one may still have; none more are read once it is 0.
     room: usize,
+    /// Storing instructions that may still be remembered.
+    stores_room: usize,
+    /// Functions and lines that may still be held.
+    code_room: usize,
     /// Names of images that had no room.
     names_left_out: usize,
     left_out: HashSet<u32>,
@@ -129,6 +158,8 @@ impl<T: TextSource> Processes<T> {
             followed: HashMap::new(),
             images: Vec::new(),
             room: MAX_NAMES,
+            stores_room: MAX_STORES,
+            code_room: MAX_CODE,
             names_left_out: 0,
             left_out: HashSet::new(),
             read_before: LackeySummary::default(),
@@ -206,6 +237,7 @@ impl<T: TextSource> Processes<T> {
                 (Item::Write(write), Some(image)) => {
                     let known = &mut self.images[usize::from(image)];
                     known.extents.note(&known.space, write);
+                    known.note_store(write.pc, &mut self.stores_room);
                     return Ok(Some((image, Item::Write(write))));
                 }
                 // A copy of another process, which no start was told of.
@@ -262,6 +294,9 @@ impl<T: TextSource> Processes<T> {
             space: AddressSpace::default(),
             extents: Extents::default(),
             names: Err(ElfError::Gone),
+            code: None,
+            stores: HashSet::new(),
+            last_store: 0,
             looks: 0,
         };
         if let Some(parent) = parent.filter(|_| forked) {
@@ -270,6 +305,7 @@ impl<T: TextSource> Processes<T> {
             image.began = parent.began;
             image.space = parent.space.clone();
             image.names.clone_from(&parent.names);
+            image.code.clone_from(&parent.code);
         }
         self.images.push(image);
         let index = u16::try_from(number).expect("there are few processes");
@@ -317,7 +353,14 @@ impl<T: TextSource> Processes<T> {
         let is_main = pid == self.traced.pid();
         if let Some((path, placement)) = &image.space.program {
             image.names = if is_main || self.room > 0 {
-                mapped_names(path, *placement, image.began).map(Rc::new)
+                mapped_program(path, *placement, image.began).map(|program| {
+                    let size = program.code.names.size();
+                    if size <= self.code_room {
+                        self.code_room -= size;
+                        image.code = Some(Rc::new(program.code));
+                    }
+                    Rc::new(program.names)
+                })
             } else {
                 Ok(Rc::default())
             };
@@ -348,7 +391,7 @@ impl<T: TextSource> Processes<T> {
             left_out: self.left_out.len(),
             text,
         };
-        let mut room = MAX_NAMES;
+        let (mut room, mut code_room) = (MAX_NAMES, Room::ALL);
         let mut images: Vec<_> = self.images.into_iter().enumerate().collect();
         // Its names go first, should not all fit.
         images.sort_by_key(|(number, _)| (*number != main, *number));
@@ -377,8 +420,14 @@ impl<T: TextSource> Processes<T> {
                 names = Names::default();
             }
             room -= names.len();
-            let Image { pid, parent, command, .. } = image;
-            processes.push((number, Process { pid, parent, command, names }));
+            let Image { pid, parent, command, stores, code, .. } = image;
+            let code = code.map(|code| Code::new(&code.names, code.bias, stores));
+            let mut code = code.unwrap_or_default();
+            match code_room.after(&code) {
+                Some(left) => code_room = left,
+                None => code = Code::default(),
+            }
+            processes.push((number, Process { pid, parent, command, names, code }));
         }
         processes.sort_by_key(|(number, _)| *number);
         told.processes = processes.into_iter().map(|(_, process)| process).collect();

@@ -172,6 +172,7 @@ pub fn record(
     let mut header = Header { command, ..Header::default() };
     if let Some(main) = told.processes.get_mut(usize::from(told.main)) {
         header.names = std::mem::take(&mut main.names);
+        header.code = std::mem::take(&mut main.code);
     }
     let count = told.processes.len();
     if count > 1 {

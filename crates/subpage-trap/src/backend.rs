@@ -152,6 +152,6 @@ pub trait Backend {
         true
     }
 
-    /// Numbers, keeps and publishes an event.
-    fn record(&mut self, event: &Event<&[u8]>) -> Self::Told;
+    /// Numbers, keeps and publishes the event of a write of these bytes, as far as they are known.
+    fn record(&mut self, event: &Event<&[u8]>, write: &WriteParts) -> Self::Told;
 }

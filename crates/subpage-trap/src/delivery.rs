@@ -1,7 +1,7 @@
 //! Interrupts and exceptions whose frame goes to a page that traps.
 
-use subpage::address::Gpa;
-use subpage::domain::Decision;
+use subpage::address::{ByteRange, Gpa};
+use subpage::domain::{Decision, WriteParts};
 use subpage_emulate::bits::EFER_LMA;
 use subpage_emulate::guest::{PhysicalMemory, State};
 use subpage_emulate::{
@@ -167,7 +167,7 @@ impl Frame {
         let account = Account {
             origin: Origin::of(state, backend.vcpu()),
             when: backend.when(),
-            gpa: self.located.parts.first().first(),
+            parts: &self.located.parts,
             gla: Some(self.located.linear),
             length: Some(self.located.parts.bytes()),
             bytes: &self.planned.frame,
@@ -195,7 +195,7 @@ pub fn deny_unplanned<B: Backend>(
     let account = Account {
         origin: Origin::of(state, backend.vcpu()),
         when: backend.when(),
-        gpa,
+        parts: &WriteParts::one(ByteRange::new(gpa, 1).expect("a byte of memory")),
         gla,
         length: None,
         bytes: &[],
@@ -236,11 +236,12 @@ fn mark_descriptor<B: Backend>(backend: &mut B, state: &State, linear: u64) {
     // If another processor has changed the descriptor meanwhile, it is another one.
     let _ = backend.memory().set_bits(unit, u64::from_le_bytes(current), 1 << shift);
     if let Some(met) = Met::of(decision) {
+        backend.checked(parts);
         let stored = [current[usize::try_from(byte % 8).expect("less than 8")] | 1];
         let account = Account {
             origin: Origin::of(state, backend.vcpu()),
             when: backend.when(),
-            gpa: parts.first().first(),
+            parts,
             gla: Some(linear),
             length: Some(1),
             bytes: &stored,

@@ -22,6 +22,54 @@ impl fmt::Display for Digits<'_> {
     }
 }
 
+/// Bytes for people, as digits and as ASCII, where a dot stands for what cannot be printed:
+/// `2f 74 6d 70 |/tmp|`. After the first 16, `…` stands for the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dump<'a>(pub &'a [u8]);
+
+/// Most bytes that a [`Dump`] shows.
+const SHOWN_BYTES: usize = 16;
+
+impl fmt::Display for Dump<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write as _;
+
+        let shown = &self.0[..self.0.len().min(SHOWN_BYTES)];
+        for byte in shown {
+            write!(f, "{byte:02x} ")?;
+        }
+        f.write_char('|')?;
+        for &byte in shown {
+            let is_shown = byte.is_ascii_graphic() || byte == b' ';
+            f.write_char(if is_shown { char::from(byte) } else { '.' })?;
+        }
+        f.write_char('|')?;
+        if shown.len() < self.0.len() { f.write_char('…') } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn bytes_are_shown_as_digits_and_characters() {
+        assert_eq!(Dump(b"/tmp").to_string(), "2f 74 6d 70 |/tmp|");
+        let hostile = Dump(&[0x1b, b'[', b' ', 0x7f, 0xc3, 0xa4, b'\n', 0]);
+        assert_eq!(hostile.to_string(), "1b 5b 20 7f c3 a4 0a 00 |.[ .....|");
+        let sixteen = Dump(b"0123456789abcdef").to_string();
+        assert!(sixteen.ends_with("66 |0123456789abcdef|"), "{sixteen}");
+        let more = Dump(&[b'a'; 512]).to_string();
+        assert!(more.ends_with("61 |aaaaaaaaaaaaaaaa|…"), "{more}");
+        assert_eq!(more.matches("61").count(), 16);
+        assert_eq!(Dump(&[]).to_string(), "||");
+    }
+}
+
 #[cfg(feature = "record")]
 mod json {
     use std::string::String;

@@ -43,11 +43,11 @@ mod store;
 pub use backend::{Backend, Response};
 pub use delivery::{Delivered, Frame, deny_unplanned, software_interrupt};
 pub use event::{Event, INSTRUCTION_BYTES, Origin, Verdict, When};
-pub use hex::{Address, Digits};
+pub use hex::{Address, Digits, Dump};
 pub use locate::{Located, Wanted, locate, locate_marked, mark};
 pub use obstacle::Obstacle;
 #[cfg(feature = "record")]
-pub use record::{Function, Record, VERSION};
+pub use record::{Function, Process, Record, SourceLine, Timestamp, VERSION};
 pub use report::{Account, Met, authorize, describe, report};
 pub use store::{
     StoreOutcome, Trapped, carry_out, complete, deny, deny_unknown, drop_store, locate_store,

@@ -48,9 +48,9 @@ pub struct Account<'a> {
     pub origin: Origin,
     /// When.
     pub when: When,
-    /// Where its first byte went.
-    pub gpa: Gpa,
-    /// Linear address of that byte, if known.
+    /// Its bytes, as far as it is known where they go: at least one.
+    pub parts: &'a WriteParts,
+    /// Linear address of the first of them, if known.
     pub gla: Option<u64>,
     /// Its length, if known.
     pub length: Option<u64>,
@@ -85,7 +85,7 @@ pub fn report<B: Backend>(
     account: &Account<'_>,
 ) -> B::Told {
     let event = describe(backend.domain(), met, response, account);
-    backend.record(&event)
+    backend.record(&event, account.parts)
 }
 
 /// The event of a write that met something in `domain`.
@@ -114,7 +114,7 @@ pub fn describe<'a, F: TableFrames, O: Observer>(
         action,
         origin: account.origin,
         when: account.when,
-        gpa: account.gpa,
+        gpa: account.parts.first().first(),
         gla: account.gla,
         at,
         length: account.length,

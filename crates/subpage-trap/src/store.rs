@@ -1,6 +1,5 @@
 //! The store of an instruction that has not happened.
 
-use subpage::address::Gpa;
 use subpage::domain::{Decision, WriteParts};
 use subpage_emulate::bits::RFLAGS_RF;
 use subpage_emulate::guest::State;
@@ -364,7 +363,7 @@ pub fn deny_unknown<B: Backend>(
     let account = Account {
         origin: Origin::of(state, backend.vcpu()),
         when: backend.when(),
-        gpa: parts.first().first(),
+        parts,
         gla,
         length: Some(parts.bytes()),
         bytes: &[],
@@ -392,15 +391,14 @@ pub fn skip(instruction: &GuestInstruction, state: &mut State) {
 fn account<'a, B: Backend>(
     backend: &B,
     trapped: Trapped<'a>,
-    located: &Located,
+    located: &'a Located,
     before: &State,
     bytes: &'a [u8],
 ) -> Account<'a> {
-    let gpa: Gpa = located.parts.first().first();
     Account {
         origin: Origin::of(before, backend.vcpu()),
         when: backend.when(),
-        gpa,
+        parts: &located.parts,
         gla: Some(located.linear),
         length: Some(located.parts.bytes()),
         bytes,

@@ -80,9 +80,20 @@ fn write_shown(out: &mut dyn Write, shown: &Shown) -> io::Result<()> {
 fn rules(rules: &[ShownRule]) -> Columns {
     use Align::{Left, Right};
     let mut table =
-        Columns::new(&[Right, Left, Left, Left, Right, Right, Right, Right, Right, Left]);
-    let headings =
-        ["rule", "name", "action", "guards", "", "owner", "checked", "logged", "denied", ""];
+        Columns::new(&[Right, Left, Left, Left, Right, Right, Right, Right, Right, Right, Left]);
+    let headings = [
+        "rule",
+        "name",
+        "action",
+        "guards",
+        "",
+        "owner",
+        "checked",
+        "overruled",
+        "logged",
+        "denied",
+        "",
+    ];
     table.row(headings.map(|heading| (heading.to_owned(), HEADING)));
     for shown in rules {
         let rule = &shown.new;
@@ -100,6 +111,7 @@ fn rules(rules: &[ShownRule]) -> Columns {
             (bytes(rule.length), QUIET),
             (rule.owner.to_string(), PLAIN),
             (grouped(shown.checked), PLAIN),
+            (grouped(shown.overruled), PLAIN),
             (grouped(shown.logged), if shown.logged == 0 { QUIET } else { LOGGED }),
             (grouped(shown.denied), if shown.denied == 0 { QUIET } else { DENIED }),
             (state.to_owned(), QUIET),

@@ -106,7 +106,7 @@ mod tests {
 
     use subpage::address::{ByteRange, Gpa};
     use subpage::rules::{Action, RuleId};
-    use subpage_trap::{Event, Function, Origin, Response, Verdict, When};
+    use subpage_trap::{Event, Function, Origin, Process, Response, SourceLine, Verdict, When};
 
     use super::*;
 
@@ -126,6 +126,8 @@ mod tests {
             write: 1145,
             rule_name: Some("helper \u{1b}path".to_owned()),
             function: Some(Function { name: "sys_\u{1b}write".to_owned(), offset: 0x10 }),
+            source: Some(SourceLine { file: "fs/\u{1b}read.c".to_owned(), line: 7 }),
+            process: Some(Process { number: 1, name: "sh\u{1b}".to_owned() }),
             text: Some("mov [rdi],eax".to_owned()),
             event: Event {
                 response: Response::Fault,
@@ -143,7 +145,7 @@ mod tests {
                 },
                 gla: Some(0xffff_8000_0010_e17d),
                 at: Gpa::new(0x10_e180),
-                bytes: vec![0, 0xab, 1, 0xff],
+                bytes: b"/t|\x1b".to_vec(),
                 instruction: [0x89, 7].into_iter().collect(),
                 ..Event::bare(Verdict::Denied, Action::Deny, written)
             },
@@ -154,10 +156,11 @@ mod tests {
         assert_eq!(
             text(&object).expect("an event"),
             "denied        helper \\u{1b}path   4 bytes at 0x10e17d  sub-page  3  write 1,145  \
-             after 1.250 s  by ~0x401234 in sys_\\u{1b}write+0x10  vcpu 1 cpl 3  gla \
-             0xffff80000010e17d  mov [rdi],eax  bytes 00ab01ff\n"
+             after 1.250 s  by ~0x401234 in sys_\\u{1b}write+0x10 at fs/\\u{1b}read.c:7  process 1 \
+             sh\\u{1b}  vcpu 1 cpl 3  gla 0xffff80000010e17d  mov [rdi],eax  bytes 2f 74 7c 1b \
+             |/t|.|\n"
         );
-        let mut by_a_map = Record { rule_name: None, function: None, text: None, ..record };
+        let mut by_a_map = Record::new(record.seq, record.write, record.event);
         let event = &mut by_a_map.event;
         (event.rule, event.origin.rip, event.gla) = (None, None, None);
         (event.when, event.bytes) = (When::Unknown, vec![7; 17]);
@@ -165,7 +168,7 @@ mod tests {
         assert_eq!(
             text(&object).expect("an event"),
             "denied        (access map)   4 bytes at 0x10e17d  sub-page  3  write 1,145  vcpu 1 \
-             cpl 3  bytes 07070707070707070707070707070707…\n"
+             cpl 3  bytes 07 07 07 07 07 07 07 07 07 07 07 07 07 07 07 07 |................|…\n"
         );
     }
 

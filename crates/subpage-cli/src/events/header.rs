@@ -8,8 +8,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use subpage_trap::Timestamp;
 
 use crate::policy::{Draft, PolicySource};
 
@@ -25,7 +24,7 @@ pub struct RunHeader {
     /// SHA-256 of the policy's text, in hexadecimal, of several files one behind the other; none for a saved guest, which holds its rules.
     pub policy_sha256: Option<String>,
     /// When the run began, by RFC 3339 in UTC.
-    pub started: String,
+    pub started: Timestamp,
 }
 
 impl RunHeader {
@@ -41,8 +40,7 @@ impl RunHeader {
             host: host.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()),
             command: words.map(|word| word.to_string_lossy().into_owned()).collect(),
             policy_sha256: policy.map(|policy| sha256(policy.sources().map(PolicySource::text))),
-            // Only years of more than four digits have no such form.
-            started: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
+            started: Timestamp::now(),
         }
     }
 }

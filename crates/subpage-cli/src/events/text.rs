@@ -11,16 +11,13 @@ use super::{
 use crate::summary::Summary;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, QUIET};
 use crate::terminal::{bytes, grouped, plural, printable};
-use subpage_trap::{Address, Digits, Record, Verdict, When};
+use subpage_trap::{Address, Dump, Record, Verdict, When};
 
 /// Writes of one rule that are shown whole; later ones are counted, and each power of ten is told.
 pub const SHOWN_PER_RULE: u64 = 20;
 
 /// Writes of all rules that are shown whole, beyond which each rule shows only its first.
 const SHOWN_IN_ALL: u64 = 100;
-
-/// Most bytes of a write that are shown.
-const SHOWN_BYTES: usize = 16;
 
 /// Widest rule name that the alignment makes room for, in columns.
 const MAX_NAME_COLUMNS: usize = 32;
@@ -284,6 +281,12 @@ pub fn write_line(out: &mut impl Write, write: &Record, name_columns: usize) -> 
     if let Some(function) = &write.function {
         write!(out, " {QUIET}in{QUIET:#} {}", printable(&function.to_string()))?;
     }
+    if let Some(source) = &write.source {
+        write!(out, " {QUIET}at{QUIET:#} {}", printable(&source.to_string()))?;
+    }
+    if let Some(process) = &write.process {
+        write!(out, "  {QUIET}process{QUIET:#} {}", printable(&process.to_string()))?;
+    }
     if let Some(cpl) = event.origin.cpl {
         write!(out, "  {QUIET}vcpu {} cpl {cpl}{QUIET:#}", event.origin.vcpu)?;
     }
@@ -294,9 +297,7 @@ pub fn write_line(out: &mut impl Write, write: &Record, name_columns: usize) -> 
         write!(out, "  {}", printable(text))?;
     }
     if !event.bytes.is_empty() {
-        let shown = &event.bytes[..event.bytes.len().min(SHOWN_BYTES)];
-        let more = if shown.len() < event.bytes.len() { "…" } else { "" };
-        write!(out, "  {QUIET}bytes{QUIET:#} {}{more}", Digits(shown))?;
+        write!(out, "  {QUIET}bytes{QUIET:#} {}", Dump(&event.bytes))?;
     }
     writeln!(out)
 }

@@ -53,11 +53,7 @@ impl RunCounters {
         };
         Self {
             actions: policy.rules.iter().map(|rule| rule.rule.action).collect(),
-            rules: policy
-                .rules
-                .iter()
-                .map(|rule| RuleSummary { overruled: Some(0), ..RuleSummary::new(rule) })
-                .collect(),
+            rules: policy.rules.iter().map(RuleSummary::new).collect(),
             met: vec![false; ranges.len()],
             index: TouchIndex::new(&ranges, SUB_PAGE_BYTES),
             pages: widened(PAGE_BYTES),
@@ -137,7 +133,7 @@ impl RunCounters {
                             summary.logged += 1;
                         }
                     }
-                    Some(_) if meets => *summary.overruled.get_or_insert(0) += 1,
+                    Some(_) if meets => summary.overruled += 1,
                     _ => summary.allowed += 1,
                 }
             });
@@ -149,18 +145,13 @@ impl RunCounters {
         if verdict == Verdict::Stopped {
             self.stopped_at = Some(self.writes);
         }
-        Some(Record {
-            seq: self.events,
-            write: self.writes,
-            rule_name: Some(self.rules[rule].name.clone()),
-            function: None,
-            text: None,
-            event: Event {
-                rule: Some(RuleId(rule as u64 + 1)),
-                at: met.first(),
-                ..Event::bare(verdict, self.actions[rule], bytes)
-            },
-        })
+        let event = Event {
+            rule: Some(RuleId(rule as u64 + 1)),
+            at: met.first(),
+            ..Event::bare(verdict, self.actions[rule], bytes)
+        };
+        let rule_name = Some(self.rules[rule].name.clone());
+        Some(Record { rule_name, ..Record::new(self.events, self.writes, event) })
     }
 
     /// Keeps the event of a decision by `rule` for the summary, if it is one of the first denials.

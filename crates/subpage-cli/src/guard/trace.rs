@@ -4,7 +4,8 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use subpage_trap::Verdict;
+use subpage_trace::Code;
+use subpage_trap::{Function, Record, SourceLine, Verdict};
 
 use super::intervals::Intervals;
 use super::{Enforcer, Model, RunCounters};
@@ -75,6 +76,7 @@ fn replay<E: Enforcer, W: Write>(
 ) -> Result<(Summary, Vec<usize>), Failure> {
     let began = Instant::now();
     let mut counters = RunCounters::new(policy);
+    let process = trace.event_process();
     let mut block = Vec::new();
     'trace: while trace.next_block(&mut block)? {
         for write in &block {
@@ -83,6 +85,8 @@ fn replay<E: Enforcer, W: Write>(
             let event = counters.count(bytes, decision);
             if let (Some(mut event), Some((rule, _))) = (event, decision) {
                 event.event.origin.rip = (write.pc != 0).then_some(write.pc);
+                event.process.clone_from(&process);
+                name_instruction(&mut event, trace.code(), write.pc);
                 if events.shows(&event) {
                     progress.aside(|| events.write(&event))?;
                 } else {
@@ -105,6 +109,14 @@ fn replay<E: Enforcer, W: Write>(
     enforcer.name().clone_into(&mut summary.backend);
     summary.elapsed = Some(began.elapsed());
     Ok((summary, unmet))
+}
+
+/// Tells the function and the source line that wrote, as the trace has them.
+fn name_instruction(event: &mut Record, code: &Code, pc: u64) {
+    let Some(place) = code.find(pc) else { return };
+    let function = place.function;
+    event.function = function.map(|(name, offset)| Function { name: name.to_owned(), offset });
+    event.source = place.line.map(|(file, line)| SourceLine { file: file.to_owned(), line });
 }
 
 /// The bytes that have a name; one of unknown length has its first byte.

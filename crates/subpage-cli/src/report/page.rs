@@ -7,7 +7,7 @@ use crate::closing_table::{page_remark, sub_page_remark};
 use crate::events::{RunHeader, ShownWarning, shown_warnings};
 use crate::summary::{LiveSummary, RuleSummary, Summary};
 use crate::terminal::{bytes, grouped, plural, printable, ratio};
-use subpage_trap::{Address, Record};
+use subpage_trap::{Address, Dump, Record, When};
 
 /// Nothing may be loaded and nothing may run, whatever a hostile name would try.
 const CONTENT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
@@ -48,7 +48,7 @@ fn origin(summary: &Summary) -> Markup {
     let RunHeader { host, command, policy_sha256, started, .. } = &summary.header;
     html! {
         p.text {
-            "Begun " (started)
+            "Begun " (started.to_string())
             @if let Some(host) = host { " on " (printable(host)) }
             ": " code { (printable(&command.join(" "))) }
             @if let Some(sum) = policy_sha256 { ". SHA-256 of the policy: " code { (sum) } }
@@ -169,7 +169,7 @@ fn rules(rules: &[RuleSummary]) -> Markup {
         h2 { "Rules" }
         p.soft {
             "Checked: writes that touched a sub-page of the rule. Allowed: they touched none of its \
-             bytes. Overruled: a stronger rule decided; on KVM they are among the allowed."
+             bytes. Overruled: a stronger rule, or an access map, decided."
         }
         div.scroll { table {
             thead { tr {
@@ -190,7 +190,7 @@ fn rule_row(rule: &RuleSummary) -> Markup {
             td.nowrap { code { (rule.start) } " " span.soft { (bytes(rule.length)) } }
             td.n { (grouped(rule.checked)) }
             td.n { (grouped(rule.allowed)) }
-            td.n { @if let Some(count) = rule.overruled { (grouped(count)) } @else { "–" } }
+            td.n { (grouped(rule.overruled)) }
             td class=(if rule.logged > 0 { "n logged-some" } else { "n zero" }) {
                 (grouped(rule.logged))
             }
@@ -211,6 +211,7 @@ fn first_denials(summary: &Summary) -> Markup {
         return html! {};
     }
     let shown = summary.first_denials.len() as u64;
+    let known = Known::of(&summary.first_denials);
     html! {
         h2 { "First denials" }
         p.soft {
@@ -219,26 +220,61 @@ fn first_denials(summary: &Summary) -> Markup {
         }
         div.scroll { table {
             thead { tr {
-                th.n { "Write" } th { "Rule" } th { "Address" } th.n { "Bytes" }
+                th.n { "Write" }
+                @if known.times { th.n { "After" } }
+                th { "Rule" } th { "Address" } th.n { "Bytes" }
+                @if known.bytes { th { "Would have stored" } }
                 th.n { "Sub-page" } th { "Written by" }
             } }
-            tbody { @for denial in &summary.first_denials { (denial_row(denial)) } }
+            tbody { @for denial in &summary.first_denials { (denial_row(denial, known)) } }
         } }
     }
 }
 
-fn denial_row(denial: &Record) -> Markup {
+/// What is known of some denial, and so has a column.
+#[derive(Clone, Copy)]
+struct Known {
+    times: bool,
+    bytes: bool,
+}
+
+impl Known {
+    fn of(denials: &[Record]) -> Self {
+        let has_time = |denial: &Record| matches!(denial.event.when, When::Clock { .. });
+        Self {
+            times: denials.iter().any(has_time),
+            bytes: denials.iter().any(|denial| !denial.event.bytes.is_empty()),
+        }
+    }
+}
+
+fn denial_row(denial: &Record, known: Known) -> Markup {
+    let event = &denial.event;
     html! {
         tr {
             td.n { (grouped(denial.write)) }
+            @if known.times {
+                @if let When::Clock { since_start, .. } = event.when {
+                    td.n.nowrap { (format!("{:.3} s", since_start.as_secs_f64())) }
+                } @else { td.n {} }
+            }
             td.name { (printable(denial.rule_or_map())) }
-            td { code { (Address(denial.event.gpa.as_u64())) } }
-            td.n { @if let Some(length) = denial.event.length { (length) } }
-            td.n { (denial.event.sub_page().index()) }
+            td { code { (Address(event.gpa.as_u64())) } }
+            td.n { @if let Some(length) = event.length { (length) } }
+            @if known.bytes {
+                td { @if !event.bytes.is_empty() { code { (Dump(&event.bytes).to_string()) } } }
+            }
+            td.n { (event.sub_page().index()) }
             td.text {
                 @if let Some(pc) = denial.pc_text() { code { (pc) } } @else { span.soft { "not known" } }
                 @if let Some(function) = &denial.function {
                     " in " (printable(&function.to_string()))
+                }
+                @if let Some(source) = &denial.source {
+                    " at " (printable(&source.to_string()))
+                }
+                @if let Some(process) = &denial.process {
+                    " in process " (printable(&process.to_string()))
                 }
                 @if let Some(text) = &denial.text {
                     " " code { (printable(text)) }

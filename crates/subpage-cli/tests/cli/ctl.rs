@@ -15,7 +15,7 @@ use subpage_kvm::control::protocol::{
 };
 use subpage_kvm::control::{RequestHandler, Server};
 use subpage_kvm::event::{Broadcast, Subscription};
-use subpage_trap::{Event, Origin, Record, Verdict};
+use subpage_trap::{Event, Origin, Record, SourceLine, Verdict};
 
 use crate::assert_golden;
 
@@ -37,7 +37,7 @@ fn rule(rule: u64, name: &str, locked: bool, spent: bool, denied: u64) -> ShownR
         owner: u32::from(spent),
         locked,
     };
-    ShownRule { rule, new, spent, checked: 1200 + denied, logged: 0, denied }
+    ShownRule { rule, new, spent, checked: 1200 + denied, overruled: 7, logged: 0, denied }
 }
 
 fn shown() -> Shown {
@@ -99,27 +99,26 @@ fn record(seq: u64) -> Record {
     let written = ByteRange::new(Gpa::new(0x10_e17d), 4).expect("four bytes");
     let (verdict, action) =
         if seq == 2 { (Verdict::Logged, Action::Log) } else { (Verdict::Denied, Action::Deny) };
-    Record {
-        seq,
-        write: 1_000 + seq,
-        rule_name: (seq != 3).then(|| "helper path".to_owned()),
-        function: None,
-        text: Some("mov [rdi],eax".to_owned()),
-        event: Event {
-            rule: (seq != 3).then_some(RuleId(7)),
-            origin: Origin {
-                vcpu: 1,
-                rip: Some(0x40_1234),
-                rip_exact: seq == 1,
-                cr3: Some(0x1000),
-                cpl: Some(3),
-            },
-            gla: Some(0xffff_8000_0010_e17d),
-            at: Gpa::new(0x10_e180),
-            bytes: vec![0, 0xab, 1, 0xff],
-            instruction: [0x89, 7].into_iter().collect(),
-            ..Event::bare(verdict, action, written)
+    let event = Event {
+        rule: (seq != 3).then_some(RuleId(7)),
+        origin: Origin {
+            vcpu: 1,
+            rip: Some(0x40_1234),
+            rip_exact: seq == 1,
+            cr3: Some(0x1000),
+            cpl: Some(3),
         },
+        gla: Some(0xffff_8000_0010_e17d),
+        at: Gpa::new(0x10_e180),
+        bytes: vec![0, 0xab, b'a', 0xff],
+        instruction: [0x89, 7].into_iter().collect(),
+        ..Event::bare(verdict, action, written)
+    };
+    Record {
+        rule_name: (seq != 3).then(|| "helper path".to_owned()),
+        source: (seq == 1).then(|| SourceLine { file: "init/main.c".to_owned(), line: 7 }),
+        text: Some("mov [rdi],eax".to_owned()),
+        ..Record::new(seq, 1_000 + seq, event)
     }
 }
 

@@ -8,7 +8,7 @@ use subpage_cli::events::{LiveStart, RuleEvent, RunHeader, StartEvent};
 use subpage_cli::heat::Heat;
 use subpage_cli::policy::PolicyRule;
 use subpage_cli::summary::{EndingKind, LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
-use subpage_trap::{Event, Function, Record, Verdict, When};
+use subpage_trap::{Event, Function, Record, SourceLine, Verdict, When};
 
 /// A rule of a made-up policy.
 pub(crate) fn rule(name: &str, start: u64, length: u64, action: Action, line: usize) -> PolicyRule {
@@ -31,7 +31,7 @@ fn header() -> RunHeader {
         host: Some("a \u{1b}host".to_owned()),
         command: ["subpage", "guard", "-p", "policy.toml", "<b>guest"].map(str::to_owned).into(),
         policy_sha256: Some("ab".repeat(32)),
-        started: "2026-11-27T09:00:00.5Z".to_owned(),
+        started: "2026-11-27T09:00:00.5Z".parse().expect("a time"),
     }
 }
 
@@ -39,10 +39,7 @@ fn header() -> RunHeader {
 pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)]) -> Run {
     let ranges: Vec<_> = rules.iter().map(|rule| rule.rule.range).collect();
     let mut heat = Heat::around(&ranges);
-    let mut summaries: Vec<_> = rules
-        .iter()
-        .map(|rule| RuleSummary { overruled: Some(0), ..RuleSummary::new(rule) })
-        .collect();
+    let mut summaries: Vec<_> = rules.iter().map(RuleSummary::new).collect();
     let mut events = Vec::new();
     let mut first_denials = Vec::new();
     let (mut exits_page, mut exits_sub_page) = (0, 0);
@@ -65,7 +62,7 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
                 summary.checked += 1;
                 let meets = ranges[index].intersection(bytes).is_some();
                 let counter = match (decider == Some(index), denied) {
-                    (false, _) if meets => summary.overruled.as_mut().expect("it is counted"),
+                    (false, _) if meets => &mut summary.overruled,
                     (false, _) => &mut summary.allowed,
                     (true, false) => &mut summary.logged,
                     (true, true) => &mut summary.denied,
@@ -83,13 +80,12 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
         };
         event.origin.rip = (*pc != 0).then_some(*pc);
         let name = "parse_record".to_owned();
+        let known = *pc == 0x40_11d6;
         let event = Record {
-            seq: events.len() as u64 + 1,
-            write: number,
             rule_name: Some(rules[decider].rule.name.as_str().to_owned()),
-            function: (*pc == 0x40_11d6).then_some(Function { name, offset: 0x16 }),
-            text: None,
-            event,
+            function: known.then_some(Function { name, offset: 0x16 }),
+            source: known.then(|| SourceLine { file: "src/counter.c".to_owned(), line: 57 }),
+            ..Record::new(events.len() as u64 + 1, number, event)
         };
         if denied {
             summaries[decider].first_denial.get_or_insert_with(|| event.clone());
@@ -214,6 +210,8 @@ pub(crate) fn live() -> Run {
         event.text = found.then(|| "mov [rdi],\u{1b}rax".to_owned());
         let name = "copy_\u{1b}page".to_owned();
         event.function = found.then_some(Function { name, offset: 0x10 * u64::from(number) });
+        let file = "mm/copy_\u{1b}page.c".to_owned();
+        event.source = (number < 2).then_some(SourceLine { file, line: 40 + number });
         let gpa = event.event.gpa.as_u64();
         let event = &mut event.event;
         event.rule = Some(RuleId(1));
@@ -225,7 +223,8 @@ pub(crate) fn live() -> Run {
             since_start: Duration::from_micros(1_000_123 * u64::from(number)),
         };
         event.gla = found.then_some(0x7fff_0000_0000 + gpa);
-        (event.at, event.bytes, event.in_software) = (event.gpa, vec![0; length], true);
+        (event.at, event.in_software) = (event.gpa, true);
+        event.bytes = b"/sbin/\x1b\0modprobe".repeat(2)[..length].to_vec();
         event.instruction = [0x48, 0x89, 0x07].into_iter().collect();
     }
     run.summary.first_denials =
@@ -234,7 +233,7 @@ pub(crate) fn live() -> Run {
     // One more was added over the control socket.
     let mut added = run.summary.rules[1].clone();
     (added.name, added.file, added.line) = ("added".to_owned(), None, None);
-    (added.checked, added.allowed) = (2, 1);
+    (added.checked, added.allowed, added.overruled) = (4, 1, 2);
     run.summary.rules.push(added);
     for backend in [&mut run.summary.backend, &mut run.start.backend] {
         "kvm".clone_into(backend);

@@ -123,6 +123,7 @@ fn each_process_has_its_place_in_the_trace() {
         parent,
         command: command.to_owned(),
         names: Names::new(names),
+        ..Process::default()
     };
     let header = Header {
         command: vec!["env".into(), "prog".into()],
@@ -133,6 +134,7 @@ fn each_process_has_its_place_in_the_trace() {
             process(7, Some(0), "prog", vec![]),
         ],
         main: 2,
+        ..Header::default()
     };
     let file = fs::File::create(place.path("three.sptrace")).expect("file");
     let mut writer = TraceWriter::new(file, &header).expect("header");
@@ -161,7 +163,11 @@ fn each_process_has_its_place_in_the_trace() {
     assert!(!String::from_utf8_lossy(&output.stdout).contains("warning"));
     let output = place.run(&["guard", "-p", "c.toml", "--process", "1", "three.sptrace"]);
     assert_eq!(status(&output), 3);
-    assert!(String::from_utf8_lossy(&output.stdout).contains("40 writes denied"));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("40 writes denied"));
+    assert!(text.contains("  process 1 \\u{1b}child\n"), "{text}");
+    let json = ["guard", "-p", "c.toml", "--process", "1", "--json", "three.sptrace"];
+    golden("guard-process-json", &place.run(&json));
     let output = place.run(&["guard", "-p", "c.toml", "--process", "3", "three.sptrace"]);
     assert_eq!(status(&output), 2);
     assert!(String::from_utf8_lossy(&output.stderr).contains("numbered from 0"));

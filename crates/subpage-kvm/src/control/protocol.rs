@@ -122,6 +122,9 @@ pub struct ShownRule {
     pub spent: bool,
     /// Writes that touched a sub-page of it.
     pub checked: u64,
+    /// Of these, those to its bytes about which another rule, or an access map, decided.
+    #[serde(default)]
+    pub overruled: u64,
     /// Of these, those that it reported and let happen.
     pub logged: u64,
     /// Of these, those that it denied.

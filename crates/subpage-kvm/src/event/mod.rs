@@ -6,7 +6,7 @@ mod broadcast;
 mod functions;
 
 pub use broadcast::{Broadcast, Received, Subscription};
-pub use functions::Functions;
+pub use functions::{Functions, Lines};
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -24,21 +24,19 @@ pub(crate) mod tests {
             cpl: Some(3),
         };
         let written = ByteRange::new(Gpa::new(0x10_e17d), 4).expect("four bytes");
+        let event = Event {
+            rule: Some(RuleId(7)),
+            origin,
+            gla: Some(0xffff_8000_0010_e17d),
+            at: Gpa::new(0x10_e180),
+            bytes: vec![0, 0xab, 1, 0xff],
+            instruction: [0x89, 0x07].into_iter().collect(),
+            ..Event::bare(Verdict::Denied, Action::Deny, written)
+        };
         Record {
-            seq,
-            write: 145,
             rule_name: Some("helper path".to_owned()),
-            function: None,
             text: Some("mov [rdi],eax".to_owned()),
-            event: Event {
-                rule: Some(RuleId(7)),
-                origin,
-                gla: Some(0xffff_8000_0010_e17d),
-                at: Gpa::new(0x10_e180),
-                bytes: vec![0, 0xab, 1, 0xff],
-                instruction: [0x89, 0x07].into_iter().collect(),
-                ..Event::bare(Verdict::Denied, Action::Deny, written)
-            },
+            ..Record::new(seq, 145, event)
         }
     }
 }

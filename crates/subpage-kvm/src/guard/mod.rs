@@ -5,6 +5,7 @@ mod trap_counts;
 pub use trap_counts::{RuleCounts, TrapCounts};
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use subpage::access::AccessMap;
 use subpage::address::{ByteRange, Gfn, GfnRange, PAGE_BYTES, PhysicalWidth};
@@ -13,6 +14,7 @@ use subpage::frames::HeapFrames;
 use subpage::invalidate::{Completed, Invalidation};
 use subpage::rules::Action;
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
+use subpage_trap::Record;
 use thiserror::Error;
 
 use crate::memory::{MemoryAlias, Ram, Remedy};
@@ -301,6 +303,12 @@ impl Guard {
     /// Counts a write that trapped.
     pub(crate) fn count_trapped(&mut self, write: &WriteParts) {
         self.trap_counts.count(&self.domain, write);
+    }
+
+    /// Numbers the event of a write that was just decided about, and counts it for the rules that guard
+    /// bytes of it.
+    pub(crate) fn record(&mut self, record: Record, write: &WriteParts) -> Arc<Record> {
+        self.trap_counts.record(&self.domain, record, write)
     }
 
     /// A permitted write has happened: opens its pages if nothing in them is restricted any more, as

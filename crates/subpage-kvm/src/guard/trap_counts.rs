@@ -15,6 +15,9 @@ use subpage_trap::{Record, Verdict};
 pub struct RuleCounts {
     /// Writes that touched a sub-page of the rule.
     pub checked: u64,
+    /// Of these, writes to bytes of the rule about which another rule decided, a stronger one or an
+    /// equally strong one before it, or an access map.
+    pub overruled: u64,
     /// Of these, writes that took effect and were reported because of it.
     pub logged: u64,
     /// Of these, writes that had no effect because of it.
@@ -31,6 +34,8 @@ pub struct TrapCounts {
     guarded: u64,
     events: u64,
     rules: BTreeMap<u64, RuleCounts>,
+    /// The rules that the last write touched; kept for its memory.
+    touched: Vec<RuleId>,
 }
 
 impl TrapCounts {
@@ -63,16 +68,11 @@ impl TrapCounts {
     /// Counts a write that trapped.
     pub(crate) fn count(&mut self, domain: &Domain<HeapFrames>, write: &WriteParts) {
         self.count_open(write);
-        let mut guarded = false;
-        for run in write.runs() {
-            for name in domain.names_of(whole_sub_pages(*run)) {
-                for active in domain.rules().touching(name) {
-                    guarded = true;
-                    self.rules.entry(active.id.0).or_default().checked += 1;
-                }
-            }
+        self.touch(domain, write.runs().iter().map(|run| whole_sub_pages(*run)));
+        for rule in &self.touched {
+            self.rules.entry(rule.0).or_default().checked += 1;
         }
-        self.guarded += u64::from(guarded);
+        self.guarded += u64::from(!self.touched.is_empty());
     }
 
     /// Counts a write that trapped and touches no restricted sub-page, so none of a rule.
@@ -81,8 +81,28 @@ impl TrapCounts {
         self.bytes += write.bytes();
     }
 
-    /// Numbers an event and counts it for its rule.
-    pub(crate) fn record(&mut self, mut record: Record) -> Arc<Record> {
+    /// Finds the rules that guard bytes of these runs, each once.
+    fn touch(&mut self, domain: &Domain<HeapFrames>, runs: impl Iterator<Item = ByteRange>) {
+        self.touched.clear();
+        for name in runs.flat_map(|run| domain.names_of(run)) {
+            self.touched.extend(domain.rules().touching(name).map(|active| active.id));
+        }
+        self.touched.sort_unstable();
+        self.touched.dedup();
+    }
+
+    /// Numbers the event of a write that was just decided about. Counts it for its rule, and for the
+    /// rules that guard bytes of it and did not decide.
+    pub(crate) fn record(
+        &mut self,
+        domain: &Domain<HeapFrames>,
+        mut record: Record,
+        write: &WriteParts,
+    ) -> Arc<Record> {
+        write.with_written(|runs| self.touch(domain, runs.iter().copied()));
+        for rule in self.touched.iter().filter(|rule| Some(**rule) != record.event.rule) {
+            self.rules.entry(rule.0).or_default().overruled += 1;
+        }
         self.events += 1;
         record.seq = self.events;
         record.write = self.writes;
@@ -106,4 +126,79 @@ fn whole_sub_pages(run: ByteRange) -> ByteRange {
     let first = run.first().as_u64() / SUB_PAGE_BYTES * SUB_PAGE_BYTES;
     let last = run.last().as_u64() / SUB_PAGE_BYTES * SUB_PAGE_BYTES + SUB_PAGE_BYTES - 1;
     ByteRange::new(Gpa::new(first), last - first + 1).expect("sub-pages of guest memory")
+}
+
+#[cfg(test)]
+mod tests {
+    use subpage::address::{Gfn, GfnRange, PhysicalWidth};
+    use subpage::rules::{Action, Owner, Rule, RuleName};
+    use subpage::slots::{SlotFlags, SlotId};
+    use subpage_trap::Event;
+
+    use super::*;
+    use crate::guard::SPACE;
+
+    fn bytes(first: u64, length: u64) -> ByteRange {
+        ByteRange::new(Gpa::new(first), length).expect("a range")
+    }
+
+    /// Rules 1, 2 and so on over 16 pages.
+    fn domain(rules: &[(ByteRange, Action)]) -> Domain<HeapFrames> {
+        let mut domain = Domain::new(HeapFrames::new(), PhysicalWidth::MAX);
+        domain.enable().expect("memory");
+        let pages = GfnRange::new(Gfn::new(0), 16).expect("pages");
+        domain.add_slot(SPACE, SlotId(0), pages, SlotFlags::default()).expect("memory");
+        let rule = |&(range, action): &(ByteRange, Action)| Rule {
+            name: RuleName::new("rule").expect("a name"),
+            range,
+            owner: Owner::HOST,
+            action,
+            locked: false,
+        };
+        let rules: Vec<_> = rules.iter().map(rule).collect();
+        let (_, token) = domain.add_rules(&rules).expect("memory");
+        domain.finish(&token.without_processors());
+        domain
+    }
+
+    /// Checked, overruled, logged and denied of a rule.
+    fn of(counts: &TrapCounts, rule: u64) -> [u64; 4] {
+        let RuleCounts { checked, overruled, logged, denied, .. } = counts.rule(rule);
+        [checked, overruled, logged, denied]
+    }
+
+    fn denied_by(rule: Option<u64>, write: &WriteParts) -> Record {
+        let event = Event {
+            rule: rule.map(RuleId),
+            ..Event::bare(Verdict::Denied, Action::Deny, write.first())
+        };
+        Record::new(0, 0, event)
+    }
+
+    #[test]
+    fn a_write_to_two_pages_counts_once_for_a_rule() {
+        let all = bytes(0x1000, 0x4000);
+        let domain = domain(&[(all, Action::Log), (bytes(0x4000, 4), Action::Deny)]);
+        let write = WriteParts::two(bytes(0x1ffc, 4), bytes(0x4000, 4));
+        let mut counts = TrapCounts::default();
+        counts.count(&domain, &write);
+        counts.record(&domain, denied_by(Some(2), &write), &write);
+        assert_eq!(of(&counts, 1), [1, 1, 0, 0]);
+        assert_eq!(of(&counts, 2), [1, 0, 0, 1]);
+        assert_eq!((counts.writes(), counts.guarded(), counts.events()), (1, 1, 1));
+    }
+
+    #[test]
+    fn a_map_overrules_and_a_byte_that_is_not_written_does_not_count() {
+        let domain = domain(&[(bytes(0x1000, 4), Action::Log), (bytes(0x1008, 4), Action::Log)]);
+        let write = WriteParts::one(bytes(0x1000, 16)).under_mask(0xff0f);
+        let mut counts = TrapCounts::default();
+        counts.count(&domain, &write);
+        counts.record(&domain, denied_by(None, &write), &write);
+        assert_eq!([of(&counts, 1), of(&counts, 2)], [[1, 1, 0, 0]; 2]);
+        let write = WriteParts::one(bytes(0x1000, 16)).under_mask(0xf00f);
+        counts.count(&domain, &write);
+        counts.record(&domain, denied_by(Some(1), &write), &write);
+        assert_eq!([of(&counts, 1), of(&counts, 2)], [[2, 1, 0, 1], [2, 1, 0, 0]]);
+    }
 }

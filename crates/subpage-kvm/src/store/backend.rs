@@ -151,8 +151,8 @@ impl trap::Backend for Backend<'_> {
         Ok(self.execute(|executor| executor.complete(store, state, window))??)
     }
 
-    fn record(&mut self, event: &trap::Event<&[u8]>) -> Arc<Record> {
-        self.context.events.record(self.guard, self.bitness, event)
+    fn record(&mut self, event: &trap::Event<&[u8]>, write: &WriteParts) -> Arc<Record> {
+        self.context.events.record(self.guard, self.bitness, event, write)
     }
 }
 

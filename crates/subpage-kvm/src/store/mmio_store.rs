@@ -163,7 +163,7 @@ pub(crate) fn mmio_store(
         let account = Account {
             origin: Origin { rip, rip_exact: false, ..Origin::of(&at.state, vcpu) },
             when: context.events.when(),
-            gpa: parts.first().first(),
+            parts: &parts,
             gla: found.as_ref().map(|found| found.linear),
             length: Some(parts.bytes()),
             bytes: &bytes,

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use iced_x86::{Decoder, DecoderOptions, Formatter as _, IntelFormatter};
+use subpage::domain::WriteParts;
 use subpage_trap::{Event, Record, Verdict, When};
 
 use crate::event::{Broadcast, Functions};
@@ -44,6 +45,7 @@ impl Recorder {
         guard: &mut Guard,
         bitness: u32,
         event: &Event<&[u8]>,
+        write: &WriteParts,
     ) -> Arc<Record> {
         let active = event.rule.and_then(|rule| guard.domain().rules().get(rule));
         let rule_name = active.map(|active| active.rule.name.to_string());
@@ -54,11 +56,12 @@ impl Recorder {
         }
         let text = event.origin.rip.map(|rip| disassemble(bitness, rip, &event.instruction));
         let functions = self.functions.get();
-        let function = functions
+        let (function, source) = functions
             .zip(event.origin.rip)
-            .and_then(|(functions, rip)| functions.find(rip, &event.instruction));
-        let record = Record { seq: 0, write: 0, rule_name, function, text, event };
-        let record = guard.trap_counts.record(record);
+            .map(|(functions, rip)| functions.find(rip, &event.instruction))
+            .unwrap_or_default();
+        let record = Record { rule_name, function, source, text, ..Record::new(0, 0, event) };
+        let record = guard.record(record, write);
         let name = record.rule_name.as_deref();
         match record.event.verdict {
             Verdict::Denied | Verdict::Stopped => self.metrics.denied(name),

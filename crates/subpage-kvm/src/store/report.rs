@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use subpage::address::ByteRange;
-use subpage::domain::Decision;
+use subpage::domain::{Decision, WriteParts};
 use subpage_emulate::GuestInstruction;
 use subpage_emulate::guest::State;
 use subpage_trap::{Account, Met, Origin, Record, Response, describe};
@@ -28,10 +28,11 @@ pub(crate) fn report_step(
     decision: Decision,
     step: &Stepped<'_>,
 ) -> Option<Arc<Record>> {
+    let parts = WriteParts::one(step.range);
     let account = Account {
         origin: Origin::of(step.state, step.vcpu),
         when: context.events.when(),
-        gpa: step.range.first(),
+        parts: &parts,
         gla: None,
         length: Some(step.range.bytes()),
         bytes: step.bytes,
@@ -41,5 +42,5 @@ pub(crate) fn report_step(
         in_software: true,
     };
     let event = describe(guard.domain(), Met::of(decision)?, Response::Skip, &account);
-    Some(context.events.record(guard, step.state.bitness(), &event))
+    Some(context.events.record(guard, step.state.bitness(), &event, &parts))
 }

@@ -119,6 +119,7 @@ fn show(machine: &VmShared) -> Shown {
                 },
                 spent: active.spent,
                 checked: counts.checked,
+                overruled: counts.overruled,
                 logged: counts.logged,
                 denied: counts.denied,
             }

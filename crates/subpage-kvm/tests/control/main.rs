@@ -181,17 +181,11 @@ impl Raw {
 
 fn record(seq: u64) -> Record {
     let written = ByteRange::new(Gpa::new(0x2000), 64).expect("bytes");
-    Record {
-        seq,
-        write: seq,
-        rule_name: Some("counter".to_owned()),
-        function: None,
-        text: None,
-        event: Event {
-            rule: Some(RuleId(1)),
-            bytes: vec![0; 64],
-            instruction: [0x90; 15].into(),
-            ..Event::bare(Verdict::Logged, Action::Log, written)
-        },
-    }
+    let event = Event {
+        rule: Some(RuleId(1)),
+        bytes: vec![0; 64],
+        instruction: [0x90; 15].into(),
+        ..Event::bare(Verdict::Logged, Action::Log, written)
+    };
+    Record { rule_name: Some("counter".to_owned()), ..Record::new(seq, seq, event) }
 }

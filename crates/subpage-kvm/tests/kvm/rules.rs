@@ -119,6 +119,12 @@ fn the_strongest_of_overlapping_rules_decides() {
         );
         let words = addresses.map(|at| guest.word(at));
         assert_eq!(words, [1, 0, 0, 0, 5, 0]);
+        let trap_counts = guest.vm.trap_counts();
+        let counts = [1, 2, 3, 4].map(|rule| {
+            let counts = trap_counts.rule(rule);
+            [counts.checked, counts.overruled, counts.logged, counts.denied]
+        });
+        assert_eq!(counts, [[5, 4, 1, 0], [3, 1, 0, 2], [2, 0, 0, 1], [1, 0, 0, 1]]);
     });
 }
 

@@ -1,6 +1,7 @@
 //! Headers as bytes, and every rule that a reader checks.
 
 use super::*;
+use crate::code;
 
 fn read(bytes: &[u8]) -> Result<Header, TraceError> {
     Header::read(&mut Counted::new(bytes))
@@ -18,7 +19,7 @@ fn a_full_header_stays_below_its_limit() {
         pid: u32::MAX,
         parent: i.checked_sub(1),
         command: "x".repeat(MAX_PROCESS_BYTES),
-        names: Names::default(),
+        ..Process::default()
     };
     let processes: Vec<_> = (0..1024).map(process).collect();
     assert_eq!(processes.len(), MAX_PROCESSES);
@@ -27,6 +28,7 @@ fn a_full_header_stays_below_its_limit() {
         names: Names::new((0..MAX_NAMES as u64).map(name)),
         processes,
         main: 1023,
+        code: code::tests::full(),
     };
     assert_eq!(read(&header.encode()).expect("readable"), header);
 }
@@ -47,7 +49,7 @@ fn of_three() -> Header {
         pid,
         parent,
         command: command.to_owned(),
-        names: Names::default(),
+        ..Process::default()
     };
     let name = Name { name: "c".into(), start: 0x1000, length: 8, kind: NameKind::Object };
     let mut child = process(8, Some(0), "ls");
@@ -57,6 +59,7 @@ fn of_three() -> Header {
         names: Names::new([name]),
         processes: vec![process(7, None, "env prog"), child, process(7, Some(0), "prog")],
         main: 2,
+        ..Header::default()
     }
 }
 
@@ -70,6 +73,47 @@ fn several_processes_have_their_places() {
     long.processes[1].command = "é".repeat(MAX_PROCESS_BYTES);
     let cut = read(&long.encode()).expect("readable").processes[1].command.len();
     assert_eq!(cut, MAX_PROCESS_BYTES);
+}
+
+#[test]
+fn code_stands_with_its_process() {
+    for (main, child) in [(true, false), (false, true), (true, true)] {
+        let mut header = of_three();
+        if main {
+            header.code = code::tests::code();
+        }
+        if child {
+            header.processes[1].code = code::tests::code();
+        }
+        let bytes = header.encode();
+        assert_eq!(bytes[8], 3);
+        assert_eq!(read(&bytes).expect("readable"), header);
+    }
+    let alone = Header { code: code::tests::code(), ..Header::default() };
+    assert_eq!(read(&alone.encode()).expect("readable"), alone);
+    // It is there once.
+    let mut header = of_three();
+    header.processes[2].code = code::tests::code();
+    assert!(std::panic::catch_unwind(move || header.encode()).is_err());
+    let mut content = vec![0, 0, 1, 0, 7, 0, 0, 0, 0, 0];
+    code::tests::code().put(&mut content);
+    assert_eq!(decode(&content, VERSION), Err("the code of the main process stands with it"));
+    assert_eq!(decode(&[0, 0, 0, 0, 0], VERSION), Err("an instruction is cut off"));
+    assert_eq!(decode(&[0, 0, 0, 0, 0, 0], VERSION), Ok(Header::default()));
+}
+
+/// All together have the room of one.
+#[test]
+fn code_of_too_many_is_refused() {
+    let mut header = of_three();
+    header.code = code::tests::full();
+    header.encode();
+    header.processes[1].code = code::tests::code();
+    assert!(std::panic::catch_unwind(move || header.encode()).is_err());
+    let mut content = vec![0, 0, 2, 0, 7, 0, 0, 0, 8, 0, 0, 0];
+    code::tests::full().put(&mut content);
+    content.extend([0, 0, 1, 1, b'a', 0]);
+    assert_eq!(decode(&content, VERSION), Err("there are more than 65,536 texts"));
 }
 
 fn some_names(count: u64) -> Names {
@@ -114,7 +158,7 @@ fn processes_that_break_a_rule_are_refused_with_the_rule() {
     };
     let (fits, long) = (with_command(MAX_PROCESS_BYTES), with_command(MAX_PROCESS_BYTES + 1));
     let content = [&[0, 0][..], &fits].concat();
-    let header = decode(&content, VERSION).expect("right");
+    let header = decode(&content, SEVERAL_PROCESSES).expect("right");
     assert_eq!(header.processes[0].command.len(), MAX_PROCESS_BYTES);
     // One name, and 65,536 more.
     let (one, full) = ([1, 1, b'n', 1, 0x10, 8], [0x80, 0x80, 4]);
@@ -140,11 +184,11 @@ fn processes_that_break_a_rule_are_refused_with_the_rule() {
         (&[&[1, 0, 7, 0, 0][..], &one].concat(), "the names of the main process stand with it"),
     ] {
         let content = [&[0, 0][..], processes].concat();
-        assert_eq!(decode(&content, VERSION), Err(rule), "{processes:?}");
+        assert_eq!(decode(&content, SEVERAL_PROCESSES), Err(rule), "{processes:?}");
     }
     // The header's own names count as well.
     let content = [&[0][..], &one, &second].concat();
-    assert_eq!(decode(&content, VERSION), Err(many));
+    assert_eq!(decode(&content, SEVERAL_PROCESSES), Err(many));
 }
 
 #[test]
@@ -157,7 +201,7 @@ fn a_lying_length_takes_no_memory() {
     bytes.extend(u32::MAX.to_le_bytes());
     assert!(matches!(read(&bytes), Err(TraceError::Header { .. })));
     bytes[8] = 9;
-    assert!(matches!(read(&bytes), Err(TraceError::Version { found: 9, known: 2 })));
+    assert!(matches!(read(&bytes), Err(TraceError::Version { found: 9, known: 3 })));
 }
 
 #[test]

@@ -108,6 +108,11 @@ fn check(recorded: &Recorded, path: &Path) {
     assert_eq!((counter.length, counter.kind, counter.start % 64), (4, NameKind::Object, 0));
     assert_eq!(written.len(), 1000);
     assert!(written.iter().all(|w| *w == Write { size: 4, ..written[0] } && w.pc != 0));
+    let place = header.code.find(written[0].pc).expect("it was compiled with -g");
+    assert_eq!(place.function.map(|(name, _)| name), Some("main"));
+    let (path, line) = place.line.expect("known");
+    let text = PROGRAM.lines().nth(line as usize - 1).expect("a line of it");
+    assert!(path.ends_with("program.c") && text.contains("counter = i"), "{path}:{line}");
     let (zeroed, written) = into("zeroed");
     let addresses: Vec<_> = written.iter().map(|w| (w.address - zeroed.start, w.size)).collect();
     assert_eq!(addresses, (0..16).map(|i| (8 * i, 8)).collect::<Vec<_>>());

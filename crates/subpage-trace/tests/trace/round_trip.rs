@@ -161,10 +161,25 @@ fn a_full_disk_is_an_error_and_stays_one() {
     }
 }
 
-/// Version 1 stays readable: the trace that is shipped was written once and is not made anew.
+/// The trace that is shipped names its code.
 #[test]
 fn the_shipped_trace() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/counter/counter.sptrace");
+    let (header, attack) = read_counter(path);
+    let place = header.code.find(attack.pc).expect("known");
+    assert_eq!((place.function, place.line), (Some(("main", 0x5c)), Some(("counter.c", 52))));
+}
+
+/// Version 1 stays readable: this trace of the same program was written once and is not made anew.
+#[test]
+fn a_trace_of_version_1() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/version-1.sptrace");
+    assert_eq!(std::fs::read(path).expect("shipped")[8..12], [1, 0, 0, 0]);
+    assert!(read_counter(path).0.code.is_empty());
+}
+
+/// Header of a recording of `examples/counter`, and the write that the example is about.
+fn read_counter(path: &str) -> (Header, Write) {
     let (header, writes) = decode(&std::fs::read(path).expect("shipped")).expect("readable");
     assert_eq!(header.command, ["./counter"]);
     assert_eq!(writes.len(), 413_348);
@@ -178,6 +193,7 @@ fn the_shipped_trace() {
     let path = header.names.find("helper_path").expect("named").start;
     let attack: Vec<_> = into("helper_path").map(|(i, w)| (i, w.address, w.size)).collect();
     assert_eq!(attack, [(252_523, path, 8)]);
+    (header, writes[252_523])
 }
 
 /// The writes of a trace with their process, in the order of its blocks, and how many blocks it has.

@@ -1,7 +1,7 @@
 //! Records as JSON objects, in the form of `docs/events.md`.
 
 use std::borrow::Cow;
-use std::string::String;
+use std::string::{String, ToString};
 use std::time::Duration;
 use std::vec::Vec;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use subpage::address::Gpa;
 use subpage::rules::{Action, RuleId};
 
-use super::{Function, Record};
+use super::{Function, Process, Record, SourceLine, Timestamp};
 use crate::{Address, Digits, Event, INSTRUCTION_BYTES, Origin, Response, Verdict, When};
 
 /// Version of the description of events: the value of `v` in every line.
@@ -35,6 +35,9 @@ pub(super) struct Object<'a> {
     pc: Option<Address>,
     pc_symbol: Option<Cow<'a, str>>,
     pc_offset: Option<u64>,
+    source: Option<Cow<'a, str>>,
+    process: Option<u16>,
+    process_name: Option<Cow<'a, str>>,
     vcpu: u32,
     rule_id: Option<u64>,
     pc_exact: bool,
@@ -45,7 +48,7 @@ pub(super) struct Object<'a> {
     bytes: Option<Bytes<'a>>,
     instruction: Option<Bytes<'a>>,
     text: Option<Cow<'a, str>>,
-    time: Option<Seconds>,
+    time: Option<Timestamp>,
     since_start: Option<Seconds>,
     time_stamp_counter: Option<Address>,
     response: Option<Becomes>,
@@ -89,7 +92,7 @@ impl Record {
         let (time, since_start, counter) = match event.when {
             When::Unknown => (None, None, None),
             When::Clock { unix, since_start } => {
-                (Some(Seconds::of(unix)), Some(Seconds::of(since_start)), None)
+                (Timestamp::from_unix(unix), Some(Seconds::of(since_start)), None)
             }
             When::Counter(counter) => (None, None, Some(counter)),
         };
@@ -105,6 +108,9 @@ impl Record {
             pc: origin.rip.map(Address),
             pc_symbol: self.function.as_ref().map(|function| Cow::from(&*function.name)),
             pc_offset: self.function.as_ref().map(|function| function.offset),
+            source: self.source.as_ref().map(|source| source.to_string().into()),
+            process: self.process.as_ref().map(|process| process.number),
+            process_name: self.process.as_ref().map(|process| Cow::from(&*process.name)),
             vcpu: origin.vcpu,
             rule_id: event.rule.map(|rule| rule.0),
             pc_exact: origin.rip_exact,
@@ -149,7 +155,7 @@ impl<'de> Deserialize<'de> for Record {
         }
         let when = match (object.time, object.since_start, object.time_stamp_counter) {
             (Some(unix), Some(since_start), _) => {
-                When::Clock { unix: unix.time()?, since_start: since_start.time()? }
+                When::Clock { unix: unix.unix(), since_start: since_start.time()? }
             }
             (_, _, Some(counter)) => When::Counter(counter.0),
             _ => When::Unknown,
@@ -158,11 +164,22 @@ impl<'de> Deserialize<'de> for Record {
             name: name.into_owned(),
             offset: object.pc_offset.unwrap_or_default(),
         });
+        let source = object.source.map(|text| {
+            text.parse::<SourceLine>().map_err(|()| {
+                D::Error::invalid_value(Unexpected::Str(&text), &"a file and a line as fork.c:7")
+            })
+        });
+        let process = object.process.map(|number| Process {
+            number,
+            name: object.process_name.map(Cow::into_owned).unwrap_or_default(),
+        });
         Ok(Self {
             seq: object.seq,
             write: object.write,
             rule_name: object.rule.map(Cow::into_owned),
             function,
+            source: source.transpose()?,
+            process,
             text: object.text.map(Cow::into_owned),
             event: Event {
                 verdict: object.verdict,
@@ -237,7 +254,7 @@ impl Seconds {
     }
 
     fn time<E: Error>(&self) -> Result<Duration, E> {
-        // A number of today has room for a quarter of a microsecond.
+        // Numbers are binary: the nearest microsecond is the one that was written.
         let time = Duration::try_from_secs_f64(self.0).map_err(E::custom)?;
         let microseconds = (time.subsec_nanos() + 500) / 1000;
         Duration::from_secs(time.as_secs())
@@ -286,6 +303,8 @@ mod tests {
             write: 145,
             rule_name: Some("helper path".to_owned()),
             function: Some(Function { name: "setup".to_owned(), offset: 18 }),
+            source: Some(SourceLine { file: "kernel/setup:1.c".to_owned(), line: 42 }),
+            process: Some(Process { number: 2, name: "server".to_owned() }),
             text: Some("mov [rdi],eax".to_owned()),
             event: Event {
                 verdict: Verdict::Denied,
@@ -322,6 +341,8 @@ mod tests {
         Record {
             rule_name: None,
             function: None,
+            source: None,
+            process: None,
             text: None,
             event: Event {
                 verdict: Verdict::Logged,
@@ -353,10 +374,11 @@ mod tests {
             concat!(
                 r#"{"v":1,"type":"denied","seq":3,"rule":"helper path","action":"deny","#,
                 r#""verdict":"denied","write":145,"gpa":"0x10e17d","length":4,"sub_page":3,"#,
-                r#""pc":"0x401234","pc_symbol":"setup","pc_offset":18,"vcpu":1,"rule_id":7,"#,
-                r#""pc_exact":true,"cpl":3,"cr3":"0x1000","gla":"0xffff80000010e17d","#,
+                r#""pc":"0x401234","pc_symbol":"setup","pc_offset":18,"#,
+                r#""source":"kernel/setup:1.c:42","process":2,"process_name":"server","#,
+                r#""vcpu":1,"rule_id":7,"pc_exact":true,"cpl":3,"cr3":"0x1000","gla":"0xffff80000010e17d","#,
                 r#""at":"0x10e180","bytes":"00ab01ff","instruction":"8907","#,
-                r#""text":"mov [rdi],eax","time":1764216000.123456,"since_start":1.250001,"#,
+                r#""text":"mov [rdi],eax","time":"2025-11-27T04:00:00.123456Z","since_start":1.250001,"#,
                 r#""time_stamp_counter":null,"response":"fault","delivery":true,"#,
                 r#""software":true,"qualification":"0x5aa"}"#
             )
@@ -372,6 +394,9 @@ mod tests {
             "pc",
             "pc_symbol",
             "pc_offset",
+            "source",
+            "process",
+            "process_name",
             "rule_id",
             "cpl",
             "cr3",
@@ -425,7 +450,8 @@ mod tests {
         for microseconds in (0..1_000_000).step_by(997) {
             let mut written = record();
             let unix = Duration::from_micros(1_764_216_000_000_000 + microseconds);
-            written.event.when = When::Clock { unix, since_start: Duration::ZERO };
+            let since_start = Duration::from_micros(1_000_000_000_000 + microseconds);
+            written.event.when = When::Clock { unix, since_start };
             let read: Record = serde_json::from_value(value(&written)).expect("a record");
             assert_eq!(read.event.when, written.event.when);
         }
@@ -443,8 +469,14 @@ mod tests {
             ("instruction", json!("90".repeat(16))),
             ("action", json!("block")),
             ("verdict", json!("allowed")),
-            ("time", json!(-1.0)),
-            ("time", json!(1e300)),
+            ("time", json!(1_764_216_000)),
+            ("time", json!("2025-11-27")),
+            ("since_start", json!(-1.0)),
+            ("since_start", json!(1e300)),
+            ("source", json!("setup.c")),
+            ("source", json!("setup.c:+1")),
+            ("source", json!("setup.c:4294967296")),
+            ("process", json!(65_536)),
             ("since_start", json!(1.9e19)),
             ("cpl", json!(256)),
         ] {

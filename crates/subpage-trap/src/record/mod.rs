@@ -3,10 +3,13 @@
 mod json;
 #[cfg(feature = "schema")]
 mod schema;
+mod time;
 
+use std::borrow::ToOwned;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
+pub use self::time::Timestamp;
 pub use json::VERSION;
 
 use crate::{Address, Event};
@@ -25,6 +28,10 @@ pub struct Record {
     pub rule_name: Option<String>,
     /// The function that holds the writing instruction, if known.
     pub function: Option<Function>,
+    /// The line of the source that the writing instruction comes from, if known.
+    pub source: Option<SourceLine>,
+    /// The process that wrote, where several were recorded.
+    pub process: Option<Process>,
     /// The instruction in words, Intel syntax, if it was found.
     pub text: Option<String>,
     /// What happened.
@@ -46,7 +53,54 @@ impl core::fmt::Display for Function {
     }
 }
 
+/// A line of a program's source.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SourceLine {
+    /// Path of the file as the debug information has it. Not trusted.
+    pub file: String,
+    /// Number of the line, from 1.
+    pub line: u32,
+}
+
+impl core::fmt::Display for SourceLine {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+impl core::str::FromStr for SourceLine {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (file, line) = text.rsplit_once(':').ok_or(())?;
+        let line = Some(line).filter(|line| line.bytes().all(|byte| byte.is_ascii_digit()));
+        let line = line.and_then(|line| line.parse().ok()).ok_or(())?;
+        Ok(Self { file: file.to_owned(), line })
+    }
+}
+
+/// One of several recorded processes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its number in the trace, from 0.
+    pub number: u16,
+    /// File name of its program. Not trusted.
+    pub name: String,
+}
+
+impl core::fmt::Display for Process {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{} {}", self.number, self.name)
+    }
+}
+
 impl Record {
+    /// An event and its numbers; nothing else is known.
+    pub fn new(seq: u64, write: u64, event: Event<Vec<u8>>) -> Self {
+        let (rule_name, function, source) = (None, None, None);
+        Self { seq, write, rule_name, function, source, process: None, text: None, event }
+    }
+
     /// The rule's name for people; what stands in its place for an access map.
     pub fn rule_or_map(&self) -> &str {
         self.rule_name.as_deref().unwrap_or("(access map)")
@@ -74,8 +128,7 @@ mod tests {
     fn in_words() {
         let written = ByteRange::new(Gpa::new(0x1000), 8).expect("memory");
         let event = Event::bare(Verdict::Denied, Action::Deny, written);
-        let mut record =
-            Record { seq: 1, write: 1, rule_name: None, function: None, text: None, event };
+        let mut record = Record::new(1, 1, event);
         assert_eq!((record.rule_or_map(), record.pc_text()), ("(access map)", None));
         record.rule_name = Some("helper path".to_owned());
         record.event.origin.rip = Some(0x40_1234);
@@ -85,5 +138,11 @@ mod tests {
         assert_eq!(record.pc_text().as_deref(), Some("~0x401234"));
         let function = Function { name: "setup".to_owned(), offset: 18 };
         assert_eq!(function.to_string(), "setup+0x12");
+        let source = SourceLine { file: "a:b/fork.c".to_owned(), line: 7 };
+        assert_eq!(source.to_string(), "a:b/fork.c:7");
+        assert_eq!("a:b/fork.c:7".parse(), Ok(source));
+        for wrong in ["", "fork.c", "fork.c:", "fork.c:-1", "fork.c:+1", "fork.c:4294967296"] {
+            assert!(wrong.parse::<SourceLine>().is_err(), "{wrong}");
+        }
     }
 }

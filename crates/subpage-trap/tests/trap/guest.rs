@@ -331,7 +331,8 @@ impl Backend for Guest {
         self.response
     }
 
-    fn record(&mut self, event: &Event<&[u8]>) -> u64 {
+    fn record(&mut self, event: &Event<&[u8]>, write: &WriteParts) -> u64 {
+        assert_eq!(event.gpa, write.first().first());
         self.events.push(event.clone().map_bytes(<[u8]>::to_vec));
         self.events.len() as u64
     }

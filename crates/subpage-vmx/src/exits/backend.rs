@@ -188,7 +188,7 @@ impl trap::Backend for Locked<'_> {
         self.vcpu.machine.tables.sppt.is_none()
     }
 
-    fn record(&mut self, event: &trap::Event<&[u8]>) -> Stop {
+    fn record(&mut self, event: &trap::Event<&[u8]>, _: &WriteParts) -> Stop {
         self.shared.record(event, self.vcpu.machine.settings);
         event.rule.map_or(Stop::NoMemory(event.at.as_u64()), Stop::Rule)
     }

@@ -1,7 +1,7 @@
 //! Reading arguments from guest memory, and writing results into it.
 
 use subpage::address::{ByteRange, Gpa};
-use subpage::domain::{Decision, Observer};
+use subpage::domain::{Decision, Observer, WriteParts};
 use subpage::frames::TableFrames;
 use subpage::slots::AddressSpace;
 
@@ -67,7 +67,7 @@ impl<F: TableFrames, O: Observer, M: PhysicalMemory> CallContext<'_, F, O, M> {
             let account = Account {
                 origin,
                 when: self.when,
-                gpa: write.first(),
+                parts: &WriteParts::one(write),
                 gla: None,
                 length: Some(write.bytes()),
                 bytes: data,

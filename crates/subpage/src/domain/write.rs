@@ -59,7 +59,7 @@ impl WriteParts {
     }
 
     /// Does `work` with the runs of bytes that are written, in the order of the write.
-    fn with_written<T>(&self, work: impl FnOnce(&[ByteRange]) -> T) -> T {
+    pub fn with_written<T>(&self, work: impl FnOnce(&[ByteRange]) -> T) -> T {
         match self.written {
             None => work(&self.runs),
             Some(written) => work(&self.under(written)),

@@ -44,7 +44,7 @@ impl Known {
             line: None,
             checked: 0,
             allowed: 0,
-            overruled: None,
+            overruled: 0,
             logged: 0,
             denied: 0,
             first_denial: None,
@@ -178,10 +178,11 @@ impl Count {
 }
 
 fn counted(rule: RuleSummary, counts: RuleCounts) -> RuleSummary {
-    let RuleCounts { checked, logged, denied, first_denial } = counts;
+    let RuleCounts { checked, overruled, logged, denied, first_denial } = counts;
     RuleSummary {
         checked,
-        allowed: checked.saturating_sub(logged + denied),
+        allowed: checked.saturating_sub(overruled + logged + denied),
+        overruled,
         logged,
         denied,
         first_denial: first_denial.map(|record| (*record).clone()),

@@ -1,20 +1,19 @@
-//! Functions of a guest, for the events.
+//! Functions and source lines of a guest, for the events.
 
 use std::fs::File;
 use std::path::Path;
 
 use object::read::ReadCache;
-use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, SegmentFlags, SymbolKind, elf};
-use subpage_kvm::event::Functions;
+use object::{Object as _, ObjectSegment as _, SegmentFlags, elf};
+use subpage_kvm::event::{Functions, Lines};
+use subpage_trace::{CodeNames, SourceLines};
+use subpage_trap::SourceLine;
 
 /// Most bytes of code that names are checked against. The Linux kernel has about 20 MiB.
 const MAX_CODE_BYTES: u64 = 256 << 20;
 
-/// Longest name, in bytes.
-const MAX_NAME_BYTES: usize = 512;
-
-/// The functions of the ELF file at `path`, with its code to check them by; none if it is another
-/// file, or a damaged one: nobody has asked for them.
+/// The functions and source lines of the ELF file at `path`, with its code to check them by; none if it
+/// is another file, or a damaged one: nobody has asked for them.
 pub(super) fn of_elf(path: &Path) -> Functions {
     File::open(path)
         .ok()
@@ -36,11 +35,15 @@ fn read(cache: &ReadCache<File>) -> Option<Functions> {
         room -= bytes;
         code.push((segment.address(), segment.data().ok()?.to_vec()));
     }
-    let named = file.symbols().filter_map(|symbol| {
-        let name = symbol.name().ok().filter(|name| name.len() <= MAX_NAME_BYTES)?;
-        let is_function = symbol.kind() == SymbolKind::Text && symbol.is_definition();
-        let end = symbol.address().checked_add(symbol.size())?;
-        (is_function && symbol.size() > 0).then(|| (symbol.address()..end, name.to_owned()))
-    });
-    Some(Functions::new(named.collect(), code))
+    let CodeNames { functions, lines, .. } = CodeNames::of_elf(&file);
+    Some(Functions::new(functions, code).with_lines(Box::new(ElfLines(lines))))
+}
+
+#[derive(Debug)]
+struct ElfLines(SourceLines);
+
+impl Lines for ElfLines {
+    fn find(&self, rip: u64) -> Option<SourceLine> {
+        self.0.find(rip).map(|(file, line)| SourceLine { file: file.to_owned(), line })
+    }
 }

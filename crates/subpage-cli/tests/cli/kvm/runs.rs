@@ -233,9 +233,10 @@ fn a_running_guest_is_asked_and_changed() {
     assert_eq!(running.child.wait().expect("ends").code(), Some(3));
 }
 
-/// Functions are named where the guest's code is that of the file, and left out where it is not.
+/// Functions and source lines are named where the guest's code is that of the file, and left out where
+/// it is not.
 #[test]
-fn events_name_the_function_that_wrote() {
+fn events_name_the_function_and_the_line_that_wrote() {
     if !can_run() {
         return;
     }
@@ -249,8 +250,11 @@ fn events_name_the_function_that_wrote() {
     let mut other = image;
     other[0x194] ^= 1;
     fs::write(place.path("other"), other).expect("symbols");
-    let setrlimit = |offset: u64| (Value::from("setrlimit"), Value::from(offset));
-    for (symbols, second) in [("guest", setrlimit(0x24)), ("other", (Value::Null, Value::Null))] {
+    let setrlimit = |offset: u64, line: &str| {
+        [Value::from("setrlimit"), Value::from(offset), Value::from(line)]
+    };
+    let null = [const { Value::Null }; 3];
+    for (symbols, second) in [("guest", setrlimit(0x24, "kernel.c:106")), ("other", null)] {
         let arguments = ["guard", "--json", "-p", "policy.toml", "--symbols", symbols, "guest"];
         let output = place.program(&arguments).output().expect("the program starts");
         assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
@@ -258,9 +262,19 @@ fn events_name_the_function_that_wrote() {
         let lines = text.lines().map(|line| serde_json::from_str(line).expect("JSON"));
         let denied: Vec<_> = lines
             .filter(|value: &Value| value["type"] == "denied")
-            .map(|value| (value["pc_symbol"].clone(), value["pc_offset"].clone()))
+            .map(|value| ["pc_symbol", "pc_offset", "source"].map(|key| value[key].clone()))
             .collect();
-        assert_eq!(denied, [setrlimit(0x12), second], "{symbols}");
+        assert_eq!(denied, [setrlimit(0x12, "kernel.c:105"), second], "{symbols}");
+    }
+    let arguments = ["guard", "-p", "policy.toml", "--report", "r.html", "guest"];
+    let output = place.program(&arguments).output().expect("the program starts");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let report = fs::read_to_string(place.path("r.html")).expect("a report");
+    // What the first one would have stored, little-endian as in memory.
+    let bytes = "2f 74 6d 70 2f 65 76 69 |/tmp/evi|";
+    for shown in ["in setrlimit+0x12 at kernel.c:105", bytes] {
+        assert!(text.contains(shown), "{shown}: {text}");
+        assert!(report.contains(shown), "{shown}");
     }
 }
 

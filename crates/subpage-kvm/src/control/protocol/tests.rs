@@ -14,7 +14,9 @@ fn rule() -> NewRule {
 }
 
 fn shown() -> Shown {
-    let shown = ShownRule { rule: 7, new: rule(), spent: false, checked: 3, logged: 1, denied: 2 };
+    let new = rule();
+    let (checked, overruled, logged, denied) = (4, 1, 1, 2);
+    let shown = ShownRule { rule: 7, new, spent: false, checked, overruled, logged, denied };
     Shown {
         state: "running".to_owned(),
         failure: None,
@@ -34,7 +36,7 @@ fn all() -> Vec<(Request, Value, Reply, Value)> {
         "rules": [{
             "rule": 7, "name": "helper path", "start": 0x10_e180, "length": 128,
             "action": "deny", "owner": 0, "locked": true, "spent": false,
-            "checked": 3, "logged": 1, "denied": 2,
+            "checked": 4, "overruled": 1, "logged": 1, "denied": 2,
         }],
         "trackings": [], "trapped_pages": 1, "writes": u64::MAX,
     });
