@@ -12,7 +12,7 @@ pub(super) struct LeftOut {
     pub(super) reason: &'static str,
 }
 
-const ALL: [LeftOut; 6] = [
+const ALL: [LeftOut; 5] = [
     LeftOut {
         host: Host::Amd,
         program: "example",
@@ -38,14 +38,6 @@ const ALL: [LeftOut; 6] = [
         test: "store_forms::stores_that_not_every_guest_has",
         reason: "QEMU's 32-byte stores across a page end write the first half before the second page \
                  faults",
-    },
-    LeftOut {
-        host: Host::Amd,
-        program: "kvm",
-        test: "differential::permitted_streams_leave_the_machine_as_without_a_guard",
-        reason: "QEMU saves other flags in the frame of a fault of SETcc, RF in that of a step in REP, and \
-                 ignores a prefix that AMD's processors do not; the test now finds that out beforehand, \
-                 but has not run there since",
     },
     LeftOut {
         host: Host::Intel,

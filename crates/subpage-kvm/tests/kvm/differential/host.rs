@@ -40,7 +40,7 @@ impl Host {
             amd,
             emulates,
             loses_flags: loses_flags(),
-            calls_oddly: short_calls() != amd,
+            calls_oddly: !calls_as(amd),
             steps_oddly: resumes() == amd,
         }
     }
@@ -68,14 +68,16 @@ fn registers(rbx: u64, rflags: u64) -> Registers {
     Registers { general, extended: Box::new(XsaveArea::INITIAL) }
 }
 
-/// Whether an operand-size prefix makes the operand of a near call 16 bits wide.
-fn short_calls() -> bool {
-    // CALL to what follows, and half of its operand is ADD [RBX], AL if the prefix counts.
+/// Whether an operand-size prefix before a near call has the vendor's meaning: for AMD operand and return
+/// address are 16 bits wide, for Intel it has none. QEMU's return address is 16 bits wide, its operand 32.
+fn calls_as(amd: bool) -> bool {
+    // CALL, and half of its operand is ADD [RBX], AL if the prefix counts. No page is at either end.
     const CALL: [u8; 6] = [0x66, 0xe8, 0, 0, 0, 0x03];
     let machine = Subject::new(&small(), Level::User);
-    // Where the prefix does not count, the target is far beyond the code.
-    let (_, after) = machine.run(&CALL, &registers(FIRST, 0)).expect("a call");
-    after.general("rsp") == FIRST + 0x100 - 2
+    let (_, after) = machine.run(&CALL, &registers(FIRST - 8, 0)).expect("a call");
+    let (_, general) = after.ended().expect("a page fault");
+    let pushed = FIRST + 0x100 - general.rsp;
+    (general.rip, pushed) == if amd { (CODE + 4, 2) } else { (CODE + 6 + 0x300_0000, 8) }
 }
 
 /// Whether a single step in a repeated instruction saves RFLAGS.RF as 1.
