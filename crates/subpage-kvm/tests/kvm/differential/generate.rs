@@ -50,7 +50,8 @@ pub(super) struct Choice {
     pub(super) hidden: bool,
     /// Repeated string instructions and others of several stores.
     pub(super) several: bool,
-    /// What stores flags or conditions that it has evaluated.
+    /// What stores flags or conditions that it has evaluated, or leaves some undefined: QEMU's BTC keeps
+    /// what the instruction before it would have computed.
     pub(super) conditions: bool,
 }
 
@@ -238,7 +239,7 @@ impl Choice {
             && known
             && (self.hidden || !hides)
             && (self.several || !several)
-            && (self.conditions || !stores_conditions(instruction))
+            && (self.conditions || !takes_conditions(instruction))
     }
 }
 
@@ -249,11 +250,11 @@ pub(super) fn is_wide(bytes: &[u8]) -> bool {
     matches!(mnemonic, M::Fxsave | M::Fxsave64 | M::Fnsave | M::Fnstenv | M::Clzero)
 }
 
-/// Whether it stores flags or a condition.
-fn stores_conditions(instruction: &Instruction) -> bool {
+/// Whether it stores flags or a condition, or tests a bit, after which most flags are undefined.
+fn takes_conditions(instruction: &Instruction) -> bool {
     use Mnemonic as M;
-    instruction.condition_code() != ConditionCode::None
-        || matches!(instruction.mnemonic(), M::Pushf | M::Pushfd | M::Pushfq)
+    let flags = [M::Pushf, M::Pushfd, M::Pushfq, M::Bt, M::Btc, M::Btr, M::Bts];
+    instruction.condition_code() != ConditionCode::None || flags.contains(&instruction.mnemonic())
 }
 
 /// Whether it is a repeated string instruction.
