@@ -53,6 +53,8 @@ pub(super) struct Choice {
     /// What stores flags or conditions that it has evaluated, or leaves some undefined: QEMU's BTC keeps
     /// what the instruction before it would have computed.
     pub(super) conditions: bool,
+    /// MOV of a segment register behind REX.R.
+    pub(super) extended: bool,
 }
 
 /// Encodings of which one instruction in four is: faults were found with these, and opcodes that come as they
@@ -208,12 +210,13 @@ impl Choice {
             mnemonic,
             M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xsaveopt | M::Xsaveopt64
         );
+        let segment = (0..instruction.op_count()).any(|operand| {
+            instruction.op_kind(operand) == OpKind::Register
+                && instruction.op_register(operand).is_segment_register()
+        });
         let hides = saves
-            || matches!(mnemonic, M::Pushf | M::Pushfd | M::Pushfq | M::Smsw | M::Sldt | M::Str)
-            || (0..instruction.op_count()).any(|operand| {
-                instruction.op_kind(operand) == OpKind::Register
-                    && instruction.op_register(operand).is_segment_register()
-            });
+            || segment
+            || matches!(mnemonic, M::Pushf | M::Pushfd | M::Pushfq | M::Smsw | M::Sldt | M::Str);
         let several = instruction.has_rep_prefix()
             || instruction.has_repne_prefix()
             || mnemonic == M::Enter
@@ -240,6 +243,7 @@ impl Choice {
             && (self.hidden || !hides)
             && (self.several || !several)
             && (self.conditions || !takes_conditions(instruction))
+            && (self.extended || !segment || mnemonic != M::Mov)
     }
 }
 

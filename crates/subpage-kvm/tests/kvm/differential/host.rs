@@ -21,6 +21,8 @@ pub(super) struct Host {
     pub(super) emulates: bool,
     /// Its processor has other flags in the frame of a fault of SETcc than before it, without a guard.
     pub(super) loses_flags: bool,
+    /// REX.R makes another segment register of the operand of MOV, which it does for no processor.
+    pub(super) selects_oddly: bool,
     /// An operand-size prefix before a near call has not the meaning that it has for the vendor.
     pub(super) calls_oddly: bool,
     /// RF in the frame of a single step in a repeated instruction is not as the vendor's processors have it.
@@ -40,6 +42,7 @@ impl Host {
             amd,
             emulates,
             loses_flags: loses_flags(),
+            selects_oddly: selects_oddly(),
             calls_oddly: !calls_as(amd),
             steps_oddly: resumes() == amd,
         }
@@ -47,7 +50,8 @@ impl Host {
 
     pub(super) fn choice(&self, several: bool) -> Choice {
         let conditions = !self.loses_flags;
-        Choice { amd: self.amd, hidden: !self.emulates, several, conditions }
+        let extended = !self.selects_oddly;
+        Choice { amd: self.amd, hidden: !self.emulates, several, conditions, extended }
     }
 }
 
@@ -85,6 +89,17 @@ fn resumes() -> bool {
     let machine = Subject::new(&small(), Level::User);
     let (_, after) = machine.run(&[0xf3, 0xa4], &registers(0, TF)).expect("a step");
     after.ended_with_flags().expect("a debug exception") & 1 << 16 != 0
+}
+
+/// Whether REX.R before a MOV of a segment register chooses another one.
+fn selects_oddly() -> bool {
+    // MOV AX, SS without it and with it.
+    let machine = Subject::new(&small(), Level::User);
+    let [plain, extended] = [&[0x48, 0x8c, 0xd0], &[0x4c, 0x8c, 0xd0]].map(|code| {
+        let (after, _) = machine.run(code, &registers(FIRST, 0)).expect("a move");
+        after.general.rax
+    });
+    plain != extended
 }
 
 /// Whether a SETcc that faults changes flags: QEMU evaluates them for it, and then takes the result for
