@@ -3,6 +3,7 @@
 mod access;
 mod decision;
 mod dirty;
+mod examples;
 mod exits;
 mod export;
 mod failures;
