@@ -176,8 +176,8 @@ fn spp<P: Programs>(machine: &Host<P>, processor: &CpuInfo, vtx: Support) -> Mac
         }
         Ok(value) => {
             let reason = format!(
-                "IA32_VMX_PROCBASED_CTLS2 is {value:#018x}: control 23 must be 0; Ice Lake and \
-                 later server processors have it"
+                "IA32_VMX_PROCBASED_CTLS2 is {value:#018x}: control 23 must be 0; Ice Lake was the \
+                 first generation with it"
             );
             finding("spp", NAME, Support::No, reason)
         }
