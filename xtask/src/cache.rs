@@ -71,7 +71,7 @@ impl Place {
             .map_err(|error| format!("cannot make the directory {}: {error}", parent.display()))
     }
 
-    /// Keeps others from making the same; none if the user has stopped the waiting. `doing` tells
+    /// Keeps others from making the same; `None` if the user has stopped the waiting. `doing` tells
     /// what the other one is doing.
     pub(crate) fn lock(
         &self,

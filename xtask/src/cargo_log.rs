@@ -47,7 +47,7 @@ impl CargoLog {
         summary
     }
 
-    /// A line that sums up the program announced last; none if it had no test to run.
+    /// A line that sums up the program announced last; `None` if it had no test to run.
     pub(crate) fn last_summary(&self) -> Option<String> {
         let section = self.sections.last()?;
         let count = section.count();

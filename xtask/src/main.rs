@@ -7,6 +7,7 @@
 
 mod bench;
 mod bochs;
+mod book;
 mod cache;
 mod cargo_log;
 mod count;
@@ -70,6 +71,11 @@ enum Task {
         #[command(flatten)]
         arguments: lab::Arguments,
     },
+    /// Build the documentation as a site, in target/book/html
+    Docs {
+        #[command(flatten)]
+        arguments: book::Arguments,
+    },
     /// Change the engine and the trap protocol in small ways, one at a time, and see that a test finds
     /// each; all arguments go to `cargo mutants`, for example --file PATH or --shard 0/8
     #[command(disable_help_flag = true)]
@@ -118,6 +124,7 @@ fn run(task: Task) -> Result<ExitCode> {
             _ => bench::run(&workspace, bench::ENGINE, &arguments),
         },
         Task::Lab { arguments } => lab::run(&workspace, arguments),
+        Task::Docs { arguments } => book::run(&workspace, &arguments),
         Task::Bochs { task } => bochs::run(&workspace, task),
         Task::Mutants { arguments } => mutants::run(&workspace, &arguments),
         Task::Test { words, filter, limit, list } => {

@@ -1,5 +1,5 @@
-//! What the tests need of Markdown: do a page's links lead somewhere, which commands does a
-//! section give.
+//! What the tests and the site need of Markdown: do a page's links lead somewhere, what does it link to
+//! and what should it, which commands does a section give.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use percent_encoding::percent_decode_str;
-use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
+use pulldown_cmark::{CowStr, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 
 /// Reads GitHub's dialect, the one in which the pages are read most.
 fn parse(text: &str) -> Parser<'_> {
@@ -23,12 +23,8 @@ fn parse(text: &str) -> Parser<'_> {
 /// followed. An error means that the page itself cannot be read.
 pub(crate) fn broken_links(root: &Path, page: &Path) -> Result<Vec<String>> {
     let text = read(page)?;
-    let links = parse(&text).filter_map(|event| match event {
-        Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => Some(dest_url),
-        _ => None,
-    });
     let mut broken = Vec::new();
-    for link in links {
+    for link in links(&text) {
         if has_scheme(&link) {
             continue;
         }
@@ -39,8 +35,66 @@ pub(crate) fn broken_links(root: &Path, page: &Path) -> Result<Vec<String>> {
     Ok(broken)
 }
 
+/// Where a page's links and images lead, in its order. A link without a destination is none.
+fn links(text: &str) -> impl Iterator<Item = CowStr<'_>> {
+    parse(text).filter_map(|event| match event {
+        Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
+            (!dest_url.is_empty()).then_some(dest_url)
+        }
+        _ => None,
+    })
+}
+
+/// The files of the same tree that a page links to, in its order, each as often as it does.
+pub(crate) fn linked_files(root: &Path, page: &Path) -> Result<Vec<PathBuf>> {
+    let text = read(page)?;
+    let directory = page.parent().context("a page is in a directory")?;
+    let files = links(&text).filter(|link| !has_scheme(link)).filter_map(|link| {
+        let path = link.split('#').next().filter(|path| !path.is_empty())?;
+        let path = percent_decode_str(path).decode_utf8().ok()?;
+        resolve(root, &directory.join(&*path)).filter(|target| target.is_file())
+    });
+    Ok(files.collect())
+}
+
+/// Which of the names a page uses in its text without a link, anywhere on the page, to one of the places
+/// that stand with the name. Headings and code do not count.
+pub(crate) fn unlinked_names<'a>(
+    page: &Path,
+    names: &[(&'a str, &[&str])],
+) -> Result<Vec<&'a str>> {
+    let text = read(page)?;
+    let mut told = String::new();
+    let mut in_heading = false;
+    let mut in_code = false;
+    for event in parse(&text) {
+        match event {
+            Event::Start(Tag::Heading { .. }) => in_heading = true,
+            Event::End(TagEnd::Heading(_)) => in_heading = false,
+            Event::Start(Tag::CodeBlock(_)) => in_code = true,
+            Event::End(TagEnd::CodeBlock) => in_code = false,
+            Event::Text(text) if !in_heading && !in_code => told.push_str(&text),
+            // Two words on two lines are two words; code between words is a word.
+            _ => told.push(' '),
+        }
+    }
+    let links: Vec<_> = links(&text).collect();
+    let unlinked = names.iter().filter(|(name, places)| {
+        has_word(&told, name)
+            && !links.iter().any(|link| places.iter().any(|place| link.starts_with(place)))
+    });
+    Ok(unlinked.map(|(name, _)| *name).collect())
+}
+
+/// Whether a text has a name as a word of its own.
+fn has_word(text: &str, name: &str) -> bool {
+    let inner = |character: char| character.is_alphanumeric() || "_-".contains(character);
+    text.match_indices(name)
+        .any(|(at, _)| !text[..at].ends_with(inner) && !text[at + name.len()..].starts_with(inner))
+}
+
 /// Whether a link starts with a URL scheme, such as `https:` or `mailto:`.
-fn has_scheme(link: &str) -> bool {
+pub(crate) fn has_scheme(link: &str) -> bool {
     link.split_once(':').is_some_and(|(scheme, _)| {
         scheme.starts_with(|first: char| first.is_ascii_alphabetic())
             && scheme.chars().all(|rest| rest.is_ascii_alphanumeric() || "+-.".contains(rest))
@@ -64,6 +118,9 @@ fn follow(root: &Path, page: &Path, link: &str) -> Result<Result<(), &'static st
         };
         target
     };
+    if target.is_dir() {
+        return Ok(Err("a directory, which the site cannot show; link a file in it"));
+    }
     if !target.exists() {
         return Ok(Err("no such file"));
     }
@@ -129,6 +186,11 @@ fn headings(text: &str) -> Vec<(HeadingLevel, String)> {
     headings
 }
 
+/// The headings of a page, as text.
+pub(crate) fn titles(text: &str) -> Vec<String> {
+    headings(text).into_iter().map(|(_, title)| title).collect()
+}
+
 /// The lines of the code blocks below a heading, up to the next one of its rank or above.
 ///
 /// Lines come as they are written, without the empty ones. Nothing if there is no such heading.
@@ -160,23 +222,6 @@ pub(crate) fn commands(text: &str, heading: &str) -> Option<Vec<String>> {
     section.map(|(_, lines)| lines)
 }
 
-/// All pages in a directory, in the order of their names; none where there is no directory.
-pub(crate) fn pages(directory: &Path) -> Result<Vec<PathBuf>> {
-    if !directory.exists() {
-        return Ok(Vec::new());
-    }
-    let cannot = || format!("cannot list {}", directory.display());
-    let mut pages = Vec::new();
-    for entry in fs::read_dir(directory).with_context(cannot)? {
-        let path = entry.with_context(cannot)?.path();
-        if path.extension().is_some_and(|extension| extension == "md") {
-            pages.push(path);
-        }
-    }
-    pages.sort();
-    Ok(pages)
-}
-
 /// Reads a page.
 pub(crate) fn read(page: &Path) -> Result<String> {
     fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))
@@ -186,11 +231,12 @@ pub(crate) fn read(page: &Path) -> Result<String> {
 mod tests {
     use super::*;
 
-    /// Makes `docs/page.md` with the text, beside a few things to link to.
+    /// Makes `docs/page.md` with the text, next to a few things to link to.
     fn check(text: &str) -> Vec<String> {
         let root = tempfile::tempdir().expect("a temporary directory can be made");
         let docs = root.path().join("docs");
-        fs::create_dir_all(docs.join("a b")).expect("directories can be made");
+        fs::create_dir_all(docs.join("c")).expect("directories can be made");
+        fs::write(docs.join("a b"), "").expect("files can be written");
         fs::write(root.path().join("README.md"), "# One `two`\n\n## Same\n\n## Same\n")
             .expect("files can be written");
         let page = docs.join("page.md");
@@ -201,7 +247,7 @@ mod tests {
     #[test]
     fn links_that_lead_somewhere_are_fine() {
         let text = "# Own heading: here\n\
-            [a](page.md) [b](../README.md) [c](a%20b/) [d](<a b>) [e](https://example.org/x)\n\
+            [a](page.md) [b](../README.md) [c](a%20b) [d](<a b>) [e](https://example.org/x)\n\
             [f](#own-heading-here) [g](../README.md#one-two) [h](../README.md#same-1)\n\
             [i](./../docs/page.md) <mailto:a@example.org> [j][ref]\n\n[ref]: page.md 'title'\n";
         assert_eq!(check(text), Vec::<String>::new());
@@ -210,7 +256,7 @@ mod tests {
     #[test]
     fn links_that_lead_nowhere_are_named() {
         let text = "[a](none.md) ![b](none.png) [c](/README.md) [d](../../x) [e](#none)\n\
-            [f](../README.md#same-2) [g][ref]\n\n[ref]: other.md\n";
+            [f](../README.md#same-2) [g][ref] [h](c)\n\n[ref]: other.md\n";
         let expected = [
             "none.md: no such file",
             "none.png: no such file",
@@ -219,8 +265,28 @@ mod tests {
             "#none: no such heading",
             "../README.md#same-2: no such heading",
             "other.md: no such file",
+            "c: a directory, which the site cannot show; link a file in it",
         ];
         assert_eq!(check(text), expected);
+    }
+
+    #[test]
+    fn names_are_linked_once_a_page() {
+        let names: [(&str, &[&str]); 3] = [
+            ("SDM", &["https://intel.example/"]),
+            ("the series", &["https://lore.example/"]),
+            ("KVM", &["https://kvm.example/"]),
+        ];
+        let unlinked = |text: &str| {
+            let directory = tempfile::tempdir().expect("a temporary directory can be made");
+            let page = directory.path().join("page.md");
+            fs::write(&page, text).expect("files can be written");
+            unlinked_names(&page, &names).expect("the page can be read")
+        };
+        assert_eq!(unlinked("The SDM's words; the\nseries; KVM."), ["SDM", "the series", "KVM"]);
+        assert_eq!(unlinked("# KVM\n\n`KVM` SDMs subpage-KVM KVM_RUN\n\n    KVM\n"), [""; 0]);
+        let text = "SDM, and later the [SDM](https://intel.example/sdm). [KVM](kvm.md)";
+        assert_eq!(unlinked(text), ["KVM"]);
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub(crate) enum Suite {
     Bochs,
     /// The processor model against Bochs, with random tables and accesses
     Conformance,
-    /// The documentation builds, the links in the pages lead somewhere
+    /// The documentation builds, the links in the pages and in the site lead somewhere
     Docs,
     /// The README's first command does what the README says
     Readme,

@@ -7,7 +7,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 /// First byte above the conventional memory: the extended BIOS data area of a PC begins there.
 const CONVENTIONAL: u64 = 0x9_f000;
-/// Where memory goes on.
+/// Where memory continues.
 const EXTENDED: u64 = 0x10_0000;
 
 // Types of tags.

@@ -164,14 +164,14 @@ fn configuration(directory: &Path, codename: &str) -> Result<String> {
 }
 
 /// The release, its security updates and its backports, from the archives that the machine uses for
-/// its own release; none if those are not Debian's.
+/// its own release; `None` if those are not Debian's.
 fn sources(archives: &[Archive], codename: &str, keyring: Option<&str>) -> Option<String> {
     let option = keyring.map_or(String::new(), |path| format!("[signed-by={path}] "));
     let source = |address: &str, release: &str| format!("deb {option}{address} {release} main\n");
     let main = |archive: &&Archive| archive.component == "main";
     let security = |archive: &&Archive| archive.release.ends_with("-security");
     let updates = |archive: &&Archive| archive.release.ends_with("-updates");
-    // Only Debian has the one beside the other under these names.
+    // Only Debian has the one next to the other under these names.
     let base = archives.iter().filter(main).find(updates)?;
     let security = archives.iter().filter(main).find(security);
     let security =
