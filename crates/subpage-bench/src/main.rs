@@ -1,4 +1,4 @@
-//! `subpage-bench`: what the engine costs, beside the algorithm of the KVM series.
+//! `subpage-bench`: what the engine costs, compared with the algorithm of the KVM series.
 //!
 //! Every benchmark first checks that both sides give the same answers, then times them in turns in
 //! one process. It asserts nothing about time: the figures are for the reader to judge.
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         for record in (benchmark.run)() {
             match report.print(&record) {
                 Ok(()) => {}
-                // Whoever reads has seen enough.
+                // The reader has seen enough.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                     return ExitCode::SUCCESS;
                 }

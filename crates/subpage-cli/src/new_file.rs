@@ -87,13 +87,13 @@ enum Identity {
     New(u64, u64, OsString),
 }
 
-/// Through links; none if there is nothing and nothing can be made.
+/// Through links; `None` if there is nothing and nothing can be made.
 fn identity(path: &Path) -> Option<Identity> {
     if let Ok(found) = fs::metadata(path) {
         return Some(Identity::There(found.dev(), found.ino()));
     }
     let mut path = PathBuf::from(path);
-    // Who writes through a link that leads to nothing makes what it leads to.
+    // Writing through a link that leads to nothing makes what it leads to.
     for _ in 0..MAX_LINKS {
         let Ok(target) = fs::read_link(&path) else { break };
         path = path.parent().unwrap_or(Path::new("")).join(target);
@@ -108,7 +108,7 @@ pub fn is_stdin(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// Writes `bytes` under `path`, whole or not at all: a new file beside it takes the name when it is
+/// Writes `bytes` under `path`, whole or not at all: a new file next to it takes the name when it is
 /// complete.
 ///
 /// Fails as [`destination`] does, and where the file cannot be created or written.

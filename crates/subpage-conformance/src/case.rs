@@ -116,7 +116,7 @@ impl Case {
             let ends = step.instructions.iter().rev().skip(1).any(|it| !it.continues());
             if late || ends {
                 bail!(
-                    "an INT is not the first instruction of its step, or a step goes on behind one"
+                    "an INT is not the first instruction of its step, or a step continues behind one"
                 );
             }
         }

@@ -1,4 +1,4 @@
-//! Whoever performs cases: a processor behind a command, or in tests the model itself.
+//! What performs cases: a processor behind a command, or in tests the model itself.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write as _};
@@ -14,7 +14,7 @@ use crate::case::{self, Case};
 pub(crate) struct Answers {
     /// By case and step.
     pub(crate) answers: HashMap<(u32, u32), StepAnswer>,
-    /// Why the batch did not end, in the executor's last words; none if it did.
+    /// Why the batch did not end, in the executor's last words; `None` if it did.
     pub(crate) broken_off: Option<String>,
 }
 

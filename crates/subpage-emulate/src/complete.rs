@@ -92,9 +92,9 @@ pub struct Executor<'a, M> {
     /// Of the processor that this runs on.
     pub trampoline: &'a mut Trampoline,
     /// The guest's extended registers at the exit. An instruction that uses them changes them, so they
-    /// are to be loaded again before the guest goes on.
+    /// are to be loaded again before the guest continues.
     ///
-    /// Also on a copy of the destination: FSTP pops. Whoever asks what an instruction would write
+    /// Also on a copy of the destination: FSTP pops. A caller that asks what an instruction would write
     /// and then does not let it happen, or does it again on the guest's bytes, passes a copy of these
     /// as well.
     pub extended: Extended<'a>,

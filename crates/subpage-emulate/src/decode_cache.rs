@@ -1,6 +1,6 @@
 //! Instructions that trapped lately.
 //!
-//! A counter beside guarded bytes traps at the same instruction again and again. Decoding it and
+//! A counter next to guarded bytes traps at the same instruction again and again. Decoding it and
 //! finding what executes in its place costs more than all the rest of completing its store, and
 //! depends on nothing but its bytes: so both are kept for as long as the bytes stay the same.
 

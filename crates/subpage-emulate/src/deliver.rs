@@ -62,7 +62,7 @@ pub struct PlannedDelivery {
     /// The state with which the handler starts. The frame's pages are accessed with its privilege.
     pub after: State,
     /// Linear address of the byte of the code descriptor whose accessed flag (bit 0) the processor
-    /// sets; none if it is set.
+    /// sets; `None` if it is set.
     pub mark_descriptor: Option<u64>,
 }
 

@@ -50,7 +50,7 @@ impl GuestInstruction {
         }
     }
 
-    /// Decodes `bytes` as the instruction at RIP; none if they are not a whole one.
+    /// Decodes `bytes` as the instruction at RIP; `None` if they are not a whole one.
     ///
     /// Bytes after the first [`MAX_INSTRUCTION_BYTES`] are not looked at.
     pub fn decode(state: &State, bytes: &[u8]) -> Option<Self> {

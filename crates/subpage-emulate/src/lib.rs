@@ -26,7 +26,7 @@
 #![deny(unsafe_code)]
 // Addresses and `usize` have the same width.
 #![cfg(target_pointer_width = "64")]
-// A constant that one step needs stands beside that step.
+// A constant that one step needs stands next to that step.
 #![allow(clippy::items_after_statements)]
 
 extern crate alloc;

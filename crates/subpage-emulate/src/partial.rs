@@ -1,7 +1,7 @@
 //! Carrying out stores that write a part of their operand.
 //!
-//! The instruction runs on bytes of our own, where all of its operand is, and what it is to write goes on
-//! from there element by element: what lies between may be denied, absent, or another processor's.
+//! The instruction runs on bytes of our own that hold its whole operand. From there the elements that it writes
+//! are copied one by one: what lies between may be denied, absent, or another processor's.
 
 use alloc::vec;
 
@@ -172,7 +172,7 @@ impl<M: PhysicalMemory> Executor<'_, M> {
 /// Bytes of the elements in which an area is stored.
 const WORD: usize = 8;
 
-/// What processors store beside half of a pointer.
+/// What processors store next to half of a pointer.
 const RESERVED: u32 = 0xffff_0000;
 
 /// What FXSAVE stores in 64-bit mode, with room.

@@ -238,7 +238,7 @@ impl Store {
         self.offset = offset;
     }
 
-    /// What is executed in the instruction's place; none if its store is computed.
+    /// What is executed in the instruction's place; `None` if its store is computed.
     pub const fn substitute(&self) -> Option<&Substitute> {
         self.substitute.as_ref()
     }

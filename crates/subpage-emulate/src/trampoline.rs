@@ -57,7 +57,7 @@ struct Context {
     /// MXCSR at that exception.
     mxcsr: u32,
     /// What is the hypervisor's while the guest's extended registers are loaded. Last, so that the rest
-    /// lies close to what is used beside it.
+    /// lies close to what is used next to it.
     host: XsaveArea,
 }
 

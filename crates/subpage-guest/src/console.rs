@@ -36,7 +36,7 @@ impl Write for OneLine {
 
 /// Prints `text` as one line.
 ///
-/// Waits for another processor's line to end, but not for ever: the processor may have failed in
+/// Waits for another processor's line to end, but not forever: the processor may have failed in
 /// the middle of it.
 pub fn line(text: fmt::Arguments<'_>) {
     let mut patience = 1_000_000;

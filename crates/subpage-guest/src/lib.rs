@@ -16,7 +16,7 @@
 #![cfg_attr(not(test), no_std)]
 #![deny(unsafe_code)]
 // Registers are bit patterns of 64 bits, of which an instruction takes the part that it wants and
-// whose sign is a matter of who reads them; addresses and indices fit where this image runs.
+// whose sign depends on the reader; addresses and indices fit where this image runs.
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
 
 pub mod bench;

@@ -76,7 +76,7 @@ macro_rules! test {
     (@ nospp) => { $crate::registry::Hardware::NoSpp };
 }
 
-/// The test that runs, for whoever has to report its end.
+/// The running test, so that a handler can report its end.
 static RUNNING: Once<&'static str> = Once::new();
 
 /// Name of the test that runs.

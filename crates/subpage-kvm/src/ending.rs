@@ -1,4 +1,4 @@
-//! How a guest ends, and why a processor of it cannot go on.
+//! How a guest ends, and why a processor of it cannot continue.
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -43,7 +43,7 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// Whether the guest cannot go on, though nobody wanted its end: its state is worth a look.
+    /// Whether the guest cannot continue, though nobody wanted its end: its state is worth a look.
     pub const fn is_failure(&self) -> bool {
         matches!(self, Self::Failed(_) | Self::TripleFault { .. })
     }
@@ -69,7 +69,7 @@ impl fmt::Display for Ending {
     }
 }
 
-/// Why a processor of the guest cannot go on.
+/// Why a processor of the guest cannot continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// Which processor.
@@ -143,7 +143,7 @@ impl fmt::Display for InTrap {
     }
 }
 
-/// The end of a message about a processor that cannot go on.
+/// The end of a message about a processor that cannot continue.
 fn tell(in_traps: &[InTrap], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for (number, one) in in_traps.iter().enumerate() {
         let before = if number == 0 { "; in guarded pages: " } else { ", " };
@@ -154,7 +154,7 @@ fn tell(in_traps: &[InTrap], f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "processor {} cannot go on: {}", self.vcpu, self.reason)?;
+        write!(f, "processor {} cannot continue: {}", self.vcpu, self.reason)?;
         if let Some(rip) = self.rip {
             write!(f, "; rip {rip:#x}")?;
         }

@@ -58,7 +58,7 @@ pub(crate) fn enter(
             data.chunks_mut(kick.port_bytes()).for_each(|access| ports.read(port, access));
             Exit::Port(PortEffect::None)
         }
-        // Kernels from 6.8 on may say so beside EFAULT.
+        // Kernels from 6.8 on may say so in place of EFAULT.
         Ok(VcpuExit::MemoryFault { .. }) => Exit::Trapped(Cause::Fault),
         Ok(VcpuExit::InternalError) => internal_error(processor),
         Ok(VcpuExit::Debug(debug)) => Exit::Debug { dr6: debug.dr6 },

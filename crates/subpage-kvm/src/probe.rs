@@ -1,4 +1,4 @@
-//! What the KVM at hand can do, found out by running a tiny guest.
+//! What this machine's KVM can do, found out by running a tiny guest.
 
 use std::io::Write as _;
 use std::sync::OnceLock;

@@ -16,7 +16,7 @@ use subpage_kvm::event::{Received, Subscription};
 use subpage_kvm::vm::{Configuration, Ending, TrapChoice, Vm};
 use subpage_trap::{Record, Verdict};
 
-/// The symbol that the policy protects, and the one beside it that is written all the time.
+/// The symbol that the policy protects, and the one next to it that is written all the time.
 const PATH: &str = "modprobe_path";
 const COUNTER: &str = "syscall_count";
 

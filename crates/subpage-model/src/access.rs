@@ -143,7 +143,7 @@ impl Access {
     }
 
     /// An access across a page end whose two pages are apart in guest-physical memory: it runs from
-    /// `first` to the end of that page and goes on at the start of the page at `second`.
+    /// `first` to the end of that page and continues at the start of the page at `second`.
     pub fn across(
         kind: AccessKind,
         first: Gpa,

@@ -123,7 +123,7 @@ pub fn sub_pages_permit(vector: AccessMap, piece: Piece, deviations: Deviations)
 /// What becomes of the bytes of an access in one page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    /// The access may go on.
+    /// The access may continue.
     Allowed,
     /// Exit 48: EPT rights forbid it, or the SPPT does.
     EptViolation,

@@ -55,7 +55,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// Where the walk goes on; none behind the leaf.
+    /// Where the walk continues; none behind the leaf.
     ///
     /// # Panics
     /// Never: every entry of the last level is a leaf, and bits 51:12 are 4 KiB aligned.
@@ -144,7 +144,7 @@ fn is_present(entry: EptEntry, features: &Features) -> bool {
         || features.mode_based_execute && entry.user_execute()
 }
 
-/// The size of the page that a present entry maps; none if it names a table. In the root, bit 7 is
+/// The size of the page that a present entry maps; `None` if it names a table. In the root, bit 7 is
 /// reserved and maps nothing.
 fn leaf_size(entry: EptEntry, level: Level) -> Option<PageSize> {
     match level {

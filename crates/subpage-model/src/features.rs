@@ -62,7 +62,7 @@ pub struct Roots {
     pub ept: TableFrame,
     /// EPTP bit 6: the EPT has accessed and dirty flags.
     pub ept_accessed_dirty: bool,
-    /// SPPTP bits 51:12; none if the control "sub-page write permissions for EPT" is 0.
+    /// SPPTP bits 51:12; `None` if the control "sub-page write permissions for EPT" is 0.
     pub sppt: Option<TableFrame>,
 }
 

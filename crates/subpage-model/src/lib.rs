@@ -39,7 +39,7 @@
 //!
 //! Accessed and dirty flags are set by compare-and-exchange in entries that are present. With
 //! [`HeapFrames`](subpage::frames::HeapFrames), which stores a frame as a fill value and a few
-//! others, that needs room only where many entries of a frame share a present fill value; whoever
+//! others, that needs room only where many entries of a frame share a present fill value; a caller that
 //! fills an EPT table so must call `make_room` first.
 #![forbid(unsafe_code)]
 

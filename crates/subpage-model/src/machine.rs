@@ -84,7 +84,7 @@ pub enum AccessOutcome {
     ReadOnlySlot(Gpa),
     /// The guest fetched from a page it may not execute.
     NotExecutable(Gpa),
-    /// The host could not go on.
+    /// The host could not continue.
     Failed(HostError),
 }
 
@@ -447,7 +447,7 @@ impl<M: GuestMemory, O: Observer> Machine<M, O> {
     }
 
     /// The frame of host memory, which has the addresses of the guest's original frames, behind the
-    /// frames of a page; none if they are not contiguous or begin inside a page of the size.
+    /// frames of a page; `None` if they are not contiguous or begin inside a page of the size.
     fn host_frame(&self, first: Gfn, size: PageSize) -> Option<Gfn> {
         let pages = GfnRange::new(first, size.frames()).ok()?;
         let host = self.domain.original(first);

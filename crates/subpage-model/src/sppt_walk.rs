@@ -11,7 +11,7 @@ use subpage::sppt::SpptEntry;
 
 use crate::features::Features;
 
-/// Where a walk begins, or goes on: a table and the level of its entries.
+/// Where a walk begins, or continues: a table and the level of its entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpptStart {
     /// Level of the entries in `table`.

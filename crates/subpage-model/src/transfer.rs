@@ -1,4 +1,4 @@
-//! Accesses that carry data: bytes move only once the whole access may go on.
+//! Accesses that carry data: bytes move only once the whole access may continue.
 
 use subpage::frames::TableFrames;
 

@@ -16,7 +16,7 @@ use crate::pml::PageModificationLog;
 use crate::rights::Rights;
 use crate::sppt_walk::{self, SpptOutcome, SpptStart};
 
-/// Where the bytes of an access that may go on are.
+/// Where the bytes of an access that may continue are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Translation {
     /// Host-physical address of the first byte.
@@ -39,12 +39,12 @@ pub struct Vcpu {
     log: PageModificationLog,
 }
 
-/// A piece that may go on, before it has set a flag.
+/// A piece that may continue, before it has set a flag.
 struct Checked {
     piece: Piece,
     demand: Demand,
     mapping: Mapping,
-    /// The walk that found the mapping; none if it was remembered.
+    /// The walk that found the mapping; `None` if it was remembered.
     walk: Option<EptWalk>,
 }
 

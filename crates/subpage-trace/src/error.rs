@@ -81,6 +81,6 @@ pub enum TraceError {
         length: u64,
     },
     /// An earlier call failed and what was written since is not known.
-    #[error("the trace writer has failed before and cannot go on")]
+    #[error("the trace writer has failed before and cannot continue")]
     Poisoned,
 }

@@ -122,7 +122,7 @@ impl<R: Read> LackeyReader<R> {
     /// The next write or message, in their order; `None` at the end of the text.
     ///
     /// # Errors
-    /// Those of the input. After one of the kind [`io::ErrorKind::WouldBlock`] the text goes on
+    /// Those of the input. After one of the kind [`io::ErrorKind::WouldBlock`] the text continues
     /// where it was.
     pub fn next_item(&mut self) -> io::Result<Option<Item>> {
         loop {

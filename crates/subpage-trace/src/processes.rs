@@ -275,7 +275,7 @@ impl<T: TextSource> Processes<T> {
         (self.messages <= MAX_MESSAGES).then(|| text.to_owned())
     }
 
-    /// The process goes on as a new program, or as a copy of the one that forked it.
+    /// The process continues as a new program, or as a copy of the one that forked it.
     fn begin(&mut self, pid: u32, forked: bool) -> Option<u16> {
         let number = self.images.len();
         if number >= self.most {

@@ -83,7 +83,7 @@ impl<R: Read> TraceReader<R> {
     /// trace. `out` is empty after an error and at the end.
     ///
     /// # Errors
-    /// Damage, and a file that goes on after its end. As a block builds on those before it,
+    /// Damage, and a file that continues after its end. As a block builds on those before it,
     /// nothing is read after an error: later calls give false.
     pub fn next_block(&mut self, out: &mut Vec<Write>) -> Result<bool, TraceError> {
         if self.state != State::Reading {

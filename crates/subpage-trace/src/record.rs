@@ -87,7 +87,7 @@ pub struct Recording<'a> {
     pub children: bool,
     /// Number of a signal that asks for the end, 0 for none; set it from a signal handler. Looked at ten
     /// times a second and more, and set back to 0. The first one is passed on to the program, unless
-    /// it came from the program's terminal, and recording goes on until the program has ended; the
+    /// it came from the program's terminal, and recording continues until the program has ended; the
     /// second one ends the program at once. What was recorded is kept.
     pub signal: &'a AtomicUsize,
 }

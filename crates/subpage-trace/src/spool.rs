@@ -19,7 +19,7 @@ use crate::writer::FrameWriter;
 /// Writes between two calls of a progress function.
 const PROGRESS: u64 = 1 << 16;
 
-/// An empty file without a name beside the output.
+/// An empty file without a name next to the output.
 pub(crate) struct Spool {
     output: PathBuf,
     folder: PathBuf,

@@ -46,7 +46,7 @@ impl<W: io::Write> TraceWriter<W> {
     /// Adds a write.
     ///
     /// # Errors
-    /// [`TraceError::BadWrite`] for a write that [`Write::is_valid`] refuses; the trace goes on
+    /// [`TraceError::BadWrite`] for a write that [`Write::is_valid`] refuses; the trace continues
     /// without it. After any other error every later call fails.
     pub fn write(&mut self, write: Write) -> Result<(), TraceError> {
         self.frames.write(write)

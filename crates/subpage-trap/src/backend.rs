@@ -34,7 +34,7 @@ pub trait Backend {
     type Place;
     /// What is left of a recorded event, for a caller whose guest a rule has stopped.
     type Told;
-    /// Why the backend itself cannot go on.
+    /// Why the backend itself cannot continue.
     type Failure;
 
     /// Address space of the write. Guests have one unless system-management mode is virtualized.

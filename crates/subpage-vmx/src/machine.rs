@@ -34,7 +34,7 @@ pub struct Shared {
     pub ledger: Ledger,
     /// What becomes of a denied instruction if its rule does not say.
     pub denied: Response,
-    /// Memory of slots beside the guest's own, which only tests have.
+    /// Memory of slots besides the guest's own, which only tests have.
     #[cfg(feature = "test-hooks")]
     pub hooks: crate::test_hooks::Hooks,
 }
@@ -104,7 +104,7 @@ impl ExitCounters {
 
 /// A virtual machine.
 pub struct VirtualMachine {
-    /// Whoever asks first has it first: no virtual processor can keep another from making progress
+    /// A ticket lock, first in, first out: no virtual processor can keep another from making progress
     /// (contract C8).
     shared: TicketMutex<Shared>,
     board: Shootdown,

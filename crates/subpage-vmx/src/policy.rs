@@ -113,7 +113,7 @@ pub fn load<F: TableFrames, O: Observer>(
     if module.len() > MAX_BYTES {
         return Err(PolicyError::TooLong { bytes: module.len() });
     }
-    // First what can fail beside the import: once that is done the guest is under the policy.
+    // First what can fail besides the import: once that is done the guest is under the policy.
     let mut maps = HostMaps::with_room_for(module.len())?;
     let token = domain.import(module, MAX_PAGES)?;
     maps.note(domain);

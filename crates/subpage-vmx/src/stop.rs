@@ -43,7 +43,7 @@ impl fmt::Display for Stop {
             Self::Rule(id) => write!(f, "rule {} was violated", id.0),
             Self::NoMemory(gpa) => write!(f, "access to {gpa:#x}, where no memory is"),
             Self::NotExecutable(gpa) => write!(f, "fetch from {gpa:#x}, which is not executable"),
-            Self::Host(error) => write!(f, "the hypervisor cannot go on: {error:?}"),
+            Self::Host(error) => write!(f, "the hypervisor cannot continue: {error:?}"),
             Self::Misconfiguration(gpa) => write!(f, "EPT misconfiguration at {gpa:#x}"),
             Self::CannotEmulate(what) => write!(f, "cannot complete the instruction: {what}"),
             Self::InvalidState => f.write_str("the processor refuses the guest's state"),

@@ -54,7 +54,7 @@ struct Request {
     pages: usize,
 }
 
-/// Reads the header; none if the request is for no page, wherever it points.
+/// Reads the header; `None` if the request is for no page, wherever it points.
 fn read_header(memory: &mut impl RequestMemory) -> Result<Option<Request>, Errno> {
     let mut bytes = [0; HEADER_BYTES];
     memory.read(0, &mut bytes).map_err(|Fault| Errno::Fault)?;

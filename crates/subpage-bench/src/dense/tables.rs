@@ -10,7 +10,7 @@ type Table = [u64; 512];
 /// A radix tree over frame numbers.
 pub(super) struct DenseTables {
     tables: Vec<Table>,
-    /// What is set in an entry that links a table, beside the address.
+    /// What is set in an entry that links a table, besides the address.
     link: u64,
 }
 
@@ -32,7 +32,7 @@ const fn next_table(entry: u64) -> usize {
 }
 
 impl DenseTables {
-    /// A root; `link` is what a linking entry holds beside the address.
+    /// A root; `link` is what a linking entry holds besides the address.
     pub(super) fn new(link: u64) -> Self {
         Self { tables: vec![[0; 512]], link: link | VALID }
     }
@@ -45,7 +45,7 @@ impl DenseTables {
         self.tables[place.table][place.index] = entry;
     }
 
-    /// Walks from the root to the entry of `gfn` at `level`; none if an entry above is not valid.
+    /// Walks from the root to the entry of `gfn` at `level`; `None` if an entry above is not valid.
     pub(super) fn walk(&self, gfn: u64, level: u32) -> Option<Place> {
         let mut table = 0;
         for above in (level + 1..=4).rev() {

@@ -1,7 +1,7 @@
 //! `subpage-bench-kvm`: what guarding a guest on this machine's KVM costs.
 //!
 //! Each ratio is that of two guests which take turns in one process. Nothing is asserted about time:
-//! a record has the target beside the ratio, for the reader to judge.
+//! a record has the target next to the ratio, for the reader to judge.
 #![forbid(unsafe_code)]
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has seen enough.
+        // The reader has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("subpage-bench-kvm: cannot write the results: {error}");

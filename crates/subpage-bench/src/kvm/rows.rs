@@ -1,4 +1,4 @@
-//! Which rows of a benchmark can be measured on the KVM at hand.
+//! Which rows of a benchmark this machine's KVM can measure.
 
 use std::io::{self, StdoutLock};
 

@@ -157,7 +157,7 @@ pub enum CtlRequest {
         #[arg(value_parser = parse_unsigned)]
         track: u64,
     },
-    /// Save the guest to a file, from which `subpage guard --restore FILE` goes on
+    /// Save the guest to a file, from which `subpage guard --restore FILE` continues
     Save {
         /// The file; it appears when it is complete
         #[arg(value_hint = ValueHint::FilePath, value_parser = file())]

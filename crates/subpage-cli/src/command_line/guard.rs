@@ -51,7 +51,7 @@ pub enum PageTables {
     Refuse,
 }
 
-/// What happens when the guest cannot go on.
+/// What happens when the guest cannot continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OnFailure {
     /// Keep it as it is, for `subpage ctl`, until `subpage ctl SOCKET stop` or a signal
@@ -165,7 +165,7 @@ pub struct MachineArguments {
     /// write [default: step]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub page_tables: Option<PageTables>,
-    /// What happens when the guest cannot go on [default: wait on a terminal, else exit]
+    /// What happens when the guest cannot continue [default: wait on a terminal, else exit]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub on_failure: Option<OnFailure>,
     /// End the guest after this time

@@ -16,7 +16,7 @@ use subpage_trap::Address;
 pub enum RunEvent<'a> {
     /// The run begins.
     Start(&'a StartEvent),
-    /// The guest cannot go on, and is kept as it is.
+    /// The guest cannot continue, and is kept as it is.
     Failed(&'a FailedEvent),
     /// Something is missing here.
     Dropped(&'a DroppedEvent),
@@ -26,7 +26,7 @@ pub enum RunEvent<'a> {
     Notice(&'a NoticeEvent),
     /// The run is over.
     Summary(&'a Summary),
-    /// The run cannot go on or did not begin.
+    /// The run cannot continue or did not begin.
     Error(&'a ErrorEvent),
 }
 
@@ -117,7 +117,7 @@ impl From<&ShownRule> for RuleEvent {
     }
 }
 
-/// The guest cannot go on, and is kept as it is.
+/// The guest cannot continue, and is kept as it is.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct FailedEvent {
     /// Why.
@@ -161,7 +161,7 @@ impl From<&subpage_kvm::vm::Notice> for NoticeEvent {
     }
 }
 
-/// The run cannot go on or did not begin.
+/// The run cannot continue or did not begin.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ErrorEvent {
     /// What is wrong.

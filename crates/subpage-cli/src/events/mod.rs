@@ -77,7 +77,7 @@ impl<W: Write> EventWriter<W> {
         }
     }
 
-    /// The guest cannot go on, and is kept as it is.
+    /// The guest cannot continue, and is kept as it is.
     pub fn failed(&mut self, failed: &FailedEvent) -> io::Result<()> {
         match self {
             Self::Json(out) => write_json(out, &RunEvent::Failed(failed))?,
@@ -123,7 +123,7 @@ impl<W: Write> EventWriter<W> {
         self.flush()
     }
 
-    /// The run cannot go on or did not begin. Text errors belong on standard error, not here.
+    /// The run cannot continue or did not begin. Text errors belong on standard error, not here.
     pub fn error(&mut self, error: &ErrorEvent) -> io::Result<()> {
         if let Self::Json(out) = self {
             write_json(out, &RunEvent::Error(error))?;

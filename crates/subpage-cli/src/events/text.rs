@@ -159,7 +159,7 @@ impl<W: Write> TextEvents<W> {
         let control = printable(&failed.control);
         writeln!(
             self.out,
-            "{DENIED}the guest cannot go on:{DENIED:#} {}\n  it is kept as it is: {QUIET}subpage ctl \
+            "{DENIED}the guest cannot continue:{DENIED:#} {}\n  it is kept as it is: {QUIET}subpage ctl \
              {control} show{QUIET:#} asks it; Ctrl-C, or {QUIET}subpage ctl {control} stop{QUIET:#}, \
              ends it",
             printable(&failed.message),

@@ -38,7 +38,7 @@ pub trait Enforcer {
     /// `None` if no rule has anything to say; else the index in the policy of the rule that
     /// decided, and what became of the write. After [`Verdict::Stopped`] no write follows.
     ///
-    /// Fails if the enforcer itself cannot go on.
+    /// Fails if the enforcer itself cannot continue.
     fn write(&mut self, bytes: ByteRange) -> Result<Option<(usize, Verdict)>, Failure>;
 }
 

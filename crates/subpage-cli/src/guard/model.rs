@@ -84,7 +84,7 @@ impl Enforcer for Model {
                 Ok(Some((self.index(rule), verdict)))
             }
             AccessOutcome::Failed(error) => Err(Failure::Internal(format!(
-                "the model cannot go on at {:#x}: {error:?}",
+                "the model cannot continue at {:#x}: {error:?}",
                 bytes.first().as_u64()
             ))),
             other => panic!("a slot holds every address, but {bytes:?} met {other:?}"),

@@ -1,4 +1,4 @@
-//! Pages in which hot data stands beside cold data.
+//! Pages in which hot data stands next to cold data.
 
 use std::cmp::Reverse;
 

@@ -22,7 +22,7 @@ pub struct Diagnostic {
     pub message: String,
     /// The bytes of the policy's text that are wrong.
     pub span: Range<usize>,
-    /// A few words beside the caret; may be empty.
+    /// A few words next to the caret; may be empty.
     pub label: String,
     /// What would be right.
     pub help: String,

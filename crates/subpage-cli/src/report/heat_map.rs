@@ -18,7 +18,7 @@ const TOP: usize = 20;
 const NAMES: usize = 190;
 const WIDTH: usize = LABEL + CELLS * STEP + 10 + NAMES;
 
-/// Characters of rule names beside a row.
+/// Characters of rule names next to a row.
 const NAME_CHARACTERS: usize = 26;
 
 /// Rows of the table for readers who cannot use the drawing.

@@ -4,8 +4,8 @@ use anstream::adapter::StripBytes;
 
 use super::printable::is_harmful;
 
-/// Longest escape sequence in bytes that is left out. One that goes on is none: a sequence without an
-/// end would silence the console for good.
+/// Longest escape sequence in bytes that is left out. A longer one is shown: a sequence without an end
+/// would silence the console for good.
 const LONGEST_ESCAPE: usize = 256;
 
 /// Makes text out of what a guest's serial port sends: printable characters, tabs and ends of lines.

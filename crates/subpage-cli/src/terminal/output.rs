@@ -26,7 +26,7 @@ pub enum ColorWhen {
 /// A standard stream: buffered, with colours removed where they are not wanted.
 ///
 /// Writing never fails. When the reader has gone (`subpage … | head`) or the stream takes no more (a
-/// full disk), what is written later is dropped: the work goes on, so that the report is written and
+/// full disk), what is written later is dropped: the work continues, so that the report is written and
 /// the exit status is that of the whole run. A failure is remembered for the end; a reader that has
 /// gone is none.
 pub struct Output {
@@ -74,7 +74,7 @@ impl Output {
         self.gone
     }
 
-    /// Why the stream takes no more; none if it does, or its reader has gone.
+    /// Why the stream takes no more; `None` if it does, or its reader has gone.
     pub fn failure(&self) -> Option<Arc<io::Error>> {
         self.failure.clone()
     }
@@ -100,7 +100,7 @@ impl Output {
     }
 }
 
-/// Writes to standard error, for a moment at most: whoever should read may not.
+/// Writes to standard error, for a moment at most: its reader may have stopped reading.
 pub fn tell(color: ColorWhen, text: String) {
     let (done, written) = mpsc::channel();
     let writer = thread::Builder::new().name("message".to_owned()).spawn(move || {

@@ -131,7 +131,7 @@ fn guests(findings: &Findings) -> &CommandFinding {
     findings.commands.iter().find(|command| command.command.contains("KERNEL")).expect("told")
 }
 
-/// Whatever is wrong with KVM, the reason is told where it is and beside the command.
+/// Whatever is wrong with KVM, the reason is told where it is and next to the command.
 #[test]
 fn each_lack_of_kvm_has_its_reason() {
     let cases: [(AskKvm, &str); 6] = [

@@ -72,7 +72,7 @@ fn the_hypervisor_loads_what_is_compiled() {
     assert_eq!(rules, expected);
     assert_eq!((rules[0].locked, rules[0].owner), (true, Owner::HOST));
     assert_eq!((rules[1].action, rules[1].owner), (Action::Log, Owner(1)));
-    // Written over, the same bytes, and nothing beside them.
+    // Written over, the same bytes, and nothing next to them.
     let output = run(directory.path(), &["-p", "policy.toml", "--output", "policy.bin"]);
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(fs::read(&module).expect("module"), bytes);

@@ -92,7 +92,7 @@ fn quiet_text_is_the_verdict_and_what_qualifies_it() {
     assert_eq!(quiet(live(), &nothing), "3 writes denied\n");
 }
 
-/// A guest that cannot go on is kept, and both readers are told where it is.
+/// A guest that cannot continue is kept, and both readers are told where it is.
 #[test]
 fn a_guest_that_is_kept_is_told() {
     let failed = FailedEvent { message: "rip \u{1b}0x1".to_owned(), control: "/run/s".to_owned() };

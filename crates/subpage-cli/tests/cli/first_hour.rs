@@ -94,7 +94,7 @@ fn a_plan_suggests_a_policy() {
     assert_eq!(status(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A section has cold parts beside the counters in it, and a rule for it would cover those as well.
+/// A section has cold parts next to the counters in it, and a rule for it would cover those as well.
 #[test]
 fn what_has_a_hot_part_is_not_suggested() {
     let place = Place::new();

@@ -47,7 +47,7 @@ fn show(policy: &Policy) -> String {
     text
 }
 
-/// Every `golden/policy/*.toml` gives the text of the `.txt` beside it.
+/// Every `golden/policy/*.toml` gives the text of the `.txt` next to it.
 #[test]
 fn golden_policies() {
     let mut count = 0;

@@ -36,7 +36,7 @@ fn pages_hold_their_promises() {
     assert!(report::render(&runs::quiet().summary).contains("Nothing was denied"));
     let live = report::render(&runs::live().summary);
     for told in
-        ["4 writes trapped", "The run ended: processor 1 cannot go on", "~0x4011d6", "on KVM"]
+        ["4 writes trapped", "The run ended: processor 1 cannot continue", "~0x4011d6", "on KVM"]
     {
         assert!(live.contains(told), "{told}");
     }

@@ -241,7 +241,7 @@ pub(crate) fn live() -> Run {
     run.summary.live = Some(LiveSummary {
         kind: EndingKind::Failed,
         exit_code: None,
-        message: "processor 1 cannot go on: KVM cannot \u{1b}emulate; rip 0x401234".to_owned(),
+        message: "processor 1 cannot continue: KVM cannot \u{1b}emulate; rip 0x401234".to_owned(),
         denied_by_maps: 1,
         events_dropped: 1200,
         console_dropped: 70_000,

@@ -9,7 +9,7 @@ pub struct NotMemory;
 /// The guest's memory. Other virtual processors write it at any moment, so what is read once must
 /// not be read again to be checked.
 ///
-/// These are the hypervisor's own accesses: whoever writes on behalf of the guest has asked the
+/// These are the hypervisor's own accesses: a caller that writes on behalf of the guest has asked the
 /// domain first.
 pub trait PhysicalMemory {
     /// Copies `buffer.len()` bytes from `gpa`; all or an error.

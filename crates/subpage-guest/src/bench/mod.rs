@@ -70,7 +70,7 @@ fn denied_write() {
     drain_events();
 }
 
-/// A permitted write beside a closed sub-page, and its exits.
+/// A permitted write next to a closed sub-page, and its exits.
 fn permitted_write() {
     let page = frames::page();
     set_access(page, !1);
@@ -83,7 +83,7 @@ fn permitted_write() {
     set_access(page, !0);
 }
 
-/// A write beside the bytes of a rule in the same sub-page, which software lets through.
+/// A write next to the bytes of a rule in the same sub-page, which software lets through.
 fn write_beside_a_rule() {
     let page = frames::page();
     let rule = add_rule(&Rule::new("bench", page.part(0, 8), Action::Deny));
@@ -118,7 +118,7 @@ fn set_one_page() {
     set_access(page, !0);
 }
 
-/// The headline: counters beside 128 protected bytes.
+/// The headline: counters next to 128 protected bytes.
 fn headline() {
     let page = frames::page();
     let protected = page.sub_page(7);

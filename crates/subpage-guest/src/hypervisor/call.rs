@@ -1,7 +1,7 @@
 //! VMCALL.
 //!
 //! Unsafe: the instruction, and that some calls make the hypervisor write to memory. [`call`] is safe
-//! all the same: the modules beside this one pass only memory for tests ([`crate::memory::Bytes`]),
+//! all the same: the modules next to this one pass only memory for tests ([`crate::memory::Bytes`]),
 //! and tests of hostile calls pass addresses of which they know what is there.
 
 use core::arch::asm;

@@ -122,7 +122,7 @@ pub fn limit_frames(frames: Option<u64>) {
     expect("FRAMES_LEFT", call(0x8005, [frames.unwrap_or(u64::MAX), 0, 0, 0]));
 }
 
-/// A memory slot beside the guest's memory.
+/// A memory slot besides the guest's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot(pub u64);
 

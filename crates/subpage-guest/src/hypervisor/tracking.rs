@@ -56,7 +56,7 @@ impl Harvest {
         })
     }
 
-    /// The written sub-pages of the page at the beginning of `page`; none if it is not among them.
+    /// The written sub-pages of the page at the beginning of `page`; `None` if it is not among them.
     pub fn written(&self, page: Bytes) -> u32 {
         self.records().find(|record| record.gfn.get() == page.gfn()).map_or(0, |r| r.written.get())
     }

@@ -51,7 +51,7 @@ pub fn number() -> usize {
     tables::task_of(tables::task_register())
 }
 
-/// Waits for the next interrupt; for ever with interrupts off.
+/// Waits for the next interrupt; forever with interrupts off.
 pub fn halt() {
     port::halt();
 }

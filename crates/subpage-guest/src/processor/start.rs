@@ -168,7 +168,7 @@ pub fn give(number: usize, work: Work) {
 /// Waits until a processor has done what it was given.
 ///
 /// # Panics
-/// If that takes for ever.
+/// If that takes forever.
 pub fn join(number: usize) {
     let job = &JOBS[number];
     wait_for("another processor's work ends", || job.work.load(Ordering::Acquire) == 0);

@@ -1,7 +1,7 @@
 //! Descriptor tables: one GDT and one IDT for all processors, a TSS for each.
 //!
 //! Unsafe: loads GDTR, IDTR and TR, which point the processor to memory. The tables are statics, so
-//! they are there for ever.
+//! they are there forever.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -76,7 +76,7 @@ fn ring_overflow_is_counted() {
 }
 test!(ring_overflow_is_counted);
 
-/// Whoever runs in the guest's kernel can read the ring empty. What the host guards is told outside
+/// Code in the guest's kernel can drain the ring. What the host guards is told outside
 /// of the guest all the same: the test passes if the hypervisor prints the event.
 fn a_drained_ring_hides_nothing_from_the_host() {
     let page = frames::page();

@@ -69,7 +69,7 @@ fn tightening_holds_when_its_call_returns() {
         });
         assert_eq!(page.read::<u64>(0), frozen, "round {round}: written after the call");
         set_access(page, !0);
-        wait_for("the counter goes on", || page.read::<u64>(0) > frozen + 1000);
+        wait_for("the counter continues", || page.read::<u64>(0) > frozen + 1000);
     }
     STOP.store(1, Ordering::Relaxed);
     join(1);
@@ -99,7 +99,7 @@ fn write_without_exits(number: usize) {
 fn write_lands(page: Bytes) -> bool {
     let before = page.read::<u64>(0);
     let begin = ROUNDS[1].load(Ordering::Acquire);
-    wait_for("the writer goes on", || ROUNDS[1].load(Ordering::Acquire) > begin + 1000);
+    wait_for("the writer continues", || ROUNDS[1].load(Ordering::Acquire) > begin + 1000);
     page.read::<u64>(0) != before
 }
 
@@ -177,7 +177,7 @@ fn shootdowns_are_no_nmis_of_the_guest() {
         set_access(page, if round % 2 == 0 { !1 } else { !0 });
     }
     let begin = ROUNDS[1].load(Ordering::Acquire);
-    wait_for("the writer goes on", || ROUNDS[1].load(Ordering::Acquire) > begin + 100);
+    wait_for("the writer continues", || ROUNDS[1].load(Ordering::Acquire) > begin + 100);
     assert_eq!(exception::interrupts(1, 2), 20);
     STOP.store(1, Ordering::Relaxed);
     join(1);
@@ -225,7 +225,7 @@ fn stores_in_software_are_atomic() {
 }
 test!(stores_in_software_are_atomic; cpus = 3; limit = 60);
 
-/// While one processor's writes are let through, no other gets through beside them (C1).
+/// While one processor's writes are let through, no other gets through alongside (C1).
 fn letting_through_opens_nothing() {
     let page = frames::pages(2);
     SHARED.store(page.address(), Ordering::Relaxed);

@@ -48,7 +48,7 @@ fn actions() {
 }
 test!(actions);
 
-/// A write beside a rule's bytes in the same sub-page takes effect exactly once and is no event.
+/// A write next to a rule's bytes in the same sub-page takes effect exactly once and is no event.
 fn finer_than_a_sub_page() {
     let page = frames::page();
     add_rule(&Rule::new("fine", page.part(0x188, 8), Action::Deny));

@@ -35,7 +35,7 @@ fn restrict(pages: Bytes) {
     assert_eq!(set_maps(pages.gfn(), &[!(1 << 4), 0, !0, !0]), 4);
 }
 
-/// All four operations beside two restricted neighbours, one of them in the guest's own memory.
+/// All four operations next to two restricted neighbours, one of them in the guest's own memory.
 fn slots_touch_only_themselves() {
     let own = frames::pages(4);
     restrict(own);

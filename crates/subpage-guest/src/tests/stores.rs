@@ -264,7 +264,7 @@ fn store_x87() {
 }
 test!(store_x87; limit = 60);
 
-/// A sub-page that may be written, beside others that may not, costs an exit only where the
+/// A sub-page that may be written, next to others that may not, costs an exit only where the
 /// processor does not know sub-pages.
 fn permitted_writes_cost_no_exit_with_spp() {
     let page = frames::page();

@@ -68,7 +68,7 @@ fn flags_in_a_tracked_table_are_harvested() {
 }
 test!(flags_in_a_tracked_table_are_harvested);
 
-/// A denied write is not a written sub-page; a permitted one beside it is.
+/// A denied write is not a written sub-page; a permitted one next to it is.
 fn tracking_beside_restrictions() {
     let page = frames::page();
     set_access(page, !1);

@@ -15,7 +15,7 @@ pub(super) struct Initrd {
     pub(super) placed: Placed,
 }
 
-/// Finds the highest place before `end` beside what is `taken`; whole pages from 1 MiB on.
+/// Finds the highest place before `end` next to what is `taken`; whole pages from 1 MiB on.
 pub(super) fn plan(path: &Path, end: u64, taken: &[Placed]) -> Result<Initrd, BootError> {
     let source = Source::open(path)?;
     let bytes = source.bytes();

@@ -140,7 +140,7 @@ impl Read for Patient {
 fn connect_within(path: &Path, patience: Duration) -> Result<UnixStream, ClientError> {
     let failed = |cause| ClientError::Connect { path: path.to_owned(), cause };
     let address = UnixAddr::new(path).map_err(|error| failed(error.into()))?;
-    // One that blocks waits for ever for a server that takes no connections.
+    // One that blocks waits forever for a server that takes no connections.
     let socket = new_socket(SockFlag::SOCK_NONBLOCK).map_err(failed)?;
     let deadline = Instant::now().checked_add(patience);
     loop {

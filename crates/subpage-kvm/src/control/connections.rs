@@ -86,7 +86,7 @@ impl Connections {
         drop(waited);
     }
 
-    /// Sends all clients away. Who performs a request finishes it and answers it; who reads or
+    /// Sends all clients away. A request in progress is finished and answered; a client that reads or
     /// watches ends at once; who is blocked, because its client does not read, ends after `grace`.
     pub(super) fn stop(&self, grace: Duration) {
         let mut table = self.table();

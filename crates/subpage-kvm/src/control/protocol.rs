@@ -149,7 +149,7 @@ pub struct ShownTracking {
 pub struct Shown {
     /// `running`, `failed` (see `failure`), or `ended`.
     pub state: String,
-    /// Why it cannot go on, with RIP and the bytes of the instruction.
+    /// Why it cannot continue, with RIP and the bytes of the instruction.
     pub failure: Option<String>,
     /// Virtual processors.
     pub cpus: u32,

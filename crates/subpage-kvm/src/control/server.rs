@@ -33,7 +33,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// Before the next attempt when connections cannot be taken, as without free file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Whoever does what clients ask for.
+/// What carries out the clients' requests.
 pub trait RequestHandler: Send + Sync {
     /// Does what is asked, however long that takes; when it returns, it is in force. Called from
     /// several threads at once. Not called for [`Request::Watch`].

@@ -5,7 +5,7 @@
 //! more open; the umask, which all threads share, is not touched. And until `listen` nobody can
 //! connect whatever the mode is, so the file is checked before that.
 //!
-//! Whether a socket that is there already is a dead process's is told by a lock on a file beside it,
+//! Whether a socket that is there already is a dead process's is told by a lock on a file next to it,
 //! which the kernel releases when a process ends, however it ends. Asking the socket itself cannot
 //! tell: one that is bound and not yet listening looks dead.
 //!
@@ -102,7 +102,7 @@ impl Drop for SocketFile {
             // What cannot be removed is replaced by the next process.
             let _ = fs::remove_file(&self.path);
         }
-        // While the lock is still held: whoever opened the file meanwhile sees that it is gone.
+        // While the lock is still held: a process that opened the file meanwhile sees that it is gone.
         let _ = fs::remove_file(&self.lock.path);
     }
 }
@@ -122,7 +122,7 @@ impl LockFile {
         Err(ControlError::InUse { path: socket.to_owned() })
     }
 
-    /// Makes the lock file; none if there is one. It is locked before it is seen.
+    /// Makes the lock file; `None` if there is one. It is locked before it is seen.
     fn make(path: &Path) -> Result<Option<Self>, ControlError> {
         let failed = |cause| system("make the lock file", path, cause);
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -144,7 +144,7 @@ impl LockFile {
         }
     }
 
-    /// Takes the lock file that is there; none if it goes meanwhile.
+    /// Takes the lock file that is there; `None` if it goes meanwhile.
     fn adopt(path: &Path, socket: &Path) -> Result<Option<Self>, ControlError> {
         let opened = OpenOptions::new()
             .read(true)
@@ -206,7 +206,7 @@ pub(super) fn remove_dead(directory: &Path) -> bool {
             continue;
         }
         let socket = path.with_extension("");
-        // Who holds the lock is alive, in whatever namespace.
+        // The holder of the lock is alive, in whatever namespace.
         let Ok(Some(lock)) = LockFile::adopt(&path, &socket) else { continue };
         if fs::symlink_metadata(&socket).is_ok_and(|found| found.file_type().is_socket()) {
             let _ = fs::remove_file(&socket);

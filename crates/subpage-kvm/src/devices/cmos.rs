@@ -1,4 +1,4 @@
-//! The real-time clock and the memory beside it (MC146818): the time, and how much memory there is.
+//! The real-time clock and the memory next to it (MC146818): the time, and how much memory there is.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -91,7 +91,7 @@ impl Broadcast {
     /// Waits for no subscriber: the locks are only ever held to move one pointer. All subscribers get
     /// events in the same order, that of these calls; who numbers events and wants them to arrive in
     /// the order of their numbers publishes under the lock that numbers them.
-    #[allow(clippy::needless_pass_by_value)] // Whoever publishes an event is done with it.
+    #[allow(clippy::needless_pass_by_value)] // The publisher is done with the event.
     pub fn publish(&self, event: Arc<Record>) {
         let subscribers = lock(&self.shared.subscribers);
         if subscribers.closed {
@@ -179,9 +179,9 @@ impl State {
 }
 
 impl Subscription {
-    /// What comes next, after at most `timeout` (none: however long it takes). None if nothing came.
+    /// What comes next, after at most `timeout` (`None`: without limit). `None` if nothing came.
     pub fn next(&self, timeout: Option<Duration>) -> Option<Received> {
-        // A time that cannot be expressed is for ever.
+        // A time that cannot be expressed is forever.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = lock(&self.queue.state);
         loop {

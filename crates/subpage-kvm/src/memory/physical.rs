@@ -46,7 +46,7 @@ impl PhysicalMemory for Ram {
 const SMALL: usize = 16;
 
 impl Ram {
-    /// Reads by aligned words of eight bytes; none if some byte is no memory.
+    /// Reads by aligned words of eight bytes; `None` if some byte is no memory.
     fn read_words(&self, gpa: Gpa, buffer: &mut [u8]) -> Option<()> {
         let mut at = gpa.as_u64();
         let mut rest = buffer;

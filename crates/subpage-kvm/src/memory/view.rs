@@ -68,7 +68,7 @@ impl View {
         Ok(self.twin.get_or_init(|| twin))
     }
 
-    /// Address of a byte in this process, for a memory slot; none if it is no memory.
+    /// Address of a byte in this process, for a memory slot; `None` if it is no memory.
     pub fn host_address(&self, gpa: Gpa) -> Option<u64> {
         let address = self.memory.get_host_address(GuestAddress(gpa.as_u64())).ok()?;
         Some(address.expose_provenance() as u64)

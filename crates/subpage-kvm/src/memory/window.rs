@@ -24,7 +24,7 @@ pub struct NoWindow;
 impl Ram {
     /// Does `work` on the bytes of a write.
     ///
-    /// Runs that are not neighbours are mapped beside each other for as long, as they are for the
+    /// Runs that are not neighbours are mapped next to each other for as long, as they are for the
     /// guest: an instruction that crosses pages sees one run of bytes.
     pub fn with_window<T>(
         &self,
@@ -51,7 +51,7 @@ impl Ram {
 }
 
 impl Ram {
-    /// The eight bytes at a multiple of 8, read with one load; none if they are no memory.
+    /// The eight bytes at a multiple of 8, read with one load; `None` if they are no memory.
     #[inline]
     pub(super) fn load(&self, gpa: Gpa) -> Option<u64> {
         #[allow(clippy::cast_ptr_alignment)] // Checked below.
@@ -63,7 +63,7 @@ impl Ram {
         Some(unsafe { AtomicU64::from_ptr(at) }.load(Ordering::Acquire))
     }
 
-    /// Where bytes of one region lie in the direct mapping; none if they are no memory, or of two
+    /// Where bytes of one region lie in the direct mapping; `None` if they are no memory, or of two
     /// regions.
     #[inline]
     fn host(&self, first: Gpa, bytes: u64) -> Option<*mut u8> {
@@ -78,7 +78,7 @@ impl Ram {
     }
 }
 
-/// Two pages of guest memory beside each other.
+/// Two pages of guest memory next to each other.
 struct Joined(NonNull<std::ffi::c_void>);
 
 impl Joined {

@@ -78,7 +78,7 @@ fn read_request(mut stream: &TcpStream, deadline: Deadline) -> io::Result<Respon
     }
 }
 
-/// What a head asks for; none if it is not complete.
+/// What a head asks for; `None` if it is not complete.
 fn judge(head: &[u8]) -> Option<Response> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);

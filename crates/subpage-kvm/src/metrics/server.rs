@@ -1,6 +1,6 @@
 //! The server of metrics: a thread that takes connections, and one for each of a bounded number.
 //!
-//! `tiny_http`, the small server at hand, has neither a limit of connections nor a time limit, so
+//! `tiny_http`, a small server that could be used, has neither a limit of connections nor a time limit, so
 //! only the parser is a crate's.
 
 use std::collections::BTreeMap;

@@ -7,7 +7,7 @@ use crate::vcpu::Processor;
 /// (`tsc_tolerance_ppm`), within which it does not scale.
 const TOLERANCE_PPM: u64 = 250;
 
-/// The rate in kHz; none if KVM does not tell it.
+/// The rate in kHz; `None` if KVM does not tell it.
 pub(super) fn rate(processor: &Processor) -> Option<u32> {
     processor.fd.get_tsc_khz().ok().filter(|rate| *rate != 0)
 }

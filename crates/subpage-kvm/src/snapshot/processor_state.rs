@@ -26,7 +26,7 @@ pub struct ProcessorState {
     debug: kvm_debugregs,
     local_apic: kvm_lapic_state,
     activity: kvm_mp_state,
-    /// Rate of the time-stamp counter in kHz; none if KVM does not tell, and in snapshots that were
+    /// Rate of the time-stamp counter in kHz; `None` if KVM does not tell, and in snapshots that were
     /// made before it was saved.
     #[serde(default)]
     time_stamp_khz: Option<u32>,

@@ -106,7 +106,7 @@ impl Stepping {
 
 /// What ended a batch of steps.
 enum BatchEnd {
-    /// The processor goes on as usual.
+    /// The processor continues as usual.
     GoOn,
     /// It gets an exception; none of the instruction has happened.
     Exception(Exception),
@@ -120,7 +120,7 @@ enum BatchEnd {
     Next(Next),
     /// It is not stepped over, and nothing of it has happened; why, as a sentence without its end.
     Refused(String),
-    /// The guest cannot go on; why, as a sentence without its end.
+    /// The guest cannot continue; why, as a sentence without its end.
     Cannot(String),
 }
 

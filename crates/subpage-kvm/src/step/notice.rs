@@ -26,7 +26,7 @@ pub enum PageTables {
     Refuse,
 }
 
-/// Something slow that whoever set the rules should know.
+/// Something slow that the author of the rules should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     /// The rule; none for an access map or tracking.

@@ -132,7 +132,7 @@ fn end_of(
         // Outside of system-management mode it is undefined.
         Mnemonic::Rsm => return Err(Refusal::Exception(Exception::INVALID_OPCODE)),
         Mnemonic::Int1 => return Err(Refusal::DebugTrap),
-        // They push TF, whoever has set it.
+        // They push TF, whether the guest or this program has set it.
         Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => breakpoint(next),
         Mnemonic::Int | Mnemonic::Int3 | Mnemonic::Into => return Err(Refusal::Software),
         Mnemonic::Syscall => breakpoint(msr(if state.is_64_bit() { LSTAR } else { CSTAR })?),
@@ -392,7 +392,7 @@ fn vectors(state: &State, code: Option<&GuestInstruction>) -> (ArrayVec<u8, 8>, 
     (certain, likely)
 }
 
-/// Address of a vector's handler; none if there is none.
+/// Address of a vector's handler; `None` if there is none.
 fn handler(context: StoreContext<'_>, at: &Interrupted, vector: u8) -> Option<u64> {
     const GATE_BYTES: u64 = 16;
     const PRESENT: u8 = 1 << 7;

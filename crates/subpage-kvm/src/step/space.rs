@@ -48,7 +48,7 @@ pub(super) fn make(vm: &VmFd, ram: &Ram, traps: &Traps) -> Result<(), String> {
             userspace_addr: twin.host_address(region),
         };
         // SAFETY: the memory is the twin's mapping, which lives as long as the virtual machine: `Ram`
-        // is kept beside it. The guest and the twin's atomic accesses are all that reaches it.
+        // is kept next to it. The guest and the twin's atomic accesses are all that reaches it.
         unsafe { vm.set_user_memory_region(slot) }
             .map_err(|error| format!("KVM refuses memory in its second address space: {error}"))?;
     }

@@ -1,7 +1,7 @@
 //! Page tables that trap for tracking alone.
 //!
 //! Nothing in them is denied, so nothing is lost by opening them but which sub-pages are written. The
-//! first walks are stepped over, and the harvest is exact; a table that goes on being used is opened,
+//! first walks are stepped over, and the harvest is exact; a table that stays in use is opened,
 //! and the harvest tells all of it: every walk of it counts as a write for this processor.
 
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
 //! What a processor of the guest cannot do without and finds in pages that trap: for the message about a
-//! guest that cannot go on, since a processor says nothing of why it could not.
+//! guest that cannot continue, since a processor says nothing of why it could not.
 
 use subpage::address::{ByteRange, Gfn, GfnRange, PAGE_BYTES};
 use subpage_emulate::bits::{CR0_PE, EFER_LMA};

@@ -44,7 +44,7 @@ pub(crate) struct Unsolved {
     pub(crate) visits: u32,
 }
 
-/// How a processor goes on after an exit.
+/// How a processor continues after an exit.
 #[derive(Debug)]
 #[must_use]
 pub(crate) enum Next {

@@ -21,7 +21,7 @@ const ATTEMPTS: u32 = 8;
 const FRAME_BYTES: u64 = 47;
 
 /// What to do about an instruction that trapped and stores nothing to a page that traps, for the
-/// `visits`th time in a row; none if nothing is left to be done.
+/// `visits`th time in a row; `None` if nothing is left to be done.
 ///
 /// `frame`: where an event that is being delivered pushes its frame.
 pub(super) fn help(

@@ -18,7 +18,7 @@ pub struct PlannedSlot {
 /// The fewest slots for the memory of `slots`, which ascend, after `pages` of it have become
 /// read-only or writable.
 ///
-/// Slots are cut where that changes and joined where it no longer does, so whoever wants the fewest of
+/// Slots are cut where that changes and joined where it no longer does, so a caller that wants the fewest of
 /// all gives the neighbours of what changes, too.
 pub fn replan(
     slots: impl Iterator<Item = PlannedSlot>,

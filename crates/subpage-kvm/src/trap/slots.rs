@@ -97,7 +97,7 @@ impl Slots {
     /// Makes pages read-only, or writable, with as few slots as that takes. All or nothing.
     ///
     /// A slot that changes is absent for a moment: no processor may be in the guest. Slots without a
-    /// page that changes, or one beside it, are not touched.
+    /// page that changes, or one next to it, are not touched.
     ///
     /// # Panics
     /// If KVM refuses a slot and then refuses to take back the ones before, too: the guest's memory
@@ -200,7 +200,7 @@ impl Slots {
             userspace_addr: address,
         };
         // SAFETY: the memory is the view's mapping, which lives as long as the virtual machine: `Ram`
-        // is kept beside it. It is shared with the guest, and no Rust reference covers it.
+        // is kept next to it. It is shared with the guest, and no Rust reference covers it.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(|error| SlotError::Refused {
             first: pages.first().as_u64(),
             pages: pages.pages(),

@@ -1,7 +1,7 @@
 //! Two bytes of the memory that a processor shares with KVM: one to get it out of the guest, and one
 //! that tells how wide an access to a port is.
 //!
-//! Unsafe because they are reached beside the processor's own thread, and while that thread has the
+//! Unsafe because they are reached by others than the processor's own thread, and while that thread has the
 //! data of an exit borrowed.
 #![allow(unsafe_code)]
 

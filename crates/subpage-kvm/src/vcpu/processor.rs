@@ -30,7 +30,7 @@ pub struct ProcessorError {
     pub error: vmm_sys_util::errno::Error,
 }
 
-/// A virtual processor. Whoever holds it may use it: its thread while it runs, everybody else while
+/// A virtual processor. Its holder may use it: its thread while it runs, others while
 /// the machine is paused.
 pub struct Processor {
     /// KVM's file.
@@ -45,7 +45,7 @@ pub struct Processor {
     pub(crate) xstate: u64,
     /// RIP and how often the processor was found there without having gone on.
     pub(crate) stuck: Stuck,
-    /// The last exit was a piece of a store that may go on.
+    /// The last exit was a piece of a store that may continue.
     pub(crate) store_may_go_on: bool,
     /// The guard knows of such a store.
     pub(crate) in_pieces: bool,

@@ -1,6 +1,6 @@
 //! Executable memory for the substitutes of a processor's instructions, in a process with signals.
 //!
-//! Unsafe because memory is mapped executable and a signal handler changes where a thread goes on.
+//! Unsafe because memory is mapped executable and a signal handler changes where a thread continues.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;

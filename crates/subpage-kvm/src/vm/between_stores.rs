@@ -73,7 +73,7 @@ impl PausableVcpus {
         }
     }
 
-    /// Leaves the state of processor `number` for whoever waits.
+    /// Leaves the state of processor `number` for the thread that waits.
     pub(crate) fn leave_state(&self, number: usize, state: &State) {
         *lock(&self.seats[number].state) = Some(*state);
     }

@@ -197,7 +197,7 @@ impl VmShared {
     }
 
     pub(crate) fn harvest(&self, track: TrackId) -> Result<Vec<WrittenPage>, ChangeError> {
-        // A tracked page that traps goes on to trap, whatever was written of it.
+        // A tracked page that traps continues to trap, whatever was written of it.
         let open = |guard: &Guard| {
             let tracked = guard.domain().tracked().find(|(id, _)| *id == track);
             let range = tracked.map(|(_, range)| range.gfns());

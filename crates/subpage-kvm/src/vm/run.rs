@@ -17,7 +17,7 @@ pub(super) fn run(machine: &Arc<VmShared>, number: usize) {
         let next = turns(machine, &mut processor, number);
         let next = explained(machine, &processor, next);
         let given = processor.give_back();
-        // Whoever changes slots takes all processors, this one too.
+        // A change of slots takes all processors, this one too.
         drop(processor);
         match next.and_then(|next| given.map(|()| next).map_err(Failure::from)) {
             Ok(None | Some(Next::Enter)) => {}
@@ -32,7 +32,7 @@ pub(super) fn run(machine: &Arc<VmShared>, number: usize) {
     machine.vcpus.delist(number);
 }
 
-/// The end of a guest that cannot go on, with what its processor needs that lies in pages that trap.
+/// The end of a guest that cannot continue, with what its processor needs that lies in pages that trap.
 fn explained(
     machine: &VmShared,
     processor: &Processor,

@@ -1,4 +1,4 @@
-//! Who may use the processors: their own threads, or whoever has paused the machine.
+//! Which thread may use the processors: their own, or the one that has paused the machine.
 //!
 //! A processor's thread holds the processor while it runs and lets go of it when the gate closes.
 //! Pausing closes the gate, kicks the processors out of the guest, and takes them one after the other.
@@ -39,7 +39,7 @@ pub(crate) struct PausableVcpus {
     pub(super) seats: Vec<Seat>,
     closed: AtomicBool,
     ended: AtomicBool,
-    /// Held by whoever has paused the machine, or changes permissions.
+    /// Held by the thread that has paused the machine, or changes permissions.
     pub(super) pause: Mutex<()>,
     /// Whether the gate is closed, for those who wait for it; and whether processors have passed.
     pub(super) waiting: Mutex<()>,
@@ -106,7 +106,7 @@ impl PausableVcpus {
                 return None;
             }
             let processor = lock(&self.seats[number].processor);
-            // Whoever paused in between waits for the processor: it is let go of at once.
+            // A thread that paused in between waits for the processor: it is let go of at once.
             if !self.closed.load(Ordering::SeqCst) {
                 return Some(processor);
             }
@@ -118,7 +118,7 @@ impl PausableVcpus {
         self.seats[number].kick
     }
 
-    /// Whether the thread that holds processor `number` may go on with it; to be asked before each
+    /// Whether the thread that holds processor `number` may continue with it; to be asked before each
     /// `KVM_RUN`.
     pub(crate) fn may_run(&self, number: usize) -> bool {
         // First the byte, then the question: a kick between the two is seen by `KVM_RUN`.
@@ -144,12 +144,12 @@ impl PausableVcpus {
         }
     }
 
-    /// Stops all processors; they go on when the value is dropped. The caller holds no processor.
+    /// Stops all processors; they continue when the value is dropped. The caller holds no processor.
     pub(crate) fn pause(&self) -> Paused<'_> {
         self.exclude().pause()
     }
 
-    /// Stops all processors, for whoever holds the pause.
+    /// Stops all processors, for the holder of the pause.
     pub(super) fn stop<'a>(&'a self, pause: MutexGuard<'a, ()>) -> Paused<'a> {
         self.closed.store(true, Ordering::SeqCst);
         self.kick_all();

@@ -1,7 +1,7 @@
 //! Looking after processors that do not leave the guest by themselves.
 //!
 //! Several times a second each is asked whether it gets on. That finds a guest that has halted for
-//! good, which KVM does not report, and stores that KVM's emulator repeats for ever.
+//! good, which KVM does not report, and stores that KVM's emulator repeats forever.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

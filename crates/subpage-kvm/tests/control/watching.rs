@@ -19,7 +19,7 @@ fn seq(watch: &mut Watch) -> u64 {
 fn events_come_as_they_are_documented() {
     let served = Served::new();
     let mut watch = served.client().watch().expect("it watches");
-    // Who has been told `ok` sees every event from then on.
+    // A client that has been told `ok` sees every event from then on.
     served.publish(1);
     let line = watch.next().expect("there is more").expect("the server is there");
     assert_eq!(line.text, serde_json::to_string(&record(1).line()).expect("JSON"));

@@ -298,7 +298,7 @@ fn nothing_is_lost_while_permissions_change() {
     let mut guest = processors(TrapChoice::Mprotect, &levels, count_until_stopped);
     guest.vm.start().unwrap();
     for change in 0..CHANGES {
-        // The page opens and closes, and the race goes on in both states.
+        // The page opens and closes, and the race continues in both states.
         let map = if change % 2 == 0 { !(1 << 31) } else { u32::MAX };
         let before = guest.word(PAGE + COUNTER);
         guest.vm.set_access(gfn(PAGE), &[AccessMap::from_bits(map)]).unwrap();

@@ -63,7 +63,7 @@ fn a_store_that_is_denied_for_what_was_spent_beyond_changes_neither() {
     }
 }
 
-/// The pages beside a guarded page trap only where a store could reach over, and not for good.
+/// The pages next to a guarded page trap only where a store could reach over, and not for good.
 #[test]
 fn neighbours_trap_only_where_a_store_could_reach() {
     if !kvm() {

@@ -19,7 +19,7 @@ const PAGE_FAULT: u64 = 14;
 const ROUNDS: u32 = 3000;
 
 /// The instruction that trapped cannot be fetched any more: the guest gets the page fault of the fetch,
-/// as from a processor, and goes on.
+/// as from a processor, and continues.
 #[test]
 fn a_code_page_may_go_while_its_store_traps() {
     if !kvm() {

@@ -14,7 +14,7 @@ use crate::guest::{CODE, EXIT_PORT, Guest, PAGE, PLAIN, both_ways, kvm, share};
 use crate::privilege::{LEVELS, Level, place_first};
 use crate::random::Random;
 
-/// How long a guest may go on. Most fault at once; what runs on is stopped.
+/// How long a guest may run. Most fault at once; what runs on is stopped.
 const BOUND: Duration = Duration::from_millis(200);
 
 /// Guests of each kind.

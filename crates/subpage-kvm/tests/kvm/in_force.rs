@@ -52,7 +52,7 @@ fn tightening_and_loosening(trap: TrapChoice, levels: &[Level]) {
         }
         assert_eq!(guest.vm.trapped_pages(), 1, "{context}");
         let denied = guest.vm.trap_counts().writes();
-        until("it goes on and is denied", || guest.vm.trap_counts().writes() > denied + 3);
+        until("it continues and is denied", || guest.vm.trap_counts().writes() > denied + 3);
         assert_eq!(guest.word(WORD), last, "{context}");
         guest.map(PAGE, u32::MAX);
         assert_eq!(guest.vm.trapped_pages(), 0, "{context}");

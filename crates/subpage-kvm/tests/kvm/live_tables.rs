@@ -136,7 +136,7 @@ fn two_processors_share_guarded_tables_that_one_changes() {
             code.mov(rcx, BOTH).unwrap();
             code.set_label(&mut again).unwrap();
             code.lock().inc(qword_ptr(rbx + 0x1000)).unwrap();
-            // An entry beside the guarded ones: there, gone, there.
+            // An entry next to the guarded ones: there, gone, there.
             code.mov(rax, qword_ptr(WINDOW_TABLE + 16)).unwrap();
             code.xor(rax, 0x40).unwrap();
             code.mov(qword_ptr(WINDOW_TABLE + 16), rax).unwrap();
@@ -189,7 +189,7 @@ fn a_restored_guest_goes_on_with_its_guarded_tables() {
     }
 }
 
-/// Flags that walks set in tracked tables are harvested, whoever sets them (T8).
+/// Flags that walks set in tracked tables are harvested, whether the processor or this program sets them (T8).
 #[test]
 fn flags_set_in_tracked_tables_are_harvested() {
     if !kvm() {

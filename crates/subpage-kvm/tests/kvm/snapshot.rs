@@ -12,7 +12,7 @@ use crate::guest::{Guest, PAGE, both_ways, exit, kvm, small};
 /// Counts of the guest's loop: enough to be saved in the middle.
 const ROUNDS: u64 = 20_000;
 
-/// A guest that counts beside guarded bytes, then tries to write those, and ends.
+/// A guest that counts next to guarded bytes, then tries to write those, and ends.
 fn counter(configuration: &Configuration) -> Guest {
     let guest = Guest::new(configuration, |code| {
         let mut again = code.create_label();
@@ -57,7 +57,7 @@ fn a_guest_that_was_saved_in_the_middle_goes_on_under_its_rules() {
         }
         let bytes = guest.vm.save(&path).unwrap();
         assert_eq!(bytes, fs::metadata(&path).unwrap().len());
-        assert_eq!(guest.end(), Ending::Exited { code: 0 }, "it goes on after it was saved");
+        assert_eq!(guest.end(), Ending::Exited { code: 0 }, "it continues after it was saved");
         assert_eq!(guest.word(PAGE), ROUNDS);
 
         let vm = restore(&path, &configuration).unwrap();

@@ -1,4 +1,4 @@
-//! Guests that cannot go on because of what lies in pages that trap: the message names the rule.
+//! Guests that cannot continue because of what lies in pages that trap: the message names the rule.
 
 use iced_x86::code_asm::{CodeAssembler, qword_ptr, rax, rsp, word_ptr};
 use subpage::rules::Action;

@@ -1,6 +1,6 @@
 //! Page tables of the guest in guarded pages.
 //!
-//! The processor's walk is no write of the guest, whatever flags it sets, so it goes on; stores of
+//! The processor's walk is no write of the guest, whatever flags it sets, so it continues; stores of
 //! the guest to entries are judged like all others.
 
 use iced_x86::code_asm::{qword_ptr, rax, rbx, rcx};

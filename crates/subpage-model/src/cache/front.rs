@@ -91,7 +91,7 @@ impl Slot {
         Hpa::new(self.bits & ((1 << 52) - 1) & !FLAGS)
     }
 
-    /// Whether the slot alone shows that the access may go on and sets no flag.
+    /// Whether the slot alone shows that the access may continue and sets no flag.
     #[inline]
     pub(crate) const fn allows(self, demand: Demand) -> bool {
         let flag = match demand {

@@ -105,7 +105,11 @@ fn d34_the_vector_decides_and_not_the_exit() {
     flags.set(BASE, &[!1]);
     let read = Access::new(AccessKind::WalkRead, Gpa::new(at(0, 128)), 8).expect("legal");
     for _ in 0..100 {
-        assert_eq!(flags.touch(0, &read), AccessOutcome::Done, "reads count as writes, and go on");
+        assert_eq!(
+            flags.touch(0, &read),
+            AccessOutcome::Done,
+            "reads count as writes, and continue"
+        );
     }
     assert_eq!(flags.domain().counters().denied, 0);
 }

@@ -19,7 +19,7 @@ fn contents(guest: &Guest) -> Vec<u32> {
 
 fn scenario(setup: Setup) {
     let mut guest = Guest::new(setup, 16);
-    // The series' guest has run before sub-page permissions come into it.
+    // The series' guest has run before sub-page permissions are enabled.
     assert!(writes(&mut guest, 0x1111_1111).iter().all(|outcome| *outcome == AccessOutcome::Done));
 
     guest.set(BASE, &[0]);

@@ -47,7 +47,7 @@ fn change(guest: &mut Guest, numbers: &mut Numbers) {
     }
 }
 
-/// Whoever is told of each change at once answers as one who remembers nothing, in every bit of
+/// A processor that is told of each change at once answers like one that remembers nothing, in every bit of
 /// every exit, and leaves the same flags behind.
 #[test]
 fn after_invept_all_policies_are_one() {

@@ -67,7 +67,7 @@ fn a_process_that_begins_when_there_are_too_many_images_is_let_go() {
     let texts = [
         start(MAIN, 0x10),
         start(CHILD, 0x20),
-        // By an exec, with text after it; then it goes on, execs again and forks.
+        // By an exec, with text after it; then it continues, execs again and forks.
         start(CHILD, 0x30),
         store(CHILD, 0x40),
         start(CHILD, 0x50),

@@ -7,7 +7,7 @@ use core::fmt;
 
 use crate::processor::console;
 
-/// Prints why the hypervisor cannot go on, as its last line, and ends the machine.
+/// Prints why the hypervisor cannot continue, as its last line, and ends the machine.
 pub fn fatal(reason: fmt::Arguments<'_>) -> ! {
     console::print_line(format_args!("hypervisor: stopped: {reason}"));
     console::end_machine()

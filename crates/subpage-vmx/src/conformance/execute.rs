@@ -17,7 +17,7 @@ pub struct Pointers {
     pub ept: u64,
     /// EPTP bit 6.
     pub accessed_dirty: bool,
-    /// SPPTP; none if the control is 0.
+    /// SPPTP; `None` if the control is 0.
     pub sppt: Option<u64>,
     /// CR3.
     pub cr3: u64,
@@ -44,7 +44,7 @@ pub struct Refused<E> {
     pub case: u32,
     /// Number of the step.
     pub step: u32,
-    /// What the processor said; none if the answer could not be written.
+    /// What the processor said; `None` if the answer could not be written.
     pub error: Option<E>,
 }
 

@@ -3,7 +3,7 @@
 //!
 //! A case is nothing but words of memory and three pointers: EPT, SPPT and guest paging structures,
 //! code and data are all stored by the case itself into the [`ARENA`](format::ARENA), a region of
-//! host-physical memory at a fixed address. So whoever makes the cases knows every byte that the
+//! host-physical memory at a fixed address. So the maker of the cases knows every byte that the
 //! processor sees, and the executor decides nothing: it stores, enters the guest once, and answers
 //! with the exit and with every word of the arena that the run changed.
 

@@ -1,7 +1,7 @@
 //! The processor that this runs on, as an executor of cases.
 //!
 //! Unsafe because cases choose the tables that the processor walks. That they lead nowhere but into
-//! the arena is up to whoever made the cases: this program guards nothing, and a case that leaves
+//! the arena is up to the maker of the cases: this program guards nothing, and a case that leaves
 //! the arena can only break the run.
 #![allow(unsafe_code)]
 

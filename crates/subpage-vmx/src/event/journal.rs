@@ -1,6 +1,6 @@
 //! Which events leave the machine although a guest may read the ring empty.
 //!
-//! Whoever has taken over a guest's kernel can read the events of the attack before anybody else, and
+//! An attacker in the guest's kernel can read the events of the attack before anybody else, and
 //! what was read is gone from the ring. So events of what the host guards are printed, too, whatever
 //! the guest does: the first of each rule, and one at each power of ten of them, so that a guest that
 //! repeats its writes does not fill the line.

@@ -22,7 +22,7 @@ use crate::vmx::field::{ExitField, GuestField as G};
 use subpage_emulate::Exception;
 use subpage_emulate::bits::RFLAGS_IF;
 
-/// Basic exit reasons beside those of the engine (SDM Vol. 3D, appendix "VMX Basic Exit Reasons").
+/// Basic exit reasons besides those of the engine (SDM Vol. 3D, appendix "VMX Basic Exit Reasons").
 pub mod reason {
     #![allow(missing_docs)]
     use super::ExitReason;
@@ -55,7 +55,7 @@ pub mod reason {
 }
 
 impl Vcpu {
-    /// Runs the guest for ever, or until something stops the machine.
+    /// Runs the guest forever, or until something stops the machine.
     pub fn run(mut self) -> ! {
         self.machine.join(self.index);
         loop {

@@ -51,7 +51,7 @@ impl Vcpu {
         })
     }
 
-    /// Finds the instruction at RIP, lets `work` handle it with the lock held, and goes on as that
+    /// Finds the instruction at RIP, lets `work` handle it with the lock held, and continues as that
     /// says.
     fn with_store(
         &mut self,

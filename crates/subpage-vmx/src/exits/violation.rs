@@ -111,7 +111,7 @@ impl Vcpu {
             Answer::Map(gpa) => self.map_page(shared, gpa),
             Answer::MakeWritable(gpa) => self.make_writable(shared, gpa),
             Answer::NotExecutable(gpa) => Err(Stop::NotExecutable(gpa.as_u64())),
-            // Other stores are dropped; here there is no instruction to go on behind.
+            // Other stores are dropped; here there is no instruction to continue after.
             Answer::ReadOnlySlot(_) => {
                 Err(Stop::CannotEmulate("it is a delivery onto a read-only stack"))
             }

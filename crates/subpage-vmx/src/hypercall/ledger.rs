@@ -1,4 +1,4 @@
-//! What the hypervisor keeps for hypercalls beside the domain.
+//! What the hypervisor keeps for hypercalls besides the domain.
 
 use arrayvec::ArrayVec;
 

@@ -30,7 +30,7 @@ impl PhysicalFrames {
     /// A pool of the frames in `memory`, whose ends are multiples of 4096.
     ///
     /// # Safety
-    /// The memory is usable RAM, mapped at the same addresses for ever, and nobody else uses it.
+    /// The memory is usable RAM, mapped at the same addresses forever, and nobody else uses it.
     pub unsafe fn new(memory: Range<u64>) -> Result<Self, OutOfFrames> {
         let frames = ((memory.end - memory.start) / PAGE_BYTES) as usize;
         let mut free = Vec::new();

@@ -24,7 +24,7 @@ impl Heap {
     /// Gives it its memory.
     ///
     /// # Safety
-    /// Once; nobody else uses the memory, which is mapped at the same addresses for ever.
+    /// Once; nobody else uses the memory, which is mapped at the same addresses forever.
     pub unsafe fn give(&self, memory: Range<u64>) {
         let bytes = (memory.end - memory.start) as usize;
         // SAFETY: by the contract.

@@ -21,7 +21,7 @@ impl GuestRam {
     /// Takes a run of memory.
     ///
     /// # Safety
-    /// It is usable RAM, mapped at the same addresses for ever, and only guests and this object
+    /// It is usable RAM, mapped at the same addresses forever, and only guests and this object
     /// use it.
     pub const unsafe fn new(memory: Range<u64>) -> Self {
         Self { memory }

@@ -105,10 +105,10 @@ const RAX: usize = 14;
 /// What an NMI is for; called with the number of the processor.
 static ON_NMI: Once<fn(usize)> = Once::new();
 
-/// Code that may fault, and where it goes on if it does.
+/// Code that may fault, and where it continues if it does.
 static RECOVERABLE: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
 
-/// Code that an NMI cuts short, and where it goes on then.
+/// Code that an NMI cuts short, and where it continues then.
 static CUT_SHORT: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
 
 /// Processors on which an NMI has come since they last cleared it.
@@ -222,7 +222,7 @@ pub fn install() -> u64 {
     #[allow(clippy::cast_possible_truncation)] // 511.
     const LIMIT: u16 = (VECTORS * size_of::<Gate>() - 1) as u16;
     let register = TableRegister { limit: LIMIT, base };
-    // SAFETY: the table lives for ever and each gate leads to a stub that saves everything.
+    // SAFETY: the table lives forever and each gate leads to a stub that saves everything.
     unsafe { asm!("lidt [{}]", in(reg) &raw const register, options(nostack)) };
     base
 }

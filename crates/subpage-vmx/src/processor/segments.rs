@@ -42,7 +42,7 @@ const _: () = assert!(size_of::<TaskState>() == 104);
 #[repr(C, align(16))]
 struct Stack([u8; STACK_BYTES]);
 
-/// What belongs to one processor and stays for ever; GS points to its first word.
+/// What belongs to one processor and stays forever; GS points to its first word.
 #[repr(C)]
 pub struct ProcessorArea {
     index: usize,

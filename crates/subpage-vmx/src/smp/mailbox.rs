@@ -1,7 +1,7 @@
 //! Messages between virtual processors: the part of a local APIC that guests have.
 //!
 //! A guest sends INIT, start-up, NMI and fixed interrupts through the x2APIC's command register.
-//! Each virtual processor has a box; whoever puts something in wakes it or makes it exit.
+//! Each virtual processor has a box; putting something in wakes it or makes it exit.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -67,7 +67,7 @@ pub enum Mail {
     Fixed(u8),
 }
 
-/// What a processor has to do before it goes on.
+/// What a processor has to do before it continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
     /// Run; there may be something to deliver.
@@ -117,7 +117,7 @@ impl Mailboxes {
         });
         Self {
             boxes: TicketMutex::new(boxes.collect()),
-            // Who waits for a start-up must not enter the guest before it has come.
+            // A processor that waits for a start-up must not enter the guest before it has come.
             filled: core::array::from_fn(|number| AtomicBool::new(number != 0)),
         }
     }
@@ -139,7 +139,7 @@ impl Mailboxes {
         self.filled[to].store(true, Ordering::Release);
     }
 
-    /// Makes `cpu` look into its box before it goes on.
+    /// Makes `cpu` look into its box before it continues.
     pub fn look(&self, cpu: usize) {
         self.filled[cpu].store(true, Ordering::Release);
     }

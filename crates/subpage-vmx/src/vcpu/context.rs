@@ -189,7 +189,7 @@ pub fn run(
     launched: bool,
     nmi: &AtomicBool,
 ) -> Result<Ran, EntryFailed> {
-    // SAFETY: whoever holds the VMCS has set up its host state (`setup`); the context is borrowed.
+    // SAFETY: the holder of the VMCS has set up its host state (`setup`); the context is borrowed.
     match unsafe { enter(context, launched.into(), nmi.as_ptr()) } {
         0 => Ok(Ran::Exited),
         1 => Err(EntryFailed),

@@ -200,12 +200,12 @@ impl Vcpu {
         }
     }
 
-    /// Goes on behind the instruction that caused the exit, whose length the exit told.
+    /// Continues behind the instruction that caused the exit, whose length the exit told.
     pub fn skip_instruction(&mut self) {
         self.skip(self.vmcs.exit(ExitField::INSTRUCTION_LENGTH));
     }
 
-    /// Goes on `length` bytes further, with what goes with the end of an instruction: RF off, and
+    /// Continues `length` bytes further, with what goes with the end of an instruction: RF off, and
     /// blocking by STI or MOV SS over.
     pub fn skip(&mut self, length: u64) {
         let mut rip = self.vmcs.guest(G::RIP).wrapping_add(length);

@@ -68,7 +68,7 @@ pub fn read_registers() -> Registers {
 /// Enters VMX root operation and makes a fresh VMCS current on this processor.
 pub fn start(capabilities: &Capabilities) -> Result<CurrentVmcs, VmxError> {
     const LOCK_AND_ENABLE: u64 = 1 | 1 << 2;
-    // SAFETY: the processor has VMX (checked by whoever made the capabilities).
+    // SAFETY: the processor has VMX (checked when the capabilities were made).
     if unsafe { msr::read(Msr::FEATURE_CONTROL) } & 1 == 0 {
         // SAFETY: not locked, and these bits exist on every processor with VMX.
         unsafe { msr::write(Msr::FEATURE_CONTROL, LOCK_AND_ENABLE) };

@@ -13,7 +13,7 @@ const EPTP_ACCESSED_DIRTY: u64 = 1 << 6;
 pub struct TableRoots {
     /// The EPT's root.
     pub ept: TableFrame,
-    /// The SPPT's root; none if the processor does not enforce sub-page permissions.
+    /// The SPPT's root; `None` if the processor does not enforce sub-page permissions.
     pub sppt: Option<TableFrame>,
     /// Accessed and dirty flags for EPT.
     pub accessed_dirty: bool,

@@ -5,7 +5,7 @@ use crate::access::AccessMap;
 use crate::address::{GfnRange, Gpa};
 use crate::exit::SppQualification;
 
-/// How often what has happened since the domain was made.
+/// Event counters since the domain was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
     /// Calls that set access maps.

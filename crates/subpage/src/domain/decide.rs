@@ -24,14 +24,14 @@ pub enum Decision {
     },
     /// No byte may be written.
     Denied {
-        /// The rule that denies it; none if an access map does.
+        /// The rule that denies it; `None` if an access map does.
         rule: Option<RuleId>,
         /// The first byte that may not be written.
         at: Gpa,
         /// The rule wants the guest stopped.
         stop: bool,
     },
-    /// Sub-page permissions do not come into it: the slot is read-only for the guest.
+    /// Sub-page permissions do not apply: the slot is read-only for the guest.
     NotEligible {
         /// The first byte in such a slot.
         at: Gpa,
@@ -74,7 +74,7 @@ pub struct Denial {
     pub length: Option<u64>,
     /// First byte that may not be written.
     pub at: Gpa,
-    /// The rule that denies it; none if an access map does.
+    /// The rule that denies it; `None` if an access map does.
     pub rule: Option<RuleId>,
     /// The rule wants the guest stopped.
     pub stop: bool,

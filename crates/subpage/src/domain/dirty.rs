@@ -1,4 +1,4 @@
-//! Page-granular dirty logging beside sub-page permissions.
+//! Page-granular dirty logging alongside sub-page permissions.
 //!
 //! A page of a logging slot is armed while its bit is 0: its leaf has neither W nor bit 61, so the
 //! first permitted write traps, sets the bit, and gives the leaf its rights back. Losing bit 61 is
@@ -19,7 +19,7 @@ use super::change::Repermit;
 /// A harvest that may be read once its re-arming is in force on every processor.
 ///
 /// Until then a processor may still write through an old translation. Such a write belongs to this
-/// harvest, so whoever copies the memory must do it after: hence the wrapper.
+/// harvest, so the memory may be copied only after that: hence the wrapper.
 #[must_use = "the harvest is lost if it is not read"]
 #[derive(Debug)]
 pub struct Pending<T> {

@@ -29,7 +29,7 @@ pub struct EptViolation {
     /// How many guest-physical bytes from `gpa` on the access has, if the backend has decoded the
     /// instruction.
     ///
-    /// Cut it at the end of the page unless the access is known to go on in the next
+    /// Cut it at the end of the page unless the access is known to continue in the next
     /// guest-physical page: what follows a linear page need not be its neighbour, and a permitted
     /// write would be denied for a page that it never touches. The part cut off has its own trap.
     pub length: Option<u64>,
@@ -323,7 +323,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     ) -> Result<Answer, DomainError> {
         let gfn = exit.gpa.gfn();
         if !self.permitted(gfn).contains(SubPage::of(exit.gpa)) {
-            // The rule is finer than the sub-page, and the bytes are none of its.
+            // The rule is finer than the sub-page, and this write misses the rule's bytes.
             return Ok(Answer::Emulate);
         }
         let before = (self.counters.dirtied, self.counters.tracked);

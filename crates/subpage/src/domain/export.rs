@@ -83,7 +83,7 @@ pub enum ImportError {
     /// The version is one this code does not read.
     #[error("exported state has version {0}; this build reads version 1")]
     Version(u32),
-    /// The bytes end early or go on too long.
+    /// The bytes end early or continue too long.
     #[error("exported state is cut short or too long at byte {at}")]
     Length {
         /// Offset at which the next record should begin.

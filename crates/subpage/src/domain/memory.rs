@@ -211,7 +211,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         Ok(self.tables.token(tightened))
     }
 
-    /// The leaf that maps `gfn`, with its place; none if nothing is mapped.
+    /// The leaf that maps `gfn`, with its place; `None` if nothing is mapped.
     #[inline]
     pub fn mapping(&self, space: AddressSpace, gfn: Gfn) -> Option<Place> {
         let place = self.tables.epts[space.index()]?.find(&self.tables.frames, gfn);

@@ -1,7 +1,7 @@
 //! A protection domain: one virtual machine's memory, its tables, its rules, and every call on them.
 //!
 //! The engine has no lock of its own. Calls that change take `&mut self` and calls that ask take
-//! `&self`, so whoever shares a domain between threads puts it behind one lock (D10, D14, D20: the
+//! `&self`, so an owner that shares a domain between threads puts it behind one lock (D10, D14, D20: the
 //! series decided under one lock and acted under another), and the borrow checker holds them to it.
 //! Processors that walk the tables meanwhile take part through the order of stores
 //! ([`TableFrames`]) and through [`Invalidation`](crate::invalidate::Invalidation).
@@ -147,7 +147,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         &self.slots[space.index()]
     }
 
-    /// How often what has happened.
+    /// Event counters.
     pub const fn counters(&self) -> &Counters {
         &self.counters
     }

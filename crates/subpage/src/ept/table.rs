@@ -25,7 +25,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// The size of the leaf that stands here; none if nothing is mapped.
+    /// The size of the leaf that stands here; `None` if nothing is mapped.
     pub fn leaf_size(&self) -> Option<PageSize> {
         match self.entry.meaning(self.level) {
             Meaning::Leaf(size) => Some(size),

@@ -56,7 +56,7 @@ impl Shootdown {
         Epoch(self.requested.load(Ordering::Acquire))
     }
 
-    /// Processor `cpu`: the change up to which it has to invalidate now; none if it already has.
+    /// Processor `cpu`: the change up to which it has to invalidate now; `None` if it already has.
     pub fn pending(&self, cpu: usize) -> Option<Epoch> {
         let wanted = self.requested.load(Ordering::Acquire);
         (self.acknowledged[cpu].load(Ordering::Relaxed) < wanted).then_some(Epoch(wanted))

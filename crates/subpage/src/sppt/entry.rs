@@ -31,7 +31,7 @@ impl SpptEntry {
         Self::new().with_valid(true).with_frame_number(table.hpa().as_u64() / PAGE_BYTES)
     }
 
-    /// The linked table; none if the valid bit is 0.
+    /// The linked table; `None` if the valid bit is 0.
     pub const fn table(self) -> Option<TableFrame> {
         if self.valid() { Some(self.address()) } else { None }
     }

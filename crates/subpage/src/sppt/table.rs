@@ -56,7 +56,7 @@ impl Sppt {
         stored_vector(select_unpredictable(linked, leaf, SppVector::ALL.bits()))
     }
 
-    /// The L1 table of a frame's 2 MiB region; none if the region is unrestricted.
+    /// The L1 table of a frame's 2 MiB region; `None` if the region is unrestricted.
     #[inline]
     pub(crate) fn leaf_table<F: TableFrames>(self, frames: &F, gfn: Gfn) -> Option<TableFrame> {
         let mut table = self.root;

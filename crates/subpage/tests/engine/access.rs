@@ -93,7 +93,7 @@ fn a_token_that_asks_nothing_frees_nothing_of_an_earlier_one() {
 }
 
 /// A processor that was interrupted between its invalidation and its acknowledgement, and has served
-/// a later change in the meantime, must not take that back: the initiator would wait for ever.
+/// a later change in the meantime, must not take that back: the initiator would wait forever.
 #[test]
 fn an_acknowledgement_never_goes_back() {
     let (mut domain, _) = guest(512);
@@ -182,7 +182,7 @@ fn one_call_may_empty_one_region_and_fill_its_neighbour() {
     assert_eq!(domain.frames().heap.frames_in_use(), 4);
 }
 
-/// Two tokens joined are completed by whoever completes the later one, in either order.
+/// Two tokens joined are completed by the completion of the later one, in either order.
 #[test]
 fn joined_tokens_complete_both_calls() {
     for swapped in [false, true] {

@@ -45,7 +45,7 @@ fn page_walks_are_retried_or_completed_but_not_denied() {
     assert_eq!(domain.counters().denied, 0);
 }
 
-/// Reads and fetches trap only on stale entries, and not for ever.
+/// Reads and fetches trap only on stale entries, and not forever.
 #[test]
 fn reads_and_fetches_are_retried_once() {
     let (mut domain, _) = mapped(512, PageSize::Size2M);
@@ -73,7 +73,7 @@ enum Circumstance {
 fn in_circumstance(circumstance: Circumstance, sub_page_permissions: bool) -> TestDomain {
     let (mut domain, _) = mapped(512, PageSize::Size2M);
     domain.set_processor_use(ProcessorUse { sub_page_permissions, ept_accessed_dirty: false });
-    // Page 0: a map; page 1: rules, of which one is no denial, beside bytes that nothing forbids.
+    // Page 0: a map; page 1: rules, of which one is no denial, next to bytes that nothing forbids.
     set(&mut domain, BASE, &[!0b110]);
     let page = (BASE + 1) * 4096;
     let rules = [

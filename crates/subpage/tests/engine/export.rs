@@ -49,7 +49,7 @@ fn state_comes_back_bit_for_bit() {
     );
     let (id, token) = copy.add_rule(rule(bytes(0, 1), Action::Log)).expect("a rule");
     done(&mut copy, token);
-    assert_eq!(id.0, 5, "numbers go on where they were");
+    assert_eq!(id.0, 5, "numbers continue where they were");
 }
 
 #[test]

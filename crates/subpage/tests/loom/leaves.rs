@@ -160,7 +160,7 @@ fn flags_survive_that_the_host_closes_a_page() {
     });
 }
 
-/// The dirty log: whoever copies what each harvest reports, when it may be read, ends with what is
+/// The dirty log: an observer that copies what each harvest reports, when it may be read, ends with what is
 /// in memory.
 #[test]
 fn harvesting_dirty_pages() {

@@ -137,7 +137,7 @@ fn invalidating() {
     });
 }
 
-/// No write is lost between a harvest and its re-arming: whoever copies what each harvest reports,
+/// No write is lost between a harvest and its re-arming: an observer that copies what each harvest reports,
 /// when it may be read, ends with what is in memory.
 #[test]
 fn harvesting() {

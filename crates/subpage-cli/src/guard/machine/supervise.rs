@@ -33,7 +33,7 @@ pub(super) struct Limits {
     pub(super) deadline: Option<Instant>,
     /// Set when this program is told to end.
     pub(super) interrupted: Arc<AtomicBool>,
-    /// A guest that cannot go on is kept until somebody ends it.
+    /// A guest that cannot continue is kept until somebody ends it.
     pub(super) keeps_failed: bool,
     /// Where `subpage ctl` reaches the guest.
     pub(super) control: String,
@@ -79,7 +79,7 @@ impl Grace {
     }
 }
 
-/// Passes what happens on to whoever reads, and counts it.
+/// Passes events on to the reader, and counts them.
 pub(super) struct Teller<'a> {
     pub(super) count: &'a mut Count,
     pub(super) events: &'a mut EventWriter<Lines>,
@@ -152,7 +152,7 @@ impl<'a> Teller<'a> {
         }
         if let Some(failure) = self.screen.failure().filter(|_| !self.failed) {
             self.failed = true;
-            let text = "nothing more is printed, and the guest goes on";
+            let text = "nothing more is printed, and the guest continues";
             let note = format!(
                 "{LOGGED}note:{LOGGED:#} cannot write to standard output: {failure}; {text}\n"
             );

@@ -67,10 +67,10 @@ struct Shared {
 ///
 /// Lines of both appear whole, and those of the console begin with [`MARK`]. What the console sends is
 /// shown when its line ends, or at the next [`Screen::flush`]; where it then stands in the middle of a
-/// line, other lines begin a new one first. On a terminal, a line that is too long goes on in another
+/// line, other lines begin a new one first. On a terminal, a line that is too long continues in another
 /// with a mark: the terminal's own would have none.
 ///
-/// Nobody waits for whoever reads: the streams are written by threads of their own. Lines always find
+/// A slow reader holds nothing up: the streams are written by threads of their own. Lines always find
 /// room; who adds many asks [`Screen::has_room`] first. Text of the console that finds none is lost,
 /// counted, and told where it is missing.
 #[derive(Clone)]
@@ -208,7 +208,7 @@ impl Screen {
         self.lock().missed > 0
     }
 
-    /// Why standard output takes no more; none if it does, or its reader has gone.
+    /// Why standard output takes no more; `None` if it does, or its reader has gone.
     pub fn failure(&self) -> Option<Arc<io::Error>> {
         self.lock().lines.failure()
     }
@@ -222,7 +222,7 @@ impl Screen {
         queues.iter().map(|queue| queue.finish(&mut give_up)).sum()
     }
 
-    /// Whoever panicked in between has written a part of a line at most.
+    /// A thread that panicked in between has written a part of a line at most.
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -255,7 +255,7 @@ impl Shared {
                 '\t' => 8,
                 _ => character.width().unwrap_or(0),
             };
-            // The column is that of a line which goes on; a new one begins with its mark below.
+            // The column is that of a line which continues; a new one begins with its mark below.
             let is_full = |room| self.column > 0 && self.column + columns > room;
             if self.mid_line && room.is_some_and(is_full) {
                 shown.push('\n');
@@ -301,7 +301,7 @@ impl Shared {
     }
 }
 
-/// Asks how wide a terminal is; none if no terminal shows the text.
+/// Asks how wide a terminal is; `None` if no terminal shows the text.
 type Columns = Option<fn() -> usize>;
 
 fn columns_of(terminal: &impl AsFd) -> usize {

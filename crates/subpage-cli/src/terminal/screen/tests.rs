@@ -151,7 +151,7 @@ fn a_long_line_does_not_wrap_without_its_mark() {
     }
 }
 
-/// Nothing goes on behind the end of a line: the next one begins in its own row, which the mark opens.
+/// Nothing continues behind the end of a line: the next one begins in its own row, which the mark opens.
 #[test]
 fn a_line_that_ends_leaves_no_empty_row() {
     let seen = Seen::default();

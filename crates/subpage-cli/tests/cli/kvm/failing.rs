@@ -1,4 +1,4 @@
-//! Guests that cannot go on.
+//! Guests that cannot continue.
 
 use iced_x86::code_asm::{CodeAssembler, dword_ptr};
 use serde_json::Value;

@@ -44,7 +44,7 @@ fn a_file_reaches_the_guest_whole_and_in_order() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), echoed);
 }
 
-/// Whoever holds the other end of standard input holds up nothing.
+/// The process at the other end of standard input holds nothing up.
 #[test]
 fn standard_input_that_stays_open_does_not_keep_the_program() {
     if !can_run() {

@@ -59,7 +59,7 @@ fn kill_9_during_save_leaves_the_file_of_the_earlier_save() {
         let found = fs::read(place.path("guest.state")).expect("the saved guest");
         if let Some(rest) = unfinished(&place) {
             in_the_middle += 1;
-            assert_eq!(answered.code(), Some(2), "whoever asked is told");
+            assert_eq!(answered.code(), Some(2), "the client is told");
             assert!(found == whole, "kill {kill}: not the earlier file");
             fs::remove_file(rest).expect("it is there");
         }

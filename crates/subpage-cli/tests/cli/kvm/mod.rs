@@ -68,7 +68,7 @@ fn exit(code: &mut CodeAssembler, status: u32) -> Result<(), IcedError> {
     code.out(dx, al)
 }
 
-/// Runs for ever.
+/// Runs forever.
 fn endless() -> Vec<u8> {
     assemble(|code| {
         let mut again = code.create_label();
@@ -152,7 +152,7 @@ impl Place {
     fn wait_for_writes(&self, more_than: u64) {
         let deadline = Instant::now() + LONGEST_WAIT;
         while self.writes() <= more_than {
-            assert!(Instant::now() < deadline, "the guest does not go on");
+            assert!(Instant::now() < deadline, "the guest does not continue");
         }
     }
 }

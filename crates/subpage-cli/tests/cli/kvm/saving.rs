@@ -28,7 +28,7 @@ fn counting() -> Vec<u8> {
         code.mov(dword_ptr(DATA + 0x80), 0x4141_4141)?;
         code.xor(rcx, qword_ptr(DATA))?;
         code.or(ecx, dword_ptr(DATA + 0x80))?;
-        // All ones if the guest began anew when it was to go on.
+        // All ones if the guest began anew when it was to continue.
         code.mov(rax, qword_ptr(DATA))?;
         code.cmp(rax, i32::from(SAVED))?;
         code.sbb(eax, eax)?;
@@ -40,7 +40,7 @@ fn counting() -> Vec<u8> {
 }
 
 /// Between two writes of a loop, and under either way to trap; the byte that ends the loop comes only
-/// to the one that goes on.
+/// to the one that continues.
 /// What the guest was started with is not replaced, whatever it is called.
 #[test]
 fn a_saved_guest_replaces_no_input() {
@@ -160,7 +160,7 @@ fn a_full_disk_during_save_costs_nothing() {
     assert_eq!(running.end().1, Some(0));
 }
 
-/// A saved guest goes on where it was, under the rules that it had, those added meanwhile included.
+/// A saved guest continues where it was, under the rules that it had, those added meanwhile included.
 #[test]
 fn a_saved_guest_goes_on_under_its_rules() {
     if !can_run() {

@@ -183,7 +183,7 @@ fn what_is_lost_is_told() {
     assert_eq!(summary["rules"][0]["denied"], denied + lost);
 }
 
-/// The guest goes on, its end is told, and the report is written.
+/// The guest continues, its end is told, and the report is written.
 #[test]
 fn a_full_disk_is_told() {
     if !can_run() {

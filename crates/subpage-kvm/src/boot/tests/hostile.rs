@@ -1,4 +1,4 @@
-//! Damaged files: each loads or is refused, and nothing is written beside the parts.
+//! Damaged files: each loads or is refused, and nothing is written next to the parts.
 
 use proptest::prelude::*;
 

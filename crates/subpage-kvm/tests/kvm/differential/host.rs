@@ -1,4 +1,4 @@
-//! What the KVM at hand, and the processor below it, do in their own way: found out without a guard.
+//! What this machine's KVM, and the processor below it, do in their own way: found out without a guard.
 
 use kvm_bindings::kvm_regs;
 use subpage_emulate::XsaveArea;

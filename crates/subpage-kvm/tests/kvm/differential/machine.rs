@@ -32,7 +32,7 @@ pub(super) enum Page {
     Denied,
 }
 
-/// Where a page of streams lies in memory: never beside the one before it.
+/// Where a page of streams lies in memory: never next to the one before it.
 pub(super) const fn page(number: u64) -> u64 {
     0x80_0000 + number * 7 % 16 * 0x2000
 }

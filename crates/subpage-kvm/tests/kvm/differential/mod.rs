@@ -4,7 +4,7 @@
 //! denied, the judge runs one instruction after the other, and after each that stores there memory is put
 //! back, as over a ROM.
 //!
-//! `SUBPAGE_FUZZ_SECONDS` is how long each of the two goes on, some seconds by itself;
+//! `SUBPAGE_FUZZ_SECONDS` is how long each of the two runs, by default some seconds;
 //! `SUBPAGE_FUZZ_SEED` is where the first stream begins. A difference is shown with its seed and the
 //! shortest part of its stream that shows one.
 
@@ -34,7 +34,7 @@ use machine::{CODE, FIRST, PAGES, Page, Start, Subject, page};
 /// Single steps.
 const TF: u64 = 1 << 8;
 
-/// How long each test goes on by itself.
+/// How long each test runs by default.
 const SECONDS: u64 = 5;
 
 /// Differences that are shown.

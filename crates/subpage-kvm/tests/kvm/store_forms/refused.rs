@@ -1,5 +1,5 @@
 //! Stores that software does not carry out: the processor is stepped over them, or a program gets #UD,
-//! and its machine goes on.
+//! and its machine continues.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_sregs};
 use subpage::rules::Action;

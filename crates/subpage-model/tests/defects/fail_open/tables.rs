@@ -33,7 +33,7 @@ fn d20_no_large_page_covers_a_restricted_one() {
             }
             let neighbours = [0, u32::MAX, !1];
             guest.set(GIANT + 599, &neighbours);
-            // Restrictions that go beside it, and a dirty log that ends, try to merge the region.
+            // Restrictions that go next to it, and a dirty log that ends, try to merge the region.
             guest.set(GIANT + 599, &[u32::MAX]);
             for flags in [flags, LOGGING, flags] {
                 guest.change(|domain| domain.set_slot_flags(Normal, slot, flags).expect("a slot"));
@@ -182,7 +182,7 @@ fn d26_a_region_can_be_restricted_again_and_again() {
     assert_eq!((counters.spp_misses, counters.spp_misconfigurations), (0, 0));
 }
 
-/// A miss in a region with nothing restricted was answered with "try again", for ever.
+/// A miss in a region with nothing restricted was answered with "try again", forever.
 #[test]
 fn d27_a_miss_with_nothing_behind_it_makes_progress() {
     let mut guest = Guest::new(stale(), 16);

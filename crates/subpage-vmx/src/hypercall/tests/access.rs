@@ -98,7 +98,7 @@ fn a_map_is_written_only_where_the_guest_could() {
     assert_eq!((event.origin, event.in_software), (ORIGIN, true));
     assert_eq!(event.bytes[..], [0xFF; 8]);
     assert_eq!(guest.ledger.events.len(), 1);
-    assert_eq!(get(&mut guest, 4, 1), [u32::MAX], "beside the rule");
+    assert_eq!(get(&mut guest, 4, 1), [u32::MAX], "next to the rule");
     for gfn in [SHARED, UNMAPPED, ROM] {
         request(&guest, gfn * PAGE, 4, 1, 0, &[]);
         guest.fails(Call::GetAccess, &[gfn * PAGE], Errno::Fault);

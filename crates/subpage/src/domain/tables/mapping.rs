@@ -197,7 +197,7 @@ impl<F: TableFrames> Tables<F> {
         Ok(self.token(cleared))
     }
 
-    /// How many tables [`split_at_ends`](Self::split_at_ends) needs, 0 to 4: whoever frees memory
+    /// How many tables [`split_at_ends`](Self::split_at_ends) needs, 0 to 4: a caller that frees memory
     /// must not need some first.
     pub(in crate::domain) fn splits_at_ends(&self, space: AddressSpace, range: GfnRange) -> usize {
         let Some(ept) = self.epts[space.index()] else { return 0 };
