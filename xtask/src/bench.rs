@@ -24,7 +24,7 @@ pub(crate) fn run(
     arguments: &[OsString],
 ) -> Result<ExitCode> {
     let status = workspace
-        .cargo(&["run", "--release", "--package", "subpage-bench", "--bin", program, "--"])
+        .cargo(&["run", "--profile=dist", "--package", "subpage-bench", "--bin", program, "--"])
         .args(arguments)
         .status()
         .context("cannot start cargo")?;

@@ -11,6 +11,7 @@ mod book;
 mod cache;
 mod cargo_log;
 mod count;
+mod dist;
 mod execute;
 mod lab;
 mod markdown;
@@ -76,6 +77,12 @@ enum Task {
         #[command(flatten)]
         arguments: book::Arguments,
     },
+    /// Make the tool's packages in target/packages: a static program with manual pages, completions and
+    /// licences, as an archive and as a Debian package
+    Dist {
+        #[command(flatten)]
+        arguments: dist::Arguments,
+    },
     /// Change the engine and the trap protocol in small ways, one at a time, and see that a test finds
     /// each; all arguments go to `cargo mutants`, for example --file PATH or --shard 0/8
     #[command(disable_help_flag = true)]
@@ -125,6 +132,7 @@ fn run(task: Task) -> Result<ExitCode> {
         },
         Task::Lab { arguments } => lab::run(&workspace, arguments),
         Task::Docs { arguments } => book::run(&workspace, &arguments),
+        Task::Dist { arguments } => dist::run(&workspace, &arguments),
         Task::Bochs { task } => bochs::run(&workspace, task),
         Task::Mutants { arguments } => mutants::run(&workspace, &arguments),
         Task::Test { words, filter, limit, list } => {

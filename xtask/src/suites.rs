@@ -8,6 +8,7 @@ mod kvm;
 mod lab;
 mod lints;
 mod readme;
+mod release;
 
 use std::{
     ffi::OsStr,
@@ -53,6 +54,8 @@ pub(crate) enum Suite {
     Docs,
     /// The README's first command does what the README says
     Readme,
+    /// The crates are fit to be published; the archive and the Debian package hold what they should
+    Release,
 }
 
 impl Suite {
@@ -83,6 +86,7 @@ impl Suite {
             Self::Conformance => conformance::check(session, plan),
             Self::Docs => documentation::check(session, plan),
             Self::Readme => readme::check(session, plan),
+            Self::Release => release::check(session, plan),
         }
     }
 

@@ -15,6 +15,7 @@ pub(crate) struct Workspace {
     root: PathBuf,
     target: PathBuf,
     test_programs: Vec<String>,
+    packages: Vec<Value>,
 }
 
 impl Workspace {
@@ -36,6 +37,7 @@ impl Workspace {
             root: directory("workspace_root")?,
             target: directory("target_directory")?,
             test_programs: test_programs(&metadata),
+            packages: metadata["packages"].as_array().cloned().unwrap_or_default(),
         })
     }
 
@@ -47,6 +49,11 @@ impl Workspace {
     /// The names of the programs under `tests` of all crates, each once.
     pub(crate) fn test_programs(&self) -> &[String] {
         &self.test_programs
+    }
+
+    /// The crates, as `cargo metadata` describes them.
+    pub(crate) fn packages(&self) -> &[Value] {
+        &self.packages
     }
 
     /// A build directory of its own inside the usual one, for a build with other flags.

@@ -5,11 +5,13 @@ pub mod check;
 pub mod closing_table;
 pub mod command_line;
 pub mod compile_command;
+#[cfg(feature = "kvm")]
 pub mod ctl;
 pub mod events;
 pub mod failure;
 pub mod guard;
 pub mod heat;
+pub mod man_pages;
 pub mod new_file;
 pub mod plan;
 pub mod plan_command;

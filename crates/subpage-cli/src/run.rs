@@ -5,17 +5,21 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::{ColorChoice, CommandFactory, FromArgMatches};
+use clap::{ColorChoice, FromArgMatches};
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
 
 use crate::check::{self, Host};
-use crate::command_line::{Command, CommandLine, NewFile, PolicyTask};
+use crate::command_line::{Command, CommandLine, NewFile, PolicyTask, definition};
+#[cfg(feature = "kvm")]
+use crate::ctl;
 use crate::events::{Detail, EventWriter, ShownWarning, WarningEvent, shown_warnings};
 use crate::failure::{Failure, Status};
 use crate::terminal::style::{DENIED, QUIET};
 use crate::terminal::{self, ColorWhen, Output, printable};
-use crate::{compile_command, ctl, guard, plan_command, policy_command, record_command, schema};
+use crate::{
+    compile_command, guard, man_pages, plan_command, policy_command, record_command, schema,
+};
 
 /// Runs the command that `arguments` (the program's name first) ask for.
 ///
@@ -24,7 +28,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Status {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     // A file that grows beyond its limit is an error of the write then, and does not end the process.
     let _ = flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
-    let command = CommandLine::command().color(clap_color(&arguments));
+    let command = definition().color(clap_color(&arguments));
     let parsed = command
         .try_get_matches_from(arguments)
         .and_then(|matches| CommandLine::from_arg_matches(&matches));
@@ -83,6 +87,7 @@ fn execute(command: &Command, color: ColorWhen, out: &mut Output) -> Result<Stat
         Command::Guard(arguments) => guard::run(arguments, color, out),
         Command::Record(arguments) => record_command::run(arguments, color),
         Command::Plan(arguments) => plan_command::run(arguments, color, out),
+        #[cfg(feature = "kvm")]
         Command::Ctl(arguments) => ctl::run(arguments, out),
         Command::Compile(arguments) => compile_command::run(arguments, color),
         Command::Check { json } => {
@@ -106,8 +111,12 @@ fn execute(command: &Command, color: ColorWhen, out: &mut Output) -> Result<Stat
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut CommandLine::command(), "subpage", &mut script);
+            clap_complete::generate(*shell, &mut definition(), "subpage", &mut script);
             out.write_all(&script)?;
+            Ok(Status::Clean)
+        }
+        Command::Man { directory } => {
+            man_pages::write(definition(), directory)?;
             Ok(Status::Clean)
         }
     }
@@ -119,14 +128,16 @@ fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
         Command::Guard(arguments) => arguments.json,
         Command::Plan(arguments) => arguments.json,
         Command::Check { json } => *json,
-        // What `ctl` prints are replies, and it has told of a failure in their form.
-        Command::Ctl(_)
-        | Command::Record(_)
+        // What it prints are replies, and it has told of a failure in their form.
+        #[cfg(feature = "kvm")]
+        Command::Ctl(_) => false,
+        Command::Record(_)
         | Command::Compile(_)
         | Command::New { .. }
         | Command::Policy { .. }
         | Command::Schema { .. }
-        | Command::Completions { .. } => false,
+        | Command::Completions { .. }
+        | Command::Man { .. } => false,
     };
     if json {
         let mut events = EventWriter::new(&mut *out, true, Detail::Normal);

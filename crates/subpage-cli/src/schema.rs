@@ -3,13 +3,18 @@
 use std::io::{self, Write};
 
 use clap::ValueEnum;
+use schemars::JsonSchema;
+#[cfg(feature = "kvm")]
+use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
-use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Value, json};
+#[cfg(feature = "kvm")]
 use subpage_kvm::control::protocol::{Refusal, Reply, Request};
 use subpage_trap::Record;
 
-use crate::{check, ctl, events, plan, policy};
+#[cfg(feature = "kvm")]
+use crate::ctl;
+use crate::{check, events, plan, policy};
 
 /// Version of JSON Schema that is written.
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -22,6 +27,7 @@ pub enum SchemaChoice {
     /// A policy, as any reader of TOML gives it
     Policy,
     /// One line over the control socket, a request or a reply; or of `ctl list --json`
+    #[cfg(feature = "kvm")]
     Control,
 }
 
@@ -30,6 +36,7 @@ pub fn schema(of: SchemaChoice) -> Value {
     match of {
         SchemaChoice::Events => events(),
         SchemaChoice::Policy => policy::schema(DIALECT),
+        #[cfg(feature = "kvm")]
         SchemaChoice::Control => control(),
     }
 }
@@ -82,6 +89,7 @@ fn events() -> Value {
     })
 }
 
+#[cfg(feature = "kvm")]
 fn control() -> Value {
     let requests = Request::json_schema(&mut settings().for_deserialize().into_generator());
     let mut generator: SchemaGenerator = settings().for_serialize().into_generator();

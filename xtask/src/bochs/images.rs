@@ -127,13 +127,13 @@ impl Images {
     ) -> Result<Option<Self>> {
         let start = Instant::now();
         for arguments in purpose.builds() {
-            let arguments = [&["build", "--release"], *arguments].concat();
+            let arguments = [&["build", "--profile=dist"], *arguments].concat();
             if !run(session, bare_metal(workspace, &arguments))? {
                 return Ok(None);
             }
         }
         let target = target_directory(workspace);
-        let built = target.join(TARGET).join("release");
+        let built = target.join(TARGET).join("dist");
         let images = Self::at(target.join(purpose.name()));
         fs::create_dir_all(&images.directory).context("cannot make a directory for the images")?;
         let rom = ("subpage-reset-rom", images.rom(), Form::ROM);

@@ -37,24 +37,45 @@ pub(crate) fn build(
         builds.push(&more);
     }
     for arguments in builds {
-        let mut command = workspace.cargo(arguments);
-        command
-            .arg("--message-format=json-render-diagnostics")
-            .env("CARGO_TERM_COLOR", "never")
-            .env("CARGO_TERM_QUIET", "false");
-        let finished = session.run(command, &mut |_| None)?;
-        if !finished.ending.success() {
-            let told = finished.output.lines().filter(|line| !line.starts_with('{'));
-            session.show(&told.collect::<Vec<_>>().join("\n"))?;
+        if !add(session, workspace, arguments, &mut programs)? {
             return Ok(None);
         }
-        programs.extend(finished.output.lines().filter_map(artifact));
     }
     Ok(Some(programs))
 }
 
+/// Builds the tool; without a result the build has failed, and its output has been shown.
+pub(crate) fn tool(session: &mut Session<'_>, workspace: &Workspace) -> Result<Option<PathBuf>> {
+    let mut programs = Programs::new();
+    let built = add(session, workspace, TOOL, &mut programs)?;
+    Ok(if built { programs.remove("subpage") } else { None })
+}
+
+/// Adds what one build makes; false if it has failed, and its output has been shown.
+fn add(
+    session: &mut Session<'_>,
+    workspace: &Workspace,
+    arguments: &[&str],
+    programs: &mut Programs,
+) -> Result<bool> {
+    let mut command = workspace.cargo(arguments);
+    command
+        .arg("--message-format=json-render-diagnostics")
+        .env("CARGO_TERM_COLOR", "never")
+        .env("CARGO_TERM_QUIET", "false");
+    let finished = session.run(command, &mut |_| None)?;
+    let success = finished.ending.success();
+    if success {
+        programs.extend(finished.output.lines().filter_map(artifact));
+    } else {
+        let told = finished.output.lines().filter(|line| !line.starts_with('{'));
+        session.show(&told.collect::<Vec<_>>().join("\n"))?;
+    }
+    Ok(success)
+}
+
 /// Name and place of a program, from one line of cargo's messages.
-fn artifact(line: &str) -> Option<(String, PathBuf)> {
+pub(crate) fn artifact(line: &str) -> Option<(String, PathBuf)> {
     let message: Value = line.starts_with('{').then(|| serde_json::from_str(line).ok())??;
     if message["reason"] != "compiler-artifact" {
         return None;

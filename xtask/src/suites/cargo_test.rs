@@ -14,6 +14,10 @@ use crate::{
 /// Part of the name of every test that cannot run without Valgrind.
 const NEEDS_VALGRIND: &str = "needs_valgrind";
 
+/// The tool without the parts that are features, and the tests of that.
+const WITHOUT_KVM: [&str; 5] =
+    ["--package", "subpage-cli", "--no-default-features", "--test", "without_kvm"];
+
 /// Random operations of the long property test.
 const PROPERTY_OPERATIONS: &str = "1000000";
 
@@ -34,6 +38,7 @@ pub(super) fn unit(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     }
     let mut count = run(session, plan, &arguments, &Names::All)?;
     count += run(session, plan, &kvm::MIXED, &Names::Without(kvm::PART))?;
+    count += run(session, plan, &WITHOUT_KVM, &Names::All)?;
     // cargo runs doc tests apart from all others.
     count += run(session, plan, &["--workspace", "--doc"], &Names::All)?;
     at_least_one(session, plan, count)

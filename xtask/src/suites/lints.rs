@@ -1,5 +1,5 @@
-//! Formatting and lints: one check for the format, one each for the lints of the ordinary and of
-//! the bare-metal build.
+//! Formatting and lints: one check for the format, one each for the lints of the ordinary build, of the tool
+//! without KVM and HTTP, and of the bare-metal build.
 
 use std::process::Command;
 
@@ -23,11 +23,16 @@ pub(super) fn clippy(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     }
     let arguments = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     let mut count = check(session, plan, &arguments)?;
+    for features in [&[][..], &["--features=kvm"]] {
+        let tool = ["clippy", "--package=subpage-cli", "--no-default-features", "--all-targets"];
+        let arguments = [&tool, features, &["--", "--deny", "warnings"]].concat();
+        count += check(session, plan, &arguments)?;
+    }
     // What is compiled only into the images.
     let arguments = [
         "clippy",
         // The same procedural macros as for the images themselves.
-        "--release",
+        "--profile=dist",
         "--package=subpage-vmx",
         "--package=subpage-guest",
         "--features=subpage-vmx/test-hooks",

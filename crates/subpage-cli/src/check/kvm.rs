@@ -1,22 +1,28 @@
 //! The kernel's KVM: whether it can run and guard guests, which is tried where it claims to.
 
+#[cfg(feature = "kvm")]
 use std::ffi::CString;
 use std::io;
+#[cfg(feature = "kvm")]
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+#[cfg(feature = "kvm")]
 use kvm_ioctls::{Cap, Kvm};
-use subpage_kvm::boot::MAX_PROCESSORS;
+#[cfg(feature = "kvm")]
 use subpage_kvm::probe::probe;
 
 use super::findings::{CommandFinding, MachineFinding, Support, finding};
 use super::machine::{Host, Programs};
+use crate::command_line::MAX_PROCESSORS;
+use crate::guard::NO_VMM;
 use crate::terminal::grouped;
 
 /// The version of KVM's interface that there is since Linux 2.6.22.
 const API_VERSION: i32 = 12;
 
 /// What guests cannot do without, besides immediate exits.
+#[cfg(feature = "kvm")]
 const NEEDED: [(Cap, &str); 7] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
@@ -49,6 +55,7 @@ pub struct KvmFacts {
 impl KvmFacts {
     /// Asks the KVM behind a device file and, if it has what guests need, runs a tiny one in each way
     /// to guard it: capabilities are only what KVM claims.
+    #[cfg(feature = "kvm")]
     pub fn ask(path: &Path) -> io::Result<Self> {
         let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
         let kvm = Kvm::new_with_path(path)
@@ -80,6 +87,12 @@ impl KvmFacts {
                 .to_owned());
         }
         Ok(facts)
+    }
+
+    /// Nobody is asked: this build has no VMM.
+    #[cfg(not(feature = "kvm"))]
+    pub fn ask(_: &Path) -> io::Result<Self> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, NO_VMM))
     }
 }
 
@@ -118,6 +131,9 @@ const MPROTECT: (&str, &str) = ("kvm_mprotect", "mprotect");
 fn device<P: Programs>(machine: &Host<P>) -> (MachineFinding, Option<KvmFacts>) {
     const DEVICE: &str = "/dev/kvm";
     let no = |reason: String| (finding("kvm", "KVM", Support::No, reason), None);
+    if cfg!(not(feature = "kvm")) {
+        return no(NO_VMM.to_owned());
+    }
     if let Err(error) = machine.can_open(DEVICE) {
         return no(match error.kind() {
             io::ErrorKind::NotFound => "/dev/kvm is not there: `modprobe kvm_intel` or `modprobe \

@@ -1,12 +1,16 @@
 //! Arguments of `guard`.
 
+#[cfg(feature = "metrics")]
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
-use subpage_kvm::boot::MAX_PROCESSORS;
+#[cfg(feature = "kvm")]
+pub(crate) use subpage_kvm::boot::MAX_PROCESSORS;
+#[cfg(feature = "metrics")]
 use subpage_kvm::metrics::parse_address;
+#[cfg(feature = "kvm")]
 use subpage_kvm::vcpu::FeatureChoice;
 
 use crate::events::Detail;
@@ -15,6 +19,13 @@ use super::values::{file, parse_bytes, parse_gpa, parse_seconds};
 
 /// Guest memory where nothing else is asked for, in bytes: 128 MiB.
 pub const DEFAULT_MEMORY: u64 = 128 << 20;
+
+/// Most virtual processors of a guest: any number is refused where there is none.
+#[cfg(not(feature = "kvm"))]
+pub(crate) const MAX_PROCESSORS: u32 = u16::MAX as u32;
+
+/// Heading of the options of guests on KVM.
+pub(super) const ON_KVM: &str = "Guests on KVM";
 
 /// What enforces the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -108,7 +119,7 @@ pub struct GuardArguments {
 
 /// What only a guest on KVM has.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
-#[command(next_help_heading = "Guests on KVM")]
+#[command(next_help_heading = ON_KVM)]
 pub struct MachineArguments {
     /// Virtual processors [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_PROCESSORS)))]
@@ -118,6 +129,7 @@ pub struct MachineArguments {
     pub memory: Option<u64>,
     /// Features of the processor over those that this KVM offers, with commas: FEATURE must be there,
     /// -FEATURE is left out with all that need it; names as `avx2` in /proc/cpuinfo
+    #[cfg(feature = "kvm")]
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     pub cpu: Option<FeatureChoice>,
     /// Initial RAM disk of a Linux kernel; for a Multiboot kernel, a module
@@ -156,6 +168,7 @@ pub struct MachineArguments {
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, value_parser = file())]
     pub control: Option<PathBuf>,
     /// Serve metrics for Prometheus at this address; without a host, for this machine alone
+    #[cfg(feature = "metrics")]
     #[arg(long, value_name = "[HOST:]PORT", value_parser = parse_address)]
     pub metrics: Option<SocketAddr>,
     /// How writes to guarded pages are trapped [default: auto]
@@ -222,6 +235,7 @@ impl MachineArguments {
         [
             ("--cpus", self.cpus.is_some()),
             ("--memory", self.memory.is_some()),
+            #[cfg(feature = "kvm")]
             ("--cpu", self.cpu.is_some()),
             ("--initrd", self.initrd.is_some()),
             ("--cmdline", self.cmdline.is_some()),
@@ -231,6 +245,7 @@ impl MachineArguments {
             ("--input", self.input.is_some()),
             ("--console", self.console.is_some()),
             ("--control", self.control.is_some()),
+            #[cfg(feature = "metrics")]
             ("--metrics", self.metrics.is_some()),
             ("--trap", self.trap.is_some()),
             ("--page-tables", self.page_tables.is_some()),

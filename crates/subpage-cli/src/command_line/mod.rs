@@ -1,10 +1,14 @@
 //! The command line, as clap reads it.
 
+#[cfg(feature = "kvm")]
 mod ctl;
 mod guard;
 mod values;
 
+#[cfg(feature = "kvm")]
 pub use ctl::{ActionChoice, CtlArguments, CtlRequest};
+pub(crate) use guard::MAX_PROCESSORS;
+use guard::ON_KVM;
 pub use guard::{
     BackendChoice, DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, PageTables,
     TrapChoice,
@@ -13,7 +17,7 @@ pub use guard::{
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 
 use crate::schema::SchemaChoice;
 use crate::terminal::ColorWhen;
@@ -56,6 +60,7 @@ pub enum Command {
     /// Show which pages of a trace mix hot and cold data, and what protection would cost
     Plan(PlanArguments),
     /// Ask a guest that runs on KVM, or change what is guarded in it
+    #[cfg(feature = "kvm")]
     #[command(after_help = EXIT_STATUS)]
     Ctl(CtlArguments),
     /// Turn a policy into the module that the bare-metal hypervisor loads
@@ -90,6 +95,29 @@ pub enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages, subpage(1) and one for each command
+    Man {
+        /// Where to: a directory that is there
+        #[arg(value_name = "DIRECTORY", value_hint = ValueHint::DirPath, value_parser = file())]
+        directory: PathBuf,
+    },
+}
+
+/// The command line as clap has it: for parsing, for completions and for the manual pages.
+///
+/// Without the feature `kvm` the options of guests on KVM are hidden: they are understood, and refused
+/// with the reason.
+pub fn definition() -> clap::Command {
+    let command = CommandLine::command();
+    if cfg!(feature = "kvm") {
+        return command;
+    }
+    command.mut_subcommand("guard", |guard| {
+        guard.mut_args(|argument| {
+            let hidden = argument.get_help_heading() == Some(ON_KVM);
+            argument.hide(hidden)
+        })
+    })
 }
 
 /// What can be begun.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use parse_size::{ByteSuffix, Config};
 use subpage::address::{GPA_BITS, Gpa};
+#[cfg(feature = "kvm")]
 use subpage_kvm::control::protocol::RuleRef;
 
 use crate::policy::parse_number;
@@ -47,6 +48,7 @@ pub(super) fn parse_unsigned(text: &str) -> Result<u64, String> {
 }
 
 /// An access map: 32 bits in hexadecimal, with or without `0x`. Bit i set: sub-page i may be written.
+#[cfg(feature = "kvm")]
 pub(super) fn parse_map(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
     // from_str_radix would accept a sign.
@@ -61,6 +63,7 @@ pub(super) fn parse_map(text: &str) -> Result<u32, String> {
 }
 
 /// A rule by its number, if the text is one in decimal, else by its name.
+#[cfg(feature = "kvm")]
 #[allow(clippy::unnecessary_wraps, reason = "the signature that clap calls")]
 pub(super) fn parse_rule(text: &str) -> Result<RuleRef, String> {
     let number = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok());
@@ -108,6 +111,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "kvm")]
     #[test]
     fn maps_are_hexadecimal() {
         assert_eq!(parse_map("fffffff7"), Ok(0xffff_fff7));
@@ -118,6 +122,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "kvm")]
     #[test]
     fn a_rule_is_a_number_or_a_name() {
         assert_eq!(parse_rule("7"), Ok(RuleRef::Number(7)));

@@ -2,7 +2,9 @@
 
 use schemars::JsonSchema;
 use serde::Serialize;
+#[cfg(feature = "kvm")]
 use subpage::rules::Action;
+#[cfg(feature = "kvm")]
 use subpage_kvm::control::protocol::ShownRule;
 
 use super::{RunHeader, WarningEvent};
@@ -101,6 +103,7 @@ impl From<&PolicyRule> for RuleEvent {
     }
 }
 
+#[cfg(feature = "kvm")]
 impl From<&ShownRule> for RuleEvent {
     fn from(shown: &ShownRule) -> Self {
         let rule = &shown.new;
@@ -151,6 +154,7 @@ pub struct NoticeEvent {
     pub page: Address,
 }
 
+#[cfg(feature = "kvm")]
 impl From<&subpage_kvm::vm::Notice> for NoticeEvent {
     fn from(notice: &subpage_kvm::vm::Notice) -> Self {
         Self {

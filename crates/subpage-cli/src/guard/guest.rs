@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "kvm")]
 use subpage_kvm::boot::sniff;
 use subpage_trace::MAGIC;
 
@@ -55,6 +56,9 @@ pub(super) fn of(arguments: &GuardArguments) -> Result<GuestFile<'_>, Failure> {
         BackendChoice::Auto | BackendChoice::Kvm => content(image)?,
     };
     if !content.is_trace() {
+        if cfg!(not(feature = "kvm")) {
+            return Ok(GuestFile::Image { image, policy });
+        }
         check_load_address(image, content, arguments.machine.load_address)?;
         no_process(arguments, &format!("{}, which KVM runs", image.display()))?;
         return Ok(GuestFile::Image { image, policy });
@@ -147,8 +151,24 @@ fn content(path: &Path) -> Result<Content, Failure> {
             path.display()
         )));
     }
-    let known = sniff(path).map_err(|error| Failure::bad(&error))?.is_some();
-    Ok(if known || head.starts_with(b"\x7fELF") { Content::Image } else { Content::Bytes })
+    Ok(if is_kernel(path)? || head.starts_with(b"\x7fELF") {
+        Content::Image
+    } else {
+        Content::Bytes
+    })
+}
+
+/// Whether the file is a Linux kernel or another image that says itself what it is.
+#[cfg(feature = "kvm")]
+fn is_kernel(path: &Path) -> Result<bool, Failure> {
+    Ok(sniff(path).map_err(|error| Failure::bad(&error))?.is_some())
+}
+
+/// Nobody asks what it is where it is refused.
+#[cfg(not(feature = "kvm"))]
+#[allow(clippy::unnecessary_wraps, reason = "what the other build has can fail")]
+fn is_kernel(_: &Path) -> Result<bool, Failure> {
+    Ok(false)
 }
 
 fn check_load_address(

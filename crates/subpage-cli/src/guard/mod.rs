@@ -3,6 +3,7 @@
 mod byte_rules;
 mod guest;
 mod intervals;
+#[cfg_attr(not(feature = "kvm"), path = "no_machine.rs")]
 mod machine;
 mod model;
 mod run_counters;
@@ -27,6 +28,10 @@ use crate::report;
 use crate::summary::Summary;
 use crate::terminal::{ColorWhen, Output};
 use guest::GuestFile;
+
+/// Why a build without the feature `kvm` runs no guest.
+pub(crate) const NO_VMM: &str =
+    "this subpage guards traces only: it was built without the feature `kvm`";
 
 /// What enforces a policy.
 pub trait Enforcer {

@@ -10,6 +10,7 @@ mod first_hour;
 mod kallsyms;
 mod kvm;
 mod list;
+mod man_pages;
 mod options;
 mod place;
 mod policy;

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use prometheus::TEXT_FORMAT;
+use super::encode::MEDIA_TYPE;
 
 /// Longest head of a request in bytes.
 const MAX_HEAD_BYTES: usize = 8 << 10;
@@ -45,7 +45,7 @@ pub(super) fn answer(stream: &TcpStream, metrics: impl FnOnce() -> String) -> io
             ("431 Request Header Fields Too Large", "", "the request is too long\n".to_owned())
         }
     };
-    let kind = if response == Response::Metrics { TEXT_FORMAT } else { "text/plain" };
+    let kind = if response == Response::Metrics { MEDIA_TYPE } else { "text/plain" };
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {kind}; charset=utf-8\r\nContent-Length: {}\r\n{allow}\
          Connection: close\r\n\r\n",

@@ -1,26 +1,30 @@
 //! Counts and times, and the server that shows them to Prometheus. `docs/metrics.md` lists them.
 //!
 //! Recording takes atomic operations only, except for counts by rule, which are kept where a write is
-//! denied or logged anyhow.
+//! denied or logged anyhow. What shows them is behind the feature `metrics`, which is on by default.
 
+#[cfg(feature = "metrics")]
 mod address;
+#[cfg(feature = "metrics")]
+mod encode;
+#[cfg(feature = "metrics")]
 mod http;
 mod rules;
+#[cfg(feature = "metrics")]
 mod server;
 mod times;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use prometheus::TextEncoder;
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
-
 use crate::event::Broadcast;
 use rules::RuleCounts;
 use times::Times;
 
+#[cfg(feature = "metrics")]
 pub use address::parse_address;
 pub use rules::{MAX_RULES, OTHER_RULES};
+#[cfg(feature = "metrics")]
 pub use server::{MetricsError, MetricsServer};
 pub(crate) use times::Clock;
 
@@ -80,13 +84,14 @@ pub struct Metrics {
     logged: RuleCounts,
     refused: AtomicU64,
     console_dropped: AtomicU64,
+    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "asked when it is shown"))]
     events: Arc<Broadcast>,
 }
 
 impl Metrics {
     /// All zero. Subscribers and their losses are asked of `events` whenever they are shown.
     pub fn new(events: Arc<Broadcast>) -> Self {
-        let denials = RuleCounts::new("subpage_denials_total", "Writes that were denied.");
+        let denials = RuleCounts::default();
         // Access maps only deny.
         denials.show(None);
         Self {
@@ -94,7 +99,7 @@ impl Metrics {
             checks: AtomicU64::new(0),
             trapped: Times::default(),
             denials,
-            logged: RuleCounts::new("subpage_logged_total", "Writes that took effect, reported."),
+            logged: RuleCounts::default(),
             refused: AtomicU64::new(0),
             console_dropped: AtomicU64::new(0),
             events,
@@ -146,95 +151,9 @@ impl Metrics {
     pub fn console_dropped(&self, bytes: u64) {
         self.console_dropped.fetch_add(bytes, Ordering::Relaxed);
     }
-
-    /// Everything, in Prometheus' text format 0.0.4.
-    pub fn encode(&self) -> String {
-        let exits = ExitKind::ALL.map(|kind| {
-            let mut label = LabelPair::default();
-            label.set_name("kind".to_owned());
-            label.set_value(kind.label().to_owned());
-            counter(self.exits(kind), vec![label])
-        });
-        let total = |name: &str, help: &str, count: u64| {
-            family(name, help, MetricType::COUNTER, vec![counter(count, Vec::new())])
-        };
-        let mut families = vec![
-            family(
-                "subpage_exits_total",
-                "Exits of virtual processors to the VMM.",
-                MetricType::COUNTER,
-                exits.to_vec(),
-            ),
-            total(
-                "subpage_checks_total",
-                "Decisions about writes.",
-                self.checks.load(Ordering::Relaxed),
-            ),
-            total(
-                "subpage_writes_trapped_total",
-                "Writes to pages with a restricted sub-page.",
-                self.trapped.count(),
-            ),
-            self.trapped
-                .family("subpage_trap_seconds", "Time that a trapped write took to handle."),
-        ];
-        families.push(self.denials.family());
-        families.push(self.logged.family());
-
-        families.push(total(
-            "subpage_instructions_refused_total",
-            "Instructions of programs that got #UD because nobody here carries out their store.",
-            self.refused.load(Ordering::Relaxed),
-        ));
-        families.push(total(
-            "subpage_events_dropped_total",
-            "Events that subscribers lost because they did not keep up.",
-            self.events.dropped_total(),
-        ));
-        families.push(total(
-            "subpage_console_dropped_bytes_total",
-            "Bytes of the guest's console that were lost because they were not read in time.",
-            self.console_dropped.load(Ordering::Relaxed),
-        ));
-
-        let mut subscribers = Gauge::default();
-        subscribers.set_value(to_f64(u64::try_from(self.events.subscribers()).unwrap_or(u64::MAX)));
-        families.push(family(
-            "subpage_subscribers",
-            "Subscribers of events now.",
-            MetricType::GAUGE,
-            vec![Metric::from_gauge(subscribers)],
-        ));
-
-        // The encoder takes a family without a sample for a mistake.
-        families.retain(|family| !family.get_metric().is_empty());
-        TextEncoder::new().encode_to_string(&families).expect("names and samples are valid")
-    }
 }
 
-fn counter(count: u64, labels: Vec<LabelPair>) -> Metric {
-    let mut counter = Counter::default();
-    counter.set_value(to_f64(count));
-    let mut metric = Metric::from_label(labels);
-    metric.set_counter(counter);
-    metric
-}
-
-fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(name.to_owned());
-    family.set_help(help.to_owned());
-    family.set_field_type(kind);
-    family.set_metric(metrics);
-    family
-}
-
-#[allow(clippy::cast_precision_loss)] // The format's numbers are such; exact up to 2^53.
-const fn to_f64(count: u64) -> f64 {
-    count as f64
-}
-
-#[cfg(test)]
+#[cfg(all(test, feature = "metrics"))]
 mod tests {
     use std::sync::Arc;
     use std::thread;

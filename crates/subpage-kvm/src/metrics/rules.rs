@@ -1,12 +1,11 @@
-//! Counts by rule. Names are anything that a policy says, so they are compared whole: the crate's own
-//! families tell label values apart by a 64-bit hash, for which two names can be made equal.
+//! Counts by rule. Names are anything that a policy says, so they are compared whole, not by a hash, for
+//! which two names could be made equal.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use prometheus::proto::{LabelPair, MetricFamily, MetricType};
-
-use super::{counter, family};
+#[cfg(feature = "metrics")]
+use super::encode::Text;
 
 /// Rules that get a count of their own: the first that there were.
 pub const MAX_RULES: usize = 10_000;
@@ -19,18 +18,12 @@ const MAX_NAME_BYTES: usize = 62;
 const _: () = assert!(OTHER_RULES.len() > MAX_NAME_BYTES && MAX_RULES == 10_000);
 
 /// One counter for each rule.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct RuleCounts {
-    name: &'static str,
-    help: &'static str,
     counts: Mutex<BTreeMap<String, u64>>,
 }
 
 impl RuleCounts {
-    pub(super) const fn new(name: &'static str, help: &'static str) -> Self {
-        Self { name, help, counts: Mutex::new(BTreeMap::new()) }
-    }
-
     /// The rule of this name is shown from now on, at 0 if it has not been counted: a series that
     /// began with its first write would not have increased by it. Without a name it is access maps.
     pub(super) fn show(&self, rule: Option<&str>) {
@@ -55,34 +48,32 @@ impl RuleCounts {
         *count = count.saturating_add(writes);
     }
 
-    /// All counts, in the order of the names.
-    pub(super) fn family(&self) -> MetricFamily {
+    /// Writes all counts, in the order of the names; where there is none, nothing.
+    #[cfg(feature = "metrics")]
+    pub(super) fn write(&self, text: &mut Text, name: &str, help: &str) {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let metric = |(name, count): (&String, &u64)| {
-            let mut label = LabelPair::default();
-            label.set_name("rule".to_owned());
-            label.set_value(name.clone());
-            counter(*count, vec![label])
-        };
-        let metrics = counts.iter().map(metric).collect();
-        family(self.name, self.help, MetricType::COUNTER, metrics)
+        if !counts.is_empty() {
+            text.family(name, help, "counter");
+        }
+        for (rule, count) in counts.iter() {
+            text.labelled(name, ("rule", rule), count);
+        }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "metrics"))]
 mod tests {
-    use prometheus::TextEncoder;
-
-    use super::{MAX_RULES, OTHER_RULES, RuleCounts};
+    use super::{MAX_RULES, OTHER_RULES, RuleCounts, Text};
 
     fn encode(counts: &RuleCounts) -> Vec<String> {
-        let text = TextEncoder::new().encode_to_string(&[counts.family()]).expect("it is valid");
-        text.lines().skip(2).map(str::to_owned).collect()
+        let mut text = Text::default();
+        counts.write(&mut text, "n", "Help.");
+        text.lines().split_off(2)
     }
 
     #[test]
     fn hostile_names_stay_in_their_quotes() {
-        let counts = RuleCounts::new("n", "Help.");
+        let counts = RuleCounts::default();
         for name in ["a\"} 1\nevil 2", "\\", "\\n", "\u{1b}[31m\u{202e}", "é"] {
             counts.count(Some(name));
         }
@@ -103,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_rule_is_shown_before_it_is_counted() {
-        let counts = RuleCounts::new("n", "Help.");
+        let counts = RuleCounts::default();
         counts.show(None);
         counts.show(Some("rule"));
         assert_eq!(encode(&counts), [r#"n{rule=""} 0"#, r#"n{rule="rule"} 0"#]);
@@ -115,7 +106,7 @@ mod tests {
 
     #[test]
     fn rules_beyond_the_limit_are_counted_together() {
-        let counts = RuleCounts::new("n", "Help.");
+        let counts = RuleCounts::default();
         counts.count(None);
         for number in 0..MAX_RULES + 5 {
             counts.count(Some(&format!("rule {number}")));

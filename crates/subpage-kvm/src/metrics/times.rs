@@ -11,9 +11,8 @@ use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use prometheus::proto::{Bucket, Histogram, Metric, MetricFamily, MetricType};
-
-use super::{family, to_f64};
+#[cfg(feature = "metrics")]
+use super::encode::Text;
 
 /// Upper bounds of the buckets in nanoseconds: 1 µs to 10 ms.
 const BOUNDS: [u64; 13] = [
@@ -37,33 +36,34 @@ impl Times {
     }
 
     /// How many were observed.
+    #[cfg(feature = "metrics")]
     pub(super) fn count(&self) -> u64 {
         self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
     }
 
-    /// All of it, in seconds.
-    pub(super) fn family(&self, name: &str, help: &str) -> MetricFamily {
+    /// Writes all of it, in seconds.
+    #[cfg(feature = "metrics")]
+    pub(super) fn write(&self, text: &mut Text, name: &str, help: &str) {
+        text.family(name, help, "histogram");
+        let bucket = format!("{name}_bucket");
         let mut count = 0;
-        let mut buckets = Vec::new();
         let counts = self.buckets.each_ref().map(|bucket| bucket.load(Ordering::Relaxed));
         for (number, here) in counts.into_iter().enumerate() {
             count += here;
-            // The format has the last one from the count of all.
-            if let Some(bound) = BOUNDS.get(number) {
-                let mut bucket = Bucket::default();
-                bucket.set_cumulative_count(count);
-                bucket.set_upper_bound(to_f64(*bound) / 1e9);
-                buckets.push(bucket);
-            }
+            let bound = BOUNDS.get(number).map_or("+Inf".to_owned(), |bound| seconds(*bound));
+            text.labelled(&bucket, ("le", &bound), count);
         }
-        let mut histogram = Histogram::default();
-        histogram.set_bucket(buckets);
-        histogram.set_sample_count(count);
-        histogram.set_sample_sum(to_f64(self.nanoseconds.load(Ordering::Relaxed)) / 1e9);
-        let mut metric = Metric::default();
-        metric.set_histogram(histogram);
-        family(name, help, MetricType::HISTOGRAM, vec![metric])
+        let sum = seconds(self.nanoseconds.load(Ordering::Relaxed));
+        text.sample(&format!("{name}_sum"), sum);
+        text.sample(&format!("{name}_count"), count);
     }
+}
+
+/// Nanoseconds as a number of seconds.
+#[cfg(feature = "metrics")]
+#[allow(clippy::cast_precision_loss, reason = "the format's numbers are such; exact up to 2^53")]
+fn seconds(nanoseconds: u64) -> String {
+    (nanoseconds as f64 / 1e9).to_string()
 }
 
 /// A clock for short times.
@@ -136,7 +136,7 @@ impl Clock {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "metrics"))]
 mod tests {
     use std::thread;
     use std::time::Duration;
@@ -149,12 +149,15 @@ mod tests {
         for nanoseconds in [0, 1_000, 1_001, 10_000_000, 10_000_001] {
             times.observe(nanoseconds);
         }
-        let family = times.family("times", "Times.");
-        let histogram = family.get_metric()[0].get_histogram();
-        let counts: Vec<_> = histogram.get_bucket().iter().map(Bucket::cumulative_count).collect();
-        assert_eq!(counts, [2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 4]);
-        assert_eq!((histogram.get_sample_count(), times.count()), (5, 5));
-        assert!((histogram.get_sample_sum() - 0.020_002_002).abs() < 1e-12);
+        let mut text = Text::default();
+        times.write(&mut text, "times", "Times.");
+        let lines = text.lines().split_off(2);
+        let counts: Vec<_> =
+            lines[..14].iter().map(|line| line.rsplit_once(' ').expect("a sample").1).collect();
+        assert_eq!(counts, ["2", "3", "3", "3", "3", "3", "3", "3", "3", "3", "3", "3", "4", "5"]);
+        assert!(lines[12].starts_with("times_bucket{le=\"0.01\"} "), "{}", lines[12]);
+        assert_eq!(lines[14..], ["times_sum 0.020002002", "times_count 5"]);
+        assert_eq!(times.count(), 5);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use subpage_kvm::boot::{self, Boot};
 use subpage_kvm::control::protocol::{Reply, Request, Shown};
 use subpage_kvm::control::{RequestHandler, Server};
 use subpage_kvm::memory::Remedy;
+#[cfg(feature = "metrics")]
 use subpage_kvm::metrics::MetricsServer;
 use subpage_kvm::trap::TrapBy;
 use subpage_kvm::vm::{self, Configuration, Vm};
@@ -166,11 +167,7 @@ fn go(
     let interrupted = catch_signals()?;
     let request_log = Arc::new(RequestLog::new(vm.request_handler(), arguments.kept()));
     let server = listen(asked, &request_log)?;
-    let metrics = asked
-        .metrics
-        .map(|address| MetricsServer::serve(address, vm.metrics()))
-        .transpose()
-        .map_err(|error| Failure::bad(&error))?;
+    let metrics = serve_metrics(asked, &vm)?;
     let control = server.path().display().to_string();
     start.live = Some(LiveStart {
         cpus: show(&vm)?.cpus,
@@ -180,7 +177,7 @@ fn go(
             TrapBy::Mprotect => "mprotect",
         },
         control: control.clone(),
-        metrics: metrics.as_ref().map(|server| format!("http://{}/metrics", server.local_addr())),
+        metrics: metrics.as_ref().map(|(_, address)| address.clone()),
     });
     let mut events = EventWriter::new(screen.lines(), arguments.json, arguments.detail());
     events.start(&start)?;
@@ -311,6 +308,27 @@ fn catch_signals() -> Result<Arc<AtomicBool>, Failure> {
             .map_err(|error| Failure::Internal(format!("cannot handle signals: {error}")))?;
     }
     Ok(interrupted)
+}
+
+/// A build without the feature serves no metrics.
+#[cfg(not(feature = "metrics"))]
+type MetricsServer = std::convert::Infallible;
+
+/// Serves metrics, if they are asked for; where.
+#[cfg_attr(not(feature = "metrics"), allow(clippy::unnecessary_wraps))]
+fn serve_metrics(
+    asked: &MachineArguments,
+    vm: &Vm,
+) -> Result<Option<(MetricsServer, String)>, Failure> {
+    #[cfg(feature = "metrics")]
+    if let Some(address) = asked.metrics {
+        let server = MetricsServer::serve(address, vm.metrics());
+        let server = server.map_err(|error| Failure::bad(&error))?;
+        let address = format!("http://{}/metrics", server.local_addr());
+        return Ok(Some((server, address)));
+    }
+    let _ = (asked, vm);
+    Ok(None)
 }
 
 /// Serves the control socket.
