@@ -42,12 +42,11 @@ pub(crate) fn from_root(text: &str) -> String {
             Some((title, rest)) => {
                 moved += title;
                 moved += "](";
-                match rest.strip_prefix("../") {
-                    Some(outside) => moved += outside,
-                    None => {
-                        moved += "docs/";
-                        moved += rest;
-                    }
+                if let Some(outside) = rest.strip_prefix("../") {
+                    moved += outside;
+                } else {
+                    moved += "docs/";
+                    moved += rest;
                 }
             }
             None => moved += line,
