@@ -26,11 +26,12 @@ const NO_NAMES: &str =
 /// Runs the command.
 pub fn run(arguments: &CompileArguments, color: ColorWhen) -> Result<Status, Failure> {
     new_file::check(&arguments.output, "the compiled policy")?;
-    let read = [Some(&arguments.policy), arguments.symbols.as_ref()];
-    let read = read.into_iter().flatten().map(PathBuf::as_path);
+    new_file::one_stdin(arguments.policy.iter().map(PathBuf::as_path))?;
+    let read = arguments.policy.iter().chain(&arguments.symbols).map(PathBuf::as_path);
     new_file::keep(&arguments.output, "the compiled policy", read)?;
-    let source = PolicySource::read(&arguments.policy).map_err(|error| Failure::bad(&error))?;
-    let draft = Draft::parse(source);
+    let draft = Draft::read(&arguments.policy).map_err(|error| Failure::bad(&error))?;
+    let included = draft.sources().map(PolicySource::path);
+    new_file::keep(&arguments.output, "the compiled policy", included)?;
     let regions = match &arguments.symbols {
         Some(path) => read_region_names(path).map_err(|error| Failure::bad(&error))?,
         None => Names::default(),

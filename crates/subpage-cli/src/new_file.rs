@@ -103,6 +103,17 @@ fn identity(path: &Path) -> Option<Identity> {
     Some(Identity::New(folder.dev(), folder.ino(), path.file_name()?.to_owned()))
 }
 
+/// Refuses to read standard input for two things.
+pub fn one_stdin<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<(), Failure> {
+    if paths.into_iter().filter(|path| is_stdin(path)).count() > 1 {
+        return Err(Failure::Input(
+            "`-` is given more than once, and standard input can be read for one thing only"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
 /// Whether a path given on the command line stands for standard input or output.
 pub fn is_stdin(path: &Path) -> bool {
     path == Path::new("-")

@@ -29,7 +29,7 @@ pub fn run(
         }
         return Ok(Status::Clean);
     }
-    let names = trace.names();
+    let names = trace.names(arguments.symbols.as_deref())?;
     if arguments.names {
         if arguments.json {
             write_names_json(out, &names)?;

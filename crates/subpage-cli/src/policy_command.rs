@@ -2,13 +2,14 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::command_line::PolicyCheckArguments;
 use crate::events::{Detail, TextEvents};
 use crate::failure::{Failure, Status};
 use crate::guard::is_trace;
-use crate::policy::{Draft, Mistakes, Names, Policy, PolicySource, read_region_names};
+use crate::new_file;
+use crate::policy::{Draft, Mistakes, Names, Policy, read_region_names};
 use crate::terminal::style::{GOOD, HEADING, NAME, PLAIN, QUIET};
 use crate::terminal::{Align, Columns, Output, bytes, grouped, plural, printable};
 use crate::trace_file::TraceFile;
@@ -32,9 +33,10 @@ pub fn begin(output: Option<&Path>, out: &mut Output) -> Result<Status, Failure>
 /// Looks at a policy without a run.
 pub fn check(arguments: &PolicyCheckArguments, out: &mut Output) -> Result<Status, Failure> {
     let names = NameFile::of(arguments)?;
-    let source = PolicySource::read(&arguments.policy).map_err(|error| Failure::bad(&error))?;
-    let path = source.path().display().to_string();
-    let draft = Draft::parse(source);
+    new_file::one_stdin(arguments.policy().iter().map(PathBuf::as_path))?;
+    let draft = Draft::read(arguments.policy()).map_err(|error| Failure::bad(&error))?;
+    let path = draft.name();
+    let several = draft.sources().count() > 1;
     let wrong = |mistakes| Failure::Policy(Box::new(mistakes));
     let Some(names) = names else {
         let rules = draft.mistakes().map_err(wrong)?.rules().count() as u64;
@@ -52,7 +54,7 @@ pub fn check(arguments: &PolicyCheckArguments, out: &mut Output) -> Result<Statu
     if arguments.strict && !warnings.is_empty() {
         return Err(Failure::Strict { warnings, before_a_run: false });
     }
-    show(&policy, out)?;
+    show(&policy, several, out)?;
     TextEvents::new(&mut *out, Detail::Normal).warnings(&warnings)?;
     let (doubts, rules) = (warnings.len() as u64, policy.rules.len() as u64);
     writeln!(
@@ -69,25 +71,25 @@ pub fn check(arguments: &PolicyCheckArguments, out: &mut Output) -> Result<Statu
 
 /// The file that has the names of a policy's places.
 enum NameFile<'a> {
-    Trace(&'a Path),
+    /// A trace, and the program that was recorded.
+    Trace(&'a Path, Option<&'a Path>),
     Symbols(&'a Path),
 }
 
 impl<'a> NameFile<'a> {
     /// The file, if one is named; fails if the arguments do not fit each other.
     fn of(arguments: &'a PolicyCheckArguments) -> Result<Option<Self>, Failure> {
-        let (guest, symbols) = (arguments.guest.as_deref(), arguments.symbols.as_deref());
+        let (guest, symbols) = (arguments.guest(), arguments.symbols.as_deref());
         let trace = guest.map(is_trace).transpose()?.unwrap_or(false);
         match (guest, symbols) {
-            (Some(guest), Some(_)) if trace => Err(Failure::Input(format!(
-                "`--symbols` does not fit {}, which is a trace: it is for guests that run on KVM",
-                guest.display()
-            ))),
-            (Some(guest), None) if trace => Ok(Some(Self::Trace(guest))),
+            (Some(guest), symbols) if trace => Ok(Some(Self::Trace(guest, symbols))),
             (Some(guest), _) if arguments.process.is_some() => Err(Failure::Input(format!(
                 "`--process` does not fit {}, which KVM runs: it is for a trace",
                 guest.display()
             ))),
+            (None, _) if arguments.process.is_some() => {
+                Err(Failure::Input("`--process` is for a trace: name it".to_owned()))
+            }
             (None, None) if arguments.strict => Err(Failure::Input(
                 "`--strict` is for warnings, and only the places of the rules give any: name the \
                  guest, or give `--symbols`"
@@ -104,7 +106,9 @@ impl<'a> NameFile<'a> {
         process: Option<u16>,
     ) -> Result<Result<Policy, Mistakes>, Failure> {
         Ok(match self {
-            Self::Trace(path) => draft.resolve(&TraceFile::open(path, process)?.names()),
+            Self::Trace(path, program) => {
+                draft.resolve(&TraceFile::open(path, process)?.names(program)?)
+            }
             Self::Symbols(path) => {
                 let names: Names = read_region_names(path).map_err(|error| Failure::bad(&error))?;
                 draft.resolve_or(&names, "`nm FILE` lists the names of an ELF file")
@@ -113,7 +117,8 @@ impl<'a> NameFile<'a> {
     }
 }
 
-fn show(policy: &Policy, out: &mut dyn Write) -> io::Result<()> {
+/// The rules; of several files, with the one that has each.
+fn show(policy: &Policy, several: bool, out: &mut dyn Write) -> io::Result<()> {
     let mut table =
         Columns::new(&[Align::Left, Align::Left, Align::Left, Align::Right, Align::Right]);
     table.row(["rule", "action", "guards", "", "line"].map(|text| (text.to_owned(), HEADING)));
@@ -125,7 +130,14 @@ fn show(policy: &Policy, out: &mut dyn Write) -> io::Result<()> {
             (rule.action.word().to_owned(), PLAIN),
             (format!("{first:#x}..{:#x}", last + 1), PLAIN),
             (bytes(rule.range.bytes()), QUIET),
-            (known.line.to_string(), QUIET),
+            (
+                if several {
+                    printable(&known.place()).into_owned()
+                } else {
+                    known.line.to_string()
+                },
+                QUIET,
+            ),
         ]);
     }
     table.write(out, 0)

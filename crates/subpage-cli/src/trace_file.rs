@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use subpage::address::{ByteRange, Gpa};
-use subpage_trace::{Code, Process, TraceError, TraceReader, Write};
+use subpage_trace::{Code, Name, NameKind, Process, TraceError, TraceReader, Write};
 
 use crate::failure::Failure;
 use crate::new_file::is_stdin;
@@ -100,23 +100,25 @@ impl TraceFile {
         }
     }
 
-    /// The names that it brings.
-    pub fn names(&self) -> Names {
+    /// The names that it brings; with the file of the program that was recorded, fields and elements of
+    /// them are known as well.
+    ///
+    /// Fails if the file is of another program or build.
+    pub fn names(&self, program: Option<&Path>) -> Result<Names, Failure> {
         let header = self.reader.header();
         let names = match self.processes().get(usize::from(self.process)) {
             Some(process) if self.process != header.main => &process.names,
             _ => &header.names,
         };
-        let names = names.into_iter();
-        Names::new(
-            names
-                .map(|name| NamedRange {
-                    name: name.name.clone(),
-                    start: name.start,
-                    length: name.length,
-                })
-                .collect(),
-        )
+        let range = |name: &Name| NamedRange {
+            name: name.name.clone(),
+            start: name.start,
+            length: name.length,
+        };
+        let all = Names::new(names.iter().map(range).collect());
+        let Some(program) = program else { return Ok(all) };
+        let objects = names.iter().filter(|name| name.kind == NameKind::Object).map(range);
+        all.with_program(objects, program).map_err(|error| Failure::bad(&error))
     }
 }
 

@@ -143,7 +143,8 @@ pub struct MachineArguments {
     pub load_address: Option<u64>,
     /// Names for `region` in the policy: the symbols of an ELF file, where its load segments put them,
     /// or of a list as /proc/kallsyms or System.map, at their values minus 0xffffffff80000000
-    /// [default: the guest's own, if it is an ELF file]
+    /// [default: the guest's own, if it is an ELF file]; for a trace, the program that was recorded, for
+    /// fields and elements of what it names
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub symbols: Option<PathBuf>,
     /// Go on from a file that `subpage ctl SOCKET save FILE` wrote; it holds memory, processors and
@@ -204,6 +205,13 @@ impl GuardArguments {
         files.into_iter().flatten().chain(&self.policy).map(PathBuf::as_path)
     }
 
+    /// The files that are made or written anew, with their names for people.
+    pub fn written_files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let files =
+            [("the report", self.report.as_deref()), ("the console", self.machine.console_file())];
+        files.into_iter().filter_map(|(what, path)| Some((what, path?)))
+    }
+
     /// Every file that is written, with the option that names it.
     pub fn outputs(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let machine = &self.machine;
@@ -230,7 +238,7 @@ impl MachineArguments {
         self.console.as_deref().filter(|path| *path != Path::new("none"))
     }
 
-    /// The options that were given, as they are typed.
+    /// The options that were given and fit no trace, as they are typed.
     pub fn given(&self) -> Vec<&'static str> {
         [
             ("--cpus", self.cpus.is_some()),
@@ -240,7 +248,6 @@ impl MachineArguments {
             ("--initrd", self.initrd.is_some()),
             ("--cmdline", self.cmdline.is_some()),
             ("--load-address", self.load_address.is_some()),
-            ("--symbols", self.symbols.is_some()),
             ("--restore", self.restore.is_some()),
             ("--input", self.input.is_some()),
             ("--console", self.console.is_some()),

@@ -15,7 +15,7 @@ pub use guard::{
 };
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 
@@ -36,6 +36,10 @@ Exit status:
 const GUARD_USAGE: &str = "\
 subpage guard [OPTIONS] --policy <FILE> <GUEST>
        subpage guard [OPTIONS] --restore <FILE>";
+
+const CHECK_USAGE: &str = "\
+subpage policy check [OPTIONS] <FILE> [GUEST]
+       subpage policy check [OPTIONS] --policy <FILE>... [GUEST]";
 
 /// Write protection for any 128 bytes of a virtual machine's memory.
 #[derive(Debug, Parser)]
@@ -135,30 +139,48 @@ pub enum NewFile {
 #[derive(Debug, Subcommand)]
 pub enum PolicyTask {
     /// Find every mistake and doubt of a policy, and show where its rules lie, without a run
+    #[command(override_usage = CHECK_USAGE)]
     Check(PolicyCheckArguments),
 }
 
 /// Arguments of `policy check`.
 #[derive(Debug, Args)]
 pub struct PolicyCheckArguments {
-    /// The rules (TOML); `-` is standard input
-    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub policy: PathBuf,
+    /// The rules (TOML); `-` is standard input. With --policy, the guest
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "policy")]
+    first: Option<PathBuf>,
+    /// The rules in several files, which are one policy
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "guest")]
+    policy: Vec<PathBuf>,
     /// The guest whose names the policy uses: a trace, or an ELF file; without one, and without
     /// --symbols, only the text is looked at
     #[arg(value_name = "GUEST", value_hint = ValueHint::FilePath, value_parser = file())]
-    pub guest: Option<PathBuf>,
-    /// Names for the policy in place of those of a guest on KVM: an ELF file, or a list as System.map
+    guest: Option<PathBuf>,
+    /// Names for the policy in place of those of a guest on KVM: an ELF file, or a list as System.map; for
+    /// a trace, the program that was recorded
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub symbols: Option<PathBuf>,
     /// Which process of a trace of several, by its number in `subpage plan TRACE --processes`
     /// [default: the program that was recorded, after its last exec]
-    #[arg(long, value_name = "N", requires = "guest")]
+    #[arg(long, value_name = "N")]
     pub process: Option<u16>,
     /// Treat every warning as an error: status 2. The places of the rules are needed: a guest, or
     /// --symbols
     #[arg(long)]
     pub strict: bool,
+}
+
+impl PolicyCheckArguments {
+    /// The files of the policy.
+    pub fn policy(&self) -> &[PathBuf] {
+        if self.policy.is_empty() { self.first.as_slice() } else { &self.policy }
+    }
+
+    /// The guest, if one is named.
+    pub fn guest(&self) -> Option<&Path> {
+        let guest = if self.policy.is_empty() { &self.guest } else { &self.first };
+        guest.as_deref()
+    }
 }
 
 /// Arguments of `record`.
@@ -186,9 +208,9 @@ pub struct RecordArguments {
 /// Arguments of `compile`.
 #[derive(Debug, Args)]
 pub struct CompileArguments {
-    /// The rules (TOML); `-` is standard input
-    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub policy: PathBuf,
+    /// The rules (TOML); `-` is standard input. Several files are one policy
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath, required = true)]
+    pub policy: Vec<PathBuf>,
     /// Names for `region` in the policy: the symbols of an ELF file, where its load segments put them,
     /// or of a list as /proc/kallsyms or System.map, at their values minus 0xffffffff80000000
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
@@ -209,6 +231,10 @@ pub struct PlanArguments {
     /// NAME with +OFFSET, and ..END or +LENGTH behind it
     #[arg(long, value_name = "PLACE")]
     pub range: Vec<String>,
+    /// The program that was recorded, an ELF file with debug information: fields and elements of what the
+    /// trace names are known by it
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
+    pub symbols: Option<PathBuf>,
     /// Which process of a trace of several, by its number in `--processes` [default: the program that was
     /// recorded, after its last exec]
     #[arg(long, value_name = "N")]

@@ -57,13 +57,13 @@ pub fn run(
     check_files(arguments)?;
     let ran = match guest::of(arguments)? {
         GuestFile::Trace { trace, policy } => {
-            let summary = trace::run(trace, draft(policy)?, arguments, color, out)?;
+            let summary = trace::run(trace, draft(policy, arguments)?, arguments, color, out)?;
             write_report(&summary, arguments)?;
             let status = if summary.denied() > 0 { Status::Denied } else { Status::Clean };
             return Ok(strictly(status, &summary, arguments));
         }
         GuestFile::Image { image, policy } => {
-            machine::run(image, draft(policy)?, arguments, color)?
+            machine::run(image, draft(policy, arguments)?, arguments, color)?
         }
         GuestFile::Saved { file } => machine::restore(file, arguments, color)?,
     };
@@ -76,11 +76,7 @@ pub fn run(
 
 /// Finds out whether the files that are named can be read and written beside each other.
 fn check_files(arguments: &GuardArguments) -> Result<(), Failure> {
-    let written = [
-        ("the report", arguments.report.as_deref()),
-        ("the console", arguments.machine.console_file()),
-    ];
-    for (what, path) in written.into_iter().filter_map(|(what, path)| Some((what, path?))) {
+    for (what, path) in arguments.written_files() {
         new_file::check(path, what)?;
         new_file::keep(path, what, arguments.inputs())?;
     }
@@ -90,13 +86,7 @@ fn check_files(arguments: &GuardArguments) -> Result<(), Failure> {
         let files: Vec<_> = arguments.outputs().chain([stream]).collect();
         new_file::apart(&files)?;
     }
-    if arguments.inputs().filter(|path| new_file::is_stdin(path)).count() > 1 {
-        return Err(Failure::Input(
-            "`-` is given more than once, and standard input can be read for one thing only"
-                .to_owned(),
-        ));
-    }
-    Ok(())
+    new_file::one_stdin(arguments.inputs())
 }
 
 /// The status where `--strict` makes warnings errors. What was denied is what people run this for.
@@ -112,8 +102,11 @@ fn write_report(summary: &Summary, arguments: &GuardArguments) -> Result<(), Fai
     }
 }
 
-/// The policy's files, read.
-fn draft(paths: &[PathBuf]) -> Result<Draft, Failure> {
-    let sources: Result<Vec<_>, _> = paths.iter().map(|path| PolicySource::read(path)).collect();
-    sources.map(Draft::of).map_err(|error| Failure::bad(&error))
+/// The policy's files, read, and those that they include, none of which is written.
+fn draft(paths: &[PathBuf], arguments: &GuardArguments) -> Result<Draft, Failure> {
+    let draft = Draft::read(paths).map_err(|error| Failure::bad(&error))?;
+    for (what, path) in arguments.written_files() {
+        new_file::keep(path, what, draft.sources().map(PolicySource::path))?;
+    }
+    Ok(draft)
 }

@@ -29,7 +29,7 @@ pub(super) fn run(
     let policy_name = draft.name();
     let header = RunHeader::now(Some(&draft));
     let mut trace = TraceFile::open(path, arguments.process)?;
-    let names = trace.names();
+    let names = trace.names(arguments.machine.symbols.as_deref())?;
     let policy = draft.resolve(&names).map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
     let mut warnings = policy.overruled();
     if arguments.strict && !warnings.is_empty() {

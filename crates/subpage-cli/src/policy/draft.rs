@@ -2,19 +2,21 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use subpage::rules::RuleName;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{Diagnostic, Mistakes};
 use super::fields::{Fields, type_name};
+use super::include::{Opened, TOO_LONG, TOO_LONG_HELP, included};
 use super::notation::check_form;
 use super::place::{Place, Written};
 use super::rule::{DraftRule, read_rule};
 use super::symbol_files::SymbolFiles;
-use super::{FORMAT_VERSION, MAX_RULES, PolicySource};
+use super::{FORMAT_VERSION, MAX_RULES, PolicySource, SourceError};
 
-pub(super) const TOP_KEYS: &[&str] = &["version", "rule"];
+pub(super) const TOP_KEYS: &[&str] = &["version", "include", "rule"];
 const VERSION_HELP: &str = "begin the file with `version = 1`";
 /// A policy whose text has been read, with the mistakes found so far.
 #[derive(Debug, Clone)]
@@ -48,15 +50,25 @@ impl Draft {
         Self::of(vec![source])
     }
 
+    /// Reads the files at these paths as one policy.
+    pub fn read(paths: &[PathBuf]) -> Result<Self, SourceError> {
+        let sources: Result<_, _> = paths.iter().map(|path| PolicySource::read(path)).collect();
+        sources.map(Self::of)
+    }
+
     /// Reads a policy of several files: their rules, in the order of the files, with names that differ.
+    ///
+    /// Reads the files that they include as well; their rules stand before those of the file that
+    /// includes them. A file that is given or included again counts once.
     pub fn of(sources: Vec<PolicySource>) -> Self {
-        let mut files: Vec<DraftFile> = Vec::with_capacity(sources.len());
-        let mut taken = Taken::default();
+        let mut reading = Reading::default();
         for source in sources {
-            let file = read_file(source, &files, &mut taken);
-            files.push(file);
+            if reading.opened.begin(source.path()) {
+                let fits = reading.opened.count(&source);
+                reading.file(source, fits);
+            }
         }
-        Self { files, symbols: SymbolFiles::default() }
+        Self { files: reading.files, symbols: SymbolFiles::default() }
     }
 
     /// The mistakes of the text alone, if there are any.
@@ -97,48 +109,88 @@ impl Draft {
     }
 }
 
-/// Reads a file that comes after `others`.
-fn read_file(source: PolicySource, others: &[DraftFile], taken: &mut Taken) -> DraftFile {
-    let mut mistakes = Vec::new();
-    let mut rules = Vec::new();
-    let (document, errors) = DeTable::parse_recoverable(source.text());
-    let has_syntax_errors = !errors.is_empty();
-    for error in errors {
-        mistakes.push(Diagnostic::new(
-            error.span().unwrap_or(0..0),
-            error.message().trim().replace('\n', "; "),
-            "",
-            "a policy is TOML: `key = value` lines under `[[rule]]`; texts stand in quotes",
-        ));
+/// A policy that is being read.
+#[derive(Default)]
+struct Reading {
+    /// Those that are read, in the order of their rules.
+    files: Vec<DraftFile>,
+    taken: Taken,
+    opened: Opened,
+}
+
+impl Reading {
+    /// Reads a file that was begun, and those that it includes.
+    fn file(&mut self, source: PolicySource, fits: bool) {
+        let mut mistakes = Vec::new();
+        let mut rules = Vec::new();
+        if fits {
+            self.text(&source, &mut rules, &mut mistakes);
+        } else {
+            mistakes.push(Diagnostic::new(0..0, TOO_LONG, "", TOO_LONG_HELP));
+        }
+        self.files.push(DraftFile { source, rules, mistakes });
+        self.opened.end();
     }
-    let mut fields = Fields::new(document.get_ref(), "a policy", TOP_KEYS, &mut mistakes);
-    check_version(&mut fields, has_syntax_errors);
-    let tables = rule_tables(&mut fields, has_syntax_errors, taken);
-    let mut lines = Lines::of(source.text());
-    for (table, span) in tables {
-        let (name, rule) = read_rule(table, &span, |at| lines.line(at), &mut mistakes);
-        // Whatever else is wrong with either rule.
-        if let Some((name, line)) = name {
-            if let Some((file, line)) = taken.names.get(&name.value) {
-                let (label, help) = match others.get(*file) {
-                    None => (
-                        format!("already in line {line}"),
-                        "give each rule a name of its own; reports tell rules apart by their names",
-                    ),
-                    Some(other) => (
-                        format!("already in {}:{line}", other.source.path().display()),
-                        "give each rule a name of its own, also in another file of the same policy",
-                    ),
-                };
-                let message = format!("two rules are called `{}`", name.value);
-                mistakes.push(Diagnostic::new(name.span, message, label, help));
-            } else {
-                taken.names.insert(name.value, (others.len(), line));
+
+    fn text(
+        &mut self,
+        source: &PolicySource,
+        rules: &mut Vec<DraftRule>,
+        mistakes: &mut Vec<Diagnostic>,
+    ) {
+        let (document, errors) = DeTable::parse_recoverable(source.text());
+        let has_syntax_errors = !errors.is_empty();
+        for error in errors {
+            mistakes.push(Diagnostic::new(
+                error.span().unwrap_or(0..0),
+                error.message().trim().replace('\n', "; "),
+                "",
+                "a policy is TOML: `key = value` lines under `[[rule]]`; texts stand in quotes",
+            ));
+        }
+        let mut fields = Fields::new(document.get_ref(), "a policy", TOP_KEYS, mistakes);
+        check_version(&mut fields, has_syntax_errors);
+        for file in included(&mut fields) {
+            match self.opened.read(source, &file) {
+                Ok(Some(source)) => {
+                    self.opened.begin(source.path());
+                    self.file(source, true);
+                }
+                Ok(None) => {}
+                Err(mistake) => fields.report(mistake),
             }
         }
-        rules.extend(rule);
+        let tables = rule_tables(&mut fields, has_syntax_errors, &mut self.taken);
+        let mut lines = Lines::of(source.text());
+        for (table, span) in tables {
+            let (name, rule) = read_rule(table, &span, |at| lines.line(at), mistakes);
+            // Whatever else is wrong with either rule.
+            if let Some((name, line)) = name {
+                self.take_name(name, line, mistakes);
+            }
+            rules.extend(rule);
+        }
     }
-    DraftFile { source, rules, mistakes }
+
+    /// Sees to it that no two rules have one name.
+    fn take_name(&mut self, name: Written<RuleName>, line: usize, mistakes: &mut Vec<Diagnostic>) {
+        let Some((file, line)) = self.taken.names.get(&name.value) else {
+            self.taken.names.insert(name.value, (self.files.len(), line));
+            return;
+        };
+        let (label, help) = match self.files.get(*file) {
+            None => (
+                format!("already in line {line}"),
+                "give each rule a name of its own; reports tell rules apart by their names",
+            ),
+            Some(other) => (
+                format!("already in {}:{line}", other.source.path().display()),
+                "give each rule a name of its own, also in another file of the same policy",
+            ),
+        };
+        let message = format!("two rules are called `{}`", name.value);
+        mistakes.push(Diagnostic::new(name.span, message, label, help));
+    }
 }
 
 /// Counts the lines of a text up to places that mostly ascend.
@@ -192,7 +244,7 @@ fn rule_tables<'t>(
     const HELP: &str = "write each rule as a table of its own under a line `[[rule]]`; a policy \
                         without rules, as for a control run, says `rule = []`";
     let Some(value) = fields.value("rule") else {
-        if !quiet {
+        if !quiet && !fields.has("include") {
             fields.mistake(0..0, "the policy has no rule", "", HELP);
         }
         return Vec::new();

@@ -5,7 +5,9 @@ use std::path::Path;
 use object::read::{ReadCache, ReadCacheOps};
 use object::{Object, ObjectKind, ObjectSymbol, SymbolKind};
 
+use super::debug_info::{DebugInfo, Mapping, Segment};
 use super::fleeting::Fleeting;
+use super::place::START_KERNEL_MAP;
 use super::symbol_file::{MAX_NAME_BYTES, MAX_SYMBOLS, SymbolError, kernel_address};
 use super::{AddressSpace, NamedRange, Names};
 
@@ -59,15 +61,15 @@ pub(super) fn parse<R: ReadCacheOps>(
         }
         ranges.push(NamedRange { name: name.to_owned(), start, length: symbol.size() });
     }
-    let names = Names::new(ranges).with_unplaced(unplaced);
+    let mapping = match space {
+        AddressSpace::Virtual => Mapping::Shifted(0),
+        AddressSpace::Physical => Mapping::Segments(segments),
+        AddressSpace::Kernel => Mapping::Shifted(-i128::from(START_KERNEL_MAP)),
+    };
+    let names = Names::new(ranges)
+        .with_unplaced(unplaced)
+        .with_debug_info(DebugInfo::of(path.to_owned(), mapping));
     Ok(if file.kind() == ObjectKind::Dynamic { names.position_independent() } else { names })
-}
-
-/// A load segment: virtual start, length in memory, physical start.
-struct Segment {
-    start: u64,
-    length: u64,
-    physical: u64,
 }
 
 fn physical_segments<'a, R: object::ReadRef<'a>>(file: &object::File<'a, R>) -> Vec<Segment> {

@@ -77,6 +77,11 @@ impl<'t, 'm> Fields<'t, 'm> {
         self.mistakes.push(Diagnostic::new(span, message, label, help));
     }
 
+    /// The same, made elsewhere.
+    pub(super) fn report(&mut self, mistake: Diagnostic) {
+        self.mistakes.push(mistake);
+    }
+
     fn wrong_type(&mut self, key: &str, value: &Spanned<DeValue<'_>>, wanted: &str, help: &str) {
         let found = type_name(value.get_ref());
         self.mistake(value.span(), format!("`{key}` is {found}"), format!("not {wanted}"), help);

@@ -1,5 +1,11 @@
 //! Names of address ranges: those of a trace, or the symbols of a file.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::debug_info::DebugInfo;
+use super::notation::NotAPlace;
+use super::path::{splits, steps};
 use crate::terminal::grouped;
 
 /// A name and the bytes it stands for.
@@ -33,6 +39,8 @@ pub enum LookupError {
         /// How many there are.
         count: usize,
     },
+    /// The name is there, and not the field or the element of it.
+    NoPart(NotAPlace),
 }
 
 /// A list of named ranges that can be searched.
@@ -43,6 +51,8 @@ pub struct Names {
     unplaced: Vec<(String, &'static str)>,
     /// They are of a file that is loaded elsewhere than it says.
     moves: bool,
+    /// Knows the fields of what is named.
+    debug_info: Option<Arc<DebugInfo>>,
 }
 
 /// Longest name that is compared for likeness, in bytes; the comparison is quadratic in it.
@@ -53,7 +63,7 @@ impl Names {
     pub fn new(mut ranges: Vec<NamedRange>) -> Self {
         ranges.sort_unstable();
         ranges.dedup();
-        Self { sorted: ranges, unplaced: Vec::new(), moves: false }
+        Self { sorted: ranges, ..Self::default() }
     }
 
     /// The same list, which can also say why these names have no address.
@@ -66,6 +76,12 @@ impl Names {
     /// The same list of a position-independent file, whose addresses count from wherever it is loaded.
     pub(super) fn position_independent(mut self) -> Self {
         self.moves = true;
+        self
+    }
+
+    /// The same list, with the debug information of the file that it is of.
+    pub(super) fn with_debug_info(mut self, debug_info: Arc<DebugInfo>) -> Self {
+        self.debug_info = Some(debug_info);
         self
     }
 
@@ -106,6 +122,77 @@ impl Names {
                 candidates: several.iter().take(4).cloned().collect(),
                 count,
             }),
+        }
+    }
+
+    /// The first name that both lists have once, and not at the same address: its range in each.
+    pub fn first_difference<'a>(&'a self, other: &'a Self) -> Option<[&'a NamedRange; 2]> {
+        self.sorted.iter().find_map(|range| {
+            let ours = self.find_exactly(&range.name).ok()?;
+            let theirs = other.find_exactly(&range.name).ok()?;
+            (ours.start != theirs.start).then_some([ours, theirs])
+        })
+    }
+
+    /// A text as a name that is there, once or more often, and the path behind it: `table` and
+    /// `[3].next`. A name that is all of the text comes first, then the longest.
+    pub(super) fn split<'t>(&self, text: &'t str) -> Option<(&'t str, &'t str)> {
+        let is_there =
+            |name: &str| !matches!(self.find_exactly(name), Err(LookupError::Missing { .. }));
+        if is_there(text) {
+            return Some((text, ""));
+        }
+        splits(text).find(|(name, path)| is_there(name) && steps(path).is_some())
+    }
+
+    /// The range of a name, or of a field or an element of what is named: `table[3].next`.
+    ///
+    /// Only with `nearest` the names are searched for those that are like a missing one.
+    pub fn locate(&self, text: &str, nearest: bool) -> Result<Cow<'_, NamedRange>, LookupError> {
+        let find = |name| if nearest { self.find(name) } else { self.find_exactly(name) };
+        let Some((name, path)) = self.split(text) else {
+            return find(text)
+                .map(Cow::Borrowed)
+                .map_err(|error| self.no_path(text, error, nearest));
+        };
+        let named = find(name)?;
+        if path.is_empty() {
+            return Ok(Cow::Borrowed(named));
+        }
+        let steps = steps(path).unwrap_or_default();
+        let Some(debug_info) = &self.debug_info else {
+            return Err(LookupError::NoPart(NotAPlace {
+                message: format!("nothing tells the fields and elements of `{name}`"),
+                help: "give the ELF file with its debug information by `--symbols` (in a policy's \
+                       rule also by `elf`), or write NAME+OFFSET+LENGTH"
+                    .to_owned(),
+            }));
+        };
+        let bytes = debug_info.find(named, &steps).map_err(LookupError::NoPart)?;
+        let start = named.start.checked_add(bytes.offset).ok_or_else(|| {
+            LookupError::NoPart(NotAPlace {
+                message: format!("`{text}` lies beyond 2^64"),
+                help: "the debug information is damaged: write NAME+OFFSET+LENGTH".to_owned(),
+            })
+        })?;
+        Ok(Cow::Owned(NamedRange { name: text.to_owned(), start, length: bytes.length }))
+    }
+
+    /// Why a text is neither a name nor a part of something named.
+    fn no_path(&self, text: &str, error: LookupError, nearest: bool) -> LookupError {
+        let LookupError::Missing { near } = &error else { return error };
+        let known = splits(text)
+            .find(|(name, _)| !matches!(self.find_exactly(name), Err(LookupError::Missing { .. })));
+        if let Some((name, path)) = known {
+            return LookupError::NoPart(NotAPlace {
+                message: format!("`{path}` behind `{name}` is neither a field nor an index"),
+                help: format!("write `{name}.FIELD` or `{name}[0]`, at most 64 of them"),
+            });
+        }
+        let first = splits(text).last().filter(|_| nearest && near.is_empty());
+        match first {
+            Some((name, _)) => LookupError::Missing { near: self.near(name) },
+            None => error,
         }
     }
 

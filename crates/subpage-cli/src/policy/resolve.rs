@@ -1,5 +1,6 @@
 //! Second stage: names become addresses.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -129,7 +130,7 @@ impl Resolver<'_> {
             Place::Region { region, part } => {
                 let found =
                     find(self.regions, region, "region", self.otherwise, &mut self.searches)?;
-                part_of(found, i128::from(found.start), part, region, AddressSpace::Virtual)
+                part_of(&found, i128::from(found.start), part, region, AddressSpace::Virtual)
             }
             Place::Symbol { symbol, file, format, space, bias, part } => {
                 let read = self.symbols.names(relative(&file.value), *format, *space);
@@ -171,7 +172,7 @@ impl Resolver<'_> {
                     ));
                 }
                 let bias = bias.as_ref().map_or(0, |bias| bias.value);
-                part_of(found, i128::from(found.start) + bias, part, symbol, *space)
+                part_of(&found, i128::from(found.start) + bias, part, symbol, *space)
             }
         }
     }
@@ -183,14 +184,9 @@ fn find<'n>(
     what: &str,
     otherwise: &str,
     searches: &mut usize,
-) -> Result<&'n NamedRange, Diagnostic> {
+) -> Result<Cow<'n, NamedRange>, Diagnostic> {
     *searches += 1;
-    let result = if *searches > MAX_SEARCHES {
-        names.find_exactly(&wanted.value)
-    } else {
-        names.find(&wanted.value)
-    };
-    result.map_err(|error| match error {
+    names.locate(&wanted.value, *searches <= MAX_SEARCHES).map_err(|error| match error {
         LookupError::Missing { near } => Diagnostic::new(
             wanted.span.clone(),
             format!("there is no {what} `{}`", wanted.value),
@@ -203,6 +199,9 @@ fn find<'n>(
             "",
             reason,
         ),
+        LookupError::NoPart(wrong) => {
+            Diagnostic::new(wanted.span.clone(), wrong.message, "", wrong.help)
+        }
         LookupError::Ambiguous { candidates, count } => Diagnostic::new(
             wanted.span.clone(),
             format!("{count} {what}s are called `{}`", wanted.value),

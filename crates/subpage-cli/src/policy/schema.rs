@@ -30,6 +30,9 @@ pub fn schema(dialect: &str) -> Value {
     });
     let top = |key: &str| match key {
         "version" => json!({ "const": FORMAT_VERSION }),
+        "include" => json!({
+            "type": "array", "items": { "type": "string", "minLength": 1 },
+        }),
         "rule" => rules.clone(),
         _ => unreachable!("`{key}` has no schema"),
     };
@@ -38,7 +41,8 @@ pub fn schema(dialect: &str) -> Value {
         "title": "Subpage policy, version 1",
         "type": "object",
         "properties": properties(TOP_KEYS, top),
-        "required": ["version", "rule"],
+        "required": ["version"],
+        "anyOf": [{ "required": ["rule"] }, { "required": ["include"] }],
         "additionalProperties": false,
     })
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::MAX_FILE_BYTES;
+use super::MAX_POLICY_BYTES;
 use crate::new_file::is_stdin;
 
 /// Why a policy file has no text to parse.
@@ -20,7 +20,7 @@ pub enum SourceError {
         /// The system's reason.
         source: io::Error,
     },
-    /// The file has more than [`MAX_FILE_BYTES`] bytes.
+    /// The file has more than [`MAX_POLICY_BYTES`] bytes.
     #[error(
         "the policy file {} is longer than 16 MiB; let one rule cover a longer range, or name regions",
         path.display()
@@ -50,15 +50,24 @@ pub struct PolicySource {
 }
 
 impl PolicySource {
-    /// Reads a file of at most [`MAX_FILE_BYTES`] bytes.
+    /// Reads a file of at most [`MAX_POLICY_BYTES`] bytes.
     pub fn read(path: &Path) -> Result<Self, SourceError> {
+        let at = if is_stdin(path) { Path::new("/dev/stdin") } else { path };
+        Self::read_at(at, path)
+    }
+
+    /// The same; `-` is a file of that name.
+    pub(super) fn read_file(path: &Path) -> Result<Self, SourceError> {
+        Self::read_at(path, path)
+    }
+
+    fn read_at(at: &Path, path: &Path) -> Result<Self, SourceError> {
         let failed = |source| SourceError::Read { path: path.to_owned(), source };
         let mut bytes = Vec::new();
         // The length is that of what is read, not of what the file system claims.
-        let at = if is_stdin(path) { Path::new("/dev/stdin") } else { path };
         let file = File::open(at).map_err(failed)?;
-        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if bytes.len() as u64 > MAX_FILE_BYTES {
+        file.take(MAX_POLICY_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > MAX_POLICY_BYTES {
             return Err(SourceError::TooLong { path: path.to_owned() });
         }
         let text = String::from_utf8(bytes).map_err(|error| SourceError::NotText {

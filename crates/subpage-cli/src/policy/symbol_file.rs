@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use object::Object;
 use object::read::ReadCache;
 use thiserror::Error;
 
@@ -21,6 +22,9 @@ pub(super) const MAX_SYMBOLS: usize = 4_000_000;
 
 /// Longest name of a symbol in bytes; longer ones cannot be named by a policy.
 pub(super) const MAX_NAME_BYTES: usize = 4096;
+
+/// Longest number of a build in bytes.
+const MAX_BUILD_ID_BYTES: usize = 64;
 
 /// The first bytes of every ELF file.
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
@@ -150,6 +154,15 @@ pub fn read_region_names(path: &Path) -> Result<Names, SymbolError> {
     } else {
         read_symbols(path, SymbolFormat::Map, AddressSpace::Kernel)
     }
+}
+
+/// The number that the linker gave an ELF file (`.note.gnu.build-id`); none if it gave none, or if the
+/// file is another one or damaged.
+pub fn build_id(path: &Path) -> Option<Vec<u8>> {
+    let cache = ReadCache::new(open(path).ok()?);
+    let file = object::File::parse(&cache).ok()?;
+    let id = file.build_id().ok()??;
+    (1..=MAX_BUILD_ID_BYTES).contains(&id.len()).then(|| id.to_vec())
 }
 
 fn open(path: &Path) -> Result<File, SymbolError> {

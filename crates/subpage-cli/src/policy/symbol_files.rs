@@ -29,6 +29,29 @@ impl SymbolFiles {
 }
 
 impl Draft {
+    /// The files of symbols of this guest that rules name, each once, and what they say; a file that cannot
+    /// be read is among the mistakes of [`Draft::resolve`].
+    ///
+    /// Those of a program's own addresses are of no guest.
+    pub fn guest_symbols(&mut self) -> Vec<(PathBuf, AddressSpace, Names)> {
+        let mut found = Vec::new();
+        let mut seen = HashSet::new();
+        for policy in &self.files {
+            for rule in &policy.rules {
+                let Place::Symbol { file, format, space, .. } = &rule.place else { continue };
+                let path = policy.source.relative(&file.value);
+                let is_of_guest = *space != AddressSpace::Virtual;
+                if is_of_guest
+                    && seen.insert((path.clone(), *format, *space))
+                    && let Ok(names) = self.symbols.names(path.clone(), *format, *space)
+                {
+                    found.push((path, *space, names.clone()));
+                }
+            }
+        }
+        found
+    }
+
     /// Where the rules' files of kernel symbols put `first`, the symbol at the first byte of a kernel:
     /// its guest-physical address with the rule's bias, for each file and bias once.
     ///

@@ -39,13 +39,10 @@ fn what_a_policy_is_checked_against_is_read() {
     assert_eq!(status(&place.run(&of(&["--process", "0", "server.sptrace"]))), 0);
     for (more, reason) in [
         (&["missing", "--symbols", "System.map"][..], "cannot read the guest missing"),
-        (
-            &["server.sptrace", "--symbols", "System.map"],
-            "`--symbols` does not fit server.sptrace, which is a trace",
-        ),
+        (&["server.sptrace", "--symbols", "System.map"], "System.map cannot be read as ELF"),
         (&["--process", "1", "server.sptrace"], "has no process 1"),
         (&["--process", "0", "System.map"], "`--process` does not fit System.map"),
-        (&["--process", "0", "--symbols", "System.map"], "<GUEST>"),
+        (&["--process", "0", "--symbols", "System.map"], "`--process` is for a trace"),
         (&["--strict"], "name the guest, or give `--symbols`"),
     ] {
         refused(&place, &of(more), reason);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use subpage_cli::policy::{
-    Draft, MAX_FILE_BYTES, NamedRange, Names, PlacedMistake, Policy, PolicySource,
+    Draft, MAX_POLICY_BYTES, NamedRange, Names, PlacedMistake, Policy, PolicySource,
 };
 
 use crate::{assert_golden, golden, plain};
@@ -95,7 +95,7 @@ fn the_limits_of_a_file_hold() {
     let mut text = "version = 1\nrule = [".to_owned();
     text.push_str(&"{},".repeat(100_001));
     text.push(']');
-    assert!((text.len() as u64) < MAX_FILE_BYTES);
+    assert!((text.len() as u64) < MAX_POLICY_BYTES);
     let mistakes = draft(text).resolve(&regions()).expect_err("wrong");
     let too_many = |placed: PlacedMistake<'_>| placed.mistake.message.contains("more than 100,000");
     assert!(mistakes.iter().any(too_many));
@@ -103,7 +103,7 @@ fn the_limits_of_a_file_hold() {
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("long.toml");
     let file = std::fs::File::create(&path).expect("file");
-    file.set_len(MAX_FILE_BYTES + 1).expect("length");
+    file.set_len(MAX_POLICY_BYTES + 1).expect("length");
     let error = PolicySource::read(&path).expect_err("too long").to_string();
     assert!(error.contains("longer than 16 MiB"), "{error}");
     std::fs::write(&path, b"version = 1\n# \xff").expect("file");

@@ -10,7 +10,7 @@ mod supervise;
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -84,9 +84,11 @@ pub(super) fn run(
     let asked = &arguments.machine;
     let header = RunHeader::now(Some(&draft));
     let policy_name = draft.name();
+    let policy_files = draft.sources().map(|source| source.path().to_owned()).collect();
     let names = names::of_guest(image, &draft, asked)?;
     let moving = names::may_move(image, &draft, asked)?;
     let starts = names::kernel_starts(&names, &mut draft, asked);
+    let others = names::of_other_files(&names, &mut draft, asked);
     let policy = draft
         .resolve_or(&names.list, names.otherwise)
         .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
@@ -100,6 +102,7 @@ pub(super) fn run(
         .map_err(|error| Failure::bad(&error))?;
     let boot = load(&mut vm, image, asked)?;
     names::check_place(&starts, &boot)?;
+    names::check_build(&others, image)?;
     // An ELF file says where its functions are; a list of symbols has no code to check them by.
     vm.name_functions(functions::of_elf(asked.symbols.as_deref().unwrap_or(image)));
     let rules: Vec<Rule> = policy.rules.iter().map(|rule| rule.rule).collect();
@@ -116,7 +119,7 @@ pub(super) fn run(
         rules: policy.rules.iter().map(RuleEvent::from).collect(),
         live: None,
     };
-    go(vm, start, warnings, count, arguments, screen, color)
+    go(vm, start, warnings, count, arguments, policy_files, screen, color)
 }
 
 /// Goes on with a saved guest under the rules that it had, and tells what happens.
@@ -142,7 +145,7 @@ pub(super) fn restore(
         rules: rules.iter().map(RuleEvent::from).collect(),
         live: None,
     };
-    go(vm, start, Vec::new(), count, arguments, screen, color)
+    go(vm, start, Vec::new(), count, arguments, Vec::new(), screen, color)
 }
 
 fn show(vm: &Vm) -> Result<Shown, Failure> {
@@ -153,19 +156,24 @@ fn show(vm: &Vm) -> Result<Shown, Failure> {
 }
 
 /// Starts a guest that is loaded and guarded, and stays with it until its end.
+///
+/// `policy_files`: those of the policy, included ones with them, which no saved guest may replace.
+#[allow(clippy::too_many_arguments, reason = "all that a run has")]
 fn go(
     mut vm: Vm,
     mut start: StartEvent,
     warnings: Vec<WarningEvent>,
     mut count: Count,
     arguments: &GuardArguments,
+    policy_files: Vec<PathBuf>,
     screen: Screen,
     color: ColorWhen,
 ) -> Result<Ran, Failure> {
     let asked = &arguments.machine;
     let input = asked.input.as_deref().map(Input::open).transpose()?;
     let interrupted = catch_signals()?;
-    let request_log = Arc::new(RequestLog::new(vm.request_handler(), arguments.kept()));
+    let kept = arguments.kept().into_iter().chain(policy_files).collect();
+    let request_log = Arc::new(RequestLog::new(vm.request_handler(), kept));
     let server = listen(asked, &request_log)?;
     let metrics = serve_metrics(asked, &vm)?;
     let control = server.path().display().to_string();

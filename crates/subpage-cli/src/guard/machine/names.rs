@@ -1,5 +1,7 @@
 //! Names for `region` that a guest on KVM brings, and whether they fit it.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,7 @@ use crate::command_line::MachineArguments;
 use crate::events::{WarningEvent, WarningKind};
 use crate::failure::Failure;
 use crate::policy::{
-    AddressSpace, Draft, Names, Place, SymbolFormat, read_region_names, read_symbols,
+    AddressSpace, Draft, Names, Place, SymbolFormat, build_id, read_region_names, read_symbols,
 };
 
 /// The symbol at the first byte of a kernel's image.
@@ -142,123 +144,66 @@ pub(super) fn check_place(starts: &[KernelStart], boot: &Boot) -> Result<(), Fai
     )))
 }
 
-#[cfg(test)]
-mod tests {
-    use std::fs;
+/// Files of symbols of the guest, and what they say.
+pub(super) struct GuestSymbols(Vec<(PathBuf, AddressSpace, Names)>);
 
-    use subpage::address::{ByteRange, Gpa};
-    use subpage_kvm::boot::Placed;
-
-    use super::*;
-    use crate::policy::PolicySource;
-
-    const LIST: &str = "ffffffff80100000 T _text\nffffffff80200080 D path\n";
-
-    /// The policy of rules at these places, in two files in a directory with the files of symbols.
-    fn draft(directory: &Path, places: &[&str]) -> Draft {
-        let source = |(file, places): (&str, &[&str])| {
-            let rule = |(index, place): (usize, &&str)| {
-                format!("[[rule]]\nname = \"{file} {index}\"\n{place}\n")
-            };
-            let rules: String = places.iter().enumerate().map(rule).collect();
-            let rules = if rules.is_empty() { "rule = []".to_owned() } else { rules };
-            PolicySource::from_text(&directory.join(file), format!("version = 1\n{rules}"))
+/// The files of symbols of an ELF guest other than itself: that of `--symbols`, and those that rules of
+/// the policy name.
+pub(super) fn of_other_files(
+    names: &GuestNames,
+    draft: &mut Draft,
+    asked: &MachineArguments,
+) -> GuestSymbols {
+    let mut files = draft.guest_symbols();
+    if let Some(path) = &asked.symbols {
+        // An ELF file says where its segments lie, a list what lies where.
+        let space = if is_elf(path).is_ok_and(|is_elf| is_elf) {
+            AddressSpace::Physical
+        } else {
+            AddressSpace::Kernel
         };
-        let (one, two) = places.split_at(places.len() / 2);
-        Draft::of([("one.toml", one), ("two.toml", two)].into_iter().map(source).collect())
+        files.insert(0, (path.clone(), space, names.list.clone()));
     }
-
-    /// The example guest, with its `_start` called `_text`, and there, at its own address or another.
-    fn image(text: Option<u64>) -> Vec<u8> {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/kernel/guest.elf");
-        let mut image = fs::read(path).expect("the example");
-        let mut replace = |old: &[u8], new: &[u8]| {
-            let at = image.windows(old.len()).rposition(|bytes| bytes == old).expect("it is there");
-            image[at..at + new.len()].copy_from_slice(new);
-        };
-        // Also the end of the name `__bss_start`.
-        replace(b"_start\0", b"_text\0\0");
-        if let Some(text) = text {
-            // The symbol's value and length.
-            let old = [0x20_02c1_u64.to_le_bytes(), 0x5b_u64.to_le_bytes()].concat();
-            replace(&old, &text.to_le_bytes());
-        }
-        image
-    }
-
-    fn starts(draft: &mut Draft, asked: &MachineArguments) -> Vec<i128> {
-        let names = GuestNames { list: Names::default(), otherwise: "" };
-        kernel_starts(&names, draft, asked).into_iter().map(|found| found.start).collect()
-    }
-
-    #[test]
-    fn rules_say_where_their_kernel_begins() {
-        let directory = tempfile::tempdir().expect("directory");
-        let directory = directory.path();
-        fs::write(directory.join("System.map"), LIST).expect("list");
-        fs::write(directory.join("guest.elf"), image(None)).expect("image");
-        fs::write(directory.join("vmlinux"), image(Some(0xffff_ffff_8030_0000))).expect("image");
-        let map = "symbol = \"path\"\nmap = \"System.map\"\n";
-        let biased = &format!("{map}bias = 0x400000");
-        let by_hand = &format!("{map}address = \"virtual\"\nbias = \"-0xffffffff80000000\"");
-        // It says itself where its segments lie.
-        let physical = "symbol = \"modprobe_path\"\nelf = \"guest.elf\"\naddress = \"physical\"";
-        let kernel = "symbol = \"_text\"\nelf = \"vmlinux\"\naddress = \"kernel\"";
-        let asked = MachineArguments::default();
-        let of = |places: &[&str]| starts(&mut draft(directory, places), &asked);
-        assert_eq!(of(&["range = \"1..2\"", map]), [0x10_0000]);
-        assert_eq!(of(&[map, map, map, biased]), [0x10_0000, 0x50_0000]);
-        assert_eq!(of(&[by_hand, physical]), [0; 0]);
-        assert_eq!(of(&[physical, kernel]), [0x30_0000]);
-        // The list of the option comes first.
-        let names = GuestNames {
-            list: read_region_names(&directory.join("System.map")).expect("a list"),
-            otherwise: "",
-        };
-        let asked =
-            MachineArguments { symbols: Some("System.map".into()), ..MachineArguments::default() };
-        let found = kernel_starts(&names, &mut draft(directory, &[kernel]), &asked);
-        let found: Vec<_> = found.into_iter().map(|found| found.start).collect();
-        assert_eq!(found, [0x10_0000, 0x30_0000]);
-    }
-
-    /// What the look for the kernel's start has read, the rules of all files find without the file.
-    #[test]
-    fn a_file_of_symbols_is_read_once() {
-        let directory = tempfile::tempdir().expect("directory");
-        let path = directory.path().join("System.map");
-        fs::write(&path, LIST).expect("list");
-        let map = "symbol = \"path\"\nmap = \"System.map\"\nlength = 8";
-        let mut draft = draft(directory.path(), &[map, map]);
-        assert_eq!(starts(&mut draft, &MachineArguments::default()), [0x10_0000]);
-        fs::remove_file(path).expect("it was there");
-        let policy = draft.resolve_or(&Names::default(), "").expect("read before");
-        assert_eq!(policy.rules.len(), 2);
-    }
-
-    #[test]
-    fn a_kernel_that_lies_elsewhere_is_refused() {
-        let placed = |part, start| Placed {
-            part,
-            range: ByteRange::new(Gpa::new(start), 4096).expect("a range"),
-        };
-        let boot = Boot {
-            format: Format::Elf64,
-            entry: 0x10_0000,
-            boot_parameters: 0,
-            stack: 0,
-            page_tables: 0,
-            parts: vec![
-                placed(Part::Stack, 0x8000),
-                placed(Part::Segment(1), 0x20_0000),
-                placed(Part::Segment(0), 0x10_0000),
-            ],
-        };
-        let start = |start| KernelStart { path: "System.map".into(), start };
-        assert!(check_place(&[], &boot).is_ok());
-        assert!(check_place(&[start(0x10_0000)], &boot).is_ok());
-        for wrong in [0x8000, 0x20_0000, -0x10_0000] {
-            assert!(check_place(&[start(0x10_0000), start(wrong)], &boot).is_err(), "{wrong:#x}");
-        }
-    }
+    GuestSymbols(files)
 }
+
+/// Refuses symbols of another build than the guest, where it is an ELF file: by the numbers of both builds,
+/// else by the symbols that both have.
+pub(super) fn check_build(symbols: &GuestSymbols, image: &Path) -> Result<(), Failure> {
+    if symbols.0.is_empty() || !is_elf(image)? {
+        return Ok(());
+    }
+    let mine = build_id(image);
+    let mut own = HashMap::new();
+    for (path, space, names) in &symbols.0 {
+        let theirs = mine.as_ref().and_then(|_| build_id(path));
+        let reason = match (&mine, theirs) {
+            (Some(mine), Some(theirs)) if *mine == theirs => continue,
+            (Some(_), Some(_)) => "the build IDs differ".to_owned(),
+            _ => {
+                let own = match own.entry(*space) {
+                    Entry::Occupied(read) => read.into_mut(),
+                    Entry::Vacant(place) => {
+                        let read = read_symbols(image, SymbolFormat::Elf, *space);
+                        place.insert(read.map_err(|error| Failure::bad(&error))?)
+                    }
+                };
+                let Some([there, here]) = names.first_difference(own) else { continue };
+                format!(
+                    "`{}` lies at {:#x} there and at {:#x} in the guest",
+                    there.name, there.start, here.start
+                )
+            }
+        };
+        return Err(Failure::Input(format!(
+            "the symbols in {} are of another build than the guest {}: {reason}; take them from the \
+             same build",
+            path.display(),
+            image.display(),
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 mod bad_input;
 mod clients;
 mod failing;
+mod fields;
 mod input;
 mod killed;
 mod no_rules;

@@ -1,0 +1,68 @@
+//! The program that was recorded, for the fields of what a trace names.
+
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::debug_info::{DebugInfo, Mapping};
+use super::symbol_file::{SymbolError, read_symbols};
+use super::{AddressSpace, NamedRange, Names, SymbolFormat};
+
+/// Why a file is not that of the program that was recorded.
+#[derive(Debug, Error)]
+pub enum ProgramError {
+    /// It gives no symbols.
+    #[error(transparent)]
+    Symbols(#[from] SymbolError),
+    /// Nothing in it is named in the trace.
+    #[error("{} is not the program that was recorded: none of its data is named in the trace", path.display())]
+    Stranger {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A name stands for something else.
+    #[error(
+        "{} is of another build than the program that was recorded: `{name}` does not have the place and \
+         the length that it has in the trace; take the file that was recorded",
+        path.display()
+    )]
+    OtherBuild {
+        /// The file.
+        path: PathBuf,
+        /// A name that both have.
+        name: String,
+    },
+}
+
+impl Names {
+    /// The same names of a trace, with the fields that the debug information of the ELF file at `path`
+    /// tells: the program that was recorded.
+    ///
+    /// `objects`: those that are symbols of the program. Each one that the file has as well has to be
+    /// equally long there, and all equally far from where the file says.
+    pub fn with_program(
+        self,
+        objects: impl IntoIterator<Item = NamedRange>,
+        path: &Path,
+    ) -> Result<Self, ProgramError> {
+        let symbols = read_symbols(path, SymbolFormat::Elf, AddressSpace::Virtual)?;
+        let objects = Self::new(objects.into_iter().collect());
+        let mut shift = None;
+        for object in objects.iter() {
+            let (Ok(_), Ok(symbol)) =
+                (objects.find_exactly(&object.name), symbols.find_exactly(&object.name))
+            else {
+                continue;
+            };
+            let distance = i128::from(object.start) - i128::from(symbol.start);
+            if symbol.length != object.length || *shift.get_or_insert(distance) != distance {
+                let name = object.name.clone();
+                return Err(ProgramError::OtherBuild { path: path.to_owned(), name });
+            }
+        }
+        let Some(shift) = shift else {
+            return Err(ProgramError::Stranger { path: path.to_owned() });
+        };
+        Ok(self.with_debug_info(DebugInfo::of(path.to_owned(), Mapping::Shifted(shift))))
+    }
+}
