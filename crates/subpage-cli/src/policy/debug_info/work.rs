@@ -26,15 +26,12 @@ impl Work {
 
     /// Counts work before it is done.
     pub(super) fn charge(&mut self, steps: usize) -> Result<(), NotAPlace> {
-        match self.left.checked_sub(steps as u64) {
-            Some(left) => {
-                self.left = left;
-                Ok(())
-            }
-            None => {
-                self.left = 0;
-                Err(too_large("takes too long to read"))
-            }
+        if let Some(left) = self.left.checked_sub(steps as u64) {
+            self.left = left;
+            Ok(())
+        } else {
+            self.left = 0;
+            Err(too_large("takes too long to read"))
         }
     }
 }
