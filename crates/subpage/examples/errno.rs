@@ -20,7 +20,7 @@ fn result(call: Result<u64, DomainError>) -> i64 {
 fn main() -> Result<(), Box<dyn Error>> {
     // No frame is left after the root.
     let mut domain = Domain::new(HeapFrames::with_limit(1), PhysicalWidth::MAX);
-    let mut set = |domain: &mut Domain<HeapFrames>, gfn: u64| {
+    let set = |domain: &mut Domain<HeapFrames>, gfn: u64| {
         let token = domain.set_access(Gfn::new(gfn), &[AccessMap::NONE])?;
         domain.finish(&token.without_processors());
         Ok(1)
