@@ -321,9 +321,14 @@ impl<F: TableFrames> Tables<F> {
             let later = 0_u64.wrapping_sub(u64::from(kinds.become_whole >> at & 1));
             before[at] = old[at] & later | new[at] & !later;
         }
-        self.frames.store_run(edit.table, first, &before);
+        if before != *old {
+            self.frames.store_run(edit.table, first, &before);
+        }
         self.edit_leaves(edit, slots, start, &new, kinds.changed);
-        self.frames.store_run(edit.table, first, &new);
+        for at in bits(kinds.become_whole) {
+            let gfn = Gfn::new(start.as_u64() + at as u64);
+            Sppt::store_vector(&mut self.frames, edit.table, gfn, stored_vector(new[at]));
+        }
     }
 
     /// Changes the leaves of the pages whose bits are set in `changes`, bit 0 for `start`.
