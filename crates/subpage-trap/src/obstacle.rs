@@ -50,7 +50,7 @@ impl<F: fmt::Display> fmt::Display for Obstacle<F> {
             Self::NotOurs => f.write_str("the instruction stores nothing to a page that traps"),
             Self::Unknown(why) => write!(f, "software does not carry out {why}"),
             Self::LegacyDelivery => {
-                f.write_str("an event's frame goes to a guarded page outside of IA-32e mode")
+                f.write_str("software does not deliver an event outside of IA-32e mode")
             }
             Self::NotMemory(gpa) => write!(f, "there is no memory at {gpa:#x}"),
             Self::Faulted => f.write_str("the instruction faults when it is carried out here"),

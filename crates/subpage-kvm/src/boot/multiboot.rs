@@ -87,6 +87,31 @@ pub enum MultibootError {
         /// `bss_end_addr`.
         bss_end: u32,
     },
+    /// The entry lies outside of what is loaded.
+    #[error(
+        "the Multiboot header's entry {entry:#x} is not in what it loads, {first:#x} to {end:#x}"
+    )]
+    Entry {
+        /// `entry_addr`.
+        entry: u32,
+        /// Where the first byte goes.
+        first: u64,
+        /// The end of what is loaded.
+        end: u64,
+    },
+    /// The file's ELF headers have another place for it, so that its symbols are wrong.
+    #[error(
+        "the Multiboot header puts the byte at {offset:#x} of the file at {by_header:#x}, its ELF headers \
+         put it at {by_elf:#x}, where its symbols are: strip the file, or leave bit 16 out of the flags"
+    )]
+    TwoPlaces {
+        /// Where the byte is in the file.
+        offset: u64,
+        /// Where it goes.
+        by_header: u64,
+        /// Where it would go.
+        by_elf: u64,
+    },
     /// It is entered in 32-bit mode, which does not get there.
     #[error(
         "the Multiboot kernel's {what} {address:#x} is not below 4 GiB, where 32-bit code ends"
@@ -182,7 +207,11 @@ pub(super) fn plan(
         return Err(wrong(MultibootError::Asks { flags }));
     }
     let (entry, pieces) = if header.has_addresses() {
-        by_addresses(&source, header)?
+        let (entry, pieces) = by_addresses(&source, header)?;
+        if is_elf {
+            same_place(&source, &pieces)?;
+        }
+        (entry, pieces)
     } else {
         debug_assert!(is_elf, "nothing else says where it goes");
         let headers = ElfHeaders::read(&source, true)?;
@@ -232,7 +261,36 @@ fn by_addresses(source: &Source, found: MultibootHeader) -> Result<(u64, Vec<Pie
     let piece = piece().ok_or_else(|| {
         wrong(MultibootError::Addresses { offset, header, load, load_end, bss_end })
     })?;
+    let (first, end) = (piece.placed.range.first().as_u64(), piece.placed.end());
+    if !(first..end).contains(&entry.into()) {
+        return Err(wrong(MultibootError::Entry { entry, first, end }));
+    }
     Ok((entry.into(), vec![piece]))
+}
+
+/// Refuses a file whose ELF headers have another place for what its Multiboot header loads: names of
+/// symbols would stand for other bytes.
+fn same_place(source: &Source, pieces: &[Piece]) -> Result<(), BootError> {
+    // A file without segments that can be read has no symbols that could be used.
+    let Ok(segments) =
+        ElfHeaders::read(source, true).map(|headers| elf::segments(source, &headers))
+    else {
+        return Ok(());
+    };
+    let first = |piece: &Piece| piece.placed.range.first().as_u64();
+    for (segment, piece) in
+        segments.iter().flatten().flat_map(|it| pieces.iter().map(move |p| (it, p)))
+    {
+        let offset = segment.offset.max(piece.offset);
+        let end = (segment.offset + segment.file_bytes).min(piece.offset + piece.file_bytes);
+        let by_header = first(piece).wrapping_add(offset - piece.offset);
+        let by_elf = first(segment).wrapping_add(offset - segment.offset);
+        if offset < end && by_header != by_elf {
+            let error = MultibootError::TwoPlaces { offset, by_header, by_elf };
+            return Err(BootError::Multiboot { path: source.path(), error });
+        }
+    }
+    Ok(())
 }
 
 /// Where the information goes.

@@ -160,6 +160,9 @@ fn a_header_with_addresses_says_where_its_file_goes() {
         // An end before the beginning, and behind the file.
         ([0x10_0008, 0x10_0000, 0xf_ffff, 0, 0x10_0000], "load 0x100000 to 0xfffff"),
         ([0x10_0008, 0x10_0000, 0x10_1000, 0, 0x10_0000], "do not fit its file"),
+        // An entry in front of what is loaded, and behind it.
+        ([0x10_0008, 0x10_0000, 0, 0, 0], "entry 0x0 is not in what it loads, 0x100000 to"),
+        ([0x10_0008, 0x10_0000, 0x10_0028, 0, 0x10_0028], "entry 0x100028 is not in what"),
     ] {
         let image = [vec![0xee; 12], header(ADDRESSES, &addresses), vec![0xf4; 5]].concat();
         let error = refused(&image);
@@ -167,6 +170,21 @@ fn a_header_with_addresses_says_where_its_file_goes() {
     }
     assert!(
         refused(&[vec![0; 12], header(ADDRESSES, &[1, 2])].concat()).contains("cut off inside")
+    );
+}
+
+/// Symbols are where the ELF headers say, the kernel where the Multiboot header says.
+#[test]
+fn addresses_that_contradict_elf_are_refused() {
+    let image = |place: u32, physical| {
+        let header = header(ADDRESSES, &[place, place, 0, 0, place + 32]);
+        elf32(0x10_0020, &[segment(0xc010_0000, physical, &[header, vec![0xf4]].concat(), 0x100)])
+    };
+    assert!(Scene::used().load(&image(0x10_0000, 0x10_0000)).is_ok());
+    let error = refused(&image(0x30_0000, 0x10_0000));
+    assert!(
+        error.contains("0x54 of the file at 0x300000, its ELF headers put it at 0x100000"),
+        "{error}"
     );
 }
 
