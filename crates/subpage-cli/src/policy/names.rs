@@ -125,12 +125,20 @@ impl Names {
         }
     }
 
-    /// The first name that both lists have once, and not at the same address: its range in each.
+    /// The first name that both lists have once, and not for the same bytes: its range in each. A list
+    /// that does not know lengths has 0.
     pub fn first_difference<'a>(&'a self, other: &'a Self) -> Option<[&'a NamedRange; 2]> {
-        self.sorted.iter().find_map(|range| {
+        self.common(other).find(|[ours, theirs]| {
+            let lengths = [ours.length, theirs.length];
+            ours.start != theirs.start || lengths[0] != lengths[1] && !lengths.contains(&0)
+        })
+    }
+
+    /// The ranges of the names that both lists have once.
+    pub fn common<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = [&'a NamedRange; 2]> {
+        self.sorted.iter().filter_map(|range| {
             let ours = self.find_exactly(&range.name).ok()?;
-            let theirs = other.find_exactly(&range.name).ok()?;
-            (ours.start != theirs.start).then_some([ours, theirs])
+            Some([ours, other.find_exactly(&range.name).ok()?])
         })
     }
 

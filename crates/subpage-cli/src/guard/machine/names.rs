@@ -188,11 +188,19 @@ pub(super) fn check_build(symbols: &GuestSymbols, image: &Path) -> Result<(), Fa
                         place.insert(read.map_err(|error| Failure::bad(&error))?)
                     }
                 };
-                let Some([there, here]) = names.first_difference(own) else { continue };
-                format!(
-                    "`{}` lies at {:#x} there and at {:#x} in the guest",
-                    there.name, there.start, here.start
-                )
+                match names.first_difference(own) {
+                    Some([there, here]) if there.start != here.start => format!(
+                        "`{}` lies at {:#x} there and at {:#x} in the guest",
+                        there.name, there.start, here.start
+                    ),
+                    Some([there, here]) => format!(
+                        "`{}` has {} bytes there and {} in the guest",
+                        there.name, there.length, here.length
+                    ),
+                    // A stripped guest has nothing to compare.
+                    None if own.is_empty() || names.common(own).next().is_some() => continue,
+                    None => "the guest has none of them".to_owned(),
+                }
             }
         };
         return Err(Failure::Input(format!(

@@ -179,4 +179,8 @@ fn a_list_of_another_build_is_refused_by_any_symbol() {
     let right = "ffffffff80300000 T _text\nffffffff80200080 D elsewhere\n";
     assert!(check(&asked(right)).is_ok());
     assert!(check(&asked("ffffffff80300040 T _text\n")).is_err());
+    // Nothing in common: nothing says that it is of this guest.
+    let failure = check(&asked("ffffffff80300000 D elsewhere\n")).expect_err("a stranger");
+    let wrong = failure.event().expect("bad input").message;
+    assert!(wrong.contains("the guest has none of them"), "{wrong}");
 }
