@@ -34,6 +34,10 @@ pub enum ProgramError {
     },
 }
 
+/// Data that the compiler's start files put into every program, and so tell nothing.
+const IN_EVERY_PROGRAM: [&str; 6] =
+    ["completed.0", "__dso_handle", "_IO_stdin_used", "data_start", "__data_start", "__TMC_END__"];
+
 impl Names {
     /// The same names of a trace, with the fields that the debug information of the ELF file at `path`
     /// tells: the program that was recorded.
@@ -48,6 +52,7 @@ impl Names {
         let symbols = read_symbols(path, SymbolFormat::Elf, AddressSpace::Virtual)?;
         let objects = Self::new(objects.into_iter().collect());
         let mut shift = None;
+        let mut is_known = false;
         for object in objects.iter() {
             let (Ok(_), Ok(symbol)) =
                 (objects.find_exactly(&object.name), symbols.find_exactly(&object.name))
@@ -59,8 +64,9 @@ impl Names {
                 let name = object.name.clone();
                 return Err(ProgramError::OtherBuild { path: path.to_owned(), name });
             }
+            is_known |= !IN_EVERY_PROGRAM.contains(&object.name.as_str());
         }
-        let Some(shift) = shift else {
+        let Some(shift) = shift.filter(|_| is_known) else {
             return Err(ProgramError::Stranger { path: path.to_owned() });
         };
         Ok(self.with_debug_info(DebugInfo::of(path.to_owned(), Mapping::Shifted(shift))))

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use object::{Object, ObjectSection};
 use proptest::prelude::*;
 use subpage::address::ByteRange;
-use subpage_cli::policy::{Names, place_of, read_region_names};
+use subpage_cli::policy::{NamedRange, Names, place_of, read_region_names};
 use subpage_trace::{
     Header, Name, NameKind, Names as RecordedNames, TraceWriter, Write as TraceWrite,
 };
@@ -130,6 +130,38 @@ fn what_is_not_there_is_said_in_words() {
     }
     let long = format!("table{}", "[0]".repeat(65));
     assert!(find(&names, &long).is_err_and(|wrong| wrong.contains("no name")));
+}
+
+/// An array without a count ends where what it is in ends, at the latest.
+#[test]
+fn arrays_without_a_count_stay_in_their_structure() {
+    let names = names(&file("open.elf"));
+    assert_eq!(find(&names, "several[3].count"), Ok((start(&names, "several") + 12, 4)));
+    assert_eq!(find(&names, "holder.inner.count"), Ok((start(&names, "holder") + 4, 4)));
+    for (place, part) in [
+        ("several[0].tail", "`several[0].tail` has no byte"),
+        ("several[0].tail[0]", "ends behind `several[0].tail`"),
+        ("several[3].tail[0]", "ends at byte 20 of `several`, which has 16 bytes"),
+        ("holder.inner.tail", "has no byte"),
+        ("holder.inner.tail[0]", "ends behind `holder.inner.tail`"),
+        ("middle.mark", "does not say in a way that is known here"),
+    ] {
+        let wrong = find(&names, place).expect_err(place);
+        assert!(wrong.contains(part), "{place}: {wrong}");
+    }
+}
+
+/// A variable without a byte lies where another begins: what is read before makes no difference.
+#[test]
+fn what_lies_at_the_same_address_is_told_apart() {
+    for before in [None, Some("other.b")] {
+        let names = names(&file("neighbours.elf"));
+        assert_eq!(start(&names, "nothing"), start(&names, "thing"));
+        if let Some(before) = before {
+            find(&names, before).expect(before);
+        }
+        assert_eq!(find(&names, "thing[0].b"), Ok((start(&names, "thing") + 4, 4)), "{before:?}");
+    }
 }
 
 #[test]
@@ -281,6 +313,27 @@ fn fields_of_a_recorded_program_are_known() {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(status(&output), 2);
         assert!(errors.contains(told), "{errors}");
+    }
+}
+
+/// Another name for the same bytes may have the type of what lies there, if it is as long.
+#[test]
+fn names_that_the_program_does_not_have_are_no_fields_of_others() {
+    let named = |name: &str, start, length| NamedRange { name: name.to_owned(), start, length };
+    let with_items = |length| {
+        let twin = named("twin", 0x1020_1180, 24);
+        let names = Names::new(vec![named("items", 0x1020_1240, length), twin.clone()]);
+        names.with_program([twin], &file("dwarf5.elf")).expect("the program")
+    };
+    assert_eq!(find(&with_items(192), "items[1].next.flags"), Ok((0x1020_1280, 4)));
+    for length in [96, 193, 0] {
+        let wrong = find(&with_items(length), "items[1].next.flags").expect_err("another");
+        assert!(wrong.contains("does not describe `items`"), "{length}: {wrong}");
+    }
+    // What every program has tells nothing.
+    for name in ["completed.0", "_IO_stdin_used"] {
+        let names = Names::new(vec![named(name, 0x1020_1180, 24)]);
+        assert!(names.clone().with_program(names.iter().cloned(), &file("dwarf5.elf")).is_err());
     }
 }
 

@@ -7,7 +7,7 @@ there=${1:-$here}
 work=$(mktemp -d)
 trap 'rm -rf -- "$work"' EXIT
 cd -- "$work"
-cp -- "$here"/places.* .
+cp -- "$here"/*.c "$here"/*.cc "$here"/*.rs .
 
 flags="-O1 -Wall -ffreestanding -fno-inline -fno-pie -fno-stack-protector -fcf-protection=none
     -fno-asynchronous-unwind-tables -fno-ident -mgeneral-regs-only -mno-red-zone -fdebug-prefix-map=$work=."
@@ -41,6 +41,14 @@ cp "$there/dwarf5.elf" debug-names.elf
 gdb-add-index gdb-index.elf
 gdb-add-index -dwarf-5 debug-names.elf
 cp gdb-index.elf debug-names.elf "$there"
+build open open.c cc -gdwarf-5
+# Two units, one of which has a variable without bytes where the other's begins, and an index.
+for number in 1 2; do
+    # shellcheck disable=SC2086
+    cc $flags -gdwarf-5 -ggnu-pubnames -c "neighbour-$number.c"
+done
+# shellcheck disable=SC2086
+ld $link -o "$there/neighbours.elf" neighbour-1.o neighbour-2.o
 build cpp places.cc c++ -gdwarf-5 -fno-exceptions
 rustc --edition 2024 -g -O -C panic=abort -C relocation-model=static --emit=obj --remap-path-prefix="$work=." \
     --crate-type lib -A warnings -o rust.o places.rs

@@ -5,9 +5,13 @@ use gimli::{AttributeValue, DebugAddrIndex, DwAt, DwTag, Encoding, Operation, Re
 use super::super::notation::NotAPlace;
 use super::sections::{MAX_TEXT_BYTES, Section};
 use super::units::{At, Reader, Slice, Unit, UnitId};
+use super::work::too_large;
 
 /// Most members or dimensions of one type.
 const MAX_CHILDREN: usize = 1 << 16;
+
+/// Most bytes of the names of one structure's members.
+const MAX_TEXTS_BYTES: usize = 16 << 20;
 
 /// Where the entry says that something is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +135,7 @@ impl Reader {
         let unit = self.unit(at.unit)?;
         let header = unit.header();
         let mut found = Vec::new();
+        let mut text_bytes = 0;
         let damaged = |reader: &Self, error: gimli::Error| reader.sections.damaged(error);
         let mut entries = header
             .entries_raw(&unit.abbreviations, Some(gimli::UnitOffset(at.offset)))
@@ -158,6 +163,12 @@ impl Reader {
                 let attribute = entries.read_attribute(*specification);
                 let attribute = attribute.map_err(|error| damaged(self, error))?;
                 self.take(&mut entry, &unit, attribute.name(), attribute.value())?;
+            }
+            for text in [&entry.name, &entry.linkage_name].into_iter().flatten() {
+                text_bytes += text.len();
+            }
+            if text_bytes > MAX_TEXTS_BYTES {
+                return Err(too_large("has a structure whose names are too long"));
             }
             found.push(entry);
             if most == 1 {
@@ -232,6 +243,7 @@ impl Reader {
             }
             _ => return Ok(None),
         };
+        self.work.charge(8 * text.len())?;
         Ok(Some(String::from_utf8_lossy(&text).into_owned()))
     }
 

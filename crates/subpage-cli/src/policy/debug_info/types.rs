@@ -19,6 +19,10 @@ pub(super) const MAX_CHAIN: usize = 64;
 /// Most structures without a name, and bases, that are searched for one field.
 const MAX_PARTS: usize = 1024;
 
+/// Most fields that are kept for a message about one that is not there, and longest name of such a one.
+const MAX_NAMES: usize = 4096;
+const MAX_NAME_BYTES: usize = 256;
+
 /// The bytes that `steps` lead to in the variable that `named` stands for, which lies at one of
 /// `addresses`.
 pub(super) fn find(
@@ -32,20 +36,31 @@ pub(super) fn find(
     let mut path = named.name.clone();
     let mut offset = 0_u64;
     let beyond = || wrong(format!("`{}` does not reach so far", named.name), "");
+    // Bytes from here to the end of what this is a part of, if that is known.
+    let mut within = (named.length > 0).then_some(named.length);
+    same_length(reader, &kind, named)?;
     for step in steps {
         let (more, next) = match step {
             Step::Field(field) => reader.field(kind, &path, field)?,
             Step::Index(index) => reader.element(kind, &path, *index)?,
         };
-        match step {
-            Step::Field(field) => path = format!("{path}.{field}"),
-            Step::Index(index) => path = format!("{path}[{index}]"),
-        }
+        let inner = match step {
+            Step::Field(field) => format!("{path}.{field}"),
+            Step::Index(index) => format!("{path}[{index}]"),
+        };
+        let outer = std::mem::replace(&mut path, inner);
         offset = offset.checked_add(more).ok_or_else(beyond)?;
         kind = next;
+        within = within.map(|within| within.saturating_sub(more));
+        if let Some(length) = reader.length(kind.clone(), None)? {
+            if within.is_some_and(|room| length > room) {
+                let end = offset.checked_add(length).ok_or_else(beyond)?;
+                return Err(too_far(&path, end, named, &outer));
+            }
+            within = Some(length);
+        }
     }
-    let rest = (named.length > 0).then(|| named.length.saturating_sub(offset));
-    let Some(length) = reader.length(kind, rest)? else {
+    let Some(length) = reader.length(kind, within)? else {
         return Err(wrong(
             format!("nothing says how long `{path}` is"),
             format!("name one element, `{path}[0]`, or write NAME+OFFSET+LENGTH"),
@@ -55,16 +70,43 @@ pub(super) fn find(
     if length == 0 {
         return Err(wrong(format!("`{path}` has no byte"), "name what has bytes"));
     }
-    if rest.is_some() && end > named.length {
-        return Err(wrong(
-            format!(
-                "`{path}` ends at byte {end} of `{}`, which has {} bytes",
-                named.name, named.length
-            ),
-            "name less of it; if it is all there, the debug information is of another build",
-        ));
+    if named.length > 0 && end > named.length {
+        return Err(too_far(&path, end, named, &named.name));
     }
     Ok(Bytes { offset, length })
+}
+
+/// About what ends behind what it is in.
+fn too_far(path: &str, end: u64, named: &NamedRange, outer: &str) -> NotAPlace {
+    let NamedRange { name, length, .. } = named;
+    let message = if *length > 0 && end > *length {
+        format!("`{path}` ends at byte {end} of `{name}`, which has {length} bytes")
+    } else {
+        format!("`{path}` ends behind `{outer}`, which it is in")
+    };
+    wrong(message, "name less of it; if it is all there, the debug information is of another build")
+}
+
+/// Refuses a type that is not as long as its symbol: it is that of something else, or there is more to it
+/// than is known here. A structure may be shorter: an array without a count may end it.
+fn same_length(reader: &mut Reader, kind: &Kind, named: &NamedRange) -> Result<(), NotAPlace> {
+    let Some(length) = reader.length(kind.clone(), None)? else { return Ok(()) };
+    let is_structure = reader.looked_through(kind.clone())?.is_err();
+    if named.length == 0
+        || length == named.length
+        || length < named.length && is_structure && reader.ends_open(kind.clone())?
+    {
+        return Ok(());
+    }
+    Err(wrong(
+        format!(
+            "`{}` has {} bytes, and {length} by its type in the debug information of {}",
+            named.name,
+            named.length,
+            reader.sections.path()
+        ),
+        "take the debug information of this very build, or write NAME+OFFSET+LENGTH",
+    ))
 }
 
 /// The type of the variable at one of these addresses.
@@ -76,7 +118,17 @@ fn variable_type(
     let name = &named.name;
     let plain = name.split('.').next().unwrap_or(name);
     let mut found = None;
-    for at in reader.variables_at(addresses, name)? {
+    let mut variables = reader.variables_at(addresses, name)?;
+    let mut next = 0;
+    let mut has_all = false;
+    loop {
+        if next == variables.len() && !has_all {
+            // Another name for the same bytes counts only where none of all is called so.
+            variables = reader.all_variables_at(addresses)?;
+            (next, has_all, found) = (0, true, None);
+        }
+        let Some(at) = variables.get(next).copied() else { break };
+        next += 1;
         let mut entry = reader.entry(at)?;
         let (mut is_called_so, mut its_type) = (false, None);
         for _ in 0..MAX_CHAIN {
@@ -89,11 +141,16 @@ fn variable_type(
             entry = reader.entry(at)?;
         }
         if let Some(its_type) = its_type {
-            // Another name for the same bytes is as good, if there is no better one.
             if is_called_so {
                 return Ok(its_type);
             }
-            found.get_or_insert(its_type);
+            // Another name for the same bytes, if it stands for as many.
+            if found.is_none()
+                && named.length > 0
+                && reader.length(Kind::Type(Some(its_type)), None)? == Some(named.length)
+            {
+                found = Some(its_type);
+            }
         }
     }
     found.ok_or_else(|| {
@@ -196,7 +253,8 @@ impl Reader {
         let mut next = 0;
         while let Some((part, start)) = parts.get(next).cloned() {
             next += 1;
-            for member in self.children(&part)? {
+            let members = self.children(&part)?;
+            for member in &members {
                 // A member of the class, not of each of its objects.
                 if member.is_declaration {
                     continue;
@@ -208,15 +266,26 @@ impl Reader {
                 match &member.name {
                     Some(name) if !name.is_empty() && !is_base => {
                         if name == field {
-                            let (offset, kind) = self.place(&member)?;
+                            let (offset, kind) = self.place(member)?;
+                            let is_last = part.tag == gimli::DW_TAG_union_type
+                                || members.iter().all(|other| {
+                                    other.at == member.at
+                                        || location(other).is_some_and(|at| at < offset)
+                                });
+                            if self.is_open(kind.clone())? && !(is_last && start == 0) {
+                                return Err(unusual());
+                            }
                             let offset = start.checked_add(offset).ok_or_else(unusual)?;
                             return Ok((offset, kind));
                         }
-                        names.push(name.clone());
+                        // For the message only.
+                        if names.len() < MAX_NAMES && name.len() <= MAX_NAME_BYTES {
+                            names.push(name.clone());
+                        }
                     }
                     _ => {
                         // A virtual base lies where the running program says.
-                        let Some(offset) = location(&member) else { continue };
+                        let Some(offset) = location(member) else { continue };
                         let inner = self.behind(member.its_type)?;
                         let Some(inner) = inner.filter(|inner| seen.insert(inner.at)) else {
                             continue;
@@ -240,6 +309,32 @@ impl Reader {
             format!("{}, which `{path}` is, has no field `{}`", shown(structure), cut(field)),
             help,
         ))
+    }
+
+    /// Whether it is an array that has as many elements as there is room for.
+    fn is_open(&mut self, kind: Kind) -> Result<bool, NotAPlace> {
+        Ok(match self.looked_through(kind)? {
+            Ok(Kind::Array { dimensions, .. }) => dimensions.iter().any(|it| it.count.is_none()),
+            _ => false,
+        })
+    }
+
+    /// Whether a structure ends in such an array, or its last member does.
+    fn ends_open(&mut self, kind: Kind) -> Result<bool, NotAPlace> {
+        let mut kind = kind;
+        for _ in 0..MAX_CHAIN {
+            let Err(Some(structure)) = self.looked_through(kind)? else { return Ok(false) };
+            let members = self.children(&structure)?;
+            let of_structure =
+                members.into_iter().filter(|member| member.tag == gimli::DW_TAG_member);
+            // Of several at one place the last one: an array without elements has no length.
+            let Some(last) = of_structure.max_by_key(location) else { return Ok(false) };
+            kind = Kind::Type(last.its_type);
+            if self.is_open(kind.clone())? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Where a member begins in its structure, and what it is.

@@ -29,6 +29,9 @@ const MAX_HELD_BYTES: usize = 64 << 20;
 /// Most units that are held for the next look.
 const MAX_HELD: usize = 64;
 
+/// Bytes of memory for each of a table of abbreviations, at most.
+const TABLE_COST: usize = 16;
+
 pub(super) type Slice<'a> = EndianSlice<'a, RunTimeEndian>;
 
 /// A unit by the section that has it and its offset there.
@@ -50,6 +53,8 @@ pub(super) struct At {
 #[derive(Debug)]
 pub(super) struct Unit {
     bytes: Vec<u8>,
+    /// Bytes of its table of abbreviations in the file.
+    table_bytes: usize,
     endian: RunTimeEndian,
     is_types: bool,
     pub(super) abbreviations: Abbreviations,
@@ -197,11 +202,12 @@ impl Reader {
             return Ok(Arc::clone(unit));
         }
         let unit = Arc::new(self.read_unit(id)?);
-        if self.held.len() == MAX_HELD || self.held_bytes + unit.bytes.len() > MAX_HELD_BYTES {
+        let bytes = unit.bytes.len() + unit.table_bytes * TABLE_COST;
+        if self.held.len() == MAX_HELD || self.held_bytes + bytes > MAX_HELD_BYTES {
             self.held.clear();
             self.held_bytes = 0;
         }
-        self.held_bytes += unit.bytes.len();
+        self.held_bytes += bytes;
         self.held.insert(id, Arc::clone(&unit));
         Ok(unit)
     }
@@ -209,6 +215,8 @@ impl Reader {
     /// The unit, which is not kept.
     pub(super) fn read_unit(&mut self, id: UnitId) -> Result<Unit, NotAPlace> {
         let length = self.unit_length(id)?;
+        // Again and again, if units that refer to each other cannot be held together.
+        self.work.charge(usize::try_from(length / 2).unwrap_or(usize::MAX))?;
         let bytes = self.read_bytes(id, length)?;
         let endian = self.sections.endian;
         let is_types = id.section == Section::Types;
@@ -237,6 +245,7 @@ impl Reader {
             lower_bound: 0,
             is_split: matches!(header.type_(), UnitType::Skeleton(_)),
             bytes: Vec::new(),
+            table_bytes: table.len(),
         };
         let mut entries = header
             .entries_raw(&unit.abbreviations, None)

@@ -35,6 +35,11 @@ impl Variables {
         self.damage.get_or_insert(wrong);
     }
 
+    /// The variables at one of these addresses.
+    fn at_any(&self, addresses: &[u64]) -> Vec<At> {
+        addresses.iter().flat_map(|address| self.at(*address)).collect()
+    }
+
     /// The variables at an address.
     fn at(&self, address: u64) -> Vec<At> {
         let first = self.found.partition_point(|(other, _)| *other < address);
@@ -46,33 +51,29 @@ impl Variables {
 impl Reader {
     /// The variables that lie at one of these addresses; `name` is that of the symbol there.
     ///
-    /// Only the units that an index of the file names are read, if it has an index that names the right
-    /// ones.
+    /// Those of the units that were read for other names, and of the units that an index of the file
+    /// gives for this one; others may lie there as well: see [`all_variables_at`](Self::all_variables_at).
     pub(super) fn variables_at(
         &mut self,
         addresses: &[u64],
         name: &str,
     ) -> Result<Vec<At>, NotAPlace> {
-        let at = |variables: &Variables| -> Vec<At> {
-            addresses.iter().flat_map(|address| variables.at(*address)).collect()
-        };
-        let found = at(&self.variables);
-        if !found.is_empty() || self.variables.complete {
-            return Ok(found);
-        }
-        self.variables.looks += 1;
-        if self.variables.looks <= MAX_LOOKS {
+        if !self.variables.complete && self.variables.looks < MAX_LOOKS {
+            self.variables.looks += 1;
             let units = index::units_of(self, name, addresses)?;
             self.scan(&units)?;
-            let found = at(&self.variables);
-            if !found.is_empty() {
-                return Ok(found);
-            }
         }
-        let all = self.starts()?;
-        self.scan(&all)?;
-        self.variables.complete = true;
-        Ok(at(&self.variables))
+        Ok(self.variables.at_any(addresses))
+    }
+
+    /// The same of all units.
+    pub(super) fn all_variables_at(&mut self, addresses: &[u64]) -> Result<Vec<At>, NotAPlace> {
+        if !self.variables.complete {
+            let all = self.starts()?;
+            self.scan(&all)?;
+            self.variables.complete = true;
+        }
+        Ok(self.variables.at_any(addresses))
     }
 
     /// Why a variable is not there, if something was left out.

@@ -1,0 +1,4 @@
+struct narrow {
+    int a;
+    int b;
+} thing[1] = {{1, 2}};
