@@ -236,7 +236,10 @@ impl Locked<'_> {
             // All its bytes have to be known.
             Ok(store) if store.is_open() => {
                 match settle(self, Trapped { instruction, store }, state) {
-                    Ok(None) => return Ok(Some(StoreOutcome::Done)),
+                    Ok(None) => {
+                        self.shared.domain.note_violation();
+                        return Ok(Some(StoreOutcome::Done));
+                    }
                     Ok(Some(known)) => {
                         settled = known;
                         Ok(&settled)
@@ -260,6 +263,7 @@ impl Locked<'_> {
             && !located.touches_page_of(exit.gpa)
         {
             // ENTER, which asks for a page and writes to another.
+            self.shared.domain.note_violation();
             return complete(self, Trapped { instruction, store }, located, state).map(Some);
         }
         let (domain, retry) = (&mut self.shared.domain, &mut self.vcpu.retry);

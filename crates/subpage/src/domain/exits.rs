@@ -214,7 +214,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     }
 
     /// Counts an EPT violation that the backend answers by itself: the instruction asks for a page and
-    /// writes to another, as ENTER does.
+    /// writes to another, as ENTER does, or writes nothing, as one whose mask is zero.
     pub fn note_violation(&mut self) {
         self.counters.ept_violations += 1;
     }
