@@ -130,7 +130,7 @@ pub struct MachineArguments {
     /// Features of the processor over those that this KVM offers, with commas: FEATURE must be there,
     /// -FEATURE is left out with all that need it; names as `avx2` in /proc/cpuinfo
     #[cfg(feature = "kvm")]
-    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true, conflicts_with = "restore")]
     pub cpu: Option<FeatureChoice>,
     /// Initial RAM disk of a Linux kernel; for a Multiboot kernel, a module
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
@@ -154,7 +154,7 @@ pub struct MachineArguments {
         value_name = "FILE",
         value_hint = ValueHint::FilePath,
         value_parser = file(),
-        conflicts_with_all = ["policy", "guest", "cpus", "memory", "cpu", "initrd", "cmdline", "load_address", "symbols"]
+        conflicts_with_all = ["policy", "guest", "cpus", "memory", "initrd", "cmdline", "load_address", "symbols"]
     )]
     pub restore: Option<PathBuf>,
     /// What the guest's serial port receives: a file, or `-` for standard input, of which a terminal
