@@ -115,21 +115,43 @@ fn variable_type(
     addresses: &[u64],
     named: &NamedRange,
 ) -> Result<Reference, NotAPlace> {
+    let near = reader.variables_at(addresses, &named.name)?;
+    if let Found::Called(its_type) = among(reader, &near, named)? {
+        return Ok(its_type);
+    }
+    // Another name for the same bytes counts only where none of all is called so.
+    let all = reader.all_variables_at(addresses)?;
+    match among(reader, &all, named)? {
+        Found::Called(its_type) | Found::AsLong(its_type) => Ok(its_type),
+        Found::Nothing => Err(reader.left_out().unwrap_or_else(|| {
+            wrong(
+                format!(
+                    "the debug information of {} does not describe `{}`",
+                    reader.sections.path(),
+                    named.name
+                ),
+                "compile the file that defines it with `-g`, or write NAME+OFFSET+LENGTH",
+            )
+        })),
+    }
+}
+
+/// What some variables tell of a name.
+enum Found {
+    /// One of them is called so, and has this type.
+    Called(Reference),
+    /// One of them stands for as many bytes: perhaps another name for the same.
+    AsLong(Reference),
+    Nothing,
+}
+
+/// What these variables, all at the address of `named`, tell of it.
+fn among(reader: &mut Reader, variables: &[At], named: &NamedRange) -> Result<Found, NotAPlace> {
     let name = &named.name;
     let plain = name.split('.').next().unwrap_or(name);
-    let mut found = None;
-    let mut variables = reader.variables_at(addresses, name)?;
-    let mut next = 0;
-    let mut has_all = false;
-    loop {
-        if next == variables.len() && !has_all {
-            // Another name for the same bytes counts only where none of all is called so.
-            variables = reader.all_variables_at(addresses)?;
-            (next, has_all, found) = (0, true, None);
-        }
-        let Some(at) = variables.get(next).copied() else { break };
-        next += 1;
-        let mut entry = reader.entry(at)?;
+    let mut found = Found::Nothing;
+    for at in variables {
+        let mut entry = reader.entry(*at)?;
         let (mut is_called_so, mut its_type) = (false, None);
         for _ in 0..MAX_CHAIN {
             let names = [&entry.name, &entry.linkage_name];
@@ -140,30 +162,16 @@ fn variable_type(
             let at = reader.resolve(origin)?;
             entry = reader.entry(at)?;
         }
-        if let Some(its_type) = its_type {
-            if is_called_so {
-                return Ok(its_type);
-            }
-            // Another name for the same bytes, if it stands for as many.
-            if found.is_none()
-                && named.length > 0
-                && reader.length(Kind::Type(Some(its_type)), None)? == Some(named.length)
-            {
-                found = Some(its_type);
-            }
+        let Some(its_type) = its_type else { continue };
+        if is_called_so {
+            return Ok(Found::Called(its_type));
+        }
+        let length = reader.length(Kind::Type(Some(its_type)), None)?;
+        if named.length > 0 && length == Some(named.length) {
+            found = Found::AsLong(its_type);
         }
     }
-    found.ok_or_else(|| {
-        reader.left_out().unwrap_or_else(|| {
-            wrong(
-                format!(
-                    "the debug information of {} does not describe `{name}`",
-                    reader.sections.path()
-                ),
-                "compile the file that defines it with `-g`, or write NAME+OFFSET+LENGTH",
-            )
-        })
-    })
+    Ok(found)
 }
 
 impl Reader {
