@@ -87,12 +87,6 @@ impl Boot {
             return Self::protected_mode(kvm_segment { l: 0, db: 1, ..code }, data, &from);
         }
         kvm_sregs {
-            cs: code,
-            ds: data,
-            es: data,
-            fs: data,
-            gs: data,
-            ss: data,
             tr: kvm_segment {
                 base: TASK_STATE,
                 limit: TASK_LIMIT.into(),
@@ -101,17 +95,12 @@ impl Boot {
                 present: 1,
                 ..kvm_segment::default()
             },
-            ldt: kvm_segment { type_: 2, unusable: 1, ..kvm_segment::default() },
             gdt: kvm_dtable { base: DESCRIPTORS, limit: GDT_LIMIT, ..kvm_dtable::default() },
-            idt: kvm_dtable::default(),
             cr0: CR0,
-            cr2: 0,
             cr3: PAGE_TABLES,
             cr4: CR4,
-            cr8: 0,
             efer: EFER,
-            apic_base: from.apic_base,
-            interrupt_bitmap: [0; 4],
+            ..Self::protected_mode(code, data, &from)
         }
     }
 
