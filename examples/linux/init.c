@@ -1,0 +1,277 @@
+// The first program of a small Linux guest: a shell with a handful of commands, and what it does
+// if it is told nothing else. It needs no library, so that the whole initrd is a few kilobytes.
+//
+// The kernel's command line tells it what to do, one command each, in quotes:
+//     console=ttyS0 -- "cat /proc/version" "echo /tmp/evil > /proc/sys/kernel/modprobe" poweroff
+
+typedef unsigned long word;
+
+enum {
+    READ = 0, WRITE = 1, OPEN = 2, CLOSE = 3, PIPE = 22, GETUID = 102, FORK = 57, EXIT = 60,
+    WAIT4 = 61, RENAME = 82, MKDIR = 83, RMDIR = 84, UNLINK = 87, SYMLINK = 88, MOUNT = 165,
+    UMOUNT = 166, REBOOT = 169, CLOCK_GETTIME = 228,
+};
+
+enum { READ_ONLY = 0, WRITE_ONLY = 1, CREATE = 0100, TRUNCATE = 01000 };
+
+// Of reboot(2).
+enum { MAGIC = 0xfee1dead, MAGIC2 = 0x28121969, RESTART = 0x1234567, POWER_OFF = 0x4321fedc };
+
+static long call(long number, word a, word b, word c, word d, word e)
+{
+    long result;
+    register word r10 __asm__("r10") = d;
+    register word r8 __asm__("r8") = e;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+#define CALL(number, a, b, c) call(number, (word)(a), (word)(b), (word)(c), 0, 0)
+
+static word length(const char *text)
+{
+    word n = 0;
+    while (text[n])
+        n++;
+    return n;
+}
+
+static void print(const char *text)
+{
+    CALL(WRITE, 1, text, length(text));
+}
+
+static void print_number(long value)
+{
+    char digits[24];
+    int at = sizeof digits - 1;
+    word left = value < 0 ? -(word)value : (word)value;
+    digits[at] = 0;
+    do
+        digits[--at] = '0' + left % 10;
+    while (left /= 10);
+    if (value < 0)
+        digits[--at] = '-';
+    print(digits + at);
+}
+
+static void complain(const char *what, long error)
+{
+    print(what);
+    print(": error ");
+    print_number(-error);
+    print("\n");
+}
+
+// Whether the text begins with the word, followed by a space or nothing; if so, the rest.
+static const char *after(const char *text, const char *word)
+{
+    while (*word)
+        if (*text++ != *word++)
+            return 0;
+    if (*text && *text != ' ')
+        return 0;
+    while (*text == ' ')
+        text++;
+    return text;
+}
+
+static void cat(const char *path)
+{
+    char buffer[512];
+    long file = CALL(OPEN, path, READ_ONLY, 0);
+    if (file < 0) {
+        complain(path, file);
+        return;
+    }
+    for (;;) {
+        long count = CALL(READ, file, buffer, sizeof buffer);
+        if (count <= 0)
+            break;
+        CALL(WRITE, 1, buffer, count);
+    }
+    CALL(CLOSE, file, 0, 0);
+}
+
+// echo TEXT > PATH
+static void echo(const char *rest)
+{
+    char text[256];
+    word n = 0;
+    while (*rest && *rest != '>' && n + 2 < sizeof text)
+        text[n++] = *rest++;
+    while (n && text[n - 1] == ' ')
+        n--;
+    text[n++] = '\n';
+    text[n] = 0;
+    if (*rest != '>') {
+        print(text);
+        return;
+    }
+    rest++;
+    while (*rest == ' ')
+        rest++;
+    long file = CALL(OPEN, rest, WRITE_ONLY | CREATE | TRUNCATE, 0644);
+    long count = file < 0 ? file : CALL(WRITE, file, text, n);
+    if (count < 0)
+        complain(rest, count);
+    if (file >= 0)
+        CALL(CLOSE, file, 0, 0);
+}
+
+static word now(void)
+{
+    word time[2] = {0, 0};
+    CALL(CLOCK_GETTIME, 1, time, 0);
+    return time[0] * 1000000 + time[1] / 1000;
+}
+
+static word number(const char *text)
+{
+    word value = 0;
+    while (*text >= '0' && *text <= '9')
+        value = value * 10 + (*text++ - '0');
+    return value;
+}
+
+// Work of the kind that makes a kernel write its own data: processes, pipes, files, directories,
+// links, mounts.
+static void work(word rounds)
+{
+    word begun = now();
+    for (word i = 0; i < rounds; i++) {
+        int ends[2], status;
+        char byte = 'x';
+        if (CALL(PIPE, ends, 0, 0) < 0)
+            break;
+        long child = CALL(FORK, 0, 0, 0);
+        if (child == 0) {
+            CALL(WRITE, ends[1], &byte, 1);
+            CALL(EXIT, 0, 0, 0);
+        }
+        CALL(READ, ends[0], &byte, 1);
+        CALL(WAIT4, child, &status, 0);
+        CALL(CLOSE, ends[0], 0, 0);
+        CALL(CLOSE, ends[1], 0, 0);
+        CALL(MKDIR, "/work", 0755, 0);
+        call(MOUNT, (word) "none", (word) "/work", (word) "ramfs", 0, 0);
+        long file = CALL(OPEN, "/work/a", WRITE_ONLY | CREATE, 0644);
+        CALL(WRITE, file, "text\n", 5);
+        CALL(CLOSE, file, 0, 0);
+        CALL(SYMLINK, "/work/a", "/work/b", 0);
+        CALL(RENAME, "/work/a", "/work/c", 0);
+        CALL(UNLINK, "/work/b", 0, 0);
+        CALL(UNLINK, "/work/c", 0, 0);
+        CALL(UMOUNT, "/work", 0, 0);
+        CALL(RMDIR, "/work", 0, 0);
+    }
+    print("work: ");
+    print_number(rounds);
+    print(" rounds in ");
+    print_number(now() - begun);
+    print(" us\n");
+}
+
+static void end(word how)
+{
+    CALL(REBOOT, MAGIC, MAGIC2, how);
+}
+
+static void shell(void);
+
+static void run(const char *command)
+{
+    const char *rest;
+    if ((rest = after(command, "cat")))
+        cat(rest);
+    else if ((rest = after(command, "echo")))
+        echo(rest);
+    else if ((rest = after(command, "work")))
+        work(number(rest));
+    else if (after(command, "id")) {
+        print("uid=");
+        print_number(CALL(GETUID, 0, 0, 0));
+        print("\n");
+    } else if (after(command, "shell"))
+        shell();
+    else if (after(command, "poweroff"))
+        end(POWER_OFF);
+    else if (after(command, "reboot"))
+        end(RESTART);
+    else if (after(command, "panic"))
+        echo("c > /proc/sysrq-trigger");
+    else if (*command) {
+        print(command);
+        print(": not a command: cat FILE, echo TEXT > FILE, work ROUNDS, id, shell, poweroff, "
+              "reboot, panic\n");
+    }
+}
+
+static void show_and_run(const char *command)
+{
+    print("# ");
+    print(command);
+    print("\n");
+    run(command);
+}
+
+// Commands from the console, until it ends.
+static void shell(void)
+{
+    char line[256];
+    word n = 0;
+    print("# ");
+    for (;;) {
+        char byte;
+        if (CALL(READ, 0, &byte, 1) <= 0)
+            return;
+        if (byte == '\n' || byte == '\r') {
+            line[n] = 0;
+            n = 0;
+            run(line);
+            print("# ");
+        } else if (n + 1 < sizeof line)
+            line[n++] = byte;
+    }
+}
+
+// What an exploit does that can write the kernel's memory, by the way that root has anyway.
+static const char *const attack[] = {
+    "id",
+    "cat /proc/sys/kernel/modprobe",
+    "echo /tmp/evil > /proc/sys/kernel/modprobe",
+    "cat /proc/sys/kernel/modprobe",
+    "poweroff",
+};
+
+static int mount(const char *kind, const char *path)
+{
+    CALL(MKDIR, path, 0755, 0);
+    return (int)call(MOUNT, (word)kind, (word)path, (word)kind, 0, 0);
+}
+
+__attribute__((used)) static void begin(word *stack)
+{
+    word count = stack[0];
+    char **arguments = (char **)(stack + 1);
+    mount("proc", "/proc");
+    mount("devtmpfs", "/dev");
+    // Nothing of the kernel's between the lines of the commands.
+    echo("1 > /proc/sys/kernel/printk");
+    if (count > 1)
+        for (word i = 1; i < count; i++)
+            show_and_run(arguments[i]);
+    else
+        for (word i = 0; i < sizeof attack / sizeof *attack; i++)
+            show_and_run(attack[i]);
+    end(POWER_OFF);
+    CALL(EXIT, 1, 0, 0);
+}
+
+__attribute__((naked, noreturn)) void _start(void)
+{
+    __asm__("mov %rsp, %rdi\n\tand $-16, %rsp\n\tcall begin\n\thlt");
+}
