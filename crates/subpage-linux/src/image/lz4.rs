@@ -1,0 +1,37 @@
+//! LZ4's legacy frame: blocks of 8 MiB, each with its length before it (lz4_Frame_format.md, "Legacy
+//! frame").
+
+use super::MAX_UNPACKED_BYTES;
+
+/// Bytes of every block but the last once it is unpacked.
+const BLOCK_BYTES: usize = 8 << 20;
+
+/// Longest block: what the format's encoders can make of [`BLOCK_BYTES`].
+const MAX_PACKED_BYTES: usize = BLOCK_BYTES + BLOCK_BYTES / 255 + 16;
+
+const MAGIC_BYTES: usize = 4;
+
+/// Unpacks blocks to the end of `payload`, which the magic begins; `None`: more than the limit.
+pub(super) fn unpack(payload: &[u8]) -> Result<Option<Vec<u8>>, String> {
+    let mut rest = &payload[MAGIC_BYTES..];
+    let mut unpacked = Vec::new();
+    let mut block = vec![0; BLOCK_BYTES];
+    while let Some((length, behind)) = rest.split_first_chunk::<4>() {
+        let length = u32::from_le_bytes(*length) as usize;
+        let packed = behind.get(..length).filter(|_| length <= MAX_PACKED_BYTES);
+        let Some(packed) = packed else {
+            return Err(format!("a block has {length} bytes, and {} follow", behind.len()));
+        };
+        let bytes = lz4_flex::block::decompress_into(packed, &mut block)
+            .map_err(|error| error.to_string())?;
+        if unpacked.len() + bytes > MAX_UNPACKED_BYTES {
+            return Ok(None);
+        }
+        unpacked.extend_from_slice(&block[..bytes]);
+        rest = &behind[length..];
+        if bytes < BLOCK_BYTES {
+            break;
+        }
+    }
+    Ok(Some(unpacked))
+}
