@@ -106,7 +106,9 @@ mod tests {
 
     use subpage::address::{ByteRange, Gpa};
     use subpage::rules::{Action, RuleId};
-    use subpage_trap::{Event, Function, Origin, Process, Response, SourceLine, Verdict, When};
+    use subpage_trap::{
+        Event, Function, Origin, Process, Response, SourceLine, Task, Verdict, When,
+    };
 
     use super::*;
 
@@ -127,7 +129,11 @@ mod tests {
             rule_name: Some("helper \u{1b}path".to_owned()),
             function: Some(Function { name: "sys_\u{1b}write".to_owned(), offset: 0x10 }),
             source: Some(SourceLine { file: "fs/\u{1b}read.c".to_owned(), line: 7 }),
+            call_trace: ["vfs_\u{1b}write+0x10", "ksys_write+0x6b"]
+                .map(|text| text.parse().expect("a place"))
+                .to_vec(),
             process: Some(Process { number: 1, name: "sh\u{1b}".to_owned() }),
+            task: Some(Task { pid: 17, tid: 18, name: "ca\u{1b}t".to_owned(), uid: Some(0) }),
             text: Some("mov [rdi],eax".to_owned()),
             event: Event {
                 response: Response::Fault,
@@ -157,8 +163,8 @@ mod tests {
             text(&object).expect("an event"),
             "denied        helper \\u{1b}path   4 bytes at 0x10e17d  sub-page  3  write 1,145  \
              after 1.250 s  by ~0x401234 in sys_\\u{1b}write+0x10 at fs/\\u{1b}read.c:7  process 1 \
-             sh\\u{1b}  vcpu 1 cpl 3  gla 0xffff80000010e17d  mov [rdi],eax  bytes 2f 74 7c 1b \
-             |/t|.|\n"
+             sh\\u{1b}  process 17 ca\\u{1b}t uid 0  vcpu 1 cpl 3  gla 0xffff80000010e17d  mov [rdi],eax  bytes 2f 74 7c 1b \
+             |/t|.|\n  called by vfs_\\u{1b}write+0x10 < ksys_write+0x6b\n"
         );
         let mut by_a_map = Record::new(record.seq, record.write, record.event);
         let event = &mut by_a_map.event;

@@ -287,6 +287,9 @@ pub fn write_line(out: &mut impl Write, write: &Record, name_columns: usize) -> 
     if let Some(process) = &write.process {
         write!(out, "  {QUIET}process{QUIET:#} {}", printable(&process.to_string()))?;
     }
+    if let Some(task) = &write.task {
+        write!(out, "  {QUIET}process{QUIET:#} {}", printable(&task.to_string()))?;
+    }
     if let Some(cpl) = event.origin.cpl {
         write!(out, "  {QUIET}vcpu {} cpl {cpl}{QUIET:#}", event.origin.vcpu)?;
     }
@@ -299,7 +302,13 @@ pub fn write_line(out: &mut impl Write, write: &Record, name_columns: usize) -> 
     if !event.bytes.is_empty() {
         write!(out, "  {QUIET}bytes{QUIET:#} {}", Dump(&event.bytes))?;
     }
-    writeln!(out)
+    writeln!(out)?;
+    if !write.call_trace.is_empty() {
+        let calls: Vec<_> =
+            write.call_trace.iter().map(|call| printable(&call.to_string()).into_owned()).collect();
+        writeln!(out, "  {QUIET}called by{QUIET:#} {}", calls.join(" < "))?;
+    }
+    Ok(())
 }
 
 fn is_power_of_ten(count: u64) -> bool {

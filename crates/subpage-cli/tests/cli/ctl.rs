@@ -15,7 +15,7 @@ use subpage_kvm::control::protocol::{
 };
 use subpage_kvm::control::{RequestHandler, Server};
 use subpage_kvm::event::{Broadcast, Subscription};
-use subpage_trap::{Event, Origin, Record, SourceLine, Verdict};
+use subpage_trap::{Event, Origin, Record, SourceLine, Task, Verdict};
 
 use crate::assert_golden;
 
@@ -117,6 +117,12 @@ fn record(seq: u64) -> Record {
     Record {
         rule_name: (seq != 3).then(|| "helper path".to_owned()),
         source: (seq == 1).then(|| SourceLine { file: "init/main.c".to_owned(), line: 7 }),
+        call_trace: ["vfs_write+0xc7", "ksys_write+0x6b"]
+            .iter()
+            .filter(|_| seq == 1)
+            .map(|text| text.parse().expect("a place"))
+            .collect(),
+        task: (seq == 1).then(|| Task { pid: 17, tid: 18, name: "sh".to_owned(), uid: Some(0) }),
         text: Some("mov [rdi],eax".to_owned()),
         ..Record::new(seq, 1_000 + seq, event)
     }

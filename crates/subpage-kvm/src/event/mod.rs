@@ -4,9 +4,11 @@
 
 mod broadcast;
 mod functions;
+mod witness;
 
 pub use broadcast::{Broadcast, Received, Subscription};
 pub use functions::{Functions, Lines};
+pub use witness::{Scene, Testimony, Witness};
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -42,14 +42,21 @@ impl std::fmt::Display for HostFailure {
     }
 }
 
+/// The registers before the write.
+#[derive(Clone, Copy)]
+pub(super) enum Before<'a> {
+    Known(&'a State),
+    /// Of a plain store: as the processor still shares them.
+    Shared,
+}
+
 /// A processor whose write trapped, and the locked guard.
 pub(super) struct Backend<'a> {
     pub(super) context: StoreContext<'a>,
     pub(super) guard: &'a mut Guard,
     pub(super) processor: &'a mut Processor,
     pub(super) tables: &'a SystemTables,
-    /// 16, 32 or 64: of the code that writes.
-    pub(super) bitness: u32,
+    pub(super) before: Before<'a>,
     /// Extended registers, once an instruction needs them.
     pub(super) extended: &'a mut Option<Box<XsaveArea>>,
     /// A page traps that need not, and is to be opened where no processor is in the guest.
@@ -152,7 +159,16 @@ impl trap::Backend for Backend<'_> {
     }
 
     fn record(&mut self, event: &trap::Event<&[u8]>, write: &WriteParts) -> Arc<Record> {
-        self.context.events.record(self.guard, self.bitness, event, write)
+        let mut shared = State::default();
+        let state = match self.before {
+            Before::Known(state) => state,
+            Before::Shared => {
+                let is_plain = self.processor.at_plain_exit(&mut shared);
+                assert!(is_plain, "it was when the store was located");
+                &shared
+            }
+        };
+        self.context.events.record(self.context, self.guard, state, event, write)
     }
 }
 

@@ -5,7 +5,7 @@ use subpage_emulate::bits::EFER_LMA;
 use subpage_emulate::{EventKind, Exception, VectoringEvent, deliver as plan};
 use subpage_trap::{Delivered, Frame, Wanted};
 
-use super::backend::{Backend, HostFailure, Obstacle};
+use super::backend::{Backend, Before, HostFailure, Obstacle};
 use super::inject::inject;
 use super::trapped::{Cause, failed};
 use super::{Next, StoreContext};
@@ -73,7 +73,7 @@ pub(super) fn deliver(
         guard: &mut guard,
         processor: &mut *processor,
         tables: &at.tables,
-        bitness: at.state.bitness(),
+        before: Before::Known(&at.state),
         extended: &mut None,
         settle: false,
     };

@@ -12,7 +12,7 @@ use subpage::domain::{Decision, WriteParts};
 
 use subpage_trap::{Account, Met, Origin, Response, report};
 
-use super::backend::Backend;
+use super::backend::{Backend, Before};
 use super::find_instruction::find_before;
 use super::{Next, StoreContext};
 use crate::ending::{Ending, Failure};
@@ -173,9 +173,9 @@ pub(crate) fn mmio_store(
             in_software: true,
         };
         let (guard, extended) = (&mut *guard, &mut None);
-        let (tables, bitness) = (&at.tables, at.state.bitness());
+        let (tables, before) = (&at.tables, Before::Known(&at.state));
         let mut backend =
-            Backend { context, guard, processor, tables, bitness, extended, settle: false };
+            Backend { context, guard, processor, tables, before, extended, settle: false };
         let event = report(&mut backend, met, Response::Skip, &account);
         if let Met::Forbidden { stop: true, .. } = met {
             return Ok(Next::End(Ending::Stopped { event }));

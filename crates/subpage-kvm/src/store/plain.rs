@@ -8,7 +8,7 @@ use subpage_emulate::guest::{Segment, State};
 use subpage_emulate::{Decoded, GuestInstruction, SystemTables, TableRegister};
 use subpage_trap::{StoreOutcome, Trapped, store as carry_out};
 
-use super::backend::{Backend, Obstacle};
+use super::backend::{Backend, Before, Obstacle};
 use super::trapped::failed;
 use super::{Next, StoreContext};
 use crate::ending::Ending;
@@ -48,7 +48,7 @@ pub(super) fn plain(context: StoreContext<'_>, processor: &mut Processor) -> Pla
         guard: &mut guard,
         processor,
         tables: &NO_TABLES,
-        bitness: 64,
+        before: Before::Shared,
         extended: &mut None,
         settle: false,
     };

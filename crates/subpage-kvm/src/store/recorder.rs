@@ -5,9 +5,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use iced_x86::{Decoder, DecoderOptions, Formatter as _, IntelFormatter};
 use subpage::domain::WriteParts;
+use subpage_emulate::guest::State;
 use subpage_trap::{Event, Record, Verdict, When};
 
-use crate::event::{Broadcast, Functions};
+use super::StoreContext;
+use crate::event::{Broadcast, Scene, Testimony, Witness};
 use crate::guard::Guard;
 use crate::metrics::Metrics;
 
@@ -17,18 +19,18 @@ pub(crate) struct Recorder {
     pub(crate) broadcast: Arc<Broadcast>,
     metrics: Arc<Metrics>,
     began: Instant,
-    functions: OnceLock<Functions>,
+    witness: OnceLock<Box<dyn Witness>>,
 }
 
 impl Recorder {
     /// Of a guest that is made now.
     pub(crate) fn new(broadcast: Arc<Broadcast>, metrics: Arc<Metrics>) -> Self {
-        Self { broadcast, metrics, began: Instant::now(), functions: OnceLock::new() }
+        Self { broadcast, metrics, began: Instant::now(), witness: OnceLock::new() }
     }
 
-    /// Names the instructions of events by these from now on; false if there were others.
-    pub(crate) fn name_by(&self, functions: Functions) -> bool {
-        self.functions.set(functions).is_ok()
+    /// Has this name the writers of events from now on; false if there was another.
+    pub(crate) fn name_by(&self, witness: Box<dyn Witness>) -> bool {
+        self.witness.set(witness).is_ok()
     }
 
     /// What time it is.
@@ -39,11 +41,12 @@ impl Recorder {
 
     /// Numbers, counts and publishes an event. The guard's lock orders events among processors.
     ///
-    /// `bitness`: 16, 32 or 64, of the guest's code.
+    /// `state`: the registers before the write.
     pub(crate) fn record(
         &self,
+        context: StoreContext<'_>,
         guard: &mut Guard,
-        bitness: u32,
+        state: &State,
         event: &Event<&[u8]>,
         write: &WriteParts,
     ) -> Arc<Record> {
@@ -54,13 +57,13 @@ impl Recorder {
             // Of an event's frame, the place that was interrupted is no instruction that wrote.
             event.origin.rip = None;
         }
-        let text = event.origin.rip.map(|rip| disassemble(bitness, rip, &event.instruction));
-        let functions = self.functions.get();
-        let (function, source) = functions
-            .zip(event.origin.rip)
-            .map(|(functions, rip)| functions.find(rip, &event.instruction))
-            .unwrap_or_default();
-        let record = Record { rule_name, function, source, text, ..Record::new(0, 0, event) };
+        let (rip, exact) = (event.origin.rip, event.origin.rip_exact);
+        let text = rip.map(|rip| disassemble(state.bitness(), rip, &event.instruction));
+        let scene = Scene::new(rip, &event.instruction, exact, state, context.ram, context.paging);
+        let told = self.witness.get().map(|witness| witness.testify(&scene)).unwrap_or_default();
+        let Testimony { function, source, call_trace, task } = told;
+        let bare = Record::new(0, 0, event);
+        let record = Record { rule_name, function, source, call_trace, task, text, ..bare };
         let record = guard.record(record, write);
         let name = record.rule_name.as_deref();
         match record.event.verdict {

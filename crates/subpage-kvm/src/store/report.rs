@@ -42,5 +42,5 @@ pub(crate) fn report_step(
         in_software: true,
     };
     let event = describe(guard.domain(), Met::of(decision)?, Response::Skip, &account);
-    Some(context.events.record(guard, step.state.bitness(), &event, &parts))
+    Some(context.events.record(context, guard, step.state, &event, &parts))
 }

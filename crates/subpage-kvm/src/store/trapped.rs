@@ -15,7 +15,7 @@ use subpage_emulate::{
 };
 use subpage_trap::{Record, StoreOutcome, Trapped, Wanted, software_interrupt, store as carry_out};
 
-use super::backend::{Backend, HostFailure, Obstacle};
+use super::backend::{Backend, Before, HostFailure, Obstacle};
 use super::inject::{end_instruction, inject};
 use super::plain::{Plain, plain};
 use super::{Next, StoreContext, Unsolved, delivery, walk};
@@ -286,7 +286,7 @@ impl Work<'_> {
             guard: &mut guard,
             processor,
             tables: &self.at.tables,
-            bitness: self.at.state.bitness(),
+            before: Before::Known(&self.at.state),
             extended: &mut self.extended,
             settle: false,
         };

@@ -29,7 +29,7 @@ use subpage_emulate::PagingFeatures;
 use crate::boot;
 use crate::devices::Ports;
 use crate::ending::{EndingCell, Failure};
-use crate::event::{Functions, Subscription};
+use crate::event::{Subscription, Witness};
 use crate::guard::{Guard, TrapCounts};
 use crate::memory::Ram;
 use crate::metrics::{Clock, Metrics};
@@ -181,12 +181,12 @@ impl Vm {
         self.machine.end(Ending::Requested);
     }
 
-    /// Names the functions of the guest in events from now on.
+    /// Has this name who writes, in events from now on: functions, calls, the task.
     ///
     /// # Panics
     /// If it was called before.
-    pub fn name_functions(&self, functions: Functions) {
-        assert!(self.machine.events.name_by(functions), "functions are named once");
+    pub fn name_writers_by(&self, witness: Box<dyn Witness>) {
+        assert!(self.machine.events.name_by(witness), "there is one witness");
     }
 
     /// Events from now on; at most `capacity` wait to be taken, others are dropped and counted.

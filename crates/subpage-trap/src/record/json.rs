@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use subpage::address::Gpa;
 use subpage::rules::{Action, RuleId};
 
-use super::{Function, Process, Record, SourceLine, Timestamp};
+use super::{Function, Process, Record, SourceLine, Task, Timestamp};
 use crate::{Address, Digits, Event, INSTRUCTION_BYTES, Origin, Response, Verdict, When};
 
 /// Version of the description of events: the value of `v` in every line.
@@ -36,8 +36,10 @@ pub(super) struct Object<'a> {
     pc_symbol: Option<Cow<'a, str>>,
     pc_offset: Option<u64>,
     source: Option<Cow<'a, str>>,
+    call_trace: Option<Vec<Cow<'a, str>>>,
     process: Option<u16>,
     process_name: Option<Cow<'a, str>>,
+    task: Option<ShownTask<'a>>,
     vcpu: u32,
     rule_id: Option<u64>,
     pc_exact: bool,
@@ -65,6 +67,17 @@ pub(super) struct Line<'a> {
     r#type: &'static str,
     #[serde(flatten)]
     record: Object<'a>,
+}
+
+/// A task of the guest's kernel.
+#[derive(Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "Task"))]
+pub(super) struct ShownTask<'a> {
+    pid: u32,
+    tid: u32,
+    name: Cow<'a, str>,
+    uid: Option<u32>,
 }
 
 /// What becomes of an instruction whose write was denied.
@@ -109,8 +122,16 @@ impl Record {
             pc_symbol: self.function.as_ref().map(|function| Cow::from(&*function.name)),
             pc_offset: self.function.as_ref().map(|function| function.offset),
             source: self.source.as_ref().map(|source| source.to_string().into()),
+            call_trace: (!self.call_trace.is_empty())
+                .then(|| self.call_trace.iter().map(|call| call.to_string().into()).collect()),
             process: self.process.as_ref().map(|process| process.number),
             process_name: self.process.as_ref().map(|process| Cow::from(&*process.name)),
+            task: self.task.as_ref().map(|task| ShownTask {
+                pid: task.pid,
+                tid: task.tid,
+                name: Cow::from(&*task.name),
+                uid: task.uid,
+            }),
             vcpu: origin.vcpu,
             rule_id: event.rule.map(|rule| rule.0),
             pc_exact: origin.rip_exact,
@@ -169,6 +190,18 @@ impl<'de> Deserialize<'de> for Record {
                 D::Error::invalid_value(Unexpected::Str(&text), &"a file and a line as fork.c:7")
             })
         });
+        let call_trace = object.call_trace.unwrap_or_default().into_iter().map(|text| {
+            text.parse::<Function>().map_err(|()| {
+                D::Error::invalid_value(Unexpected::Str(&text), &"a place as setup+0x12")
+            })
+        });
+        let call_trace = call_trace.collect::<Result<_, _>>()?;
+        let task = object.task.map(|task| Task {
+            pid: task.pid,
+            tid: task.tid,
+            name: task.name.into_owned(),
+            uid: task.uid,
+        });
         let process = object.process.map(|number| Process {
             number,
             name: object.process_name.map(Cow::into_owned).unwrap_or_default(),
@@ -179,7 +212,9 @@ impl<'de> Deserialize<'de> for Record {
             rule_name: object.rule.map(Cow::into_owned),
             function,
             source: source.transpose()?,
+            call_trace,
             process,
+            task,
             text: object.text.map(Cow::into_owned),
             event: Event {
                 verdict: object.verdict,
@@ -304,7 +339,11 @@ mod tests {
             rule_name: Some("helper path".to_owned()),
             function: Some(Function { name: "setup".to_owned(), offset: 18 }),
             source: Some(SourceLine { file: "kernel/setup:1.c".to_owned(), line: 42 }),
+            call_trace: ["do_setup+0x8", "main+0x1f"]
+                .map(|text| text.parse().expect("a place"))
+                .to_vec(),
             process: Some(Process { number: 2, name: "server".to_owned() }),
+            task: Some(Task { pid: 101, tid: 102, name: "sh".to_owned(), uid: Some(0) }),
             text: Some("mov [rdi],eax".to_owned()),
             event: Event {
                 verdict: Verdict::Denied,
@@ -342,7 +381,9 @@ mod tests {
             rule_name: None,
             function: None,
             source: None,
+            call_trace: vec![],
             process: None,
+            task: None,
             text: None,
             event: Event {
                 verdict: Verdict::Logged,
@@ -375,7 +416,9 @@ mod tests {
                 r#"{"v":1,"type":"denied","seq":3,"rule":"helper path","action":"deny","#,
                 r#""verdict":"denied","write":145,"gpa":"0x10e17d","length":4,"sub_page":3,"#,
                 r#""pc":"0x401234","pc_symbol":"setup","pc_offset":18,"#,
-                r#""source":"kernel/setup:1.c:42","process":2,"process_name":"server","#,
+                r#""source":"kernel/setup:1.c:42","call_trace":["do_setup+0x8","main+0x1f"],"#,
+                r#""process":2,"process_name":"server","#,
+                r#""task":{"pid":101,"tid":102,"name":"sh","uid":0},"#,
                 r#""vcpu":1,"rule_id":7,"pc_exact":true,"cpl":3,"cr3":"0x1000","gla":"0xffff80000010e17d","#,
                 r#""at":"0x10e180","bytes":"00ab01ff","instruction":"8907","#,
                 r#""text":"mov [rdi],eax","time":"2025-11-27T04:00:00.123456Z","since_start":1.250001,"#,
@@ -395,8 +438,10 @@ mod tests {
             "pc_symbol",
             "pc_offset",
             "source",
+            "call_trace",
             "process",
             "process_name",
+            "task",
             "rule_id",
             "cpl",
             "cr3",
@@ -477,6 +522,10 @@ mod tests {
             ("source", json!("setup.c:+1")),
             ("source", json!("setup.c:4294967296")),
             ("process", json!(65_536)),
+            ("call_trace", json!(["setup"])),
+            ("call_trace", json!("setup+0x1")),
+            ("task", json!({ "pid": -1, "tid": 1, "name": "sh", "uid": null })),
+            ("task", json!({ "pid": 1 })),
             ("since_start", json!(1.9e19)),
             ("cpl", json!(256)),
         ] {

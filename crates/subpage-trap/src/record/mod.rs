@@ -30,8 +30,13 @@ pub struct Record {
     pub function: Option<Function>,
     /// The line of the source that the writing instruction comes from, if known.
     pub source: Option<SourceLine>,
+    /// The calls above the writing instruction, the nearest first, as far as they are certain. The
+    /// function that wrote is not among them.
+    pub call_trace: Vec<Function>,
     /// The process that wrote, where several were recorded.
     pub process: Option<Process>,
+    /// The task of the guest's kernel that wrote, if known.
+    pub task: Option<Task>,
     /// The instruction in words, Intel syntax, if it was found.
     pub text: Option<String>,
     /// What happened.
@@ -50,6 +55,17 @@ pub struct Function {
 impl core::fmt::Display for Function {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "{}+{:#x}", self.name, self.offset)
+    }
+}
+
+impl core::str::FromStr for Function {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, offset) = text.rsplit_once("+0x").ok_or(())?;
+        let digits = Some(offset).filter(|digits| digits.bytes().all(|it| it.is_ascii_hexdigit()));
+        let offset = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).ok_or(())?;
+        Ok(Self { name: name.to_owned(), offset })
     }
 }
 
@@ -94,11 +110,44 @@ impl core::fmt::Display for Process {
     }
 }
 
+/// A task of a Linux kernel, as the kernel's own memory has it. Not trusted: a guest can forge it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Number of its process, in the first namespace: what `getpid` gives (the kernel's `tgid`).
+    pub pid: u32,
+    /// Its own number, in the first namespace: what `gettid` gives (the kernel's `pid`).
+    pub tid: u32,
+    /// Its name, at most 15 bytes (the kernel's `comm`).
+    pub name: String,
+    /// The user whose rights it has, in the first namespace.
+    pub uid: Option<u32>,
+}
+
+impl core::fmt::Display for Task {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{} {}", self.pid, self.name)?;
+        match self.uid {
+            Some(uid) => write!(f, " uid {uid}"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Record {
     /// An event and its numbers; nothing else is known.
     pub fn new(seq: u64, write: u64, event: Event<Vec<u8>>) -> Self {
-        let (rule_name, function, source) = (None, None, None);
-        Self { seq, write, rule_name, function, source, process: None, text: None, event }
+        Self {
+            seq,
+            write,
+            rule_name: None,
+            function: None,
+            source: None,
+            call_trace: Vec::new(),
+            process: None,
+            task: None,
+            text: None,
+            event,
+        }
     }
 
     /// The rule's name for people; what stands in its place for an access map.
@@ -138,6 +187,15 @@ mod tests {
         assert_eq!(record.pc_text().as_deref(), Some("~0x401234"));
         let function = Function { name: "setup".to_owned(), offset: 18 };
         assert_eq!(function.to_string(), "setup+0x12");
+        let odd = Function { name: "a+0x1::b".to_owned(), offset: 0 };
+        assert_eq!((odd.to_string().parse(), "setup+0x12".parse()), (Ok(odd), Ok(function)));
+        for wrong in ["", "setup", "setup+12", "setup+0x", "setup+0x+1", "a+0x10000000000000000"] {
+            assert!(wrong.parse::<Function>().is_err(), "{wrong}");
+        }
+        let mut task = Task { pid: 7, tid: 8, name: "sh".to_owned(), uid: Some(1000) };
+        assert_eq!(task.to_string(), "7 sh uid 1000");
+        task.uid = None;
+        assert_eq!(task.to_string(), "7 sh");
         let source = SourceLine { file: "a:b/fork.c".to_owned(), line: 7 };
         assert_eq!(source.to_string(), "a:b/fork.c:7");
         assert_eq!("a:b/fork.c:7".parse(), Ok(source));

@@ -104,7 +104,8 @@ pub(super) fn run(
     names::check_place(&starts, &boot)?;
     names::check_build(&others, image)?;
     // An ELF file says where its functions are; a list of symbols has no code to check them by.
-    vm.name_functions(functions::of_elf(asked.symbols.as_deref().unwrap_or(image)));
+    let functions = functions::of_elf(asked.symbols.as_deref().unwrap_or(image));
+    vm.name_writers_by(Box::new(functions));
     let rules: Vec<Rule> = policy.rules.iter().map(|rule| rule.rule).collect();
     check_memory(&vm, &policy)?;
     let first = vm.add_rules(&rules).map_err(|error| Failure::bad(&error))?;
