@@ -7,16 +7,29 @@
 //!
 //! [`KernelImage`] opens a kernel as users have it: a bzImage of any usual compression, or a vmlinux,
 //! stripped or not, for 64-bit x86. [`Kallsyms`] reads the names of the kernel's functions and data
-//! out of the tables that the kernel has for its own use.
+//! out of the tables that the kernel has for its own use. [`Btf`] knows where the fields of its
+//! structures lie.
+//!
+//! With these, three things are told of a kernel that runs, whose [`Memory`] its owner may have forged:
+//! which function holds an address ([`Kallsyms::function_at`]), which calls are above it ([`Unwinder`]), and
+//! which task a processor runs ([`Tasks`]).
 #![forbid(unsafe_code)]
 
 mod address;
+mod btf;
 mod image;
 mod kallsyms;
+mod memory;
+mod task;
+mod unwind;
 
 pub use address::{LinkAddress, RuntimeAddress, START_KERNEL_MAP, Slide};
+pub use btf::{Btf, Field};
 pub use image::{
     Compression, ImageError, KernelImage, MAX_FILE_BYTES, MAX_UNPACKED_BYTES, Packaging, Section,
     Segment,
 };
 pub use kallsyms::{Kallsyms, KallsymsError, MAX_NAME_BYTES, MAX_SYMBOLS, Placement, Symbol};
+pub use memory::Memory;
+pub use task::{Task, Tasks};
+pub use unwind::{MAX_CALLS, Registers, Unwinder};

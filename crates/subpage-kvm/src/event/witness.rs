@@ -3,7 +3,7 @@
 use std::fmt;
 
 use subpage::address::PAGE_BYTES;
-use subpage_emulate::guest::{Register, State};
+use subpage_emulate::guest::State;
 use subpage_emulate::{Access, PagingFeatures, read_linear};
 use subpage_trap::{Function, SourceLine, Task};
 
@@ -47,8 +47,6 @@ pub struct Scene<'a> {
     pub rip: Option<u64>,
     /// Its bytes; none if they are not known.
     pub instruction: &'a [u8],
-    /// Whether `rip` is where the processor stands, so that its registers are those of the instruction.
-    pub exact: bool,
     state: &'a State,
     memory: &'a Ram,
     paging: PagingFeatures,
@@ -58,22 +56,17 @@ impl<'a> Scene<'a> {
     pub(crate) const fn new(
         rip: Option<u64>,
         instruction: &'a [u8],
-        exact: bool,
         state: &'a State,
         memory: &'a Ram,
         paging: PagingFeatures,
     ) -> Self {
-        Self { rip, instruction, exact, state, memory, paging }
+        Self { rip, instruction, state, memory, paging }
     }
 
-    /// The stack pointer.
-    pub fn rsp(&self) -> u64 {
-        self.state.registers[Register::Rsp]
-    }
-
-    /// The frame pointer, if the code has one.
-    pub fn rbp(&self) -> u64 {
-        self.state.registers[Register::Rbp]
+    /// Where the processor stands, as its registers do: at the instruction that wrote, or behind it if it was
+    /// carried out before it was known.
+    pub const fn stands_at(&self) -> u64 {
+        self.state.rip
     }
 
     /// The general registers, by the numbers of the instruction set: RAX, RCX, RDX, RBX, RSP, RBP, RSI,

@@ -57,9 +57,9 @@ impl Recorder {
             // Of an event's frame, the place that was interrupted is no instruction that wrote.
             event.origin.rip = None;
         }
-        let (rip, exact) = (event.origin.rip, event.origin.rip_exact);
+        let rip = event.origin.rip;
         let text = rip.map(|rip| disassemble(state.bitness(), rip, &event.instruction));
-        let scene = Scene::new(rip, &event.instruction, exact, state, context.ram, context.paging);
+        let scene = Scene::new(rip, &event.instruction, state, context.ram, context.paging);
         let told = self.witness.get().map(|witness| witness.testify(&scene)).unwrap_or_default();
         let Testimony { function, source, call_trace, task } = told;
         let bare = Record::new(0, 0, event);

@@ -175,6 +175,12 @@ impl Kallsyms {
         (offset < symbol.length?).then_some((symbol, offset))
     }
 
+    /// The function that holds an address of the kernel's code, and how far behind its beginning the address
+    /// lies.
+    pub fn function_at(&self, address: LinkAddress) -> Option<(Symbol<'_>, u64)> {
+        self.at(address).filter(|(symbol, _)| matches!(symbol.kind, 'T' | 't' | 'W' | 'w'))
+    }
+
     fn symbol(&self, number: usize) -> Symbol<'_> {
         let entry = &self.entries[number];
         Symbol {
