@@ -11,6 +11,8 @@ pub mod events;
 pub mod failure;
 pub mod guard;
 pub mod heat;
+#[cfg(feature = "kvm")]
+pub mod linux_policy;
 pub mod man_pages;
 pub mod new_file;
 pub mod plan;

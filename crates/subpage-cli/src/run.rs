@@ -12,7 +12,7 @@ use signal_hook::flag;
 use crate::check::{self, Host};
 use crate::command_line::{Command, CommandLine, NewFile, PolicyTask, definition};
 #[cfg(feature = "kvm")]
-use crate::ctl;
+use crate::{ctl, linux_policy};
 use crate::events::{Detail, EventWriter, ShownWarning, WarningEvent, shown_warnings};
 use crate::failure::{Failure, Status};
 use crate::terminal::style::{DENIED, QUIET};
@@ -104,6 +104,11 @@ fn execute(command: &Command, color: ColorWhen, out: &mut Output) -> Result<Stat
         }
         Command::Policy { task: PolicyTask::Check(arguments) } => {
             policy_command::check(arguments, out)
+        }
+        #[cfg(feature = "kvm")]
+        Command::Policy { task: PolicyTask::Linux(arguments) } => {
+            linux_policy::write(out, &arguments.kernel, &arguments.pack)?;
+            Ok(Status::Clean)
         }
         Command::Schema { of } => {
             schema::write(out, *of)?;

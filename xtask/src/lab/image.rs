@@ -82,6 +82,8 @@ impl Contents<'_> {
             let path = format!("{PROGRAMS}/modules/{name}.ko");
             archive.file(&path, 0o644, &read(&ingredients.module(name))?);
         }
+        // The host's own kernel is a guest's as well.
+        archive.file(&format!("{PROGRAMS}/vmlinuz"), 0o644, &read(&ingredients.kernel())?);
         let mut libraries = BTreeSet::new();
         for (name, path) in self.programs {
             let bytes = programs::stripped(path, scratch)?;

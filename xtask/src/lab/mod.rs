@@ -61,7 +61,7 @@ pub(crate) struct Arguments {
     #[arg(long = "bin", value_name = "NAME")]
     programs: Vec<String>,
     /// A command and its arguments; none: a shell, with amd only. There are subpage, the test programs kvm,
-    /// example and control, and the tools of busybox
+    /// example and control, the tools of busybox, and the host's own kernel, /lab/vmlinuz
     #[arg(value_name = "COMMAND", last = true)]
     command: Vec<String>,
 }
@@ -271,5 +271,5 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
 
 /// Directories that test programs look for where they were built.
 pub(crate) fn mirrored(workspace: &Workspace) -> Vec<PathBuf> {
-    ["examples/kernel", "crates/subpage-kvm"].map(|path| workspace.root().join(path)).to_vec()
+    ["examples/kernel", "examples/linux", "crates/subpage-kvm"].map(|path| workspace.root().join(path)).to_vec()
 }

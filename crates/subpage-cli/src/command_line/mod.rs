@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 
+#[cfg(feature = "kvm")]
+use crate::linux_policy::Pack;
 use crate::schema::SchemaChoice;
 use crate::terminal::ColorWhen;
 use values::file;
@@ -141,6 +143,21 @@ pub enum PolicyTask {
     /// Find every mistake and doubt of a policy, and show where its rules lie, without a run
     #[command(override_usage = CHECK_USAGE)]
     Check(PolicyCheckArguments),
+    /// Write a policy for a Linux kernel: rules on what exploits overwrite, each with its reason and cost
+    #[cfg(feature = "kvm")]
+    Linux(PolicyLinuxArguments),
+}
+
+/// Arguments of `policy linux`.
+#[cfg(feature = "kvm")]
+#[derive(Debug, Args)]
+pub struct PolicyLinuxArguments {
+    /// The kernel: a bzImage (vmlinuz) or a vmlinux
+    #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath, value_parser = file())]
+    pub kernel: PathBuf,
+    /// Which rules, several with commas
+    #[arg(long, value_enum, value_name = "NAME", value_delimiter = ',', default_value = "default")]
+    pub pack: Vec<Pack>,
 }
 
 /// Arguments of `policy check`.

@@ -133,9 +133,15 @@ impl Log {
         }
     }
 
-    /// What a part came to, with the reason if it is not what was expected: of a command, this status;
-    /// of tests, that each has passed. One without a result has failed.
-    pub(super) fn judge(&self, part: &Part, status: u8) -> (Count, Option<String>) {
+    /// What a part came to, with the reason if it is not what was expected: of a command, this status
+    /// and lines that contain these texts, in this order; of tests, that each has passed. One without a
+    /// result has failed.
+    pub(super) fn judge(
+        &self,
+        part: &Part,
+        status: u8,
+        said: &[String],
+    ) -> (Count, Option<String>) {
         let Some(state) = self.parts.get(&part.title) else {
             return (Count::FAILED, Some("it did not run".into()));
         };
@@ -146,7 +152,7 @@ impl Log {
                     Some(found) if found != status => {
                         Some(format!("it ended with status {found} instead of {status}"))
                     }
-                    Some(_) => None,
+                    Some(_) => unsaid(&state.lines, said),
                 };
                 (Count::check(reason.is_none()), reason)
             }
@@ -177,6 +183,13 @@ impl Log {
         let lines = self.parts.get(title).map_or(&[][..], |part| part.lines.as_slice());
         lines[lines.len().saturating_sub(most)..].join("\n")
     }
+}
+
+/// The first text that no line has, of those behind the line with the text before.
+fn unsaid(lines: &[String], said: &[String]) -> Option<String> {
+    let mut lines = lines.iter();
+    let missing = said.iter().find(|text| !lines.any(|line| line.contains(text.as_str())))?;
+    Some(format!("it did not say, or not in this order: {missing}"))
 }
 
 /// What a test's status means, if it has not passed.
@@ -242,7 +255,7 @@ mod tests {
         let told = log.line(Line::Result { status: 0, seconds: 25, test: "a::d" }, at(21));
         assert_eq!(told.as_deref(), Some("passed a::d in 25 s of the host's clock"));
         log.line(Line::Ended { status: 0 }, at(21));
-        let (found, reason) = log.judge(&part(&THREE), 0);
+        let (found, reason) = log.judge(&part(&THREE), 0, &[]);
         assert_eq!(found, count(2, 1));
         assert_eq!(reason.as_deref(), Some("\n      a::c: it failed"));
         assert!(log.remaining(&part(&THREE)).is_none());
@@ -258,7 +271,7 @@ mod tests {
         // Killed by the host.
         let told = log.line(Line::Result { status: 137, seconds: 300, test: "a::c" }, at(311));
         assert!(told.expect("a result").contains("a::c: killed after 300 s"));
-        let (found, reason) = log.judge(&part(&THREE), 0);
+        let (found, reason) = log.judge(&part(&THREE), 0, &[]);
         assert_eq!(found, count(2, 1));
         assert!(reason.expect("one failed").contains("a::c: killed after 300 s"));
     }
@@ -275,7 +288,7 @@ mod tests {
         log.line(Line::Starts("a::e"), at(60));
         log.line(Line::Result { status: 0, seconds: 1, test: "a::e" }, at(61));
         log.line(Line::Ended { status: 0 }, at(61));
-        let (found, reason) = log.judge(&part(&names), 0);
+        let (found, reason) = log.judge(&part(&names), 0, &[]);
         assert_eq!(found, count(2, 2));
         let reason = reason.expect("two failed");
         for test in ["a::c: it ran when the host ended: Kernel panic", "a::d: it ran"] {
@@ -288,10 +301,10 @@ mod tests {
     fn a_test_without_a_result_has_failed() {
         let mut log = begun();
         log.line(Line::Ended { status: 0 }, at(20));
-        let (found, reason) = log.judge(&part(&["a::b", "a::x"]), 0);
+        let (found, reason) = log.judge(&part(&["a::b", "a::x"]), 0, &[]);
         assert_eq!(found, count(1, 1));
         assert!(reason.expect("a failure").contains("a::x: it has no result"));
-        assert_eq!(log.judge(&part(&[]), 0).0, Count::FAILED);
+        assert_eq!(log.judge(&part(&[]), 0, &[]).0, Count::FAILED);
     }
 
     #[test]
@@ -302,12 +315,32 @@ mod tests {
             log.line(Line::Silence, at(41)).as_deref(),
             Some("still running: check for 40.0 s")
         );
-        assert_eq!(log.judge(&command(), 0).0, Count::FAILED);
+        assert_eq!(log.judge(&command(), 0, &[]).0, Count::FAILED);
         log.line(Line::Ended { status: 3 }, at(42));
-        assert_eq!(log.judge(&command(), 3), (Count::PASSED, None));
-        assert!(log.judge(&command(), 0).1.expect("a failure").contains("status 3 instead of 0"));
+        assert_eq!(log.judge(&command(), 3, &[]), (Count::PASSED, None));
+        assert!(log.judge(&command(), 0, &[]).1.expect("a failure").contains("status 3 instead of 0"));
         assert!(log.remaining(&command()).is_none());
-        assert_eq!(log.judge(&part(&THREE), 0).0, Count::FAILED);
+        assert_eq!(log.judge(&part(&THREE), 0, &[]).0, Count::FAILED);
+    }
+
+    #[test]
+    fn commands_are_judged_by_what_they_say_in_order() {
+        let mut log = Log::default();
+        log.line(Line::Begins("check"), at(1));
+        for text in ["one fish", "two fish", "red fish"] {
+            log.line(Line::Output(text), at(2));
+        }
+        log.line(Line::Ended { status: 0 }, at(3));
+        let said = |texts: &[&str]| {
+            let texts: Vec<_> = texts.iter().map(|text| (*text).to_owned()).collect();
+            log.judge(&command(), 0, &texts)
+        };
+        assert_eq!(said(&["one", "red"]), (Count::PASSED, None));
+        for wrong in [["red", "one"], ["one", "one"], ["two", "blue"]] {
+            let (count, reason) = said(&wrong);
+            assert_eq!(count, Count::FAILED);
+            assert!(reason.expect("a reason").ends_with(wrong[1]));
+        }
     }
 
     #[test]
@@ -316,7 +349,7 @@ mod tests {
         log.line(Line::Begins("check"), at(1));
         assert!(log.cut_off("Kernel panic"));
         assert!(log.remaining(&command()).is_none());
-        assert_eq!(log.judge(&command(), 0).0, Count::FAILED);
+        assert_eq!(log.judge(&command(), 0, &[]).0, Count::FAILED);
     }
 
     #[test]

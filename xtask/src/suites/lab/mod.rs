@@ -1,6 +1,7 @@
 //! Hosts with an ordinary KVM: the VMM's tests, `subpage check`, and the kernel example.
 
 mod left_out;
+mod linux;
 mod log;
 
 use std::{
@@ -58,6 +59,8 @@ const PROGRAMS: [&str; 2] = ["example", "kvm"];
 struct Expected {
     part: Part,
     status: u8,
+    /// Lines of its output that contain these, in this order.
+    said: Vec<String>,
 }
 
 /// The names of a program's tests.
@@ -125,9 +128,9 @@ fn on(
             return Ok(Count::SKIPPED);
         }
     };
-    let example = plan.workspace.root().join("examples/kernel");
+    let examples = plan.workspace.root().join("examples");
     let filters = filters(&plan.names);
-    let parts = parts(host, &example, tests, &filters);
+    let parts = parts(host, &examples, tests, &filters);
     let mut count = Count::default();
     let wanted = |test: &str| filters.is_empty() || filters.iter().any(|part| test.contains(part));
     for left in left_out::on(host).filter(|left| wanted(left.test)) {
@@ -155,9 +158,9 @@ fn on(
         Contents { host, programs, module_options: &[], files: &[], mirrored: &mirrored };
     let mut log = Log::default();
     count += starts(session, &rig, &contents, &parts, &mut log)?;
-    for Expected { part, status } in &parts {
+    for Expected { part, status, said } in &parts {
         let title = &part.title;
-        let (result, reason) = log.judge(part, *status);
+        let (result, reason) = log.judge(part, *status, said);
         session.say(&format!("   {result}: {title} on {name}"))?;
         if let Some(reason) = reason {
             session.say(&format!("   failed {title} on {name}: {reason}"))?;
@@ -223,33 +226,13 @@ fn starts(
 }
 
 /// The job of a host.
-fn parts(host: Host, example: &Path, tests: &TestNames, filters: &[&str]) -> Vec<Expected> {
-    let example = example.to_string_lossy();
-    let command = |title: String, words: &[&str], status| Expected {
-        part: Part {
-            title,
-            work: Work::Command(words.iter().map(|word| (*word).to_owned()).collect()),
-        },
-        status,
-    };
-    let mut parts = vec![command("subpage check".into(), &["subpage", "check"], 0)];
-    for trap in ["slots", "mprotect"] {
-        for processors in ["1", "2"] {
-            let policy = format!("{example}/policy.toml");
-            let guest = format!("{example}/guest.elf");
-            parts.push(command(
-                format!("kernel example by {trap}, {processors} CPU"),
-                &[
-                    "subpage", "guard", "--trap", trap, "--cpus", processors, "--policy", &policy,
-                    &guest,
-                ],
-                DENIED,
-            ));
-        }
-    }
-    if !filters.is_empty() {
-        parts.clear();
-    }
+fn parts(host: Host, examples: &Path, tests: &TestNames, filters: &[&str]) -> Vec<Expected> {
+    let mut parts = vec![command("subpage check".into(), &["subpage", "check"], 0, &[])];
+    parts.extend(kernel_example(&examples.join("kernel")));
+    parts.extend(linux::parts(host, &examples.join("linux")));
+    parts.retain(|expected| {
+        filters.is_empty() || filters.iter().any(|part| expected.part.title.contains(part))
+    });
     for (program, names) in tests {
         let wanted = |name: &&String| {
             let module = |modules: &[&str]| modules.iter().any(|module| name.starts_with(module));
@@ -271,9 +254,36 @@ fn parts(host: Host, example: &Path, tests: &TestNames, filters: &[&str]) -> Vec
             share: SHARE,
         };
         let part = Part { title: format!("test program {program}"), work: Work::Tests(tests) };
-        parts.push(Expected { part, status: 0 });
+        parts.push(Expected { part, status: 0, said: Vec::new() });
     }
     parts
+}
+
+/// The small kernel, in each way to trap.
+fn kernel_example(example: &Path) -> Vec<Expected> {
+    let example = example.to_string_lossy();
+    let (policy, guest) = (format!("{example}/policy.toml"), format!("{example}/guest.elf"));
+    let mut parts = Vec::new();
+    for trap in ["slots", "mprotect"] {
+        for processors in ["1", "2"] {
+            parts.push(command(
+                format!("kernel example by {trap}, {processors} CPU"),
+                &[
+                    "subpage", "guard", "--trap", trap, "--cpus", processors, "--policy", &policy,
+                    &guest,
+                ],
+                DENIED,
+                &[],
+            ));
+        }
+    }
+    parts
+}
+
+/// A command that has to end with a status and to print lines that contain these texts.
+fn command(title: String, words: &[&str], status: u8, said: &[&str]) -> Expected {
+    let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    Expected { part: Part { title, work: Work::Command(owned(words)) }, status, said: owned(said) }
 }
 
 /// The beginnings of names of tests of the program `kvm` that the intel host runs: Bochs is slow.

@@ -1,0 +1,65 @@
+//! Who writes in a Linux guest: functions, calls and tasks, by its kernel's image.
+
+use subpage_kvm::event::{Scene, Testimony, Witness};
+use subpage_linux::{
+    Btf, Kallsyms, KernelImage, Memory, Registers, RuntimeAddress, Slide, Symbol, Tasks, Unwinder,
+};
+use subpage_trap::{Function, Task};
+
+/// What a kernel's image tells about who writes. What the image lacks is left out.
+#[derive(Debug)]
+pub(super) struct KernelWitness {
+    kallsyms: Kallsyms,
+    unwinder: Unwinder,
+    tasks: Option<Tasks>,
+    /// How far the kernel's linear addresses were moved.
+    slide: Slide,
+}
+
+impl KernelWitness {
+    /// For a kernel that runs moved by so much; `None` if its image has no names.
+    pub(super) fn of(image: &KernelImage, slide: Slide) -> Option<Self> {
+        let kallsyms = Kallsyms::read(image).ok()?;
+        let unwinder = Unwinder::of(image, &kallsyms);
+        let tasks = Btf::read(image, &kallsyms).and_then(|btf| Tasks::of(&kallsyms, &btf));
+        Some(Self { kallsyms, unwinder, tasks, slide })
+    }
+}
+
+impl Witness for KernelWitness {
+    fn testify(&self, scene: &Scene<'_>) -> Testimony {
+        // A program's own addresses may be those of the kernel's image in no case, but its stack and its
+        // base are not the kernel's.
+        if scene.cpl() != 0 {
+            return Testimony::default();
+        }
+        let linked = |rip| RuntimeAddress::new(rip).linked(self.slide);
+        let function = scene.rip.and_then(linked);
+        let function = function.and_then(|address| self.kallsyms.function_at(address)).map(named);
+        let memory = SceneMemory(scene);
+        let from = Registers { rip: scene.stands_at(), general: scene.registers() };
+        let calls = self.unwinder.calls(&self.kallsyms, &memory, self.slide, from);
+        let current = |tasks: &Tasks| tasks.current(&memory, scene.gs_base(), self.slide);
+        let task = self.tasks.as_ref().and_then(current).map(|task| Task {
+            pid: task.pid,
+            tid: task.tid,
+            name: task.name,
+            uid: task.uid,
+        });
+        let call_trace = calls.into_iter().map(named).collect();
+        Testimony { function, source: None, call_trace, task }
+    }
+}
+
+fn named((symbol, offset): (Symbol<'_>, u64)) -> Function {
+    Function { name: symbol.name.to_owned(), offset }
+}
+
+/// The guest's memory as the processor that wrote maps it.
+struct SceneMemory<'a>(&'a Scene<'a>);
+
+impl Memory for SceneMemory<'_> {
+    fn read(&self, address: RuntimeAddress, buffer: &mut [u8]) -> bool {
+        self.0.read(address.as_u64(), buffer)
+    }
+}
