@@ -28,6 +28,7 @@ const MAGIC: [u8; 8] = *b"SUBPAGE\0";
 const VERSION: u32 = 1;
 const LOCKED: u8 = 1;
 const SPENT: u8 = 2;
+const UNARMED: u8 = 4;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -429,7 +430,9 @@ impl From<&ActiveRule> for RuleRecord {
             bytes: active.rule.range.bytes().into(),
             owner: active.rule.owner.0.into(),
             action: active.rule.action as u8,
-            flags: u8::from(active.rule.locked) * LOCKED + u8::from(active.spent) * SPENT,
+            flags: u8::from(active.rule.locked) * LOCKED
+                + u8::from(active.spent) * SPENT
+                + u8::from(!active.armed) * UNARMED,
             name_bytes: u8::try_from(text.len()).unwrap_or(62),
             name,
             padding: 0,
@@ -448,7 +451,9 @@ impl RuleRecord {
             _ => return Err(wrong("action")),
         };
         let spent = self.flags & SPENT != 0;
-        if self.flags & !(LOCKED | SPENT) != 0 || (spent && action != Action::AllowOnce) {
+        let armed = self.flags & UNARMED == 0;
+        let of_such_a_rule = armed && action == Action::AllowOnce;
+        if self.flags & !(LOCKED | SPENT | UNARMED) != 0 || (spent && !of_such_a_rule) {
             return Err(wrong("flag"));
         }
         let length = usize::from(self.name_bytes);
@@ -465,6 +470,6 @@ impl RuleRecord {
             action,
             locked: self.flags & LOCKED != 0,
         };
-        Ok(ActiveRule { id: RuleId(self.id.get()), rule, spent })
+        Ok(ActiveRule { id: RuleId(self.id.get()), rule, spent, armed })
     }
 }

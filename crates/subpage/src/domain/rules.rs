@@ -8,7 +8,8 @@ use super::{Domain, DomainError, Observer};
 use crate::address::GfnRange;
 use crate::frames::{OutOfFrames, TableFrames};
 use crate::invalidate::Invalidation;
-use crate::rules::{Owner, Rule, RuleId, RuleSet};
+use crate::rules::{ActiveRule, Owner, Rule, RuleId, RuleSet};
+use crate::sppt::Sppt;
 use crate::track::Arming;
 
 impl<F: TableFrames, O: Observer> Domain<F, O> {
@@ -24,17 +25,70 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     /// memory that is added later is guarded from its first moment. Fails if permissions are not
     /// enabled, if a byte lies beyond the processor's width, or if memory is short.
     pub fn add_rules(&mut self, rules: &[Rule]) -> Result<(RuleId, Invalidation), DomainError> {
+        self.add(rules.iter().map(|rule| (*rule, true)))
+    }
+
+    /// The same for rules of which some, those with `false`, are not in force until
+    /// [`arm_rules`](Self::arm_rules) names them. Until then they neither deny nor count; they have their
+    /// numbers, and can be removed and locked.
+    pub fn add_some_armed(
+        &mut self,
+        rules: &[(Rule, bool)],
+    ) -> Result<(RuleId, Invalidation), DomainError> {
+        self.add(rules.iter().copied())
+    }
+
+    fn add(
+        &mut self,
+        rules: impl ExactSizeIterator<Item = (Rule, bool)> + Clone,
+    ) -> Result<(RuleId, Invalidation), DomainError> {
         let sppt = self.enabled()?;
         let first = RuleId(self.next_rule);
         let after = self.next_rule.checked_add(rules.len() as u64).ok_or(OutOfFrames)?;
-        for rule in rules {
+        let count = rules.len();
+        for (rule, _) in rules.clone() {
             self.check_width(rule.range.gfns())?;
         }
         let added = RuleSet::of(rules, first)?;
-        self.rules.reserve(rules.len())?;
-        let ranges = page_ranges(rules.iter().map(|rule| rule.range.gfns()))?;
+        self.rules.reserve(count)?;
+        let token = self.restrict_by(sppt, &added)?;
+        self.rules.absorb(&added);
+        self.next_rule = after;
+        Ok((first, token))
+    }
+
+    /// Puts rules in force, all or none; those that are so already stay so.
+    ///
+    /// Fails if one of them does not exist or memory is short. They are in force when the returned token
+    /// is completed.
+    pub fn arm_rules(&mut self, rules: &[RuleId]) -> Result<Invalidation, DomainError> {
+        let sppt = self.enabled()?;
+        let mut ids = Vec::new();
+        ids.try_reserve(rules.len()).map_err(|_| OutOfFrames)?;
+        ids.extend_from_slice(rules);
+        ids.sort_unstable();
+        ids.dedup();
+        let mut armed = RuleSet::default();
+        for id in &ids {
+            let active = self.rules.get(*id).ok_or(DomainError::NoSuchRule(*id))?;
+            if !active.armed {
+                armed.push(ActiveRule { armed: true, ..*active })?;
+            }
+        }
+        let token = self.restrict_by(sppt, &armed)?;
+        for id in ids {
+            if let Some(active) = self.rules.get_mut(id) {
+                active.armed = true;
+            }
+        }
+        Ok(token)
+    }
+
+    /// Restricts what rules guard that are not yet in force.
+    fn restrict_by(&mut self, sppt: Sppt, added: &RuleSet) -> Result<Invalidation, DomainError> {
+        let ranges = page_ranges(added.iter().map(|active| active.rule.range.gfns()))?;
         let ranges = self.names.originals(&ranges)?;
-        let by_name = RulesByName { rules: &added, names: &self.names };
+        let by_name = RulesByName { rules: added, names: &self.names };
         let masked = self.masked.replaced(&ranges, |gfn| {
             !self.base_map(gfn) & !(self.rules_by_name().permitted(gfn) & by_name.permitted(gfn))
         })?;
@@ -50,9 +104,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
         let tables = (sppt, &self.slots);
         let token = self.names.change(&mut self.tables, tables, &ranges, &mut change)?;
         self.masked = masked;
-        self.rules.absorb(&added);
-        self.next_rule = after;
-        Ok((first, token))
+        Ok(token)
     }
 
     /// Removes a rule. A sub-page that no other rule holds gets back what its access map permits.

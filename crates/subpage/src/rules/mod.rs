@@ -6,5 +6,5 @@ mod set;
 mod tree;
 
 pub(crate) use masked_denials::MaskedDenials;
-pub use rule::{Action, Owner, Rule, RuleId, RuleName, RuleNameError};
+pub use rule::{Action, Moment, Owner, Rule, RuleId, RuleName, RuleNameError};
 pub use set::{ActiveRule, RuleSet};

@@ -113,6 +113,42 @@ impl Action {
     }
 }
 
+/// The moment from which a rule holds. Before that it neither denies nor counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Moment {
+    /// Before the guest's first instruction.
+    Start,
+    /// When a kernel proper is entered, after its own loader has unpacked and moved it.
+    Entry,
+    /// When the guest's kernel is about to start its first program.
+    Init,
+    /// When the guest says so, by a write to a port.
+    Write,
+    /// When somebody outside of the guest says so.
+    Command,
+}
+
+impl Moment {
+    /// All of them, in the order in which a run usually comes to them.
+    pub const ALL: [Self; 5] = [Self::Start, Self::Entry, Self::Init, Self::Write, Self::Command];
+
+    /// The word for it, as policies and events spell it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Entry => "entry",
+            Self::Init => "init",
+            Self::Write => "write",
+            Self::Command => "command",
+        }
+    }
+
+    /// The moment that a word stands for, if it is exactly one of theirs.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|moment| moment.word() == word)
+    }
+}
+
 /// Number that names a rule for as long as the domain lives; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleId(pub u64);

@@ -12,7 +12,7 @@ use crate::access::AccessMap;
 use crate::address::{ByteRange, Gfn, GfnRange, Gpa};
 use crate::frames::OutOfFrames;
 
-/// A rule that is in force.
+/// A rule that was added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ActiveRule {
     /// Its number.
@@ -21,6 +21,9 @@ pub struct ActiveRule {
     pub rule: Rule,
     /// For [`Action::AllowOnce`]: the one write has been allowed.
     pub spent: bool,
+    /// It is in force. Before that it neither denies nor counts, and nothing asks for it but by its
+    /// number.
+    pub armed: bool,
 }
 
 impl ActiveRule {
@@ -47,13 +50,16 @@ pub struct RuleSet {
 }
 
 impl RuleSet {
-    /// A set of rules with the numbers from `first` on.
-    pub(crate) fn of(rules: &[Rule], first: RuleId) -> Result<Self, OutOfFrames> {
+    /// A set of rules, each in force or not, with the numbers from `first` on.
+    pub(crate) fn of(
+        rules: impl ExactSizeIterator<Item = (Rule, bool)>,
+        first: RuleId,
+    ) -> Result<Self, OutOfFrames> {
         let mut set = Self::default();
         set.reserve(rules.len())?;
         // The rules come first: no number beyond the last one is made, which need not exist.
-        for (rule, number) in rules.iter().zip(first.0..) {
-            set.insert(ActiveRule { id: RuleId(number), rule: *rule, spent: false });
+        for ((rule, armed), number) in rules.zip(first.0..) {
+            set.insert(ActiveRule { id: RuleId(number), rule, spent: false, armed });
         }
         Ok(set)
     }
@@ -129,12 +135,12 @@ impl RuleSet {
         self.rules.get_mut(first, id)
     }
 
-    /// The rules that guard at least one byte of `range`, in no particular order.
+    /// The rules in force that guard at least one byte of `range`, in no particular order.
     pub fn touching(&self, range: ByteRange) -> impl Iterator<Item = &ActiveRule> {
-        self.rules.touching(range)
+        self.rules.touching(range).filter(|active| active.armed)
     }
 
-    /// Whether a rule guards at least one byte of `range`.
+    /// Whether a rule in force guards at least one byte of `range`.
     pub(crate) fn touches(&self, range: ByteRange) -> bool {
         self.touching(range).next().is_some()
     }
@@ -143,7 +149,11 @@ impl RuleSet {
     /// carries with it, which costs a decision more than its search.
     #[inline]
     fn visit<'a>(&'a self, range: ByteRange, each: &mut impl FnMut(&'a ActiveRule)) {
-        self.rules.visit(range, each);
+        self.rules.visit(range, &mut |active| {
+            if active.armed {
+                each(active);
+            }
+        });
     }
 
     /// What the rules leave writable of a page: the AND over all of them.
@@ -185,7 +195,7 @@ impl RuleSet {
     /// Spends every "allow once" rule that guards one of the bytes.
     pub(crate) fn spend(&mut self, bytes: ByteRange) {
         self.rules.visit_mut(bytes, &mut |active| {
-            active.spent |= active.rule.action == Action::AllowOnce;
+            active.spent |= active.armed && active.rule.action == Action::AllowOnce;
         });
     }
 

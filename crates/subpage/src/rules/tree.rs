@@ -385,7 +385,7 @@ mod tests {
             action: Action::Deny,
             locked: false,
         };
-        ActiveRule { id: RuleId(id), rule, spent: false }
+        ActiveRule { id: RuleId(id), rule, spent: false, armed: true }
     }
 
     /// Height and reach of a subtree by looking at all of it.

@@ -1,6 +1,7 @@
 //! Tests of the engine by itself: no processor, only tables and answers.
 
 mod access;
+mod arming;
 mod decision;
 mod dirty;
 mod examples;
