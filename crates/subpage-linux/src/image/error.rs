@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use super::Compression;
+use crate::address::LinkAddress;
 
 /// Why a file cannot be read as a kernel.
 #[derive(Debug, Error)]
@@ -74,6 +75,18 @@ pub enum ImageError {
     TooLongUnpacked {
         /// The method.
         compression: Compression,
+    },
+    /// Its lists of words to be moved name one that it does not have.
+    #[error("the bzImage is damaged: it has no word at {address} that its relocations name")]
+    Relocation {
+        /// Where the word would be.
+        address: LinkAddress,
+    },
+    /// It cannot be moved, or not so far.
+    #[error("the kernel cannot be moved by {bytes:#x} bytes")]
+    Slide {
+        /// The distance.
+        bytes: u64,
     },
     /// It is ELF, and not for 64-bit x86.
     #[error("the ELF file is not an executable for 64-bit x86")]

@@ -6,6 +6,7 @@ mod error;
 #[cfg(feature = "unpack")]
 mod lz4;
 mod packaging;
+mod relocations;
 mod unpack;
 
 use std::fs::File;
@@ -14,10 +15,12 @@ use std::path::Path;
 
 use object::read::ReadCache;
 
-use crate::address::LinkAddress;
+use crate::address::{LinkAddress, Slide};
 
 pub use elf::{Section, Segment};
 pub use error::ImageError;
+use relocations::Relocations;
+
 pub use packaging::{Compression, Packaging};
 
 /// Longest file in bytes: 4 GiB. A kernel with debug information has about 1 GiB; only its segments
@@ -49,6 +52,7 @@ pub struct KernelImage {
     packaging: Packaging,
     contents: elf::Contents,
     banner: String,
+    relocations: Option<Relocations>,
 }
 
 impl KernelImage {
@@ -91,10 +95,10 @@ impl KernelImage {
         let payload = bzimage::payload(bytes)?;
         let compression = Compression::of(payload).ok_or(ImageError::UnknownCompression)?;
         let unpacked = unpack::unpack(payload, compression)?;
-        let appended = unpacked.len().saturating_sub(elf::end(&unpacked[..])?);
-        // Two words of zeros end the lists of addresses to be relocated even where they are empty.
-        let relocatable = appended > 3 * size_of::<u32>();
-        Self::from_elf(&unpacked[..], Packaging::BzImage { compression, relocatable })
+        let relocations = Relocations::parse(&unpacked[elf::end(&unpacked[..])?..]);
+        let relocatable = relocations.is_some();
+        let packaging = Packaging::BzImage { compression, relocatable };
+        Ok(Self { relocations, ..Self::from_elf(&unpacked[..], packaging)? })
     }
 
     fn from_elf<'d>(
@@ -107,7 +111,7 @@ impl KernelImage {
         // An earlier step of the kernel's build leaves one without the number of the build.
         banners.sort_by_key(|banner| !has_build_number(banner));
         let banner = banners.into_iter().next().ok_or(ImageError::NotLinux)?;
-        Ok(Self { packaging, contents, banner })
+        Ok(Self { packaging, contents, banner, relocations: None })
     }
 
     /// What the file is.
@@ -119,6 +123,16 @@ impl KernelImage {
     /// bzImage that brings its relocations. A vmlinux that is started as it is stays.
     pub const fn can_move(&self) -> bool {
         matches!(self.packaging, Packaging::BzImage { relocatable: true, .. })
+    }
+
+    /// The kernel moved up from its link addresses, as its own loader would move it: its words that hold
+    /// addresses are changed, and nothing else. Its physical place is another matter. Fails if it
+    /// [cannot move](Self::can_move), if the slide is no less than 4 GiB, or if its lists are damaged.
+    pub fn moved(mut self, slide: Slide) -> Result<Self, ImageError> {
+        let relocations =
+            self.relocations.take().ok_or(ImageError::Slide { bytes: slide.bytes() })?;
+        relocations.apply(&mut self.contents.segments, slide)?;
+        Ok(self)
     }
 
     /// The kernel's first line: `Linux version 6.1.0 (...)`, without its end of line.

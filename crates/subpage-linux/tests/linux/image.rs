@@ -120,9 +120,16 @@ fn what_cannot_be_unpacked_says_how_to_do_it() {
 
 #[test]
 fn relocations_behind_the_kernel_make_it_movable() {
-    for (words, relocatable) in [(3, false), (100, true)] {
+    let address = 0x8100_0000_u32;
+    for (words, relocatable) in [
+        (&[0, 0, 0][..], false),
+        (&[0, address, 0, 0, address], true),
+        // Since 6.15.
+        (&[0, 0, address], true),
+        (&[address, 0, 0], false),
+    ] {
         let mut kernel = kernel();
-        kernel.extend(vec![0; 4 * words]);
+        kernel.extend(words.iter().flat_map(|word| word.to_le_bytes()));
         let image = KernelImage::from_bytes(&bzimage(&gzip(&kernel))).expect("a kernel");
         assert_eq!(image.can_move(), relocatable);
     }
