@@ -52,6 +52,7 @@ pub fn write(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
 fn ending(out: &mut dyn Write, live: &LiveSummary) -> io::Result<()> {
     let style = if live.is_failure() { DENIED } else { PLAIN };
     writeln!(out, "{style}{}{style:#}", printable(&live.message))?;
+    panic_console(out, live)?;
     if live.denied_by_maps > 0 {
         let denied = live.denied_by_maps;
         let (count, writes) = (grouped(denied), plural(denied, "write"));
@@ -59,6 +60,16 @@ fn ending(out: &mut dyn Write, live: &LiveSummary) -> io::Result<()> {
         writeln!(out, "{least}{count} {writes} denied by access maps, beside the rules")?;
     }
     lost(out, live)
+}
+
+/// Writes the last lines of a console that tells of a panic, if nobody saw them.
+pub(crate) fn panic_console(out: &mut dyn Write, live: &LiveSummary) -> io::Result<()> {
+    if live.console_shown {
+        return Ok(());
+    }
+    live.panic_console
+        .iter()
+        .try_for_each(|line| writeln!(out, "  {QUIET}{}{QUIET:#}", printable(line)))
 }
 
 /// Writes what is missing in the output or was never told, a line for each kind of it.

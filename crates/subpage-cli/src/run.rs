@@ -11,8 +11,6 @@ use signal_hook::flag;
 
 use crate::check::{self, Host};
 use crate::command_line::{Command, CommandLine, NewFile, PolicyTask, definition};
-#[cfg(feature = "kvm")]
-use crate::{ctl, linux_policy};
 use crate::events::{Detail, EventWriter, ShownWarning, WarningEvent, shown_warnings};
 use crate::failure::{Failure, Status};
 use crate::terminal::style::{DENIED, QUIET};
@@ -20,6 +18,8 @@ use crate::terminal::{self, ColorWhen, Output, printable};
 use crate::{
     compile_command, guard, man_pages, plan_command, policy_command, record_command, schema,
 };
+#[cfg(feature = "kvm")]
+use crate::{ctl, linux_policy};
 
 /// Runs the command that `arguments` (the program's name first) ask for.
 ///

@@ -74,6 +74,12 @@ pub struct LiveSummary {
     /// The same for people, with the place of a failure.
     #[serde(rename = "ending_message")]
     pub message: String,
+    /// The last lines of the console, if they tell of a panic of the guest's kernel.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub panic_console: Vec<String>,
+    /// Whether the console stands between this program's lines.
+    #[serde(skip)]
+    pub console_shown: bool,
     /// Writes that an access map denied, and no rule.
     pub denied_by_maps: u64,
     /// Events that were not shown, because the guest made them faster than they could be.
@@ -103,6 +109,8 @@ pub enum EndingKind {
     Halted,
     /// It asked for a reset.
     Reset,
+    /// It asked for a reset, and its console says that its kernel panicked.
+    Panicked,
     /// A rule with the action `stop` was met.
     Stopped,
     /// Somebody asked for it over the control socket.
@@ -120,7 +128,7 @@ pub enum EndingKind {
 impl EndingKind {
     /// Whether the run was cut short by what nobody asked for.
     pub fn is_failure(self) -> bool {
-        matches!(self, Self::TimedOut | Self::TripleFault | Self::Failed)
+        matches!(self, Self::TimedOut | Self::TripleFault | Self::Failed | Self::Panicked)
     }
 }
 

@@ -36,6 +36,14 @@ pub enum Ending {
     },
     /// It has asked for a reset, and was not to be started again.
     Reset,
+    /// It has asked for a reset after its kernel had said on the console that it panics. A program in the
+    /// guest that may write there can say so, too.
+    Panicked {
+        /// The reason that was given.
+        reason: String,
+        /// The last lines of the console.
+        console: Vec<String>,
+    },
     /// KVM, or this program, cannot carry on with it. Its state is kept.
     Failed(Failure),
     /// Somebody asked for it.
@@ -45,7 +53,7 @@ pub enum Ending {
 impl Ending {
     /// Whether the guest cannot continue, though nobody wanted its end: its state is worth a look.
     pub const fn is_failure(&self) -> bool {
-        matches!(self, Self::Failed(_) | Self::TripleFault { .. })
+        matches!(self, Self::Failed(_) | Self::TripleFault { .. } | Self::Panicked { .. })
     }
 }
 
@@ -63,6 +71,9 @@ impl fmt::Display for Ending {
                 tell(in_traps, f)
             }
             Self::Reset => f.write_str("the guest has asked for a reset"),
+            Self::Panicked { reason, .. } => {
+                write!(f, "the guest's kernel has panicked ({reason}) and asked for a reset")
+            }
             Self::Failed(failure) => failure.fmt(f),
             Self::Requested => f.write_str("the guest was ended on request"),
         }

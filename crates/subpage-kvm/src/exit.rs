@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use arrayvec::ArrayVec;
 use kvm_ioctls::VcpuExit;
+use subpage::rules::Moment;
 
 use crate::devices::{PortEffect, Ports};
 use crate::ending::{Ending, Failure};
@@ -96,6 +97,7 @@ pub(crate) const fn after_port(effect: PortEffect) -> Next {
     match effect {
         PortEffect::None => Next::Enter,
         PortEffect::Reset => Next::Reset,
+        PortEffect::Arm => Next::Arm(Moment::Write),
         PortEffect::PowerOff => Next::End(Ending::PoweredOff),
         PortEffect::Exit { code } => Next::End(Ending::Exited { code }),
     }

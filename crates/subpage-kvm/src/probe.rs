@@ -90,6 +90,7 @@ fn load(configuration: &Configuration, code: &[u8]) -> Result<Vm, VmError> {
         initrd: None,
         command_line: "",
         load_address: Some(CODE),
+        slide: None,
         cpus: 1,
     })?;
     Ok(vm)

@@ -77,7 +77,8 @@ fn run(image: &Path, trap: TrapChoice, guarded: bool) -> Run {
     let console = Console::default();
     let configuration = Configuration { memory: 16 << 20, trap, ..Configuration::default() };
     let mut vm = Vm::new(&configuration, Box::new(console.clone())).expect("a machine");
-    let request = Request { image, initrd: None, command_line: "", load_address: None, cpus: 1 };
+    let request =
+        Request { image, initrd: None, command_line: "", load_address: None, slide: None, cpus: 1 };
     vm.load(&request).expect("a guest");
     let path = symbol(image, PATH);
     if guarded {

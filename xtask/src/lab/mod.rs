@@ -271,5 +271,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
 
 /// Directories that test programs look for where they were built.
 pub(crate) fn mirrored(workspace: &Workspace) -> Vec<PathBuf> {
-    ["examples/kernel", "examples/linux", "crates/subpage-kvm"].map(|path| workspace.root().join(path)).to_vec()
+    ["examples/kernel", "examples/linux", "crates/subpage-kvm"]
+        .map(|path| workspace.root().join(path))
+        .to_vec()
 }

@@ -126,6 +126,12 @@ pub enum CtlRequest {
         #[arg(value_parser = parse_rule)]
         rule: RuleRef,
     },
+    /// Put rules in force that wait: those named, else all whose policy says `arm = "command"`
+    Arm {
+        /// Numbers, or names that only one rule has
+        #[arg(value_name = "RULE", value_parser = parse_rule)]
+        rules: Vec<RuleRef>,
+    },
     /// Print every event from now on, until the guest ends
     Watch {
         /// Only those that this rule decided, by its name

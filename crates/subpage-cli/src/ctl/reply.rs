@@ -22,6 +22,11 @@ pub fn write_text(out: &mut dyn Write, request: &Request, reply: &Reply) -> io::
             writeln!(out, "{} {} set", grouped(pages), plural(pages, "page"))
         }
         Reply::Rule { rule } => writeln!(out, "rule {rule}"),
+        Reply::Armed { armed } if armed.is_empty() => writeln!(out, "no rule waits for that"),
+        Reply::Armed { armed } => {
+            let count = armed.len() as u64;
+            writeln!(out, "{} {} armed", grouped(count), plural(count, "rule"))
+        }
         Reply::Track { track } => writeln!(out, "tracking {track}"),
         Reply::Harvest { written } => write_harvest(out, written),
         Reply::Saved { saved } => {
@@ -97,12 +102,16 @@ fn rules(rules: &[ShownRule]) -> Columns {
     table.row(headings.map(|heading| (heading.to_owned(), HEADING)));
     for shown in rules {
         let rule = &shown.new;
-        let state = match (rule.locked, shown.spent) {
-            (false, false) => "",
-            (true, false) => "locked",
-            (false, true) => "spent",
-            (true, true) => "locked, spent",
-        };
+        let waits =
+            shown.waits_for.as_ref().map(|moment| format!("waits for {}", printable(moment)));
+        let state: Vec<String> = [
+            rule.locked.then(|| "locked".to_owned()),
+            shown.spent.then(|| "spent".to_owned()),
+            waits,
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
         table.row([
             (shown.rule.to_string(), PLAIN),
             (printable(&rule.name).into_owned(), NAME),
@@ -114,7 +123,7 @@ fn rules(rules: &[ShownRule]) -> Columns {
             (grouped(shown.overruled), PLAIN),
             (grouped(shown.logged), if shown.logged == 0 { QUIET } else { LOGGED }),
             (grouped(shown.denied), if shown.denied == 0 { QUIET } else { DENIED }),
-            (state.to_owned(), QUIET),
+            (state.join(", "), QUIET),
         ]);
     }
     table

@@ -46,6 +46,7 @@ pub fn request(command: &CtlRequest, symbols: Option<&Path>) -> Result<Request, 
         }
         CtlRequest::Remove { rule } => Request::Remove { rule: rule.clone() },
         CtlRequest::Lock { rule } => Request::Lock { rule: rule.clone() },
+        CtlRequest::Arm { rules } => Request::Arm { rules: rules.clone() },
         CtlRequest::Watch { .. } => Request::Watch,
         CtlRequest::Track { range } => {
             let (start, length) = bytes(range)?;

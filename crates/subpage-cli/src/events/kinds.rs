@@ -1,16 +1,24 @@
 //! What can be reported of a run besides its writes.
 
+#[cfg(feature = "kvm")]
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 #[cfg(feature = "kvm")]
 use subpage::rules::Action;
+use subpage::rules::Moment;
 #[cfg(feature = "kvm")]
 use subpage_kvm::control::protocol::ShownRule;
+#[cfg(feature = "kvm")]
+use subpage_kvm::vm::ArmedBy;
 
 use super::{RunHeader, WarningEvent};
 use crate::policy::PolicyRule;
 use crate::summary::Summary;
-use subpage_trap::Address;
+#[cfg(feature = "kvm")]
+use subpage_trap::When;
+use subpage_trap::{Address, Timestamp};
 
 /// Something that happens to a run: one line of output.
 #[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
@@ -24,6 +32,8 @@ pub enum RunEvent<'a> {
     Dropped(&'a DroppedEvent),
     /// Something may make the run mean less than it seems to.
     Warning(&'a WarningEvent),
+    /// Rules came into force while the guest ran.
+    Armed(&'a ArmedEvent),
     /// Something about the rules is slow.
     Notice(&'a NoticeEvent),
     /// The run is over.
@@ -81,6 +91,8 @@ pub struct RuleEvent {
     pub owner: u32,
     /// Whether nothing can loosen it.
     pub locked: bool,
+    /// From when on it holds: `start`, `entry`, `init`, `write` or `command`.
+    pub arm: &'static str,
     /// File of the policy; none if the rule came from elsewhere.
     pub file: Option<String>,
     /// Line of that file; none if the rule came from elsewhere.
@@ -89,7 +101,7 @@ pub struct RuleEvent {
 
 impl From<&PolicyRule> for RuleEvent {
     fn from(rule: &PolicyRule) -> Self {
-        let PolicyRule { rule, file, line } = rule;
+        let PolicyRule { rule, arm, file, line } = rule;
         Self {
             name: rule.name.as_str().to_owned(),
             action: rule.action.word(),
@@ -97,6 +109,7 @@ impl From<&PolicyRule> for RuleEvent {
             length: rule.range.bytes(),
             owner: rule.owner.0,
             locked: rule.locked,
+            arm: arm.unwrap_or(Moment::Start).word(),
             file: Some(file.to_string()),
             line: Some(*line as u64),
         }
@@ -107,6 +120,7 @@ impl From<&PolicyRule> for RuleEvent {
 impl From<&ShownRule> for RuleEvent {
     fn from(shown: &ShownRule) -> Self {
         let rule = &shown.new;
+        let waits_for = shown.waits_for.as_deref().and_then(Moment::from_word);
         Self {
             name: rule.name.clone(),
             action: Action::from_word(&rule.action).unwrap_or(Action::Deny).word(),
@@ -114,8 +128,42 @@ impl From<&ShownRule> for RuleEvent {
             length: rule.length,
             owner: rule.owner,
             locked: rule.locked,
+            arm: waits_for.unwrap_or(Moment::Start).word(),
             file: None,
             line: None,
+        }
+    }
+}
+
+/// Rules came into force while the guest ran.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct ArmedEvent {
+    /// Their names, in the order of the policy.
+    pub rules: Vec<String>,
+    /// By what: `write` or `init` of the guest, or `command`.
+    pub by: &'static str,
+    /// Time of the host.
+    pub time: Timestamp,
+    /// Seconds since the guest was made.
+    pub since_start: f64,
+}
+
+#[cfg(feature = "kvm")]
+impl From<&subpage_kvm::vm::Arming> for ArmedEvent {
+    fn from(arming: &subpage_kvm::vm::Arming) -> Self {
+        let (unix, since_start) = match arming.when {
+            When::Clock { unix, since_start } => (unix, since_start),
+            _ => (Duration::ZERO, Duration::ZERO),
+        };
+        Self {
+            rules: arming.rules.iter().map(|(_, name)| name.clone()).collect(),
+            by: match arming.by {
+                ArmedBy::Write => Moment::Write.word(),
+                ArmedBy::Init => Moment::Init.word(),
+                ArmedBy::Command => Moment::Command.word(),
+            },
+            time: Timestamp::from_unix(unix).unwrap_or_else(Timestamp::now),
+            since_start: (since_start.as_secs_f64() * 1e6).round() / 1e6,
         }
     }
 }

@@ -12,7 +12,8 @@ pub use header::RunHeader;
 pub(crate) use json::line_schema;
 pub use json::write_json;
 pub use kinds::{
-    DroppedEvent, ErrorEvent, FailedEvent, LiveStart, NoticeEvent, RuleEvent, RunEvent, StartEvent,
+    ArmedEvent, DroppedEvent, ErrorEvent, FailedEvent, LiveStart, NoticeEvent, RuleEvent, RunEvent,
+    StartEvent,
 };
 pub use text::{Detail, SHOWN_PER_RULE, TextEvents, write_line};
 pub use warning::{ShownWarning, WarningEvent, WarningKind, shown_warnings};
@@ -93,6 +94,15 @@ impl<W: Write> EventWriter<W> {
                 .iter()
                 .try_for_each(|warning| write_json(out, &RunEvent::Warning(warning)))?,
             Self::Text(text) => text.warnings(warnings)?,
+        }
+        self.flush()
+    }
+
+    /// Rules came into force.
+    pub fn armed(&mut self, armed: &ArmedEvent) -> io::Result<()> {
+        match self {
+            Self::Json(out) => write_json(out, &RunEvent::Armed(armed))?,
+            Self::Text(text) => text.armed(armed)?,
         }
         self.flush()
     }

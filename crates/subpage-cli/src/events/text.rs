@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use unicode_width::UnicodeWidthStr;
 
 use super::{
-    FailedEvent, LiveStart, NoticeEvent, ShownWarning, StartEvent, WarningEvent, shown_warnings,
+    ArmedEvent, FailedEvent, LiveStart, NoticeEvent, ShownWarning, StartEvent, WarningEvent,
+    shown_warnings,
 };
 use crate::summary::Summary;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, QUIET};
@@ -18,6 +19,9 @@ pub const SHOWN_PER_RULE: u64 = 20;
 
 /// Writes of all rules that are shown whole, beyond which each rule shows only its first.
 const SHOWN_IN_ALL: u64 = 100;
+
+/// Rules that came into force together of which people are told the names.
+const SHOWN_ARMED: usize = 8;
 
 /// Widest rule name that the alignment makes room for, in columns.
 const MAX_NAME_COLUMNS: usize = 32;
@@ -78,12 +82,13 @@ impl<W: Write> TextEvents<W> {
             let end = rule.start.0 + rule.length;
             writeln!(
                 self.out,
-                "  {NAME}{}{NAME:#}{:pad$}  {:10}  {}..{end:#x}  {QUIET}{}{QUIET:#}",
+                "  {NAME}{}{NAME:#}{:pad$}  {:10}  {}..{end:#x}  {QUIET}{}{}{QUIET:#}",
                 printable(&rule.name),
                 "",
                 rule.action,
                 rule.start,
                 bytes(rule.length),
+                arms_at(rule.arm),
                 pad = self.name_columns.saturating_sub(printable(&rule.name).width()),
             )?;
         }
@@ -190,6 +195,23 @@ impl<W: Write> TextEvents<W> {
         )
     }
 
+    pub(super) fn armed(&mut self, armed: &ArmedEvent) -> io::Result<()> {
+        if self.detail == Detail::Quiet {
+            return Ok(());
+        }
+        let names: Vec<_> =
+            armed.rules.iter().take(SHOWN_ARMED).map(|name| printable(name)).collect();
+        let more = match armed.rules.len().saturating_sub(SHOWN_ARMED) {
+            0 => String::new(),
+            more => format!(" and {} more", grouped(more as u64)),
+        };
+        let (names, by, after) = (names.join(", "), armed.by, armed.since_start);
+        writeln!(
+            self.out,
+            "{GOOD}armed{GOOD:#}  {NAME}{names}{NAME:#}{more}  {QUIET}by {by}, after {after:.3} s{QUIET:#}"
+        )
+    }
+
     pub(super) fn notice(&mut self, notice: &NoticeEvent) -> io::Result<()> {
         if self.detail == Detail::Quiet {
             return Ok(());
@@ -216,6 +238,7 @@ impl<W: Write> TextEvents<W> {
         {
             if live.is_failure() {
                 writeln!(self.out, "{DENIED}{}{DENIED:#}", printable(&live.message))?;
+                crate::closing_table::panic_console(&mut self.out, live)?;
             }
             crate::closing_table::lost(&mut self.out, live)?;
         }
@@ -229,6 +252,17 @@ impl<W: Write> TextEvents<W> {
 
     pub(super) fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+}
+
+/// What is said of the moment from which a rule holds, if it is not the start.
+fn arms_at(arm: &str) -> String {
+    match arm {
+        "start" => String::new(),
+        "entry" => ", from the kernel's entry".to_owned(),
+        "init" => ", armed at the first program".to_owned(),
+        "write" => ", armed by the guest's write to port 0xf5".to_owned(),
+        _ => ", armed by `subpage ctl arm`".to_owned(),
     }
 }
 

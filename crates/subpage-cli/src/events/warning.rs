@@ -33,6 +33,8 @@ pub enum WarningKind {
     RuleUnmet,
     /// The trace holds writes of processes that were not put before the rules.
     OtherProcesses,
+    /// A rule that waited for its moment until the end.
+    NeverArmed,
     /// The guest's kernel may lie elsewhere than its symbols say.
     KernelMayMove,
 }

@@ -31,6 +31,13 @@ pub(super) fn run(
     let mut trace = TraceFile::open(path, arguments.process)?;
     let names = trace.names(arguments.machine.symbols.as_deref())?;
     let policy = draft.resolve(&names).map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
+    if let Some(rule) = policy.rules.iter().find(|rule| rule.waits()) {
+        return Err(Failure::Input(format!(
+            "the rule `{}` ({}) waits for a moment that a trace does not have: leave `arm` out",
+            rule.rule.name,
+            rule.place(),
+        )));
+    }
     let mut warnings = policy.overruled();
     if arguments.strict && !warnings.is_empty() {
         return Err(Failure::Strict { warnings, before_a_run: true });

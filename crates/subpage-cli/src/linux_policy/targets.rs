@@ -179,7 +179,11 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         counted: counted(7_234, 0),
-        ..switch("kexec_load_disabled", 4, "At 1, no other kernel can be loaded; it never goes back.")
+        ..switch(
+            "kexec_load_disabled",
+            4,
+            "At 1, no other kernel can be loaded; it never goes back.",
+        )
     },
     Target {
         counted: counted(2_166, 2_166),
@@ -189,7 +193,10 @@ pub const TARGETS: &[Target] = &[
         counted: counted(2_166, 2_166),
         ..switch("ptrace_scope", 4, "Which processes may be traced.")
     },
-    Target { counted: counted(0, 0), ..switch("kptr_restrict", 4, "Who sees the kernel's addresses.") },
+    Target {
+        counted: counted(0, 0),
+        ..switch("kptr_restrict", 4, "Who sees the kernel's addresses.")
+    },
     Target { counted: counted(0, 0), ..switch("dmesg_restrict", 4, "Who reads the kernel's log.") },
     Target {
         counted: counted(0, 0),
@@ -233,8 +240,16 @@ pub const TARGETS: &[Target] = &[
         extent: Extent::Bytes(4),
         ..table("apparmor_enabled", Pack::Lsm, "Whether AppArmor is in force.")
     },
-    table("security_hook_heads", Pack::Lsm, "The hooks of every security module (before Linux 6.12)."),
-    table("static_calls_table", Pack::Lsm, "The hooks of every security module (from Linux 6.12 on)."),
+    table(
+        "security_hook_heads",
+        Pack::Lsm,
+        "The hooks of every security module (before Linux 6.12).",
+    ),
+    table(
+        "static_calls_table",
+        Pack::Lsm,
+        "The hooks of every security module (from Linux 6.12 on).",
+    ),
     Target {
         settled: Settled::AtEntry,
         writer: NOBODY,
@@ -254,7 +269,11 @@ pub const TARGETS: &[Target] = &[
         extent: Extent::Bytes(10),
         ..table("idt_descr", Pack::Tables, "Where the table of handlers is.")
     },
-    table("ptmx_fops", Pack::Operations, "The functions of /dev/ptmx, which every program can open."),
+    table(
+        "ptmx_fops",
+        Pack::Operations,
+        "The functions of /dev/ptmx, which every program can open.",
+    ),
     Target {
         settled: Settled::AtEntry,
         writer: NOBODY,

@@ -85,6 +85,7 @@ mod tests {
                 action: *action,
                 locked: false,
             },
+            arm: None,
             file: "policy.toml".into(),
             line: index + 1,
         };

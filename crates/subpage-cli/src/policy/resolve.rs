@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use subpage::address::{ByteRange, Gpa};
-use subpage::rules::Rule;
+use subpage::rules::{Moment, Rule};
 
 use super::diagnostic::{Diagnostic, Mistakes};
 use super::draft::{Draft, DraftFile};
@@ -23,6 +23,8 @@ const MAX_SEARCHES: usize = 100;
 pub struct PolicyRule {
     /// The rule.
     pub rule: Rule,
+    /// From when on it holds, if the policy says so.
+    pub arm: Option<Moment>,
     /// The file of the policy that has it, as the user named it.
     pub file: Arc<str>,
     /// Line of its name in that file, from 1.
@@ -30,6 +32,11 @@ pub struct PolicyRule {
 }
 
 impl PolicyRule {
+    /// Whether it does not hold from the start of a guest on, or from its kernel's entry.
+    pub fn waits(&self) -> bool {
+        matches!(self.arm, Some(Moment::Init | Moment::Write | Moment::Command))
+    }
+
     /// Where the policy says it, for messages: `policy.toml:4`.
     pub fn place(&self) -> String {
         format!("{}:{}", self.file, self.line)
@@ -85,6 +92,7 @@ impl Draft {
                             action: draft.action,
                             locked: draft.locked,
                         },
+                        arm: draft.arm,
                         file: Arc::clone(&file),
                         line: draft.line,
                     }),

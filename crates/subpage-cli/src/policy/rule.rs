@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use subpage::address::{ByteRange, GPA_BITS, Gpa};
-use subpage::rules::{Action, Owner, RuleName};
+use subpage::rules::{Action, Moment, Owner, RuleName};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -17,7 +17,7 @@ use super::place::{AddressSpace, Part, Place, SymbolFormat, Written};
 
 pub(super) const RULE_KEYS: &[&str] = &[
     "name", "range", "symbol", "elf", "map", "address", "bias", "region", "offset", "length",
-    "action", "owner", "locked",
+    "action", "owner", "locked", "arm",
 ];
 pub(super) const RANGE_KEYS: &[&str] = &["start", "end", "length"];
 
@@ -41,6 +41,8 @@ pub struct DraftRule {
     pub owner: Owner,
     /// Whether nothing can loosen it.
     pub locked: bool,
+    /// From when on it holds, if the policy says so.
+    pub arm: Option<Moment>,
     /// Line of its name, from 1.
     pub line: usize,
 }
@@ -68,6 +70,7 @@ pub(super) fn read_rule(
         .number("owner", 0, i128::from(u32::MAX), OWNER_HELP)
         .and_then(|owner| u32::try_from(owner.value).ok());
     let locked = fields.flag("locked", "write `locked = true`, or leave the key out");
+    let arm = read_moment(&mut fields);
     // A rule with another mistake still has its place looked up, so that a wrong name of a region is
     // reported in the same run; the mistakes keep the policy from being used.
     let placed = name.as_ref().zip(place.filter(|_| place_is_right));
@@ -77,6 +80,7 @@ pub(super) fn read_rule(
         action: action.unwrap_or(Action::Deny),
         owner: owner.map_or(Owner::HOST, Owner),
         locked: locked.unwrap_or(false),
+        arm,
         line: *line,
     });
     (name, rule)
@@ -108,6 +112,19 @@ fn read_action(fields: &mut Fields<'_, '_>) -> Option<Action> {
         fields.mistake(text.span, format!("unknown action `{}`", text.value), label, HELP);
     }
     action
+}
+
+fn read_moment(fields: &mut Fields<'_, '_>) -> Option<Moment> {
+    const HELP: &str = "a rule arms at `start`, at the kernel's `entry`, at `init` when the kernel \
+                        starts its first program, by a `write` of the guest to port 0xf5, or by the \
+                        `command` subpage ctl arm";
+    let text = fields.text("arm", HELP)?;
+    let moment = Moment::from_word(&text.value);
+    if moment.is_none() {
+        let message = format!("unknown moment `{}`", text.value);
+        fields.mistake(text.span, message, "", HELP);
+    }
+    moment
 }
 
 fn read_place(fields: &mut Fields<'_, '_>, span: &Range<usize>) -> Option<Place> {

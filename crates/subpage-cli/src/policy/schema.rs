@@ -4,7 +4,7 @@
 //! the reader's own lists.
 
 use serde_json::{Map, Value, json};
-use subpage::rules::Action;
+use subpage::rules::{Action, Moment};
 
 use super::draft::TOP_KEYS;
 use super::rule::{RANGE_KEYS, RULE_KEYS};
@@ -73,6 +73,7 @@ fn rule_key(key: &str) -> Value {
         "address" => json!({ "enum": ["virtual", "physical", "kernel"] }),
         "bias" | "offset" | "length" | "owner" => number(),
         "action" => json!({ "enum": Action::ALL.map(Action::word) }),
+        "arm" => json!({ "enum": Moment::ALL.map(Moment::word) }),
         "locked" => json!({ "type": "boolean" }),
         _ => unreachable!("`{key}` has no schema"),
     }

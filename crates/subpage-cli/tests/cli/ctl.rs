@@ -37,7 +37,17 @@ fn rule(rule: u64, name: &str, locked: bool, spent: bool, denied: u64) -> ShownR
         owner: u32::from(spent),
         locked,
     };
-    ShownRule { rule, new, spent, checked: 1200 + denied, overruled: 7, logged: 0, denied }
+    let waits_for = None;
+    ShownRule {
+        rule,
+        new,
+        spent,
+        waits_for,
+        checked: 1200 + denied,
+        overruled: 7,
+        logged: 0,
+        denied,
+    }
 }
 
 fn shown() -> Shown {

@@ -15,7 +15,7 @@ pub(crate) fn rule(name: &str, start: u64, length: u64, action: Action, line: us
     let range = ByteRange::new(Gpa::new(start), length).expect("a range");
     let name = RuleName::new(name).expect("a name");
     let rule = Rule { name, range, owner: Owner::HOST, action, locked: false };
-    PolicyRule { rule, file: "policy.toml".into(), line }
+    PolicyRule { rule, arm: None, file: "policy.toml".into(), line }
 }
 
 /// A run of made-up writes under a policy, decided byte by byte.
@@ -242,6 +242,8 @@ pub(crate) fn live() -> Run {
         kind: EndingKind::Failed,
         exit_code: None,
         message: "processor 1 cannot continue: KVM cannot \u{1b}emulate; rip 0x401234".to_owned(),
+        panic_console: Vec::new(),
+        console_shown: true,
         denied_by_maps: 1,
         events_dropped: 1200,
         console_dropped: 70_000,

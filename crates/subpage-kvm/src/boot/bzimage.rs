@@ -5,7 +5,8 @@ use subpage::address::{ByteRange, Gpa};
 use thiserror::Error;
 use vm_memory::ByteValued as _;
 
-use super::load::{Image, Piece};
+use super::kernel::{self, Unpacked};
+use super::load::{Image, Piece, Request};
 use super::parameters::{HEADER_AT, HEADER_END, HEADER_MAGIC, Setup};
 use super::part::HIGH_MEMORY;
 use super::source::Source;
@@ -64,7 +65,7 @@ pub enum BzImageError {
 }
 
 /// What the bzImage says; nothing is written.
-pub(super) fn plan(source: Source) -> Result<Image, BootError> {
+pub(super) fn plan(source: Source, request: &Request<'_>) -> Result<Image, BootError> {
     let mut jump = [0];
     source.read(JUMP_AT, &mut jump)?;
     let end = 0x202 + u16::from(jump[0]);
@@ -83,16 +84,23 @@ pub(super) fn plan(source: Source) -> Result<Image, BootError> {
             place(&header, source.bytes()).map(|piece| (header, piece))
         }
     };
-    match placed {
-        Ok((header, piece)) => Ok(Image {
-            format: Format::LinuxBzImage,
-            source,
-            entry: piece.placed.range.first().as_u64() + ENTRY_64,
-            setup: Setup::of_kernel(bytes, &header),
-            pieces: vec![piece],
-        }),
-        Err(error) => Err(BootError::BzImage { path: source.path(), error }),
-    }
+    let (header, piece) =
+        placed.map_err(|error| BootError::BzImage { path: source.path(), error })?;
+    let setup = Setup::of_kernel(bytes, &header);
+    let own_loader = match kernel::plan(&source, &header, setup.clone(), request)? {
+        Unpacked::Kernel(image) => return Ok(*image),
+        Unpacked::Not(reason) => Some(reason),
+        Unpacked::None => None,
+    };
+    Ok(Image {
+        format: Format::LinuxBzImage,
+        source,
+        entry: piece.placed.range.first().as_u64() + ENTRY_64,
+        setup,
+        pieces: vec![piece],
+        kernel: None,
+        own_loader,
+    })
 }
 
 fn place(header: &setup_header, bytes: u64) -> Result<Piece, BzImageError> {

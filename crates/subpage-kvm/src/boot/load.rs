@@ -6,6 +6,7 @@ use std::path::Path;
 use linux_loader::elf::{EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_X86_64};
 use subpage::address::{ByteRange, Gpa};
 
+use super::acpi::AcpiTables;
 use super::initrd::{self, Initrd};
 use super::multiboot::{self, MultibootHeader};
 use super::paging::BootTables;
@@ -30,6 +31,9 @@ pub struct Request<'a> {
     pub command_line: &'a str,
     /// For a flat binary, and only for one: where it goes and begins.
     pub load_address: Option<u64>,
+    /// How far the kernel of a bzImage is moved from its link addresses, as at an earlier start; none for
+    /// a random distance, where it can be moved and the command line does not say `nokaslr`.
+    pub slide: Option<u64>,
     /// Virtual processors, 1 to [`MAX_PROCESSORS`](super::MAX_PROCESSORS).
     pub cpus: u32,
 }
@@ -71,8 +75,19 @@ pub struct Boot {
     pub stack: u64,
     /// Page-table root; CR3. 0 for a Multiboot kernel, which begins without paging.
     pub page_tables: u64,
+    /// Of a Linux kernel that was unpacked here and is entered at once.
+    pub kernel: Option<KernelPlace>,
+    /// Why the kernel in a bzImage was not, so that its own loader runs first.
+    pub own_loader: Option<String>,
     /// All that was put into memory, ascending; nothing else was written.
     pub parts: Vec<Placed>,
+}
+
+/// Where a kernel lies that was unpacked here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KernelPlace {
+    /// How far above its link addresses it is (KASLR); 0 if it was not moved.
+    pub slide: u64,
 }
 
 /// An image whose file has been checked.
@@ -84,6 +99,10 @@ pub(super) struct Image {
     /// At least one.
     pub(super) pieces: Vec<Piece>,
     pub(super) setup: Setup,
+    /// Of a Linux kernel that is entered at once.
+    pub(super) kernel: Option<KernelPlace>,
+    /// Why the kernel in the image is not.
+    pub(super) own_loader: Option<String>,
 }
 
 /// Bytes of a file, zeros behind them, and where they go.
@@ -144,7 +163,12 @@ pub fn load(ram: &Ram, request: &Request<'_>) -> Result<Boot, BootError> {
         ]);
         parts.extend(tables.parts());
     }
-    parts.extend([parameters::command_line(request.command_line), mptable::place(cpus)]);
+    let acpi = AcpiTables::of(cpus);
+    parts.extend([
+        parameters::command_line(request.command_line),
+        mptable::place(cpus),
+        acpi.placed(),
+    ]);
     parts.extend(image.pieces.iter().map(|piece| piece.placed));
     parts.iter().try_for_each(|placed| placed.check_memory(ram))?;
     check_apart(&parts)?;
@@ -158,12 +182,22 @@ pub fn load(ram: &Ram, request: &Request<'_>) -> Result<Boot, BootError> {
     copy(ram, &image, initrd.as_ref())?;
     parameters::write_command_line(ram, request.command_line);
     mptable::write_tables(ram, cpus);
+    acpi.write(ram);
     let initrd = initrd.map(|initrd| initrd.placed.range);
     let (format, entry) = (image.format, image.entry);
     if format == Format::Multiboot {
         multiboot::write_information(ram, initrd);
         let boot_parameters = multiboot::information().range.first().as_u64();
-        return Ok(Boot { format, entry, boot_parameters, stack: 0, page_tables: 0, parts });
+        return Ok(Boot {
+            format,
+            entry,
+            boot_parameters,
+            stack: 0,
+            page_tables: 0,
+            kernel: None,
+            own_loader: None,
+            parts,
+        });
     }
     processor::write_descriptors(ram);
     tables.write(ram);
@@ -180,6 +214,8 @@ pub fn load(ram: &Ram, request: &Request<'_>) -> Result<Boot, BootError> {
         boot_parameters: ZERO_PAGE,
         stack: STACK_TOP,
         page_tables: PAGE_TABLES,
+        kernel: image.kernel,
+        own_loader: image.own_loader,
         parts,
     })
 }
@@ -204,7 +240,7 @@ fn image(request: &Request<'_>) -> Result<Image, BootError> {
         (Format::Flat, _, None) => Err(BootError::UnknownFormat { path: source.path() }),
         (format, _, Some(_)) => Err(BootError::LoadAddress { path: source.path(), format }),
         (Format::Multiboot, Some(header), None) => multiboot::plan(source, header, is_elf),
-        (Format::LinuxBzImage, ..) => bzimage::plan(source),
+        (Format::LinuxBzImage, ..) => bzimage::plan(source, request),
         _ => elf::plan(source),
     }
 }
@@ -234,6 +270,8 @@ fn flat(source: Source, address: u64) -> Result<Image, BootError> {
         entry: address,
         pieces,
         setup: Setup::without_header(),
+        kernel: None,
+        own_loader: None,
     })
 }
 

@@ -22,6 +22,7 @@
 //! | 0x9000 | page tables: to 0xf000, with more than 4 GiB of memory further, up to 0x20000 |
 //! | 0x20000 | command line and its NUL |
 //! | 0x9fc00 | Intel MultiProcessor tables |
+//! | 0xe0000 | ACPI tables, the pointer to them first |
 //! | 1 MiB on | the image |
 //! | high below 3 GiB | initrd |
 //! | end of memory below 3 GiB | page directories, only with more than 20 GiB of memory |
@@ -36,16 +37,19 @@
 //! | ESP | 0: no stack; the other general registers are 0 |
 //! | CS; DS, ES, FS, GS, SS | flat 32-bit code; flat data, and no GDT to load them again from |
 //!
-//! Of the table above it has command line, MP tables, image and initrd.
+//! Of the table above it has command line, MP and ACPI tables, image and initrd.
 //!
 //! An image may use any other memory, and all of it once it has tables of its own. What is in memory
 //! beside these parts is left as it is: zero at the first start, and the guest's own after a reset.
 
+mod acpi;
 mod bzimage;
 mod elf;
 mod elf_headers;
 mod error;
+mod first_program;
 mod initrd;
+mod kernel;
 mod linux_program;
 mod load;
 mod mptable;
@@ -59,7 +63,8 @@ mod source;
 pub use bzimage::BzImageError;
 pub use elf::ElfError;
 pub use error::BootError;
-pub use load::{Boot, Format, Request, load, sniff};
+pub use first_program::{FirstProgram, FirstProgramError, first_program};
+pub use load::{Boot, Format, KernelPlace, Request, load, sniff};
 pub use mptable::MAX_PROCESSORS;
 pub use multiboot::MultibootError;
 pub use part::{Part, Placed};

@@ -227,7 +227,15 @@ pub(super) fn plan(
         return Err(high("end", piece.placed.end()));
     }
     let setup = Setup::without_header();
-    Ok(Image { format: Format::Multiboot, source, entry, pieces, setup })
+    Ok(Image {
+        format: Format::Multiboot,
+        source,
+        entry,
+        pieces,
+        setup,
+        kernel: None,
+        own_loader: None,
+    })
 }
 
 /// Entry and place of a file whose header has the addresses.

@@ -4,7 +4,9 @@ use linux_loader::loader::bootparam::{LOADED_HIGH, boot_e820_entry, boot_params,
 use subpage::address::ByteRange;
 use vm_memory::ByteValued as _;
 
-use super::part::{COMMAND_LINE, COMMAND_LINE_ROOM, HIGH_MEMORY, MP_TABLE, ZERO_PAGE, write};
+use super::part::{
+    ACPI_TABLES, COMMAND_LINE, COMMAND_LINE_ROOM, HIGH_MEMORY, MP_TABLE, ZERO_PAGE, write,
+};
 use super::{Part, Placed};
 use crate::memory::Ram;
 
@@ -23,6 +25,8 @@ const VERSION: u16 = 0x020f;
 const UNDEFINED_LOADER: u8 = 0xff;
 /// The video mode that a kernel chooses itself.
 const NORMAL_MODE: u16 = 0xffff;
+/// In `loadflags`: the kernel was moved at random (`KASLR_FLAG` of Linux).
+const KASLR: u8 = 1 << 1;
 /// What Linux for x86 takes as a command line, and as the last byte of an initrd.
 const LINUX_COMMAND_LINE: u32 = 2047;
 const LINUX_INITRD_MAX: u32 = 0x7fff_ffff;
@@ -39,6 +43,8 @@ const _: () = assert!(HEADER_AT as usize + size_of::<setup_header>() <= HEADER_E
 pub(super) struct Setup {
     header: [u8; (HEADER_END - HEADER_AT) as usize],
     relocate: bool,
+    /// The kernel was moved at random, and may do so with more.
+    pub(super) is_moved: bool,
     /// Bytes of command line, without NUL.
     pub(super) command_line_most: u64,
     /// Before which the initrd must end.
@@ -54,6 +60,7 @@ impl Setup {
         Self {
             header: bytes,
             relocate: true,
+            is_moved: false,
             command_line_most: u64::from(header.cmdline_size).min(COMMAND_LINE_ROOM - 1),
             initrd_end: u64::from(header.initrd_addr_max) + 1,
         }
@@ -75,6 +82,7 @@ impl Setup {
         Self {
             header: bytes,
             relocate: false,
+            is_moved: false,
             command_line_most: LINUX_COMMAND_LINE.into(),
             initrd_end: u64::from(LINUX_INITRD_MAX) + 1,
         }
@@ -110,6 +118,10 @@ pub(super) fn write_zero_page(
     page.hdr.vid_mode = NORMAL_MODE;
     page.hdr.cmd_line_ptr = low(COMMAND_LINE);
     page.hdr.setup_data = 0;
+    page.acpi_rsdp_addr = ACPI_TABLES;
+    if setup.is_moved {
+        page.hdr.loadflags |= KASLR;
+    }
     if setup.relocate {
         // Of 32-bit entries only; a kernel above 4 GiB has none.
         page.hdr.code32_start = u32::try_from(kernel.first().as_u64()).unwrap_or(0);

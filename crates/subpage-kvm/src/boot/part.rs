@@ -28,6 +28,8 @@ pub(super) const COMMAND_LINE: u64 = 0x20000;
 pub(super) const COMMAND_LINE_ROOM: u64 = 0x10000;
 /// Tables of the MultiProcessor Specification, where the extended BIOS data area would be.
 pub(super) const MP_TABLE: u64 = 0x9fc00;
+/// Tables of ACPI, where kernels search for the pointer to them: in what is a PC's BIOS.
+pub(super) const ACPI_TABLES: u64 = 0xe_0000;
 /// Where a PC's memory begins that has no holes.
 pub(super) const HIGH_MEMORY: u64 = 0x10_0000;
 
@@ -46,6 +48,8 @@ pub enum Part {
     CommandLine,
     /// MultiProcessor tables.
     MpTable,
+    /// Tables of ACPI.
+    AcpiTables,
     /// A load segment of an ELF image, by its program header's index.
     Segment(u16),
     /// A flat image.
@@ -69,6 +73,7 @@ impl fmt::Display for Part {
             Self::PageTables => "the page tables",
             Self::CommandLine => "the command line",
             Self::MpTable => "the MP table",
+            Self::AcpiTables => "the ACPI tables",
             Self::Segment(index) => return write!(out, "segment {index} of the image"),
             Self::Flat => "the flat image",
             Self::MultibootImage => "the image",

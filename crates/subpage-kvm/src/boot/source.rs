@@ -17,12 +17,18 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError};
 use super::BootError;
 use crate::memory::Ram;
 
-/// A regular file with at least one byte.
+/// A regular file with at least one byte, or what was unpacked of one.
 #[derive(Debug)]
 pub(super) struct Source {
-    file: File,
+    contents: Contents,
     path: PathBuf,
     bytes: u64,
+}
+
+#[derive(Debug)]
+enum Contents {
+    File(File),
+    Unpacked(Vec<u8>),
 }
 
 impl Source {
@@ -42,8 +48,14 @@ impl Source {
         }
         match data.len() {
             0 => Err(BootError::Empty { path }),
-            bytes => Ok(Self { file, path, bytes }),
+            bytes => Ok(Self { contents: Contents::File(file), path, bytes }),
         }
+    }
+
+    /// What was unpacked of the file at `path`.
+    pub(super) fn unpacked(path: PathBuf, contents: Vec<u8>) -> Self {
+        let bytes = contents.len() as u64;
+        Self { contents: Contents::Unpacked(contents), path, bytes }
     }
 
     pub(super) fn path(&self) -> PathBuf {
@@ -63,7 +75,17 @@ impl Source {
     /// Fills `buffer`; the caller has asked [`Self::has`].
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BootError> {
         let bytes = buffer.len() as u64;
-        self.file.read_exact_at(buffer, offset).map_err(|source| self.failed(offset, bytes, source))
+        let read = match &self.contents {
+            Contents::File(file) => file.read_exact_at(buffer, offset),
+            Contents::Unpacked(contents) => match part(contents, offset, bytes) {
+                Some(part) => {
+                    buffer.copy_from_slice(part);
+                    Ok(())
+                }
+                None => Err(io::ErrorKind::UnexpectedEof.into()),
+            },
+        };
+        read.map_err(|source| self.failed(offset, bytes, source))
     }
 
     /// Copies bytes of the file into guest memory; the caller has asked [`Self::has`], and the
@@ -76,7 +98,15 @@ impl Source {
         to: Gpa,
     ) -> Result<(), BootError> {
         let failed = |source| self.failed(offset, bytes, source);
-        let mut file = &self.file;
+        let mut file = match &self.contents {
+            Contents::File(file) => file,
+            Contents::Unpacked(contents) => {
+                let part = part(contents, offset, bytes);
+                let part = part.ok_or_else(|| failed(io::ErrorKind::UnexpectedEof.into()))?;
+                let written = ram.direct().write_slice(part, GuestAddress(to.as_u64()));
+                return written.map_err(|error| failed(io::Error::other(error)));
+            }
+        };
         file.seek(SeekFrom::Start(offset)).map_err(failed)?;
         let mut done = 0;
         // One read gives less than was asked for where the kernel has a limit or a signal came.
@@ -96,4 +126,10 @@ impl Source {
     fn failed(&self, offset: u64, bytes: u64, source: io::Error) -> BootError {
         BootError::Read { path: self.path(), offset, bytes, source }
     }
+}
+
+/// Bytes of what is in memory, if it has them.
+fn part(contents: &[u8], offset: u64, bytes: u64) -> Option<&[u8]> {
+    let offset = usize::try_from(offset).ok()?;
+    contents.get(offset..offset.checked_add(usize::try_from(bytes).ok()?)?)
 }

@@ -71,6 +71,12 @@ pub enum Request {
         /// Which.
         rule: RuleRef,
     },
+    /// Puts rules in force that wait: those named, or without names all that wait for a command.
+    Arm {
+        /// Which.
+        #[serde(default)]
+        rules: Vec<RuleRef>,
+    },
     /// Every event from now on; no other request follows on this connection.
     Watch,
     /// Tracks which sub-pages of a range are written.
@@ -109,7 +115,7 @@ pub struct Written {
     pub sub_pages: u32,
 }
 
-/// A rule that is in force.
+/// A rule of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ShownRule {
@@ -120,6 +126,9 @@ pub struct ShownRule {
     pub new: NewRule,
     /// For `allow-once`: the one write has happened.
     pub spent: bool,
+    /// What it waits for, if it is not in force: `init`, `write` or `command`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
     /// Writes that touched a sub-page of it.
     pub checked: u64,
     /// Of these, those to its bytes about which another rule, or an access map, decided.
@@ -155,7 +164,7 @@ pub struct Shown {
     pub cpus: u32,
     /// Bytes of guest memory.
     pub memory: u64,
-    /// Rules in force, ascending by address.
+    /// Rules, ascending by address.
     pub rules: Vec<ShownRule>,
     /// Tracked ranges, ascending by number.
     pub trackings: Vec<ShownTracking>,
@@ -188,6 +197,11 @@ pub enum Reply {
     Rule {
         /// The rule's number.
         rule: u64,
+    },
+    /// To `arm`.
+    Armed {
+        /// Numbers of the rules that were put in force now.
+        armed: Vec<u64>,
     },
     /// To `track`.
     Track {
@@ -269,6 +283,7 @@ impl Request {
             Self::Get { .. } => Reply::Maps { maps: take(&mut fields, "maps")? },
             Self::Set { .. } => Reply::Pages { pages: take(&mut fields, "pages")? },
             Self::Add(_) => Reply::Rule { rule: take(&mut fields, "rule")? },
+            Self::Arm { .. } => Reply::Armed { armed: take(&mut fields, "armed")? },
             Self::Track { .. } => Reply::Track { track: take(&mut fields, "track")? },
             Self::Harvest { .. } => Reply::Harvest { written: take(&mut fields, "written")? },
             Self::Save { .. } => Reply::Saved { saved: take(&mut fields, "saved")? },

@@ -57,6 +57,12 @@ pub struct Header {
     pub chips: Chips,
     /// State of this program's devices.
     pub ports: PortsState,
+    /// Rules that are not in force: number, and the word for the moment that it waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<(u64, String)>,
+    /// The rule that tells of the guest's first program, the address, and what is written there then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_program: Option<(u64, u64, u32)>,
     /// Trapping pages that were in read-only slots because they hold page tables: first frame and
     /// count of each run. Absent in files of versions that did not keep it.
     #[serde(default)]

@@ -28,6 +28,7 @@ pub(crate) use report::{Stepped, report_step};
 pub(crate) use trapped::{Cause, failure, trapped};
 pub(crate) use walk::mark as mark_walks;
 
+use subpage::rules::Moment;
 use subpage_emulate::GuestInstruction;
 
 use crate::ending::Ending;
@@ -56,6 +57,8 @@ pub(crate) enum Next {
     Step(Unsolved),
     /// Into the guest, after these pages, which hold page tables, were put into read-only slots.
     HoldTables(PageSet),
+    /// Into the guest, after the rules were put in force that wait for this.
+    Arm(Moment),
     /// From the start: the guest has asked for a reset.
     Reset,
     /// Not at all.

@@ -1,14 +1,17 @@
 //! From an event to its record.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use iced_x86::{Decoder, DecoderOptions, Formatter as _, IntelFormatter};
 use subpage::domain::WriteParts;
+use subpage::rules::RuleId;
 use subpage_emulate::guest::State;
 use subpage_trap::{Event, Record, Verdict, When};
 
 use super::StoreContext;
+use crate::boot::FirstProgram;
 use crate::event::{Broadcast, Scene, Testimony, Witness};
 use crate::guard::Guard;
 use crate::metrics::Metrics;
@@ -20,17 +23,50 @@ pub(crate) struct Recorder {
     metrics: Arc<Metrics>,
     began: Instant,
     witness: OnceLock<Box<dyn Witness>>,
+    first_program: OnceLock<Watched>,
+}
+
+/// The write that tells that the guest's kernel is about to start its first program.
+#[derive(Debug)]
+struct Watched {
+    /// The rule that reports writes there, and is none of the user's.
+    rule: RuleId,
+    write: FirstProgram,
+    /// It has happened, and nobody has taken notice yet.
+    met: AtomicBool,
 }
 
 impl Recorder {
     /// Of a guest that is made now.
     pub(crate) fn new(broadcast: Arc<Broadcast>, metrics: Arc<Metrics>) -> Self {
-        Self { broadcast, metrics, began: Instant::now(), witness: OnceLock::new() }
+        Self {
+            broadcast,
+            metrics,
+            began: Instant::now(),
+            witness: OnceLock::new(),
+            first_program: OnceLock::new(),
+        }
     }
 
     /// Has this name the writers of events from now on; false if there was another.
     pub(crate) fn name_by(&self, witness: Box<dyn Witness>) -> bool {
         self.witness.set(witness).is_ok()
+    }
+
+    /// Has the events of a rule be no events, but tell of the first program; false if there was another.
+    pub(crate) fn watch_first_program(&self, rule: RuleId, write: FirstProgram) -> bool {
+        let watched = Watched { rule, write, met: AtomicBool::new(false) };
+        self.first_program.set(watched).is_ok()
+    }
+
+    /// That rule, and the write.
+    pub(crate) fn first_program(&self) -> Option<(RuleId, FirstProgram)> {
+        self.first_program.get().map(|watched| (watched.rule, watched.write))
+    }
+
+    /// Whether the write has happened since the last call.
+    pub(crate) fn take_first_program(&self) -> bool {
+        self.first_program.get().is_some_and(|watched| watched.met.swap(false, Ordering::SeqCst))
     }
 
     /// What time it is.
@@ -50,6 +86,15 @@ impl Recorder {
         event: &Event<&[u8]>,
         write: &WriteParts,
     ) -> Arc<Record> {
+        if let Some(watched) = self.first_program.get()
+            && event.rule == Some(watched.rule)
+        {
+            let FirstProgram { at, running } = watched.write;
+            if event.gpa == at && event.bytes == running.to_le_bytes() {
+                watched.met.store(true, Ordering::SeqCst);
+            }
+            return Arc::new(Record::new(0, 0, event.clone().map_bytes(<[u8]>::to_vec)));
+        }
         let active = event.rule.and_then(|rule| guard.domain().rules().get(rule));
         let rule_name = active.map(|active| active.rule.name.to_string());
         let mut event = event.clone().map_bytes(<[u8]>::to_vec);

@@ -20,7 +20,7 @@ const MAX_TABLES: usize = 1 << 15;
 
 /// The pages that a change is about.
 #[derive(Clone)]
-struct Touched {
+pub(super) struct Touched {
     /// Pages that it may restrict.
     closes: PageSet,
     /// These, and those that it may release.
@@ -29,7 +29,7 @@ struct Touched {
 
 impl Touched {
     /// A change that may restrict pages.
-    fn closing(pages: PageSet) -> Self {
+    pub(super) fn closing(pages: PageSet) -> Self {
         Self { closes: pages.clone(), pages }
     }
 
@@ -45,7 +45,7 @@ impl VmShared {
     ///
     /// Processors are stopped only if memory slots change. Otherwise they run, and a change waits for
     /// stores that are under way and take more than one decision.
-    fn change<T, E: Into<ChangeError>>(
+    pub(super) fn change<T, E: Into<ChangeError>>(
         &self,
         touched: impl Fn(&Guard) -> Touched,
         change: impl FnOnce(&mut Domain<HeapFrames>) -> Result<(T, Invalidation), E>,
@@ -168,6 +168,7 @@ impl VmShared {
             |_| touched.clone(),
             |domain| domain.remove_rule(rule, by).map(|token| ((), token)),
         )?;
+        self.waiting().forget(rule);
         Ok(())
     }
 

@@ -170,6 +170,7 @@ impl Vm {
                 vcpus: PausableVcpus::new(processors),
                 ending: EndingCell::default(),
                 start: Mutex::new(None),
+                waiting: Mutex::default(),
                 reboots: configuration.reboots,
                 native,
                 stepping: Stepping::new(configuration.page_tables),

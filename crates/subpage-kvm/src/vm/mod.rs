@@ -1,5 +1,6 @@
 //! A virtual machine: memory, processors, devices, and the guard over its memory.
 
+mod arming;
 mod between_stores;
 mod change;
 mod create;
@@ -13,6 +14,7 @@ mod watch;
 
 pub use crate::ending::Ending;
 pub use crate::step::{Notice, PageTables};
+pub use arming::{ArmedBy, Arming};
 pub(crate) use create::open;
 pub use create::{Configuration, TrapChoice, nowhere};
 pub use error::VmError;
@@ -67,6 +69,7 @@ pub(crate) struct VmShared {
     pub(crate) watch: Watch,
     pub(crate) ending: EndingCell,
     pub(crate) start: Mutex<Option<reset::Start>>,
+    pub(crate) waiting: Mutex<arming::Waiting>,
     pub(crate) reboots: bool,
     /// The processor runs the guest's kernel itself: KVM emulates no store that it need not, and
     /// walks no page tables.
@@ -128,7 +131,7 @@ impl Vm {
         let boot = boot::load(&self.machine.ram, request)?;
         let paused = self.machine.vcpus.pause();
         reset::set_up(&paused.processors, &boot)?;
-        let start = reset::Start::new(&self.machine, &paused, request)?;
+        let start = reset::Start::new(&self.machine, &paused, request, &boot)?;
         *self.machine.start.lock().unwrap_or_else(PoisonError::into_inner) = Some(start);
         Ok(boot)
     }
@@ -254,6 +257,11 @@ impl Vm {
     /// How many memory slots KVM has of the guest.
     pub fn slot_count(&self) -> usize {
         self.machine.guard().traps().slot_count()
+    }
+
+    /// The last lines of the console, if the guest's kernel has said there that it panics.
+    pub fn panic_lines(&self) -> Option<Vec<String>> {
+        self.machine.ports().panic().map(|report| report.lines)
     }
 
     /// Puts bytes into the serial port, as many as it has room for; how many.

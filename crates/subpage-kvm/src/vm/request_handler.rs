@@ -7,10 +7,10 @@ use subpage::access::AccessMap;
 use subpage::address::{AddressError, ByteRange, Gfn, Gpa};
 use subpage::domain::ImportError;
 use subpage::errno::Errno;
-use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
+use subpage::rules::{Action, Moment, Owner, Rule, RuleId, RuleName};
 use subpage::track::TrackId;
 
-use super::VmShared;
+use super::{ArmedBy, VmShared};
 use crate::control::RequestHandler;
 use crate::control::protocol::{
     NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownRule, ShownTracking, Written,
@@ -64,6 +64,17 @@ impl RequestHandler for VmRequestHandler {
                 machine.lock_rule(rule, Owner::HOST).map_err(|error| refusal(&error))?;
                 Ok(Reply::Done {})
             }
+            Request::Arm { rules } => {
+                let rules: Vec<_> =
+                    rules.iter().map(|rule| find(machine, rule)).collect::<Result<_, _>>()?;
+                let armed = if rules.is_empty() {
+                    machine.arm_waiting(Moment::Command, ArmedBy::Command)
+                } else {
+                    machine.arm(&rules, ArmedBy::Command)
+                };
+                let armed = armed.map_err(|error| refusal(&error))?;
+                Ok(Reply::Armed { armed: armed.iter().map(|rule| rule.0).collect() })
+            }
             Request::Watch => Err(refuse("EINVAL", "watch is not a request like the others")),
             Request::Track { start, length } => {
                 let track =
@@ -100,10 +111,12 @@ impl RequestHandler for VmRequestHandler {
 
 fn show(machine: &VmShared) -> Shown {
     let guard = machine.guard();
+    let waiting = machine.waiting();
     let domain = guard.domain();
     let rules = domain
         .rules()
         .iter()
+        .filter(|active| machine.events.first_program().is_none_or(|(rule, _)| rule != active.id))
         .map(|active| {
             let counts = guard.trap_counts.rule(active.id.0);
             let rule = &active.rule;
@@ -118,6 +131,7 @@ fn show(machine: &VmShared) -> Shown {
                     locked: rule.locked,
                 },
                 spent: active.spent,
+                waits_for: waiting.of(active.id).map(|moment| moment.word().to_owned()),
                 checked: counts.checked,
                 overruled: counts.overruled,
                 logged: counts.logged,

@@ -5,6 +5,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use super::{Paused, VmError, VmShared};
 use crate::boot::{self, Boot};
+use crate::devices::PanicReport;
 use crate::ending::{Ending, Failure};
 use crate::snapshot::{Chips, ProcessorState};
 use crate::vcpu::Processor;
@@ -15,6 +16,8 @@ pub(crate) struct Start {
     initrd: Option<PathBuf>,
     command_line: String,
     load_address: Option<u64>,
+    /// Where rules and names expect the kernel.
+    slide: Option<u64>,
     processors: Vec<ProcessorState>,
     chips: Chips,
 }
@@ -25,6 +28,7 @@ impl Start {
         machine: &VmShared,
         paused: &Paused<'_>,
         request: &boot::Request<'_>,
+        boot: &Boot,
     ) -> Result<Self, VmError> {
         let processors = paused
             .processors
@@ -36,6 +40,7 @@ impl Start {
             initrd: request.initrd.map(Path::to_owned),
             command_line: request.command_line.to_owned(),
             load_address: request.load_address,
+            slide: boot.kernel.map(|kernel| kernel.slide),
             processors,
             chips: Chips::save(&machine.vm)?,
         })
@@ -60,7 +65,10 @@ impl VmShared {
     /// used.
     pub(crate) fn reset(&self) {
         if !self.reboots {
-            self.end(Ending::Reset);
+            self.end(match self.ports().panic() {
+                Some(PanicReport { reason, lines }) => Ending::Panicked { reason, console: lines },
+                None => Ending::Reset,
+            });
             return;
         }
         let mut paused = self.vcpus.pause();
@@ -83,6 +91,7 @@ impl VmShared {
             initrd: start.initrd.as_deref(),
             command_line: &start.command_line,
             load_address: start.load_address,
+            slide: start.slide,
             cpus: u32::try_from(paused.processors.len()).expect("a u32 was asked for"),
         };
         let boot = boot::load(&self.ram, &request)?;

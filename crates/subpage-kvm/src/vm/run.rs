@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use subpage::rules::Moment;
+
 use super::VmShared;
 use crate::ending::{Ending, Failure};
 use crate::exit::{Exit, after_port, enter};
@@ -24,6 +26,7 @@ pub(super) fn run(machine: &Arc<VmShared>, number: usize) {
             Ok(Some(Next::Settle)) => machine.settle(),
             Ok(Some(Next::Step(_))) => unreachable!("a step is made where it is asked for"),
             Ok(Some(Next::HoldTables(pages))) => machine.hold_tables(&pages),
+            Ok(Some(Next::Arm(moment))) => machine.guest_arms(moment),
             Ok(Some(Next::Reset)) => machine.reset(),
             Ok(Some(Next::End(ending))) => machine.end(ending),
             Err(failure) => machine.end(Ending::Failed(failure)),
@@ -113,7 +116,7 @@ fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Nex
             machine.metrics.exit(ExitKind::Mmio);
             let next = mmio_store(machine.stores(), processor, kick, address, &data);
             machine.metrics.write_trapped(machine.clock.since(began));
-            next
+            after_store(machine, next)
         }
         Exit::Trapped(cause) => {
             let began = machine.clock.now();
@@ -124,7 +127,7 @@ fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Nex
                 next => next,
             };
             machine.metrics.write_trapped(machine.clock.since(began));
-            next
+            after_store(machine, next)
         }
         Exit::Port(effect) => {
             machine.metrics.exit(ExitKind::Io);
@@ -143,6 +146,16 @@ fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Nex
             let rip = processor.interrupted().ok().map(|at| at.state.rip);
             Err(Failure { rip, ..Failure::new(vcpu, reason) })
         }
+    }
+}
+
+/// What comes after a store: perhaps it has told that the guest's kernel starts its first program.
+fn after_store(machine: &VmShared, next: Result<Next, Failure>) -> Result<Next, Failure> {
+    match next {
+        Ok(Next::Enter | Next::Settle) if machine.events.take_first_program() => {
+            Ok(Next::Arm(Moment::Init))
+        }
+        next => next,
     }
 }
 

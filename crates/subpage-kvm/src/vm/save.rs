@@ -4,9 +4,11 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use subpage::address::{Gfn, GfnRange};
+use subpage::address::{Gfn, GfnRange, Gpa};
+use subpage::rules::RuleId;
 
 use super::{Configuration, Vm, VmError, VmShared};
+use crate::boot::FirstProgram;
 use crate::guard::ChangeError;
 use crate::memory::MemoryAlias;
 use crate::snapshot::{Chips, Header, ProcessorState, Reader, SnapshotError, Writer};
@@ -36,6 +38,11 @@ impl VmShared {
             processors,
             chips: Chips::save(&self.vm)?,
             ports: self.ports().save(),
+            waiting: self.waiting().saved(),
+            first_program: self
+                .events
+                .first_program()
+                .map(|(rule, write)| (rule.0, write.at.as_u64(), write.running)),
             held_tables: runs(self.guard().traps().tables()),
         };
         let state = self
@@ -98,6 +105,12 @@ impl Vm {
             .ports()
             .restore(&header.ports)
             .map_err(|error| SnapshotError::Content(error.to_string()))?;
+        machine.waiting().restore(&header.waiting);
+        if let Some((rule, at, running)) = header.first_program
+            && let Ok(at) = Gpa::try_new(at)
+        {
+            machine.events.watch_first_program(RuleId(rule), FirstProgram { at, running });
+        }
         machine.hold_again(&paused, &header.held_tables);
         drop(paused);
         Ok(vm)

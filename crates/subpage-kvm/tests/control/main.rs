@@ -57,6 +57,7 @@ impl RequestHandler for Fake {
             Request::Add(_) => Ok(Reply::Rule { rule: 1 }),
             Request::Track { .. } => Ok(Reply::Track { track: 1 }),
             Request::Harvest { .. } => Ok(Reply::Harvest { written: Vec::new() }),
+            Request::Arm { rules } => Ok(Reply::Armed { armed: vec![rules.len() as u64] }),
             Request::Lock { .. } | Request::Untrack { .. } | Request::Stop => Ok(Reply::Done {}),
         }
     }

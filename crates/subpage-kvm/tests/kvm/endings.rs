@@ -117,12 +117,46 @@ fn it_can_exit_with_a_code_and_switch_itself_off() {
         let mut guest = Guest::new(&configuration, |code| exit(code, 77));
         assert_eq!(guest.run(), Ending::Exited { code: 77 });
         let mut guest = Guest::new(&configuration, |code| {
-            code.mov(eax, 0x2000).unwrap();
+            // Sleep of type 0, beside the bit that says that ACPI is on.
+            code.mov(eax, 0x2001).unwrap();
             code.mov(edx, 0x604).unwrap();
             code.out(dx, ax).unwrap();
             exit(code, 1);
         });
         assert_eq!(guest.run(), Ending::PoweredOff);
+    }
+}
+
+/// A kernel that panics says so on its console, and asks for a reset like others.
+#[test]
+fn a_reset_after_a_panic_is_told_apart() {
+    if !kvm() {
+        return;
+    }
+    for (said, reason) in [
+        ("[    0.5] Kernel panic - not syncing: no init\r\n", Some("no init")),
+        ("[    0.5] reboot: Restarting system\r\n", None),
+    ] {
+        for configuration in both_ways() {
+            let mut guest = Guest::new(&configuration, |code| {
+                code.mov(edx, 0x3f8).unwrap();
+                for letter in said.bytes() {
+                    code.mov(eax, u32::from(letter)).unwrap();
+                    code.out(dx, al).unwrap();
+                }
+                code.mov(edx, 0xcf9).unwrap();
+                code.mov(eax, 6).unwrap();
+                code.out(dx, al).unwrap();
+                code.hlt().unwrap();
+            });
+            let ending = guest.run();
+            let line = said.trim_end().to_owned();
+            let panicked = |reason: &str| Ending::Panicked {
+                reason: reason.to_owned(),
+                console: vec![line.clone()],
+            };
+            assert_eq!(ending, reason.map_or(Ending::Reset, panicked));
+        }
     }
 }
 

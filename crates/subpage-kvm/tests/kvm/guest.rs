@@ -145,7 +145,7 @@ impl Guest {
 }
 
 pub(crate) fn request(image: &Path, cpus: u32) -> Request<'_> {
-    Request { image, initrd: None, command_line: "", load_address: Some(CODE), cpus }
+    Request { image, initrd: None, command_line: "", load_address: Some(CODE), slide: None, cpus }
 }
 
 pub(crate) fn rule(name: &str, start: u64, bytes: u64, action: Action) -> Rule {

@@ -2,6 +2,7 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(clippy::unwrap_used)] // a test says by panicking that something failed
 
+mod arming;
 mod atomics;
 mod basics;
 mod differential;

@@ -43,7 +43,8 @@ fn guest(configuration: &Configuration, image: &[u8]) -> Guest {
     let mut vm = Vm::new(configuration, nowhere()).unwrap();
     let cpus = configuration.cpus;
     let (command_line, load_address) = ("quiet", None);
-    let request = Request { image: file.path(), initrd: None, command_line, load_address, cpus };
+    let request =
+        Request { image: file.path(), initrd: None, command_line, load_address, slide: None, cpus };
     assert_eq!(vm.load(&request).unwrap().format, Format::Multiboot);
     Guest::of(vm)
 }

@@ -318,7 +318,9 @@ mod tests {
         assert_eq!(log.judge(&command(), 0, &[]).0, Count::FAILED);
         log.line(Line::Ended { status: 3 }, at(42));
         assert_eq!(log.judge(&command(), 3, &[]), (Count::PASSED, None));
-        assert!(log.judge(&command(), 0, &[]).1.expect("a failure").contains("status 3 instead of 0"));
+        assert!(
+            log.judge(&command(), 0, &[]).1.expect("a failure").contains("status 3 instead of 0")
+        );
         assert!(log.remaining(&command()).is_none());
         assert_eq!(log.judge(&part(&THREE), 0, &[]).0, Count::FAILED);
     }

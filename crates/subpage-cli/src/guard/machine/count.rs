@@ -79,6 +79,12 @@ impl Count {
         }
     }
 
+    /// The name of a rule that the run began with.
+    pub(super) fn name(&self, id: u64) -> &str {
+        let known = self.rules.iter().find(|rule| rule.id == id);
+        known.map_or("", |rule| rule.summary.name.as_str())
+    }
+
     /// An event, shown or not.
     pub(super) fn event(&mut self, record: &Record) {
         let event = &record.event;
@@ -165,6 +171,8 @@ impl Count {
                 kind: end.kind,
                 exit_code: end.exit_code,
                 message: end.message,
+                panic_console: Vec::new(),
+                console_shown: false,
                 denied_by_maps,
                 events_dropped: dropped,
                 console_dropped,

@@ -34,6 +34,7 @@ impl RunEnd {
             (Ending::Exited { .. }, _) => EndingKind::Exited,
             (Ending::Halted, _) => EndingKind::Halted,
             (Ending::Reset, _) => EndingKind::Reset,
+            (Ending::Panicked { .. }, _) => EndingKind::Panicked,
             (Ending::Stopped { .. }, _) => EndingKind::Stopped,
             (Ending::TripleFault { .. }, _) => EndingKind::TripleFault,
             (Ending::Failed(_), _) => EndingKind::Failed,
@@ -69,6 +70,8 @@ mod tests {
         ] {
             assert!(!failed(&ending, None), "{ending}");
         }
+        let console = Vec::new();
+        assert!(failed(&Ending::Panicked { reason: "why".to_owned(), console }, None));
         assert!(failed(&Ending::TripleFault { rip: 1, in_traps: Vec::new() }, None));
         assert!(failed(&Ending::Requested, Some(Cut::TimedOut)));
         assert!(!failed(&Ending::Requested, Some(Cut::Interrupted)));

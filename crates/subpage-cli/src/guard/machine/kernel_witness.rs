@@ -1,35 +1,45 @@
 //! Who writes in a Linux guest: functions, calls and tasks, by its kernel's image.
 
-use subpage_kvm::event::{Scene, Testimony, Witness};
+use std::path::Path;
+
+use subpage_kvm::boot::{Boot, Format};
+use subpage_kvm::event::{Functions, Scene, Testimony, Witness};
 use subpage_linux::{
     Btf, Kallsyms, KernelImage, Memory, Registers, RuntimeAddress, Slide, Symbol, Tasks, Unwinder,
 };
 use subpage_trap::{Function, Task};
 
+/// What names the writers of a guest: its kernel's image if it is Linux and where it runs is known, else the
+/// functions of its ELF file.
+pub(super) fn of(image: &Path, boot: &Boot, functions: Functions) -> Box<dyn Witness> {
+    let slide = match (boot.format, boot.kernel) {
+        (_, Some(kernel)) => Slide::new(kernel.slide),
+        // Its own loader moves it.
+        (Format::LinuxBzImage, None) => return Box::new(functions),
+        (_, None) => Slide::ZERO,
+    };
+    let Ok(image) = KernelImage::open(image) else { return Box::new(functions) };
+    let Some(kallsyms) = Kallsyms::read(&image).ok() else { return Box::new(functions) };
+    let unwinder = Unwinder::of(&image, &kallsyms);
+    let tasks = Btf::read(&image, &kallsyms).and_then(|btf| Tasks::of(&kallsyms, &btf));
+    Box::new(KernelWitness { kallsyms, unwinder, tasks, slide, functions })
+}
+
 /// What a kernel's image tells about who writes. What the image lacks is left out.
 #[derive(Debug)]
-pub(super) struct KernelWitness {
+struct KernelWitness {
     kallsyms: Kallsyms,
     unwinder: Unwinder,
     tasks: Option<Tasks>,
     /// How far the kernel's linear addresses were moved.
     slide: Slide,
-}
-
-impl KernelWitness {
-    /// For a kernel that runs moved by so much; `None` if its image has no names.
-    pub(super) fn of(image: &KernelImage, slide: Slide) -> Option<Self> {
-        let kallsyms = Kallsyms::read(image).ok()?;
-        let unwinder = Unwinder::of(image, &kallsyms);
-        let tasks = Btf::read(image, &kallsyms).and_then(|btf| Tasks::of(&kallsyms, &btf));
-        Some(Self { kallsyms, unwinder, tasks, slide })
-    }
+    /// Of an image that has debug information: source lines.
+    functions: Functions,
 }
 
 impl Witness for KernelWitness {
     fn testify(&self, scene: &Scene<'_>) -> Testimony {
-        // A program's own addresses may be those of the kernel's image in no case, but its stack and its
-        // base are not the kernel's.
+        // The stack and the base of a program are not the kernel's.
         if scene.cpl() != 0 {
             return Testimony::default();
         }
@@ -47,7 +57,8 @@ impl Witness for KernelWitness {
             uid: task.uid,
         });
         let call_trace = calls.into_iter().map(named).collect();
-        Testimony { function, source: None, call_trace, task }
+        let source = self.functions.testify(scene).source;
+        Testimony { function, source, call_trace, task }
     }
 }
 

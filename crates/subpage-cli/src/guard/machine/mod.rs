@@ -1,9 +1,11 @@
 //! A guest on KVM: from its image to its end.
 
+mod arm;
 mod count;
 mod ending;
 mod functions;
 mod input;
+mod kernel_witness;
 mod names;
 mod request_log;
 mod supervise;
@@ -16,7 +18,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use subpage::rules::Rule;
+use subpage::rules::{Moment, Rule};
 use subpage_kvm::boot::{self, Boot};
 use subpage_kvm::control::protocol::{Reply, Request, Shown};
 use subpage_kvm::control::{RequestHandler, Server};
@@ -35,7 +37,7 @@ use crate::command_line::{
 };
 use crate::events::{EventWriter, LiveStart, RuleEvent, RunHeader, StartEvent, WarningEvent};
 use crate::failure::{Failure, Status};
-use crate::policy::{Draft, Policy};
+use crate::policy::{Draft, Policy, PolicyRule};
 use crate::summary::{LiveSummary, Summary};
 use crate::terminal::style::LOGGED;
 use crate::terminal::{ColorWhen, ConsolePlace, Output, Screen, bytes, grouped, tell};
@@ -86,29 +88,33 @@ pub(super) fn run(
     let policy_name = draft.name();
     let policy_files = draft.sources().map(|source| source.path().to_owned()).collect();
     let names = names::of_guest(image, &draft, asked)?;
-    let moving = names::may_move(image, &draft, asked)?;
+    let by_name = names::has_places_by_name(&draft);
     let starts = names::kernel_starts(&names, &mut draft, asked);
     let others = names::of_other_files(&names, &mut draft, asked);
-    let policy = draft
+    let mut policy = draft
         .resolve_or(&names.list, names.otherwise)
         .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
     let mut warnings = policy.overruled();
-    warnings.extend(moving);
-    if arguments.strict && !warnings.is_empty() {
-        return Err(Failure::Strict { warnings, before_a_run: true });
-    }
     let screen = screen(color, arguments)?;
     let mut vm = Vm::new(&configuration(asked), Box::new(screen.console()))
         .map_err(|error| Failure::bad(&error))?;
     let boot = load(&mut vm, image, asked)?;
+    warnings.extend(names::may_move(&boot, asked).filter(|_| by_name));
+    if arguments.strict && !warnings.is_empty() {
+        return Err(Failure::Strict { warnings, before_a_run: true });
+    }
     names::check_place(&starts, &boot)?;
     names::check_build(&others, image)?;
     // An ELF file says where its functions are; a list of symbols has no code to check them by.
     let functions = functions::of_elf(asked.symbols.as_deref().unwrap_or(image));
-    vm.name_writers_by(Box::new(functions));
-    let rules: Vec<Rule> = policy.rules.iter().map(|rule| rule.rule).collect();
+    vm.name_writers_by(kernel_witness::of(image, &boot, functions));
+    arm::default(&mut policy, &boot);
+    arm::check(&policy, &boot, image)?;
     check_memory(&vm, &policy)?;
-    let first = vm.add_rules(&rules).map_err(|error| Failure::bad(&error))?;
+    let moment = |rule: &PolicyRule| (rule.rule, rule.arm.unwrap_or(Moment::Start));
+    let rules: Vec<(Rule, Moment)> = policy.rules.iter().map(moment).collect();
+    let first = vm.add_rules_at(&rules).map_err(|error| Failure::bad(&error))?;
+    arm::watch_first_program(&vm, &policy, &boot, image)?;
 
     let known = (first.0..).zip(&policy.rules).map(|(id, rule)| Known::of_policy(id, rule));
     let count = Count::new(known.collect());
@@ -163,7 +169,7 @@ fn show(vm: &Vm) -> Result<Shown, Failure> {
 fn go(
     mut vm: Vm,
     mut start: StartEvent,
-    warnings: Vec<WarningEvent>,
+    mut warnings: Vec<WarningEvent>,
     mut count: Count,
     arguments: &GuardArguments,
     policy_files: Vec<PathBuf>,
@@ -213,7 +219,14 @@ fn go(
     let elapsed = began.elapsed();
     // Whoever asked for the end over the socket gets the answer before it goes.
     drop((server, metrics));
+    let waiting = vm.waiting_rules();
+    warnings.extend(waiting.iter().map(|(id, moment)| arm::never(count.name(id.0), *moment)));
+    events.warnings(&warnings[warnings.len() - waiting.len()..])?;
     let mut summary = count.into_summary(&vm.trap_counts(), &request_log.added(), ending);
+    if let Some(live) = &mut summary.live {
+        live.panic_console = vm.panic_lines().unwrap_or_default();
+        live.console_shown = !arguments.json && !arguments.quiet && asked.console_file().is_none();
+    }
     summary.guest = start.guest;
     summary.policy = start.policy;
     summary.backend = start.backend;
@@ -280,6 +293,7 @@ fn load(vm: &mut Vm, image: &Path, asked: &MachineArguments) -> Result<Boot, Fai
         initrd: asked.initrd.as_deref(),
         command_line: asked.cmdline.as_deref().unwrap_or_default(),
         load_address: asked.load_address,
+        slide: None,
         cpus: cpus(asked),
     };
     vm.load(&request).map_err(|error| Failure::bad(&error))

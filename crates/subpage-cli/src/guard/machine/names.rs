@@ -73,23 +73,21 @@ fn is_elf(image: &Path) -> Result<bool, Failure> {
     })
 }
 
-/// The warning about a guest that is a kernel which may move itself away from its symbols.
-pub(super) fn may_move(
-    image: &Path,
-    draft: &Draft,
-    asked: &MachineArguments,
-) -> Result<Option<WarningEvent>, Failure> {
-    let by_name = draft.rules().any(|rule| !matches!(rule.place, Place::Range(_)));
+/// Whether a rule has a place by a name.
+pub(super) fn has_places_by_name(draft: &Draft) -> bool {
+    draft.rules().any(|rule| !matches!(rule.place, Place::Range(_)))
+}
+
+/// The warning about a kernel which may move itself away from its symbols: one whose own loader runs.
+pub(super) fn may_move(boot: &Boot, asked: &MachineArguments) -> Option<WarningEvent> {
     let stays = asked
         .cmdline
         .as_deref()
         .is_some_and(|line| line.split_ascii_whitespace().any(|word| word == "nokaslr"));
-    let is_bzimage =
-        sniff(image).map_err(|error| Failure::bad(&error))? == Some(Format::LinuxBzImage);
-    if !by_name || stays || !is_bzimage {
-        return Ok(None);
+    if stays || boot.format != Format::LinuxBzImage || boot.kernel.is_some() {
+        return None;
     }
-    Ok(Some(WarningEvent {
+    Some(WarningEvent {
         warning: WarningKind::KernelMayMove,
         message: "a kernel that randomizes its place is not where its symbols say, and the rules \
                   then guard other bytes"
@@ -98,7 +96,7 @@ pub(super) fn may_move(
         file: None,
         line: None,
         help: "add `nokaslr` to `--cmdline`".to_owned(),
-    }))
+    })
 }
 
 /// A file of kernel symbols, and where it says that the kernel begins.

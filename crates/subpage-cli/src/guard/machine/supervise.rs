@@ -13,7 +13,7 @@ use subpage_trap::Record;
 use super::count::Count;
 use super::ending::{Cut, RunEnd};
 use super::request_log::RequestLog;
-use crate::events::{DroppedEvent, EventWriter, FailedEvent, NoticeEvent};
+use crate::events::{ArmedEvent, DroppedEvent, EventWriter, FailedEvent, NoticeEvent};
 use crate::failure::Failure;
 use crate::terminal::style::LOGGED;
 use crate::terminal::{ColorWhen, Lines, Screen, tell};
@@ -161,6 +161,11 @@ impl<'a> Teller<'a> {
         Ok(())
     }
 
+    /// Tells what has come into force.
+    fn armings(&mut self, vm: &Vm) -> io::Result<()> {
+        vm.take_armings().iter().try_for_each(|arming| self.events.armed(&ArmedEvent::from(arming)))
+    }
+
     /// Tells what is slow. Where the output has no room, it waits in the machine, which keeps a few.
     fn notices(&mut self, vm: &Vm) -> io::Result<()> {
         if !self.screen.has_room() {
@@ -172,6 +177,7 @@ impl<'a> Teller<'a> {
     /// What is still to be told when the guest has ended.
     fn end(&mut self, vm: &Vm) -> io::Result<()> {
         self.tell_missed()?;
+        self.armings(vm)?;
         self.notices(vm)?;
         let dropped = vm.notices_dropped() + vm.notices().len() as u64;
         if dropped > 0 {
@@ -214,6 +220,7 @@ pub(super) fn supervise(
         if limits.cut().is_some() || request_log.stop_is_asked() {
             grace.begin();
         }
+        teller.armings(vm)?;
         teller.notices(vm)?;
         if end.is_some() {
             continue;

@@ -1,5 +1,6 @@
 //! Guests on KVM, as the program is started. Skipped where KVM cannot be opened.
 
+mod arming;
 mod bad_input;
 mod clients;
 mod failing;

@@ -1,10 +1,12 @@
 //! Guests made in the test, put into memory that held something before.
 
+mod acpi;
 mod bzimage;
 mod contract;
 mod elf;
 mod files;
 mod hostile;
+mod kernel;
 mod multiboot;
 
 use std::path::{Path, PathBuf};
@@ -98,6 +100,7 @@ fn request() -> Request<'static> {
         initrd: None,
         command_line: "console=ttyS0",
         load_address: None,
+        slide: None,
         cpus: 1,
     }
 }

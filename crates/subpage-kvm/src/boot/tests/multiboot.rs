@@ -67,7 +67,13 @@ fn both_classes_of_elf_are_entered_in_protected_mode() {
         assert_eq!(scene.bytes::<0xf3>(0x10_000d), [0; 0xf3]);
         scene.check_untouched(&boot.parts);
         let kinds: Vec<_> = boot.parts.iter().map(|placed| placed.part).collect();
-        let told = [Part::MultibootInformation, Part::CommandLine, Part::MpTable, Part::Segment(0)];
+        let told = [
+            Part::MultibootInformation,
+            Part::CommandLine,
+            Part::MpTable,
+            Part::AcpiTables,
+            Part::Segment(0),
+        ];
         assert_eq!(kinds, told);
 
         let registers = boot.registers();

@@ -16,7 +16,9 @@ fn rule() -> NewRule {
 fn shown() -> Shown {
     let new = rule();
     let (checked, overruled, logged, denied) = (4, 1, 1, 2);
-    let shown = ShownRule { rule: 7, new, spent: false, checked, overruled, logged, denied };
+    let waits_for = None;
+    let shown =
+        ShownRule { rule: 7, new, spent: false, waits_for, checked, overruled, logged, denied };
     Shown {
         state: "running".to_owned(),
         failure: None,

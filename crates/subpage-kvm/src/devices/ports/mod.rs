@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::acpi_ports::{AcpiRegisters, AcpiState, RESET};
 use super::cmos::{Cmos, CmosState, REGISTERS};
+use super::console_tail::{ConsoleTail, PanicReport};
+use super::pci::{PciBus, PciState};
 use super::serial::{FIFO_BYTES, Serial, SerialState};
 use crate::memory::HOLE_START;
 
@@ -18,15 +21,12 @@ const KEYBOARD_COMMAND: u16 = 0x64;
 const CMOS_INDEX: u16 = 0x70;
 const CMOS_DATA: u16 = 0x71;
 const EXIT: u16 = 0xf4;
-const POWER: u16 = 0x604;
-const RESET: u16 = 0xcf9;
+const ARM: u16 = 0xf5;
 
 /// The keyboard controller pulses the processor's reset line.
 const KEYBOARD_RESET: u8 = 0xfe;
 /// No byte waits, and commands are taken.
 const KEYBOARD_IDLE: u8 = 0;
-/// Sleep now, in the state of type 0, which is off.
-const POWER_OFF: [u8; 2] = 0x2000_u16.to_le_bytes();
 const RESET_NOW: u8 = 1 << 2;
 
 /// What a write to a port asks of the machine.
@@ -39,6 +39,8 @@ pub enum PortEffect {
     Reset,
     /// To end.
     PowerOff,
+    /// To put rules in force that wait for it.
+    Arm,
     /// To end with a code.
     Exit {
         /// The byte that was written.
@@ -72,12 +74,20 @@ pub enum RestoreError {
 pub struct PortsState {
     serial: SerialState,
     cmos: CmosState,
+    /// Absent in files of versions that had no such registers.
+    #[serde(default)]
+    acpi: AcpiState,
+    #[serde(default)]
+    pci: PciState,
 }
 
 /// All devices behind ports.
 pub struct Ports {
     serial: Serial,
+    console: ConsoleTail,
     cmos: Cmos,
+    acpi: AcpiRegisters,
+    pci: PciBus,
 }
 
 impl Ports {
@@ -86,16 +96,31 @@ impl Ports {
     /// `memory` is the guest's memory in bytes.
     pub fn new(serial_out: Box<dyn Write + Send>, serial_irq: EventFd, memory: u64) -> Self {
         let low = memory.min(HOLE_START);
-        Self { serial: Serial::new(serial_out, serial_irq), cmos: Cmos::new(low, memory - low) }
+        let console = ConsoleTail::default();
+        Self {
+            serial: Serial::new(console.remembering(serial_out), serial_irq),
+            console,
+            cmos: Cmos::new(low, memory - low),
+            acpi: AcpiRegisters::new(),
+            pci: PciBus::default(),
+        }
     }
 
     /// An `out` of 1, 2 or 4 bytes. Each element of a string instruction is a call of its own.
     pub fn write(&mut self, port: u16, data: &[u8]) -> PortEffect {
         match (port, data) {
+            (ARM, _) => PortEffect::Arm,
             (EXIT, &[code, ..]) => PortEffect::Exit { code },
-            (POWER, data) if data == POWER_OFF => PortEffect::PowerOff,
+            (port, data) if AcpiRegisters::has(port) => {
+                if self.acpi.write(port, data) {
+                    PortEffect::PowerOff
+                } else {
+                    PortEffect::None
+                }
+            }
             // Only a byte reaches the reset register: wider ones configure the PCI bus around it.
             (RESET, &[value]) if value & RESET_NOW != 0 => PortEffect::Reset,
+            (port, data) if self.pci.write(port, data) => PortEffect::None,
             _ => {
                 let mut effect = PortEffect::None;
                 for (port, &value) in bytes_of(port).zip(data) {
@@ -111,6 +136,12 @@ impl Ports {
     /// An `in` of 1, 2 or 4 bytes. Each element of a string instruction is a call of its own.
     pub fn read(&mut self, port: u16, data: &mut [u8]) {
         crate::devices::read_open_bus(data);
+        if AcpiRegisters::has(port) {
+            return self.acpi.read(port, data);
+        }
+        if self.pci.read(port, data) {
+            return;
+        }
         for (port, value) in bytes_of(port).zip(data) {
             if let Some(read) = self.read_byte(port) {
                 *value = read;
@@ -133,15 +164,28 @@ impl Ports {
         self.serial.lost()
     }
 
+    /// What the guest's kernel has said on the console about a panic.
+    pub(crate) fn panic(&self) -> Option<PanicReport> {
+        self.console.panic()
+    }
+
     /// All devices as after a reset of the guest: COM1 as at power-on, the clock's memory as it was.
     pub fn reset(&mut self) {
         self.serial.reset();
+        self.console.forget();
         self.cmos.select(0);
+        self.acpi.reset();
+        self.pci.reset();
     }
 
     /// The state of all devices. Output is not part of it: it has left.
     pub fn save(&self) -> PortsState {
-        PortsState { serial: self.serial.save(), cmos: self.cmos.save() }
+        PortsState {
+            serial: self.serial.save(),
+            cmos: self.cmos.save(),
+            acpi: self.acpi.save(),
+            pci: self.pci.save(),
+        }
     }
 
     /// Takes a state. A pending interrupt is signalled once more.
@@ -155,6 +199,8 @@ impl Ports {
         }
         self.serial.restore(&state.serial);
         self.cmos.restore(&state.cmos);
+        self.acpi.restore(&state.acpi);
+        self.pci.restore(state.pci);
         Ok(())
     }
 

@@ -104,6 +104,8 @@ fn a_kernel_that_lies_elsewhere_is_refused() {
         boot_parameters: 0,
         stack: 0,
         page_tables: 0,
+        kernel: None,
+        own_loader: None,
         parts: vec![
             placed(Part::Stack, 0x8000),
             placed(Part::Segment(1), 0x20_0000),

@@ -1,0 +1,215 @@
+//! Rules that come into force while the guest runs.
+//!
+//! They are in the engine from the start, with their numbers, and unarmed: they neither deny nor count,
+//! and no page traps for them. Which of them waits for what is kept here. A rule that is armed stays so,
+//! over resets too.
+
+use std::collections::BTreeMap;
+use std::sync::{MutexGuard, PoisonError};
+
+use subpage::address::ByteRange;
+use subpage::rules::{Action, Moment, Owner, Rule, RuleId, RuleName};
+use subpage_trap::When;
+
+use super::change::Touched;
+use super::{Vm, VmError, VmShared};
+use crate::boot::FirstProgram;
+use crate::ending::{Ending, Failure};
+use crate::guard::{ChangeError, Guard};
+use crate::trap::pages_of;
+
+/// Who put rules in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ArmedBy {
+    /// The guest, by a write to the port.
+    Write,
+    /// The guest's kernel, which is about to start its first program.
+    Init,
+    /// Somebody, over the control socket or by a call.
+    Command,
+}
+
+/// Rules that came into force together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arming {
+    /// Number and name of each, ascending.
+    pub rules: Vec<(RuleId, String)>,
+    /// By whom.
+    pub by: ArmedBy,
+    /// When: before the guest executed another instruction if it was by its own write.
+    pub when: When,
+}
+
+/// Rules that wait, and what has come of others.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    moments: BTreeMap<RuleId, Moment>,
+    /// At most one for each rule: a rule is armed once.
+    armings: Vec<Arming>,
+}
+
+impl Waiting {
+    /// What a rule waits for.
+    pub(super) fn of(&self, rule: RuleId) -> Option<Moment> {
+        self.moments.get(&rule).copied()
+    }
+
+    /// What a snapshot holds of it.
+    pub(super) fn saved(&self) -> Vec<(u64, String)> {
+        self.moments.iter().map(|(rule, moment)| (rule.0, moment.word().to_owned())).collect()
+    }
+
+    /// Takes what a snapshot holds. A moment of a newer version can be replaced by a command.
+    pub(super) fn restore(&mut self, saved: &[(u64, String)]) {
+        let moment = |word: &str| Moment::from_word(word).unwrap_or(Moment::Command);
+        self.moments = saved.iter().map(|(rule, word)| (RuleId(*rule), moment(word))).collect();
+    }
+
+    /// A rule is gone.
+    pub(super) fn forget(&mut self, rule: RuleId) {
+        self.moments.remove(&rule);
+    }
+}
+
+impl VmShared {
+    /// Taken behind the guard, where both are needed.
+    pub(crate) fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds rules, all or none, of which those that do not hold from the start wait; the number of the
+    /// first.
+    fn add_rules_at(&self, rules: &[(Rule, Moment)]) -> Result<RuleId, ChangeError> {
+        for (rule, _) in rules {
+            Guard::check_memory(&self.ram, rule.range)?;
+        }
+        let at_once = |moment| matches!(moment, Moment::Start | Moment::Entry);
+        let some: Vec<(Rule, bool)> =
+            rules.iter().map(|(rule, moment)| (*rule, at_once(*moment))).collect();
+        let armed = some.iter().filter(|(_, armed)| *armed);
+        let touched = Touched::closing(pages_of(armed.map(|(rule, _)| rule.range.gfns())));
+        let (first, _) = self.change(|_| touched.clone(), |domain| domain.add_some_armed(&some))?;
+        let numbered = rules.iter().zip(first.0..).map(|((_, moment), id)| (RuleId(id), *moment));
+        self.waiting().moments.extend(numbered.filter(|(_, moment)| !at_once(*moment)));
+        for (rule, _) in rules {
+            self.metrics.rule_added(rule.name.as_str());
+        }
+        Ok(first)
+    }
+
+    fn put_in_force(&self, rules: &[RuleId]) -> Result<(), ChangeError> {
+        let ranges: Vec<_> = {
+            let guard = self.guard();
+            let all = guard.domain().rules();
+            rules.iter().filter_map(|id| Some(all.get(*id)?.rule.range.gfns())).collect()
+        };
+        let touched = Touched::closing(pages_of(ranges));
+        let ((), _) = self.change(
+            |_| touched.clone(),
+            |domain| domain.arm_rules(rules).map(|token| ((), token)),
+        )?;
+        Ok(())
+    }
+
+    /// Puts rules in force; those that were not before.
+    pub(crate) fn arm(&self, rules: &[RuleId], by: ArmedBy) -> Result<Vec<RuleId>, ChangeError> {
+        let mut rules: Vec<RuleId> = {
+            let guard = self.guard();
+            let waits =
+                |id: &&RuleId| guard.domain().rules().get(**id).is_none_or(|active| !active.armed);
+            rules.iter().filter(waits).copied().collect()
+        };
+        rules.sort_unstable();
+        rules.dedup();
+        if rules.is_empty() {
+            return Ok(rules);
+        }
+        self.put_in_force(&rules)?;
+        let when = self.events.when();
+        let guard = self.guard();
+        let mut waiting = self.waiting();
+        let all = guard.domain().rules();
+        let name = |id: &RuleId| Some((*id, all.get(*id)?.rule.name.to_string()));
+        let named = rules.iter().filter_map(name).collect();
+        // Of two who arm the same rule at the same time, one has.
+        rules.retain(|id| waiting.moments.remove(id).is_some());
+        if !rules.is_empty() {
+            waiting.armings.push(Arming { rules: named, by, when });
+        }
+        Ok(rules)
+    }
+
+    /// Puts all rules in force that wait for a moment.
+    pub(crate) fn arm_waiting(
+        &self,
+        moment: Moment,
+        by: ArmedBy,
+    ) -> Result<Vec<RuleId>, ChangeError> {
+        let waiting: Vec<RuleId> = {
+            let waiting = self.waiting();
+            let these = waiting.moments.iter().filter(|(_, waits_for)| **waits_for == moment);
+            these.map(|(id, _)| *id).collect()
+        };
+        self.arm(&waiting, by)
+    }
+
+    /// The guest has come to a moment. Its processor is held by nobody.
+    pub(crate) fn guest_arms(&self, moment: Moment) {
+        let mut by = ArmedBy::Write;
+        if moment == Moment::Init {
+            by = ArmedBy::Init;
+            if let Some((rule, _)) = self.events.first_program() {
+                // It was ours, and has done what it was for. One that stays costs exits.
+                let _ = self.remove_rule(rule, Owner::HOST);
+            }
+        }
+        if let Err(error) = self.arm_waiting(moment, by) {
+            // A guest that goes on unguarded would be worse.
+            let reason = format!("its rules cannot be put in force: {error}");
+            self.end(Ending::Failed(Failure::new(0, reason)));
+        }
+    }
+}
+
+impl Vm {
+    /// Adds rules, all or none, each from its moment on; the number of the first, which the others
+    /// follow. [`Moment::Entry`] is the start: no guest is loaded whose kernel is entered later.
+    pub fn add_rules_at(&self, rules: &[(Rule, Moment)]) -> Result<RuleId, VmError> {
+        Ok(self.machine.add_rules_at(rules)?)
+    }
+
+    /// Has [`Moment::Init`] come with this write of the guest's kernel. Until then its page traps.
+    ///
+    /// # Panics
+    /// If it was called before.
+    pub fn watch_first_program(&self, write: FirstProgram) -> Result<(), VmError> {
+        let rule = Rule {
+            name: RuleName::new("first program").expect("a name"),
+            range: ByteRange::new(write.at, 4)
+                .map_err(|error| ChangeError::Domain(error.into()))?,
+            owner: Owner::HOST,
+            action: Action::Log,
+            locked: false,
+        };
+        let rule = self.machine.add_rules(&[rule])?;
+        let first = self.machine.events.watch_first_program(rule, write);
+        assert!(first, "one write is watched");
+        Ok(())
+    }
+
+    /// Puts rules in force; the numbers of those that were not before.
+    pub fn arm(&self, rules: &[RuleId]) -> Result<Vec<RuleId>, VmError> {
+        Ok(self.machine.arm(rules, ArmedBy::Command)?)
+    }
+
+    /// What has come into force since the last call, while the guest ran.
+    pub fn take_armings(&self) -> Vec<Arming> {
+        std::mem::take(&mut self.machine.waiting().armings)
+    }
+
+    /// Rules that are not in force, and what they wait for.
+    pub fn waiting_rules(&self) -> Vec<(RuleId, Moment)> {
+        let waiting = self.machine.waiting();
+        waiting.moments.iter().map(|(id, moment)| (*id, *moment)).collect()
+    }
+}
