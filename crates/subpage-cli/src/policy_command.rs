@@ -111,7 +111,8 @@ impl<'a> NameFile<'a> {
             }
             Self::Symbols(path) => {
                 let names: Names = read_region_names(path).map_err(|error| Failure::bad(&error))?;
-                draft.resolve_or(&names, "`nm FILE` lists the names of an ELF file")
+                draft.resolve_or(&names, "`nm FILE` lists the names of an ELF file; those of a Linux image are its functions and data, \
+                     without loadable modules")
             }
         })
     }

@@ -145,13 +145,13 @@ mod tests {
     fn memory() -> Words {
         Words(HashMap::from([
             (GS + 0x1_fbc0, TASK),
-            (TASK + 0x10, 101 << 32 | 102),
+            (TASK + 0x10, 0x65 << 32 | 0x66),
             (TASK + 0x18, LEADER),
             (TASK + 0x20, u64::from_le_bytes(*b"modprobe")),
             (TASK + 0x28, u64::from_le_bytes(*b"-x\0abcde")),
             (TASK + 0x30, CREDENTIALS),
-            (LEADER + 0x10, 101 << 32 | 101),
-            (CREDENTIALS, 1000 << 32 | 5),
+            (LEADER + 0x10, 0x65 << 32 | 0x65),
+            (CREDENTIALS, 0x3e8 << 32 | 5),
         ]))
     }
 
@@ -191,7 +191,7 @@ mod tests {
             (GS + 0x1_fbc0, 0x1000),
             (GS + 0x1_fbc0, TASK + 1),
             (GS + 0x1_fbc0, u64::MAX - 7),
-            (TASK + 0x10, 101 << 32 | 0xffff_ffff),
+            (TASK + 0x10, 0x65 << 32 | 0xffff_ffff),
             (LEADER + 0x10, 99),
             (TASK + 0x18, 0),
             (TASK + 0x28, u64::MAX),

@@ -83,7 +83,7 @@ fn head(out: &mut impl Write, place: &str, image: &KernelImage, packs: &[Pack]) 
         "What a rule costs: on KVM an exit for each write to its pages, under sub-page write \
          permissions one for each write to its sub-pages of 128 bytes. \"Counted\" are writes of one \
          workload on Debian's cloud kernel 6.1.192, 150.8 million in all (docs/linux-policies.md). \
-         Other kernels have other neighbours: `subpage guard` ends with the rules that cost most.",
+         Other kernels have other neighbours: `subpage guard` ends with what each rule has cost.",
     )?;
     writeln!(out, "version = 1")
 }
@@ -160,13 +160,9 @@ fn cost(target: &Target, neighbours: &Neighbours) -> String {
         return text;
     }
     let count = *in_pages as u64;
-    write!(
-        text,
-        "Here its page has {} other {} that can be written, its sub-page ",
-        grouped(count),
-        plural(count, "symbol")
-    )
-    .expect("a string takes all");
+    let (count, noun) = (grouped(count), plural(count, "symbol"));
+    write!(text, "Here {count} other {noun} in its pages can be written, in its sub-pages ")
+        .expect("a string takes all");
     if in_sub_pages.is_empty() {
         text += "none.";
         return text;

@@ -13,21 +13,21 @@ const SUB_PAGE: u64 = 128;
 
 /// What shares memory with a target and can be written once the kernel has started.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Neighbours {
+pub(super) struct Neighbours {
     /// Symbols in its pages.
-    pub in_pages: usize,
+    pub(super) in_pages: usize,
     /// Names of those in its sub-pages, the first few.
-    pub in_sub_pages: Vec<String>,
+    pub(super) in_sub_pages: Vec<String>,
     /// How many more of those there are.
-    pub more: usize,
+    pub(super) more: usize,
 }
 
 /// Where the kernel can write nothing once it has started, by symbols that say so.
 #[derive(Debug)]
-pub struct Constants(Vec<Range<u64>>);
+pub(super) struct Constants(Vec<Range<u64>>);
 
 impl Constants {
-    pub fn of(kallsyms: &Kallsyms) -> Self {
+    pub(super) fn of(kallsyms: &Kallsyms) -> Self {
         let range = |start, end| {
             let address = |name| Some(kallsyms.find(name)?.address.as_u64());
             Some(address(start)?..address(end)?)
@@ -47,7 +47,12 @@ impl Constants {
 
 impl Neighbours {
     /// Of the bytes from `start` on.
-    pub fn of(kallsyms: &Kallsyms, constants: &Constants, start: LinkAddress, length: u64) -> Self {
+    pub(super) fn of(
+        kallsyms: &Kallsyms,
+        constants: &Constants,
+        start: LinkAddress,
+        length: u64,
+    ) -> Self {
         let own = start.as_u64()..start.as_u64().saturating_add(length);
         let around = |unit: u64| {
             let start = own.start / unit * unit;

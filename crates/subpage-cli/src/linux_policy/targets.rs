@@ -38,7 +38,7 @@ impl Pack {
 
 /// What a rule covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
+pub(super) enum Extent {
     /// So many bytes, as the kernel's source has it; no more than to the next symbol.
     Bytes(u64),
     /// To the next symbol.
@@ -49,7 +49,7 @@ pub enum Extent {
 
 /// Exits that were counted, under a workload that Debian's cloud kernel 6.1.192 had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Counted {
+pub(super) struct Counted {
     /// Writes to its pages.
     pub page: u64,
     /// Writes to its sub-pages.
@@ -58,7 +58,7 @@ pub struct Counted {
 
 /// From when on nobody but an attacker writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settled {
+pub(super) enum Settled {
     /// It stands in the image.
     AtEntry,
     /// The kernel sets it up while it starts.
@@ -67,7 +67,7 @@ pub enum Settled {
 
 /// Data or code that attackers overwrite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target {
+pub(super) struct Target {
     pub symbol: &'static str,
     pub pack: Pack,
     pub in_default: bool,
@@ -85,8 +85,8 @@ const ROOT_ONCE: &str = "root, by sysctl, mostly once at boot";
 const NOBODY: &str = "nobody: it is a constant";
 const AT_BOOT: &str = "the kernel, while it starts";
 
-const fn counted(page: u64, sub_page: u64) -> Option<Counted> {
-    Some(Counted { page, sub_page })
+const fn counted(page: u64, sub_page: u64) -> Counted {
+    Counted { page, sub_page }
 }
 
 /// A path in the kernel's data.
@@ -131,14 +131,14 @@ const fn table(symbol: &'static str, pack: Pack, why: &'static str) -> Target {
         settled: Settled::AtInit,
         why,
         writer: AT_BOOT,
-        counted: counted(0, 0),
+        counted: Some(counted(0, 0)),
     }
 }
 
 /// All of them, in the order in which rules are written.
-pub const TARGETS: &[Target] = &[
+pub(super) const TARGETS: &[Target] = &[
     Target {
-        counted: counted(8_084, 0),
+        counted: Some(counted(8_084, 0)),
         ..helper(
             "modprobe_path",
             256,
@@ -149,7 +149,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         action: "log",
         writer: "root, by /proc/sys/kernel/core_pattern; service managers set it at boot",
-        counted: counted(0, 0),
+        counted: Some(counted(0, 0)),
         ..helper(
             "core_pattern",
             128,
@@ -159,13 +159,13 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         in_default: false,
-        counted: counted(10_560, 0),
+        counted: Some(counted(10_560, 0)),
         ..helper("poweroff_cmd", 256, "The program that the kernel runs as root to power off.")
     },
     Target {
         extent: Extent::Bytes(16),
         writer: NOBODY,
-        counted: counted(0, 0),
+        counted: Some(counted(0, 0)),
         ..helper("reboot_cmd", 16, "The program that the kernel runs as root to reboot.")
     },
     helper(
@@ -174,11 +174,11 @@ pub const TARGETS: &[Target] = &[
         "The program that the kernel runs as root when a device comes or goes.",
     ),
     Target {
-        counted: counted(14_454, 0),
+        counted: Some(counted(14_454, 0)),
         ..switch("modules_disabled", 4, "At 1, no module can be loaded; it never goes back.")
     },
     Target {
-        counted: counted(7_234, 0),
+        counted: Some(counted(7_234, 0)),
         ..switch(
             "kexec_load_disabled",
             4,
@@ -186,46 +186,49 @@ pub const TARGETS: &[Target] = &[
         )
     },
     Target {
-        counted: counted(2_166, 2_166),
+        counted: Some(counted(2_166, 2_166)),
         ..switch("kernel_locked_down", 4, "What lockdown keeps root from; it is only raised.")
     },
     Target {
-        counted: counted(2_166, 2_166),
+        counted: Some(counted(2_166, 2_166)),
         ..switch("ptrace_scope", 4, "Which processes may be traced.")
     },
     Target {
-        counted: counted(0, 0),
+        counted: Some(counted(0, 0)),
         ..switch("kptr_restrict", 4, "Who sees the kernel's addresses.")
     },
-    Target { counted: counted(0, 0), ..switch("dmesg_restrict", 4, "Who reads the kernel's log.") },
     Target {
-        counted: counted(0, 0),
+        counted: Some(counted(0, 0)),
+        ..switch("dmesg_restrict", 4, "Who reads the kernel's log.")
+    },
+    Target {
+        counted: Some(counted(0, 0)),
         ..switch("randomize_va_space", 4, "Whether the addresses of programs are random.")
     },
     Target {
-        counted: counted(0, 0),
+        counted: Some(counted(0, 0)),
         ..switch("sysctl_unprivileged_bpf_disabled", 4, "Who loads BPF programs.")
     },
     switch("bpf_jit_harden", 4, "Whether the code of BPF programs is blinded."),
     Target {
-        counted: counted(0, 0),
+        counted: Some(counted(0, 0)),
         ..switch("sysctl_perf_event_paranoid", 4, "Who uses performance events.")
     },
     switch("sysctl_unprivileged_userfaultfd", 4, "Who handles page faults of the kernel."),
     Target {
-        counted: counted(0, 0),
+        counted: Some(counted(0, 0)),
         ..switch("mmap_min_addr", 8, "The lowest address that a program can map.")
     },
     Target {
-        counted: counted(0, 0),
+        counted: Some(counted(0, 0)),
         ..switch("sysctl_protected_hardlinks", 4, "Who makes hard links to files of others.")
     },
     Target {
-        counted: counted(0, 0),
+        counted: Some(counted(0, 0)),
         ..switch("sysctl_protected_symlinks", 4, "Who follows links in shared directories.")
     },
     Target {
-        counted: counted(0, 0),
+        counted: Some(counted(0, 0)),
         ..switch("unprivileged_userns_clone", 4, "Who makes user namespaces (Debian's kernels).")
     },
     Target {
@@ -233,7 +236,7 @@ pub const TARGETS: &[Target] = &[
         in_default: true,
         extent: Extent::NextSymbol,
         writer: "the kernel, and root: `setenforce`, a new policy",
-        counted: counted(0, 0),
+        counted: Some(counted(0, 0)),
         ..switch("selinux_state", 4, "Whether SELinux enforces its policy.")
     },
     Target {
@@ -295,7 +298,7 @@ pub const TARGETS: &[Target] = &[
 ];
 
 /// The targets of these packs, each once.
-pub fn of(packs: &[Pack]) -> impl Iterator<Item = &'static Target> + use<'_> {
+pub(super) fn of(packs: &[Pack]) -> impl Iterator<Item = &'static Target> + use<'_> {
     TARGETS.iter().filter(|target| {
         packs.contains(&target.pack) || target.in_default && packs.contains(&Pack::Default)
     })

@@ -2,6 +2,12 @@
 
 use super::NamedRange;
 
+pub(super) const PER_PROCESSOR: &str = "it is per-processor data (__per_cpu_start to __per_cpu_end): each processor has a copy elsewhere, \
+     and the one in the image is freed after the start; give the `range` of the copy that you mean";
+
+pub(super) const INIT: &str = "it is for the kernel's start only (__init_begin to __init_end): its memory is freed and holds \
+     other data then; if you mean it all the same, give its `range`";
+
 /// What is in the image for the start only. The list names the bounds.
 #[derive(Debug, Default)]
 pub(super) struct Fleeting {
@@ -52,15 +58,8 @@ impl Fleeting {
     /// Why the symbol with this value has no lasting place.
     pub(super) fn reason(&self, value: u64) -> Option<&'static str> {
         if self.per_cpu.hold(value) {
-            return Some(
-                "it is per-processor data (__per_cpu_start to __per_cpu_end): each processor has a \
-                 copy elsewhere, and the one in the image is freed after the start; give the \
-                 `range` of the copy that you mean",
-            );
+            return Some(PER_PROCESSOR);
         }
-        self.init.hold(value).then_some(
-            "it is for the kernel's start only (__init_begin to __init_end): its memory is freed \
-             and holds other data then; if you mean it all the same, give its `range`",
-        )
+        self.init.hold(value).then_some(INIT)
     }
 }

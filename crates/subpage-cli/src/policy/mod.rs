@@ -12,6 +12,7 @@ mod fields;
 mod fleeting;
 mod include;
 mod kallsyms;
+mod linux_image;
 mod names;
 mod notation;
 mod number;
@@ -28,6 +29,7 @@ mod symbol_files;
 
 pub use diagnostic::{Diagnostic, Mistakes, PlacedMistake};
 pub use draft::Draft;
+pub use linux_image::{LinuxSymbols, read_linux};
 pub use names::{LookupError, NamedRange, Names};
 pub use notation::{NotAPlace, address, is_numeric, place as place_of};
 pub use number::{parse_address_range, parse_number};

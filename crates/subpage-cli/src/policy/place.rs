@@ -64,6 +64,13 @@ pub enum Place {
         /// Which of its bytes.
         part: Part,
     },
+    /// A symbol of the guest: of a kernel's image, or of the file that is named beside the policy.
+    GuestSymbol {
+        /// The name.
+        symbol: Written<String>,
+        /// Which of its bytes.
+        part: Part,
+    },
     /// A symbol of a file.
     Symbol {
         /// The symbol's name.

@@ -140,6 +140,11 @@ impl Resolver<'_> {
                     find(self.regions, region, "region", self.otherwise, &mut self.searches)?;
                 part_of(&found, i128::from(found.start), part, region, AddressSpace::Virtual)
             }
+            Place::GuestSymbol { symbol, part } => {
+                let found =
+                    find(self.regions, symbol, "symbol", self.otherwise, &mut self.searches)?;
+                part_of(&found, i128::from(found.start), part, symbol, AddressSpace::Physical)
+            }
             Place::Symbol { symbol, file, format, space, bias, part } => {
                 let read = self.symbols.names(relative(&file.value), *format, *space);
                 let names = read.as_ref().map_err(|reason| {

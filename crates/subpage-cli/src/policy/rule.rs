@@ -21,8 +21,11 @@ pub(super) const RULE_KEYS: &[&str] = &[
 ];
 pub(super) const RANGE_KEYS: &[&str] = &["start", "end", "length"];
 
+/// The keys of a rule whose symbol is that of a file.
+const SYMBOL_FILE_KEYS: [&str; 4] = ["elf", "map", "address", "bias"];
+
 const PLACE_HELP: &str = "give one of `range = \"0x1000..0x1080\"`, `region = \"NAME\"`, or \
-                          `symbol = \"NAME\"` with `elf = \"FILE\"` or `map = \"FILE\"`";
+                          `symbol = \"NAME\"`, of the guest or with `elf = \"FILE\"` or `map = \"FILE\"`";
 const RANGE_HELP: &str = "write `range = \"0x1000..0x1080\"` (the end is not included), \
                           `range = \"0x1000+128\"`, `range = \"NAME+OFFSET+LENGTH\"` or \
                           `range = { start = 0x1000, length = 128 }`";
@@ -136,7 +139,7 @@ fn read_place(fields: &mut Fields<'_, '_>, span: &Range<usize>) -> Option<Place>
         fields.mistake(at, message, "one place too many", PLACE_HELP);
     }
     let kind = kinds.first().copied();
-    for key in ["elf", "map", "address", "bias"] {
+    for key in SYMBOL_FILE_KEYS {
         if kind != Some("symbol") && kind.is_some() {
             forbid(fields, key, "belongs to `symbol`", "leave it out, or give a `symbol`");
         }
@@ -170,7 +173,11 @@ fn forbid(fields: &mut Fields<'_, '_>, key: &str, label: &str, help: &str) {
 fn read_symbol(fields: &mut Fields<'_, '_>) -> Option<Place> {
     const BIAS_HELP: &str = "the bias is added to the symbol's address; from -2^64 to 2^64, a \
                              signed hexadecimal one in quotes: `bias = \"-0xffffffff80000000\"`";
-    let symbol = fields.text("symbol", "name a symbol of the file");
+    let symbol = fields.text("symbol", "name a symbol of the guest or of the file");
+    if !SYMBOL_FILE_KEYS.into_iter().any(|key| fields.has(key)) {
+        let part = read_part(fields);
+        return Some(Place::GuestSymbol { symbol: symbol?, part });
+    }
     let file = read_symbol_file(fields);
     let format = file.as_ref().map_or(SymbolFormat::Elf, |(_, format)| *format);
     let space = read_space(fields, format);
@@ -187,9 +194,10 @@ fn read_symbol_file(fields: &mut Fields<'_, '_>) -> Option<(Written<PathBuf>, Sy
     let map = fields.text("map", HELP);
     match (fields.has("elf"), fields.has("map")) {
         (false, false) => {
-            let span = fields.key_span("symbol").unwrap_or(0..0);
-            let message = "`symbol` needs `elf` or `map`";
-            fields.mistake(span, message, "a symbol of which file?", HELP);
+            let key = if fields.has("bias") { "bias" } else { "address" };
+            let span = fields.key_span(key).unwrap_or(0..0);
+            let message = format!("`{key}` needs `elf` or `map`");
+            fields.mistake(span, message, "for the symbols of a file", HELP);
         }
         (true, true) => {
             let span = fields.key_span("map").unwrap_or(0..0);

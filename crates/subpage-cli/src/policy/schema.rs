@@ -22,9 +22,7 @@ pub fn schema(dialect: &str) -> Value {
             "oneOf": [
                 { "required": ["range"] },
                 { "required": ["region"] },
-                { "required": ["symbol"], "oneOf": [
-                    { "required": ["elf"] }, { "required": ["map"] },
-                ] },
+                { "required": ["symbol"], "not": { "required": ["elf", "map"] } },
             ],
         },
     });

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use object::Object;
 use object::read::ReadCache;
+use subpage_linux::{ImageError, KallsymsError, KernelImage};
 use thiserror::Error;
 
 use super::place::START_KERNEL_MAP;
-use super::{AddressSpace, Names, SymbolFormat, elf_symbols, kallsyms};
+use super::{AddressSpace, Names, SymbolFormat, elf_symbols, kallsyms, linux_image};
 
 /// Longest ELF file in bytes: 4 GiB. A kernel with debug information has about 1 GiB.
 const MAX_ELF_BYTES: u64 = 4 << 30;
@@ -81,14 +82,29 @@ pub enum SymbolError {
     /// Its first line stands where a kernel package has left the list out.
     #[error(
         "{} is not the kernel's list of symbols: its package has put a line of text in its place, as \
-         Debian's do. Take System.map or vmlinux of the same build from the package with its debug \
-         symbols (Debian: linux-image-VERSION-dbg), or boot the guest with `nokaslr` and copy its \
-         /proc/kallsyms as root",
+         Debian's do. It is not needed: the image (vmlinuz) has the names in it. Leave `map` out of rules \
+         for a guest, or name the image instead (`--symbols vmlinuz`)",
         path.display()
     )]
     Stub {
         /// The file.
         path: PathBuf,
+    },
+    /// A kernel's image cannot be opened.
+    #[error("{}: {error}", path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: ImageError,
+    },
+    /// A kernel's image does not tell its symbols.
+    #[error("{}: {error}", path.display())]
+    Kallsyms {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: KallsymsError,
     },
     /// A later line of a list is no symbol.
     #[error("line {line} of {} is not `ADDRESS TYPE NAME`: the list is damaged or cut off", path.display())]
@@ -144,21 +160,31 @@ pub fn read_symbols(
 /// The symbols of a file of either format as names for `region`: guest-physical addresses.
 ///
 /// Those of an ELF file lie where its load segments put them (`p_paddr`), those of a list at their
-/// value minus [`START_KERNEL_MAP`].
+/// value minus [`START_KERNEL_MAP`]. A bzImage, and an ELF file without symbols, is asked for those that
+/// a Linux kernel has for its own use.
 pub fn read_region_names(path: &Path) -> Result<Names, SymbolError> {
     let failed = |source| SymbolError::Read { path: path.to_owned(), source };
     let mut magic = Vec::new();
     open(path)?.take(ELF_MAGIC.len() as u64).read_to_end(&mut magic).map_err(failed)?;
     if magic == ELF_MAGIC {
-        read_symbols(path, SymbolFormat::Elf, AddressSpace::Physical)
+        let names = read_symbols(path, SymbolFormat::Elf, AddressSpace::Physical)?;
+        if !names.is_empty() {
+            return Ok(names);
+        }
+        Ok(linux_image::read_linux(path)?.map_or(names, |linux| linux.names))
+    } else if linux_image::is_bzimage(path) {
+        Ok(linux_image::read_linux(path)?.map_or_else(Names::default, |linux| linux.names))
     } else {
         read_symbols(path, SymbolFormat::Map, AddressSpace::Kernel)
     }
 }
 
-/// The number that the linker gave an ELF file (`.note.gnu.build-id`); none if it gave none, or if the
+/// The number that the linker gave an ELF file (`.note.gnu.build-id`), or the kernel in a bzImage; none if it gave none, or if the
 /// file is another one or damaged.
 pub fn build_id(path: &Path) -> Option<Vec<u8>> {
+    if linux_image::is_bzimage(path) {
+        return Some(KernelImage::open(path).ok()?.build_id()?.to_vec());
+    }
     let cache = ReadCache::new(open(path).ok()?);
     let file = object::File::parse(&cache).ok()?;
     let id = file.build_id().ok()??;

@@ -151,8 +151,10 @@ fn the_first_program_is_known_by_the_write_before_it() {
         return;
     }
     let state = PLAIN + 0x44;
+    // Far from the page's ends, so that no neighbour traps for it.
+    let guarded = PAGE + 0x800;
     let code = |code: &mut iced_x86::code_asm::CodeAssembler| {
-        code.mov(rdi, PAGE).unwrap();
+        code.mov(rdi, guarded).unwrap();
         code.mov(rbx, state).unwrap();
         for number in 1..=3 {
             // A neighbour, then the variable.
@@ -165,7 +167,7 @@ fn the_first_program_is_known_by_the_write_before_it() {
     for configuration in both_ways() {
         for saved in [false, true] {
             let mut guest = Guest::new(&configuration, code);
-            let rules = [(rule("later", PAGE, 1, Action::Deny), Moment::Init)];
+            let rules = [(rule("later", guarded, 1, Action::Deny), Moment::Init)];
             let first = guest.vm.add_rules_at(&rules).expect("memory of the guest");
             let write = FirstProgram { at: Gpa::new(state), running: 3 };
             guest.vm.watch_first_program(write).expect("memory of the guest");
@@ -178,7 +180,7 @@ fn the_first_program_is_known_by_the_write_before_it() {
             }
             assert_eq!(guest.rules(), first.0, "the other rule is not shown");
             guest.run_well();
-            assert_eq!(guest.read(PAGE), [2], "the third is denied");
+            assert_eq!(guest.read(guarded), [2], "the third is denied");
             assert_eq!(guest.word(state), 3 << 32 | 3);
             let events = guest.events();
             let [event] = &events[..] else { panic!("{events:?}") };

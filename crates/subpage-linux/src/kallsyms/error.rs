@@ -28,7 +28,7 @@ pub enum KallsymsError {
         number: usize,
     },
     /// More than are read.
-    #[error("the kernel's table of symbols has more than 2,000,000")]
+    #[error("the kernel's table of symbols has more than 2,000,000, or more than 64 MiB of names")]
     TooMany,
     /// Searching takes too long.
     #[error("the kernel's table of symbols is damaged: too many places look like its beginning")]

@@ -36,6 +36,9 @@ pub const MAX_SYMBOLS: usize = 2_000_000;
 /// Longest name in bytes, without its type: the kernel's KSYM_NAME_LEN is 512 since 6.1.
 pub const MAX_NAME_BYTES: usize = 511;
 
+/// Most tables of tokens that are tried; a kernel has one, which may be seen at both alignments.
+const MAX_TABLES: usize = 8;
+
 /// Longest distance to the next symbol that is taken for a length, in bytes: 64 KiB. Further apart lies
 /// what has no names, such as the tables of symbols themselves.
 const MAX_LENGTH: u64 = 64 << 10;
@@ -69,9 +72,14 @@ impl Kallsyms {
     pub fn read(image: &KernelImage) -> Result<Self, KallsymsError> {
         let mut found: Option<(u64, Self)> = None;
         let mut reason = None;
+        let mut tables = 0;
         for alignment in Alignment::ALL {
             for segment in image.segments() {
                 for tokens in tokens::find(segment, alignment) {
+                    tables += 1;
+                    if tables > MAX_TABLES {
+                        return Err(KallsymsError::TooMuchWork);
+                    }
                     let place = segment.address.as_u64() + tokens.start as u64;
                     match (Self::from_tables(image, segment, &tokens), &found) {
                         // A table may satisfy both alignments.

@@ -13,6 +13,9 @@ const ENTRY_BYTES: std::ops::RangeInclusive<u64> = 2..=2 + MAX_NAME_BYTES as u64
 /// Bytes of a number in the order by name (6.2 on).
 const SEQUENCE_BYTES: usize = 3;
 
+/// Longest total of all names in bytes: 64 MiB. Those of a distribution's kernel have about 5 MiB.
+const MAX_TEXT_BYTES: usize = 64 << 20;
+
 /// Most names that are stepped over in search of the table.
 const MAX_STEPS: usize = 16 * MAX_SYMBOLS;
 
@@ -210,6 +213,9 @@ impl Names {
                 // At once: a token may be long.
                 if texts.len() - start > MAX_NAME_BYTES + 1 {
                     return Err(wrong);
+                }
+                if texts.len() > MAX_TEXT_BYTES {
+                    return Err(KallsymsError::TooMany);
                 }
             }
             let text = &texts[start..];

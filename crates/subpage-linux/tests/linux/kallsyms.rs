@@ -3,7 +3,8 @@
 use subpage_linux::{Kallsyms, KallsymsError, KernelImage, LinkAddress, Placement};
 
 use crate::made::{
-    Addresses, DATA, DEBIAN_6_1, Form, TEXT, Wanted, by_name, symbols, vmlinux, wanted,
+    Addresses, DATA, DEBIAN_6_1, Form, HEADER_BYTES, RODATA, TEXT, Wanted, by_name, symbols,
+    tables, vmlinux, wanted,
 };
 
 fn forms() -> Vec<Form> {
@@ -134,4 +135,31 @@ fn a_kernel_without_a_table_says_so() {
     let error = Kallsyms::read(&image).map(|_| ()).expect_err("no table");
     assert_eq!(error, KallsymsError::NoTokens);
     assert!(error.to_string().contains("CONFIG_KALLSYMS"), "{error}");
+}
+
+#[test]
+fn several_tables_are_refused_and_do_not_take_long() {
+    let symbols = symbols(true);
+    let table = tables(&symbols, DEBIAN_6_1, 0);
+    let copies = |count| {
+        let mut image = vmlinux(&symbols, DEBIAN_6_1);
+        for copy in 1..=count {
+            let at = HEADER_BYTES + RODATA + copy * 0x1_0000;
+            image[at..at + table.len()].copy_from_slice(&table);
+        }
+        let image = KernelImage::from_bytes(&image).expect("a kernel");
+        Kallsyms::read(&image).map(|_| ())
+    };
+    assert_eq!(copies(0), Ok(()));
+    assert_eq!(copies(1), Err(KallsymsError::Twice));
+    // Each is broken, so that none of them ends the search.
+    let mut image = vmlinux(&symbols, DEBIAN_6_1);
+    let mut broken = table;
+    broken[..8].fill(0xff);
+    for copy in 0..12 {
+        let at = HEADER_BYTES + RODATA + copy * 0x1_0000;
+        image[at..at + broken.len()].copy_from_slice(&broken);
+    }
+    let image = KernelImage::from_bytes(&image).expect("a kernel");
+    assert_eq!(Kallsyms::read(&image).map(|_| ()), Err(KallsymsError::TooMuchWork));
 }

@@ -8,9 +8,12 @@ pub(crate) const PER_CPU_BYTES: usize = 0x2000;
 pub(crate) const BANNER: &str = "Linux version 6.1.0-test (a@b) (gcc 12) #1 SMP PREEMPT_DYNAMIC";
 pub(crate) const BUILD_ID: [u8; 20] = *b"twenty bytes of hash";
 
+/// Bytes of the file before its text.
+pub(crate) const HEADER_BYTES: usize = 0x1000;
 const TEXT_BYTES: usize = 0x20_0000;
 const DATA_BYTES: usize = 0x10_0000;
-const RODATA: usize = 0x10_0000;
+/// Where the tables lie in the text.
+pub(crate) const RODATA: usize = 0x10_0000;
 const BANNER_AT: usize = RODATA - 0x1000;
 const NOTES_AT: usize = RODATA - 0x800;
 
@@ -263,13 +266,13 @@ pub(crate) fn elf(parts: &[Part]) -> Vec<u8> {
             file.extend(long.to_le_bytes());
         }
     };
-    let mut offset = 0x1000;
+    let mut offset = HEADER_BYTES as u64;
     header(4, 4, offset + NOTES_AT as u64, TEXT + NOTES_AT as u64, 36);
     for part in parts {
         header(1, part.flags, offset, part.address, part.bytes.len() as u64);
         offset += part.bytes.len() as u64;
     }
-    file.resize(0x1000, 0);
+    file.resize(HEADER_BYTES, 0);
     for part in parts {
         file.extend(&part.bytes);
     }

@@ -12,7 +12,8 @@ use crate::command_line::MachineArguments;
 use crate::events::{WarningEvent, WarningKind};
 use crate::failure::Failure;
 use crate::policy::{
-    AddressSpace, Draft, Names, Place, SymbolFormat, build_id, read_region_names, read_symbols,
+    AddressSpace, Draft, NamedRange, Names, Place, SymbolError, SymbolFormat, build_id, read_linux,
+    read_region_names, read_symbols,
 };
 
 /// The symbol at the first byte of a kernel's image.
@@ -40,8 +41,18 @@ pub(super) fn of_guest(
     }
     let is_elf = is_elf(image)?;
     // A kernel with debug information has a gigabyte, which is read only if it is asked for.
-    let wanted =
-        draft.rules().any(|rule| matches!(rule.place, Place::Region { .. } | Place::Notation(_)));
+    let wanted = draft.rules().any(|rule| {
+        matches!(rule.place, Place::Region { .. } | Place::GuestSymbol { .. } | Place::Notation(_))
+    });
+    if is_linux(image)? {
+        let list =
+            if wanted { read_region_names(image).map_err(failed)? } else { Names::default() };
+        return Ok(GuestNames {
+            list,
+            otherwise: "the names are those of the kernel's own table, of functions and data in its \
+                        image; what belongs to a loadable module lies anywhere in memory",
+        });
+    }
     if !is_elf {
         return Ok(GuestNames {
             list: Names::default(),
@@ -49,14 +60,15 @@ pub(super) fn of_guest(
                         the rule a `range`",
         });
     }
-    let list = if wanted {
-        read_symbols(image, SymbolFormat::Elf, AddressSpace::Physical).map_err(failed)?
-    } else {
-        Names::default()
-    };
+    let list = if wanted { read_region_names(image).map_err(failed)? } else { Names::default() };
     let otherwise = "the names are the guest's symbols: `nm GUEST` lists them; a stripped file has \
                      none, then give their file by `--symbols FILE`";
     Ok(GuestNames { list, otherwise })
+}
+
+/// Whether a guest that KVM runs is a bzImage.
+fn is_linux(image: &Path) -> Result<bool, Failure> {
+    Ok(sniff(image).map_err(|error| Failure::bad(&error))? == Some(Format::LinuxBzImage))
 }
 
 /// Whether a guest that KVM runs is an ELF file.
@@ -145,7 +157,7 @@ pub(super) fn check_place(starts: &[KernelStart], boot: &Boot) -> Result<(), Fai
 /// Files of symbols of the guest, and what they say.
 pub(super) struct GuestSymbols(Vec<(PathBuf, AddressSpace, Names)>);
 
-/// The files of symbols of an ELF guest other than itself: that of `--symbols`, and those that rules of
+/// The files of symbols of a guest other than itself: that of `--symbols`, and those that rules of
 /// the policy name.
 pub(super) fn of_other_files(
     names: &GuestNames,
@@ -165,10 +177,10 @@ pub(super) fn of_other_files(
     GuestSymbols(files)
 }
 
-/// Refuses symbols of another build than the guest, where it is an ELF file: by the numbers of both builds,
-/// else by the symbols that both have.
+/// Refuses symbols of another build than the guest, where it is an ELF file or a Linux kernel: by the numbers
+/// of both builds, else by the symbols that both have.
 pub(super) fn check_build(symbols: &GuestSymbols, image: &Path) -> Result<(), Failure> {
-    if symbols.0.is_empty() || !is_elf(image)? {
+    if symbols.0.is_empty() || !(is_elf(image)? || is_linux(image)?) {
         return Ok(());
     }
     let mine = build_id(image);
@@ -182,7 +194,7 @@ pub(super) fn check_build(symbols: &GuestSymbols, image: &Path) -> Result<(), Fa
                 let own = match own.entry(*space) {
                     Entry::Occupied(read) => read.into_mut(),
                     Entry::Vacant(place) => {
-                        let read = read_symbols(image, SymbolFormat::Elf, *space);
+                        let read = own_symbols(image, *space);
                         place.insert(read.map_err(|error| Failure::bad(&error))?)
                     }
                 };
@@ -209,6 +221,23 @@ pub(super) fn check_build(symbols: &GuestSymbols, image: &Path) -> Result<(), Fa
         )));
     }
     Ok(())
+}
+
+/// The guest's own symbols; without lengths where they are only distances.
+fn own_symbols(image: &Path, space: AddressSpace) -> Result<Names, SymbolError> {
+    if !is_linux(image).is_ok_and(|is_linux| is_linux) {
+        let names = read_symbols(image, SymbolFormat::Elf, space)?;
+        if !names.is_empty() {
+            return Ok(names);
+        }
+    }
+    // A kernel without a table of its own is compared no more than a stripped program.
+    let names = match read_linux(image) {
+        Ok(Some(linux)) => linux.names,
+        Ok(None) | Err(SymbolError::Kallsyms { .. }) => Names::default(),
+        Err(error) => return Err(error),
+    };
+    Ok(Names::new(names.iter().map(|range| NamedRange { length: 0, ..range.clone() }).collect()))
 }
 
 #[cfg(test)]

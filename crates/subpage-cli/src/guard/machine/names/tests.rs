@@ -8,6 +8,10 @@ use subpage_kvm::boot::Placed;
 use super::*;
 use crate::policy::PolicySource;
 
+#[allow(dead_code, reason = "the tests of the reader use all of it")]
+#[path = "../../../../../subpage-linux/tests/linux/made.rs"]
+mod made;
+
 const LIST: &str = "ffffffff80100000 T _text\nffffffff80200080 D path\n";
 
 /// The policy of rules at these places, in two files in a directory with the files of symbols.
@@ -185,4 +189,34 @@ fn a_list_of_another_build_is_refused_by_any_symbol() {
     let failure = check(&asked("ffffffff80300000 D elsewhere\n")).expect_err("a stranger");
     let wrong = failure.event().expect("bad input").message;
     assert!(wrong.contains("the guest has none of them"), "{wrong}");
+}
+
+/// A bzImage has the names of its kernel in it.
+#[test]
+fn a_list_of_another_kernel_than_the_image_is_refused() {
+    let directory = tempfile::tempdir().expect("directory");
+    let kernel = directory.path().join("vmlinuz");
+    let image = made::vmlinux(&made::symbols(true), made::DEBIAN_6_1);
+    fs::write(&kernel, made::bzimage(&image)).expect("image");
+    let check = |list: &str| {
+        let path = directory.path().join("System.map");
+        fs::write(&path, list).expect("list");
+        let asked = MachineArguments { symbols: Some(path), ..MachineArguments::default() };
+        let mut draft = draft(directory.path(), &[]);
+        let names = of_guest(&kernel, &draft, &asked).expect("names");
+        let checked = check_build(&of_other_files(&names, &mut draft, &asked), &kernel);
+        checked.map_err(|failure| failure.event().expect("bad input").message)
+    };
+    let right = "ffffffff81000000 T _text\nffffffff82000100 D modprobe_path\n";
+    assert_eq!(check(right), Ok(()));
+    let wrong = check(&right.replace("82000100", "82000140")).expect_err("another build");
+    assert!(wrong.contains("`modprobe_path` lies at 0x2000140 there"), "{wrong}");
+    // Its own names need no list.
+    let asked = MachineArguments::default();
+    let rule = "symbol = \"modprobe_path\"\n";
+    let draft = draft(directory.path(), &[rule]);
+    let names = of_guest(&kernel, &draft, &asked).expect("names");
+    let policy = draft.resolve_or(&names.list, names.otherwise).expect("a policy");
+    let range = ByteRange::new(Gpa::new(0x200_0100), 0x100).expect("a range");
+    assert_eq!(policy.rules[0].rule.range, range);
 }
