@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{epoch, licences};
+use super::{epoch, licences, target::Target};
 use crate::workspace::Workspace;
 
 /// The shells that completions are for: what the tool calls each, and how its file is called.
@@ -35,8 +35,8 @@ pub(crate) struct Contents {
 }
 
 impl Contents {
-    /// Asks the program, built for `triple`, for its manual pages and completions.
-    pub(crate) fn of(workspace: &Workspace, program: &Path, triple: &str) -> Result<Self> {
+    /// Asks the program, built for `target`, for its manual pages and completions.
+    pub(crate) fn of(workspace: &Workspace, program: &Path, target: Target) -> Result<Self> {
         let package = workspace
             .packages()
             .iter()
@@ -52,7 +52,7 @@ impl Contents {
             let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()));
             Ok::<_, anyhow::Error>((name, bytes?))
         };
-        let third = licences::of_others(workspace, TOOL, triple)?;
+        let third = licences::of_others(workspace, TOOL, target)?;
         Ok(Self {
             version: text("version")?,
             description: text("description")?,

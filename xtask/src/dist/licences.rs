@@ -11,15 +11,49 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::{runtime, target::Target};
 use crate::workspace::Workspace;
 
 /// How the files begin that hold a licence or a notice that goes with it.
-const NAMES: [&str; 6] = ["license", "licence", "copying", "copyright", "notice", "unlicense"];
+const NAMES: [&str; 7] =
+    ["license", "licence", "copying", "copyright", "notice", "third-party", "unlicense"];
+
+/// The licences of crates whose packages have none: those of their repositories, or, where these have
+/// no other copyright than the authors', the text that the licence itself prescribes.
+const MISSING: [(&str, &str); 2] = [
+    ("iced-x86", include_str!("texts/iced-x86.txt")),
+    // "MIT OR Apache-2.0", of which the second needs nothing filled in.
+    ("maud", include_str!("../../../LICENSE-APACHE")),
+];
+
+/// Every text once, with the names of what it is the licence of.
+#[derive(Default)]
+pub(super) struct Texts(BTreeMap<String, BTreeSet<String>>);
+
+impl Texts {
+    pub(super) fn add(&mut self, text: &str, name: &str) {
+        let text = text.trim_end().trim_start_matches('\n').to_owned();
+        self.0.entry(text).or_default().insert(name.to_owned());
+    }
+
+    fn append_to(&self, all: &mut String) -> Result<()> {
+        for (text, names) in &self.0 {
+            let names: Vec<_> = names.iter().map(String::as_str).collect();
+            write!(all, "\n{}\n{}\n\n{text}\n", "-".repeat(80), names.join(", "))?;
+        }
+        Ok(())
+    }
+}
 
 /// A list of the crates from elsewhere in the program of `package`, and the text of every licence.
-pub(super) fn of_others(workspace: &Workspace, package: &str, triple: &str) -> Result<String> {
+///
+/// # Errors
+///
+/// A crate, or a library that every program is linked with, whose text is nowhere.
+pub(super) fn of_others(workspace: &Workspace, package: &str, target: Target) -> Result<String> {
     let output = workspace
-        .cargo(&["metadata", "--format-version=1", "--locked", "--filter-platform", triple])
+        .cargo(&["metadata", "--format-version=1", "--locked"])
+        .args(["--filter-platform", target.triple()])
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
@@ -28,25 +62,23 @@ pub(super) fn of_others(workspace: &Workspace, package: &str, triple: &str) -> R
     let linked = linked(&metadata, package);
     ensure!(!linked.is_empty(), "{package} is linked from nothing");
     let mut list = String::new();
-    let mut texts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut texts = Texts::default();
     for crate_ in linked {
         let text = |key: &str| crate_[key].as_str().unwrap_or("none");
         let name = format!("{} {}", text("name"), text("version"));
         writeln!(list, "{name}  {}", text("license"))?;
         let manifest = Path::new(text("manifest_path"));
-        for licence in licences(manifest.parent().unwrap_or(manifest))? {
-            texts.entry(licence).or_default().insert(name.clone());
+        for licence in licences(text("name"), manifest.parent().unwrap_or(manifest))? {
+            texts.add(&licence, &name);
         }
     }
+    runtime::add(&mut texts, workspace.root(), target)?;
     let mut all = format!(
-        "The program subpage holds code of these crates, under the licences behind their names, and of the\n\
-         Rust standard library (MIT or Apache-2.0) and the C library (musl: MIT; or glibc: LGPL-2.1-or-later).\n\n\
-         {list}"
+        "The program subpage holds code of these crates, under the licences behind their names, of\n\
+         Rust's standard library and of a C library ({}). Their texts follow.\n\n{list}",
+        target.c_library(),
     );
-    for (text, names) in texts {
-        let names: Vec<_> = names.into_iter().collect();
-        write!(all, "\n{}\n{}\n\n{}\n", "-".repeat(80), names.join(", "), text.trim_end())?;
-    }
+    texts.append_to(&mut all)?;
     Ok(all)
 }
 
@@ -88,8 +120,8 @@ fn linked<'a>(metadata: &'a Value, first: &str) -> Vec<&'a Value> {
     linked
 }
 
-/// The texts in a directory.
-fn licences(directory: &Path) -> Result<Vec<String>> {
+/// The texts in the directory of a crate; else what is known about it.
+fn licences(name: &str, directory: &Path) -> Result<Vec<String>> {
     let mut texts = Vec::new();
     let entries =
         fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
@@ -101,6 +133,16 @@ fn licences(directory: &Path) -> Result<Vec<String>> {
             let text = text.with_context(|| format!("cannot read {}", entry.path().display()))?;
             texts.push(String::from_utf8_lossy(&text).into_owned());
         }
+    }
+    if texts.is_empty() {
+        let known = MISSING.iter().find(|(crate_, _)| *crate_ == name);
+        let (_, text) = known.with_context(|| {
+            format!(
+                "{name} has no text of its licence in {}: MISSING needs it",
+                directory.display()
+            )
+        })?;
+        texts.push((*text).to_owned());
     }
     Ok(texts)
 }
@@ -138,11 +180,41 @@ mod tests {
     #[test]
     fn licences_are_found_by_name() {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        for name in ["LICENSE-MIT", "Copying", "README.md", "NOTICE.txt"] {
+        for name in ["LICENSE-MIT", "Copying", "README.md", "NOTICE.txt", "THIRD-PARTY"] {
             fs::write(directory.path().join(name), name).expect("files can be written");
         }
-        let mut found = licences(directory.path()).expect("a directory");
+        let mut found = licences("any", directory.path()).expect("a directory");
         found.sort();
-        assert_eq!(found, ["Copying", "LICENSE-MIT", "NOTICE.txt"]);
+        assert_eq!(found, ["Copying", "LICENSE-MIT", "NOTICE.txt", "THIRD-PARTY"]);
+    }
+
+    #[test]
+    fn a_crate_without_a_text_is_one_that_is_known_or_an_error() {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let error = licences("stranger", directory.path()).expect_err("no text").to_string();
+        assert!(error.contains("stranger has no text"), "{error}");
+        let known = licences("iced-x86", directory.path()).expect("a text");
+        assert!(known[0].contains("iced project"), "{known:?}");
+    }
+
+    /// The tool itself, for both C libraries where this machine has their texts.
+    #[test]
+    fn all_that_the_tool_is_linked_with_has_its_text() {
+        let workspace = Workspace::locate().expect("a workspace");
+        let text = of_others(&workspace, "subpage-cli", Target::Musl).expect("texts");
+        for part in [
+            // Of iced-x86, maud and kvm-ioctls, of musl, of the standard library and what it is from.
+            "\niced-x86 1",
+            "(C) 2018-present iced project",
+            ", maud 0",
+            "The Chromium OS Authors",
+            "2005-2020 Rich Felker, et al.",
+            "Copyright: The Rust Project Developers",
+            "Rust's standard library: hashbrown",
+            "LLVM Exceptions",
+            "Unicode, Inc.",
+        ] {
+            assert!(text.contains(part), "{part} is missing");
+        }
     }
 }

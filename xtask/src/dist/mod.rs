@@ -5,7 +5,9 @@ pub(crate) mod archive;
 pub(crate) mod contents;
 pub(crate) mod debian;
 mod licences;
-mod target;
+mod paths;
+mod runtime;
+pub(crate) mod target;
 
 use std::{
     fs,
@@ -35,7 +37,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let target = Target::choose(workspace, arguments.glibc)?;
     let program = target.build(workspace)?;
     target::check_static(&program)?;
-    let contents = Contents::of(workspace, &program, target.triple())?;
+    paths::check(workspace, &program)?;
+    let contents = Contents::of(workspace, &program, target)?;
     let directory = workspace.separate_target("packages");
     fs::create_dir_all(&directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;

@@ -12,11 +12,12 @@ use object::{
     read::elf::{Dyn as _, ElfFile64, FileHeader as _, ProgramHeader as _},
 };
 
+use super::paths;
 use crate::{lab::programs, packages, workspace::Workspace};
 
 /// What the program is linked against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target {
+pub(crate) enum Target {
     Musl,
     Glibc,
 }
@@ -32,15 +33,23 @@ impl Target {
         Ok(Self::Musl)
     }
 
-    pub(super) fn triple(self) -> &'static str {
+    /// As rustc calls it.
+    pub(crate) fn triple(self) -> &'static str {
         match self {
             Self::Musl => "x86_64-unknown-linux-musl",
             Self::Glibc => "x86_64-unknown-linux-gnu",
         }
     }
 
+    pub(super) fn c_library(self) -> &'static str {
+        match self {
+            Self::Musl => "musl",
+            Self::Glibc => "glibc",
+        }
+    }
+
     /// Whether the toolchain has the standard library for it.
-    fn is_there(self, workspace: &Workspace) -> Result<bool> {
+    pub(crate) fn is_there(self, workspace: &Workspace) -> Result<bool> {
         let output = Command::new("rustc")
             .current_dir(workspace.root())
             .args(["--print", "target-libdir", "--target", self.triple()])
@@ -62,6 +71,9 @@ impl Target {
 
     /// Builds the tool, for every x86-64 processor; cargo's progress goes to the terminal.
     pub(super) fn build(self, workspace: &Workspace) -> Result<PathBuf> {
+        let mut flags =
+            vec!["-Ctarget-feature=+crt-static".to_owned(), "-Ctarget-cpu=x86-64".into()];
+        flags.extend(paths::flags(&paths::prefixes(workspace)?));
         let output = workspace
             .cargo(&[
                 "build",
@@ -73,8 +85,7 @@ impl Target {
             .arg(format!("--target={}", self.triple()))
             .arg("--message-format=json-render-diagnostics")
             // Instead of the workspace's flags, which are for newer processors.
-            .env("RUSTFLAGS", "-C target-feature=+crt-static -C target-cpu=x86-64")
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
             .env("CARGO_PROFILE_DIST_STRIP", "debuginfo")
             .stderr(Stdio::inherit())
             .output()

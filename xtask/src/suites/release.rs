@@ -1,6 +1,6 @@
 //! What is published: each public crate says what it is (one check a crate), cargo packs them (one
-//! check), and the archive and the Debian package hold the tool with its manual pages and completions
-//! (one check each).
+//! check), the tool compiles for the C library that `cargo xtask dist` links it with (one check), and the
+//! archive and the Debian package hold the tool with its manual pages and completions (one check each).
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 
@@ -10,14 +10,11 @@ use serde_json::Value;
 use super::Plan;
 use crate::{
     count::Count,
-    dist::{archive, contents::Contents, debian},
+    dist::{archive, contents::Contents, debian, target::Target},
     lab::programs,
     packages,
     session::Session,
 };
-
-/// What the program of this suite is built for, whose dependencies' licences are asked for.
-const HOST: &str = "x86_64-unknown-linux-gnu";
 
 /// What every package of a crate holds besides its code.
 const IN_EACH: [&str; 4] = ["Cargo.toml", "LICENSE-APACHE", "LICENSE-MIT", "README.md"];
@@ -50,6 +47,7 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         }
     }
     count += packed(session, plan, &public)?;
+    count += compiled(session, plan)?;
     count += made(session, plan)?;
     Ok(count)
 }
@@ -98,9 +96,18 @@ fn faults(package: &Value, all: &[Value]) -> Vec<String> {
     faults
 }
 
-/// Has cargo list what it would pack; it needs no network and builds nothing.
+/// Has cargo pack all, which finds their dependencies among each other, and list what is in each; it
+/// needs no network and builds nothing.
 fn packed(session: &mut Session<'_>, plan: &Plan, public: &[&Value]) -> Result<Count> {
-    let mut right = true;
+    let mut command = plan.cargo(&["package", "--offline", "--allow-dirty", "--no-verify"]);
+    for package in public {
+        command.args(["--package", name(package)]);
+    }
+    let finished = session.run_unshown(command, &mut |_| None)?;
+    let mut right = finished.ending.success();
+    if !right {
+        session.show(&finished.output)?;
+    }
     for package in public {
         let mut command = plan.cargo(&["package", "--offline", "--allow-dirty", "--list"]);
         command.args(["--package", name(package)]);
@@ -118,12 +125,28 @@ fn packed(session: &mut Session<'_>, plan: &Plan, public: &[&Value]) -> Result<C
     Ok(Count::check(right))
 }
 
+/// Has cargo check the tool for musl, whose types differ from glibc's, where the toolchain has it.
+fn compiled(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
+    if !Target::Musl.is_there(&plan.workspace)? {
+        session.say("   skipped: `cargo xtask dist` has rustup install what is for musl")?;
+        return Ok(Count::SKIPPED);
+    }
+    let mut command = plan.cargo(&["check", "--quiet", "--package=subpage-cli", "--bin=subpage"]);
+    command.arg(format!("--target={}", Target::Musl.triple()));
+    let finished = session.run_unshown(command, &mut |_| None)?;
+    let right = finished.ending.success();
+    if !right {
+        session.show(&finished.output)?;
+    }
+    Ok(Count::check(right))
+}
+
 /// Makes the packages from the program that the README's first command built.
 fn made(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     let Some(program) = programs::tool(session, &plan.workspace)? else {
         return Ok(Count::FAILED);
     };
-    let contents = Contents::of(&plan.workspace, &program, HOST)?;
+    let contents = Contents::of(&plan.workspace, &program, Target::Musl)?;
     let directory = tempfile::tempdir().context("cannot make a directory")?;
     let mut count = verdict(session, &archived(&contents, directory.path()))?;
     if packages::found(debian::PROGRAM).is_none() {

@@ -30,9 +30,23 @@ pub(crate) struct Seat {
     pub(super) state: Mutex<Option<State>>,
 }
 
-/// The thread of a processor, to be signalled.
+/// The thread of a processor, to be signalled: a `pthread_t`, which is a number in glibc and a pointer in
+/// musl, and not to be followed.
 #[derive(Debug, Clone, Copy)]
-struct Thread(nix::sys::pthread::Pthread);
+struct Thread(usize);
+
+impl Thread {
+    #[expect(clippy::cast_possible_truncation, reason = "as wide as a pointer in both")]
+    fn own() -> Self {
+        Self(nix::sys::pthread::pthread_self() as usize)
+    }
+
+    /// Not to be called once the thread has ended.
+    fn signal(self, signal: nix::sys::signal::Signal) {
+        // A thread that is just ending needs no signal.
+        let _ = nix::sys::pthread::pthread_kill(self.0 as nix::sys::pthread::Pthread, signal);
+    }
+}
 
 /// The processors of a machine, and the gate that their threads pass.
 pub(crate) struct PausableVcpus {
@@ -86,7 +100,7 @@ impl PausableVcpus {
 
     /// The calling thread is that of processor `number` from now on.
     pub(crate) fn enlist(&self, number: usize) {
-        *lock(&self.seats[number].thread) = Some(Thread(nix::sys::pthread::pthread_self()));
+        *lock(&self.seats[number].thread) = Some(Thread::own());
     }
 
     /// The calling thread ends: it is not to be signalled any more.
@@ -132,9 +146,8 @@ impl PausableVcpus {
         seat.kick.raise();
         // Held while signalling: the thread cannot end meanwhile.
         let thread = lock(&seat.thread);
-        if let Some(Thread(thread)) = *thread {
-            // A thread that is just ending needs no signal.
-            let _ = nix::sys::pthread::pthread_kill(thread, super::kick_signal());
+        if let Some(thread) = *thread {
+            thread.signal(super::kick_signal());
         }
     }
 
