@@ -7,7 +7,7 @@ there=${1:-$here}
 work=$(mktemp -d)
 trap 'rm -rf -- "$work"' EXIT
 cd -- "$work"
-cp -- "$here"/*.c "$here"/*.cc "$here"/*.rs .
+cp -- "$here"/*.c "$here"/*.cc "$here"/*.rs "$here"/*.s .
 
 flags="-O1 -Wall -ffreestanding -fno-inline -fno-pie -fno-stack-protector -fcf-protection=none
     -fno-asynchronous-unwind-tables -fno-ident -mgeneral-regs-only -mno-red-zone -fdebug-prefix-map=$work=."
@@ -35,6 +35,9 @@ for number in 1 2; do
     # shellcheck disable=SC2086
     ld $link --build-id=0x000000000000000$number -s -o "$there/build-$number.elf" dwarf5.o
 done
+# The same program with a number.
+# shellcheck disable=SC2086
+ld $link --build-id=0x0000000000000001 -o "$there/number-1.elf" dwarf5.o
 objcopy --compress-debug-sections=zlib "$there/dwarf5.elf" "$there/compressed.elf"
 cp "$there/dwarf5.elf" gdb-index.elf
 cp "$there/dwarf5.elf" debug-names.elf
@@ -50,6 +53,10 @@ done
 # shellcheck disable=SC2086
 ld $link -o "$there/neighbours.elf" neighbour-1.o neighbour-2.o
 build cpp places.cc c++ -gdwarf-5 -fno-exceptions
+build bases bases.cc c++ -gdwarf-5 -fno-exceptions -fno-rtti
+as -o vectors.o vectors.s
+# shellcheck disable=SC2086
+ld $link -o "$there/vectors.elf" vectors.o
 rustc --edition 2024 -g -O -C panic=abort -C relocation-model=static --emit=obj --remap-path-prefix="$work=." \
     --crate-type lib -A warnings -o rust.o places.rs
 # shellcheck disable=SC2086

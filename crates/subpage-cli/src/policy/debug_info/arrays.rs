@@ -4,7 +4,7 @@ use super::super::notation::NotAPlace;
 use super::entry::{Entry, Number, Reference};
 use super::sections::wrong;
 use super::types::MAX_CHAIN;
-use super::units::Reader;
+use super::units::{Reader, UnitId};
 use super::wording::{counted, no_array, unusual};
 
 /// What a path has come to.
@@ -13,7 +13,13 @@ pub(super) enum Kind {
     /// A type that is not looked through yet.
     Type(Option<Reference>),
     /// An array from one of its dimensions on.
-    Array { element: Option<Reference>, dimensions: Vec<Dimension>, stride: Option<u64> },
+    Array {
+        element: Option<Reference>,
+        dimensions: Vec<Dimension>,
+        stride: Option<u64>,
+        /// Bytes of all of it, where it says so: LLVM pads vectors, as one of three to the room of four.
+        bytes: Option<u64>,
+    },
     /// A bit field: that many bytes hold it.
     Bits(u64),
 }
@@ -37,7 +43,7 @@ impl Reader {
         let Some(entry) = entry.as_ref().filter(|it| it.tag == gimli::DW_TAG_array_type) else {
             return Ok(Err(entry));
         };
-        let lower_bound = self.unit(entry.at.unit)?.lower_bound;
+        let lower_bound = self.lower_bound(entry.at.unit)?;
         let mut dimensions = Vec::new();
         for child in self.children(entry)? {
             if child.tag != gimli::DW_TAG_subrange_type {
@@ -49,6 +55,10 @@ impl Reader {
             }
             dimensions.push(dimension(&child, lower_bound).ok_or_else(unusual)?);
         }
+        let bytes = match entry.byte_size {
+            Number::Absent => None,
+            bytes => Some(bytes.known().ok_or_else(unusual)?),
+        };
         if dimensions.is_empty() || entry.bit_stride != Number::Absent {
             return Err(unusual());
         }
@@ -56,7 +66,17 @@ impl Reader {
             Number::Absent => None,
             stride => Some(stride.known().ok_or_else(unusual)?),
         };
-        Ok(Ok(Kind::Array { element: entry.its_type, dimensions, stride }))
+        Ok(Ok(Kind::Array { element: entry.its_type, dimensions, stride, bytes }))
+    }
+
+    /// The number of the first element of an array in `unit` that does not say it: that of its language.
+    /// A part that several units have in common need not say its language, and has that of the variable.
+    fn lower_bound(&mut self, unit: UnitId) -> Result<Option<i64>, NotAPlace> {
+        let unit = self.unit(unit)?;
+        Ok(match unit.lower_bound.or(self.lower_bound) {
+            None if !unit.is_partial => Some(0),
+            known => known,
+        })
     }
 
     /// Where an element of what is at `path` begins, and what it is.
@@ -67,7 +87,7 @@ impl Reader {
         index: u64,
     ) -> Result<(u64, Kind), NotAPlace> {
         let (element, mut dimensions, stride) = match self.looked_through(kind)? {
-            Ok(Kind::Array { element, dimensions, stride }) => (element, dimensions, stride),
+            Ok(Kind::Array { element, dimensions, stride, .. }) => (element, dimensions, stride),
             Ok(_) => return Err(no_array(path, None)),
             Err(entry) => return Err(no_array(path, entry.as_ref())),
         };
@@ -94,7 +114,7 @@ impl Reader {
         let next = if dimensions.is_empty() {
             Kind::Type(element)
         } else {
-            Kind::Array { element, dimensions, stride }
+            Kind::Array { element, dimensions, stride, bytes: None }
         };
         Ok((offset, next))
     }
@@ -132,7 +152,12 @@ impl Reader {
         for _ in 0..MAX_CHAIN {
             let (element, dimensions, stride) = match self.looked_through(kind)? {
                 Ok(Kind::Bits(bytes)) => return Ok(Some(bytes)),
-                Ok(Kind::Array { element, dimensions, stride }) => (element, dimensions, stride),
+                Ok(Kind::Array { bytes: Some(bytes), .. }) => {
+                    return times.checked_mul(bytes).ok_or_else(unusual).map(Some);
+                }
+                Ok(Kind::Array { element, dimensions, stride, .. }) => {
+                    (element, dimensions, stride)
+                }
                 Ok(Kind::Type(_)) | Err(None) => return Ok(None),
                 Err(Some(entry)) => {
                     let bytes = self.own_length(&entry)?;
@@ -178,9 +203,9 @@ impl Reader {
 }
 
 /// The elements of a dimension; none if it cannot be.
-fn dimension(entry: &Entry, otherwise: i64) -> Option<Dimension> {
+fn dimension(entry: &Entry, otherwise: Option<i64>) -> Option<Dimension> {
     let first = match entry.lower_bound {
-        Number::Absent => otherwise,
+        Number::Absent => otherwise?,
         Number::Known(first) => i64::try_from(first).ok()?,
         Number::Computed => return None,
     };

@@ -141,7 +141,7 @@ impl Reader {
             .entries_raw(&unit.abbreviations, Some(gimli::UnitOffset(at.offset)))
             .map_err(|error| damaged(self, error))?;
         let depth = isize::from(most > 1);
-        while !entries.is_empty() && found.len() < most {
+        while !entries.is_empty() {
             let (offset, level) = (entries.next_offset().0, entries.next_depth());
             let read = entries.read_abbreviation().map_err(|error| damaged(self, error))?;
             let Some(abbreviation) = read else {
@@ -156,6 +156,9 @@ impl Reader {
                 let skipped = entries.skip_attributes(abbreviation.attributes());
                 skipped.map_err(|error| damaged(self, error))?;
                 continue;
+            }
+            if found.len() == most {
+                return Err(too_large("has a type of more than 65,536 members"));
             }
             let at = At { unit: at.unit, offset };
             let mut entry = Entry::of(at, abbreviation.tag(), abbreviation.has_children());

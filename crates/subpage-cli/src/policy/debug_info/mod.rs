@@ -6,6 +6,7 @@
 mod arrays;
 mod entry;
 mod index;
+mod members;
 mod sections;
 mod types;
 mod units;
@@ -95,5 +96,7 @@ impl DebugInfo {
     }
 }
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod tests;

@@ -1,27 +1,18 @@
 //! From a variable's type to the bytes of its fields and elements.
 
-use std::collections::HashSet;
-
-use super::super::names::{NamedRange, did_you_mean, nearest};
+use super::super::names::NamedRange;
 use super::super::notation::NotAPlace;
 use super::super::path::Step;
 use super::Bytes;
 use super::arrays::Kind;
-use super::entry::{Entry, Number, Reference};
+use super::entry::{Entry, Reference};
+use super::members::location;
 use super::sections::wrong;
 use super::units::{At, Reader};
-use super::wording::{counted, cut, listed, no_structure, shown, unusual};
-use super::work::too_large;
+use super::wording::{counted, no_structure, shown};
 
 /// Most steps from a type to what it stands for: names of names, arrays of arrays.
 pub(super) const MAX_CHAIN: usize = 64;
-
-/// Most structures without a name, and bases, that are searched for one field.
-const MAX_PARTS: usize = 1024;
-
-/// Most fields that are kept for a message about one that is not there, and longest name of such a one.
-const MAX_NAMES: usize = 4096;
-const MAX_NAME_BYTES: usize = 256;
 
 /// The bytes that `steps` lead to in the variable that `named` stands for, which lies at one of
 /// `addresses`.
@@ -116,13 +107,17 @@ fn variable_type(
     named: &NamedRange,
 ) -> Result<Reference, NotAPlace> {
     let near = reader.variables_at(addresses, &named.name)?;
-    if let Found::Called(its_type) = among(reader, &near, named)? {
-        return Ok(its_type);
+    let mut found = among(reader, &near, named)?;
+    if !matches!(found, Found::Called(..)) {
+        // Another name for the same bytes counts only where none of all is called so.
+        let all = reader.all_variables_at(addresses)?;
+        found = among(reader, &all, named)?;
     }
-    // Another name for the same bytes counts only where none of all is called so.
-    let all = reader.all_variables_at(addresses)?;
-    match among(reader, &all, named)? {
-        Found::Called(its_type) | Found::AsLong(its_type) => Ok(its_type),
+    match found {
+        Found::Called(its_type, at) | Found::AsLong(its_type, at) => {
+            reader.lower_bound = reader.unit(at.unit)?.lower_bound;
+            Ok(its_type)
+        }
         Found::Nothing => Err(reader.left_out().unwrap_or_else(|| {
             wrong(
                 format!(
@@ -139,9 +134,9 @@ fn variable_type(
 /// What some variables tell of a name.
 enum Found {
     /// One of them is called so, and has this type.
-    Called(Reference),
+    Called(Reference, At),
     /// One of them stands for as many bytes: perhaps another name for the same.
-    AsLong(Reference),
+    AsLong(Reference, At),
     Nothing,
 }
 
@@ -151,6 +146,7 @@ fn among(reader: &mut Reader, variables: &[At], named: &NamedRange) -> Result<Fo
     let plain = name.split('.').next().unwrap_or(name);
     let mut found = Found::Nothing;
     for at in variables {
+        reader.lower_bound = reader.unit(at.unit)?.lower_bound;
         let mut entry = reader.entry(*at)?;
         let (mut is_called_so, mut its_type) = (false, None);
         for _ in 0..MAX_CHAIN {
@@ -164,11 +160,11 @@ fn among(reader: &mut Reader, variables: &[At], named: &NamedRange) -> Result<Fo
         }
         let Some(its_type) = its_type else { continue };
         if is_called_so {
-            return Ok(Found::Called(its_type));
+            return Ok(Found::Called(its_type, *at));
         }
         let length = reader.length(Kind::Type(Some(its_type)), None)?;
         if named.length > 0 && length == Some(named.length) {
-            found = Found::AsLong(its_type);
+            found = Found::AsLong(its_type, *at);
         }
     }
     Ok(found)
@@ -248,79 +244,8 @@ impl Reader {
         self.member(&entry, path, field)
     }
 
-    /// The same of a structure, parts of it without a name and bases included.
-    fn member(
-        &mut self,
-        structure: &Entry,
-        path: &str,
-        field: &str,
-    ) -> Result<(u64, Kind), NotAPlace> {
-        let mut parts = vec![(structure.clone(), 0_u64)];
-        let mut seen = HashSet::from([structure.at]);
-        let mut names = Vec::new();
-        let mut next = 0;
-        while let Some((part, start)) = parts.get(next).cloned() {
-            next += 1;
-            let members = self.children(&part)?;
-            for member in &members {
-                // A member of the class, not of each of its objects.
-                if member.is_declaration {
-                    continue;
-                }
-                let is_base = member.tag == gimli::DW_TAG_inheritance;
-                if !is_base && member.tag != gimli::DW_TAG_member {
-                    continue;
-                }
-                match &member.name {
-                    Some(name) if !name.is_empty() && !is_base => {
-                        if name == field {
-                            let (offset, kind) = self.place(member)?;
-                            let is_last = part.tag == gimli::DW_TAG_union_type
-                                || members.iter().all(|other| {
-                                    other.at == member.at
-                                        || location(other).is_some_and(|at| at < offset)
-                                });
-                            if self.is_open(kind.clone())? && !(is_last && start == 0) {
-                                return Err(unusual());
-                            }
-                            let offset = start.checked_add(offset).ok_or_else(unusual)?;
-                            return Ok((offset, kind));
-                        }
-                        // For the message only.
-                        if names.len() < MAX_NAMES && name.len() <= MAX_NAME_BYTES {
-                            names.push(name.clone());
-                        }
-                    }
-                    _ => {
-                        // A virtual base lies where the running program says.
-                        let Some(offset) = location(member) else { continue };
-                        let inner = self.behind(member.its_type)?;
-                        let Some(inner) = inner.filter(|inner| seen.insert(inner.at)) else {
-                            continue;
-                        };
-                        if parts.len() == MAX_PARTS {
-                            return Err(too_large("has a structure of too many parts"));
-                        }
-                        parts.push((inner, start.checked_add(offset).ok_or_else(unusual)?));
-                    }
-                }
-            }
-        }
-        let near = nearest(field, names.iter().map(String::as_str), 3);
-        let help = match names.len() {
-            0 => "it has none".to_owned(),
-            _ => {
-                did_you_mean(&near, "") + if near.is_empty() { "" } else { "; " } + &listed(&names)
-            }
-        };
-        Err(wrong(
-            format!("{}, which `{path}` is, has no field `{}`", shown(structure), cut(field)),
-            help,
-        ))
-    }
-
     /// Whether it is an array that has as many elements as there is room for.
-    fn is_open(&mut self, kind: Kind) -> Result<bool, NotAPlace> {
+    pub(super) fn is_open(&mut self, kind: Kind) -> Result<bool, NotAPlace> {
         Ok(match self.looked_through(kind)? {
             Ok(Kind::Array { dimensions, .. }) => dimensions.iter().any(|it| it.count.is_none()),
             _ => false,
@@ -343,47 +268,5 @@ impl Reader {
             }
         }
         Ok(false)
-    }
-
-    /// Where a member begins in its structure, and what it is.
-    fn place(&mut self, member: &Entry) -> Result<(u64, Kind), NotAPlace> {
-        let Some(bits) = member.bit_size.known().filter(|bits| *bits > 0) else {
-            let offset = location(member).ok_or_else(unusual)?;
-            return Ok((offset, Kind::Type(member.its_type)));
-        };
-        let first = if let Some(first) = member.data_bit_offset.known() {
-            first
-        } else {
-            let start = location(member).and_then(|it| it.checked_mul(8)).ok_or_else(unusual)?;
-            let storage = match member.byte_size.known() {
-                Some(storage) => Some(storage),
-                None => self.length(Kind::Type(member.its_type), None)?,
-            };
-            let from_left = match member.bit_offset {
-                Number::Absent => None,
-                offset => Some(offset.known().ok_or_else(unusual)?),
-            };
-            let is_little = self.sections.endian == gimli::RunTimeEndian::Little;
-            let offset = match (from_left, storage) {
-                (None, _) => Some(0),
-                (Some(from_left), _) if !is_little => Some(from_left),
-                (Some(from_left), Some(storage)) => storage
-                    .checked_mul(8)
-                    .and_then(|all| all.checked_sub(from_left)?.checked_sub(bits)),
-                (Some(_), None) => None,
-            };
-            offset.and_then(|offset| start.checked_add(offset)).ok_or_else(unusual)?
-        };
-        let last = first.checked_add(bits - 1).ok_or_else(unusual)?;
-        Ok((first / 8, Kind::Bits(last / 8 - first / 8 + 1)))
-    }
-}
-
-/// Where a member begins, if that is the same in every object.
-fn location(member: &Entry) -> Option<u64> {
-    match (member.location, member.data_bit_offset) {
-        (Number::Absent, Number::Absent) => Some(0),
-        (Number::Absent, bits) => bits.known().filter(|bits| bits % 8 == 0).map(|bits| bits / 8),
-        (location, _) => location.known(),
     }
 }

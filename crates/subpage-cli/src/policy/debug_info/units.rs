@@ -24,7 +24,7 @@ const MAX_TABLE_BYTES: u64 = 1 << 20;
 const MAX_UNITS: usize = 1_000_000;
 
 /// Bytes of units that are held for the next look.
-const MAX_HELD_BYTES: usize = 64 << 20;
+pub(super) const MAX_HELD_BYTES: usize = 64 << 20;
 
 /// Most units that are held for the next look.
 const MAX_HELD: usize = 64;
@@ -60,8 +60,10 @@ pub(super) struct Unit {
     pub(super) abbreviations: Abbreviations,
     pub(super) addr_base: u64,
     pub(super) str_offsets_base: u64,
-    /// Number of the first element of an array.
-    pub(super) lower_bound: i64,
+    /// Number of the first element of an array in its language; none if it does not say which it is.
+    pub(super) lower_bound: Option<i64>,
+    /// A part that other units have in common.
+    pub(super) is_partial: bool,
     /// Its entries are in another file.
     pub(super) is_split: bool,
 }
@@ -92,6 +94,8 @@ pub(super) struct Reader {
     pub(super) sections: Sections,
     pub(super) work: Work,
     pub(super) variables: Variables,
+    /// Number of the first element of an array in the language of the variable that is looked at.
+    pub(super) lower_bound: Option<i64>,
     held: HashMap<UnitId, Arc<Unit>>,
     held_bytes: usize,
     /// Start of every unit of `.debug_info`, ascending, once it was asked for.
@@ -107,11 +111,17 @@ impl Reader {
             sections: Sections::open(path)?,
             work: Work::of_a_file(),
             variables: Variables::default(),
+            lower_bound: None,
             held: HashMap::new(),
             held_bytes: 0,
             starts: None,
             signatures: None,
         })
+    }
+
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
     }
 
     /// Length in bytes of the unit at `start`, with the field that tells it.
@@ -242,7 +252,8 @@ impl Reader {
             addr_base: 0,
             // Behind the header of the only table of such a file.
             str_offsets_base: 0,
-            lower_bound: 0,
+            lower_bound: None,
+            is_partial: false,
             is_split: matches!(header.type_(), UnitType::Skeleton(_)),
             bytes: Vec::new(),
             table_bytes: table.len(),
@@ -251,6 +262,7 @@ impl Reader {
             .entries_raw(&unit.abbreviations, None)
             .map_err(|error| damaged(&self.sections, error))?;
         let root = entries.read_abbreviation().map_err(|error| damaged(&self.sections, error))?;
+        unit.is_partial = root.is_some_and(|root| root.tag() == gimli::DW_TAG_partial_unit);
         for specification in root.map_or(&[][..], |root| root.attributes()) {
             self.work.charge(1)?;
             let attribute = entries
@@ -263,7 +275,7 @@ impl Reader {
                 }
                 (_, AttributeValue::Language(language)) => {
                     let first = language.default_lower_bound().unwrap_or(0);
-                    unit.lower_bound = i64::try_from(first).unwrap_or(0);
+                    unit.lower_bound = Some(i64::try_from(first).unwrap_or(0));
                 }
                 (gimli::DW_AT_dwo_name | gimli::DW_AT_GNU_dwo_name, _) => unit.is_split = true,
                 _ => {}
