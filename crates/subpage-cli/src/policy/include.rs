@@ -24,7 +24,7 @@ const HELP: &str =
 /// The files of a policy that were read so far.
 #[derive(Default)]
 pub(super) struct Opened {
-    /// All of them.
+    /// All of them, and those that could not be read: each is told of once.
     seen: HashSet<PathBuf>,
     /// Those that are being read, each included by the one before it.
     open: Vec<PathBuf>,
@@ -96,12 +96,17 @@ impl Opened {
         if !fs::metadata(&path).map_err(failed)?.is_file() {
             return Err(mistake(format!("{shown} is not a regular file"), "", HELP));
         }
+        let source = PolicySource::read_file(&path);
         let source =
-            PolicySource::read_file(&path).map_err(|error| mistake(in_words(&error), "", HELP))?;
-        if !self.count(&source) {
-            return Err(mistake(TOO_LONG.to_owned(), "one too many", TOO_LONG_HELP));
+            source.map_err(|error| mistake(in_words(&error), "", HELP)).and_then(|source| {
+                let fits = self.count(&source);
+                fits.then_some(source)
+                    .ok_or_else(|| mistake(TOO_LONG.to_owned(), "one too many", TOO_LONG_HELP))
+            });
+        if source.is_err() {
+            self.seen.insert(own);
         }
-        Ok(Some(source))
+        source.map(Some)
     }
 }
 

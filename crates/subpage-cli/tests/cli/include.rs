@@ -174,3 +174,17 @@ fn every_command_takes_several_files() {
     }
     assert!(fs::read_to_string(place.path("c.toml")).expect("text").starts_with("version"));
 }
+
+/// A file that cannot be read is read once, and told of once, however often it is included.
+#[test]
+fn an_included_file_that_fails_is_read_once() {
+    let place = Place::new();
+    fs::write(place.path("bytes.toml"), b"\xff").expect("file");
+    place.policy("one.toml", "version = 1\ninclude = [\"bytes.toml\"]\n");
+    place.policy(
+        "top.toml",
+        "version = 1\ninclude = [\"bytes.toml\", \"one.toml\", \"bytes.toml\"]\n",
+    );
+    let mistakes = resolve(&place, &["top.toml"]).expect_err("not text");
+    assert_eq!(mistakes.matches("is not UTF-8").count(), 1, "{mistakes}");
+}
