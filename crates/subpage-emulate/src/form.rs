@@ -38,6 +38,15 @@ pub enum Unsupported {
     /// A segment or task register is loaded, which sets a flag in a descriptor.
     #[error("a load of a segment or task register")]
     DescriptorMark,
+    /// JMP with a segment, which sets a flag in a descriptor.
+    #[error("a far jump (JMP)")]
+    FarJump,
+    /// RETF, which sets flags in descriptors.
+    #[error("a far return (RETF)")]
+    FarReturn,
+    /// IRET, which sets flags in descriptors, and may write task-state segments.
+    #[error("a return from an interrupt (IRET)")]
+    InterruptReturn,
     /// INS, whose bytes come from a port.
     #[error("input from a port to memory")]
     PortInput,
@@ -252,13 +261,18 @@ const fn refused(mnemonic: Mnemonic) -> Option<Unsupported> {
 
 /// Why an instruction has no form: it writes no memory, or it is not on the list.
 fn without_form(instruction: &Instruction) -> Unsupported {
-    let loads_task_register_or_code_segment = matches!(
-        instruction.mnemonic(),
-        Mnemonic::Ltr | Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
-    ) || matches!(
+    match instruction.mnemonic() {
+        Mnemonic::Ltr => return Unsupported::DescriptorMark,
+        Mnemonic::Retf => return Unsupported::FarReturn,
+        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => return Unsupported::InterruptReturn,
+        _ => {}
+    }
+    if matches!(
         instruction.code(),
         Code::Jmp_ptr1616 | Code::Jmp_ptr1632 | Code::Jmp_m1616 | Code::Jmp_m1632 | Code::Jmp_m1664
-    );
+    ) {
+        return Unsupported::FarJump;
+    }
     let writes = |access: OpAccess| {
         !matches!(
             access,
@@ -271,7 +285,7 @@ fn without_form(instruction: &Instruction) -> Unsupported {
         .used_registers()
         .iter()
         .any(|used| used.register().is_segment_register() && writes(used.access()));
-    if loads_task_register_or_code_segment || loads_segment {
+    if loads_segment {
         Unsupported::DescriptorMark
     } else if info.used_memory().iter().any(|used| writes(used.access())) {
         Unsupported::Unlisted

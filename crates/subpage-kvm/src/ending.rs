@@ -91,14 +91,24 @@ pub struct Failure {
     pub instruction: Vec<u8>,
     /// What is wrong.
     pub reason: String,
-    /// What the processor needs that lies in pages that trap: perhaps that is why.
+    /// Whether more than the reason is needed to see what is wrong: KVM says no more than that it failed.
+    pub(crate) unexplained: bool,
+    /// What the processor needs that lies in pages that trap, where the reason does not explain it:
+    /// perhaps that is why.
     pub in_traps: Vec<InTrap>,
 }
 
 impl Failure {
     /// Without a place.
     pub(crate) const fn new(vcpu: u32, reason: String) -> Self {
-        Self { vcpu, rip: None, instruction: Vec::new(), reason, in_traps: Vec::new() }
+        Self {
+            vcpu,
+            rip: None,
+            instruction: Vec::new(),
+            reason,
+            unexplained: false,
+            in_traps: Vec::new(),
+        }
     }
 }
 
@@ -146,19 +156,23 @@ pub struct InTrap {
 
 impl fmt::Display for InTrap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (page {:#x}, ", self.structure, self.page.as_u64())?;
+        write!(f, "{} (page {:#x}", self.structure, self.page.as_u64())?;
         match &self.rule {
-            Some(rule) => write!(f, "rule {rule:?})"),
-            None => f.write_str("no rule)"),
+            Some(rule) => write!(f, ", rule {rule:?})"),
+            None => f.write_str(")"),
         }
     }
 }
 
 /// The end of a message about a processor that cannot continue.
 fn tell(in_traps: &[InTrap], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    for (number, one) in in_traps.iter().enumerate() {
-        let before = if number == 0 { "; in guarded pages: " } else { ", " };
-        write!(f, "{before}{one}")?;
+    let (ruled, others): (Vec<&InTrap>, Vec<&InTrap>) =
+        in_traps.iter().partition(|it| it.rule.is_some());
+    for (pages, of_them) in [("guarded pages", ruled), ("pages that trap without a rule", others)] {
+        for (number, one) in of_them.into_iter().enumerate() {
+            let before = if number == 0 { format!("; in {pages}: ") } else { ", ".to_owned() };
+            write!(f, "{before}{one}")?;
+        }
     }
     Ok(())
 }
@@ -224,5 +238,37 @@ impl EndingCell {
             };
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_without_a_rule_are_not_called_guarded() {
+        let in_trap = |structure, page, rule: Option<&str>| InTrap {
+            structure,
+            page: Gpa::new(page),
+            rule: rule.map(str::to_owned),
+        };
+        let of = |in_traps: &[InTrap]| {
+            Ending::TripleFault { rip: 1, in_traps: in_traps.to_vec() }.to_string()
+        };
+        let (stack, idt) =
+            (in_trap(Structure::Stack, 0x1000, Some("a")), in_trap(Structure::Idt, 0x2000, None));
+        let start = "the guest has had a triple fault at 0x1";
+        assert_eq!(
+            of(&[idt.clone(), stack]),
+            format!(
+                "{start}; in guarded pages: its stack (page 0x1000, rule \"a\"); in pages that trap \
+                 without a rule: its IDT (page 0x2000)"
+            )
+        );
+        assert_eq!(
+            of(&[idt]),
+            format!("{start}; in pages that trap without a rule: its IDT (page 0x2000)")
+        );
+        assert_eq!(of(&[]), start);
     }
 }

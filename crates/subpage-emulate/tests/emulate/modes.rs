@@ -360,8 +360,9 @@ fn what_is_refused_says_why() {
         (&[0x0f, 0xa1], Unsupported::DescriptorMark), // pop fs
         (&[0x0f, 0xb2, 0x03], Unsupported::DescriptorMark), // lss eax, [rbx]
         (&[0x0f, 0x00, 0xd8], Unsupported::DescriptorMark), // ltr ax
-        (&[0xff, 0x2b], Unsupported::DescriptorMark), // jmp far [rbx]
-        (&[0x48, 0xcf], Unsupported::DescriptorMark), // iretq
+        (&[0xff, 0x2b], Unsupported::FarJump),       // jmp far [rbx]
+        (&[0x48, 0xcf], Unsupported::InterruptReturn), // iretq
+        (&[0xcb], Unsupported::FarReturn),           // retf
         (&[0xc3], Unsupported::NoStore),             // ret
         (&[0x58], Unsupported::NoStore),             // pop rax
     ];

@@ -84,6 +84,13 @@ pub(crate) fn trapped(
         && pending.is_none()
         && !matches!(obstacle, Obstacle::Failed(_) | Obstacle::OutOfMemory);
     let visits = visit(context, processor, &at);
+    // KVM tells no more of these than that it failed. Where it emulates all of a guest's kernel, it does
+    // not know the instruction.
+    let unexplained = match obstacle {
+        Obstacle::Again => true,
+        Obstacle::NotOurs => context.native || cause != Cause::Emulation,
+        _ => false,
+    };
     let reason = match obstacle {
         Obstacle::Again if visits <= PATIENCE => return Ok(Next::Enter),
         Obstacle::Again => "its store traps again and again although it is permitted".to_owned(),
@@ -122,7 +129,7 @@ pub(crate) fn trapped(
     }
     let stored_to = code.and_then(|code| guarded_operand(context, &at, &code));
     let reason = [Some(reason), stored_to].into_iter().flatten().collect::<Vec<_>>().join("; ");
-    Err(failure(processor, &at, code.as_ref(), &reason))
+    Err(Failure { unexplained, ..failure(processor, &at, code.as_ref(), &reason) })
 }
 
 /// Which trapping page an instruction writes to, and a rule that guards bytes there, for people.
@@ -174,6 +181,7 @@ pub(crate) fn failure(
         rip: Some(at.state.rip),
         instruction: code.map_or_else(Vec::new, |code| code.bytes().to_vec()),
         reason: reason.to_owned(),
+        unexplained: false,
         in_traps: Vec::new(),
     }
 }

@@ -35,7 +35,8 @@ pub(super) fn run(machine: &Arc<VmShared>, number: usize) {
     machine.vcpus.delist(number);
 }
 
-/// The end of a guest that cannot continue, with what its processor needs that lies in pages that trap.
+/// The end of a guest that cannot continue, with what its processor needs that lies in pages that trap,
+/// unless it is known what is wrong.
 fn explained(
     machine: &VmShared,
     processor: &Processor,
@@ -43,7 +44,7 @@ fn explained(
 ) -> Result<Option<Next>, Failure> {
     let told = match &mut next {
         Ok(Some(Next::End(Ending::TripleFault { in_traps, .. }))) => in_traps,
-        Err(failure) => &mut failure.in_traps,
+        Err(failure) if failure.unexplained => &mut failure.in_traps,
         _ => return next,
     };
     if told.is_empty()
@@ -144,7 +145,7 @@ fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Nex
         Exit::Strange(reason) => {
             machine.metrics.exit(ExitKind::Other);
             let rip = processor.interrupted().ok().map(|at| at.state.rip);
-            Err(Failure { rip, ..Failure::new(vcpu, reason) })
+            Err(Failure { rip, unexplained: true, ..Failure::new(vcpu, reason) })
         }
     }
 }

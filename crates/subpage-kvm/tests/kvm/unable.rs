@@ -2,6 +2,7 @@
 
 use iced_x86::code_asm::{CodeAssembler, qword_ptr, rax, rsp, word_ptr};
 use subpage::rules::Action;
+use subpage_kvm::probe::is_native;
 use subpage_kvm::vm::Ending;
 use subpage_kvm::{InTrap, Structure};
 
@@ -83,12 +84,53 @@ fn a_page_table_is_named_with_its_rule() {
     }
 }
 
+/// A page that traps for the next one has no rule, and none is claimed.
+#[test]
+fn a_page_that_traps_for_its_neighbour_has_no_rule() {
+    if !kvm() {
+        return;
+    }
+    let code = |code: &mut CodeAssembler| {
+        code.mov(word_ptr(PLAIN + 0x100), 0xfff).unwrap();
+        code.mov(rax, PLAIN).unwrap();
+        code.mov(qword_ptr(PLAIN + 0x102), rax).unwrap();
+        code.lidt(qword_ptr(PLAIN + 0x100)).unwrap();
+        code.mov(rsp, PAGE + 0x800).unwrap();
+        code.ud2().unwrap();
+    };
+    // The first bytes of the page behind that of the stack.
+    for (in_traps, text) in told(&[("behind", PAGE + 0x1000 - 0xf00)], code) {
+        assert!(in_traps.iter().all(|it| it.rule.is_none()), "{text}");
+        assert!(!text.contains("guarded pages"), "{text}");
+    }
+}
+
 #[test]
 fn nothing_is_told_where_nothing_lies_there() {
     if !kvm() {
         return;
     }
     for (in_traps, text) in told(&[("elsewhere", PAGE)], |code| code.ud2().unwrap()) {
+        assert!(in_traps.is_empty() && !text.contains("guarded"), "{text}");
+    }
+}
+
+/// What is known to be wrong needs no guess: KVM does not know the instruction, and the stack in a guarded
+/// page is not why.
+#[test]
+fn nothing_is_told_where_the_reason_is_known() {
+    if !kvm() {
+        return;
+    }
+    if is_native() {
+        println!("skipped: this KVM runs a guest's kernel itself, and no instruction fails it");
+        return;
+    }
+    for (in_traps, text) in told(&[("the stack", PAGE)], |code| {
+        code.mov(rsp, PAGE + 0x800).unwrap();
+        code.fld1().unwrap();
+    }) {
+        assert!(text.contains("cannot continue: KVM cannot emulate the instruction"), "{text}");
         assert!(in_traps.is_empty() && !text.contains("guarded"), "{text}");
     }
 }
