@@ -21,7 +21,6 @@ use tempfile::NamedTempFile;
 use super::{Chips, Features, ProcessorState, SnapshotError};
 use crate::devices::PortsState;
 use crate::memory::Ram;
-use crate::vcpu::FeatureChoice;
 
 const MAGIC: [u8; 8] = *b"SUBPSNAP";
 const VERSION: u32 = 1;
@@ -48,9 +47,10 @@ pub struct Header {
     pub alias: Option<(u64, u64, u64)>,
     /// What the guest has seen of its processor.
     pub features: Features,
-    /// What was asked for and left out of it.
-    #[serde(default = "FeatureChoice::of_older_snapshots")]
-    pub feature_choice: FeatureChoice,
+    /// What was asked for and left out of it, as [`FeatureChoice`](crate::vcpu::FeatureChoice) is written:
+    /// parsed where it is used, so that a name that is not known here is told as at a start.
+    #[serde(default = "older_choice")]
+    pub feature_choice: String,
     /// State of each processor.
     pub processors: Vec<ProcessorState>,
     /// State of KVM's devices.
@@ -67,6 +67,11 @@ pub struct Header {
     /// count of each run. Absent in files of versions that did not keep it.
     #[serde(default)]
     pub held_tables: Vec<(u64, u64)>,
+}
+
+/// What guests found before there was a choice: CMPXCHG16B also where KVM cannot emulate it.
+fn older_choice() -> String {
+    "cx16".to_owned()
 }
 
 /// A file that is being written.

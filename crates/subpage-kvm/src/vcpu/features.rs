@@ -5,7 +5,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// A register of CPUID.
@@ -207,19 +206,13 @@ fn names() -> String {
 
 /// Which features a guest is to find, over those that it finds anyway: written `FEATURE` for one that it
 /// must find, `-FEATURE` for one that it must not, which takes those with it that need it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FeatureChoice {
     wanted: BTreeSet<&'static str>,
     left_out: BTreeSet<&'static str>,
 }
 
 impl FeatureChoice {
-    /// What guests found before there was a choice: CMPXCHG16B also where KVM cannot emulate it.
-    pub(crate) fn of_older_snapshots() -> Self {
-        Self { wanted: ["cx16"].into(), ..Self::default() }
-    }
-
     /// Leaves a feature out, unless it is asked for.
     pub(crate) fn rather_without(&mut self, name: &'static str) {
         assert!(find(name).is_some(), "a feature of the list");
@@ -320,20 +313,6 @@ impl fmt::Display for FeatureChoice {
             write!(out, "{}{sign}{name}", if number > 0 { "," } else { "" })?;
         }
         Ok(())
-    }
-}
-
-impl TryFrom<String> for FeatureChoice {
-    type Error = FeatureError;
-
-    fn try_from(text: String) -> Result<Self, FeatureError> {
-        text.parse()
-    }
-}
-
-impl From<FeatureChoice> for String {
-    fn from(choice: FeatureChoice) -> Self {
-        choice.to_string()
     }
 }
 
@@ -453,10 +432,8 @@ mod tests {
     #[test]
     fn a_choice_is_kept_as_it_is_typed() {
         let choice: FeatureChoice = "rdtscp,-avx,-aes".parse().expect("a choice");
-        let text = serde_json::to_string(&choice).expect("text");
-        assert_eq!(text, "\"rdtscp,-aes,-avx\"");
-        assert_eq!(serde_json::from_str::<FeatureChoice>(&text).expect("the same"), choice);
-        assert!(serde_json::from_str::<FeatureChoice>("\"nothing\"").is_err());
+        assert_eq!(choice.to_string(), "rdtscp,-aes,-avx");
+        assert_eq!(choice.to_string().parse(), Ok(choice.clone()));
         let mut rather = choice.clone();
         rather.rather_without("rdtscp");
         assert_eq!(rather, choice, "it is asked for");

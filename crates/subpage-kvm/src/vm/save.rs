@@ -34,7 +34,7 @@ impl VmShared {
                 (pages.first().as_u64(), pages.pages(), original.as_u64())
             }),
             features: self.features.clone(),
-            feature_choice: self.feature_choice.clone(),
+            feature_choice: self.feature_choice.to_string(),
             processors,
             chips: Chips::save(&self.vm)?,
             ports: self.ports().save(),
@@ -82,7 +82,7 @@ impl Vm {
             return Err(other.into());
         }
         let alias = header.alias.map(alias).transpose()?;
-        let features = header.feature_choice.clone();
+        let features = header.feature_choice.parse()?;
         let configuration =
             Configuration { cpus, memory, alias, features, ..configuration.clone() };
         let vm = Self::new(&configuration, serial)?;
