@@ -19,7 +19,8 @@ pub enum Status {
     BadInput = 2,
     /// At least one write was denied.
     Denied = 3,
-    /// The guest failed, ended itself with a status other than 0, or took too long.
+    /// The guest failed, ended itself with a status other than 0, or took too long; or a recording stops
+    /// before the end of its program.
     GuestFailed = 4,
 }
 

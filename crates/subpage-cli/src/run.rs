@@ -89,6 +89,8 @@ fn execute(command: &Command, color: ColorWhen, out: &mut Output) -> Result<Stat
         Command::Plan(arguments) => plan_command::run(arguments, color, out),
         #[cfg(feature = "kvm")]
         Command::Ctl(arguments) => ctl::run(arguments, out),
+        #[cfg(not(feature = "kvm"))]
+        Command::Ctl { .. } => Err(Failure::Input(guard::NO_VMM.to_owned())),
         Command::Compile(arguments) => compile_command::run(arguments, color),
         Command::Check { json } => {
             let findings = check::find(&Host::this());
@@ -134,8 +136,7 @@ fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
         Command::Plan(arguments) => arguments.json,
         Command::Check { json } => *json,
         // What it prints are replies, and it has told of a failure in their form.
-        #[cfg(feature = "kvm")]
-        Command::Ctl(_) => false,
+        Command::Ctl { .. } => false,
         Command::Record(_)
         | Command::Compile(_)
         | Command::New { .. }

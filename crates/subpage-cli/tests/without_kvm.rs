@@ -46,6 +46,24 @@ fn a_guest_is_refused_with_the_reason() {
     }
 }
 
+/// What only the other build has is known all the same, and how to get it is said.
+#[test]
+fn what_the_other_build_has_is_refused_with_the_reason() {
+    let files = [example("counter/policy.toml"), example("counter/counter.sptrace")];
+    for (arguments, feature) in [
+        (&["guard", "--cpu", "-avx", "--policy"][..], "kvm"),
+        (&["guard", "--metrics", "9000", "--policy"], "metrics"),
+        (&["ctl", "list", "--json"], "kvm"),
+        (&["ctl"], "kvm"),
+    ] {
+        let output = subpage(arguments, if arguments[0] == "ctl" { &[] } else { &files });
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let told = text(&output.stderr);
+        assert!(told.contains(&format!("built without the feature `{feature}`")), "{told}");
+        assert!(told.contains("build it with cargo's default features"), "{told}");
+    }
+}
+
 #[test]
 fn check_and_help_offer_no_guest() {
     let told = text(&subpage(&["check"], &[]).stdout);
@@ -58,4 +76,5 @@ fn check_and_help_offer_no_guest() {
     // The exit statuses name it.
     let is_offered = |name: &str| commands.lines().any(|line| line.trim_start().starts_with(name));
     assert!(is_offered("guard ") && !is_offered("ctl "), "{commands}");
+    assert!(!help.contains("--cpu") && !help.contains("--metrics"), "{help}");
 }

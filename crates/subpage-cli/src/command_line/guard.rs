@@ -1,6 +1,5 @@
 //! Arguments of `guard`.
 
-#[cfg(feature = "metrics")]
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,15 +9,19 @@ use clap::{Args, ValueEnum, ValueHint};
 pub(crate) use subpage_kvm::boot::MAX_PROCESSORS;
 #[cfg(feature = "metrics")]
 use subpage_kvm::metrics::parse_address;
-#[cfg(feature = "kvm")]
-use subpage_kvm::vcpu::FeatureChoice;
 
 use crate::events::Detail;
 
-use super::values::{file, parse_bytes, parse_gpa, parse_seconds};
+use super::values::{FeatureChoice, file, parse_bytes, parse_features, parse_gpa, parse_seconds};
 
 /// Guest memory where nothing else is asked for, in bytes: 128 MiB.
 pub const DEFAULT_MEMORY: u64 = 128 << 20;
+
+/// No address is one where nothing serves metrics.
+#[cfg(not(feature = "metrics"))]
+fn parse_address(_: &str) -> Result<SocketAddr, &'static str> {
+    Err(crate::guard::NO_METRICS)
+}
 
 /// Most virtual processors of a guest: any number is refused where there is none.
 #[cfg(not(feature = "kvm"))]
@@ -129,8 +132,7 @@ pub struct MachineArguments {
     pub memory: Option<u64>,
     /// Features of the processor over those that this KVM offers, with commas: FEATURE must be there,
     /// -FEATURE is left out with all that need it; names as `avx2` in /proc/cpuinfo
-    #[cfg(feature = "kvm")]
-    #[arg(long, value_name = "LIST", allow_hyphen_values = true, conflicts_with = "restore")]
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true, conflicts_with = "restore", value_parser = parse_features)]
     pub cpu: Option<FeatureChoice>,
     /// Initial RAM disk of a Linux kernel; for a Multiboot kernel, a module
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
@@ -169,7 +171,6 @@ pub struct MachineArguments {
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, value_parser = file())]
     pub control: Option<PathBuf>,
     /// Serve metrics for Prometheus at this address; without a host, for this machine alone
-    #[cfg(feature = "metrics")]
     #[arg(long, value_name = "[HOST:]PORT", value_parser = parse_address)]
     pub metrics: Option<SocketAddr>,
     /// How writes to guarded pages are trapped [default: auto]
@@ -243,7 +244,6 @@ impl MachineArguments {
         [
             ("--cpus", self.cpus.is_some()),
             ("--memory", self.memory.is_some()),
-            #[cfg(feature = "kvm")]
             ("--cpu", self.cpu.is_some()),
             ("--initrd", self.initrd.is_some()),
             ("--cmdline", self.cmdline.is_some()),
@@ -252,7 +252,6 @@ impl MachineArguments {
             ("--input", self.input.is_some()),
             ("--console", self.console.is_some()),
             ("--control", self.control.is_some()),
-            #[cfg(feature = "metrics")]
             ("--metrics", self.metrics.is_some()),
             ("--trap", self.trap.is_some()),
             ("--page-tables", self.page_tables.is_some()),

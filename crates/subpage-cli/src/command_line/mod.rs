@@ -33,7 +33,7 @@ Exit status:
      nothing denied
   3  at least one write was denied (`guard`)
   4  nothing was denied, but the guest failed or ended itself with a status other than 0, or the time
-     limit was reached (`guard`)";
+     limit was reached (`guard`); the recording stops before the end of the program (`record`)";
 
 const GUARD_USAGE: &str = "\
 subpage guard [OPTIONS] --policy <FILE> <GUEST>
@@ -69,6 +69,14 @@ pub enum Command {
     #[cfg(feature = "kvm")]
     #[command(after_help = EXIT_STATUS)]
     Ctl(CtlArguments),
+    /// Ask a guest that runs on KVM: not built
+    #[cfg(not(feature = "kvm"))]
+    #[command(hide = true)]
+    Ctl {
+        /// Whatever it is
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        any: Vec<OsString>,
+    },
     /// Turn a policy into the module that the bare-metal hypervisor loads
     Compile(CompileArguments),
     /// Show what this machine offers, with the reason for each no
@@ -114,7 +122,12 @@ pub enum Command {
 /// Without the feature `kvm` the options of guests on KVM are hidden: they are understood, and refused
 /// with the reason.
 pub fn definition() -> clap::Command {
-    let command = CommandLine::command();
+    let mut command = CommandLine::command();
+    if cfg!(not(feature = "metrics")) {
+        command = command.mut_subcommand("guard", |guard| {
+            guard.mut_arg("metrics", |argument| argument.hide(true))
+        });
+    }
     if cfg!(feature = "kvm") {
         return command;
     }

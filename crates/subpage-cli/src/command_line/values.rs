@@ -8,6 +8,8 @@ use parse_size::{ByteSuffix, Config};
 use subpage::address::{GPA_BITS, Gpa};
 #[cfg(feature = "kvm")]
 use subpage_kvm::control::protocol::RuleRef;
+#[cfg(feature = "kvm")]
+pub use subpage_kvm::vcpu::FeatureChoice;
 
 use crate::policy::parse_number;
 
@@ -19,6 +21,26 @@ pub(super) fn file() -> impl TypedValueParser<Value = PathBuf> {
         }
         Ok(path)
     })
+}
+
+/// What is chosen of a processor that there is not.
+#[cfg(not(feature = "kvm"))]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FeatureChoice {}
+
+/// Features of the processor: at least one.
+#[cfg(feature = "kvm")]
+pub(super) fn parse_features(text: &str) -> Result<FeatureChoice, String> {
+    if text.split(',').any(|word| word.trim().is_empty()) {
+        return Err("a name is empty: write for example `-avx,cx16`".to_owned());
+    }
+    text.parse().map_err(|error: subpage_kvm::vcpu::FeatureError| error.to_string())
+}
+
+/// None where there is no processor.
+#[cfg(not(feature = "kvm"))]
+pub(super) fn parse_features(_: &str) -> Result<FeatureChoice, &'static str> {
+    Err(crate::guard::NO_VMM)
 }
 
 /// A length in bytes with powers of 1024: `128M`, `2G`, `1.5GiB`; without a unit, bytes.

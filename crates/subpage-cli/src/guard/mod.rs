@@ -30,8 +30,13 @@ use crate::terminal::{ColorWhen, Output};
 use guest::GuestFile;
 
 /// Why a build without the feature `kvm` runs no guest.
-pub(crate) const NO_VMM: &str =
-    "this subpage guards traces only: it was built without the feature `kvm`";
+pub(crate) const NO_VMM: &str = "this subpage guards traces only: it was built without the feature \
+                                 `kvm` (build it with cargo's default features)";
+
+/// Why a build without the feature `metrics` serves none.
+#[cfg(not(feature = "metrics"))]
+pub(crate) const NO_METRICS: &str = "this subpage serves no metrics: it was built without the feature \
+                                     `metrics` (build it with cargo's default features)";
 
 /// What enforces a policy.
 pub trait Enforcer {

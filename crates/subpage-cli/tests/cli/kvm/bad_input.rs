@@ -22,6 +22,9 @@ fn bad_input_is_found_before_the_guest_starts() {
     wrong(&["--memory", "1M"], "guest memory of 1 MiB is not a multiple");
     wrong(&["--memory", "2M"], "the rule `helper path` (policy.toml:4) guards 0x200080");
     wrong(&["--memory", "2M"], "the guest would need 3 MiB; give it more by `--memory`");
+    for nothing in ["", " ", ",", "avx,", "avx,,cx16"] {
+        wrong(&["--cpu", nothing], "a name is empty: write for example `-avx,cx16`");
+    }
     wrong(&["--cpu", "-avx9"], "there is no feature `avx9`; the names are sse3, ");
     wrong(&["--cpu", "avx,-xsave"], "`avx` is asked for, and so is `-xsave`");
     let devices =
