@@ -15,7 +15,7 @@ use crate::command_line::RecordArguments;
 use crate::failure::{Failure, Status};
 use crate::new_file;
 use crate::progress::Progress;
-use crate::terminal::style::{LOGGED, QUIET};
+use crate::terminal::style::{DENIED, LOGGED, QUIET};
 use crate::terminal::{ColorWhen, Output, bytes, grouped, plural, printable};
 
 /// Runs the command. Standard output stays the recorded program's.
@@ -70,7 +70,7 @@ pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Fail
     drop(progress);
     let recorded = recorded.map_err(|error: RecordError| Failure::bad(&error))?;
     say(&arguments.output, &recorded, &mut Output::stderr(color))?;
-    Ok(Status::Clean)
+    Ok(if recorded.stops_early() { Status::GuestFailed } else { Status::Clean })
 }
 
 /// The file that a command's name leads to, as a shell would find it.
@@ -97,7 +97,13 @@ fn say(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::Result<()> 
     let warn = |err: &mut dyn Write, text: &str| {
         writeln!(err, "{LOGGED}note:{LOGGED:#} {}", printable(text))
     };
-    if let Some(status) = recorded.status.filter(|status| !status.success()) {
+    if recorded.stops_early() {
+        writeln!(
+            err,
+            "{DENIED}error:{DENIED:#} Valgrind could not go on, for the reason above: the trace ends \
+             there, before the end of the program"
+        )?;
+    } else if let Some(status) = recorded.status.filter(|status| !status.success()) {
         warn(err, &format!("the program ended with {status}; the trace goes up to its end"))?;
     }
     if recorded.processes > 1 {

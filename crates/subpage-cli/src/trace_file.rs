@@ -106,9 +106,9 @@ impl TraceFile {
     /// Fails if the file is of another program or build.
     pub fn names(&self, program: Option<&Path>) -> Result<Names, Failure> {
         let header = self.reader.header();
-        let names = match self.processes().get(usize::from(self.process)) {
-            Some(process) if self.process != header.main => &process.names,
-            _ => &header.names,
+        let (names, build) = match self.processes().get(usize::from(self.process)) {
+            Some(process) if self.process != header.main => (&process.names, &process.build),
+            _ => (&header.names, &header.build),
         };
         let range = |name: &Name| NamedRange {
             name: name.name.clone(),
@@ -118,7 +118,7 @@ impl TraceFile {
         let all = Names::new(names.iter().map(range).collect());
         let Some(program) = program else { return Ok(all) };
         let objects = names.iter().filter(|name| name.kind == NameKind::Object).map(range);
-        all.with_program(objects, program).map_err(|error| Failure::bad(&error))
+        all.with_program(objects, build.as_ref(), program).map_err(|error| Failure::bad(&error))
     }
 }
 

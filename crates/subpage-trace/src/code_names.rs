@@ -11,6 +11,10 @@ const MAX_FUNCTION_BYTES: usize = 512;
 /// Symbols looked at; a table that is longer is not read to its end.
 const MAX_SYMBOLS: usize = 1 << 22;
 
+/// Bytes of the names of all functions that are kept: many symbols of a made-up file may have one long
+/// name.
+const MAX_FUNCTIONS_BYTES: usize = 64 << 20;
+
 /// Functions and source lines of a program, by the addresses in its file.
 #[derive(Clone, Debug, Default)]
 pub struct CodeNames {
@@ -32,7 +36,7 @@ impl CodeNames {
             let end = symbol.address().checked_add(symbol.size())?;
             (is_function && symbol.size() > 0).then(|| (symbol.address()..end, name.to_owned()))
         });
-        let mut functions: Vec<_> = named.collect();
+        let mut functions = up_to(MAX_FUNCTIONS_BYTES, named);
         functions.sort_unstable_by(|(one, name), (other, other_name)| {
             (one.start, one.end, name).cmp(&(other.start, other.end, other_name))
         });
@@ -59,6 +63,19 @@ impl CodeNames {
     }
 }
 
+/// The first functions whose names have so many bytes together.
+fn up_to(
+    most: usize,
+    functions: impl Iterator<Item = (Range<u64>, String)>,
+) -> Vec<(Range<u64>, String)> {
+    let mut bytes = 0;
+    let fits = |(_, name): &(Range<u64>, String)| {
+        bytes += name.len();
+        bytes <= most
+    };
+    functions.take_while(fits).collect()
+}
+
 /// Addresses of a file's code, by its segments.
 fn code_of<'data, R: ReadRef<'data>>(file: &object::File<'data, R>) -> Vec<Range<u64>> {
     let code = file.segments().filter(|segment| {
@@ -66,4 +83,21 @@ fn code_of<'data, R: ReadRef<'data>>(file: &object::File<'data, R>) -> Vec<Range
     });
     code.map(|segment| segment.address()..segment.address().saturating_add(segment.size()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Also where they are one and the same, which takes no room in the file.
+    #[test]
+    fn names_of_functions_are_bounded() {
+        let mut made = 0;
+        let functions = std::iter::repeat_with(|| {
+            made += 1;
+            (made..made + 1, "x".repeat(512))
+        });
+        assert_eq!(up_to(64 << 10, functions).len(), 128);
+        assert_eq!(made, 129);
+    }
 }

@@ -14,6 +14,7 @@ use object::{
     SymbolKind,
 };
 
+use crate::build_id::BuildId;
 use crate::code_names::CodeNames;
 use crate::names::{MAX_NAMES, Name, NameKind, Names};
 
@@ -65,6 +66,8 @@ pub(crate) struct Program {
     /// Its sections and objects, where they are mapped.
     pub(crate) names: Names,
     pub(crate) code: MappedCode,
+    /// Which build it is.
+    pub(crate) build: Option<BuildId>,
 }
 
 /// Names of a program's code.
@@ -99,7 +102,8 @@ pub(crate) fn mapped_program(
     }
     let program = with_file(path, |file| {
         let (names, bias) = names_of(file, placement)?;
-        Ok(Program { names, code: MappedCode { names: CodeNames::of_elf(file), bias } })
+        let code = MappedCode { names: CodeNames::of_elf(file), bias };
+        Ok(Program { names, code, build: BuildId::of_elf(file) })
     })?;
     if changed()? { Err(ElfError::Replaced) } else { Ok(program) }
 }

@@ -10,9 +10,10 @@ pub const MAGIC: [u8; 8] = *b"\x89SPTR\r\n\n";
 pub(crate) const ONE_PROCESS: u32 = 1;
 /// Version of traces of several processes.
 pub(crate) const SEVERAL_PROCESSES: u32 = 2;
-/// The newest version: of traces that name their code, of one process or several. All versions are
-/// read.
-pub const VERSION: u32 = 3;
+/// Version of traces that name their code, of one process or several.
+pub(crate) const NAMED_CODE: u32 = 3;
+/// The newest version: of traces that tell which build was recorded. All versions are read.
+pub const VERSION: u32 = 4;
 /// The most writes in one block.
 pub const MAX_BLOCK_WRITES: usize = 1 << 14;
 /// The most bytes a block has after decompression: 24 a write, as a write takes at most 22 and

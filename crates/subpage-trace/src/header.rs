@@ -2,9 +2,10 @@
 
 use std::io::Read;
 
+use crate::build_id::BuildId;
 use crate::code::{Code, Room};
 use crate::error::TraceError;
-use crate::frame::{Counted, MAGIC, ONE_PROCESS, SEVERAL_PROCESSES, VERSION};
+use crate::frame::{Counted, MAGIC, NAMED_CODE, ONE_PROCESS, SEVERAL_PROCESSES, VERSION};
 use crate::names::{MAX_NAMES, Name, NameKind, Names};
 use crate::varint;
 
@@ -31,6 +32,8 @@ pub struct Header {
     /// Functions and source lines of the storing instructions; of several processes, those of the main
     /// one.
     pub code: Code,
+    /// Which build was recorded, if it has a number; of several processes, that of the main one.
+    pub build: Option<BuildId>,
     /// The processes whose writes the trace holds, at most [`MAX_PROCESSES`], in the order in which
     /// they began. Empty for a trace of one process.
     pub processes: Vec<Process>,
@@ -53,6 +56,8 @@ pub struct Process {
     pub names: Names,
     /// Functions and source lines. Those of the main process stand in [`Header::code`] and not here.
     pub code: Code,
+    /// Which build it is of. That of the main process stands in [`Header::build`] and not here.
+    pub build: Option<BuildId>,
 }
 
 impl Header {
@@ -62,9 +67,8 @@ impl Header {
     ///
     /// # Panics
     /// If the processes are more than [`MAX_PROCESSES`], all names together more than [`MAX_NAMES`], or
-    /// all instructions or texts more than fit, if `main` is none of the processes or has names or code
-    /// among them, or if a parent does not stand
-    /// before its child.
+    /// all instructions or texts more than fit, if `main` is none of the processes or has names, code or a
+    /// build among them, or if a parent does not stand before its child.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut content = Vec::new();
         let mut left = MAX_COMMAND_BYTES;
@@ -83,8 +87,11 @@ impl Header {
         }
         put_names(&mut content, &self.names);
         let has_code = |process: &Process| !process.code.is_empty();
-        let version = if !self.code.is_empty() || self.processes.iter().any(has_code) {
+        let has_build = |process: &Process| process.build.is_some();
+        let version = if self.build.is_some() || self.processes.iter().any(has_build) {
             VERSION
+        } else if !self.code.is_empty() || self.processes.iter().any(has_code) {
+            NAMED_CODE
         } else if self.processes.is_empty() {
             ONE_PROCESS
         } else {
@@ -104,9 +111,15 @@ impl Header {
                 put_names(&mut content, &process.names);
             }
         }
-        if version >= VERSION {
+        if version >= NAMED_CODE {
             self.code.put(&mut content);
             self.processes.iter().for_each(|process| process.code.put(&mut content));
+        }
+        if version >= VERSION {
+            let builds = self.processes.iter().map(|process| process.build.as_ref());
+            for build in std::iter::once(self.build.as_ref()).chain(builds) {
+                BuildId::put(build, &mut content);
+            }
         }
         let length = u32::try_from(content.len()).ok().filter(|&length| length <= MAX_CONTENT);
         let length = length.unwrap_or_else(|| unreachable!("names and command are bounded"));
@@ -133,7 +146,9 @@ impl Header {
         for (index, process) in processes.iter().enumerate() {
             let earlier = process.parent.is_none_or(|parent| usize::from(parent) < index);
             assert!(earlier, "the parent of process {index} does not stand before it");
-            let elsewhere = index != main || process.names.is_empty() && process.code.is_empty();
+            let has_none =
+                process.names.is_empty() && process.code.is_empty() && process.build.is_none();
+            let elsewhere = index != main || has_none;
             assert!(elsewhere, "what the main process has stands in the header");
         }
     }
@@ -263,6 +278,7 @@ fn take_processes(
             command: command.to_owned(),
             names,
             code: Code::default(),
+            build: None,
         });
     }
     let main = u16::try_from(main).unwrap_or_else(|_| unreachable!("there are few processes"));
@@ -292,7 +308,7 @@ fn decode(mut content: &[u8], version: u32) -> Result<Header, &'static str> {
         _ => take_processes(content, &mut room, version)?,
     };
     let mut code = Code::default();
-    if version >= VERSION {
+    if version >= NAMED_CODE {
         let mut room = Room::ALL;
         code = Code::take(content, &mut room)?;
         for (index, process) in processes.iter_mut().enumerate() {
@@ -302,10 +318,20 @@ fn decode(mut content: &[u8], version: u32) -> Result<Header, &'static str> {
             }
         }
     }
+    let mut build = None;
+    if version >= VERSION {
+        build = BuildId::take(content)?;
+        for (index, process) in processes.iter_mut().enumerate() {
+            process.build = BuildId::take(content)?;
+            if index == usize::from(main) && process.build.is_some() {
+                return Err("the build of the main process stands with it");
+            }
+        }
+    }
     if !content.is_empty() {
         return Err("bytes follow the end of the header");
     }
-    Ok(Header { command, names, code, processes, main })
+    Ok(Header { command, names, code, build, processes, main })
 }
 
 #[cfg(test)]

@@ -30,7 +30,16 @@ pub struct LackeySummary {
     pub malformed_lines: Vec<u64>,
     /// Lines that are no access: Valgrind's messages and the program's own output.
     pub other: u64,
+    /// Instructions that Valgrind does not know: it gives the program SIGILL, which a processor would not.
+    pub unknown_instructions: u64,
+    /// Valgrind itself has failed, and shows where.
+    pub failed: bool,
 }
+
+/// What Valgrind says before SIGILL (`m_scheduler/scheduler.c`), and whenever it gives itself up
+/// (`m_libcassert.c`).
+const UNKNOWN_INSTRUCTION: &str = "valgrind: Unrecognised instruction at address ";
+const FAILED: &str = "host stacktrace:";
 
 impl LackeySummary {
     /// Well-formed lines of any access, fetches and loads among them.
@@ -44,6 +53,8 @@ impl LackeySummary {
         self.bytes += other.bytes;
         self.malformed += other.malformed;
         self.other += other.other;
+        self.unknown_instructions += other.unknown_instructions;
+        self.failed |= other.failed;
         self.malformed_lines.extend(&other.malformed_lines);
         self.malformed_lines.truncate(MAX_REPORTED);
     }
@@ -145,6 +156,9 @@ impl<R: Read> LackeyReader<R> {
             self.start += length + 1;
             self.take(parsed);
             if let Some(message) = message {
+                self.summary.unknown_instructions +=
+                    u64::from(message.contains(UNKNOWN_INSTRUCTION));
+                self.summary.failed |= message.ends_with(FAILED);
                 return Ok(Some(Item::Message(message)));
             }
         }
@@ -313,9 +327,20 @@ mod tests {
                 bytes: text.len() as u64,
                 malformed: 0,
                 malformed_lines: vec![],
-                other: 3
+                other: 3,
+                unknown_instructions: 0,
+                failed: false,
             }
         );
+    }
+
+    #[test]
+    fn where_valgrind_stops_is_noticed() {
+        let (_, summary) =
+            read("I  0401ab70,3\n==7== valgrind: Unrecognised instruction at address 0x1.\n");
+        assert_eq!((summary.unknown_instructions, summary.failed), (1, false));
+        let (_, summary) = read("I  0401ab70,3\n\nhost stacktrace:\n==7==    at 0x1: ???\n");
+        assert_eq!((summary.unknown_instructions, summary.failed), (0, true));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use crate::address_space::{AddressSpace, Extents};
+use crate::build_id::BuildId;
 use crate::code::{Code, Room};
 use crate::elf::{ElfError, MappedCode, mapped_program};
 use crate::header::{MAX_PROCESSES, Process};
@@ -59,6 +60,8 @@ struct Image {
     names: Result<Rc<Names>, ElfError>,
     /// Shared with its copies; none if it is not known.
     code: Option<Rc<MappedCode>>,
+    /// Which build it is of.
+    build: Option<BuildId>,
     /// Addresses of its storing instructions, and the last of them.
     stores: HashSet<u64>,
     last_store: u64,
@@ -295,6 +298,7 @@ impl<T: TextSource> Processes<T> {
             extents: Extents::default(),
             names: Err(ElfError::Gone),
             code: None,
+            build: None,
             stores: HashSet::new(),
             last_store: 0,
             looks: 0,
@@ -306,6 +310,7 @@ impl<T: TextSource> Processes<T> {
             image.space = parent.space.clone();
             image.names.clone_from(&parent.names);
             image.code.clone_from(&parent.code);
+            image.build.clone_from(&parent.build);
         }
         self.images.push(image);
         let index = u16::try_from(number).expect("there are few processes");
@@ -354,6 +359,7 @@ impl<T: TextSource> Processes<T> {
         if let Some((path, placement)) = &image.space.program {
             image.names = if is_main || self.room > 0 {
                 mapped_program(path, *placement, image.began).map(|program| {
+                    image.build = program.build;
                     let size = program.code.names.size();
                     if size <= self.code_room {
                         self.code_room -= size;
@@ -420,14 +426,14 @@ impl<T: TextSource> Processes<T> {
                 names = Names::default();
             }
             room -= names.len();
-            let Image { pid, parent, command, stores, code, .. } = image;
+            let Image { pid, parent, command, stores, code, build, .. } = image;
             let code = code.map(|code| Code::new(&code.names, code.bias, stores));
             let mut code = code.unwrap_or_default();
             match code_room.after(&code) {
                 Some(left) => code_room = left,
                 None => code = Code::default(),
             }
-            processes.push((number, Process { pid, parent, command, names, code }));
+            processes.push((number, Process { pid, parent, command, names, code, build }));
         }
         processes.sort_by_key(|(number, _)| *number);
         told.processes = processes.into_iter().map(|(_, process)| process).collect();

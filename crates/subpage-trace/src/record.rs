@@ -2,9 +2,12 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use rustix::process::Signal;
 
 use crate::elf::ElfError;
 use crate::error::TraceError;
@@ -143,6 +146,17 @@ pub struct Recorded {
     pub processes_left_out: usize,
 }
 
+impl Recorded {
+    /// Whether Valgrind could not go on, so that the trace ends before the program would have: it has
+    /// failed itself, or the program ended by the SIGILL that it got for an instruction that Valgrind
+    /// does not know.
+    pub fn stops_early(&self) -> bool {
+        let signal = self.status.and_then(|status| status.signal());
+        let illegal = signal == Some(Signal::ILL.as_raw());
+        self.text.failed || self.text.unknown_instructions > 0 && illegal
+    }
+}
+
 /// Runs a program under Valgrind and records its writes to `output`.
 ///
 /// The program keeps its standard input, output and error. It is followed with all its threads and
@@ -173,6 +187,7 @@ pub fn record(
     if let Some(main) = told.processes.get_mut(usize::from(told.main)) {
         header.names = std::mem::take(&mut main.names);
         header.code = std::mem::take(&mut main.code);
+        header.build = main.build.take();
     }
     let count = told.processes.len();
     if count > 1 {

@@ -103,6 +103,7 @@ impl SourceLines {
             is_code,
             max_rows,
             known: HashMap::new(),
+            files: HashMap::new(),
             lines: Self::default(),
             first_row: 0,
         };
@@ -178,6 +179,8 @@ struct Reading<'a, F> {
     max_rows: usize,
     /// Places of the files' names.
     known: HashMap<Arc<str>, u32>,
+    /// Places of the files of the unit that is read now, by their numbers there.
+    files: HashMap<u64, Option<u32>>,
     lines: SourceLines,
     /// Where the rows of the sequence begin that is read now.
     first_row: usize,
@@ -190,7 +193,7 @@ impl<F: Fn(u64) -> bool> Reading<'_, F> {
         }
         let lines = DebugLine::new(unit, LittleEndian);
         let mut program = lines.program(DebugLineOffset(0), address_bytes, None, None)?;
-        let mut files = HashMap::new();
+        self.files.clear();
         let mut instructions = program.header().instructions();
         let mut row = LineRow::new(program.header());
         let mut is_ordered = true;
@@ -212,7 +215,7 @@ impl<F: Fn(u64) -> bool> Reading<'_, F> {
                 self.drop_sequence();
                 is_ordered = true;
             } else {
-                self.row(&program, &row, &mut files)?;
+                self.row(&program, &row)?;
             }
             row.reset(program.header());
         }
@@ -223,10 +226,9 @@ impl<F: Fn(u64) -> bool> Reading<'_, F> {
         &mut self,
         program: &IncompleteLineProgram<Slice<'_>>,
         row: &LineRow,
-        files: &mut HashMap<u64, Option<u32>>,
     ) -> Result<(), Stop> {
         let index = row.file_index();
-        let file = *files.entry(index).or_insert_with(|| self.file(program.header(), index));
+        let file = self.known_file(program.header(), index);
         let line = row.line().and_then(|line| u32::try_from(line.get()).ok());
         let (file, line) = file.zip(line).unwrap_or((0, 0));
         let new = Row { address: row.address(), file, line };
@@ -257,6 +259,18 @@ impl<F: Fn(u64) -> bool> Reading<'_, F> {
     /// Forgets the rows of a sequence that is not kept.
     fn drop_sequence(&mut self) {
         self.lines.rows.truncate(self.first_row);
+    }
+
+    /// The place of a file's path, looked up once in a unit. Numbers of no file are not kept: there are as
+    /// many as the program has rows.
+    fn known_file(&mut self, header: &LineProgramHeader<Slice<'_>>, index: u64) -> Option<u32> {
+        header.file(index)?;
+        if let Some(place) = self.files.get(&index) {
+            return *place;
+        }
+        let place = self.file(header, index);
+        self.files.insert(index, place);
+        place
     }
 
     /// The place of a file's path.

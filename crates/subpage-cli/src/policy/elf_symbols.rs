@@ -8,7 +8,9 @@ use object::{Object, ObjectKind, ObjectSymbol, SymbolKind};
 use super::debug_info::{DebugInfo, Mapping, Segment};
 use super::fleeting::Fleeting;
 use super::place::START_KERNEL_MAP;
-use super::symbol_file::{MAX_NAME_BYTES, MAX_SYMBOLS, SymbolError, kernel_address};
+use super::symbol_file::{
+    MAX_NAME_BYTES, MAX_NAMES_BYTES, MAX_SYMBOLS, SymbolError, kernel_address,
+};
 use super::{AddressSpace, NamedRange, Names};
 
 /// The data, code and untyped symbols of a file's two symbol tables, with addresses as asked for.
@@ -33,12 +35,18 @@ pub(super) fn parse<R: ReadCacheOps>(
             fleeting.note(symbol.name_bytes().unwrap_or_default(), symbol.address());
         }
     }
+    let mut name_bytes = 0;
+    let too_many = || SymbolError::TooMany { path: path.to_owned() };
     for symbol in file.symbols().chain(file.dynamic_symbols()) {
         let wanted = matches!(symbol.kind(), SymbolKind::Data | SymbolKind::Text)
             || symbol.kind() == SymbolKind::Unknown;
         let name = symbol.name().unwrap_or_default();
         if !wanted || !symbol.is_definition() || name.is_empty() || name.len() > MAX_NAME_BYTES {
             continue;
+        }
+        name_bytes += name.len();
+        if name_bytes > MAX_NAMES_BYTES || ranges.len() + unplaced.len() >= MAX_SYMBOLS {
+            return Err(too_many());
         }
         if let Some(reason) = fleeting.reason(symbol.address()) {
             unplaced.push((name.to_owned(), reason));
@@ -56,9 +64,6 @@ pub(super) fn parse<R: ReadCacheOps>(
             },
         };
         let Some(start) = start else { continue };
-        if ranges.len() + unplaced.len() >= MAX_SYMBOLS {
-            return Err(SymbolError::TooMany { path: path.to_owned() });
-        }
         ranges.push(NamedRange { name: name.to_owned(), start, length: symbol.size() });
     }
     let mapping = match space {

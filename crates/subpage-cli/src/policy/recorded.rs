@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use subpage_trace::BuildId;
 use thiserror::Error;
 
 use super::debug_info::{DebugInfo, Mapping};
-use super::symbol_file::{SymbolError, read_symbols};
+use super::symbol_file::{SymbolError, build_id, read_symbols};
 use super::{AddressSpace, NamedRange, Names, SymbolFormat};
 
 /// Why a file is not that of the program that was recorded.
@@ -17,6 +18,16 @@ pub enum ProgramError {
     /// Nothing in it is named in the trace.
     #[error("{} is not the program that was recorded: none of its data is named in the trace", path.display())]
     Stranger {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its build ID is another one.
+    #[error(
+        "{} is of another build than the program that was recorded: its build ID is not that of the \
+         trace; take the file that was recorded",
+        path.display()
+    )]
+    OtherId {
         /// The file.
         path: PathBuf,
     },
@@ -43,13 +54,21 @@ impl Names {
     /// tells: the program that was recorded.
     ///
     /// `objects`: those that are symbols of the program. Each one that the file has as well has to be
-    /// equally long there, and all equally far from where the file says.
+    /// equally long there, and all equally far from where the file says. If both the trace, by `build`, and
+    /// the file have a build ID, these have to be the same: fields may have moved where nothing else has.
     pub fn with_program(
         self,
         objects: impl IntoIterator<Item = NamedRange>,
+        build: Option<&BuildId>,
         path: &Path,
     ) -> Result<Self, ProgramError> {
         let symbols = read_symbols(path, SymbolFormat::Elf, AddressSpace::Virtual)?;
+        let own = build.and_then(|_| build_id(path));
+        if let (Some(build), Some(own)) = (build, own)
+            && build.bytes() != own
+        {
+            return Err(ProgramError::OtherId { path: path.to_owned() });
+        }
         let objects = Self::new(objects.into_iter().collect());
         let mut shift = None;
         let mut is_known = false;

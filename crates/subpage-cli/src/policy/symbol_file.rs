@@ -24,6 +24,9 @@ pub(super) const MAX_SYMBOLS: usize = 4_000_000;
 /// Longest name of a symbol in bytes; longer ones cannot be named by a policy.
 pub(super) const MAX_NAME_BYTES: usize = 4096;
 
+/// Most bytes of all names together, 256 MiB: many symbols of a made-up file may have one long name.
+pub(super) const MAX_NAMES_BYTES: usize = 256 << 20;
+
 /// Longest number of a build in bytes.
 const MAX_BUILD_ID_BYTES: usize = 64;
 
@@ -130,8 +133,8 @@ pub enum SymbolError {
         /// The file.
         path: PathBuf,
     },
-    /// It has too many symbols.
-    #[error("{} has more than 4,000,000 symbols", path.display())]
+    /// It has too many symbols, or they have too long names.
+    #[error("{} has more than 4,000,000 symbols, or more than 256 MiB of names", path.display())]
     TooMany {
         /// The file.
         path: PathBuf,

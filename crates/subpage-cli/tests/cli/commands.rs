@@ -267,6 +267,23 @@ fn lackeys_text_becomes_a_trace() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"exits_sub_page\":1"));
 }
 
+/// What was recorded is kept, and that it is not all is a failure.
+#[test]
+fn a_recording_that_stops_early_is_a_failure() {
+    let place = Place::new();
+    let text =
+        "==1== Lackey\nI  00401000,4\n S 1ffeffe7e0,8\n\nhost stacktrace:\n==1==    at 0x5: ???\n";
+    fs::write(place.path("text"), text).expect("text");
+    let output = place.run(&["record", "-o", "t.sptrace", "--from-lackey", "text"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(status(&output), 4, "{errors}");
+    assert!(
+        errors.contains("1 write") && errors.contains("before the end of the program"),
+        "{errors}"
+    );
+    assert!(place.path("t.sptrace").exists());
+}
+
 /// Rules of several files are one policy, and names are told apart by all of them.
 #[test]
 fn several_files_are_one_policy() {

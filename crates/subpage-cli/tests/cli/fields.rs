@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use subpage::address::ByteRange;
 use subpage_cli::policy::{NamedRange, Names, place_of, read_region_names};
 use subpage_trace::{
-    Header, Name, NameKind, Names as RecordedNames, TraceWriter, Write as TraceWrite,
+    BuildId, Header, Name, NameKind, Names as RecordedNames, TraceWriter, Write as TraceWrite,
 };
 
 use crate::place::{Place, status};
@@ -244,6 +244,11 @@ fn section(elf: &[u8], name: &str) -> (usize, usize) {
 
 /// A trace of a program that lay 0x1000_0000 from where its file says, which wrote to two fields.
 fn record(place: &Place, table_length: u64) {
+    record_build(place, table_length, None);
+}
+
+/// The same of a program whose build has a number.
+fn record_build(place: &Place, table_length: u64, build: Option<BuildId>) {
     let name = |name: &str, start: u64, length, kind| Name {
         name: name.to_owned(),
         start: start + 0x1000_0000,
@@ -257,7 +262,7 @@ fn record(place: &Place, table_length: u64) {
         // No symbol, whatever symbols there are.
         name("scalar", 0x4000_0000, 4096, NameKind::Heap),
     ]);
-    let header = Header { command: vec!["./places".to_owned()], names, ..Header::default() };
+    let header = Header { command: vec!["./places".to_owned()], names, build, ..Header::default() };
     let file = fs::File::create(place.path("places.sptrace")).expect("file");
     let mut writer = TraceWriter::new(file, &header).expect("header");
     for address in [0x1020_12b0, 0x1020_12e0, 0x1020_1180] {
@@ -316,6 +321,35 @@ fn fields_of_a_recorded_program_are_known() {
     }
 }
 
+/// A rebuild may have the same symbols in the same places, and other fields.
+#[test]
+fn another_build_is_refused_by_its_number() {
+    let place = Place::new();
+    place
+        .policy("p.toml", "version = 1\n[[rule]]\nname = \"a\"\nrange = \"table[2].next.flags\"\n");
+    // The same program, its debug information included, linked with two numbers.
+    for (recorded, given, status_of) in [
+        (Some(1), "number-1.elf", 0),
+        (Some(2), "number-1.elf", 2),
+        // One of the two does not say.
+        (Some(2), "dwarf5.elf", 0),
+        (None, "number-1.elf", 0),
+    ] {
+        let build = recorded.and_then(|number| BuildId::new(&[0, 0, 0, 0, 0, 0, 0, number]));
+        record_build(&place, 192, build);
+        let given = file(given);
+        let arguments = ["policy", "check", "p.toml", "places.sptrace", "--symbols"];
+        let output = place.run(&[&arguments[..], &[given.to_str().expect("text")]].concat());
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(status(&output), status_of, "{recorded:?} {errors}");
+        assert_eq!(
+            errors.contains("its build ID is not that of the trace"),
+            status_of == 2,
+            "{errors}"
+        );
+    }
+}
+
 /// Another name for the same bytes may have the type of what lies there, if it is as long.
 #[test]
 fn names_that_the_program_does_not_have_are_no_fields_of_others() {
@@ -323,7 +357,7 @@ fn names_that_the_program_does_not_have_are_no_fields_of_others() {
     let with_items = |length| {
         let twin = named("twin", 0x1020_1180, 24);
         let names = Names::new(vec![named("items", 0x1020_1240, length), twin.clone()]);
-        names.with_program([twin], &file("dwarf5.elf")).expect("the program")
+        names.with_program([twin], None, &file("dwarf5.elf")).expect("the program")
     };
     assert_eq!(find(&with_items(192), "items[1].next.flags"), Ok((0x1020_1280, 4)));
     for length in [96, 193, 0] {
@@ -333,7 +367,9 @@ fn names_that_the_program_does_not_have_are_no_fields_of_others() {
     // What every program has tells nothing.
     for name in ["completed.0", "_IO_stdin_used"] {
         let names = Names::new(vec![named(name, 0x1020_1180, 24)]);
-        assert!(names.clone().with_program(names.iter().cloned(), &file("dwarf5.elf")).is_err());
+        assert!(
+            names.clone().with_program(names.iter().cloned(), None, &file("dwarf5.elf")).is_err()
+        );
     }
 }
 
@@ -462,4 +498,65 @@ proptest! {
             let _ = find(&names, place);
         }
     }
+}
+
+/// A member hides those of the bases; one that two bases have is that of neither.
+#[test]
+fn a_member_of_several_bases_is_refused_by_their_names() {
+    let names = names(&file("bases.elf"));
+    for (place, name, offset) in [
+        ("both.own", "both", 16),
+        ("both.only_left", "both", 4),
+        ("both.y", "both", 8),
+        ("hides.x", "hides", 16),
+        ("twice.b", "twice", 20),
+        ("nameless.x", "nameless", 8),
+        ("diamond.in_two", "diamond", 24),
+    ] {
+        assert_eq!(find(&names, place), Ok((start(&names, name) + offset, 4)), "{place}");
+    }
+    for (place, part) in [
+        (
+            "both.x",
+            "`x` of `both` may be that of `struct left` or that of `struct right`, which both are bases of `struct both`",
+        ),
+        ("twice.x", "that of `struct second` or that of `struct left` in `struct first`"),
+        (
+            "twice.only_left",
+            "that of `struct left` in `struct first` or that of `struct left` in `struct second`",
+        ),
+        ("diamond.in_shared", "does not say in a way that is known here"),
+        ("both.z", "has no field `z`"),
+    ] {
+        let error = find(&names, place).expect_err(place);
+        assert!(error.contains(part), "{place}: {error}");
+    }
+}
+
+/// A vector takes the room that it says, also where its elements need less.
+#[test]
+fn a_padded_vector_is_read_by_its_own_length() {
+    let names = names(&file("vectors.elf"));
+    for (place, name, offset, length) in [
+        ("padded[2]", "padded", 8, 4),
+        ("several[1]", "several", 16, 16),
+        ("several[1][2]", "several", 24, 4),
+    ] {
+        assert_eq!(find(&names, place), Ok((start(&names, name) + offset, length)), "{place}");
+    }
+    let error = find(&names, "several[0][3]").expect_err("three elements");
+    assert!(error.contains("has 3 elements, and none is [3]"), "{error}");
+}
+
+/// A unit that others have in common has the language of the one whose variable is meant.
+#[test]
+fn an_array_of_a_partial_unit_begins_as_the_language_of_the_variable_has_it() {
+    let names = names(&file("vectors.elf"));
+    let counted = start(&names, "counted");
+    assert_eq!(find(&names, "counted[1]"), Ok((counted, 4)));
+    assert_eq!(find(&names, "counted[10]"), Ok((counted + 36, 4)));
+    assert!(find(&names, "counted[0]").is_err());
+    // Nothing says where it begins.
+    let error = find(&names, "unknown[1]").expect_err("no language");
+    assert!(error.contains("does not say in a way that is known here"), "{error}");
 }

@@ -115,3 +115,32 @@ fn damaged_files_never_panic() {
         }
     }
 }
+
+/// Symbols may share the bytes of a name, which makes a short file of much text.
+#[test]
+fn names_are_bounded_also_where_symbols_share_one() {
+    let mut object = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
+    let data = object.add_section(Vec::new(), b".data".to_vec(), SectionKind::Data);
+    object.append_section_data(data, &[0; 0x400], 4096);
+    let name = vec![b'x'; 4000];
+    for value in 0..68_000 {
+        object.add_symbol(Symbol {
+            name: name.clone(),
+            value,
+            size: 1,
+            kind: SymbolKind::Data,
+            scope: SymbolScope::Linkage,
+            weak: false,
+            section: SymbolSection::Section(data),
+            flags: SymbolFlags::None,
+        });
+    }
+    let image = object.write().expect("an ELF file");
+    assert!(image.len() < 4 << 20);
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("image");
+    fs::write(&path, image).expect("file");
+    let error =
+        read_symbols(&path, SymbolFormat::Elf, AddressSpace::Virtual).expect_err("too long");
+    assert!(error.to_string().contains("more than 256 MiB of names"), "{error}");
+}

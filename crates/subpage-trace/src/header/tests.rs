@@ -1,6 +1,7 @@
 //! Headers as bytes, and every rule that a reader checks.
 
 use super::*;
+use crate::build_id::MAX_BUILD_ID_BYTES;
 use crate::code;
 
 fn read(bytes: &[u8]) -> Result<Header, TraceError> {
@@ -19,6 +20,7 @@ fn a_full_header_stays_below_its_limit() {
         pid: u32::MAX,
         parent: i.checked_sub(1),
         command: "x".repeat(MAX_PROCESS_BYTES),
+        build: BuildId::new(&[8; MAX_BUILD_ID_BYTES]).filter(|_| i < 1023),
         ..Process::default()
     };
     let processes: Vec<_> = (0..1024).map(process).collect();
@@ -29,6 +31,7 @@ fn a_full_header_stays_below_its_limit() {
         processes,
         main: 1023,
         code: code::tests::full(),
+        build: BuildId::new(&[7; MAX_BUILD_ID_BYTES]),
     };
     assert_eq!(read(&header.encode()).expect("readable"), header);
 }
@@ -97,9 +100,42 @@ fn code_stands_with_its_process() {
     assert!(std::panic::catch_unwind(move || header.encode()).is_err());
     let mut content = vec![0, 0, 1, 0, 7, 0, 0, 0, 0, 0];
     code::tests::code().put(&mut content);
-    assert_eq!(decode(&content, VERSION), Err("the code of the main process stands with it"));
-    assert_eq!(decode(&[0, 0, 0, 0, 0], VERSION), Err("an instruction is cut off"));
-    assert_eq!(decode(&[0, 0, 0, 0, 0, 0], VERSION), Ok(Header::default()));
+    assert_eq!(decode(&content, NAMED_CODE), Err("the code of the main process stands with it"));
+    assert_eq!(decode(&[0, 0, 0, 0, 0], NAMED_CODE), Err("an instruction is cut off"));
+    assert_eq!(decode(&[0, 0, 0, 0, 0, 0], NAMED_CODE), Ok(Header::default()));
+}
+
+#[test]
+fn builds_stand_with_their_processes() {
+    let build = |byte| BuildId::new(&[byte; 20]);
+    for (main, child) in [(true, false), (false, true), (true, true)] {
+        let mut header = of_three();
+        header.build = build(1).filter(|_| main);
+        header.processes[1].build = build(2).filter(|_| child);
+        let bytes = header.encode();
+        assert_eq!(bytes[8], 4);
+        assert_eq!(read(&bytes).expect("readable"), header);
+    }
+    let alone = Header { build: build(1), ..Header::default() };
+    assert_eq!(read(&alone.encode()).expect("readable"), alone);
+    // It is there once.
+    let mut header = of_three();
+    header.processes[2].build = build(1);
+    assert!(std::panic::catch_unwind(move || header.encode()).is_err());
+    assert_eq!([BuildId::new(&[]), BuildId::new(&[0; 65])], [None, None]);
+    // A trace of one process, and of one among several.
+    let alone = [0; 6];
+    let several = [0, 0, 1, 0, 7, 0, 0, 0, 0, 0, 0, 0];
+    for (content, rest, rule) in [
+        (&alone[..], &[][..], "a build's number is cut off"),
+        (&alone, &[2, 1], "a build's number is cut off"),
+        (&alone, &[65], "a build's number is longer than 64 bytes"),
+        (&alone, &[1, 1, 0], "bytes follow the end of the header"),
+        (&several, &[0, 1, 1], "the build of the main process stands with it"),
+    ] {
+        assert_eq!(decode(&[content, rest].concat(), VERSION), Err(rule), "{rest:?}");
+    }
+    assert_eq!(decode(&[&alone[..], &[0]].concat(), VERSION), Ok(Header::default()));
 }
 
 /// All together have the room of one.
@@ -113,7 +149,7 @@ fn code_of_too_many_is_refused() {
     let mut content = vec![0, 0, 2, 0, 7, 0, 0, 0, 8, 0, 0, 0];
     code::tests::full().put(&mut content);
     content.extend([0, 0, 1, 1, b'a', 0]);
-    assert_eq!(decode(&content, VERSION), Err("there are more than 65,536 texts"));
+    assert_eq!(decode(&content, NAMED_CODE), Err("there are more than 65,536 texts"));
 }
 
 fn some_names(count: u64) -> Names {
@@ -201,7 +237,7 @@ fn a_lying_length_takes_no_memory() {
     bytes.extend(u32::MAX.to_le_bytes());
     assert!(matches!(read(&bytes), Err(TraceError::Header { .. })));
     bytes[8] = 9;
-    assert!(matches!(read(&bytes), Err(TraceError::Version { found: 9, known: 3 })));
+    assert!(matches!(read(&bytes), Err(TraceError::Version { found: 9, known: 4 })));
 }
 
 #[test]

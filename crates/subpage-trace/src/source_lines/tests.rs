@@ -251,3 +251,26 @@ fn memory_is_bounded() {
         Some(7)
     );
 }
+
+/// A program may name another file with each row.
+#[test]
+fn files_that_are_not_there_are_not_kept() {
+    let mut program = set_address(0x1000);
+    for number in 1..2000_u16 {
+        let number = [number.to_le_bytes()[0] | 0x80, (number >> 7).to_le_bytes()[0] & 0x7f];
+        program.extend([&[4][..], &number, &row(1, 2), &row(2, 1)].concat());
+    }
+    program.extend(END);
+    let mut reading = Reading {
+        texts: &[],
+        is_code: |_| true,
+        max_rows: MAX_ROWS,
+        known: HashMap::new(),
+        files: HashMap::new(),
+        lines: SourceLines::default(),
+        first_row: 0,
+    };
+    assert!(reading.unit(&unit(4, false, TABLES, &program), 8).is_ok());
+    assert_eq!(reading.files.len(), 3);
+    assert!(reading.lines.rows.len() > 3);
+}

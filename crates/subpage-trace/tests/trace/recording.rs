@@ -272,11 +272,40 @@ fn needs_valgrind_what_valgrind_says_is_told() {
     });
     let recorded = recorded.expect("what came before is recorded");
     assert!(!recorded.status.expect("of a program").success());
+    assert!(recorded.stops_early(), "{messages:#?}");
     assert!(messages.iter().any(|m| m.contains("unhandled instruction")), "{messages:#?}");
     assert!(
         messages.iter().all(|m| !m.starts_with("==") && !m.contains("Copyright")),
         "{messages:#?}"
     );
+}
+
+/// A program that handles SIGILL tries what its processor knows, and goes on; one that ends by a signal
+/// of its own has ended.
+#[test]
+fn needs_valgrind_a_program_that_ends_itself_is_recorded_to_its_end() {
+    if !(have("valgrind") && have("cc")) {
+        return;
+    }
+    let folder = folder();
+    for (source, signal) in [
+        (
+            "#include <setjmp.h>\n#include <signal.h>\nstatic sigjmp_buf back;
+             static void handle(int n) { siglongjmp(back, n); }
+             int main(void) { signal(SIGILL, handle);
+                 if (sigsetjmp(back, 1) == 0) __builtin_trap();
+                 return 0; }",
+            None,
+        ),
+        ("#include <stdlib.h>\nint main(void) { abort(); }", Some(6)),
+    ] {
+        let program = compile(&folder, source, &[]);
+        let output = folder.path().join("out.sptrace");
+        let recorded = record(&output, &recording(&program, &[], &NO_SIGNAL), |_| {});
+        let recorded = recorded.expect("it is recorded");
+        assert_eq!(recorded.status.expect("of a program").signal(), signal);
+        assert!(!recorded.stops_early());
+    }
 }
 
 /// The names were read by path after the program had ended: those of another program.
