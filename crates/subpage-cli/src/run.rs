@@ -135,9 +135,9 @@ fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
         Command::Guard(arguments) => arguments.json,
         Command::Plan(arguments) => arguments.json,
         Command::Check { json } => *json,
-        // What it prints are replies, and it has told of a failure in their form.
-        Command::Ctl { .. } => false,
-        Command::Record(_)
+        // What `ctl` prints are replies, and it has told of a failure in their form.
+        Command::Ctl { .. }
+        | Command::Record(_)
         | Command::Compile(_)
         | Command::New { .. }
         | Command::Policy { .. }

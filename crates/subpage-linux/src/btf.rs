@@ -76,7 +76,7 @@ struct Type {
     /// Offsets of members are of bit fields, too.
     kind_flag: bool,
     /// Size in bytes, or number of another type.
-    size_or_type: u32,
+    last: u32,
     /// Behind its three words.
     rest: usize,
 }
@@ -144,7 +144,7 @@ impl Btf {
     /// How long a structure is, in bytes; `None` if structures of this name do not agree.
     pub fn size(&self, structure: &str) -> Option<u64> {
         let numbers = self.structures.get(structure)?;
-        let mut sizes = numbers.iter().map(|number| Some(self.get(*number)?.size_or_type));
+        let mut sizes = numbers.iter().map(|number| Some(self.get(*number)?.last));
         let first = sizes.next()??;
         sizes.all(|size| size == Some(first)).then_some(first.into())
     }
@@ -201,7 +201,7 @@ impl Btf {
             let of = self.get(number)?;
             match of.kind {
                 kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
-                    number = of.size_or_type
+                    number = of.last;
                 }
                 _ => return Some(number),
             }
@@ -222,7 +222,7 @@ impl Btf {
                 | kind::UNION
                 | kind::ENUM
                 | kind::ENUM64
-                | kind::FLOAT => return times.checked_mul(of.size_or_type.into()),
+                | kind::FLOAT => return times.checked_mul(of.last.into()),
                 kind::ARRAY => {
                     times = times.checked_mul(word(&self.types, of.rest + 8)?.into())?;
                     number = self.plain(word(&self.types, of.rest)?)?;
@@ -252,7 +252,7 @@ impl Type {
             kind: info >> 24 & 0x1f,
             members: usize::from(u16::try_from(info & 0xffff).ok()?),
             kind_flag: info >> 31 != 0,
-            size_or_type: word(types, at + 8)?,
+            last: word(types, at + 8)?,
             rest: at + 12,
         })
     }

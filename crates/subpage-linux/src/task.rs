@@ -77,7 +77,8 @@ impl Tasks {
             // The base is the distance from where it was linked.
             Current::Linked(address) => gs_base.wrapping_add(address).wrapping_add(slide.bytes()),
         };
-        let task = long(memory, place).filter(|task| *task >= KERNEL_HALF && task % 8 == 0)?;
+        let task =
+            long(memory, place).filter(|task| *task >= KERNEL_HALF && task.is_multiple_of(8))?;
         let at = |offset: u64| task.checked_add(offset);
         let number = |at| word(memory, at).filter(|number| *number <= MAX_PID);
         let (tid, pid) = (number(at(self.pid)?)?, number(at(self.tgid)?)?);

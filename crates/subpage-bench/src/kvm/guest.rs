@@ -115,6 +115,7 @@ impl Image {
             initrd: None,
             command_line: "",
             load_address: Some(CODE),
+            slide: None,
             cpus,
         }
     }

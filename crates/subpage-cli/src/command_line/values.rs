@@ -9,7 +9,7 @@ use subpage::address::{GPA_BITS, Gpa};
 #[cfg(feature = "kvm")]
 use subpage_kvm::control::protocol::RuleRef;
 #[cfg(feature = "kvm")]
-pub use subpage_kvm::vcpu::FeatureChoice;
+pub(super) use subpage_kvm::vcpu::FeatureChoice;
 
 use crate::policy::parse_number;
 

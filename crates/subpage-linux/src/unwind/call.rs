@@ -17,10 +17,10 @@ const GROUP: u8 = 0xff;
 pub(super) fn is_before(memory: &dyn Memory, returns_to: u64) -> bool {
     let mut bytes = [0; LONGEST];
     let Some(start) = returns_to.checked_sub(LONGEST as u64) else { return false };
-    memory.read(RuntimeAddress::new(start), &mut bytes) && ends_with_call(&bytes)
+    memory.read(RuntimeAddress::new(start), &mut bytes) && ends_with_call(bytes)
 }
 
-fn ends_with_call(bytes: &[u8; LONGEST]) -> bool {
+fn ends_with_call(bytes: [u8; LONGEST]) -> bool {
     if bytes[LONGEST - 5] == NEAR {
         return true;
     }
@@ -85,7 +85,7 @@ mod tests {
         ] {
             let mut bytes = [0x90; LONGEST];
             bytes[LONGEST - code.len()..].copy_from_slice(code);
-            assert_eq!(ends_with_call(&bytes), is_call, "{code:02x?}");
+            assert_eq!(ends_with_call(bytes), is_call, "{code:02x?}");
         }
     }
 }

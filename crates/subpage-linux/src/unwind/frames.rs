@@ -7,7 +7,7 @@ use crate::memory::{Memory, long};
 /// not yet made its frame hides its caller.
 pub(super) fn above(memory: &dyn Memory, place: &Place) -> Option<Place> {
     let bytes = place.rbp.checked_sub(place.rsp)?;
-    if bytes > MAX_FRAME || place.rbp % 8 != 0 {
+    if bytes > MAX_FRAME || !place.rbp.is_multiple_of(8) {
         return None;
     }
     let (rbp, rip) = (long(memory, place.rbp)?, long(memory, place.rbp.checked_add(8)?)?);

@@ -134,13 +134,13 @@ impl Orc {
     pub(super) fn at(&self, address: LinkAddress) -> Option<Entry> {
         let behind = self.addresses.partition_point(|start| *start <= address.as_u64());
         let at = behind.checked_sub(1)? * ENTRY_BYTES;
-        Entry::of(self.entries.get(at..)?.first_chunk()?, self.form)
+        Entry::of(*self.entries.get(at..)?.first_chunk()?, self.form)
     }
 }
 
 impl Entry {
-    fn of(bytes: &[u8; ENTRY_BYTES], form: Form) -> Option<Self> {
-        let [s0, s1, f0, f1, registers, kind] = *bytes;
+    fn of(bytes: [u8; ENTRY_BYTES], form: Form) -> Option<Self> {
+        let [s0, s1, f0, f1, registers, kind] = bytes;
         let (number, ends) = match form {
             Form::End10 => (kind & 3, kind & 4 != 0),
             Form::End11 => (kind & 3, kind & 8 != 0),
@@ -178,7 +178,7 @@ impl Entry {
             Base::StackIndirect => offset(long(memory, place.rsp)?),
             Base::Undefined | Base::PreviousStack => return None,
         };
-        if stack % 8 != 0 {
+        if !stack.is_multiple_of(8) {
             return None;
         }
         let at = |bytes: u64| stack.checked_add(bytes);
@@ -265,7 +265,7 @@ mod tests {
 
     fn entry(stack: i16, frame: i16, registers: u8, kind: u8, form: Form) -> Option<Entry> {
         let ([s0, s1], [f0, f1]) = (stack.to_le_bytes(), frame.to_le_bytes());
-        Entry::of(&[s0, s1, f0, f1, registers, kind], form)
+        Entry::of([s0, s1, f0, f1, registers, kind], form)
     }
 
     const STACK: u64 = 0xffff_c900_0000_3e00;

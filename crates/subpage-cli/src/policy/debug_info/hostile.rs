@@ -73,8 +73,8 @@ impl Entries {
     }
 }
 
-/// The offset of the first type behind the variable of [`Entries::of_variable`].
-const FIRST_TYPE: u32 = HEADER as u32 + 16;
+/// The offset of the first type: behind the header and the 16 bytes of [`Entries::of_variable`].
+const FIRST_TYPE: u32 = 27;
 
 /// Writes an ELF file with these sections; one may be longer than its bytes, and ends in a hole.
 fn write(path: &Path, sections: &[(&str, &[u8], u64)]) {
