@@ -27,6 +27,10 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<ExitC
     if !chooses(arguments) {
         command.args(CRATES.iter().flat_map(|name| ["--package", *name]));
     }
+    // Whatever the caller's builds do: a mutant changes a line.
+    command.env("CARGO_INCREMENTAL", "1");
+    // That a random case fails is enough; nobody reads the smallest one.
+    command.env("PROPTEST_MAX_SHRINK_ITERS", "0");
     let status = command.args(arguments).status().context("cannot start cargo")?;
     // A signal leaves no code.
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);

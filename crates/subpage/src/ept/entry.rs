@@ -121,3 +121,28 @@ pub enum Meaning {
     /// The entry maps a page.
     Leaf(PageSize),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_right_alone_makes_an_entry_present() {
+        let all_else = EptEntry::from_bits(!0)
+            .with_read(false)
+            .with_write(false)
+            .with_execute(false)
+            .with_user_execute(false);
+        for absent in [EptEntry::new(), all_else] {
+            assert_eq!(absent.meaning(Level::L1), Meaning::Absent);
+            for present in [
+                absent.with_read(true),
+                absent.with_write(true),
+                absent.with_execute(true),
+                absent.with_user_execute(true),
+            ] {
+                assert_eq!(present.meaning(Level::L1), Meaning::Leaf(PageSize::Size4K));
+            }
+        }
+    }
+}

@@ -122,8 +122,8 @@ pub(crate) fn split<F: TableFrames>(
         for index in EntryIndex::all() {
             let offset = index.get() as u64 * below.frames();
             let gfn = Gfn::new(region_start.as_u64() + offset);
-            let here = Place { entry: current, ..place };
-            let small = current.with_hpa(here.host_frame(gfn)).with_large(below != Level::L1);
+            // A processor sets flags; the address stays that of the entry as it was read.
+            let small = current.with_hpa(place.host_frame(gfn)).with_large(below != Level::L1);
             frames.store(table, index, rights(gfn).apply_to(small).into());
         }
         let link = EptEntry::link(table).with_accessed(current.accessed());
@@ -162,4 +162,72 @@ pub(crate) fn merged<F: TableFrames>(
         dirty |= entry.dirty();
     }
     Some(first.with_large(true).with_accessed(accessed).with_dirty(dirty))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Hpa;
+    use crate::frames::HeapFrames;
+
+    /// A leaf of 4 KiB at 2 MiB plus so many frames.
+    fn leaf(index: EntryIndex) -> EptEntry {
+        EptEntry::new()
+            .with_read(true)
+            .with_host_writable(true)
+            .with_hpa(Hpa::new((512 + index.get() as u64) * PAGE_BYTES))
+    }
+
+    /// A right is lost if it was there and is not any more, each by itself.
+    #[test]
+    fn a_lost_right_is_told() {
+        let mut frames = HeapFrames::new();
+        let table = frames.allocate().expect("memory");
+        let index = EntryIndex::truncate(3);
+        for bits in 0..16_u8 {
+            let bit = |at: u8| bits >> at & 1 == 1;
+            let old = LeafRights { write: bit(0), sub_page_write: bit(1) };
+            let new = LeafRights { write: bit(2), sub_page_write: bit(3) };
+            let entry = old.apply_to(leaf(index));
+            frames.store(table, index, entry.into());
+            let place = Place { level: Level::L1, table, index, entry };
+            let lost = matches!(bits & 0b101, 0b001) || matches!(bits & 0b1010, 0b0010);
+            assert_eq!(set_rights(&mut frames, place, new), lost, "{old:?} to {new:?}");
+            assert_eq!(EptEntry::from(frames.load(table, index)), new.apply_to(leaf(index)));
+        }
+    }
+
+    /// One small leaf that was used is enough for the large one to count as used; one that maps
+    /// something else is enough for there to be none.
+    #[test]
+    fn a_large_leaf_has_the_flags_of_any_small_one() {
+        let mut frames = HeapFrames::new();
+        let table = frames.allocate().expect("memory");
+        frames.make_room(table, 512).expect("memory");
+        for index in EntryIndex::all() {
+            frames.store(table, index, leaf(index).into());
+        }
+        let large = leaf(EntryIndex::truncate(0)).with_large(true);
+        assert_eq!(merged(&frames, table, Level::L2), Some(large));
+        for used in [0, 1, 511].map(EntryIndex::truncate) {
+            frames.store(table, used, leaf(used).with_accessed(true).into());
+            assert_eq!(merged(&frames, table, Level::L2), Some(large.with_accessed(true)));
+            frames.store(table, used, leaf(used).with_dirty(true).into());
+            assert_eq!(merged(&frames, table, Level::L2), Some(large.with_dirty(true)));
+            for other in [
+                leaf(used).with_read(false),
+                leaf(used).with_execute(true),
+                leaf(used).with_hpa(Hpa::new(0x1000)),
+            ] {
+                frames.store(table, used, other.into());
+                assert_eq!(merged(&frames, table, Level::L2), None, "{other:?}");
+            }
+            frames.store(table, used, leaf(used).into());
+        }
+        // Nothing is mapped anywhere, and the addresses go on from one another.
+        for index in EntryIndex::all() {
+            frames.store(table, index, leaf(index).with_read(false).into());
+        }
+        assert_eq!(merged(&frames, table, Level::L2), None);
+    }
 }

@@ -73,3 +73,51 @@ impl Invalidation {
 pub struct Completed {
     pub(crate) epoch: Epoch,
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn token(epoch: u64, required: bool) -> Invalidation {
+        Invalidation { epoch: Epoch(epoch), required }
+    }
+
+    #[test]
+    fn what_is_joined_is_required_if_one_is() {
+        for (one, other, both) in [
+            (token(3, true), token(5, false), token(5, true)),
+            (token(3, false), token(5, true), token(5, true)),
+            (token(9, true), token(5, true), token(9, true)),
+            (token(3, false), Invalidation::none(), token(3, false)),
+        ] {
+            assert_eq!(one.and(other), both);
+        }
+        assert_eq!(token(7, true).epoch().get(), 7);
+    }
+
+    /// A processor in the guest has to acknowledge; one that has left, or never entered, has not.
+    #[test]
+    fn who_is_outside_is_not_waited_for() {
+        let board = Shootdown::new(2).expect("memory");
+        let seen = board.enter(1);
+        assert_eq!(seen.get(), 0);
+        board.request(&token(4, true));
+        assert_eq!(board.pending(0), None);
+        assert_eq!(board.pending(1), Some(Epoch(4)));
+        assert_eq!(board.poll(token(4, true)), Err(token(4, true)));
+        // Nothing that is required waits for nobody.
+        assert_eq!(board.poll(token(4, false)), Ok(Completed { epoch: Epoch(4) }));
+        board.acknowledge(1, Epoch(4));
+        assert_eq!(board.pending(1), None);
+        // An acknowledgement that comes late takes nothing back.
+        board.acknowledge(1, seen);
+        assert_eq!(board.poll(token(4, true)), Ok(Completed { epoch: Epoch(4) }));
+        board.request(&token(5, true));
+        assert_eq!(board.poll(token(5, true)), Err(token(5, true)));
+        board.leave(1);
+        assert_eq!(board.pending(1), None);
+        assert_eq!(board.poll(token(5, true)), Ok(Completed { epoch: Epoch(5) }));
+        assert_eq!(board.enter(1).get(), 5);
+        assert_eq!(board.pending(1), Some(Epoch(5)));
+    }
+}

@@ -215,12 +215,12 @@ impl Sppt {
         for (at, level) in [Level::L4, Level::L3, Level::L2].into_iter().enumerate() {
             path[at] = table;
             let linked = SpptEntry::from(frames.load(table, level.index(start))).table();
-            table = match linked {
-                Some(next) if fresh_from.is_none() => next,
-                _ => {
-                    fresh_from.get_or_insert(at);
-                    plan.next()
-                }
+            // A fresh table links nothing yet, so that all below the first one are fresh, too.
+            table = if let Some(next) = linked {
+                next
+            } else {
+                fresh_from.get_or_insert(at);
+                plan.next()
             };
         }
         let Some(first_fresh) = fresh_from else { return };

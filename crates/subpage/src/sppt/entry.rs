@@ -47,3 +47,24 @@ impl SpptEntry {
         self.reserved_low() != 0 || self.reserved_high() != 0 || above_width
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each bit by itself, for the narrowest processor, a common one and the widest.
+    #[test]
+    fn reserved_are_bits_1_to_11_and_from_the_width_on() {
+        for width in [36_u32, 39, 52] {
+            let physical = PhysicalWidth::try_new(width).expect("a width");
+            for bit in 0..64 {
+                let reserved = (1..12).contains(&bit) || bit >= width;
+                for entry in [1 << bit, 1 << bit | 0x1000 | 1] {
+                    let found = SpptEntry::from_bits(entry).has_reserved_bits(physical);
+                    assert_eq!(found, reserved, "bit {bit}, {width} bits wide");
+                }
+            }
+            assert!(!SpptEntry::from_bits(0).has_reserved_bits(physical));
+        }
+    }
+}
