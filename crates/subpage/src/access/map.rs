@@ -104,3 +104,16 @@ impl fmt::Display for AccessMap {
         fmt::Debug::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operators_are_those_of_the_bits() {
+        let [one, other] = [0b0011, 0b0101].map(AccessMap::from_bits);
+        assert_eq!((one | other).bits(), 0b0111);
+        assert_eq!((one & other).bits(), 0b0001);
+        assert_eq!((!one).bits(), !0b0011);
+    }
+}

@@ -231,6 +231,17 @@ mod tests {
     }
 
     #[test]
+    fn a_vector_permits_what_its_map_has() {
+        for bits in [0, 1, 1 << 31, 0x8000_0001, 0x5a5a_a5a5, !1, u32::MAX] {
+            let map = AccessMap::from_bits(bits);
+            let vector = SppVector::from_map(map);
+            for sub in SubPage::all() {
+                assert_eq!(vector.permits(sub), map.contains(sub), "{bits:#x}, {sub:?}");
+            }
+        }
+    }
+
+    #[test]
     #[should_panic(expected = "one map per entry")]
     fn a_run_needs_a_map_for_each_entry() {
         compress_into(&[0; 3], &mut [AccessMap::ALL; 2]);

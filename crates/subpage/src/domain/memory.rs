@@ -205,8 +205,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             let old = update(&mut tables.frames, place, |now| {
                 rights.apply_to(now.with_host_writable(writable))
             });
-            tightened |= old.write() && !rights.write;
-            tightened |= old.sub_page_write() && !rights.sub_page_write;
+            tightened |= rights.take_from(old);
         });
         Ok(self.tables.token(tightened))
     }

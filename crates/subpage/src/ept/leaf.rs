@@ -59,6 +59,11 @@ impl LeafRights {
     pub const fn apply_to(self, entry: EptEntry) -> EptEntry {
         entry.with_write(self.write).with_sub_page_write(self.sub_page_write)
     }
+
+    /// Whether the entry has a right that these leave out: old translations permit too much.
+    pub(crate) const fn take_from(self, entry: EptEntry) -> bool {
+        (entry.write() && !self.write) || (entry.sub_page_write() && !self.sub_page_write)
+    }
 }
 
 #[cfg(test)]

@@ -80,8 +80,7 @@ impl Ept {
 ///
 /// Returns whether the leaf lost a right, so that old translations must be invalidated.
 pub(crate) fn set_rights<F: TableFrames>(frames: &mut F, place: Place, rights: LeafRights) -> bool {
-    let old = update(frames, place, |entry| rights.apply_to(entry));
-    (old.write() && !rights.write) || (old.sub_page_write() && !rights.sub_page_write)
+    rights.take_from(update(frames, place, |entry| rights.apply_to(entry)))
 }
 
 /// Replaces an entry by a function of itself, atomically against processors; returns the old one.

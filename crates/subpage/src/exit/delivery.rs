@@ -58,3 +58,19 @@ impl Delivery {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocking_is_restored_where_bit_12_is_defined() {
+        for bits in 0..8 {
+            let [unblocked, virtual_nmis, valid] = [1, 2, 4].map(|bit| bits & bit != 0);
+            let vectoring = VectoringInfo::new().with_vector(14).with_kind(3).with_valid(valid);
+            let found = Delivery { vectoring, error_code: 6, virtual_nmis }.fixup(unblocked);
+            let reinject = valid.then_some((vectoring, 6));
+            assert_eq!(found, DeliveryFixup { reinject, block_nmi: bits == 3 });
+        }
+    }
+}

@@ -37,3 +37,23 @@ impl fmt::Debug for ExitReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::format;
+
+    use super::*;
+
+    #[test]
+    fn known_reasons_have_names() {
+        for (reason, text) in [
+            (ExitReason::EPT_VIOLATION, "EPT violation (48)"),
+            (ExitReason::EPT_MISCONFIGURATION, "EPT misconfiguration (49)"),
+            (ExitReason::PAGE_MODIFICATION_LOG_FULL, "page-modification log full (62)"),
+            (ExitReason::SPP_EVENT, "SPP-related event (66)"),
+            (ExitReason(7), "exit reason 7"),
+        ] {
+            assert_eq!(format!("{reason:?}"), text);
+        }
+    }
+}

@@ -162,3 +162,33 @@ impl Tracking {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Gpa;
+
+    /// A write is news for the tracked sub-pages that it touches and that were not written.
+    #[test]
+    fn news_are_tracked_and_not_yet_written() {
+        let bytes = |first, length| ByteRange::new(Gpa::new(first), length).expect("a range");
+        let mut tracking = Tracking::default();
+        // Sub-pages 1 to 3 of page 2.
+        tracking.add(TrackId(1), bytes(0x2080, 0x180)).expect("memory");
+        let page = Gfn::new(2);
+        tracking.reserve(GfnRange::new(page, 1).expect("a range")).expect("memory");
+        tracking.note(page, AccessMap::from_bits(0b1010), AccessMap::from_bits(0b100));
+        for (write, news) in [
+            (bytes(0x2000, 1), false),
+            (bytes(0x2000, 0x81), true),
+            (bytes(0x2080, 8), true),
+            (bytes(0x2100, 8), false),
+            (bytes(0x2100, 0x81), true),
+            (bytes(0x2200, 8), false),
+            (bytes(0x1080, 8), false),
+            (bytes(0x3080, 8), false),
+        ] {
+            assert_eq!(tracking.is_news(write), news, "{write:?}");
+        }
+    }
+}

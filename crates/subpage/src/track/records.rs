@@ -176,3 +176,52 @@ fn bits(word: u64) -> impl Iterator<Item = usize> {
     core::iter::successors(nonzero(word), move |rest| nonzero(rest & (rest - 1)))
         .map(|rest| rest.trailing_zeros() as usize)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Gpa;
+
+    /// Of three pages far apart each is told until its own record is empty again.
+    #[test]
+    fn what_is_forgotten_in_one_block_is_kept_in_the_others() {
+        let range = ByteRange::new(Gpa::new(0x10_0000), 1 << 30).expect("a range");
+        let mut records = Records::new(range).expect("memory");
+        let pages = [0x100, 0x100 + 64, 0x100 + 70 * 64].map(Gfn::new);
+        let page = |gfn, written| WrittenPage { gfn, written };
+        let (one, none) = (AccessMap::from_bits(8), AccessMap::NONE);
+        for gfn in pages {
+            records.reserve(GfnRange::new(gfn, 1).expect("a range")).expect("memory");
+            records.set(gfn, TrackedPage { armed: !one, written: one });
+        }
+        assert!(records.written().eq(pages.map(|gfn| page(gfn, one))));
+        for gone in 0..pages.len() {
+            records.set(pages[gone], TrackedPage { armed: AccessMap::ALL, written: none });
+            let left = pages[gone + 1..].iter().map(|gfn| page(*gfn, one));
+            assert!(records.written().eq(left), "{gone} is forgotten");
+        }
+    }
+
+    /// The beginning is that all of the pages is tracked, and that no record was made in their block.
+    #[test]
+    fn only_whole_pages_without_a_record_are_as_in_the_beginning() {
+        let range = ByteRange::new(Gpa::new(0x10_0080), 0x10_0000).expect("a range");
+        let mut records = Records::new(range).expect("memory");
+        let initial = |records: &Records, first, pages| {
+            records.is_initial(GfnRange::new(Gfn::new(first), pages).expect("a range"))
+        };
+        // The first page is tracked but for a sub-page, the last with one alone.
+        for (first, pages, expected) in
+            [(0x101, 255, true), (0x100, 2, false), (0x101, 256, false), (0x200, 1, false)]
+        {
+            assert_eq!(initial(&records, first, pages), expected, "{pages} from {first:#x}");
+        }
+        let record = GfnRange::new(Gfn::new(0x150), 1).expect("a range");
+        records.reserve(record).expect("memory");
+        for (first, pages, expected) in
+            [(0x101, 63, true), (0x101, 64, false), (0x180, 128, true), (0x17f, 1, false)]
+        {
+            assert_eq!(initial(&records, first, pages), expected, "{pages} from {first:#x}");
+        }
+    }
+}

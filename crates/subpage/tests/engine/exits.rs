@@ -45,6 +45,23 @@ fn page_walks_are_retried_or_completed_but_not_denied() {
     assert_eq!(domain.counters().denied, 0);
 }
 
+/// A page that the host shares is made writable first, also where the write would be emulated (D9).
+#[test]
+fn a_permitted_write_waits_for_the_host_page() {
+    let plain = EptQualification::new().with_write(true).with_final_access(true);
+    for (spp, open) in [(false, Answer::Emulate), (true, Answer::Retry)] {
+        let exit = violation(0, plain);
+        let answer = |circumstance, exit| {
+            let mut domain = in_circumstance(circumstance, spp);
+            domain.ept_violation(&mut RetryState::default(), exit).0
+        };
+        assert_eq!(answer(Circumstance::None, &exit), open);
+        assert_eq!(answer(Circumstance::Protected, &exit), Answer::MakeWritable(exit.gpa));
+        let walk = violation(0, plain.with_final_access(false));
+        assert_eq!(answer(Circumstance::Protected, &walk), Answer::MakeWritable(walk.gpa));
+    }
+}
+
 /// Reads and fetches trap only on stale entries, and not forever.
 #[test]
 fn reads_and_fetches_are_retried_once() {

@@ -1,10 +1,11 @@
 //! Export and import, bit for bit, and hostile bytes.
 
 use proptest::prelude::*;
-use subpage::domain::ImportError;
+use subpage::domain::{Decision, ImportError};
 use subpage::rules::{Action, Owner};
+use subpage::slots::{SlotFlags, SlotId};
 
-use crate::guest::{BASE, Normal, TestDomain, bare, bytes, done, guest, picture, rule, set};
+use crate::guest::{BASE, Normal, TestDomain, bare, bytes, done, gfns, guest, picture, rule, set};
 
 const PAGE: u64 = BASE * 4096;
 const MANY: u64 = 1 << 20;
@@ -103,6 +104,35 @@ fn pages_count_once_however_much_is_about_them() {
     let state = domain.export().expect("memory");
     assert_eq!(fresh().import(&state, 99).err(), Some(ImportError::TooManyPages));
     assert!(fresh().import(&state, 100).is_ok());
+}
+
+/// Maps of the last page are state like any other, and so is a rule in a region that is tracked as one.
+#[test]
+fn the_last_page_and_a_rule_in_a_tracked_region_come_back() {
+    let (first, last) = (gfns(0, 512), gfns((1 << 36) - 1, 1));
+    let guest = || {
+        let (mut domain, _) = bare();
+        domain.enable().expect("memory");
+        for (id, pages) in [(0, first), (1, last)] {
+            domain.add_slot(Normal, SlotId(id), pages, SlotFlags::default()).expect("a free place");
+        }
+        domain
+    };
+    let mut domain = guest();
+    set(&mut domain, last.first().as_u64(), &[!8]);
+    let (id, token) = domain.add_rule(rule(bytes(0x5080, 8), Action::Deny)).expect("memory");
+    done(&mut domain, token);
+    let (_, token) = domain.track(bytes(0, 512 * 4096)).expect("memory");
+    done(&mut domain, token);
+    let mut copy = guest();
+    let token = copy.import(&domain.export().expect("memory"), MANY).expect("good state");
+    done(&mut copy, token);
+    assert_eq!(copy.permitted(last.first()).bits(), !8);
+    let at = bytes(0x5080, 1).first();
+    let denied = Decision::Denied { rule: Some(id), at, stop: false };
+    assert_eq!(copy.check_write(Normal, bytes(0x5080, 1)), denied);
+    assert_eq!(copy.check_write(Normal, bytes(0x5100, 1)), Decision::Allowed);
+    assert_eq!(picture(&copy), picture(&domain));
 }
 
 /// Puts a right checksum under damaged content, so that the fields themselves are tested.

@@ -2,6 +2,7 @@
 
 mod access;
 mod arming;
+mod counters;
 mod decision;
 mod dirty;
 mod examples;

@@ -63,6 +63,16 @@ fn a_rule_by_one_name_denies_by_the_other() {
 }
 
 #[test]
+fn an_alias_has_its_originals_name() {
+    let domain = aliased();
+    for page in 0..PAGES {
+        assert_eq!(domain.original(gfn(ALIAS + page)), gfn(BASE + 2 + page));
+        assert_eq!(domain.original(gfn(BASE + 2 + page)), gfn(BASE + 2 + page));
+    }
+    assert_eq!(domain.original(gfn(ALIAS + PAGES)), gfn(ALIAS + PAGES));
+}
+
+#[test]
 fn leaves_and_vectors_of_both_names_say_the_same() {
     let (mut domain, _) = mapped(512, PageSize::Size2M);
     let pages = gfns(BASE + 512, 512);

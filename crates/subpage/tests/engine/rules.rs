@@ -41,6 +41,27 @@ fn an_access_map_outlives_the_rules_above_it() {
     assert_eq!(get(&domain, BASE), !0b1000, "the last map set is in force");
 }
 
+/// What a map denies under rules comes to light as they go, whichever goes first.
+#[test]
+fn a_map_set_under_two_rules_outlives_both() {
+    for order in [[0, 1, 2], [1, 2, 0], [2, 0, 1]] {
+        let (mut domain, _) = guest(1);
+        let spans = [(0, 128), (64, 128), (7 * 128, 8)];
+        let rules = spans.map(|(first, length)| rule(bytes(PAGE + first, length), Action::Deny));
+        let (first, token) = domain.add_rules(&rules).expect("good rules");
+        done(&mut domain, token);
+        let denied = 0b10_0011;
+        set(&mut domain, BASE, &[!denied]);
+        assert_eq!(get(&domain, BASE), !(denied | 1 << 7));
+        for (at, gone) in order.into_iter().enumerate() {
+            let token = domain.remove_rule(RuleId(first.0 + gone), Owner(7)).expect("its owner");
+            done(&mut domain, token);
+            let last = if order[at + 1..].contains(&2) { 1 << 7 } else { 0 };
+            assert_eq!(get(&domain, BASE), !(denied | last), "{gone} is gone, of {order:?}");
+        }
+    }
+}
+
 #[test]
 fn rules_hold_where_no_memory_is_yet() {
     let (mut domain, _) = guest(1);
