@@ -27,6 +27,7 @@ use crate::{
     },
     session::Session,
 };
+use left_out::{ByName, LeftOut};
 use log::Log;
 
 /// How long a host may say nothing: longer than it lets one test run.
@@ -132,19 +133,9 @@ fn on(
     let filters = filters(&plan.names);
     let parts = parts(host, &examples, tests, &filters);
     let mut count = Count::default();
-    let wanted = |test: &str| filters.is_empty() || filters.iter().any(|part| test.contains(part));
-    for left in left_out::on(host).filter(|left| wanted(left.test)) {
-        if !tests.get(left.program).is_some_and(|names| names.iter().any(|name| name == left.test))
-        {
-            session.say(&format!(
-                "   failed: {} has no test {} to leave out",
-                left.program, left.test
-            ))?;
-            count += Count::FAILED;
-            continue;
-        }
-        session.say(&format!("   left out on {name}: {}: {}", left.test, left.reason))?;
-        count += Count::SKIPPED;
+    for (line, left) in unrun(host, tests, &filters) {
+        session.say(&format!("   {line}"))?;
+        count += left;
     }
     if parts.is_empty() {
         if count == Count::default() {
@@ -225,6 +216,40 @@ fn starts(
     Ok(count)
 }
 
+/// What is not run, a line each: tests left out, and without filters those that run by name alone. An
+/// entry for which there is no test has failed.
+fn unrun(host: Host, tests: &TestNames, filters: &[&str]) -> Vec<(String, Count)> {
+    let name = host.name();
+    let of = |program: &str| tests.get(program).into_iter().flatten();
+    let wanted = |test: &str| filters.is_empty() || filters.iter().any(|part| test.contains(part));
+    let mut lines = Vec::new();
+    for left in left_out::on(host).filter(|left| wanted(left.test)) {
+        let LeftOut { program, test, reason, .. } = left;
+        lines.push(if of(program).any(|name| name == test) {
+            (format!("left out on {name}: {test}: {reason}"), Count::SKIPPED)
+        } else {
+            (format!("failed: {program} has no test {test} to leave out"), Count::FAILED)
+        });
+    }
+    if !filters.is_empty() {
+        return lines;
+    }
+    for slow in left_out::by_name(host) {
+        let ByName { tests, reason, .. } = slow;
+        let skipped = of(left_out::PROGRAM).filter(|name| slow.has(name)).count() as u64;
+        let plural = if skipped == 1 { "test" } else { "tests" };
+        lines.push(if skipped == 0 {
+            (format!("failed: there is no test that begins with {tests}"), Count::FAILED)
+        } else {
+            (
+                format!("by name alone on {name}: {tests} ({skipped} {plural}): {reason}"),
+                Count { skipped, ..Count::default() },
+            )
+        });
+    }
+    lines
+}
+
 /// The job of a host.
 fn parts(host: Host, examples: &Path, tests: &TestNames, filters: &[&str]) -> Vec<Expected> {
     let mut parts = vec![command("subpage check".into(), &["subpage", "check"], 0, &[])];
@@ -235,10 +260,9 @@ fn parts(host: Host, examples: &Path, tests: &TestNames, filters: &[&str]) -> Ve
     });
     for (program, names) in tests {
         let wanted = |name: &&String| {
-            let module = |modules: &[&str]| modules.iter().any(|module| name.starts_with(module));
             !left_out::on(host).any(|left| left.program == *program && left.test == **name)
                 && match filters {
-                    [] => host != Host::Intel || *program != "kvm" || module(&INTEL_MODULES),
+                    [] => left_out::unasked(host, program, name),
                     filters => filters.iter().any(|part| name.contains(part)),
                 }
         };
@@ -286,17 +310,6 @@ fn command(title: String, words: &[&str], status: u8, said: &[&str]) -> Expected
     Expected { part: Part { title, work: Work::Command(owned(words)) }, status, said: owned(said) }
 }
 
-/// The beginnings of names of tests of the program `kvm` that the intel host runs: Bochs is slow.
-const INTEL_MODULES: [&str; 7] = [
-    "basics::",
-    "endings::halting",
-    "halves::",
-    "live_tables::a_notice",
-    "live_tables::icebp",
-    "live_tables::refusing",
-    "walks::",
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,6 +341,54 @@ mod tests {
         let Work::Tests(tests) = &kvm.part.work else { panic!("{kvm:?}") };
         assert_eq!(tests.names, ["rules::hold"]);
         assert_eq!(tests.at_once, 2);
+    }
+
+    /// Every test of the VMM's programs runs, or is said with its reason and counted.
+    #[test]
+    fn what_is_not_run_is_said() {
+        let mut tests = TestNames::new();
+        for left in left_out::on(Host::Intel) {
+            tests.entry(left.program).or_default().push(left.test.to_owned());
+        }
+        for slow in left_out::by_name(Host::Intel) {
+            let names = tests.entry(left_out::PROGRAM).or_default();
+            names.extend(["a", "b"].map(|end| format!("{}{end}", slow.tests)));
+        }
+        tests.entry("kvm").or_default().push("basics::new".to_owned());
+        let all = tests.values().map(Vec::len).sum::<usize>() as u64;
+        let said = unrun(Host::Intel, &tests, &[]);
+        let (skipped, failed) = said.iter().fold((0, 0), |(skipped, failed), (_, count)| {
+            (skipped + count.skipped, failed + count.failed)
+        });
+        assert_eq!((skipped, failed), (all - 1, 0), "{said:?}");
+        let run = |filters: &[&str]| -> Vec<String> {
+            parts(Host::Intel, Path::new("/e"), &tests, filters)
+                .into_iter()
+                .filter_map(|expected| match expected.part.work {
+                    Work::Tests(tests) => Some(tests.names),
+                    Work::Command(_) => None,
+                })
+                .flatten()
+                .collect()
+        };
+        assert_eq!(run(&[]), ["basics::new"]);
+        let slow = left_out::by_name(Host::Intel).next().expect("a slow host");
+        let (line, count) = &said[left_out::on(Host::Intel).count()];
+        assert_eq!(count.skipped, 2);
+        assert_eq!(
+            *line,
+            format!("by name alone on intel: {} (2 tests): {}", slow.tests, slow.reason)
+        );
+        // Named, it runs, and nothing is said of it.
+        assert_eq!(run(&[slow.tests]).len(), 2);
+        assert!(unrun(Host::Intel, &tests, &[slow.tests]).is_empty());
+        // A beginning that no test has any more has failed.
+        let failures = unrun(Host::Intel, &TestNames::new(), &[]);
+        let failed = left_out::by_name(Host::Intel).count() as u64;
+        assert_eq!(
+            failures.iter().filter(|(line, _)| line.contains("begins with")).count() as u64,
+            failed
+        );
     }
 
     #[test]
