@@ -29,8 +29,9 @@ pub struct CtlArguments {
     /// guest
     #[arg(long, global = true)]
     pub json: bool,
-    /// Names for places: the symbols of an ELF file, where its load segments put them, or of a list as
-    /// /proc/kallsyms or System.map, at their values minus 0xffffffff80000000
+    /// Names for places: the symbols of an ELF file, where its load segments put them, those in a
+    /// Linux image (vmlinuz), or a list as /proc/kallsyms or System.map, at their values minus
+    /// 0xffffffff80000000
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub symbols: Option<PathBuf>,
     /// How long the guest's process may take to answer [default: 60; for `save`, 3600; for `list`, 2]

@@ -143,9 +143,10 @@ pub struct MachineArguments {
     /// The guest is a flat file of 64-bit code: load it here and begin at its first byte
     #[arg(long, value_name = "ADDRESS", value_parser = parse_gpa)]
     pub load_address: Option<u64>,
-    /// Names for `region` in the policy: the symbols of an ELF file, where its load segments put them,
-    /// or of a list as /proc/kallsyms or System.map, at their values minus 0xffffffff80000000
-    /// [default: the guest's own, if it is an ELF file]; for a trace, the program that was recorded, for
+    /// Names for `region` and `symbol` in the policy: the symbols of an ELF file, where its load segments
+    /// put them, those in a Linux image (vmlinuz), or a list as /proc/kallsyms or System.map, at their
+    /// values minus 0xffffffff80000000
+    /// [default: the guest's own, if it is an ELF file or a Linux image]; for a trace, the program that was recorded, for
     /// fields and elements of what it names
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub symbols: Option<PathBuf>,

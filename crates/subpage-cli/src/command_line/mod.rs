@@ -182,11 +182,11 @@ pub struct PolicyCheckArguments {
     /// The rules in several files, which are one policy
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "guest")]
     policy: Vec<PathBuf>,
-    /// The guest whose names the policy uses: a trace, or an ELF file; without one, and without
+    /// The guest whose names the policy uses: a trace, an ELF file, or a Linux image; without one, and without
     /// --symbols, only the text is looked at
     #[arg(value_name = "GUEST", value_hint = ValueHint::FilePath, value_parser = file())]
     guest: Option<PathBuf>,
-    /// Names for the policy in place of those of a guest on KVM: an ELF file, or a list as System.map; for
+    /// Names for the policy in place of those of a guest on KVM: an ELF file, a Linux image, or a list as System.map; for
     /// a trace, the program that was recorded
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub symbols: Option<PathBuf>,
@@ -241,8 +241,9 @@ pub struct CompileArguments {
     /// The rules (TOML); `-` is standard input. Several files are one policy
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath, required = true)]
     pub policy: Vec<PathBuf>,
-    /// Names for `region` in the policy: the symbols of an ELF file, where its load segments put them,
-    /// or of a list as /proc/kallsyms or System.map, at their values minus 0xffffffff80000000
+    /// Names for `region` and `symbol` in the policy: the symbols of an ELF file, where its load segments
+    /// put them, those in a Linux image (vmlinuz), or a list as /proc/kallsyms or System.map, at their
+    /// values minus 0xffffffff80000000
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub symbols: Option<PathBuf>,
     /// The module to write; it appears when it is complete

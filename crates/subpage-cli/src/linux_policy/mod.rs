@@ -136,8 +136,13 @@ impl<'k> Rule<'k> {
         comment(out, &format!("Written legitimately by {}.", target.writer))?;
         let neighbours = Neighbours::of(kallsyms, constants, symbol.address, *length);
         comment(out, &cost(target, &neighbours))?;
-        writeln!(out, "[[rule]]\nname = \"{0}\"\nsymbol = \"{0}\"", target.symbol)?;
-        writeln!(out, "length = {length}\naction = \"{}\"", target.action)?;
+        let name = target.symbol;
+        writeln!(out, "[[rule]]\nname = \"{name}\"")?;
+        match target.extent {
+            Extent::Until(end) => writeln!(out, "range = \"{name}..{end}\"")?,
+            _ => writeln!(out, "symbol = \"{name}\"\nlength = {length}")?,
+        }
+        writeln!(out, "action = \"{}\"", target.action)?;
         match target.settled {
             Settled::AtEntry => Ok(()),
             Settled::AtInit => writeln!(out, "arm = \"init\""),

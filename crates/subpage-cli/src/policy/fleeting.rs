@@ -2,11 +2,12 @@
 
 use super::NamedRange;
 
-pub(super) const PER_PROCESSOR: &str = "it is per-processor data (__per_cpu_start to __per_cpu_end): each processor has a copy elsewhere, \
-     and the one in the image is freed after the start; give the `range` of the copy that you mean";
+pub(super) const PER_PROCESSOR: &str = "it is per-processor data (__per_cpu_start to \
+    __per_cpu_end): each processor has a copy elsewhere, and the one in the image is freed after the \
+    start; give the `range` of the copy that you mean";
 
-pub(super) const INIT: &str = "it is for the kernel's start only (__init_begin to __init_end): its memory is freed and holds \
-     other data then; if you mean it all the same, give its `range`";
+pub(super) const INIT: &str = "it is for the kernel's start only (__init_begin to __init_end): its \
+    memory is freed and holds other data then; if you mean it all the same, give its `range`";
 
 /// What is in the image for the start only. The list names the bounds.
 #[derive(Debug, Default)]

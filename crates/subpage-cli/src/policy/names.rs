@@ -85,6 +85,16 @@ impl Names {
         self
     }
 
+    /// The same names and places, without lengths: those that were only distances to the next name
+    /// say nothing about another list.
+    pub fn without_lengths(&self) -> Self {
+        let mut same = self.clone();
+        for range in &mut same.sorted {
+            range.length = 0;
+        }
+        same
+    }
+
     /// Whether the addresses count from wherever the file is loaded.
     pub fn is_position_independent(&self) -> bool {
         self.moves

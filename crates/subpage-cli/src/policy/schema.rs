@@ -22,7 +22,10 @@ pub fn schema(dialect: &str) -> Value {
             "oneOf": [
                 { "required": ["range"] },
                 { "required": ["region"] },
-                { "required": ["symbol"], "not": { "required": ["elf", "map"] } },
+                // Of the guest, or of one file: with both keys, both of these hold.
+                { "required": ["symbol"], "oneOf": [
+                    { "required": ["symbol"] }, { "required": ["elf", "map"] },
+                ] },
             ],
         },
     });

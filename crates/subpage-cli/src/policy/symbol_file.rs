@@ -185,10 +185,11 @@ pub fn read_region_names(path: &Path) -> Result<Names, SymbolError> {
 /// The number that the linker gave an ELF file (`.note.gnu.build-id`), or the kernel in a bzImage; none if it gave none, or if the
 /// file is another one or damaged.
 pub fn build_id(path: &Path) -> Option<Vec<u8>> {
+    let file = open(path).ok()?;
     if linux_image::is_bzimage(path) {
         return Some(KernelImage::open(path).ok()?.build_id()?.to_vec());
     }
-    let cache = ReadCache::new(open(path).ok()?);
+    let cache = ReadCache::new(file);
     let file = object::File::parse(&cache).ok()?;
     let id = file.build_id().ok()??;
     (1..=MAX_BUILD_ID_BYTES).contains(&id.len()).then(|| id.to_vec())

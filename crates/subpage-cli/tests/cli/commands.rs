@@ -230,7 +230,8 @@ fn a_kernel_that_may_move_is_told() {
     }
     fs::write(place.path("bzImage"), image).expect("file");
     fs::write(place.path("System.map"), "ffffffff81000000 T _text\n").expect("list");
-    let of_symbol = "version = 1\n[[rule]]\nname = \"x\"\nregion = \"_text\"\nlength = 1\n";
+    let of_symbol =
+        "version = 1\n[[rule]]\nname = \"x\"\nregion = \"_text\"\nlength = 1\narm = \"start\"\n";
     place.policy("symbol.toml", of_symbol);
     place.policy("range.toml", "version = 1\n[[rule]]\nname = \"x\"\nrange = \"1..2\"\n");
     let told = |policy, line: &str| {

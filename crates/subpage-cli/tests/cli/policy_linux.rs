@@ -76,8 +76,8 @@ fn what_shares_memory_is_told() {
     );
     // Code and constants are written by nobody.
     let sealed = [
-        wanted(DATA + 0xf0, 'D', "__start_ro_after_init"),
-        wanted(DATA + 0xff0, 'D', "__end_ro_after_init"),
+        wanted(DATA, 'D', "__start_ro_after_init"),
+        wanted(DATA + 0x1000, 'D', "__end_ro_after_init"),
     ];
     let text = written(&kernel(directory.path(), &sealed), &[Pack::Helpers]).expect("a policy");
     let words = text.replace("\n# ", " ");

@@ -29,8 +29,11 @@ pub(super) fn payload(file: &[u8]) -> Result<&[u8], ImageError> {
         u64::from(u32::from_le_bytes([file[at], file[at + 1], file[at + 2], file[at + 3]]))
     };
     let (offset, length) = (word(PAYLOAD_OFFSET), word(PAYLOAD_LENGTH));
-    if version < FIRST_WITH_PAYLOAD || length == 0 {
+    if version < FIRST_WITH_PAYLOAD {
         return Err(ImageError::OldBzImage { version });
+    }
+    if length == 0 {
+        return Err(ImageError::NoPayload);
     }
     let sectors = match file[SETUP_SECTORS] {
         0 => 4,

@@ -37,6 +37,9 @@ pub enum ImageError {
         /// Major and minor number, a byte each.
         version: u16,
     },
+    /// Its header says that there is no compressed kernel.
+    #[error("the bzImage says that it has no kernel in it that could be unpacked")]
+    NoPayload,
     /// The compressed kernel is said to lie where the file has no bytes.
     #[error(
         "the bzImage is damaged or cut off: its kernel ends at byte {end}, the file has {bytes}"

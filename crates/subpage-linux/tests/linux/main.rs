@@ -1,8 +1,7 @@
-//! Kernels that the tests make themselves, of every form, whole and damaged; and a real one if
-//! `SUBPAGE_TEST_KERNEL` names it.
+//! Kernels that the tests make themselves, of every form, whole and damaged. Real ones are read in the lab
+//! (`cargo xtask test lab`).
 
 mod damage;
 mod image;
 mod kallsyms;
 mod made;
-mod real;

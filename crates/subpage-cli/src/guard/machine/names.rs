@@ -12,7 +12,7 @@ use crate::command_line::MachineArguments;
 use crate::events::{WarningEvent, WarningKind};
 use crate::failure::Failure;
 use crate::policy::{
-    AddressSpace, Draft, NamedRange, Names, Place, SymbolError, SymbolFormat, build_id, read_linux,
+    AddressSpace, Draft, Names, Place, SymbolError, SymbolFormat, build_id, read_linux,
     read_region_names, read_symbols,
 };
 
@@ -167,12 +167,12 @@ pub(super) fn of_other_files(
     let mut files = draft.guest_symbols();
     if let Some(path) = &asked.symbols {
         // An ELF file says where its segments lie, a list what lies where.
-        let space = if is_elf(path).is_ok_and(|is_elf| is_elf) {
-            AddressSpace::Physical
+        let file = if is_elf(path).is_ok_and(|is_elf| is_elf) {
+            (path.clone(), AddressSpace::Physical, names.list.clone())
         } else {
-            AddressSpace::Kernel
+            (path.clone(), AddressSpace::Kernel, names.list.without_lengths())
         };
-        files.insert(0, (path.clone(), space, names.list.clone()));
+        files.insert(0, file);
     }
     GuestSymbols(files)
 }
@@ -231,13 +231,16 @@ fn own_symbols(image: &Path, space: AddressSpace) -> Result<Names, SymbolError> 
             return Ok(names);
         }
     }
-    // A kernel without a table of its own is compared no more than a stripped program.
+    // A kernel without a table of its own, or that its own loader has to unpack, is compared no more than a
+    // stripped program.
     let names = match read_linux(image) {
         Ok(Some(linux)) => linux.names,
-        Ok(None) | Err(SymbolError::Kallsyms { .. }) => Names::default(),
+        Ok(None) | Err(SymbolError::Image { .. } | SymbolError::Kallsyms { .. }) => {
+            Names::default()
+        }
         Err(error) => return Err(error),
     };
-    Ok(Names::new(names.iter().map(|range| NamedRange { length: 0, ..range.clone() }).collect()))
+    Ok(names.without_lengths())
 }
 
 #[cfg(test)]
