@@ -2,8 +2,6 @@
 //!
 //! The format is that of Linux, Documentation/bpf/btf.rst.
 
-use std::collections::HashMap;
-
 use crate::image::KernelImage;
 use crate::kallsyms::Kallsyms;
 
@@ -63,8 +61,8 @@ pub struct Btf {
     strings: Vec<u8>,
     /// Where each type is in `types`, from number 1 on.
     starts: Vec<u32>,
-    /// Structures and unions by name.
-    structures: HashMap<String, Vec<u32>>,
+    /// Numbers of the structures and unions.
+    structures: Vec<u32>,
 }
 
 /// One type.
@@ -106,7 +104,7 @@ impl Btf {
         };
         let types = part(number(8)?, number(12)?)?.to_vec();
         let strings = part(number(16)?, number(20)?)?.to_vec();
-        let mut btf = Self { types, strings, starts: Vec::new(), structures: HashMap::new() };
+        let mut btf = Self { types, strings, starts: Vec::new(), structures: Vec::new() };
         let mut at = 0;
         while at < btf.types.len() {
             if btf.starts.len() == MAX_TYPES {
@@ -114,11 +112,8 @@ impl Btf {
             }
             let found = Type::at(&btf.types, at)?;
             btf.starts.push(u32::try_from(at).ok()?);
-            if matches!(found.kind, kind::STRUCT | kind::UNION)
-                && let Some(name) = btf.text(found.name).filter(|name| !name.is_empty())
-            {
-                let number = u32::try_from(btf.starts.len()).ok()?;
-                btf.structures.entry(name.to_owned()).or_default().push(number);
+            if matches!(found.kind, kind::STRUCT | kind::UNION) {
+                btf.structures.push(u32::try_from(btf.starts.len()).ok()?);
             }
             at = found.end()?;
         }
@@ -131,8 +126,8 @@ impl Btf {
     /// not agree about it.
     pub fn field(&self, structure: &str, path: &[&str]) -> Option<Field> {
         let mut found = None;
-        for number in self.structures.get(structure)? {
-            let here = self.walk(*number, path)?;
+        for number in self.named(structure) {
+            let here = self.walk(number, path)?;
             if found.is_some_and(|found| found != here) {
                 return None;
             }
@@ -143,10 +138,15 @@ impl Btf {
 
     /// How long a structure is, in bytes; `None` if structures of this name do not agree.
     pub fn size(&self, structure: &str) -> Option<u64> {
-        let numbers = self.structures.get(structure)?;
-        let mut sizes = numbers.iter().map(|number| Some(self.get(*number)?.last));
+        let mut sizes = self.named(structure).map(|number| Some(self.get(number)?.last));
         let first = sizes.next()??;
         sizes.all(|size| size == Some(first)).then_some(first.into())
+    }
+
+    /// The numbers of the structures of a name.
+    fn named(&self, name: &str) -> impl Iterator<Item = u32> {
+        let numbers = self.structures.iter().copied();
+        numbers.filter(move |number| self.get(*number).is_some_and(|of| self.is(of.name, name)))
     }
 
     fn walk(&self, structure: u32, path: &[&str]) -> Option<Field> {
@@ -181,11 +181,10 @@ impl Btf {
             let (kind, offset) = (word(&self.types, at + 4)?, word(&self.types, at + 8)?);
             let (bits, width) =
                 if of.kind_flag { (offset & 0xff_ffff, offset >> 24) } else { (offset, 0) };
-            let name = self.text(name)?;
-            if name == wanted {
+            if self.is(name, wanted) {
                 return (width == 0).then_some((bits.into(), kind));
             }
-            if name.is_empty()
+            if self.is(name, "")
                 && let Some(inner) = self.plain(kind)
                 && let Some((inside, kind)) = self.member(inner, wanted, depth + 1, left)
             {
@@ -238,9 +237,11 @@ impl Btf {
         Type::at(&self.types, usize::try_from(*self.starts.get(index)?).ok()?)
     }
 
-    fn text(&self, at: u32) -> Option<&str> {
-        let rest = self.strings.get(usize::try_from(at).ok()?..)?;
-        std::str::from_utf8(&rest[..memchr::memchr(0, rest)?]).ok()
+    /// Whether a text at this place of the strings is `wanted`.
+    fn is(&self, at: u32, wanted: &str) -> bool {
+        let rest = usize::try_from(at).ok().and_then(|at| self.strings.get(at..));
+        let behind = rest.and_then(|rest| rest.strip_prefix(wanted.as_bytes()));
+        behind.is_some_and(|behind| behind.first() == Some(&0))
     }
 }
 

@@ -13,7 +13,9 @@ type Header = FileHeader64<LittleEndian>;
 
 /// Most segments and sections; a kernel has 5 and about 80.
 const MAX_SEGMENTS: usize = 64;
-const MAX_SECTIONS: usize = 4096;
+/// Most entries of the list of segments, notes and others included.
+const MAX_HEADERS: u32 = 1024;
+const MAX_SECTIONS: u32 = 4096;
 const MAX_SECTION_NAME_BYTES: usize = 256;
 const MAX_BUILD_ID_BYTES: usize = 64;
 /// Longest notes that are searched.
@@ -83,10 +85,22 @@ fn header<'d>(data: impl object::ReadRef<'d>) -> Result<&'d Header, ImageError> 
     Ok(header)
 }
 
+/// Refuses a file whose list of segments alone is large, before it is read.
+fn bounded<'d>(header: &Header, data: impl object::ReadRef<'d>) -> Result<(), ImageError> {
+    if header.phnum(LittleEndian, data).map_err(damaged)? > MAX_HEADERS {
+        return Err(damaged("it has too many segments"));
+    }
+    Ok(())
+}
+
 /// Where the ELF file in `data` ends, at most the length of `data`.
 pub(super) fn end(data: &[u8]) -> Result<usize, ImageError> {
     let e = LittleEndian;
     let header = header(data)?;
+    bounded(header, data)?;
+    if header.shnum(e, data).map_err(damaged)? > MAX_SECTIONS {
+        return Err(damaged("it has too many sections"));
+    }
     let of_segments = header
         .program_headers(e, data)
         .map_err(damaged)?
@@ -107,9 +121,12 @@ pub(super) fn end(data: &[u8]) -> Result<usize, ImageError> {
 pub(super) fn read<'d>(data: impl object::ReadRef<'d>) -> Result<Contents, ImageError> {
     let e = LittleEndian;
     let header = header(data)?;
+    bounded(header, data)?;
     let headers = header.program_headers(e, data).map_err(damaged)?;
     let mut segments = Vec::new();
     let mut build_id = None;
+    // For all of them together.
+    let mut notes_left = MAX_NOTE_BYTES;
     let mut total = 0_u64;
     for program in headers {
         match program.p_type(e) {
@@ -133,7 +150,8 @@ pub(super) fn read<'d>(data: impl object::ReadRef<'d>) -> Result<Contents, Image
                     is_writable: program.p_flags(e).contains(PF_W),
                 });
             }
-            PT_NOTE if build_id.is_none() && program.p_filesz(e) <= MAX_NOTE_BYTES => {
+            PT_NOTE if build_id.is_none() && program.p_filesz(e) <= notes_left => {
+                notes_left -= program.p_filesz(e);
                 let mut notes = program.notes(e, data).ok().flatten();
                 while let Some(Ok(Some(note))) =
                     notes.as_mut().map(object::read::elf::NoteIterator::next)
@@ -161,10 +179,10 @@ pub(super) fn read<'d>(data: impl object::ReadRef<'d>) -> Result<Contents, Image
 /// The sections, none if the list of them is damaged: it is not needed to start a kernel.
 fn sections<'d>(header: &Header, data: impl object::ReadRef<'d>) -> Option<Vec<Section>> {
     let e = LittleEndian;
-    let table = header.sections(e, data).ok()?;
-    if table.len() > MAX_SECTIONS {
+    if header.shnum(e, data).ok()? > MAX_SECTIONS {
         return None;
     }
+    let table = header.sections(e, data).ok()?;
     let section = |section| {
         let name = table.section_name(e, section).ok()?;
         let name = std::str::from_utf8(name).ok().filter(|n| n.len() <= MAX_SECTION_NAME_BYTES)?;

@@ -17,6 +17,10 @@ pub(super) fn unpack(payload: &[u8]) -> Result<Option<Vec<u8>>, String> {
     let mut unpacked = Vec::new();
     let mut block = vec![0; BLOCK_BYTES];
     while let Some((length, behind)) = rest.split_first_chunk::<4>() {
+        // Behind the last block the kernel's build has the length of the whole, which may be whole blocks.
+        if behind.is_empty() && !unpacked.is_empty() {
+            break;
+        }
         let length = u32::from_le_bytes(*length) as usize;
         let packed = behind.get(..length).filter(|_| length <= MAX_PACKED_BYTES);
         let Some(packed) = packed else {
@@ -34,4 +38,27 @@ pub(super) fn unpack(payload: &[u8]) -> Result<Option<Vec<u8>>, String> {
         }
     }
     Ok(Some(unpacked))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The length of the whole stands behind the last block.
+    #[test]
+    fn a_kernel_of_whole_blocks_has_an_end() {
+        let block = lz4_flex::block::compress(&vec![7; BLOCK_BYTES]);
+        for blocks in [1_u32, 2] {
+            let mut payload = vec![0; MAGIC_BYTES];
+            for _ in 0..blocks {
+                payload.extend(u32::try_from(block.len()).expect("short").to_le_bytes());
+                payload.extend(&block);
+            }
+            payload.extend((blocks << 23).to_le_bytes());
+            let unpacked = unpack(&payload).expect("blocks").expect("small");
+            assert_eq!(unpacked.len(), BLOCK_BYTES * blocks as usize);
+            assert!(unpacked.iter().all(|byte| *byte == 7));
+        }
+        assert!(unpack(&[0, 0, 0, 0, 9, 0, 0, 0]).is_err(), "no block at all");
+    }
 }

@@ -16,10 +16,13 @@ pub(super) struct Relocations {
     narrow: Vec<LinkAddress>,
 }
 
+/// Longest lists in bytes: 64 MiB. Those of a distribution's kernel have about 1 MiB.
+const MAX_BYTES: usize = 64 << 20;
+
 impl Relocations {
     /// The lists in what follows an ELF file; `None` if they are not such lists, or empty.
     pub(super) fn parse(appended: &[u8]) -> Option<Self> {
-        if !appended.len().is_multiple_of(4) {
+        if appended.len() > MAX_BYTES || !appended.len().is_multiple_of(4) {
             return None;
         }
         let words: Vec<i32> = appended
@@ -121,6 +124,18 @@ mod tests {
 
     fn appended(words: &[u64]) -> Vec<u8> {
         words.iter().flat_map(|word| word.to_le_bytes()[..4].to_vec()).collect()
+    }
+
+    #[test]
+    fn endless_lists_are_none() {
+        let mut lists = vec![0xff; MAX_BYTES];
+        lists[..4].fill(0);
+        assert!(Relocations::parse(&lists).is_none(), "one list");
+        let end = lists.len() - 4;
+        lists[end..].fill(0);
+        assert!(Relocations::parse(&lists).is_some(), "two");
+        lists.extend([0xff; 4]);
+        assert!(Relocations::parse(&lists).is_none(), "too long");
     }
 
     #[test]

@@ -35,8 +35,15 @@ const R13: usize = 13;
 
 /// What a kernel's image says about its stacks.
 #[derive(Debug)]
-pub struct Unwinder {
-    orc: Option<Orc>,
+pub struct Unwinder(Means);
+
+/// How the caller of a function is found.
+#[derive(Debug)]
+enum Means {
+    Orc(Orc),
+    Frames,
+    /// There are tables, but they cannot be read: the frame pointer is a register like others.
+    None,
 }
 
 /// Where a walk is.
@@ -52,14 +59,18 @@ struct Place {
 }
 
 impl Unwinder {
-    /// With the image's ORC tables (CONFIG_UNWINDER_ORC); without them by frame pointers.
+    /// With the image's ORC tables (CONFIG_UNWINDER_ORC); in an image without any, by frame pointers.
     pub fn of(image: &KernelImage, kallsyms: &Kallsyms) -> Self {
-        Self { orc: Orc::read(image, kallsyms) }
+        Self(match Orc::read(image, kallsyms) {
+            Some(orc) => Means::Orc(orc),
+            None if Orc::is_in(image, kallsyms) => Means::None,
+            None => Means::Frames,
+        })
     }
 
-    /// Whether the image has ORC tables.
+    /// Whether the image has ORC tables that can be read.
     pub const fn has_orc(&self) -> bool {
-        self.orc.is_some()
+        matches!(self.0, Means::Orc(_))
     }
 
     /// The calls above an instruction, the nearest first: of each the function that it returns to, and how far
@@ -94,7 +105,11 @@ impl Unwinder {
     }
 
     fn above(&self, memory: &dyn Memory, slide: Slide, place: &Place) -> Option<Place> {
-        let Some(orc) = &self.orc else { return frames::above(memory, place) };
+        let orc = match &self.0 {
+            Means::Orc(orc) => orc,
+            Means::Frames => return frames::above(memory, place),
+            Means::None => return None,
+        };
         // Behind a call that does not return another function may begin.
         let rip = if place.exact { place.rip } else { place.rip.checked_sub(1)? };
         let linked = RuntimeAddress::new(rip).linked(slide)?;

@@ -64,6 +64,15 @@ enum Base {
     StackIndirect,
 }
 
+/// The numbers that registers have in entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Numbers {
+    /// 5 is RSP, 1 the caller's stack pointer.
+    Old,
+    /// 3 is RSP, 8 the caller's stack pointer (seen in 7.2).
+    New,
+}
+
 /// How a walk came to a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
@@ -77,7 +86,63 @@ pub(super) struct Orc {
     /// Where each entry begins to hold, ascending.
     addresses: Vec<u64>,
     entries: Vec<u8>,
-    form: Form,
+    layout: (Form, Numbers),
+}
+
+/// One of the two tables.
+struct Table {
+    section: &'static str,
+    start: &'static str,
+    stop: &'static str,
+}
+
+const IPS: Table = Table {
+    section: ".orc_unwind_ip",
+    start: "__start_orc_unwind_ip",
+    stop: "__stop_orc_unwind_ip",
+};
+const ENTRIES: Table =
+    Table { section: ".orc_unwind", start: "__start_orc_unwind", stop: "__stop_orc_unwind" };
+
+impl Table {
+    /// Where it is, and its bytes.
+    fn of<'i>(
+        &self,
+        image: &'i KernelImage,
+        kallsyms: &Kallsyms,
+    ) -> Option<(LinkAddress, &'i [u8])> {
+        let address = |name| Some(kallsyms.find(name)?.address);
+        let section = image.section(self.section).filter(|it| it.address.as_u64() != 0);
+        let by_section = section.map(|section| (section.address, section.length));
+        let between = || {
+            let start: LinkAddress = address(self.start)?;
+            Some((start, address(self.stop)?.checked_since(start)?))
+        };
+        let (start, length) = by_section.or_else(between)?;
+        Some((start, image.bytes_at(start, usize::try_from(length).ok()?)?))
+    }
+}
+
+/// How a table's entries are laid out, by what most of them are: a call whose frame is found by RSP. The
+/// kernel's version does not tell it, since distributions take single changes.
+fn layout(entries: &[u8]) -> Option<(Form, Numbers)> {
+    let entries = entries.as_chunks::<ENTRY_BYTES>().0;
+    let mut counts = [0_u32; 128];
+    for [.., registers, kind] in entries {
+        if registers & 15 != 0 {
+            counts[usize::from((registers & 15) << 3 | kind & 7)] += 1;
+        }
+    }
+    let most = (0..counts.len()).max_by_key(|at| counts[*at])?;
+    match (most >> 3, most & 7) {
+        (5, 0) if entries.iter().any(|[.., kind]| kind & 8 != 0) => {
+            Some((Form::End11, Numbers::Old))
+        }
+        (5, 0) => Some((Form::End10, Numbers::Old)),
+        (5, 2) => Some((Form::Kinds, Numbers::Old)),
+        (3, 2) => Some((Form::Kinds, Numbers::New)),
+        _ => None,
+    }
 }
 
 /// One entry.
@@ -93,23 +158,20 @@ pub(super) struct Entry {
 impl Orc {
     /// The tables of an image; `None` if it has none, or if they do not fit each other.
     pub(super) fn read(image: &KernelImage, kallsyms: &Kallsyms) -> Option<Self> {
-        let address = |name| Some(kallsyms.find(name)?.address);
-        let table = |start, stop| {
-            let start: LinkAddress = address(start)?;
-            let length = usize::try_from(address(stop)?.checked_since(start)?).ok()?;
-            Some((start, image.bytes_at(start, length)?))
-        };
-        let (first, ips) = table("__start_orc_unwind_ip", "__stop_orc_unwind_ip")?;
-        let (_, entries) = table("__start_orc_unwind", "__stop_orc_unwind")?;
-        let form = match image.version()? {
-            (..=5, _) | (6, ..=2) => Form::End10,
-            (6, 3) => Form::End11,
-            _ => Form::Kinds,
-        };
-        Self::parse(first.as_u64(), ips, entries, form)
+        let (first, ips) = IPS.of(image, kallsyms)?;
+        let (_, entries) = ENTRIES.of(image, kallsyms)?;
+        Self::parse(first.as_u64(), ips, entries, layout(entries)?)
     }
 
-    fn parse(first: u64, ips: &[u8], entries: &[u8], form: Form) -> Option<Self> {
+    /// Whether an image has such tables, readable or not.
+    pub(super) fn is_in(image: &KernelImage, kallsyms: &Kallsyms) -> bool {
+        let has = |table: &Table| {
+            image.section(table.section).is_some() || kallsyms.find(table.start).is_some()
+        };
+        has(&IPS) || has(&ENTRIES)
+    }
+
+    fn parse(first: u64, ips: &[u8], entries: &[u8], layout: (Form, Numbers)) -> Option<Self> {
         let count = ips.len() / IP_BYTES;
         if count == 0
             || count > MAX_ENTRIES
@@ -127,19 +189,19 @@ impl Orc {
             })
             .collect();
         // Sorted when the kernel was built, or only when it starts.
-        addresses.is_sorted().then(|| Self { addresses, entries: entries.to_vec(), form })
+        addresses.is_sorted().then(|| Self { addresses, entries: entries.to_vec(), layout })
     }
 
     /// The entry for an instruction; `None` before the first one.
     pub(super) fn at(&self, address: LinkAddress) -> Option<Entry> {
         let behind = self.addresses.partition_point(|start| *start <= address.as_u64());
         let at = behind.checked_sub(1)? * ENTRY_BYTES;
-        Entry::of(*self.entries.get(at..)?.first_chunk()?, self.form)
+        Entry::of(*self.entries.get(at..)?.first_chunk()?, self.layout)
     }
 }
 
 impl Entry {
-    fn of(bytes: [u8; ENTRY_BYTES], form: Form) -> Option<Self> {
+    fn of(bytes: [u8; ENTRY_BYTES], (form, numbers): (Form, Numbers)) -> Option<Self> {
         let [s0, s1, f0, f1, registers, kind] = bytes;
         let (number, ends) = match form {
             Form::End10 => (kind & 3, kind & 4 != 0),
@@ -155,9 +217,9 @@ impl Entry {
             _ => return None,
         };
         Some(Self {
-            stack: Base::of(registers & 15)?,
+            stack: Base::of(registers & 15, numbers)?,
             stack_offset: i16::from_le_bytes([s0, s1]),
-            frame: Base::of(registers >> 4)?,
+            frame: Base::of(registers >> 4, numbers)?,
             frame_offset: i16::from_le_bytes([f0, f1]),
             kind,
         })
@@ -222,18 +284,18 @@ impl Entry {
 }
 
 impl Base {
-    fn of(number: u8) -> Option<Self> {
-        Some(match number {
-            0 => Self::Undefined,
-            1 => Self::PreviousStack,
-            2 => Self::Register(RDX),
-            3 => Self::Register(RDI),
-            4 => Self::Register(RBP),
-            5 => Self::Register(RSP),
-            6 => Self::Register(R10),
-            7 => Self::Register(R13),
-            8 => Self::FrameIndirect,
-            9 => Self::StackIndirect,
+    fn of(number: u8, numbers: Numbers) -> Option<Self> {
+        Some(match (numbers, number) {
+            (_, 0) => Self::Undefined,
+            (Numbers::Old, 1) | (Numbers::New, 8) => Self::PreviousStack,
+            (_, 2) => Self::Register(RDX),
+            (Numbers::Old, 3) => Self::Register(RDI),
+            (_, 4) => Self::Register(RBP),
+            (Numbers::Old, 5) | (Numbers::New, 3) => Self::Register(RSP),
+            (_, 6) => Self::Register(R10),
+            (_, 7) => Self::Register(R13),
+            (Numbers::Old, 8) | (Numbers::New, 10) => Self::FrameIndirect,
+            (_, 9) => Self::StackIndirect,
             _ => return None,
         })
     }
@@ -265,7 +327,7 @@ mod tests {
 
     fn entry(stack: i16, frame: i16, registers: u8, kind: u8, form: Form) -> Option<Entry> {
         let ([s0, s1], [f0, f1]) = (stack.to_le_bytes(), frame.to_le_bytes());
-        Entry::of([s0, s1, f0, f1, registers, kind], form)
+        Entry::of([s0, s1, f0, f1, registers, kind], (form, Numbers::Old))
     }
 
     const STACK: u64 = 0xffff_c900_0000_3e00;
@@ -362,7 +424,8 @@ mod tests {
             })
             .collect();
         let entries = [[8, 0, 0, 0, 5, 2], [16, 0, 0, 0, 5, 2], [0, 0, 0, 0, 0, 1]].concat();
-        let orc = Orc::parse(first, &ips, &entries, Form::Kinds).expect("tables");
+        let orc =
+            Orc::parse(first, &ips, &entries, layout(&entries).expect("known")).expect("tables");
         let offset = |address| orc.at(LinkAddress::new(address)).map(|entry| entry.stack_offset);
         assert_eq!(offset(first - 0x101), None);
         assert_eq!((offset(first - 0x100), offset(first - 0x81)), (Some(8), Some(8)));
@@ -376,7 +439,28 @@ mod tests {
             (&swapped[..], &entries[..]),
             (&[], &[]),
         ] {
-            assert!(Orc::parse(first, ips, entries, Form::Kinds).is_none());
+            assert!(Orc::parse(first, ips, entries, (Form::Kinds, Numbers::Old)).is_none());
         }
+    }
+
+    /// The layout is told by the table and not by the version.
+    #[test]
+    fn a_layout_is_known_by_its_calls() {
+        let table = |registers: u8, kind: u8, last: u8| {
+            let call = [8, 0, 0, 0, registers, kind];
+            [call, call, [0, 0, 0, 0, 0, last], [16, 0, 0, 0, registers, kind]].concat()
+        };
+        let old = Numbers::Old;
+        assert_eq!(layout(&table(0x05, 0, 4)), Some((Form::End10, old)));
+        assert_eq!(layout(&table(0x15, 0, 8)), Some((Form::End11, old)));
+        assert_eq!(layout(&table(0x15, 2, 1)), Some((Form::Kinds, old)));
+        assert_eq!(layout(&table(0x83, 2, 1)), Some((Form::Kinds, Numbers::New)));
+        for unknown in [table(0x05, 1, 0), table(0x07, 2, 1), table(0, 2, 1), vec![]] {
+            assert_eq!(layout(&unknown), None, "{unknown:?}");
+        }
+        let new = |number| Base::of(number, Numbers::New);
+        assert_eq!(new(3), Some(Base::Register(RSP)));
+        assert_eq!((new(8), new(10)), (Some(Base::PreviousStack), Some(Base::FrameIndirect)));
+        assert_eq!((new(1), new(5)), (None, None));
     }
 }

@@ -167,3 +167,14 @@ fn other_files_are_no_kernels() {
     let path = std::env::temp_dir();
     assert!(matches!(KernelImage::open(&path).map(|_| ()), Err(ImageError::NotAFile)));
 }
+
+/// Lists are bounded before they are read: the file may be one long hole.
+#[test]
+fn endless_lists_of_segments_are_refused() {
+    let mut image = crate::made::vmlinux(&crate::made::symbols(true), crate::made::DEBIAN_6_1);
+    image[56..58].copy_from_slice(&2000_u16.to_le_bytes());
+    for file in [image.clone(), crate::made::bzimage(&image)] {
+        let told = KernelImage::from_bytes(&file).expect_err("2,000 segments").to_string();
+        assert!(told.contains("too many segments"), "{told}");
+    }
+}
