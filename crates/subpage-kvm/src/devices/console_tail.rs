@@ -86,7 +86,12 @@ impl Lines {
 /// Whether a line begins with the words, behind the kernel's time stamp.
 fn tells_of_panic(line: &str) -> bool {
     let words = match line.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
-        Some((time, words)) if time.trim().parse::<f64>().is_ok() => words,
+        // Behind the time there may be the task: `[    2.5][    T1] `.
+        Some((stamp, words))
+            if stamp.split(']').next().is_some_and(|time| time.trim().parse::<f64>().is_ok()) =>
+        {
+            words
+        }
         _ => line,
     };
     words.starts_with(PANIC)
@@ -142,11 +147,18 @@ mod tests {
     }
 
     #[test]
+    fn the_time_may_have_the_task_behind_it() {
+        let told = tail("[    2.5][    T1] Kernel panic - not syncing: sysrq\n").panic();
+        assert_eq!(told.expect("a panic").reason, "sysrq");
+    }
+
+    #[test]
     fn other_lines_are_no_panic() {
         for text in [
             "---[ end Kernel panic - not syncing: sysrq ]---\n",
             "grep found: Kernel panic - not syncing\n",
             "[x] Kernel panic - not syncing\n",
+            "[x][ 1.0] Kernel panic - not syncing\n",
             "Kernel panic - not syncing",
         ] {
             assert_eq!(tail(text).panic(), None, "{text}");

@@ -34,6 +34,8 @@ pub struct TrapCounts {
     guarded: u64,
     events: u64,
     rules: BTreeMap<u64, RuleCounts>,
+    /// A rule that is none of the user's, and is not counted.
+    hidden: Option<RuleId>,
     /// The rules that the last write touched; kept for its memory.
     touched: Vec<RuleId>,
 }
@@ -58,6 +60,11 @@ impl TrapCounts {
     /// Events so far.
     pub const fn events(&self) -> u64 {
         self.events
+    }
+
+    /// Leaves this rule out of all counts.
+    pub(crate) fn hide(&mut self, rule: RuleId) {
+        self.hidden = Some(rule);
     }
 
     /// What a rule did.
@@ -87,6 +94,7 @@ impl TrapCounts {
         for name in runs.flat_map(|run| domain.names_of(run)) {
             self.touched.extend(domain.rules().touching(name).map(|active| active.id));
         }
+        self.touched.retain(|id| Some(*id) != self.hidden);
         self.touched.sort_unstable();
         self.touched.dedup();
     }

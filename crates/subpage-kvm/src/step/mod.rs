@@ -312,7 +312,9 @@ impl Batch<'_> {
                 Step::Next(next) => return Ok(BatchEnd::Next(next)),
                 Step::RanOn(reason) => return Ok(BatchEnd::Cannot(reason)),
             }
-            if plan.last || self.made >= most {
+            // What such a write asks for is done before the next instruction.
+            let told = self.context.stores.events.is_first_program(self.processor.number);
+            if plan.last || self.made >= most || told {
                 return Ok(BatchEnd::GoOn);
             }
             at = now;

@@ -1,6 +1,6 @@
 //! From an event to its record.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -32,8 +32,8 @@ struct Watched {
     /// The rule that reports writes there, and is none of the user's.
     rule: RuleId,
     write: FirstProgram,
-    /// It has happened, and nobody has taken notice yet.
-    met: AtomicBool,
+    /// The processor that has done it, from 1, until it takes notice; else 0.
+    met: AtomicU32,
 }
 
 impl Recorder {
@@ -55,7 +55,7 @@ impl Recorder {
 
     /// Has the events of a rule be no events, but tell of the first program; false if there was another.
     pub(crate) fn watch_first_program(&self, rule: RuleId, write: FirstProgram) -> bool {
-        let watched = Watched { rule, write, met: AtomicBool::new(false) };
+        let watched = Watched { rule, write, met: AtomicU32::new(0) };
         self.first_program.set(watched).is_ok()
     }
 
@@ -64,9 +64,20 @@ impl Recorder {
         self.first_program.get().map(|watched| (watched.rule, watched.write))
     }
 
-    /// Whether the write has happened since the last call.
-    pub(crate) fn take_first_program(&self) -> bool {
-        self.first_program.get().is_some_and(|watched| watched.met.swap(false, Ordering::SeqCst))
+    /// Whether this processor has done the write since the last call.
+    pub(crate) fn take_first_program(&self, vcpu: u32) -> bool {
+        let is_ours = |watched: &Watched| {
+            let taken =
+                watched.met.compare_exchange(vcpu + 1, 0, Ordering::SeqCst, Ordering::SeqCst);
+            taken.is_ok()
+        };
+        self.first_program.get().is_some_and(is_ours)
+    }
+
+    /// Whether this processor has done the write, and not yet taken notice.
+    pub(crate) fn is_first_program(&self, vcpu: u32) -> bool {
+        let met = |watched: &Watched| watched.met.load(Ordering::SeqCst) == vcpu + 1;
+        self.first_program.get().is_some_and(met)
     }
 
     /// What time it is.
@@ -86,14 +97,15 @@ impl Recorder {
         event: &Event<&[u8]>,
         write: &WriteParts,
     ) -> Arc<Record> {
-        if let Some(watched) = self.first_program.get()
-            && event.rule == Some(watched.rule)
-        {
+        if let Some(watched) = self.first_program.get() {
             let FirstProgram { at, running } = watched.write;
+            // Whichever rule decided about it: a user's may guard the same bytes.
             if event.gpa == at && event.bytes == running.to_le_bytes() {
-                watched.met.store(true, Ordering::SeqCst);
+                watched.met.store(event.origin.vcpu + 1, Ordering::SeqCst);
             }
-            return Arc::new(Record::new(0, 0, event.clone().map_bytes(<[u8]>::to_vec)));
+            if event.rule == Some(watched.rule) {
+                return Arc::new(Record::new(0, 0, event.clone().map_bytes(<[u8]>::to_vec)));
+            }
         }
         let active = event.rule.and_then(|rule| guard.domain().rules().get(rule));
         let rule_name = active.map(|active| active.rule.name.to_string());

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{MutexGuard, PoisonError};
 
 use subpage::address::ByteRange;
+use subpage::domain::DomainError;
 use subpage::rules::{Action, Moment, Owner, Rule, RuleId, RuleName};
 use subpage_trap::When;
 
@@ -44,6 +45,8 @@ pub struct Arming {
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     moments: BTreeMap<RuleId, Moment>,
+    /// How many processors have come to a moment whose rules are not yet in force.
+    due: u32,
     /// At most one for each rule: a rule is armed once.
     armings: Vec<Arming>,
 }
@@ -59,10 +62,23 @@ impl Waiting {
         self.moments.iter().map(|(rule, moment)| (rule.0, moment.word().to_owned())).collect()
     }
 
-    /// Takes what a snapshot holds. A moment of a newer version can be replaced by a command.
-    pub(super) fn restore(&mut self, saved: &[(u64, String)]) {
-        let moment = |word: &str| Moment::from_word(word).unwrap_or(Moment::Command);
-        self.moments = saved.iter().map(|(rule, word)| (RuleId(*rule), moment(word))).collect();
+    /// Has these rules, which are not in force, wait for what a snapshot says of them. A moment that it does
+    /// not say, or of a newer version, can be replaced by a command.
+    pub(super) fn restore(&mut self, rules: &[RuleId], saved: &[(u64, String)]) {
+        let saved: BTreeMap<_, _> = saved.iter().map(|(rule, word)| (*rule, word)).collect();
+        let moment = |rule: &RuleId| Moment::from_word(saved.get(&rule.0)?);
+        let waits = |rule: &RuleId| (*rule, moment(rule).unwrap_or(Moment::Command));
+        self.moments = rules.iter().map(waits).collect();
+    }
+
+    /// The guest has come to a moment, which is to be told while its processor is still held.
+    pub(super) fn come_to_moment(&mut self) {
+        self.due += 1;
+    }
+
+    /// Whether rules are about to come into force.
+    pub(super) const fn is_due(&self) -> bool {
+        self.due > 0
     }
 
     /// A rule is gone.
@@ -106,17 +122,37 @@ impl VmShared {
         let touched = Touched::closing(pages_of(ranges));
         let ((), _) = self.change(
             |_| touched.clone(),
-            |domain| domain.arm_rules(rules).map(|token| ((), token)),
+            // One that was removed meanwhile needs no arming.
+            |domain| {
+                let is_there = |id: &&RuleId| domain.rules().get(**id).is_some();
+                let rules: Vec<_> = rules.iter().filter(is_there).copied().collect();
+                domain.arm_rules(&rules).map(|token| ((), token))
+            },
         )?;
         Ok(())
     }
 
-    /// Puts rules in force; those that were not before.
+    /// Puts rules in force; those that were not before. Fails if one is not there.
+    pub(crate) fn arm_named(
+        &self,
+        rules: &[RuleId],
+        by: ArmedBy,
+    ) -> Result<Vec<RuleId>, ChangeError> {
+        let guard = self.guard();
+        let missing = rules.iter().find(|id| guard.domain().rules().get(**id).is_none());
+        if let Some(missing) = missing {
+            return Err(ChangeError::Domain(DomainError::NoSuchRule(*missing)));
+        }
+        drop(guard);
+        self.arm(rules, by)
+    }
+
+    /// Puts rules in force; those that were not before, and are there.
     pub(crate) fn arm(&self, rules: &[RuleId], by: ArmedBy) -> Result<Vec<RuleId>, ChangeError> {
         let mut rules: Vec<RuleId> = {
             let guard = self.guard();
             let waits =
-                |id: &&RuleId| guard.domain().rules().get(**id).is_none_or(|active| !active.armed);
+                |id: &&RuleId| guard.domain().rules().get(**id).is_some_and(|active| !active.armed);
             rules.iter().filter(waits).copied().collect()
         };
         rules.sort_unstable();
@@ -130,9 +166,9 @@ impl VmShared {
         let mut waiting = self.waiting();
         let all = guard.domain().rules();
         let name = |id: &RuleId| Some((*id, all.get(*id)?.rule.name.to_string()));
-        let named = rules.iter().filter_map(name).collect();
         // Of two who arm the same rule at the same time, one has.
         rules.retain(|id| waiting.moments.remove(id).is_some());
+        let named = rules.iter().filter_map(name).collect();
         if !rules.is_empty() {
             waiting.armings.push(Arming { rules: named, by, when });
         }
@@ -153,8 +189,13 @@ impl VmShared {
         self.arm(&waiting, by)
     }
 
-    /// The guest has come to a moment. Its processor is held by nobody.
+    /// The guest has come to a moment, which [`Waiting::come_to_moment`] knows. Its processor is held by nobody.
     pub(crate) fn guest_arms(&self, moment: Moment) {
+        self.arm_at(moment);
+        self.waiting().due -= 1;
+    }
+
+    fn arm_at(&self, moment: Moment) {
         let mut by = ArmedBy::Write;
         if moment == Moment::Init {
             by = ArmedBy::Init;
@@ -191,7 +232,11 @@ impl Vm {
             action: Action::Log,
             locked: false,
         };
-        let rule = self.machine.add_rules(&[rule])?;
+        let touched = Touched::closing(pages_of([rule.range.gfns()]));
+        // It is none of the user's: neither counted nor shown.
+        let (rule, _) =
+            self.machine.change(|_| touched.clone(), |domain| domain.add_rules(&[rule]))?;
+        self.machine.guard().trap_counts.hide(rule);
         let first = self.machine.events.watch_first_program(rule, write);
         assert!(first, "one write is watched");
         Ok(())
@@ -199,7 +244,7 @@ impl Vm {
 
     /// Puts rules in force; the numbers of those that were not before.
     pub fn arm(&self, rules: &[RuleId]) -> Result<Vec<RuleId>, VmError> {
-        Ok(self.machine.arm(rules, ArmedBy::Command)?)
+        Ok(self.machine.arm_named(rules, ArmedBy::Command)?)
     }
 
     /// What has come into force since the last call, while the guest ran.

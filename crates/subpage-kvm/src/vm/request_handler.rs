@@ -70,7 +70,7 @@ impl RequestHandler for VmRequestHandler {
                 let armed = if rules.is_empty() {
                     machine.arm_waiting(Moment::Command, ArmedBy::Command)
                 } else {
-                    machine.arm(&rules, ArmedBy::Command)
+                    machine.arm_named(&rules, ArmedBy::Command)
                 };
                 let armed = armed.map_err(|error| refusal(&error))?;
                 Ok(Reply::Armed { armed: armed.iter().map(|rule| rule.0).collect() })
@@ -205,13 +205,21 @@ fn rule_of(new: &NewRule) -> Result<Rule, Refusal> {
 }
 
 fn find(machine: &VmShared, rule: &RuleRef) -> Result<RuleId, Refusal> {
+    // One of this VMM's own is nobody's.
+    let own = machine.events.first_program().map(|(rule, _)| rule);
     let name = match rule {
+        RuleRef::Number(number) if own == Some(RuleId(*number)) => {
+            return Err(refuse("ENOENT", &format!("no rule has the number {number}")));
+        }
         RuleRef::Number(number) => return Ok(RuleId(*number)),
         RuleRef::Name(name) => name,
     };
     let guard = machine.guard();
-    let mut named =
-        guard.domain().rules().iter().filter(|active| active.rule.name.as_str() == name);
+    let mut named = guard
+        .domain()
+        .rules()
+        .iter()
+        .filter(|active| active.rule.name.as_str() == name && own != Some(active.id));
     match (named.next(), named.next()) {
         (Some(active), None) => Ok(active.id),
         (None, _) => Err(refuse("ENOENT", &format!("no rule has the name {name:?}"))),

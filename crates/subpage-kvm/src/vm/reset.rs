@@ -65,10 +65,7 @@ impl VmShared {
     /// used.
     pub(crate) fn reset(&self) {
         if !self.reboots {
-            self.end(match self.ports().panic() {
-                Some(PanicReport { reason, lines }) => Ending::Panicked { reason, console: lines },
-                None => Ending::Reset,
-            });
+            self.end_by_reset();
             return;
         }
         let mut paused = self.vcpus.pause();
@@ -79,11 +76,19 @@ impl VmShared {
         }
     }
 
+    /// Ends a guest that is not started again: by the reset that it asked for, or by the panic before it.
+    fn end_by_reset(&self) {
+        self.end(match self.ports().panic() {
+            Some(PanicReport { reason, lines }) => Ending::Panicked { reason, console: lines },
+            None => Ending::Reset,
+        });
+    }
+
     fn try_reset(&self, paused: &mut Paused<'_>) -> Result<(), VmError> {
         let start = self.start.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(start) = start.as_ref() else {
             // A restored guest has no image.
-            self.end(Ending::Reset);
+            self.end_by_reset();
             return Ok(());
         };
         let request = boot::Request {

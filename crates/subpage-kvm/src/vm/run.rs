@@ -19,14 +19,23 @@ pub(super) fn run(machine: &Arc<VmShared>, number: usize) {
         let next = turns(machine, &mut processor, number);
         let next = explained(machine, &processor, next);
         let given = processor.give_back();
+        if let Ok(Some(Next::Arm(_))) = &next {
+            machine.waiting().come_to_moment();
+        }
         // A change of slots takes all processors, this one too.
         drop(processor);
+        let moment = match &next {
+            Ok(Some(Next::Arm(moment))) => Some(*moment),
+            _ => None,
+        };
+        if let Some(moment) = moment {
+            machine.guest_arms(moment);
+        }
         match next.and_then(|next| given.map(|()| next).map_err(Failure::from)) {
-            Ok(None | Some(Next::Enter)) => {}
+            Ok(None | Some(Next::Enter | Next::Arm(_))) => {}
             Ok(Some(Next::Settle)) => machine.settle(),
             Ok(Some(Next::Step(_))) => unreachable!("a step is made where it is asked for"),
             Ok(Some(Next::HoldTables(pages))) => machine.hold_tables(&pages),
-            Ok(Some(Next::Arm(moment))) => machine.guest_arms(moment),
             Ok(Some(Next::Reset)) => machine.reset(),
             Ok(Some(Next::End(ending))) => machine.end(ending),
             Err(failure) => machine.end(Ending::Failed(failure)),
@@ -117,7 +126,7 @@ fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Nex
             machine.metrics.exit(ExitKind::Mmio);
             let next = mmio_store(machine.stores(), processor, kick, address, &data);
             machine.metrics.write_trapped(machine.clock.since(began));
-            after_store(machine, next)
+            after_store(machine, vcpu, next)
         }
         Exit::Trapped(cause) => {
             let began = machine.clock.now();
@@ -128,7 +137,7 @@ fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Nex
                 next => next,
             };
             machine.metrics.write_trapped(machine.clock.since(began));
-            after_store(machine, next)
+            after_store(machine, vcpu, next)
         }
         Exit::Port(effect) => {
             machine.metrics.exit(ExitKind::Io);
@@ -151,9 +160,13 @@ fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Nex
 }
 
 /// What comes after a store: perhaps it has told that the guest's kernel starts its first program.
-fn after_store(machine: &VmShared, next: Result<Next, Failure>) -> Result<Next, Failure> {
+fn after_store(
+    machine: &VmShared,
+    vcpu: u32,
+    next: Result<Next, Failure>,
+) -> Result<Next, Failure> {
     match next {
-        Ok(Next::Enter | Next::Settle) if machine.events.take_first_program() => {
+        Ok(Next::Enter | Next::Settle) if machine.events.take_first_program(vcpu) => {
             Ok(Next::Arm(Moment::Init))
         }
         next => next,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use subpage::address::{Gfn, GfnRange, Gpa};
 use subpage::rules::RuleId;
 
-use super::{Configuration, Vm, VmError, VmShared};
+use super::{Configuration, Paused, Vm, VmError, VmShared};
 use crate::boot::FirstProgram;
 use crate::guard::ChangeError;
 use crate::memory::MemoryAlias;
@@ -15,12 +15,29 @@ use crate::snapshot::{Chips, Header, ProcessorState, Reader, SnapshotError, Writ
 use crate::trap::PageSet;
 
 impl VmShared {
+    /// Stops all processors where no rule is about to come into force: the guest does not come to the same
+    /// moment again.
+    fn pause_between_moments(&self) -> Paused<'_> {
+        loop {
+            let paused = self.vcpus.pause();
+            if !self.waiting().is_due() {
+                return paused;
+            }
+            drop(paused);
+            std::thread::yield_now();
+        }
+    }
+
     /// Saves the guest as it is between two instructions; it goes on afterwards. How many bytes the
     /// file has.
     pub(crate) fn save(&self, path: &Path) -> Result<u64, SnapshotError> {
         // What can fail early does so before the guest is stopped.
         let writer = Writer::create(path)?;
-        let mut paused = self.vcpus.pause();
+        let mut paused = self.pause_between_moments();
+        // Each lock by itself: others take the guard's first.
+        let ports = self.ports().save();
+        let waiting = self.waiting().saved();
+        let held_tables = runs(self.guard().traps().tables());
         let processors = paused
             .processors
             .iter_mut()
@@ -37,13 +54,13 @@ impl VmShared {
             feature_choice: self.feature_choice.to_string(),
             processors,
             chips: Chips::save(&self.vm)?,
-            ports: self.ports().save(),
-            waiting: self.waiting().saved(),
+            ports,
+            waiting,
             first_program: self
                 .events
                 .first_program()
                 .map(|(rule, write)| (rule.0, write.at.as_u64(), write.running)),
-            held_tables: runs(self.guard().traps().tables()),
+            held_tables,
         };
         let state = self
             .guard()
@@ -93,8 +110,15 @@ impl Vm {
         }
         let state = reader.finish(&machine.ram)?;
         machine.guard().import(&machine.ram, &state)?;
+        let watched = header.first_program.map(|(rule, ..)| RuleId(rule));
+        let mut waiting = Vec::new();
         for active in machine.guard().domain().rules().iter() {
-            machine.metrics.rule_added(active.rule.name.as_str());
+            if !active.armed {
+                waiting.push(active.id);
+            }
+            if Some(active.id) != watched {
+                machine.metrics.rule_added(active.rule.name.as_str());
+            }
         }
         let mut paused = machine.vcpus.pause();
         header.chips.restore(&machine.vm)?;
@@ -105,11 +129,12 @@ impl Vm {
             .ports()
             .restore(&header.ports)
             .map_err(|error| SnapshotError::Content(error.to_string()))?;
-        machine.waiting().restore(&header.waiting);
+        machine.waiting().restore(&waiting, &header.waiting);
         if let Some((rule, at, running)) = header.first_program
             && let Ok(at) = Gpa::try_new(at)
         {
             machine.events.watch_first_program(RuleId(rule), FirstProgram { at, running });
+            machine.guard().trap_counts.hide(RuleId(rule));
         }
         machine.hold_again(&paused, &header.held_tables);
         drop(paused);

@@ -193,3 +193,43 @@ fn the_first_program_is_known_by_the_write_before_it() {
         }
     }
 }
+
+/// Other rules on the same bytes do not hide the write, and nobody reaches the one that watches it.
+#[test]
+fn the_first_program_is_known_whoever_guards_the_same_bytes() {
+    if !kvm() {
+        return;
+    }
+    let (state, guarded) = (PLAIN + 0x44, PAGE + 0x800);
+    for configuration in both_ways() {
+        let mut guest = Guest::new(&configuration, |code| {
+            code.mov(rdi, guarded).unwrap();
+            code.mov(rbx, state).unwrap();
+            code.mov(dword_ptr(rbx), 3).unwrap();
+            code.inc(byte_ptr(rdi)).unwrap();
+            exit(code, 0);
+        });
+        let rules = [
+            (rule("first program", state, 4, Action::Log), Moment::Start),
+            (rule("later", guarded, 1, Action::Deny), Moment::Init),
+            (rule("gone", guarded + 8, 1, Action::Deny), Moment::Init),
+        ];
+        let first = guest.vm.add_rules_at(&rules).expect("memory of the guest").0;
+        let write = FirstProgram { at: Gpa::new(state), running: 3 };
+        guest.vm.watch_first_program(write).expect("memory of the guest");
+        let handler = guest.vm.request_handler();
+        let remove = |rule| handler.perform(Request::Remove { rule });
+        assert!(remove(RuleRef::Number(first + 3)).is_err(), "it is nobody's");
+        let lock = Request::Lock { rule: RuleRef::Name("first program".to_owned()) };
+        handler.perform(lock).expect("the one rule that is shown with this name");
+        remove(RuleRef::Name("gone".to_owned())).expect("a rule");
+        guest.run_well();
+        assert_eq!(guest.read(guarded), [0], "denied");
+        let events: Vec<_> = guest.events().iter().map(|event| event.rule_name.clone()).collect();
+        assert_eq!(events, [Some("first program".to_owned()), Some("later".to_owned())]);
+        let armings = guest.vm.take_armings();
+        assert_eq!(armings.len(), 1, "{armings:?}");
+        assert_eq!(armings[0].rules, [(subpage::rules::RuleId(first + 1), "later".to_owned())]);
+        assert_eq!(guest.vm.waiting_rules(), []);
+    }
+}
