@@ -59,23 +59,28 @@ impl Neighbours {
             start..own.end.checked_next_multiple_of(unit).unwrap_or(u64::MAX)
         };
         let (pages, sub_pages) = (around(PAGE), around(SUB_PAGE));
-        let beside = |symbol: &Symbol<'_>, unit: &Range<u64>| {
+        let beside = |symbol: &Symbol<'_>, next: u64, unit: &Range<u64>| {
             let first = symbol.address.as_u64();
-            let end = first.saturating_add(symbol.length.unwrap_or(1));
+            // What nothing tells the length of reaches to the next symbol, however far.
+            let end = symbol
+                .length
+                .map_or(next.max(first.saturating_add(1)), |bytes| first.saturating_add(bytes));
             first < unit.end && end > unit.start
         };
         let mut neighbours = Self { in_pages: 0, in_sub_pages: Vec::new(), more: 0 };
-        for symbol in kallsyms.iter() {
+        let mut symbols = kallsyms.iter().peekable();
+        while let Some(symbol) = symbols.next() {
             let address = symbol.address.as_u64();
+            let next = symbols.peek().map_or(u64::MAX, |next| next.address.as_u64());
             if !matches!(symbol.kind.to_ascii_lowercase(), 'b' | 'd')
                 || own.contains(&address)
                 || constants.holds(address)
-                || !beside(&symbol, &pages)
+                || !beside(&symbol, next, &pages)
             {
                 continue;
             }
             neighbours.in_pages += 1;
-            if beside(&symbol, &sub_pages) {
+            if beside(&symbol, next, &sub_pages) {
                 if neighbours.in_sub_pages.len() < SHOWN {
                     neighbours.in_sub_pages.push(symbol.name.to_owned());
                 } else {

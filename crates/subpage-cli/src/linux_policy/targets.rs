@@ -168,11 +168,16 @@ pub(super) const TARGETS: &[Target] = &[
         counted: Some(counted(0, 0)),
         ..helper("reboot_cmd", 16, "The program that the kernel runs as root to reboot.")
     },
-    helper(
-        "uevent_helper",
-        256,
-        "The program that the kernel runs as root when a device comes or goes.",
-    ),
+    Target {
+        // Mostly empty in the image, so among what the kernel sets to zero when it starts.
+        settled: Settled::AtInit,
+        writer: "root, by /sys/kernel/uevent_helper or /proc/sys/kernel/hotplug",
+        ..helper(
+            "uevent_helper",
+            256,
+            "The program that the kernel runs as root when a device comes or goes.",
+        )
+    },
     Target {
         counted: Some(counted(14_454, 0)),
         ..switch("modules_disabled", 4, "At 1, no module can be loaded; it never goes back.")
@@ -241,7 +246,11 @@ pub(super) const TARGETS: &[Target] = &[
     },
     Target {
         extent: Extent::Bytes(4),
-        ..table("apparmor_enabled", Pack::Lsm, "Whether AppArmor is in force.")
+        ..table(
+            "apparmor_enabled",
+            Pack::Lsm,
+            "Whether AppArmor was switched on at boot; it is not asked when a program is checked.",
+        )
     },
     table(
         "security_hook_heads",
@@ -256,7 +265,11 @@ pub(super) const TARGETS: &[Target] = &[
     Target {
         settled: Settled::AtEntry,
         writer: NOBODY,
-        ..table("sys_call_table", Pack::Tables, "The functions of the system calls.")
+        ..table(
+            "sys_call_table",
+            Pack::Tables,
+            "The functions of the system calls, up to Linux 6.8.",
+        )
     },
     Target {
         settled: Settled::AtEntry,
@@ -282,10 +295,7 @@ pub(super) const TARGETS: &[Target] = &[
         writer: NOBODY,
         ..table("inet_stream_ops", Pack::Operations, "The functions of TCP sockets.")
     },
-    Target {
-        in_default: false,
-        ..table("tcp_prot", Pack::Operations, "The functions of TCP, and its counters.")
-    },
+    Target { in_default: false, ..table("tcp_prot", Pack::Operations, "The functions of TCP.") },
     Target {
         in_default: false,
         extent: Extent::Until("_etext"),

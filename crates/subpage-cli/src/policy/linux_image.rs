@@ -44,7 +44,7 @@ pub fn read_linux(path: &Path) -> Result<Option<LinuxSymbols>, SymbolError> {
     let (mut ranges, mut unplaced) = (Vec::new(), Vec::new());
     for symbol in kallsyms.iter() {
         let name = symbol.name.to_owned();
-        let reason = match (symbol.placement, symbol.address.physical()) {
+        let reason = match (symbol.placement, image.physical(symbol.address)) {
             (Placement::Image, Some(start)) => {
                 ranges.push(NamedRange { name, start, length: symbol.length.unwrap_or(0) });
                 continue;

@@ -107,6 +107,19 @@ fn what_a_kernel_does_not_have_is_said() {
     assert!(told.contains("nothing of these packs: selinux_state (not in this kernel)"), "{told}");
 }
 
+/// A table that nothing goes by any more gets no rule.
+#[test]
+fn the_table_of_system_calls_is_guarded_where_it_is_used() {
+    let directory = tempfile::tempdir().expect("directory");
+    let table = wanted(DATA + 0x400, 'D', "sys_call_table");
+    let switch = wanted(made::TEXT + 0x4_0000, 'T', "x64_sys_call");
+    let text = written(&kernel(directory.path(), &[table.clone()]), &[Pack::Tables]);
+    assert!(rule(&text.expect("a policy"), "sys_call_table").is_some());
+    let told = written(&kernel(directory.path(), &[table, switch]), &[Pack::Tables]);
+    let told = told.expect_err("nothing").event().expect("bad input").message;
+    assert!(told.contains("sys_call_table (this kernel's system calls do not go by it)"), "{told}");
+}
+
 #[test]
 fn other_files_are_refused() {
     let directory = tempfile::tempdir().expect("directory");

@@ -57,7 +57,10 @@ impl Witness for KernelWitness {
             uid: task.uid,
         });
         let call_trace = calls.into_iter().map(named).collect();
-        let source = self.functions.testify(scene).source;
+        // The file knows addresses as linked.
+        let mut as_linked = *scene;
+        as_linked.rip = scene.rip.and_then(|rip| rip.checked_sub(self.slide.bytes()));
+        let source = self.functions.testify(&as_linked).source;
         Testimony { function, source, call_trace, task }
     }
 }
