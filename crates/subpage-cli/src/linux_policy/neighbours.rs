@@ -7,6 +7,9 @@ use subpage_linux::{Kallsyms, LinkAddress, Symbol};
 /// Names at most that are given.
 const SHOWN: usize = 4;
 
+/// Longest array, in bytes, that a distance is taken for.
+const MAX_ARRAY: u64 = 4 << 20;
+
 /// Pages and sub-pages, in bytes.
 const PAGE: u64 = 4096;
 const SUB_PAGE: u64 = 128;
@@ -61,10 +64,11 @@ impl Neighbours {
         let (pages, sub_pages) = (around(PAGE), around(SUB_PAGE));
         let beside = |symbol: &Symbol<'_>, next: u64, unit: &Range<u64>| {
             let first = symbol.address.as_u64();
-            // What nothing tells the length of reaches to the next symbol, however far.
-            let end = symbol
-                .length
-                .map_or(next.max(first.saturating_add(1)), |bytes| first.saturating_add(bytes));
+            let end = symbol.length.map(|bytes| first.saturating_add(bytes));
+            // What is too long for a length reaches to the next symbol, if that is anywhere near.
+            let far =
+                next.checked_sub(first).filter(|distance| *distance <= MAX_ARRAY).map(|_| next);
+            let end = end.or(far).unwrap_or(first.saturating_add(1));
             first < unit.end && end > unit.start
         };
         let mut neighbours = Self { in_pages: 0, in_sub_pages: Vec::new(), more: 0 };

@@ -113,7 +113,7 @@ fn the_table_of_system_calls_is_guarded_where_it_is_used() {
     let directory = tempfile::tempdir().expect("directory");
     let table = wanted(DATA + 0x400, 'D', "sys_call_table");
     let switch = wanted(made::TEXT + 0x4_0000, 'T', "x64_sys_call");
-    let text = written(&kernel(directory.path(), &[table.clone()]), &[Pack::Tables]);
+    let text = written(&kernel(directory.path(), std::slice::from_ref(&table)), &[Pack::Tables]);
     assert!(rule(&text.expect("a policy"), "sys_call_table").is_some());
     let told = written(&kernel(directory.path(), &[table, switch]), &[Pack::Tables]);
     let told = told.expect_err("nothing").event().expect("bad input").message;

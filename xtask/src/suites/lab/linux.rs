@@ -14,7 +14,7 @@ const QUIET: &str = "console=ttyS0 quiet";
 /// The parts of a host's job that boot Linux.
 pub(super) fn parts(host: Host, example: &Path) -> Vec<Expected> {
     let processors: &[&str] = match host {
-        Host::Amd => &["1", "2", "4"],
+        Host::Amd => &["1", "2"],
         // Minutes for each.
         Host::Intel => &["1"],
     };
