@@ -247,6 +247,15 @@ fn unrun(host: Host, tests: &TestNames, filters: &[&str]) -> Vec<(String, Count)
             )
         });
     }
+    let guests = linux::parts(host, Path::new("")).len() as u64;
+    lines.push((
+        format!(
+            "by name alone on {name}: {} ({guests} guests): {}",
+            linux::NAME,
+            linux::BY_NAME_ALONE
+        ),
+        Count { skipped: guests, ..Count::default() },
+    ));
     lines
 }
 
@@ -254,7 +263,10 @@ fn unrun(host: Host, tests: &TestNames, filters: &[&str]) -> Vec<(String, Count)
 fn parts(host: Host, examples: &Path, tests: &TestNames, filters: &[&str]) -> Vec<Expected> {
     let mut parts = vec![command("subpage check".into(), &["subpage", "check"], 0, &[])];
     parts.extend(kernel_example(&examples.join("kernel")));
-    parts.extend(linux::parts(host, &examples.join("linux")));
+    parts.push(linux::names(&examples.join("linux")));
+    if !filters.is_empty() {
+        parts.extend(linux::parts(host, &examples.join("linux")));
+    }
     parts.retain(|expected| {
         filters.is_empty() || filters.iter().any(|part| expected.part.title.contains(part))
     });
@@ -360,7 +372,10 @@ mod tests {
         let (skipped, failed) = said.iter().fold((0, 0), |(skipped, failed), (_, count)| {
             (skipped + count.skipped, failed + count.failed)
         });
-        assert_eq!((skipped, failed), (all - 1, 0), "{said:?}");
+        let guests = linux::parts(Host::Intel, Path::new("/e")).len() as u64;
+        assert_eq!((skipped, failed), (all - 1 + guests, 0), "{said:?}");
+        let titled = parts(Host::Intel, Path::new("/e"), &tests, &[linux::NAME]);
+        assert_eq!(titled.len() as u64, guests, "named, they run");
         let run = |filters: &[&str]| -> Vec<String> {
             parts(Host::Intel, Path::new("/e"), &tests, filters)
                 .into_iter()
