@@ -134,13 +134,13 @@ impl Log {
     }
 
     /// What a part came to, with the reason if it is not what was expected: of a command, this status
-    /// and lines that contain these texts, in this order; of tests, that each has passed. One without a
+    /// and lines that contain the texts of each list, in its order; of tests, that each has passed. One without a
     /// result has failed.
     pub(super) fn judge(
         &self,
         part: &Part,
         status: u8,
-        said: &[String],
+        said: &[Vec<String>],
     ) -> (Count, Option<String>) {
         let Some(state) = self.parts.get(&part.title) else {
             return (Count::FAILED, Some("it did not run".into()));
@@ -185,10 +185,13 @@ impl Log {
     }
 }
 
-/// The first text that no line has, of those behind the line with the text before.
-fn unsaid(lines: &[String], said: &[String]) -> Option<String> {
-    let mut lines = lines.iter();
-    let missing = said.iter().find(|text| !lines.any(|line| line.contains(text.as_str())))?;
+/// The first text that no line has, of those behind the line with the text before; each list by itself.
+fn unsaid(lines: &[String], said: &[Vec<String>]) -> Option<String> {
+    let missing = |texts: &Vec<String>| {
+        let mut lines = lines.iter();
+        texts.iter().find(|text| !lines.any(|line| line.contains(text.as_str()))).cloned()
+    };
+    let missing = said.iter().find_map(missing)?;
     Some(format!("it did not say, or not in this order: {missing}"))
 }
 
@@ -335,7 +338,7 @@ mod tests {
         log.line(Line::Ended { status: 0 }, at(3));
         let said = |texts: &[&str]| {
             let texts: Vec<_> = texts.iter().map(|text| (*text).to_owned()).collect();
-            log.judge(&command(), 0, &texts)
+            log.judge(&command(), 0, &[texts])
         };
         assert_eq!(said(&["one", "red"]), (Count::PASSED, None));
         for wrong in [["red", "one"], ["one", "one"], ["two", "blue"]] {

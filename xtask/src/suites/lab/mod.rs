@@ -60,8 +60,9 @@ const PROGRAMS: [&str; 2] = ["example", "kvm"];
 struct Expected {
     part: Part,
     status: u8,
-    /// Lines of its output that contain these, in this order.
-    said: Vec<String>,
+    /// Lines of its output contain the texts of each list, in its order. What a guest prints and what
+    /// the tool says of it come in any order.
+    said: Vec<Vec<String>>,
 }
 
 /// The names of a program's tests.
@@ -317,9 +318,10 @@ fn kernel_example(example: &Path) -> Vec<Expected> {
 }
 
 /// A command that has to end with a status and to print lines that contain these texts.
-fn command(title: String, words: &[&str], status: u8, said: &[&str]) -> Expected {
+fn command(title: String, words: &[&str], status: u8, said: &[&[&str]]) -> Expected {
     let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-    Expected { part: Part { title, work: Work::Command(owned(words)) }, status, said: owned(said) }
+    let said = said.iter().map(|texts| owned(texts)).collect();
+    Expected { part: Part { title, work: Work::Command(owned(words)) }, status, said }
 }
 
 #[cfg(test)]
