@@ -156,17 +156,17 @@ static void work(word rounds)
         CALL(WAIT4, child, &status, 0);
         CALL(CLOSE, ends[0], 0, 0);
         CALL(CLOSE, ends[1], 0, 0);
-        CALL(MKDIR, "/work", 0755, 0);
-        call(MOUNT, (word) "none", (word) "/work", (word) "ramfs", 0, 0);
-        long file = CALL(OPEN, "/work/a", WRITE_ONLY | CREATE, 0644);
+        CALL(MKDIR, "/scratch", 0755, 0);
+        call(MOUNT, (word) "none", (word) "/scratch", (word) "ramfs", 0, 0);
+        long file = CALL(OPEN, "/scratch/a", WRITE_ONLY | CREATE, 0644);
         CALL(WRITE, file, "text\n", 5);
         CALL(CLOSE, file, 0, 0);
-        CALL(SYMLINK, "/work/a", "/work/b", 0);
-        CALL(RENAME, "/work/a", "/work/c", 0);
-        CALL(UNLINK, "/work/b", 0, 0);
-        CALL(UNLINK, "/work/c", 0, 0);
-        CALL(UMOUNT, "/work", 0, 0);
-        CALL(RMDIR, "/work", 0, 0);
+        CALL(SYMLINK, "/scratch/a", "/scratch/b", 0);
+        CALL(RENAME, "/scratch/a", "/scratch/c", 0);
+        CALL(UNLINK, "/scratch/b", 0, 0);
+        CALL(UNLINK, "/scratch/c", 0, 0);
+        CALL(UMOUNT, "/scratch", 0, 0);
+        CALL(RMDIR, "/scratch", 0, 0);
     }
     print("work: ");
     print_number(rounds);
