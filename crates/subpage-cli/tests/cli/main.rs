@@ -18,6 +18,7 @@ mod options;
 mod place;
 mod policy;
 mod policy_linux;
+mod recorded_fields;
 mod report;
 mod runs;
 mod schema;

@@ -132,15 +132,7 @@ pub(super) fn plan(source: Source) -> Result<Image, BootError> {
     let pieces = segments(&source, &headers).map_err(wrong)?;
     let entry = entry(&headers).map_err(wrong)?;
     let setup = Setup::without_header();
-    Ok(Image {
-        format: Format::Elf64,
-        source,
-        entry,
-        pieces,
-        setup,
-        kernel: None,
-        own_loader: None,
-    })
+    Ok(Image::plain(Format::Elf64, source, entry, pieces, setup))
 }
 
 /// Where the load segments go.

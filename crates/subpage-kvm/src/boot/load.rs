@@ -105,6 +105,19 @@ pub(super) struct Image {
     pub(super) own_loader: Option<String>,
 }
 
+impl Image {
+    /// One in which no Linux kernel has to be looked for.
+    pub(super) fn plain(
+        format: Format,
+        source: Source,
+        entry: u64,
+        pieces: Vec<Piece>,
+        setup: Setup,
+    ) -> Self {
+        Self { format, source, entry, pieces, setup, kernel: None, own_loader: None }
+    }
+}
+
 /// Bytes of a file, zeros behind them, and where they go.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Piece {

@@ -227,15 +227,7 @@ pub(super) fn plan(
         return Err(high("end", piece.placed.end()));
     }
     let setup = Setup::without_header();
-    Ok(Image {
-        format: Format::Multiboot,
-        source,
-        entry,
-        pieces,
-        setup,
-        kernel: None,
-        own_loader: None,
-    })
+    Ok(Image::plain(Format::Multiboot, source, entry, pieces, setup))
 }
 
 /// Entry and place of a file whose header has the addresses.

@@ -258,3 +258,20 @@ impl Vm {
         waiting.moments.iter().map(|(id, moment)| (*id, *moment)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The engine says which rules wait; a snapshot only for what.
+    #[test]
+    fn a_restored_rule_waits_for_what_was_saved_or_for_a_command() {
+        let saved =
+            [(1, "init".to_owned()), (2, "a later one".to_owned()), (9, "write".to_owned())];
+        let mut waiting = Waiting::default();
+        waiting.restore(&[RuleId(1), RuleId(2), RuleId(3)], &saved);
+        let of = |rule| waiting.of(RuleId(rule));
+        assert_eq!((of(1), of(2)), (Some(Moment::Init), Some(Moment::Command)));
+        assert_eq!((of(3), of(9)), (Some(Moment::Command), None));
+    }
+}

@@ -190,6 +190,7 @@ fn the_first_program_is_known_by_the_write_before_it() {
             assert_eq!(armings[0].rules, [(first, "later".to_owned())]);
             assert_eq!(armings[0].by, ArmedBy::Init);
             assert_eq!(guest.vm.trapped_pages(), 1, "the variable's page is open again");
+            assert_eq!(guest.vm.trap_counts().guarded(), 1, "the other rule does not count");
         }
     }
 }

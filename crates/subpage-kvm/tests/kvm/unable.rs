@@ -28,6 +28,16 @@ fn told(guard: &[(&str, u64)], code: impl Fn(&mut CodeAssembler)) -> Vec<(Vec<In
     all
 }
 
+/// #UD with a stack in the page and an IDT of zeros.
+fn without_handlers(code: &mut CodeAssembler) {
+    code.mov(word_ptr(PLAIN + 0x100), 0xfff).unwrap();
+    code.mov(rax, PLAIN).unwrap();
+    code.mov(qword_ptr(PLAIN + 0x102), rax).unwrap();
+    code.lidt(qword_ptr(PLAIN + 0x100)).unwrap();
+    code.mov(rsp, PAGE + 0x800).unwrap();
+    code.ud2().unwrap();
+}
+
 /// AMD's processors lose their state at a shutdown: there is nothing to be told then.
 fn is_lost(text: &str) -> bool {
     text.starts_with("the guest has had a triple fault at 0xfff0")
@@ -38,16 +48,7 @@ fn the_stack_and_the_tables_are_named_with_their_rules() {
     if !kvm() {
         return;
     }
-    let code = |code: &mut CodeAssembler| {
-        // An IDT of zeros.
-        code.mov(word_ptr(PLAIN + 0x100), 0xfff).unwrap();
-        code.mov(rax, PLAIN).unwrap();
-        code.mov(qword_ptr(PLAIN + 0x102), rax).unwrap();
-        code.lidt(qword_ptr(PLAIN + 0x100)).unwrap();
-        code.mov(rsp, PAGE + 0x800).unwrap();
-        code.ud2().unwrap();
-    };
-    for (in_traps, text) in told(&[("the stack", PAGE), ("the table", PLAIN)], code) {
+    for (in_traps, text) in told(&[("the stack", PAGE), ("the table", PLAIN)], without_handlers) {
         if is_lost(&text) {
             println!("skipped: {text}");
             continue;
@@ -90,16 +91,8 @@ fn a_page_that_traps_for_its_neighbour_has_no_rule() {
     if !kvm() {
         return;
     }
-    let code = |code: &mut CodeAssembler| {
-        code.mov(word_ptr(PLAIN + 0x100), 0xfff).unwrap();
-        code.mov(rax, PLAIN).unwrap();
-        code.mov(qword_ptr(PLAIN + 0x102), rax).unwrap();
-        code.lidt(qword_ptr(PLAIN + 0x100)).unwrap();
-        code.mov(rsp, PAGE + 0x800).unwrap();
-        code.ud2().unwrap();
-    };
     // The first bytes of the page behind that of the stack.
-    for (in_traps, text) in told(&[("behind", PAGE + 0x1000 - 0xf00)], code) {
+    for (in_traps, text) in told(&[("behind", PAGE + 0x1000 - 0xf00)], without_handlers) {
         assert!(in_traps.iter().all(|it| it.rule.is_none()), "{text}");
         assert!(!text.contains("guarded pages"), "{text}");
     }
