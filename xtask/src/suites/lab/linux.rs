@@ -8,9 +8,17 @@ use crate::lab::Host;
 /// How the titles of all its parts begin.
 pub(super) const NAME: &str = "Linux";
 
-/// Why they do not run unasked.
-pub(super) const BY_NAME_ALONE: &str =
-    "in this QEMU guests have hung while they started, with four processors and with one";
+/// Why they do not run unasked on this host, if they do not.
+pub(super) fn by_name_alone(host: Host) -> Option<&'static str> {
+    match host {
+        Host::Amd => None,
+        Host::Intel => Some("minutes for each"),
+    }
+}
+
+/// Keeps a guest on one processor of its host. In QEMU 10.0 a guest of any VMM whose threads move from
+/// one to the other gets an interrupt a second time, while they are off (docs/kvm.md, "Limits").
+const STAY: [&str; 2] = ["taskset", "1"];
 
 /// Where the host has its own kernel.
 const KERNEL: &str = "/lab/vmlinuz";
@@ -21,8 +29,7 @@ const QUIET: &str = "console=ttyS0 quiet";
 /// The parts of a host's job that boot Linux.
 pub(super) fn parts(host: Host, example: &Path) -> Vec<Expected> {
     let processors: &[&str] = match host {
-        Host::Amd => &["2"],
-        // Minutes for each.
+        Host::Amd => &["1", "2", "4"],
         Host::Intel => &["1"],
     };
     let mut parts = Vec::new();
@@ -40,8 +47,9 @@ pub(super) fn parts(host: Host, example: &Path) -> Vec<Expected> {
 /// The rules that the tool itself writes for this kernel, of which some arm at the first program.
 fn by_default(example: &Path) -> Expected {
     let initrd = example.join("initrd.cpio").to_string_lossy().into_owned();
+    let stay = STAY.join(" ");
     let script = format!(
-        "subpage policy linux --kernel {KERNEL} >/tmp/default.toml && exec subpage --color never guard --cpus 2 --memory 256M \
+        "subpage policy linux --kernel {KERNEL} >/tmp/default.toml && exec {stay} subpage --color never guard --cpus 2 --memory 256M \
          --cmdline '{QUIET}' --initrd {initrd} --policy /tmp/default.toml {KERNEL}"
     );
     command(
@@ -66,8 +74,8 @@ pub(super) fn names(example: &Path) -> Expected {
 fn guard(example: &Path, processors: &str, policy: &str) -> Vec<String> {
     let policy = example.join(policy).to_string_lossy().into_owned();
     let initrd = example.join("initrd.cpio").to_string_lossy().into_owned();
-    let mut all =
-        vec!["subpage", "--color", "never", "guard", "--memory", "256M", "--cpus", processors];
+    let mut all = Vec::from(STAY);
+    all.extend(["subpage", "--color", "never", "guard", "--memory", "256M", "--cpus", processors]);
     all.extend(["--cmdline", QUIET]);
     all.extend(["--initrd", &initrd, "--policy", &policy, KERNEL]);
     all.into_iter().map(str::to_owned).collect()
