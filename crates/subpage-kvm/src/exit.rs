@@ -10,6 +10,7 @@ use crate::devices::{PortEffect, Ports};
 use crate::ending::{Ending, Failure};
 use crate::metrics::ExitKind;
 use crate::store::{Cause, Next};
+use crate::vcpu::clock::ClockRequest;
 use crate::vcpu::{Kick, Processor};
 
 /// Suberrors of `KVM_EXIT_INTERNAL_ERROR`.
@@ -24,6 +25,8 @@ pub(crate) enum Exit {
     Trapped(Cause),
     /// A port was read or written.
     Port(PortEffect),
+    /// The guest has used an MSR of its clock, perhaps to have something written.
+    Clock(Option<ClockRequest>),
     /// Nothing is left to be done.
     Nothing(ExitKind),
     /// A breakpoint or single step, with what DR6 would say.
@@ -58,6 +61,14 @@ pub(crate) fn enter(
             // A string instruction reads several times.
             data.chunks_mut(kick.port_bytes()).for_each(|access| ports.read(port, access));
             Exit::Port(PortEffect::None)
+        }
+        // Of MSRs, KVM hands over those of the clock.
+        Ok(VcpuExit::X86Rdmsr(access)) => {
+            *access.data = processor.clock.read(access.index);
+            Exit::Clock(None)
+        }
+        Ok(VcpuExit::X86Wrmsr(access)) => {
+            Exit::Clock(processor.clock.write(access.index, access.data))
         }
         // Kernels from 6.8 on may say so in place of EFAULT.
         Ok(VcpuExit::MemoryFault { .. }) => Exit::Trapped(Cause::Fault),

@@ -11,19 +11,20 @@ use crate::vcpu::features::names_of;
 pub struct Features(Vec<[u32; 6]>);
 
 /// Leaf, subleaf, and the bits of EAX, EBX, ECX and EDX that are features.
-const TOLD: [(u32, u32, [u32; 4]); 7] = [
-    // OSXSAVE follows CR4.
-    (1, 0, [!0, 0, !(1 << 27), !0]),
+const TOLD: [(u32, u32, [u32; 4]); 8] = [
+    // OSXSAVE follows CR4; that there is a hypervisor is no feature.
+    (1, 0, [!0, 0, !(1 << 27 | 1 << 31), !0]),
     (7, 0, [0, !0, !0, !0]),
     (7, 1, [!0, !0, !0, !0]),
     (0xd, 0, [!0, 0, 0, !0]),
-    LATER,
+    LATER[0],
+    LATER[1],
     (0x8000_0001, 0, [0, 0, !0, !0]),
     (0x8000_0008, 0, [0xffff, !0, 0, 0]),
 ];
 
-/// A row that snapshots of older versions do not have.
-const LATER: (u32, u32, [u32; 4]) = (0xd, 1, [!0, 0, 0, 0]);
+/// Rows that snapshots of older versions do not have.
+const LATER: [(u32, u32, [u32; 4]); 2] = [(0xd, 1, [!0, 0, 0, 0]), (0x4000_0001, 0, [!0, 0, 0, 0])];
 
 impl Features {
     /// The features in a guest's CPUID.
@@ -45,7 +46,7 @@ impl Features {
             let row = |of: &Self| of.0.iter().copied().find(|row| row[..2] == [leaf, subleaf]);
             let saved = match row(self) {
                 Some(row) => row,
-                None if (leaf, subleaf) == (LATER.0, LATER.1) => continue,
+                None if LATER.iter().any(|row| (leaf, subleaf) == (row.0, row.1)) => continue,
                 None => [leaf, subleaf, 0, 0, 0, 0],
             };
             let found = row(here).unwrap_or([leaf, subleaf, 0, 0, 0, 0]);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{SnapshotError, clock};
 use crate::vcpu::Processor;
+use crate::vcpu::clock::ClockRegisters;
 
 /// The state of one processor between two instructions.
 // Plain numbers, whatever they are: KVM checks what it is given.
@@ -30,6 +31,9 @@ pub struct ProcessorState {
     /// made before it was saved.
     #[serde(default)]
     time_stamp_khz: Option<u32>,
+    /// The MSRs of the guest's clock, which KVM does not keep.
+    #[serde(default)]
+    clock: ClockRegisters,
 }
 
 /// Most MSRs in one request to KVM.
@@ -62,6 +66,7 @@ impl ProcessorState {
             debug: fd.get_debug_regs().map_err(failed("read the debug registers"))?,
             local_apic: fd.get_lapic().map_err(failed("read the local APIC"))?,
             time_stamp_khz: clock::rate(processor),
+            clock: processor.clock,
         })
     }
 
@@ -87,6 +92,7 @@ impl ProcessorState {
         write_msrs(processor, &self.msrs)?;
         fd.set_mp_state(self.activity).map_err(failed("set the activity state"))?;
         fd.set_vcpu_events(&self.events).map_err(failed("set the events"))?;
+        processor.clock = self.clock;
         processor.decode_cache = subpage_emulate::DecodeCache::default();
         Ok(())
     }

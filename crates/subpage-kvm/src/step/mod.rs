@@ -37,6 +37,7 @@ use crate::guard::Guard;
 use crate::metrics::ExitKind;
 use crate::store::{
     Cause, Next, StoreContext, Unsolved, end_instruction, failure, in_traps, inject, mark_walks,
+    write_clock,
 };
 use crate::vcpu::{Interrupted, Kick, Processor, ProcessorError};
 use changes::Made;
@@ -368,6 +369,14 @@ impl Batch<'_> {
                 }
                 Exit::Port(crate::devices::PortEffect::None) | Exit::Nothing(ExitKind::Mmio) => {
                     continue;
+                }
+                Exit::Clock(None) => continue,
+                Exit::Clock(Some(request)) => {
+                    let StepContext { stores, vm, .. } = self.context;
+                    match write_clock(stores, self.guard, vm, self.processor, request)? {
+                        Next::Enter => continue,
+                        next => Step::Next(next),
+                    }
                 }
                 Exit::Port(effect) => Step::Next(after_port(effect)),
                 Exit::Nothing(_) => Step::Nothing,

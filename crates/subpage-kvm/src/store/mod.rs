@@ -7,6 +7,7 @@
 //! - [`trapped`]: the instruction has not happened, and is carried out here.
 
 mod backend;
+mod clock_page;
 mod context;
 mod delivery;
 mod find_instruction;
@@ -19,6 +20,7 @@ mod report;
 mod trapped;
 mod walk;
 
+pub(crate) use clock_page::write_clock;
 pub(crate) use context::StoreContext;
 pub(crate) use in_traps::in_traps;
 pub(crate) use inject::{end_instruction, inject};

@@ -8,6 +8,8 @@ const FEATURES: u32 = 1;
 const STRUCTURED: u32 = 7;
 const XSTATE: u32 = 0xd;
 const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
+const HYPERVISOR: u32 = 0x4000_0000;
+const PARAVIRTUAL: u32 = 0x4000_0001;
 const EXTENDED_FEATURES: u32 = 0x8000_0001;
 const WIDTHS: u32 = 0x8000_0008;
 const AMD_TOPOLOGY: u32 = 0x8000_001e;
@@ -38,7 +40,8 @@ const COMPONENTS: u32 = 0b1110_0111;
 /// tables that nobody here fills), SGX, LASS, LAM, five-level paging, protection keys, shadow stacks,
 /// user interrupts (SENDUIPI writes memory), PEBS and processor trace (the processor writes by itself),
 /// RAO-INT and CMPCCXADD (stores), APX and AVX10, AMX (its state), FXSR_OPT (another FXSAVE), key locker,
-/// FRED, MONITOR (whose wait KVM does not do), and KVM's own leaves (through which it writes memory).
+/// FRED, MONITOR (whose wait KVM does not do), and of what KVM does for its guests all but the clock, since
+/// KVM writes memory for it (the clock's page is written here: `store/clock_page`).
 #[rustfmt::skip]
 const LET_THROUGH: &[(u32, Option<u32>, [u32; 4])] = &[
     (0, None, [ALL; 4]),
@@ -95,6 +98,9 @@ const LET_THROUGH: &[(u32, Option<u32>, [u32; 4])] = &[
     (0x15, None, [ALL; 4]),
     (0x16, None, [ALL; 4]),
     (TOPOLOGY[1], None, [ALL; 4]),
+    (HYPERVISOR, None, [ALL; 4]),
+    // The clock by MSRs 0x4b564d00 and 0x4b564d01, the same on all processors.
+    (PARAVIRTUAL, None, [bits([3, 24]), 0, 0, 0]),
     (0x8000_0000, None, [ALL; 4]),
     (EXTENDED_FEATURES, None, [
         ALL, ALL,
@@ -129,6 +135,16 @@ const LET_THROUGH: &[(u32, Option<u32>, [u32; 4])] = &[
     (0x8000_0021, None, [bits([0, 2, 6, 8, 9, 10, 11, 20, 27, 28, 29]), 0, 0, 0]),
 ];
 
+/// Adds what KVM does and leaves to its user to tell, and takes away the clock where nobody would keep it.
+pub fn complete(supported: &mut CpuId, has_deadline_timer: bool, has_clock: bool) {
+    supported.retain(|entry| has_clock || !matches!(entry.function, HYPERVISOR | PARAVIRTUAL));
+    for entry in supported.as_mut_slice() {
+        if entry.function == FEATURES {
+            entry.ecx |= 1 << 31 | u32::from(has_deadline_timer) << 24;
+        }
+    }
+}
+
 /// Of KVM's CPUID what a guarded guest may see (`LET_THROUGH`), for the processor `number` of `cpus`.
 pub fn for_guest(supported: &CpuId, number: u32, cpus: u32) -> CpuId {
     let mut entries = supported.as_slice().to_vec();
@@ -141,6 +157,8 @@ pub fn for_guest(supported: &CpuId, number: u32, cpus: u32) -> CpuId {
             }
             // The last subleaf that is listed.
             (STRUCTURED, 0) => entry.eax = entry.eax.min(2),
+            // The last leaf that is listed.
+            (HYPERVISOR, _) => entry.eax = PARAVIRTUAL,
             (leaf, _) if TOPOLOGY.contains(&leaf) => entry.edx = number,
             (WIDTHS, _) => entry.ecx = entry.ecx & !0xff | (cpus - 1).min(255),
             (AMD_TOPOLOGY, _) => entry.eax = number,
@@ -234,10 +252,13 @@ mod tests {
             ("FXSR_OPT", 0x8000_0001, 0, edx, 25),
             ("INVLPGB", 0x8000_0008, 0, ebx, 3),
             ("upper address ignore", 0x8000_0021, 0, 0, 7),
+            ("KVM's asynchronous page faults", PARAVIRTUAL, 0, 0, 4),
+            ("KVM's steal time", PARAVIRTUAL, 0, 0, 5),
+            ("KVM's end of interrupt by memory", PARAVIRTUAL, 0, 0, 6),
         ] {
             assert_eq!(word(&cpuid, leaf, subleaf, register) >> bit & 1, 0, "{what}");
         }
-        for leaf in [0x12, 0x14, 0x19, 0x1d, 0x24, 0x4000_0000, 0x8000_000a, 0x8000_001f] {
+        for leaf in [0x12, 0x14, 0x19, 0x1d, 0x24, 0x8000_000a, 0x8000_001f] {
             assert!(cpuid.as_slice().iter().all(|entry| entry.function != leaf), "{leaf:#x}");
         }
         assert!(cpuid.as_slice().iter().all(|it| it.function != 7 || it.index <= 2));
@@ -268,9 +289,25 @@ mod tests {
             ("NX", 0x8000_0001, 0, edx, 20),
             ("1 GiB pages", 0x8000_0001, 0, edx, 26),
             ("long mode", 0x8000_0001, 0, edx, 29),
+            ("KVM's clock", PARAVIRTUAL, 0, 0, 3),
         ] {
             assert_eq!(word(&cpuid, leaf, subleaf, register) >> bit & 1, 1, "{what}");
         }
         assert_eq!(word(&cpuid, 1, 0, ebx) >> 24, 1, "the number of its local APIC");
+        assert_eq!(word(&cpuid, HYPERVISOR, 0, 0), PARAVIRTUAL, "the last leaf of KVM's");
+    }
+
+    #[test]
+    fn a_guest_sees_that_it_is_one_and_a_clock_only_where_it_is_kept() {
+        let mut nothing = everything();
+        nothing.as_mut_slice().iter_mut().for_each(|entry| entry.ecx = 0);
+        for (deadline, clock) in [(false, false), (true, false), (false, true)] {
+            let mut cpuid = nothing.clone();
+            complete(&mut cpuid, deadline, clock);
+            let ecx = word(&cpuid, 1, 0, 2);
+            assert_eq!((ecx >> 31, ecx >> 24 & 1), (1, u32::from(deadline)));
+            assert_eq!(word(&cpuid, PARAVIRTUAL, 0, 0) >> 3 & 1, u32::from(clock));
+            assert_eq!(word(&cpuid, HYPERVISOR, 0, 0) != 0, clock);
+        }
     }
 }

@@ -61,6 +61,8 @@ const fn feature(
 }
 
 const BASIC: (u32, u32) = (1, 0);
+/// Of KVM, for its guests.
+const PARAVIRTUAL: (u32, u32) = (0x4000_0001, 0);
 const STRUCTURED: (u32, u32) = (7, 0);
 const STRUCTURED_1: (u32, u32) = (7, 1);
 const XSTATE: (u32, u32) = (0xd, 0);
@@ -151,6 +153,9 @@ const FEATURES: &[Feature] = &[
     feature("rdtscp", EXTENDED, Edx, 27, None),
     feature("clzero", EXTENDED_8, Ebx, 0, None),
     feature("wbnoinvd", EXTENDED_8, Ebx, 9, None),
+    feature("tsc_deadline_timer", BASIC, Ecx, 24, None),
+    feature("kvmclock", PARAVIRTUAL, Eax, 3, None),
+    feature("kvmclock_stable", PARAVIRTUAL, Eax, 24, Some("kvmclock")),
 ];
 
 /// Components of XCR0 that AVX and AVX-512 bring.

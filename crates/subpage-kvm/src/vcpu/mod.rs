@@ -1,5 +1,6 @@
 //! A virtual processor: its state, and what is asked of it.
 
+pub(crate) mod clock;
 pub mod cpuid;
 mod exchange;
 pub(crate) mod features;

@@ -14,6 +14,7 @@ use subpage_emulate::guest::State;
 use subpage_emulate::{DecodeCache, SystemTables, XsaveArea};
 use thiserror::Error;
 
+use super::clock::ClockRegisters;
 use super::exchange::Exchange;
 use super::registers;
 use super::trampoline::OwnTrampoline;
@@ -53,6 +54,8 @@ pub struct Processor {
     seen_at: Option<u64>,
     /// Its time-stamp counter can run at another rate than the host's.
     pub(crate) scales_time: bool,
+    /// What the guest has asked for by the MSRs of its clock.
+    pub(crate) clock: ClockRegisters,
     /// Whether registers go through the page that it shares with KVM.
     pub(super) exchange: Exchange,
 }
@@ -140,6 +143,7 @@ impl Processor {
             in_pieces: false,
             seen_at: None,
             scales_time: vm.check_extension(Cap::TscControl),
+            clock: ClockRegisters::default(),
             exchange: Exchange::Off,
         })
     }

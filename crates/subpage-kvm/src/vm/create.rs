@@ -26,7 +26,7 @@ use crate::snapshot::Features;
 use crate::step::{PageTables, Stepping};
 use crate::store::Recorder;
 use crate::trap::{Slots, TrapBy, TrapError, Traps};
-use crate::vcpu::{FeatureChoice, Kick, Processor, cpuid};
+use crate::vcpu::{FeatureChoice, Kick, Processor, clock, cpuid};
 use crate::vm::watch::Watch;
 
 /// Pages below 4 GiB that KVM takes for itself on Intel processors: they must not be memory.
@@ -128,9 +128,11 @@ impl Vm {
         let line = EventFd::new(EFD_NONBLOCK).map_err(VmError::Thread)?;
         vm.register_irqfd(&line, SERIAL_LINE).map_err(failed("connect the serial port"))?;
         let ports = Ports::new(serial, line, ram.bytes());
-        let supported = kvm
+        let has_clock = clock::take_over(&vm);
+        let mut supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("tell the processor's features"))?;
+        cpuid::complete(&mut supported, vm.check_extension(Cap::TscDeadlineTimer), has_clock);
         let guard = guard(&vm, &ram, &supported, configuration, native)?;
         // The processor's own walks do not ask CPUID.
         let paging = cpuid::paging_features(&supported);

@@ -9,7 +9,7 @@ use crate::ending::{Ending, Failure};
 use crate::exit::{Exit, after_port, enter};
 use crate::metrics::ExitKind;
 use crate::step::step;
-use crate::store::{Cause, Next, finish, in_traps, mmio_store, trapped};
+use crate::store::{Cause, Next, finish, in_traps, mmio_store, trapped, write_clock};
 use crate::vcpu::{Activity, Kick, Processor};
 
 /// Runs processor `number` until the machine ends.
@@ -142,6 +142,12 @@ fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Nex
         Exit::Port(effect) => {
             machine.metrics.exit(ExitKind::Io);
             Ok(after_port(effect))
+        }
+        Exit::Clock(request) => {
+            machine.metrics.exit(ExitKind::Other);
+            let Some(request) = request else { return Ok(Next::Enter) };
+            let mut guard = machine.guard();
+            write_clock(machine.stores(), &mut guard, &machine.vm, processor, request)
         }
         Exit::Nothing(kind) => {
             machine.metrics.exit(kind);

@@ -5,6 +5,7 @@
 mod arming;
 mod atomics;
 mod basics;
+mod clock;
 mod differential;
 mod edges;
 mod endings;
