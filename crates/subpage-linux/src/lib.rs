@@ -13,23 +13,46 @@
 //! With these, three things are told of a kernel that runs, whose [`Memory`] its owner may have forged:
 //! which function holds an address ([`Kallsyms::function_at`]), which calls are above it ([`Unwinder`]), and
 //! which task a processor runs ([`Tasks`]).
+//!
+//! [`boot`] is for those who start a kernel: what its setup header asks for, and what it is told. It
+//! needs no operating system and no allocator, and is all that is left without the feature `std`.
+#![cfg_attr(not(feature = "std"), no_std)]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "std")]
 mod address;
+pub mod boot;
+#[cfg(feature = "std")]
 mod btf;
+#[cfg(feature = "std")]
+mod first_program;
+#[cfg(feature = "std")]
 mod image;
+#[cfg(feature = "std")]
 mod kallsyms;
+#[cfg(feature = "std")]
 mod memory;
+#[cfg(feature = "std")]
 mod task;
+#[cfg(feature = "std")]
 mod unwind;
 
+#[cfg(feature = "std")]
 pub use address::{LinkAddress, RuntimeAddress, START_KERNEL_MAP, Slide};
+#[cfg(feature = "std")]
 pub use btf::{Btf, Field};
+#[cfg(feature = "std")]
+pub use first_program::{FirstProgram, FirstProgramError};
+#[cfg(feature = "std")]
 pub use image::{
     Compression, ImageError, KernelImage, MAX_FILE_BYTES, MAX_UNPACKED_BYTES, Packaging, Section,
     Segment,
 };
+#[cfg(feature = "std")]
 pub use kallsyms::{Kallsyms, KallsymsError, MAX_NAME_BYTES, MAX_SYMBOLS, Placement, Symbol};
+#[cfg(feature = "std")]
 pub use memory::Memory;
+#[cfg(feature = "std")]
 pub use task::{Task, Tasks};
+#[cfg(feature = "std")]
 pub use unwind::{MAX_CALLS, Registers, Unwinder};
