@@ -17,9 +17,11 @@ extern crate std;
 pub mod abi;
 pub mod boot;
 pub mod conformance;
+pub mod devices;
 pub mod event;
 pub mod exits;
 pub mod hypercall;
+pub mod linux;
 pub mod machine;
 // Addresses are 64 bits wide, and so is `usize` here.
 #[allow(clippy::cast_possible_truncation)]

@@ -6,20 +6,23 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use spin::Once;
 use spin::mutex::{TicketMutex, TicketMutexGuard};
 use subpage::address::{Gfn, Hpa};
-use subpage::domain::Domain;
+use subpage::domain::{Counters, Domain, DomainError};
 use subpage::exit::ExitReason;
 use subpage::invalidate::{Completed, Invalidation, Shootdown};
 use subpage::rules::RuleId;
 
 use crate::abi::feature;
 use crate::boot::MAX_PROCESSORS;
+use crate::devices::Devices;
 use crate::event::{Event, Line};
 use crate::hypercall::{self, Ledger};
 use crate::memory::frames::PhysicalFrames;
 use crate::memory::ram::GuestRam;
+use crate::policy::Waiting;
 use crate::processor::local_apic::{LocalApic, Message};
-use crate::processor::{console, control, interrupts};
+use crate::processor::{console, control, interrupts, port};
 use crate::smp::mailbox::Mailboxes;
+use crate::smp::nmis::Nmis;
 use crate::vmx::Capabilities;
 use crate::vmx::structure::invalidate_ept_here;
 use crate::vmx::{Bitmaps, TableRoots};
@@ -34,6 +37,8 @@ pub struct Shared {
     pub ledger: Ledger,
     /// What becomes of a denied instruction if its rule does not say.
     pub denied: Response,
+    /// Rules that wait for the guest's first program.
+    pub waiting: Option<Waiting>,
     /// Memory of slots besides the guest's own, which only tests have.
     #[cfg(feature = "test-hooks")]
     pub hooks: crate::test_hooks::Hooks,
@@ -57,6 +62,9 @@ impl Shared {
     /// Takes an event into the ring, and prints it if that is wanted, or if it is one of the host's
     /// that the guest must not be able to read away.
     pub fn record(&mut self, event: &Event<'_>, settings: Settings) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.look(event.rule, event.bytes);
+        }
         let (sequence, met) = self.ledger.record(self.domain.rules(), event);
         if settings.print_events || met.is_some() {
             let met = met.filter(|_| !settings.print_events);
@@ -96,9 +104,24 @@ impl ExitCounters {
         self.0.get(usize::from(reason.0)).map_or(0, |count| count.load(Ordering::Relaxed))
     }
 
+    /// The reasons for which there were any, with how many.
+    pub fn each(&self) -> impl Iterator<Item = (ExitReason, u64)> {
+        let counts = (0..)
+            .zip(&self.0)
+            .map(|(reason, count)| (ExitReason(reason), count.load(Ordering::Relaxed)));
+        counts.filter(|&(_, count)| count > 0)
+    }
+
     /// All exits on all processors.
     pub fn all(&self) -> u64 {
         self.0.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+}
+
+impl fmt::Display for ExitCounters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "all {}", self.all())?;
+        self.each().try_for_each(|(ExitReason(reason), count)| write!(f, ", {reason}: {count}"))
     }
 }
 
@@ -122,6 +145,12 @@ pub struct VirtualMachine {
     pub paging: PagingFeatures,
     /// Bitmaps of ports and MSRs.
     pub bitmaps: Bitmaps,
+    /// The machine's devices, if the guest has them.
+    pub devices: Option<Devices>,
+    /// NMIs of the machine's, which are such a guest's.
+    pub nmis: Nmis,
+    /// Processors of such a guest that no interrupt ends the wait of.
+    pub dead: AtomicU32,
     /// How it is set up.
     pub settings: Settings,
     /// What guests are told about it.
@@ -152,6 +181,8 @@ impl VirtualMachine {
         tables: TableRoots,
         capabilities: Capabilities,
         paging: PagingFeatures,
+        devices: Option<Devices>,
+        bitmaps: Bitmaps,
         settings: Settings,
         processors: usize,
         apic: LocalApic,
@@ -171,7 +202,11 @@ impl VirtualMachine {
             tables,
             capabilities,
             paging,
-            bitmaps: Bitmaps::new(),
+            bitmaps,
+            devices,
+            nmis: Nmis::new(),
+            // All but the first wait for a start-up message.
+            dead: AtomicU32::new((1 << processors) - 2),
             settings,
             told,
             processors,
@@ -269,33 +304,112 @@ impl VirtualMachine {
         self.left_out.store(cpu.unwrap_or(NOBODY), Ordering::Relaxed);
     }
 
+    /// Puts the rules in force that have waited for the first program, if its moment has come, on all
+    /// processors; `cpu` is this one.
+    pub fn arm(&self, shared: &mut Shared, cpu: usize) -> Result<(), DomainError> {
+        let Some(waiting) = shared.waiting.take_if(|waiting| waiting.over) else { return Ok(()) };
+        let token = shared.domain.arm_rules(&waiting.rules)?;
+        self.complete(shared, cpu, token);
+        console::print_line(format_args!(
+            "hypervisor: the first program starts; {} rules more are in force",
+            waiting.rules.len()
+        ));
+        Ok(())
+    }
+
     /// Makes processor `cpu` exit, if it is in the guest.
     pub fn kick(&self, cpu: usize) {
         let id = self.apic_ids[cpu].load(Ordering::Acquire);
-        if id != UNKNOWN {
-            self.apic.send(id, Message::Nmi);
+        if id != UNKNOWN && (self.devices.is_none() || self.nmis.sends(cpu)) {
+            self.local_apic().send(id, Message::Nmi);
         }
     }
 
-    /// Prints the last line, and ends.
-    pub fn stop(&self, reason: fmt::Arguments<'_>) -> ! {
+    /// This processor's, which a guest that has the devices may have changed the mode of.
+    fn local_apic(&self) -> LocalApic {
+        if self.devices.is_some() { LocalApic::as_found() } else { self.apic }
+    }
+
+    /// An NMI has come to processor `cpu`, in the guest or in the hypervisor. Does not return once the
+    /// machine stops.
+    pub fn nmi(&self, cpu: usize) {
+        if STOPPING.load(Ordering::Acquire) {
+            loop {
+                control::halt();
+            }
+        }
+        if self.devices.is_some() {
+            self.nmis.comes(cpu);
+        }
+        self.serve_invalidation(cpu);
+    }
+
+    /// Processor `cpu` of a guest with devices waits with interrupts off. Gives whether all do.
+    pub fn dies(&self, cpu: usize) -> bool {
+        let all = (1_u32 << self.processors) - 1;
+        let own = 1 << cpu;
+        self.dead.fetch_or(own, Ordering::AcqRel) | own == all
+    }
+
+    /// It does not any longer.
+    pub fn lives(&self, cpu: usize) {
+        self.dead.fetch_and(!(1 << cpu), Ordering::AcqRel);
+    }
+
+    /// Tells how often the guest has exited, and what the engine has counted.
+    fn print_exits(&self) {
+        let awaited = self.devices.as_ref().and_then(|devices| devices.awaited.try_lock());
+        if awaited.is_some_and(|awaited| awaited.is_some()) {
+            console::print_line(format_args!(
+                "hypervisor: the kernel has not begun where it was linked for: no rule was in force"
+            ));
+        }
+        console::print_line(format_args!("hypervisor: exits by basic reason: {}", self.exits));
+        // A processor that stopped with the lock held has other things to tell.
+        if let Some(shared) = self.shared.try_lock() {
+            if let Some(waiting) = &shared.waiting {
+                console::print_line(format_args!(
+                    "hypervisor: no first program was seen: {} rules were never in force",
+                    waiting.rules.len()
+                ));
+            }
+            let Counters { denied, reported, emulations, retries, spp_misses, .. } =
+                shared.domain.counters();
+            console::print_line(format_args!(
+                "hypervisor: writes that trapped: {denied} denied, {reported} reported, {emulations} \
+                 completed in software; {retries} retried, {spp_misses} SPP misses; time-stamp counter {}",
+                control::time_stamp()
+            ));
+        }
+    }
+
+    /// Prints the last line, and ends; a machine whose devices the guest has is then reset if `reset`.
+    pub fn stop(&self, reason: fmt::Arguments<'_>, reset: bool) -> ! {
         if STOPPING.swap(true, Ordering::AcqRel) {
             // Another processor is at it.
             loop {
                 control::halt();
             }
         }
-        let own = self.apic.id();
+        let apic = self.local_apic();
+        let own = apic.id();
         let silence = || {
             // Only those that have said how they are reached: others have no handler for NMIs.
             for id in &self.apic_ids[..self.processors] {
                 let id = id.load(Ordering::Acquire);
                 if id != own && id != UNKNOWN {
-                    self.apic.send(id, Message::Nmi);
+                    apic.send(id, Message::Nmi);
                 }
             }
         };
+        if self.devices.is_some() {
+            self.print_exits();
+        }
         console::print_last_line(format_args!("hypervisor: stopped: {reason}"), silence);
+        if reset && self.devices.is_some() {
+            console::end_emulator();
+            port::reset_machine();
+        }
         console::end_machine()
     }
 }
@@ -316,14 +430,9 @@ const fn features(tables: &TableRoots) -> u32 {
 }
 
 fn on_nmi(cpu: usize) {
-    if STOPPING.load(Ordering::Acquire) {
-        loop {
-            control::halt();
-        }
-    }
     if let Some(machine) = MACHINE.get()
         && cpu < machine.processors
     {
-        machine.serve_invalidation(cpu);
+        machine.nmi(cpu);
     }
 }

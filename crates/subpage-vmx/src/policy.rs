@@ -13,12 +13,17 @@ use subpage::address::Gfn;
 use subpage::domain::{Domain, DomainError, ImportError, Observer};
 use subpage::frames::{OutOfFrames, TableFrames};
 use subpage::invalidate::Invalidation;
+use subpage::rules::{Action, ActiveRule, Owner, RuleId};
 
 /// Most pages that a policy may be about, counted rule by rule: 2^20, which is 4 GiB.
 pub const MAX_PAGES: u64 = 1 << 20;
 
 /// Longest module in bytes: 16 MiB, room for 170,000 rules.
 pub const MAX_BYTES: usize = 16 << 20;
+
+/// How the name of the rule begins that tells of a kernel's first program: a number follows, and that
+/// written to the rule's four bytes is the moment.
+pub const FIRST_PROGRAM: &str = "system_state=";
 
 /// Bytes that one access map takes in a module.
 const MAP_RECORD_BYTES: usize = 12;
@@ -35,6 +40,12 @@ pub enum PolicyError {
     /// It is not what `subpage compile` writes, or the domain refuses it.
     #[error("the policy module cannot be used: {0}")]
     Import(#[from] ImportError),
+    /// Rules wait for a moment that never comes.
+    #[error(
+        "the policy module cannot be used: rules wait for the first program, and there is no rule \
+         \"{FIRST_PROGRAM}NUMBER\" that logs, of four bytes"
+    )]
+    NoMoment,
     /// No memory to remember what the host's access maps deny.
     #[error("the policy module cannot be used: {}", DomainError::OutOfMemory)]
     OutOfMemory,
@@ -82,6 +93,52 @@ impl HostMaps {
     }
 }
 
+/// Rules that are not in force until the guest's kernel starts its first program.
+#[derive(Debug)]
+pub struct Waiting {
+    /// The rule whose bytes tell.
+    by: RuleId,
+    /// What is written there then.
+    value: u32,
+    /// The rules.
+    pub rules: Vec<RuleId>,
+    /// The moment has come.
+    pub over: bool,
+}
+
+impl Waiting {
+    /// The rules that a domain holds unarmed; `None` if there are none.
+    fn of<F: TableFrames, O: Observer>(domain: &Domain<F, O>) -> Result<Option<Self>, PolicyError> {
+        let unarmed = || domain.rules().iter().filter(|active| !active.armed);
+        let count = unarmed().count();
+        if count == 0 {
+            return Ok(None);
+        }
+        let (by, value) =
+            domain.rules().iter().find_map(first_program).ok_or(PolicyError::NoMoment)?;
+        let mut rules = Vec::new();
+        rules.try_reserve_exact(count).map_err(|_| OutOfFrames)?;
+        rules.extend(unarmed().map(|active| active.id));
+        Ok(Some(Self { by, value, rules, over: false }))
+    }
+
+    /// Looks at a write that a rule reports.
+    pub fn look(&mut self, rule: Option<RuleId>, bytes: &[u8]) {
+        self.over |= rule == Some(self.by) && bytes == self.value.to_le_bytes();
+    }
+}
+
+/// The rule and the number, if it is such a rule.
+fn first_program(active: &ActiveRule) -> Option<(RuleId, u32)> {
+    let rule = &active.rule;
+    let value = rule.name.as_str().strip_prefix(FIRST_PROGRAM)?.parse().ok()?;
+    let tells = active.armed
+        && rule.action == Action::Log
+        && rule.owner == Owner::HOST
+        && rule.range.bytes() == 4;
+    tells.then_some((active.id, value))
+}
+
 /// A policy in a domain, shown as one line without a line end.
 #[derive(Debug)]
 pub struct Policy {
@@ -91,6 +148,8 @@ pub struct Policy {
     pub rules: (usize, usize),
     /// How many ranges the host tracks.
     pub tracked: usize,
+    /// Rules that are not in force yet.
+    pub waiting: Option<Waiting>,
 }
 
 impl fmt::Display for Policy {
@@ -98,7 +157,13 @@ impl fmt::Display for Policy {
         let (rules, locked) = self.rules;
         let maps = self.maps.pages.len();
         write!(f, "policy: {rules} rules ({locked} locked), {maps} access maps")?;
-        write!(f, ", {} tracked ranges", self.tracked)
+        write!(f, ", {} tracked ranges", self.tracked)?;
+        match &self.waiting {
+            Some(waiting) => {
+                write!(f, "; {} rules hold from the first program on", waiting.rules.len())
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -119,7 +184,12 @@ pub fn load<F: TableFrames, O: Observer>(
     maps.note(domain);
     let rules = domain.rules();
     let locked = rules.iter().filter(|active| active.rule.locked).count();
-    let policy = Policy { maps, rules: (rules.len(), locked), tracked: domain.tracked().count() };
+    let policy = Policy {
+        maps,
+        rules: (rules.len(), locked),
+        tracked: domain.tracked().count(),
+        waiting: Waiting::of(domain)?,
+    };
     Ok((policy, token))
 }
 

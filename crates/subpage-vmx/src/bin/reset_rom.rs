@@ -1,5 +1,8 @@
 //! The reset ROM: from the reset vector to the 32-bit entry of the image at 1 MiB, in the state that
 //! Multiboot2 prescribes, without a BIOS. For emulators and tests.
+//!
+//! Bochs gives away its memory in blocks, in the order in which they are used first, and reads an image
+//! in one piece: one of several blocks is whole only if these are touched in order before any other.
 #![cfg_attr(bare_metal, no_std, no_main)]
 // Machine code that runs before there is anything for Rust to stand on.
 #![allow(unsafe_code)]
@@ -26,6 +29,13 @@ mod rom {
         reset_vector:
             .byte 0xe9                            // jmp rom_start: offsets wrap at 64 KiB
             .word rom_start - 0xFFFF0000 + 0x10000 - 0xFFF3
+            .byte 0
+        // At FFF4H: memory to touch in steps of 8 MiB, from the first address up to the second. Whoever
+        // makes the machine puts them there.
+        rom_touch_from:
+            .long 0
+        rom_touch_to:
+            .long 0
 
         .section .rom.code, "ax"
         .code16
@@ -48,6 +58,15 @@ mod rom {
             mov fs, eax
             mov gs, eax
             mov ss, eax
+            mov ebx, [rom_touch_from]
+            mov edx, [rom_touch_to]
+        2:
+            cmp ebx, edx
+            jae 3f
+            mov al, [ebx]
+            add ebx, 0x800000
+            jmp 2b
+        3:
             mov eax, {magic}
             mov ebx, {information}
             mov ecx, {entry}

@@ -20,15 +20,29 @@ pub struct Options<'a> {
     /// `events=serial`: print a line for each event; otherwise for the first of each rule of the host,
     /// and at each power of ten of them.
     pub print_events: bool,
+    /// `console=com1|com2|e9`: the UART of the hypervisor's lines besides port E9H. Without it COM1, and
+    /// with a Linux kernel, whose COM1 is its own, none.
+    pub console: Option<Console>,
     /// Everything after ` -- `.
     pub guest: &'a str,
+}
+
+/// Where the hypervisor's lines go besides port E9H.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Console {
+    /// The first serial port.
+    Com1,
+    /// The second one.
+    Com2,
+    /// Nowhere.
+    DebugOutput,
 }
 
 /// A word of the command line that means nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error(
     "command line: {word:?} is no option; there are memory=MIB, cpus=N (1 to 16), denied=skip|fault, \
-     spp=on|off, ept-ad=on|off, events=serial|ring, and `-- ` before the guest's own"
+     spp=on|off, ept-ad=on|off, events=serial|ring, console=com1|com2|e9, and `-- ` before the guest's own"
 )]
 pub struct BadOption<'a> {
     /// The word.
@@ -49,6 +63,7 @@ impl<'a> Options<'a> {
             use_spp: true,
             use_accessed_dirty: true,
             print_events: false,
+            console: None,
             guest,
         };
         for (position, word) in own.split_ascii_whitespace().enumerate() {
@@ -77,6 +92,9 @@ impl<'a> Options<'a> {
                 ("ept-ad", "off") => options.use_accessed_dirty = false,
                 ("events", "serial") => options.print_events = true,
                 ("events", "ring") => options.print_events = false,
+                ("console", "com1") => options.console = Some(Console::Com1),
+                ("console", "com2") => options.console = Some(Console::Com2),
+                ("console", "e9") => options.console = Some(Console::DebugOutput),
                 _ => return Err(bad),
             }
         }
@@ -91,7 +109,8 @@ mod tests {
     #[test]
     fn every_option_is_read() {
         let options = Options::parse(
-            "subpage memory=32 cpus=4 denied=fault spp=off ept-ad=off events=serial -- run=a b",
+            "subpage memory=32 cpus=4 denied=fault spp=off ept-ad=off events=serial \
+             console=com2 -- run=a b",
         )
         .expect("all are options");
         let expected = Options {
@@ -101,6 +120,7 @@ mod tests {
             use_spp: false,
             use_accessed_dirty: false,
             print_events: true,
+            console: Some(Console::Com2),
             guest: "run=a b",
         };
         assert_eq!(options, expected);

@@ -75,8 +75,14 @@ pub struct Entry {
     pub rsp: u64,
     /// CR3.
     pub cr3: u64,
-    /// RDI.
+    /// RDI and RSI.
     pub information: u64,
+    /// Selectors of code and data, which are flat.
+    pub code: u16,
+    /// Likewise.
+    pub data: u16,
+    /// Base and limit of GDTR.
+    pub descriptors: (u64, u32),
 }
 
 /// Loads a guest of `bytes` memory, which is all zeros.
@@ -110,7 +116,15 @@ pub fn load(
     };
     memory.write(Gpa::new(INFORMATION), information.as_bytes())?;
     memory.write(Gpa::new(text), command_line.as_bytes())?;
-    Ok(Entry { rip, rsp: INFORMATION, cr3: TOP_TABLE, information: INFORMATION })
+    Ok(Entry {
+        rip,
+        rsp: INFORMATION,
+        cr3: TOP_TABLE,
+        information: INFORMATION,
+        code: 0x08,
+        data: 0x10,
+        descriptors: (0, 0),
+    })
 }
 
 /// Copies what is to be loaded; returns the entry point and the first byte behind it all.

@@ -16,8 +16,11 @@ pub const MAGIC: u32 = 0x36D7_6289;
 /// Largest block that is believed, in bytes.
 pub const LARGEST_BLOCK: u32 = 1 << 20;
 
-/// Most memory areas, and most modules, that are looked at.
+/// Most usable memory areas, and most modules, that are looked at.
 pub const MOST: usize = 32;
+
+/// Most memory areas of all kinds: as many as a Linux kernel can be told of.
+pub const MOST_AREAS: usize = 128;
 
 /// A file that the boot loader has put into memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +31,15 @@ pub struct Module<'a> {
     pub range: Range<u64>,
 }
 
+/// A range of physical memory, as firmware tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Area {
+    /// Not empty.
+    pub range: Range<u64>,
+    /// What it is: ACPI's "Address Range Types"; 1 is usable.
+    pub kind: u32,
+}
+
 /// What the boot loader tells, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Information<'a> {
@@ -35,6 +47,10 @@ pub struct Information<'a> {
     pub command_line: &'a str,
     /// Usable memory as the loader lists it; no area is empty, none wraps.
     pub memory: ArrayVec<Range<u64>, MOST>,
+    /// All areas, usable or not.
+    pub areas: ArrayVec<Area, MOST_AREAS>,
+    /// A copy of ACPI's root pointer; that of a newer version, if there are two.
+    pub root_pointer: Option<&'a [u8]>,
     /// The modules.
     pub modules: ArrayVec<Module<'a>, MOST>,
 }
@@ -52,7 +68,10 @@ pub enum InformationError {
     #[error("the Multiboot2 information has no memory map (tag 6)")]
     NoMemoryMap,
     /// More areas or modules than are looked at.
-    #[error("the Multiboot2 information lists more than 32 memory areas or modules")]
+    #[error(
+        "the Multiboot2 information lists more than {MOST} usable memory areas or modules, or more than \
+         {MOST_AREAS} areas"
+    )]
     TooMany,
 }
 
@@ -72,7 +91,7 @@ struct ModuleTag {
 
 #[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct Area {
+struct AreaEntry {
     base: U64,
     bytes: U64,
     kind: U32,
@@ -83,7 +102,10 @@ const TAG_END: u32 = 0;
 const TAG_COMMAND_LINE: u32 = 1;
 const TAG_MODULE: u32 = 3;
 const TAG_MEMORY_MAP: u32 = 6;
-const USABLE: u32 = 1;
+const TAG_ROOT_POINTER_1: u32 = 14;
+const TAG_ROOT_POINTER_2: u32 = 15;
+/// [`Area::kind`] of memory.
+pub const USABLE: u32 = 1;
 
 impl<'a> Information<'a> {
     /// Reads a block; `block` begins with its header (Multiboot2, "Boot information format").
@@ -104,6 +126,8 @@ impl<'a> Information<'a> {
                     has_map = true;
                     found.add_areas(body, at)?;
                 }
+                TAG_ROOT_POINTER_1 if found.root_pointer.is_some() => {}
+                TAG_ROOT_POINTER_1 | TAG_ROOT_POINTER_2 => found.root_pointer = Some(body),
                 _ => {}
             }
             at += size.checked_next_multiple_of(8).ok_or(InformationError::Damaged(at))?;
@@ -128,17 +152,22 @@ impl<'a> Information<'a> {
         let (header, entries) = Tag::ref_from_prefix(body).map_err(|_| damaged)?;
         // The first word of this tag's body is the size of an entry, which may grow.
         let entry_bytes = header.kind.get() as usize;
-        if entry_bytes < size_of::<Area>() {
+        if entry_bytes < size_of::<AreaEntry>() {
             return Err(damaged);
         }
         for entry in entries.chunks_exact(entry_bytes) {
-            let (area, _) = Area::ref_from_prefix(entry).map_err(|_| damaged)?;
+            let (area, _) = AreaEntry::ref_from_prefix(entry).map_err(|_| damaged)?;
             let (base, bytes) = (area.base.get(), area.bytes.get());
-            if area.kind.get() != USABLE || bytes == 0 {
+            if bytes == 0 {
                 continue;
             }
-            let end = base.checked_add(bytes).ok_or(damaged)?;
-            self.memory.try_push(base..end).map_err(|_| InformationError::TooMany)?;
+            let range = base..base.checked_add(bytes).ok_or(damaged)?;
+            let kind = area.kind.get();
+            if kind == USABLE {
+                self.memory.try_push(range.clone()).map_err(|_| InformationError::TooMany)?;
+            }
+            let area = Area { range, kind };
+            self.areas.try_push(area).map_err(|_| InformationError::TooMany)?;
         }
         Ok(())
     }
@@ -181,6 +210,8 @@ mod tests {
         bytes.extend(tag(3, &[module.as_slice(), b"guest a b\0"].concat()));
         bytes.extend(tag(0xBEEF, &[1, 2, 3]));
         bytes.extend(tag(6, &map));
+        bytes.extend(tag(15, b"RSD PTR 2"));
+        bytes.extend(tag(14, b"RSD PTR 1"));
         bytes.extend(tag(0, &[]));
         bytes
     }
@@ -191,6 +222,9 @@ mod tests {
         let information = Information::read(&block).expect("well formed");
         assert_eq!(information.command_line, "subpage cpus=2");
         assert_eq!(information.memory.as_slice(), [0..0x9F000, 0x10_0000..0x710_0000]);
+        let kinds: Vec<_> = information.areas.iter().map(|area| area.kind).collect();
+        assert_eq!(kinds, [1, 2, 1]);
+        assert_eq!(information.root_pointer, Some(&b"RSD PTR 2"[..]));
         let module = Module { name: "guest", range: 0x80_0000..0x80_1000 };
         assert_eq!(information.modules.as_slice(), [module]);
     }

@@ -66,12 +66,16 @@ pub fn divide(
     Ok(Layout { own, guest: largest.start..largest.start + wanted })
 }
 
-fn too_little(purpose: &'static str, wanted: u64, largest: &Range<u64>) -> TooLittle {
+pub(crate) fn too_little(purpose: &'static str, wanted: u64, largest: &Range<u64>) -> TooLittle {
     TooLittle { purpose, wanted: wanted >> 20, largest: (largest.end - largest.start) >> 10 }
 }
 
 /// The largest part of a usable area that touches nothing taken, with aligned ends.
-fn largest_free(usable: &[Range<u64>], taken: &[Range<u64>], alignment: u64) -> Range<u64> {
+pub(crate) fn largest_free(
+    usable: &[Range<u64>],
+    taken: &[Range<u64>],
+    alignment: u64,
+) -> Range<u64> {
     let mut best = 0..0;
     for area in usable {
         let (mut start, end) = (area.start.max(1 << 20), area.end.min(REACH));

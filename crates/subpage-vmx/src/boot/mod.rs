@@ -4,6 +4,7 @@ pub mod command_line;
 #[cfg(bare_metal)]
 #[allow(unsafe_code)]
 mod entry;
+mod guest;
 mod guest_image;
 pub mod information;
 pub mod layout;
@@ -12,7 +13,8 @@ pub mod start;
 
 #[cfg(bare_metal)]
 pub use entry::{STACK_BYTES, image, started_processors, trampoline};
-pub use guest_image::{GuestError, load as load_guest};
+pub use guest_image::{Entry, GuestError, load as load_guest};
+pub use information::Area;
 pub use program::fatal;
 
 /// Most processors that the hypervisor uses.

@@ -7,24 +7,21 @@ use alloc::boxed::Box;
 use core::ops::Range;
 
 use spin::Once;
-use subpage::address::{Gfn, GfnRange, Gpa, PAGE_BYTES, PhysicalWidth};
-use subpage::domain::{Domain, HostPage, ProcessorUse};
-use subpage::ept::MemoryType;
-use subpage::level::PageSize;
-use subpage::slots::{AddressSpace, SlotFlags, SlotId};
+use subpage::address::PhysicalWidth;
+use subpage::domain::{Domain, ProcessorUse};
+use subpage::slots::AddressSpace;
 
 use super::command_line::Options;
-use super::guest_image::{self, Entry};
+use super::guest::{self, Choice, Guest};
+use super::guest_image::Entry;
 use super::information::{Information, LARGEST_BLOCK, MAGIC, Module};
-use super::layout::{self, Layout};
+use super::layout;
 use super::{MAX_PROCESSORS, fatal};
 use crate::hypercall::Ledger;
 use crate::machine::{Settings, Shared, VirtualMachine};
 use crate::memory::Heap;
 use crate::memory::frames::PhysicalFrames;
-use crate::memory::ram::GuestRam;
 use crate::memory::window::Windows;
-use crate::policy::{self, HostMaps};
 use crate::processor::control::{CR0_NE, CR4_VMXE};
 use crate::processor::local_apic::LocalApic;
 use crate::processor::{console, control, cpuid, interrupts, segments};
@@ -82,18 +79,20 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
     // SAFETY: by the contract the block is where EBX says, and nobody writes it.
     let block = unsafe { information_block(information) };
     let information_range = block.as_ptr_range();
+    let information_range = information_range.start as u64..information_range.end as u64;
     let told = Information::read(block).unwrap_or_else(|error| fatal(format_args!("{error}")));
     let options =
         Options::parse(told.command_line).unwrap_or_else(|error| fatal(format_args!("{error}")));
-    let layout = divide(program, &told, &options, information_range);
-    let heap = layout.own.start..layout.own.start + HEAP_BYTES;
-    // SAFETY: the layout gives this memory to nobody else.
-    unsafe { program.heap.give(heap) };
+    let choice = Choice::of(&told, &options, program.image.clone(), information_range);
+    let own = choice.own();
+    // SAFETY: the choice gives this memory to nobody else.
+    unsafe { program.heap.give(own.start..own.start + HEAP_BYTES) };
     subpage_emulate::prepare();
     interrupts::install();
     // SAFETY: the first thing on this processor; the boot code's flat segments are in use.
     let bases = unsafe { segments::install(0) };
-    let apic = LocalApic::enable();
+    // A guest that has the APIC finds it as the firmware left it.
+    let apic = if choice.has_devices() { LocalApic::as_found() } else { LocalApic::enable() };
     let capabilities = structure::read_registers()
         .check()
         .unwrap_or_else(|missing| fatal(format_args!("{missing}")));
@@ -104,13 +103,12 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
     }
     let processors = options.processors.unwrap_or(processors);
 
-    // SAFETY: the layout gives this memory to the guest alone.
-    let ram = unsafe { clear(&layout.guest) };
-    let entry = load_guest(&told, &options, &ram, processors);
     let width =
         PhysicalWidth::try_new(cpuid::physical_width().clamp(32, 52)).unwrap_or(PhysicalWidth::MAX);
-    let frames = layout.own.start + HEAP_BYTES..layout.own.end;
-    // SAFETY: the layout gives this memory to nobody else.
+    // SAFETY: the choice gives the guest's memory to nobody else, and the others wait for READY.
+    let guest = unsafe { choice.load(block, processors, width, &capabilities) };
+    let frames = own.start + HEAP_BYTES..own.end;
+    // SAFETY: the choice gives this memory to nobody else.
     let frames = unsafe { PhysicalFrames::new(frames) }
         .unwrap_or_else(|error| fatal(format_args!("{error}")));
     let mut domain = Domain::new(frames, width);
@@ -120,7 +118,8 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
         sub_page_permissions: spp,
         ept_accessed_dirty: accessed_dirty,
     });
-    let maps = prepare_domain(&mut domain, &told, &ram, capabilities.pages_2m);
+    let (maps, waiting) = guest::prepare_domain(&mut domain, &told, &guest, capabilities.pages_2m);
+    let Guest { ram, entry, devices, bitmaps } = guest;
     let (Some(ept), Some(sppt)) = (domain.ept(AddressSpace::Normal), domain.sppt()) else {
         fatal(format_args!("the guest has no memory mapped"));
     };
@@ -130,6 +129,7 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
         domain,
         ledger,
         denied: options.denied,
+        waiting,
         #[cfg(feature = "test-hooks")]
         hooks: crate::test_hooks::Hooks::default(),
     };
@@ -138,8 +138,18 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
         gigabyte_pages: cpuid::leaf(0x8000_0001, 0).edx & 1 << 26 != 0,
     };
     let settings = Settings { print_events: options.print_events };
-    let machine =
-        VirtualMachine::new(shared, ram, tables, capabilities, paging, settings, processors, apic);
+    let machine = VirtualMachine::new(
+        shared,
+        ram,
+        tables,
+        capabilities,
+        paging,
+        devices,
+        bitmaps,
+        settings,
+        processors,
+        apic,
+    );
     let machine: &'static VirtualMachine =
         Box::leak(Box::new(machine.unwrap_or_else(|error| fatal(format_args!("{error}")))));
     machine.publish();
@@ -150,6 +160,11 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
         if accessed_dirty { "on" } else { "off" },
         machine.ram.bytes() >> 20,
     ));
+    if machine.devices.is_some() {
+        console::print_line(format_args!(
+            "hypervisor: devices are the guest's, and write to memory past all rules: VT-d is not used"
+        ));
+    }
     // SAFETY: other processors wait for READY and change nothing; the second entry of the boot
     // code's top table is free.
     let windows = unsafe { Windows::install() };
@@ -175,7 +190,8 @@ pub unsafe fn application_processor(index: usize) -> ! {
     }
     // SAFETY: the first thing on this processor; the boot code's flat segments are in use.
     let bases = unsafe { segments::install(index) };
-    let apic = LocalApic::enable();
+    let has_devices = ready.machine.devices.is_some();
+    let apic = if has_devices { LocalApic::as_found() } else { LocalApic::enable() };
     run(ready, index, &bases, apic, None)
 }
 
@@ -202,6 +218,7 @@ fn run(
             &machine.tables,
             &machine.bitmaps,
             vpid(index),
+            machine.devices.is_some(),
         );
     }
     // SAFETY: each processor comes here once.
@@ -219,15 +236,15 @@ fn run(
     vcpu.run()
 }
 
-/// The state that [`crate::abi::BootInformation`] describes.
+/// The state that [`crate::abi::BootInformation`] describes, or the boot protocol of Linux.
 fn start_in_64_bit_mode(vcpu: &mut Vcpu, entry: &Entry) {
     const CR0_EXTENSION_TYPE: u64 = 1 << 4;
     const CR0_MP: u64 = 1 << 1;
     const CR4_OSFXSR_OSXMMEXCPT: u64 = 3 << 9;
     let cr0 = CR0_PE | CR0_MP | CR0_EXTENSION_TYPE | CR0_NE | CR0_WP | CR0_PG;
     let cr4 = CR4_PAE | CR4_OSFXSR_OSXMMEXCPT;
-    let code = Segment { selector: 0x08, base: 0, limit: u32::MAX, access: 0xA09B };
-    let data = Segment { selector: 0x10, base: 0, limit: u32::MAX, access: 0xC093 };
+    let code = Segment { selector: entry.code, base: 0, limit: u32::MAX, access: 0xA09B };
+    let data = Segment { selector: entry.data, base: 0, limit: u32::MAX, access: 0xC093 };
     for (number, fields) in setup::SEGMENT_FIELDS.into_iter().take(6).enumerate() {
         let segment = if number == 1 { &code } else { &data };
         setup::set_segment(&mut vcpu.vmcs, fields, segment);
@@ -239,7 +256,8 @@ fn start_in_64_bit_mode(vcpu: &mut Vcpu, entry: &Entry) {
         (G::CR4, cr4 | CR4_VMXE),
         (G::CR4_SHADOW, cr4),
         (G::EFER, EFER_LME | EFER_LMA),
-        (G::GDTR_LIMIT, 0),
+        (G::GDTR_BASE, entry.descriptors.0),
+        (G::GDTR_LIMIT, entry.descriptors.1.into()),
         (G::IDTR_LIMIT, 0),
         (G::RSP, entry.rsp),
         (G::RIP, entry.rip),
@@ -250,6 +268,7 @@ fn start_in_64_bit_mode(vcpu: &mut Vcpu, entry: &Entry) {
     // SAFETY: EFER says the same.
     unsafe { vcpu.vmcs.set_control(ControlField::ENTRY, controls) };
     vcpu.set_register(Register::Rdi, entry.information);
+    vcpu.set_register(Register::Rsi, entry.information);
 }
 
 /// The Multiboot2 block.
@@ -270,33 +289,6 @@ pub(crate) unsafe fn information_block(address: u32) -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(start, size as usize) }
 }
 
-fn divide(
-    program: &Program,
-    told: &Information<'_>,
-    options: &Options<'_>,
-    block: Range<*const u8>,
-) -> Layout {
-    let mut taken = arrayvec::ArrayVec::<Range<u64>, 40>::new();
-    taken.push(program.image.clone());
-    taken.push(block.start as u64..block.end as u64);
-    taken.extend(told.modules.iter().map(|module| module.range.clone()));
-    layout::divide(&told.memory, &taken, options.memory)
-        .unwrap_or_else(|error| fatal(format_args!("{error}")))
-}
-
-/// Fills the guest's memory with zeros.
-///
-/// # Safety
-/// Nobody else uses the memory.
-unsafe fn clear(memory: &Range<u64>) -> GuestRam {
-    let bytes = usize::try_from(memory.end - memory.start).expect("below 4 GiB");
-    let start = memory.start as *mut u8;
-    // SAFETY: by the contract; the range is mapped.
-    unsafe { start.write_bytes(0, bytes) };
-    // SAFETY: by the contract.
-    unsafe { GuestRam::new(memory.clone()) }
-}
-
 /// The contents of a module; empty if it lies where nothing is mapped.
 pub(crate) fn contents(module: &Module<'_>) -> &'static [u8] {
     let Range { start, end } = module.range;
@@ -306,55 +298,6 @@ pub(crate) fn contents(module: &Module<'_>) -> &'static [u8] {
     let bytes = usize::try_from(end - start).expect("below 4 GiB");
     // SAFETY: the boot loader has put a file there, and the layout leaves it alone.
     unsafe { core::slice::from_raw_parts(start as *const u8, bytes) }
-}
-
-fn load_guest(
-    told: &Information<'_>,
-    options: &Options<'_>,
-    ram: &GuestRam,
-    processors: usize,
-) -> Entry {
-    let Some(module) = told.modules.iter().find(|module| module.name == "guest") else {
-        fatal(format_args!("no Multiboot2 module is named \"guest\""));
-    };
-    #[allow(clippy::cast_possible_truncation)] // At most 16.
-    let processors = processors as u32;
-    guest_image::load(ram, ram.bytes(), contents(module), options.guest, processors)
-        .unwrap_or_else(|error| fatal(format_args!("{error}")))
-}
-
-/// Enables permissions, adds the guest's memory as slot 0, takes the policy, maps everything.
-fn prepare_domain(
-    domain: &mut Domain<PhysicalFrames>,
-    told: &Information<'_>,
-    ram: &GuestRam,
-    pages_2m: bool,
-) -> HostMaps {
-    let or_stop = |error| fatal(format_args!("cannot build the guest's tables: {error}"));
-    domain.enable().unwrap_or_else(or_stop);
-    let pages = GfnRange::new(Gfn::new(0), ram.bytes() / PAGE_BYTES)
-        .unwrap_or_else(|error| fatal(format_args!("{error}")));
-    let space = AddressSpace::Normal;
-    domain.add_slot(space, SlotId(0), pages, SlotFlags::default()).unwrap_or_else(or_stop);
-    let mut maps = HostMaps::default();
-    if let Some(module) = told.modules.iter().find(|module| module.name == "policy") {
-        let (policy, token) = policy::load(domain, contents(module))
-            .unwrap_or_else(|error| fatal(format_args!("{error}")));
-        // No processor walks the tables yet.
-        domain.finish(&token.without_processors());
-        console::print_line(format_args!("hypervisor: {policy}"));
-        maps = policy.maps;
-    }
-    let size = if pages_2m { PageSize::Size2M } else { PageSize::Size4K };
-    let mut gfn = Gfn::new(0);
-    while gfn <= pages.last() {
-        let hpa = ram.host(Gpa::new(gfn.as_u64() * PAGE_BYTES)).expect("within the memory");
-        let memory_type = MemoryType::WriteBack;
-        let page = HostPage { hpa, size, writable: true, executable: true, memory_type };
-        domain.map(space, gfn, page).unwrap_or_else(or_stop);
-        gfn = Gfn::new(gfn.as_u64() + size.frames());
-    }
-    maps
 }
 
 /// One page of memory for the code of all trampolines, known to the exception handler.

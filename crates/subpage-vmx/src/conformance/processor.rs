@@ -62,7 +62,9 @@ impl VmxProcessor {
             TableRoots { ept: root, sppt: sub_page.then_some(root), accessed_dirty: false };
         let bitmaps = Bitmaps::new();
         // SAFETY: bases and IDT by the contract; the arena is never freed.
-        unsafe { setup::prepare(&mut vmcs, capabilities, bases, idt, &tables, &bitmaps, VPID) };
+        unsafe {
+            setup::prepare(&mut vmcs, capabilities, bases, idt, &tables, &bitmaps, VPID, false);
+        }
         setup::reset(&mut vmcs, capabilities, 0);
         let context = Context { registers: GeneralRegisters::default(), fx: fx_after_reset() };
         let mut processor = Self { vmcs, context: Box::new(context), sub_page, launched: false };

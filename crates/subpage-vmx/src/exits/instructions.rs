@@ -36,13 +36,17 @@ impl Vcpu {
             u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
         };
         let mut result = cpuid::leaf(leaf, subleaf);
+        let has_devices = self.machine.devices.is_some();
         match leaf {
             1 => {
-                result.ecx = result.ecx & !(VMX | SMX | MONITOR | OSXSAVE) | HYPERVISOR | X2APIC;
+                result.ecx = result.ecx & !(VMX | SMX | MONITOR | OSXSAVE) | HYPERVISOR;
                 if self.vmcs.guest(G::CR4) & CR4_OSXSAVE != 0 {
                     result.ecx |= OSXSAVE;
                 }
-                result.ebx = result.ebx & 0x00FF_FFFF | low(self.index as u64) << 24;
+                if !has_devices {
+                    result.ecx |= X2APIC;
+                    result.ebx = result.ebx & 0x00FF_FFFF | low(self.index as u64) << 24;
+                }
             }
             7 if subleaf == 0 => {
                 // What `CR4_NOT_OFFERED` refuses, and no enclaves.
@@ -53,9 +57,18 @@ impl Vcpu {
                 const USER_INTERRUPTS: u32 = 1 << 5;
                 const BRANCH_TRACKING: u32 = 1 << 20;
                 const SGX: u32 = 1 << 2;
+                const PROCESSOR_TRACE: u32 = 1 << 25;
+                const WAIT: u32 = 1 << 5;
+                const CONFIGURE: u32 = 1 << 18;
                 result.ecx &= !(LA57 | PROTECTION_KEYS | SHADOW_STACKS | KEY_LOCKER);
                 result.edx &= !(USER_INTERRUPTS | BRANCH_TRACKING);
                 result.ebx &= !SGX;
+                if has_devices {
+                    // What the controls refuse, and traces, which write to physical memory.
+                    result.ebx &= !PROCESSOR_TRACE;
+                    result.ecx &= !WAIT;
+                    result.edx &= !CONFIGURE;
+                }
             }
             7 if subleaf == 1 => {
                 const FRED_LKGS: u32 = 3 << 17;
@@ -63,7 +76,7 @@ impl Vcpu {
                 const LINEAR_ADDRESS_MASKING: u32 = 1 << 26;
                 result.eax &= !(FRED_LKGS | LINEAR_ADDRESS_SEPARATION | LINEAR_ADDRESS_MASKING);
             }
-            0xB | 0x1F => result.edx = low(self.index as u64),
+            0xB | 0x1F if !has_devices => result.edx = low(self.index as u64),
             abi::CPUID_SIGNATURE => {
                 result.eax = abi::CPUID_FEATURES;
                 result.ebx = signature(0);

@@ -2,6 +2,7 @@
 
 mod backend;
 mod delivery;
+mod devices;
 mod input_output;
 mod instructions;
 mod registers;
@@ -31,6 +32,7 @@ pub mod reason {
     pub const EXTERNAL_INTERRUPT: ExitReason = ExitReason(1);
     pub const TRIPLE_FAULT: ExitReason = ExitReason(2);
     pub const INIT: ExitReason = ExitReason(3);
+    pub const START_UP: ExitReason = ExitReason(4);
     pub const TASK_SWITCH: ExitReason = ExitReason(9);
     pub const INTERRUPT_WINDOW: ExitReason = ExitReason(7);
     pub const NMI_WINDOW: ExitReason = ExitReason(8);
@@ -57,11 +59,16 @@ pub mod reason {
 impl Vcpu {
     /// Runs the guest forever, or until something stops the machine.
     pub fn run(mut self) -> ! {
-        self.machine.join(self.index);
+        if self.machine.devices.is_none() || self.index == 0 {
+            self.machine.join(self.index);
+        } else {
+            self.wait_for_start_up();
+        }
         loop {
             if let Err(stop) = self.step() {
                 let (rip, index) = (self.vmcs.guest(G::RIP), self.index);
-                self.machine.stop(format_args!("{stop} (processor {index} at {rip:#x})"));
+                let reason = format_args!("{stop} (processor {index} at {rip:#x})");
+                self.machine.stop(reason, stop.is_reset());
             }
         }
     }
@@ -69,7 +76,9 @@ impl Vcpu {
     fn step(&mut self) -> Result<(), Stop> {
         // From here on an NMI, and so a message, is noticed before the entry.
         self.nmi_came().store(false, Ordering::SeqCst);
-        if self.machine.mail.is_filled(self.index) {
+        if self.machine.devices.is_some() {
+            self.deliver_nmi();
+        } else if self.machine.mail.is_filled(self.index) {
             match self.machine.mail.next(self.index) {
                 Next::Run => self.deliver_mail(),
                 Next::Reset => {
@@ -103,6 +112,11 @@ impl Vcpu {
         #[allow(clippy::cast_possible_truncation)] // Bits 15:0 are the basic reason.
         let reason = ExitReason(full as u16);
         self.machine.exits.count(reason);
+        if self.machine.devices.is_some()
+            && let Some(done) = self.handle_with_devices(reason)
+        {
+            return done;
+        }
         match reason {
             reason::VMCALL => self.vmcall(),
             ExitReason::EPT_VIOLATION => self.ept_violation(),
@@ -182,7 +196,7 @@ impl Vcpu {
             return Err(Stop::Unknown(reason));
         }
         control::unblock_nmis();
-        self.machine.serve_invalidation(self.index);
+        self.machine.nmi(self.index);
         // An NMI that interrupted the delivery of an event is no reason to lose that.
         let delivery = self.delivery();
         self.fix_up_delivery(delivery.fixup(false));

@@ -22,7 +22,7 @@ const X2APIC_COMMAND: u32 = 0x830;
 const X2APIC_SELF: u32 = 0x83F;
 
 /// The register does not exist for the guest, or does not take the value: #GP.
-struct Refused;
+pub(super) struct Refused;
 
 const REGISTERS: [Register; 16] = [
     Register::Rax,
@@ -112,6 +112,9 @@ impl Vcpu {
     }
 
     fn read_msr(&self, number: u32) -> Result<u64, Refused> {
+        if self.machine.devices.is_some() {
+            return self.read_kept_msr(Msr(number));
+        }
         Ok(match Msr(number) {
             Msr::APIC_BASE => APIC_BASE | if self.index == 0 { BOOTSTRAP } else { 0 },
             Msr::EFER => self.vmcs.guest(G::EFER),
@@ -131,17 +134,24 @@ impl Vcpu {
         })
     }
 
+    /// PAT (SDM Vol. 3A, "Page Attribute Table (PAT)").
+    pub(super) fn set_pat(&mut self, value: u64) -> Result<(), Refused> {
+        let legal = value.to_le_bytes().iter().all(|&kind| matches!(kind, 0 | 1 | 4..=7));
+        if !legal {
+            return Err(Refused);
+        }
+        self.vmcs.set_guest(G::PAT, value);
+        Ok(())
+    }
+
     fn write_msr(&mut self, number: u32, value: u64) -> Result<(), Refused> {
+        if self.machine.devices.is_some() {
+            return self.write_kept_msr(Msr(number), value);
+        }
         match Msr(number) {
             Msr::APIC_BASE if value | BOOTSTRAP == APIC_BASE | BOOTSTRAP => {}
             Msr::EFER => self.set_efer(value).map_err(|_| Refused)?,
-            Msr::PAT => {
-                let legal = value.to_le_bytes().iter().all(|&kind| matches!(kind, 0 | 1 | 4..=7));
-                if !legal {
-                    return Err(Refused);
-                }
-                self.vmcs.set_guest(G::PAT, value);
-            }
+            Msr::PAT => self.set_pat(value)?,
             Msr::BIOS_SIGN_ID => {}
             _ => match number {
                 X2APIC_TASK_PRIORITY if value <= 0xFF => {

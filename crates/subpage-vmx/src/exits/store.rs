@@ -85,6 +85,7 @@ impl Vcpu {
         let qualification = Some(exit.qualification.into());
         let mut locked = Locked { vcpu: self, shared: &mut shared, qualification };
         let result = work(&mut locked, &found, &mut state);
+        machine.arm(&mut shared, self.index).map_err(|_| OUT_OF_MEMORY)?;
         drop(shared);
         self.decode_cache.put(found);
         match result {

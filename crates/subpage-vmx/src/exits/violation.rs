@@ -34,6 +34,9 @@ impl Vcpu {
         let exit = self.violation(qualification)?;
         #[cfg(feature = "test-hooks")]
         self.note_exit(super::ExitReason::EPT_VIOLATION, qualification.into(), &exit);
+        if self.map_first(&exit)? {
+            return Ok(());
+        }
         let delivering = exit.delivery.vectoring.valid();
         if qualification.write() && !qualification.is_page_walk() {
             return if delivering {
@@ -52,6 +55,9 @@ impl Vcpu {
                 self.step_over_walk(&mut shared, exit.gla);
             }
             Answer::PageWalk { .. } => self.step_over_walk(&mut shared, exit.gla),
+            Answer::NotExecutable(gpa) if machine.devices.is_some() => {
+                return self.kernel_entered(&mut shared, gpa);
+            }
             Answer::Emulate if delivering => {
                 drop(shared);
                 return self.deliver_in_software(&exit);
@@ -125,6 +131,9 @@ impl Vcpu {
 
     /// Maps a page of the guest's memory that was unmapped.
     pub(super) fn map_page(&mut self, shared: &mut Shared, gpa: Gpa) -> Result<(), Stop> {
+        if let Some(devices) = &self.machine.devices {
+            return self.map_in_place(devices, shared, gpa);
+        }
         let gfn = gpa.gfn();
         let hpa = shared.host_page(&self.machine.ram, gfn).ok_or(Stop::NoMemory(gpa.as_u64()))?;
         let page = HostPage {
@@ -148,6 +157,10 @@ impl Vcpu {
     /// Where a page that a store goes to lies, mapped and writable as far as the host is concerned.
     pub(super) fn ready_page(&mut self, shared: &mut Shared, gpa: Gpa) -> Result<Hpa, Stop> {
         let gfn = gpa.gfn();
+        if self.machine.devices.is_some() && self.machine.ram.host(gpa).is_none() {
+            // What the hypervisor cannot reach, or must not.
+            return Err(Stop::NoMemory(gpa.as_u64()));
+        }
         if shared.domain.mapping(SPACE, gfn).is_none() {
             self.map_page(shared, gpa)?;
         }

@@ -41,6 +41,11 @@ impl Ledger {
         })
     }
 
+    /// The policy has come into force later than the guest has begun.
+    pub fn set_host_maps(&mut self, host_maps: HostMaps) {
+        self.host_maps = host_maps;
+    }
+
     /// Takes an event into the ring: its number, and, if it is one of the host's that is printed
     /// though the guest may read it away, how many there were of its rule.
     pub fn record(&mut self, rules: &RuleSet, event: &Event<'_>) -> (u64, Option<u64>) {

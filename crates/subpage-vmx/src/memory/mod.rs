@@ -3,6 +3,7 @@
 pub mod frames;
 mod heap;
 pub mod ram;
+pub mod reach;
 pub mod window;
 
 pub use heap::Heap;

@@ -7,14 +7,23 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use arrayvec::ArrayVec;
 use subpage::address::{Gpa, Hpa};
 
+use crate::boot::information::MOST;
 use subpage_emulate::guest::{NotMemory, PhysicalMemory};
 
-/// One run of host memory that the guest sees from address 0 on.
+/// Most runs of memory.
+const MOST_RUNS: usize = MOST + 4;
+
+/// The guest's memory: one run of host memory that it sees from address 0 on, or runs that it sees where
+/// they are.
 #[derive(Debug, Clone)]
 pub struct GuestRam {
-    memory: Range<u64>,
+    /// Guest-physical, ascending.
+    runs: ArrayVec<Range<u64>, MOST_RUNS>,
+    /// How far behind its guest-physical address each byte lies.
+    distance: u64,
 }
 
 impl GuestRam {
@@ -23,27 +32,41 @@ impl GuestRam {
     /// # Safety
     /// It is usable RAM, mapped at the same addresses forever, and only guests and this object
     /// use it.
-    pub const unsafe fn new(memory: Range<u64>) -> Self {
-        Self { memory }
+    pub unsafe fn new(memory: Range<u64>) -> Self {
+        let runs = core::iter::once(0..memory.end - memory.start).collect();
+        Self { runs, distance: memory.start }
+    }
+
+    /// Takes runs that the guest sees where they are: ascending, of whole pages.
+    ///
+    /// # Safety
+    /// As for [`new`](Self::new).
+    pub const unsafe fn in_place(runs: ArrayVec<Range<u64>, MOST_RUNS>) -> Self {
+        Self { runs, distance: 0 }
     }
 
     /// How many bytes.
-    pub const fn bytes(&self) -> u64 {
-        self.memory.end - self.memory.start
+    pub fn bytes(&self) -> u64 {
+        self.runs.iter().map(|run| run.end - run.start).sum()
     }
 
     /// Where a guest-physical address lies, if it is memory.
     pub fn host(&self, gpa: Gpa) -> Option<Hpa> {
-        (gpa.as_u64() < self.bytes()).then(|| Hpa::new(self.memory.start + gpa.as_u64()))
+        let gpa = gpa.as_u64();
+        self.holds(gpa, gpa.checked_add(1)?).then(|| Hpa::new(self.distance + gpa))
+    }
+
+    fn holds(&self, start: u64, end: u64) -> bool {
+        self.runs.iter().any(|run| run.start <= start && end <= run.end)
     }
 
     /// Pointer to a run of bytes that lies in the memory.
     fn pointer(&self, gpa: Gpa, length: usize) -> Result<*mut u8, NotMemory> {
         let end = gpa.as_u64().checked_add(length as u64).ok_or(NotMemory)?;
-        if end > self.bytes() {
+        if !self.holds(gpa.as_u64(), end) {
             return Err(NotMemory);
         }
-        Ok((self.memory.start + gpa.as_u64()) as usize as *mut u8)
+        Ok((self.distance + gpa.as_u64()) as usize as *mut u8)
     }
 }
 
@@ -143,6 +166,21 @@ mod tests {
     use std::vec::Vec;
 
     use super::*;
+
+    #[test]
+    fn runs_in_place_are_what_they_say() {
+        // SAFETY: nothing is accessed.
+        let ram = unsafe { GuestRam::in_place([0..0x2000, 0x5000..0x6000].into_iter().collect()) };
+        assert_eq!(ram.bytes(), 0x3000);
+        for (gpa, there) in
+            [(0, true), (0x1FFF, true), (0x2000, false), (0x5000, true), (0x6000, false)]
+        {
+            let host = there.then_some(Hpa::new(gpa));
+            assert_eq!(ram.host(Gpa::new(gpa)), host, "{gpa:#x}");
+        }
+        assert!(ram.pointer(Gpa::new(0x1FF8), 9).is_err(), "from one run to the next");
+        assert!(ram.pointer(Gpa::MAX, usize::MAX).is_err());
+    }
 
     /// Whatever the alignment and the length, what is read is what is there, and nothing beyond the
     /// end.

@@ -1,6 +1,7 @@
-//! Where the hypervisor writes its lines: the serial port COM1, and port E9H for emulators.
+//! Where the hypervisor writes its lines: a serial port, and port E9H for emulators. The serial port is
+//! COM1, unless the guest has it.
 //!
-//! A guest's text goes there, too. Each of its lines begins with [`GUEST_MARK`], and no line of the
+//! The text of a guest without devices goes there, too. Each of its lines begins with [`GUEST_MARK`], and no line of the
 //! hypervisor does: a guest cannot forge a result.
 //!
 //! Unsafe for the ports named here, behind which are a UART, an emulator's debug output, an
@@ -13,8 +14,16 @@ use spin::mutex::TicketMutex;
 
 use super::port;
 
-const UART_DATA: u16 = 0x3F8;
-const UART_LINE_STATUS: u16 = 0x3FD;
+/// First port of the first UART.
+pub const COM1: u16 = 0x3F8;
+/// Of the second one.
+pub const COM2: u16 = 0x2F8;
+// Registers of a UART, from its first port on.
+const INTERRUPT_ENABLE: u16 = 1;
+const FIFO_CONTROL: u16 = 2;
+const LINE_CONTROL: u16 = 3;
+const MODEM_CONTROL: u16 = 4;
+const LINE_STATUS: u16 = 5;
 const TRANSMITTER_EMPTY: u8 = 1 << 5;
 /// Output of Bochs and QEMU.
 const DEBUG_OUTPUT: u16 = 0xE9;
@@ -28,14 +37,14 @@ const PATIENCE: u32 = 100_000;
 pub const GUEST_MARK: &str = "guest| ";
 
 struct Console {
-    /// There is no UART, or it has stopped: do not wait for it again.
-    uart_is_dead: bool,
+    /// First port of the UART; `None` if none is to be used, there is none, or it has stopped.
+    uart: Option<u16>,
     guest: GuestText,
 }
 
 /// In turns: a guest that prints without end must not keep the last line away.
 static CONSOLE: TicketMutex<Console> =
-    TicketMutex::new(Console { uart_is_dead: false, guest: GuestText::new() });
+    TicketMutex::new(Console { uart: Some(COM1), guest: GuestText::new() });
 
 /// Where the guest's text stands.
 struct GuestText {
@@ -96,18 +105,16 @@ impl Console {
     fn byte(&mut self, byte: u8) {
         // SAFETY: an emulator's debug output.
         unsafe { port::write(DEBUG_OUTPUT, byte) };
-        if self.uart_is_dead {
-            return;
-        }
+        let Some(uart) = self.uart else { return };
         for _ in 0..PATIENCE {
             // SAFETY: a UART's status register.
-            if unsafe { port::read(UART_LINE_STATUS) } & TRANSMITTER_EMPTY != 0 {
+            if unsafe { port::read(uart + LINE_STATUS) } & TRANSMITTER_EMPTY != 0 {
                 // SAFETY: a UART's data register.
-                unsafe { port::write(UART_DATA, byte) };
+                unsafe { port::write(uart, byte) };
                 return;
             }
         }
-        self.uart_is_dead = true;
+        self.uart = None;
     }
 
     /// Does `work` with the guest's text and with what puts out a byte.
@@ -134,6 +141,27 @@ impl Write for Console {
     }
 }
 
+/// Writes to another UART from now on, whose first port is given, or to none.
+pub fn use_uart(uart: Option<u16>) {
+    let mut console = CONSOLE.lock();
+    if let Some(base) = uart.filter(|_| console.uart != uart) {
+        // 115,200 bits a second, eight bits and no parity, FIFO, no interrupt.
+        for (register, value) in [
+            (INTERRUPT_ENABLE, 0),
+            (LINE_CONTROL, 0x80),
+            (0, 1),
+            (1, 0),
+            (LINE_CONTROL, 3),
+            (FIFO_CONTROL, 0xC7),
+            (MODEM_CONTROL, 3),
+        ] {
+            // SAFETY: registers of a UART.
+            unsafe { port::write(base + register, value) };
+        }
+    }
+    console.uart = uart;
+}
+
 /// Prints a line.
 pub fn print_line(line: fmt::Arguments<'_>) {
     CONSOLE.lock().line(line);
@@ -157,12 +185,17 @@ pub fn pass_on(bytes: &[u8]) {
     });
 }
 
-/// Ends an emulator; on a real machine, halts this processor for good.
-pub fn end_machine() -> ! {
+/// Ends an emulator; returns on a real machine.
+pub fn end_emulator() {
     for byte in *b"Shutdown" {
         // SAFETY: an emulator's power switch; no device answers there on a real machine.
         unsafe { port::write(BOCHS_SHUTDOWN, byte) };
     }
+}
+
+/// Ends an emulator; on a real machine, halts this processor for good.
+pub fn end_machine() -> ! {
+    end_emulator();
     loop {
         super::control::halt();
     }

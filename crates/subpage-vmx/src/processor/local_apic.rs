@@ -17,6 +17,34 @@ const DELIVERY_PENDING: u32 = 1 << 12;
 /// Software enable, spurious vector FFH.
 const ENABLED: u32 = 0x1FF;
 
+/// The guest asks for a mode or an address that it cannot have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused;
+
+/// Sets IA32_APIC_BASE as a guest wants that has the APIC; the address stays.
+pub fn set_mode(value: u64) -> Result<(), Refused> {
+    // SAFETY: every processor with VMX has the register.
+    let old = unsafe { msr::read(Msr::APIC_BASE) };
+    let has_x2apic = cpuid::leaf(1, 0).ecx & 1 << 21 != 0;
+    if !may_become(old, value, has_x2apic) {
+        return Err(Refused);
+    }
+    // SAFETY: a change that the processor takes; the hypervisor uses the APIC in the mode it finds.
+    unsafe { msr::write(Msr::APIC_BASE, value) };
+    Ok(())
+}
+
+/// Whether the register may be changed so (SDM Vol. 3A, "x2APIC State Transitions").
+const fn may_become(old: u64, new: u64, has_x2apic: bool) -> bool {
+    const ENABLE: u64 = 1 << 11;
+    const MODE: u64 = ENABLE | X2APIC_ENABLE;
+    if (old ^ new) & !MODE != 0 || new & X2APIC_ENABLE != 0 && !has_x2apic {
+        return false;
+    }
+    let (from, to) = (old & MODE, new & MODE);
+    from == to || to == 0 || from == 0 && to == ENABLE || from == ENABLE && to == MODE
+}
+
 /// What an interprocessor interrupt does (bits 10:8 of the command).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Message {
@@ -65,6 +93,14 @@ impl LocalApic {
         apic
     }
 
+    /// It in the mode in which the guest has left it.
+    pub fn as_found() -> Self {
+        // SAFETY: every processor with VMX has the register.
+        let base = unsafe { msr::read(Msr::APIC_BASE) };
+        let x2apic = base & X2APIC_ENABLE != 0;
+        Self { registers: (!x2apic).then_some((base & 0xFFFF_F000) as usize) }
+    }
+
     /// The number by which others reach it.
     pub fn id(self) -> u32 {
         match self.registers {
@@ -95,11 +131,18 @@ impl LocalApic {
             unsafe { msr::write(X2APIC_COMMAND, u64::from(id) << 32 | u64::from(command)) };
             return;
         }
+        let idle = || {
+            while self.read(XAPIC_COMMAND_LOW) & DELIVERY_PENDING != 0 {
+                core::hint::spin_loop();
+            }
+        };
+        idle();
+        // A guest that has the APIC may be between the two halves of a command of its own.
+        let kept = self.read(XAPIC_COMMAND_HIGH);
         self.write(XAPIC_COMMAND_HIGH, id << 24);
         self.write(XAPIC_COMMAND_LOW, command);
-        while self.read(XAPIC_COMMAND_LOW) & DELIVERY_PENDING != 0 {
-            core::hint::spin_loop();
-        }
+        idle();
+        self.write(XAPIC_COMMAND_HIGH, kept);
     }
 
     fn read(self, offset: usize) -> u32 {
@@ -112,5 +155,34 @@ impl LocalApic {
         let Some(base) = self.registers else { return };
         // SAFETY: the offsets are those of the registers named above.
         unsafe { ((base + offset) as *mut u32).write_volatile(value) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_change_as_the_processor_has_it() {
+        const BASE: u64 = 0xFEE0_0100;
+        const OFF: u64 = BASE;
+        const XAPIC: u64 = BASE | 1 << 11;
+        const X2APIC: u64 = BASE | 3 << 10;
+        for (old, new, legal) in [
+            (XAPIC, XAPIC, true),
+            (XAPIC, X2APIC, true),
+            (X2APIC, OFF, true),
+            (OFF, XAPIC, true),
+            (XAPIC, OFF, true),
+            (X2APIC, XAPIC, false),
+            (OFF, X2APIC, false),
+            (XAPIC, XAPIC ^ 1 << 12, false),
+            (XAPIC, XAPIC ^ 1 << 8, false),
+            (XAPIC, XAPIC | 1, false),
+            (XAPIC, BASE | 1 << 10, false),
+        ] {
+            assert_eq!(may_become(old, new, true), legal, "{old:#x} to {new:#x}");
+        }
+        assert!(!may_become(XAPIC, X2APIC, false));
     }
 }

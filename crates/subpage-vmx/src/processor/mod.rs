@@ -6,6 +6,7 @@ pub mod control;
 pub mod cpuid;
 pub mod interrupts;
 pub mod local_apic;
+pub mod memory_types;
 pub mod msr;
 pub mod port;
 pub mod segments;

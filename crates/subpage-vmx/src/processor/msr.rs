@@ -16,6 +16,7 @@ impl Msr {
     pub const FEATURE_CONTROL: Self = Self(0x3A);
     pub const BIOS_SIGN_ID: Self = Self(0x8B);
     pub const MTRR_CAP: Self = Self(0xFE);
+    pub const MTRR_VARIABLE: Self = Self(0x200);
     pub const SYSENTER_CS: Self = Self(0x174);
     pub const SYSENTER_ESP: Self = Self(0x175);
     pub const SYSENTER_EIP: Self = Self(0x176);

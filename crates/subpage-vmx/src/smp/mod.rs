@@ -1,6 +1,7 @@
 //! Several processors: their start, and messages between the virtual ones.
 
 pub mod mailbox;
+pub mod nmis;
 #[cfg(bare_metal)]
 #[allow(unsafe_code)]
 mod start;

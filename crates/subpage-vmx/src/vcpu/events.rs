@@ -104,6 +104,25 @@ impl Vcpu {
         self.set_primary(primary);
     }
 
+    /// Injects an NMI of the machine's, if one waits, or asks for an exit as soon as it can be.
+    pub fn deliver_nmi(&mut self) {
+        const BLOCKING: u64 = BLOCKING_BY_STI | BLOCKING_BY_MOV_SS | BLOCKING_BY_NMI;
+        let primary = self.primary & !PRIMARY_NMI_WINDOW;
+        if !self.machine.nmis.waits(self.index) {
+            self.set_primary(primary);
+            return;
+        }
+        if self.is_injecting() || self.vmcs.guest(G::INTERRUPTIBILITY) & BLOCKING != 0 {
+            self.set_primary(primary | PRIMARY_NMI_WINDOW);
+            return;
+        }
+        self.vmcs.set_guest(G::ENTRY_EVENT, VALID | KIND_NMI | 2);
+        self.machine.nmis.delivered(self.index);
+        // It ends every wait.
+        self.machine.lives(self.index);
+        self.set_primary(primary);
+    }
+
     /// Asks for an exit after the next instruction, or not (monitor trap flag).
     pub fn set_monitor_trap(&mut self, on: bool) {
         let others = self.primary & !PRIMARY_MTF;

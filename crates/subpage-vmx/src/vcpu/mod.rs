@@ -90,7 +90,7 @@ impl Vcpu {
             #[cfg(feature = "test-hooks")]
             last_exit: [0; 6],
             launched: false,
-            primary: setup::primary(&machine.capabilities),
+            primary: setup::primary(&machine.capabilities, machine.devices.is_some()),
         }
     }
 

@@ -26,6 +26,7 @@ const ENTRY: u32 = ENTRY_LOAD_DEBUG | ENTRY_LOAD_EFER | ENTRY_LOAD_PAT;
 ///
 /// # Safety
 /// `bases` and `idt` are this processor's own; the tables stay allocated while the VMCS is used.
+#[allow(clippy::too_many_arguments)]
 pub unsafe fn prepare(
     vmcs: &mut CurrentVmcs,
     capabilities: &Capabilities,
@@ -34,8 +35,11 @@ pub unsafe fn prepare(
     tables: &TableRoots,
     bitmaps: &Bitmaps,
     vpid: u16,
+    has_devices: bool,
 ) {
-    let pin = PIN_EXTERNAL_INTERRUPT | PIN_NMI | PIN_VIRTUAL_NMIS;
+    // Interrupts of devices go straight to who has the devices.
+    let external = if has_devices { 0 } else { PIN_EXTERNAL_INTERRUPT };
+    let pin = external | PIN_NMI | PIN_VIRTUAL_NMIS;
     let spp = if tables.sppt.is_some() { SECONDARY_SPP } else { 0 };
     let secondary = SECONDARY_EPT
         | SECONDARY_VPID
@@ -61,7 +65,7 @@ pub unsafe fn prepare(
         unsafe { vmcs.set_control(field, value) };
     };
     write(C::PIN_BASED, capabilities.pin_based.adjust(pin).into());
-    write(C::PRIMARY, primary(capabilities).into());
+    write(C::PRIMARY, primary(capabilities, has_devices).into());
     write(C::SECONDARY, capabilities.secondary.adjust(secondary).into());
     write(C::EXIT, capabilities.exit.adjust(exit).into());
     write(C::ENTRY, capabilities.entry.adjust(ENTRY).into());
@@ -110,13 +114,14 @@ pub unsafe fn prepare(
     }
 }
 
-/// The primary controls when nothing is pending.
-pub fn primary(capabilities: &Capabilities) -> u32 {
+/// The primary controls when nothing is pending. With devices, CR8 is the guest's: it is the task
+/// priority of its APIC.
+pub fn primary(capabilities: &Capabilities, has_devices: bool) -> u32 {
+    let task_priority = if has_devices { 0 } else { PRIMARY_CR8_LOAD | PRIMARY_CR8_STORE };
     capabilities.primary.adjust(
         PRIMARY_HLT
             | PRIMARY_MWAIT
-            | PRIMARY_CR8_LOAD
-            | PRIMARY_CR8_STORE
+            | task_priority
             | PRIMARY_IO_BITMAPS
             | PRIMARY_MSR_BITMAPS
             | PRIMARY_MONITOR
