@@ -1,17 +1,19 @@
 //! `subpage compile`: a policy as the bytes that a hypervisor takes in.
 
+use std::fmt::Display;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use subpage::address::PhysicalWidth;
+use subpage::address::{ByteRange, Gpa, PhysicalWidth};
 use subpage::domain::{Domain, DomainError};
 use subpage::frames::HeapFrames;
-use subpage::rules::Rule;
+use subpage::rules::{Action, Moment, Owner, Rule, RuleName};
+use subpage_linux::{FirstProgram, Kallsyms, KernelImage};
 
 use crate::command_line::CompileArguments;
 use crate::failure::{Failure, Status};
 use crate::new_file;
-use crate::policy::{Draft, Names, Policy, PolicySource, read_region_names};
+use crate::policy::{Draft, Names, Policy, PolicyRule, PolicySource, read_region_names};
 use crate::terminal::style::QUIET;
 use crate::terminal::{ColorWhen, Output, bytes, grouped, plural, printable};
 
@@ -40,7 +42,8 @@ pub fn run(arguments: &CompileArguments, color: ColorWhen) -> Result<Status, Fai
     let policy = draft
         .resolve_or(&regions, otherwise)
         .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
-    let state = compile(&policy)?;
+    let first = first_program(&policy, arguments.symbols.as_deref())?;
+    let state = compile(&policy, first)?;
     new_file::write(&arguments.output, &state).map_err(|error| {
         let path = arguments.output.display();
         Failure::input(format_args!("cannot write the compiled policy {path}"), &error)
@@ -59,12 +62,49 @@ pub fn run(arguments: &CompileArguments, color: ColorWhen) -> Result<Status, Fai
     Ok(Status::Clean)
 }
 
-/// The policy as the exported state of a domain that holds it and nothing else.
+/// The write by which the hypervisor knows the first program, if a rule waits for that. A rule that waits
+/// for something that the hypervisor does not know is a mistake.
+fn first_program(policy: &Policy, symbols: Option<&Path>) -> Result<Option<FirstProgram>, Failure> {
+    let mut waiting = policy.rules.iter().filter(|rule| rule.waits());
+    let Some(first) = waiting.clone().next() else { return Ok(None) };
+    let place = |rule: &PolicyRule| {
+        format!("{}: the rule \"{}\"", printable(&rule.place()), printable(rule.rule.name.as_str()))
+    };
+    if let Some(other) = waiting.find(|rule| rule.arm != Some(Moment::Init)) {
+        return Err(Failure::Input(format!(
+            "{} waits for a moment that the hypervisor does not know; its rules arm at `entry` or `init`",
+            place(other)
+        )));
+    }
+    let untold = |reason: &dyn Display| {
+        Failure::Input(format!(
+            "{} arms at `init`, and that moment is not known: {reason}",
+            place(first)
+        ))
+    };
+    let path = symbols.ok_or_else(|| untold(&"give the kernel's image with `--symbols`"))?;
+    let image = KernelImage::open(path).map_err(|error| untold(&error))?;
+    let names = Kallsyms::read(&image).map_err(|error| untold(&error))?;
+    FirstProgram::of(&image, &names).map(Some).map_err(|error| untold(&error))
+}
+
+/// The rule by which a hypervisor knows the first program: `subpage_vmx::policy::FIRST_PROGRAM`.
+fn first_program_rule(write: FirstProgram) -> Option<Rule> {
+    let range = Gpa::try_new(write.at).and_then(|first| ByteRange::new(first, 4)).ok()?;
+    let name = RuleName::new(&format!("system_state={}", write.running)).ok()?;
+    Some(Rule { name, range, owner: Owner::HOST, action: Action::Log, locked: false })
+}
+
+/// The policy as the exported state of a domain that holds it and nothing else. Rules that arm at a
+/// kernel's first program are not in force in it; `first` is the write that tells of that.
 ///
 /// Equal policies give equal bytes. Fails if it guards more than [`MAX_PAGES`] or memory is short.
-pub fn compile(policy: &Policy) -> Result<Vec<u8>, Failure> {
-    let rules: Vec<Rule> = policy.rules.iter().map(|rule| rule.rule).collect();
-    let pages = rules.iter().fold(0_u64, |sum, rule| sum.saturating_add(rule.range.gfns().pages()));
+pub fn compile(policy: &Policy, first: Option<FirstProgram>) -> Result<Vec<u8>, Failure> {
+    let mut rules: Vec<(Rule, bool)> =
+        policy.rules.iter().map(|rule| (rule.rule, !rule.waits())).collect();
+    rules.extend(first.and_then(first_program_rule).map(|rule| (rule, true)));
+    let pages =
+        rules.iter().fold(0_u64, |sum, (rule, _)| sum.saturating_add(rule.range.gfns().pages()));
     if pages > MAX_PAGES {
         return Err(Failure::Input(format!(
             "the policy guards {} pages of 4 KiB; the hypervisor takes at most {} (4 GiB): guard \
@@ -77,7 +117,7 @@ pub fn compile(policy: &Policy) -> Result<Vec<u8>, Failure> {
         |error: DomainError| Failure::Internal(format!("cannot compile the policy: {error}"));
     let mut domain = Domain::new(HeapFrames::new(), PhysicalWidth::MAX);
     domain.enable().map_err(refused)?;
-    let (_, token) = domain.add_rules(&rules).map_err(refused)?;
+    let (_, token) = domain.add_some_armed(&rules).map_err(refused)?;
     // No processor walks these tables.
     domain.finish(&token.without_processors());
     domain.export().map_err(refused)

@@ -8,9 +8,10 @@ use std::process::{Command, Output, Stdio};
 use subpage::address::PhysicalWidth;
 use subpage::domain::Domain;
 use subpage::frames::HeapFrames;
-use subpage::rules::{Action, Owner, Rule};
+use subpage::rules::{Action, Owner, Rule, RuleId};
 use subpage_cli::compile_command::{MAX_PAGES, compile};
 use subpage_cli::policy::{Draft, Names, Policy, PolicySource, read_region_names};
+use subpage_linux::FirstProgram;
 use subpage_vmx::policy;
 
 use crate::assert_golden;
@@ -116,13 +117,20 @@ fn bad_input_ends_with_2_and_leaves_the_old_module() {
         POLICY.to_owned() + "[[rule]]\nname = \"large\"\nrange = \"0..0x1_0000_0000\"\n",
     )
     .expect("file");
-    let cases: [(&str, &[&str]); 7] = [
+    for (name, moment) in [("command.toml", "command"), ("init.toml", "init")] {
+        let text = POLICY.to_owned() + &format!("arm = \"{moment}\"\n");
+        fs::write(at.join(name), text).expect("file");
+    }
+    let cases: [(&str, &[&str]); 10] = [
         ("no-policy", &["-p", "missing.toml", "-o", "policy.bin"]),
         ("no-names", &["-p", "policy.toml", "-o", "policy.bin"]),
         ("no-such-symbol", &["-p", "policy.toml", "--symbols", ELF, "-o", "policy.bin"]),
         ("not-elf", &["-p", "policy.toml", "--symbols", "text", "-o", "policy.bin"]),
         ("too-large", &["-p", "large.toml", "-o", "policy.bin"]),
         ("in-no-directory", &["-p", "policy.toml", "-o", "no/policy.bin"]),
+        ("waits-for-a-command", &["-p", "command.toml", "-o", "policy.bin"]),
+        ("waits-for-no-kernel", &["-p", "init.toml", "-o", "policy.bin"]),
+        ("waits-for-a-program", &["-p", "init.toml", "--symbols", ELF, "-o", "policy.bin"]),
         ("is-a-directory", &["-p", "policy.toml", "-o", "."]),
     ];
     let mut all = String::new();
@@ -134,10 +142,43 @@ fn bad_input_ends_with_2_and_leaves_the_old_module() {
         let errors = String::from_utf8_lossy(&output.stderr);
         write!(all, "=== {name}: subpage compile {shown}\n{errors}").expect("a string");
         assert_eq!(fs::read(&module).expect("module"), b"old", "{name}");
-        assert_eq!(files(at), 4, "{name}: something is left behind");
+        assert_eq!(files(at), 6, "{name}: something is left behind");
     }
     assert_golden("commands/compile-bad-input.txt", &all);
     assert_eq!(run(at, &["-p", "policy.toml"]).status.code(), Some(2), "no output is named");
+}
+
+/// What arms at the first program is there, and not in force until the write that tells of it.
+#[test]
+fn rules_wait_for_the_first_program() {
+    let text = POLICY.to_owned() + "arm = \"init\"\n";
+    let first = FirstProgram { at: 0x30_0008, running: 3 };
+    let module = compile(&resolved(&text), Some(first)).expect("within the limit");
+    let mut domain = Domain::new(HeapFrames::new(), PhysicalWidth::MAX);
+    domain.enable().expect("memory");
+    let (policy, token) = policy::load(&mut domain, &module).expect("a policy");
+    domain.finish(&token.without_processors());
+    assert_eq!(
+        policy.to_string(),
+        "policy: 3 rules (1 locked), 0 access maps, 0 tracked ranges; 1 rules hold from the first program on"
+    );
+    let mut waiting = policy.waiting.expect("one rule waits");
+    let tells = domain.rules().iter().last().expect("three rules");
+    assert_eq!(tells.rule.name.as_str(), "system_state=3");
+    assert_eq!((tells.rule.range.first().as_u64(), tells.rule.range.bytes()), (0x30_0008, 4));
+    for (rule, bytes) in
+        [(None, [3, 0, 0, 0]), (Some(RuleId(1)), [3, 0, 0, 0]), (Some(tells.id), [2, 0, 0, 0])]
+    {
+        waiting.look(rule, &bytes);
+        assert!(!waiting.over, "{rule:?} {bytes:?}");
+    }
+    waiting.look(Some(tells.id), &[3, 0, 0, 0]);
+    assert!(waiting.over);
+    let without = compile(&resolved(&text), None).expect("within the limit");
+    let mut domain = Domain::new(HeapFrames::new(), PhysicalWidth::MAX);
+    domain.enable().expect("memory");
+    let error = policy::load(&mut domain, &without).expect_err("nothing tells");
+    assert!(error.to_string().contains("rules wait for the first program"), "{error}");
 }
 
 /// The limit is the hypervisor's, and what is just within it is loaded.
@@ -145,5 +186,5 @@ fn bad_input_ends_with_2_and_leaves_the_old_module() {
 fn the_largest_policy_is_loaded() {
     assert_eq!(MAX_PAGES, policy::MAX_PAGES);
     let text = "version = 1\n[[rule]]\nname = \"all\"\nrange = \"0..0x1_0000_0000\"\n";
-    assert_eq!(loaded(&compile(&resolved(text)).expect("within the limit")).len(), 1);
+    assert_eq!(loaded(&compile(&resolved(text), None).expect("within the limit")).len(), 1);
 }
