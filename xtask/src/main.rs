@@ -14,6 +14,7 @@ mod count;
 mod dist;
 mod execute;
 mod lab;
+mod linux;
 mod markdown;
 mod mutants;
 mod packages;
@@ -46,8 +47,8 @@ struct Arguments {
 enum Task {
     /// Run the tests; without a SUITE, install what they need and run all of them
     Test {
-        /// Suites to run, each once, in the order of the list below; behind bochs, parts of the
-        /// names of its tests; behind lab, hosts and parts of the names of tests
+        /// Suites to run, each once, in the order of the list below; behind bochs and linux,
+        /// parts of the names of their tests; behind lab, hosts and parts of the names of tests
         #[arg(value_parser = WordParser, value_name = "SUITE")]
         words: Vec<Word>,
         /// Run only tests whose name contains STR (unit, concurrency, property, kvm,
@@ -71,6 +72,11 @@ enum Task {
     Lab {
         #[command(flatten)]
         arguments: lab::Arguments,
+    },
+    /// Start a distribution's kernel under the hypervisor, in Bochs
+    Linux {
+        #[command(flatten)]
+        arguments: linux::Arguments,
     },
     /// Build the documentation as a site, in target/book/html
     Docs {
@@ -131,6 +137,7 @@ fn run(task: Task) -> Result<ExitCode> {
             _ => bench::run(&workspace, bench::ENGINE, &arguments),
         },
         Task::Lab { arguments } => lab::run(&workspace, arguments),
+        Task::Linux { arguments } => linux::run(&workspace, arguments),
         Task::Docs { arguments } => book::run(&workspace, &arguments),
         Task::Dist { arguments } => dist::run(&workspace, &arguments),
         Task::Bochs { task } => bochs::run(&workspace, task),

@@ -7,6 +7,7 @@ mod documentation;
 mod kvm;
 mod lab;
 mod lints;
+mod linux;
 mod readme;
 mod release;
 
@@ -48,6 +49,8 @@ pub(crate) enum Suite {
     Lab,
     /// The hypervisor with a guest that tests it, in Bochs; takes names of tests behind it
     Bochs,
+    /// A distribution's kernel under the hypervisor, in Bochs; takes names of tests behind it
+    Linux,
     /// The processor model against Bochs, with random tables and accesses
     Conformance,
     /// The documentation builds, the links in the pages and in the site lead somewhere
@@ -65,12 +68,12 @@ impl Suite {
 
     /// Whether names can stand behind it.
     fn takes_names(self) -> bool {
-        matches!(self, Self::Bochs | Self::Lab)
+        matches!(self, Self::Bochs | Self::Lab | Self::Linux)
     }
 
     /// Whether it runs in Bochs.
     pub(crate) fn needs_emulator(self) -> bool {
-        matches!(self, Self::Bochs | Self::Conformance)
+        matches!(self, Self::Bochs | Self::Linux | Self::Conformance)
     }
 
     fn run(self, session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
@@ -83,6 +86,7 @@ impl Suite {
             Self::Kvm => kvm::check(session, plan),
             Self::Lab => lab::check(session, plan),
             Self::Bochs => bochs::check(session, plan),
+            Self::Linux => linux::check(session, plan),
             Self::Conformance => conformance::check(session, plan),
             Self::Docs => documentation::check(session, plan),
             Self::Readme => readme::check(session, plan),
@@ -99,7 +103,7 @@ impl Suite {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
     Suite(Suite),
-    /// Part of the name of a test in Bochs or in the lab, or a host.
+    /// Part of the name of a test in Bochs, in the lab or of Linux, or a host.
     Name(String),
 }
 
@@ -127,7 +131,8 @@ impl TypedValueParser for WordParser {
     }
 }
 
-/// The suites among the words, and the names behind `bochs` (of tests) and `lab` (of hosts and tests).
+/// The suites among the words, and the names behind `bochs` and `linux` (of tests) and `lab` (of hosts and
+/// tests).
 pub(crate) fn divide(words: Vec<Word>) -> Result<(Vec<Suite>, Vec<String>)> {
     let (mut suites, mut names) = (Vec::new(), Vec::new());
     for word in words {
@@ -142,7 +147,8 @@ pub(crate) fn divide(words: Vec<Word>) -> Result<(Vec<Suite>, Vec<String>)> {
                 let all: Vec<_> =
                     Suite::value_variants().iter().map(|suite| suite.name()).collect();
                 bail!(
-                    "there is no suite {name:?}, only {}; names can stand behind bochs and lab",
+                    "there is no suite {name:?}, only {}; names can stand behind bochs, lab and \
+                     linux",
                     all.join(", ")
                 );
             }

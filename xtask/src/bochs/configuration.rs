@@ -58,6 +58,10 @@ pub(crate) enum Logging {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SerialLines {
     None,
+    /// The first to a file in the directory of the run, and no second one.
+    One {
+        first: &'static str,
+    },
     /// The first to a file in the directory of the run, the second to standard output.
     Two {
         first: &'static str,
@@ -127,8 +131,13 @@ impl Configuration<'_> {
             )
             .expect("writing to a string cannot fail");
         }
-        if let SerialLines::Two { first } = self.serial_lines {
-            for (number, file) in [(1, first), (2, "/dev/stdout")] {
+        let lines = match self.serial_lines {
+            SerialLines::None => [None, None],
+            SerialLines::One { first } => [Some(first), None],
+            SerialLines::Two { first } => [Some(first), Some("/dev/stdout")],
+        };
+        for (number, file) in (1..).zip(lines) {
+            if let Some(file) = file {
                 writeln!(text, "com{number}: enabled=1, mode=file, dev={file}")
                     .expect("writing to a string cannot fail");
             }

@@ -41,6 +41,8 @@ pub(crate) const DIRECTORY_VARIABLE: &str = "SUBPAGE_IMAGES";
 pub(crate) enum Purpose {
     /// To guard something: the hypervisor has no call that breaks things.
     Guard,
+    /// The same for a Linux kernel, without the guest with the tests.
+    Linux,
     /// To be tested: the hypervisor breaks things for a guest that asks for it.
     Test,
     /// To judge the processor model.
@@ -52,6 +54,7 @@ impl Purpose {
     fn name(self) -> &'static str {
         match self {
             Self::Guard => "images",
+            Self::Linux => "linux-images",
             Self::Test => "test-images",
             Self::Conformance => "conformance-images",
         }
@@ -68,6 +71,7 @@ impl Purpose {
                 &[GUEST, "--bin=subpage-guest"],
                 &[VMX, "--bin=subpage-reset-rom", "--bin=subpage-hypervisor"],
             ],
+            Self::Linux => &[&[VMX, "--bin=subpage-reset-rom", "--bin=subpage-hypervisor"]],
             Self::Test => &[&[
                 VMX,
                 GUEST,
@@ -146,6 +150,7 @@ impl Images {
                 let elf = images.directory.join("subpage-hypervisor.elf");
                 vec![rom, hypervisor, ("subpage-hypervisor", elf, Form::Elf), guest]
             }
+            Purpose::Linux => vec![rom, hypervisor],
             Purpose::Test => vec![rom, hypervisor, guest],
             Purpose::Conformance => vec![rom, conformance],
         };

@@ -16,6 +16,7 @@ const COMMAND_LINE: u32 = 1;
 const MODULE: u32 = 3;
 const BASIC_MEMORY: u32 = 4;
 const MEMORY_MAP: u32 = 6;
+const ROOT_POINTER: u32 = 15;
 
 /// Bytes of an entry of the memory map.
 const ENTRY_SIZE: u32 = 24;
@@ -33,9 +34,17 @@ pub(crate) struct Module {
     pub(crate) text: String,
 }
 
-/// The information block. Usable memory is all below the EBDA and from 1 MiB up to `memory`, which
+/// Where what is not memory begins, in which firmware has its tables.
+pub(super) const FIRMWARE: u64 = CONVENTIONAL;
+
+/// The information block, with a copy of ACPI's root pointer if there is one. Usable memory is all below the EBDA and from 1 MiB up to `memory`, which
 /// is an address; the image and the modules lie in it as they do with a boot loader.
-pub(crate) fn block(command_line: &str, modules: &[Module], memory: u64) -> Result<Vec<u8>> {
+pub(crate) fn block(
+    command_line: &str,
+    modules: &[Module],
+    memory: u64,
+    root_pointer: Option<&[u8]>,
+) -> Result<Vec<u8>> {
     let texts = modules.iter().map(|module| module.text.as_str()).chain([command_line]);
     for text in texts {
         ensure!(!text.contains('\0'), "{text:?} has a zero byte in it");
@@ -71,6 +80,9 @@ pub(crate) fn block(command_line: &str, modules: &[Module], memory: u64) -> Resu
         map.extend([0; 4]);
     }
     block.tag(MEMORY_MAP, &[&map]);
+    if let Some(pointer) = root_pointer {
+        block.tag(ROOT_POINTER, &[pointer]);
+    }
     block.tag(END, &[]);
     let Block(mut bytes) = block;
     let size = u32::try_from(bytes.len()).context("the command line is too long")?;
@@ -128,7 +140,8 @@ mod tests {
             Module { address: 0x80_0000, length: 0x1234, text: "guest run=a".into() },
             Module { address: 0x180_0000, length: 8, text: "cases".into() },
         ];
-        let block = block("quiet", &modules, 256 << 20).expect("all is as it should be");
+        let block =
+            block("quiet", &modules, 256 << 20, Some(b"RSD PTR ")).expect("all is as it should be");
         assert_eq!(block.len() % 8, 0);
         let tags = tags(&block);
         assert_eq!(contents(&tags, 1), [b"quiet\0".as_slice()]);
@@ -148,15 +161,16 @@ mod tests {
         assert_eq!(third[..8], 0x10_0000_u64.to_le_bytes());
         assert_eq!(third[8..16], (255_u64 << 20).to_le_bytes());
         assert_eq!(third[16..20], 1_u32.to_le_bytes());
+        assert_eq!(contents(&tags, 15), [b"RSD PTR "]);
         assert_eq!(tags.last(), Some(&(0, Vec::new())));
     }
 
     #[test]
     fn what_cannot_be_told_is_refused() {
-        assert!(block("a\0b", &[], 256 << 20).is_err());
-        assert!(block("", &[], 1 << 20).is_err());
-        assert!(block("", &[], 5 << 30).is_err());
+        assert!(block("a\0b", &[], 256 << 20, None).is_err());
+        assert!(block("", &[], 1 << 20, None).is_err());
+        assert!(block("", &[], 5 << 30, None).is_err());
         let module = Module { address: u32::MAX, length: 2, text: "guest".into() };
-        assert!(block("", &[module], 256 << 20).is_err());
+        assert!(block("", &[module], 256 << 20, None).is_err());
     }
 }

@@ -18,13 +18,13 @@ use super::{
 use crate::session::Interrupt;
 
 /// Where the image has its information block: the reset ROM hands over this number.
-const INFORMATION_ADDRESS: u64 = 0x100_0000;
+pub(super) const INFORMATION_ADDRESS: u64 = 0x100_0000;
 /// Where the two large modules can be.
 const MODULE_ADDRESSES: [u64; 2] = [0x80_0000, 0x180_0000];
 /// Names of their files in the directory of a run.
 const MODULE_FILES: [&str; 2] = ["module-1", "module-2"];
 /// A module begins at a page.
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 
 /// Lines of the guest begin so and no line of the hypervisor does: what a guest prints is never taken for
 /// a result.
@@ -152,11 +152,11 @@ impl BochsMachine {
             })
         };
         let modules = self.modules.iter().enumerate().map(module).collect::<Result<Vec<_>>>()?;
-        information::block(&self.command_line, &modules, self.memory_mib << 20)
+        information::block(&self.command_line, &modules, self.memory_mib << 20, None)
     }
 }
 
-fn link(file: &Path, name: &Path) -> Result<()> {
+pub(super) fn link(file: &Path, name: &Path) -> Result<()> {
     let target = file.canonicalize().with_context(|| format!("there is no {}", file.display()))?;
     symlink(target, name).context("cannot make a symbolic link")
 }

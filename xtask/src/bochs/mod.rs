@@ -1,6 +1,7 @@
 //! Bochs, the processor with sub-page write permissions that everybody has: found or built, and
 //! the bare-metal images that run in it. `cargo xtask bochs` and its subcommands.
 
+mod acpi;
 mod build_emulator;
 pub(crate) mod configuration;
 pub(crate) mod emulator;
@@ -8,6 +9,7 @@ mod image;
 pub(crate) mod images;
 mod information;
 pub(crate) mod last_words;
+pub(crate) mod linux;
 pub(crate) mod machine;
 pub(crate) mod probe;
 

@@ -1,0 +1,199 @@
+//! `cargo xtask linux`: a distribution's kernel under the hypervisor, in Bochs.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use crate::{
+    bochs::{
+        self,
+        configuration::Logging,
+        images::{Images, Purpose},
+        last_words,
+        linux::{self, LinuxMachine, MEMORY_MIB},
+        probe,
+    },
+    lab::ingredients::Ingredients,
+    session::{Interrupt, Session},
+    workspace::Workspace,
+};
+
+/// The initrd of the example: a shell that needs no library.
+pub(crate) const INITRD: &str = "examples/linux/initrd.cpio";
+
+/// What every kernel is told in Bochs: one that uses fast short REP MOV hangs in it.
+const COMMAND_LINE: &str = "console=ttyS0 earlyprintk=serial,ttyS0 nokaslr mitigations=off panic=-1 \
+                            nowatchdog clearcpuid=580";
+
+/// The policy of the example: a rule on `modprobe_path`.
+pub(crate) const POLICY: &str = "examples/linux/policy.toml";
+
+/// What the kernel's first program does: the attack of the example, and work.
+pub(crate) const COMMANDS: [&str; 6] = [
+    "id",
+    "cat /proc/sys/kernel/modprobe",
+    "echo /tmp/evil > /proc/sys/kernel/modprobe",
+    "cat /proc/sys/kernel/modprobe",
+    "work 5",
+    "poweroff",
+];
+
+/// The kernel's command line for so many processors, with what its first program does. The tables of ACPI
+/// tell of several; for one there are none.
+pub(crate) fn command_line(processors: u32, commands: &[&str]) -> String {
+    let acpi = if processors == 1 { " acpi=off" } else { "" };
+    let commands: Vec<_> = commands.iter().map(|command| format!("\"{command}\"")).collect();
+    format!("{COMMAND_LINE}{acpi} quiet -- {}", commands.join(" "))
+}
+
+/// Makes a policy module with the tool; none if that fails, which has been said.
+pub(crate) fn compile(
+    session: &mut Session<'_>,
+    workspace: &Workspace,
+    policy: &Path,
+    symbols: Option<&Path>,
+) -> Result<Option<Vec<u8>>> {
+    let module = workspace.separate_target("bare-metal").join("linux.subpage");
+    let mut command = workspace.cargo(&["run", "--quiet", "--release", "--package", "subpage-cli"]);
+    command.args(["--", "compile", "--policy"]).arg(policy).arg("-o").arg(&module);
+    if let Some(symbols) = symbols {
+        command.arg("--symbols").arg(symbols);
+    }
+    let finished = session.run(command, &mut |_| None)?;
+    if finished.ending.success() {
+        return linux::read(&module).map(Some);
+    }
+    session.show(&finished.output)?;
+    Ok(None)
+}
+
+/// What `cargo xtask linux` takes.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// CPU model of Bochs; corei7_skylake_x has no SPP
+    #[arg(long, default_value = probe::WITH_SPP)]
+    model: String,
+    /// Processors
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=8))]
+    cpus: u32,
+    /// Memory of the machine
+    #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB,
+          value_parser = clap::value_parser!(u64).range(384..=3072))]
+    memory: u64,
+    /// Kill Bochs after this time
+    #[arg(long, value_name = "SECONDS", default_value_t = 600,
+          value_parser = clap::value_parser!(u64).range(1..=86400))]
+    limit: u64,
+    /// A bzImage instead of that of Debian's cloud kernel
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// An initrd instead of that of examples/linux
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// A policy instead of that of examples/linux
+    #[arg(long, value_name = "FILE", conflicts_with = "no_policy")]
+    policy: Option<PathBuf>,
+    /// No policy
+    #[arg(long)]
+    no_policy: bool,
+    /// Options of the hypervisor
+    #[arg(long, value_name = "WORDS", default_value = "events=serial")]
+    options: String,
+    /// What the initrd's shell does instead of the attack, one command each: cat FILE, echo TEXT > FILE,
+    /// work ROUNDS, id, poweroff, reboot, panic
+    #[arg(value_name = "COMMAND", last = true)]
+    commands: Vec<String>,
+}
+
+/// Runs it.
+pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCode> {
+    let interrupt = Interrupt::install().context("cannot listen for signals")?;
+    let mut out = io::stdout();
+    let mut session = Session::new(&mut out, interrupt.clone(), Duration::from_secs(3600));
+    let Some(emulator) = bochs::ready(&mut session, true)? else { return Ok(ExitCode::FAILURE) };
+    let kernel = match arguments.kernel {
+        Some(kernel) => kernel,
+        None => match Ingredients::prepare(&mut session)? {
+            Ok(ingredients) => ingredients.kernel(),
+            Err(reason) => {
+                session.say(&format!("   no kernel: {reason}"))?;
+                return Ok(ExitCode::FAILURE);
+            }
+        },
+    };
+    let Some(images) = Images::build(&mut session, workspace, Purpose::Linux)? else {
+        return Ok(ExitCode::FAILURE);
+    };
+    let initrd = arguments.initrd.unwrap_or_else(|| workspace.root().join(INITRD));
+    let policy = arguments.policy.unwrap_or_else(|| workspace.root().join(POLICY));
+    let policy = if arguments.no_policy {
+        None
+    } else {
+        match compile(&mut session, workspace, &policy, Some(&kernel))? {
+            Some(module) => Some(module),
+            None => return Ok(ExitCode::FAILURE),
+        }
+    };
+    let commands: Vec<_> = if arguments.commands.is_empty() {
+        COMMANDS.to_vec()
+    } else {
+        arguments.commands.iter().map(String::as_str).collect()
+    };
+    let machine = LinuxMachine {
+        model: arguments.model,
+        processors: arguments.cpus,
+        memory_mib: arguments.memory,
+        told_memory_mib: None,
+        rom: images.rom(),
+        image: images.hypervisor(),
+        options: format!("cpus={} {}", arguments.cpus, arguments.options),
+        kernel: linux::read(&kernel)?,
+        initrd: Some(linux::read(&initrd)?),
+        policy,
+        command_line: command_line(arguments.cpus, &commands),
+        logging: Logging::Fatal,
+    };
+    let limit = Duration::from_secs(arguments.limit);
+    let mut printed = Ok(());
+    let done = machine.start(&emulator, limit, &interrupt, &mut |line| {
+        if printed.is_ok() {
+            printed = session.say(line);
+        }
+    })?;
+    printed?;
+    for line in &done.run.log {
+        session.say(&format!("   Bochs: {line}"))?;
+    }
+    for line in &done.console {
+        session.say(&format!("linux| {line}"))?;
+    }
+    // Switched off or reset, the kernel has come to its end by itself.
+    let ended = ["every processor has halted", "the guest resets the machine"]
+        .map(|words| last_words::ended(&done.run, words));
+    match ended {
+        [Err(reason), Err(_)] => {
+            session.say(&format!("   failed: {reason}"))?;
+            Ok(ExitCode::FAILURE)
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_words_of_the_command_line() {
+        let line = command_line(1, &["id", "work 5"]);
+        assert!(line.ends_with(" quiet -- \"id\" \"work 5\""), "{line}");
+        assert!(line.contains(" nokaslr "));
+    }
+}

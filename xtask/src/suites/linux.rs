@@ -1,0 +1,369 @@
+//! A distribution's kernel under the hypervisor, in Bochs: what it prints, what the hypervisor says, and
+//! the starts that it refuses.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{Plan, bochs};
+use crate::{
+    bochs::{
+        configuration::Logging,
+        emulator::Emulator,
+        images::{Images, Purpose},
+        last_words,
+        linux::{self, LinuxMachine, LinuxRun, MEMORY_MIB},
+        probe,
+    },
+    count::Count,
+    lab::ingredients::Ingredients,
+    linux::{COMMANDS, INITRD, POLICY, command_line, compile},
+    session::{self, Session},
+};
+
+/// A boot takes ten seconds of an idle machine's time.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
+
+/// A refusal takes a moment.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How much of what the kernel printed is shown of a test that failed.
+const SHOWN_LINES: usize = 25;
+
+/// What is expected of a start: texts that stand in lines of the kernel and of the hypervisor, in this
+/// order, and words of the hypervisor's last line.
+#[derive(Clone, Debug)]
+struct Expected {
+    console: &'static [&'static str],
+    lines: &'static [&'static str],
+    last: &'static str,
+}
+
+#[derive(Debug)]
+struct Test {
+    name: String,
+    machine: LinuxMachine,
+    limit: Duration,
+    expected: Expected,
+}
+
+/// The kernel has powered off: without ACPI it halts.
+const HALTED: &str = "every processor has halted";
+
+const GUARDED: Expected = Expected {
+    console: &[
+        "Linux version ",
+        "# cat /proc/sys/kernel/modprobe",
+        "/sbin/modprobe",
+        "# echo /tmp/evil > /proc/sys/kernel/modprobe",
+        "# cat /proc/sys/kernel/modprobe",
+        "/sbin/modprobe",
+        "work: 5 rounds",
+        "# poweroff",
+    ],
+    lines: &[
+        "hypervisor: the kernel begins; policy: 1 rules",
+        "event 1 denied rule=1 \"modprobe path\" gpa=",
+        " data=2f then=skip",
+        "event 10 denied rule=1 ",
+        "hypervisor: writes that trapped: 10 denied, 0 reported, ",
+    ],
+    last: HALTED,
+};
+
+/// What the kernel runs as root, attacked one after the other; writes to the second are only logged.
+const PACK_COMMANDS: [&str; 6] = [
+    "echo /tmp/evil > /proc/sys/kernel/modprobe",
+    "cat /proc/sys/kernel/modprobe",
+    "echo |/tmp/evil > /proc/sys/kernel/core_pattern",
+    "cat /proc/sys/kernel/core_pattern",
+    "work 5",
+    "poweroff",
+];
+
+/// The rules that the tool itself writes for this kernel, of which some hold from its first program on.
+const PACK: Expected = Expected {
+    console: &[
+        "# cat /proc/sys/kernel/modprobe",
+        "/sbin/modprobe",
+        "# cat /proc/sys/kernel/core_pattern",
+        "|/tmp/evil",
+        "work: 5 rounds",
+        "# poweroff",
+    ],
+    lines: &[
+        "hypervisor: the kernel begins; policy: ",
+        " rules hold from the first program on",
+        " logged rule=",
+        "\"system_state=3\"",
+        "hypervisor: the first program starts; ",
+        " rules more are in force",
+        " denied rule=",
+        "\"modprobe_path\"",
+        " logged rule=",
+        "\"core_pattern\"",
+    ],
+    last: HALTED,
+};
+
+const UNGUARDED: Expected = Expected {
+    console: &[
+        "# cat /proc/sys/kernel/modprobe",
+        "/sbin/modprobe",
+        "# echo /tmp/evil > /proc/sys/kernel/modprobe",
+        "# cat /proc/sys/kernel/modprobe",
+        "/tmp/evil",
+        "# poweroff",
+    ],
+    lines: &[
+        "hypervisor: the kernel begins, without a policy",
+        "hypervisor: writes that trapped: 0 denied, 0 reported, 0 completed in software",
+    ],
+    last: HALTED,
+};
+
+/// The guest's own panic: it resets the machine, and the hypervisor says so.
+const PANICKED: Expected = Expected {
+    console: &["Kernel panic - not syncing: sysrq triggered crash"],
+    lines: &["hypervisor: the kernel begins, without a policy"],
+    last: "the guest resets the machine (port 64H)",
+};
+
+pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
+    let emulator = match &plan.prerequisites.emulator {
+        Ok(emulator) => emulator,
+        Err(reason) => {
+            session.say(&format!("   skipped, all tests of this suite: {reason}"))?;
+            return Ok(Count::SKIPPED);
+        }
+    };
+    let kernel = match Ingredients::prepare(session)? {
+        Ok(ingredients) => ingredients.kernel(),
+        Err(reason) => {
+            session.say(&format!("   skipped, all tests of this suite: {reason}"))?;
+            return Ok(Count::SKIPPED);
+        }
+    };
+    let Some(images) = Images::build(session, &plan.workspace, Purpose::Linux)? else {
+        return Ok(Count::FAILED);
+    };
+    let policy = plan.workspace.root().join(POLICY);
+    let Some(policy) = compile(session, &plan.workspace, &policy, Some(&kernel))? else {
+        return Ok(Count::FAILED);
+    };
+    let Some(pack) = pack(session, plan, &kernel)? else { return Ok(Count::FAILED) };
+    let Some(low) = low_rule(session, plan)? else { return Ok(Count::FAILED) };
+    let plain = LinuxMachine {
+        model: probe::WITH_SPP.into(),
+        processors: 1,
+        memory_mib: MEMORY_MIB,
+        told_memory_mib: None,
+        rom: images.rom(),
+        image: images.hypervisor(),
+        options: "cpus=1 events=serial".into(),
+        kernel: linux::read(&kernel)?,
+        initrd: Some(linux::read(&plan.workspace.root().join(INITRD))?),
+        policy: None,
+        command_line: command_line(1, &COMMANDS),
+        logging: Logging::Fatal,
+    };
+    let mut tests = refusals(&plain, &policy, &low);
+    tests.extend(boots(&plain, &policy, &pack));
+    let selected: Vec<_> = tests.iter().filter(|test| plan.selects(&test.name)).collect();
+    if selected.is_empty() {
+        session.say("   no test has such a name")?;
+        return Ok(Count::FAILED);
+    }
+    let mut count = Count::default();
+    for test in selected {
+        count += run(session, emulator, test)?;
+        if session.interrupted() {
+            break;
+        }
+    }
+    Ok(count)
+}
+
+fn boots(plain: &LinuxMachine, policy: &[u8], pack: &[u8]) -> Vec<Test> {
+    let guarded = LinuxMachine { policy: Some(policy.to_vec()), ..plain.clone() };
+    let test = |name: &str, machine, expected| Test {
+        name: name.into(),
+        machine,
+        limit: BOOT_LIMIT,
+        expected,
+    };
+    vec![
+        test("guarded_by_the_processor", guarded.clone(), GUARDED),
+        test(
+            "guarded_in_software",
+            LinuxMachine { model: probe::WITHOUT_SPP.into(), ..guarded },
+            GUARDED,
+        ),
+        test(
+            "two_processors",
+            LinuxMachine {
+                processors: 2,
+                options: plain.options.replace("cpus=1", "cpus=2"),
+                command_line: command_line(2, &COMMANDS),
+                policy: Some(policy.to_vec()),
+                ..plain.clone()
+            },
+            GUARDED,
+        ),
+        test(
+            "the_default_pack",
+            LinuxMachine {
+                policy: Some(pack.to_vec()),
+                command_line: command_line(1, &PACK_COMMANDS),
+                ..plain.clone()
+            },
+            PACK,
+        ),
+        test("unguarded", plain.clone(), UNGUARDED),
+        test(
+            "panic",
+            LinuxMachine { command_line: command_line(1, &["panic"]), ..plain.clone() },
+            PANICKED,
+        ),
+    ]
+}
+
+fn refusals(plain: &LinuxMachine, policy: &[u8], low: &[u8]) -> Vec<Test> {
+    let refused = |name: &str, last, alter: &dyn Fn(&mut LinuxMachine)| {
+        let mut machine = plain.clone();
+        alter(&mut machine);
+        let expected = Expected { console: &[], lines: &[], last };
+        Test { name: name.into(), machine, limit: REFUSAL_LIMIT, expected }
+    };
+    vec![
+        refused("no_kernel", "the module \"linux\": it is no bzImage", &|machine| {
+            machine.kernel = b"\x7fELF".repeat(4096);
+        }),
+        refused("old_kernel", "boot protocol 2.11, 2.12 (Linux 3.8) is needed", &|machine| {
+            machine.kernel[0x206] = 0x0b;
+        }),
+        refused("cut_kernel", "the bzImage is cut off", &|machine| {
+            machine.kernel.truncate(machine.kernel.len() / 2);
+        }),
+        refused("too_little_memory", "the kernel runs at 0x1000000 to ", &|machine| {
+            machine.told_memory_mib = Some(48);
+        }),
+        refused(
+            "initrd_does_not_fit",
+            "the initrd has 32768 KiB, for which no room is",
+            &|machine| {
+                machine.told_memory_mib = Some(96);
+                machine.initrd = Some(vec![0; 32 << 20]);
+            },
+        ),
+        refused("a_kernel_that_moves", "add `nokaslr` to its command line", &|machine| {
+            machine.policy = Some(policy.to_vec());
+            machine.command_line = machine.command_line.replace("nokaslr ", "");
+        }),
+        refused(
+            "rule_on_the_first_page_tables",
+            "where the kernel has its first stack and page tables",
+            &|machine| machine.policy = Some(low.to_vec()),
+        ),
+        refused("damaged_policy", "the policy module cannot be used", &|machine| {
+            machine.policy = Some(policy[..policy.len() - 1].to_vec());
+        }),
+        refused("long_command_line", "the kernel's command line has ", &|machine| {
+            machine.command_line += &" x".repeat(1100);
+        }),
+        refused("two_guests_of_one_console", "COM1 is the Linux kernel's", &|machine| {
+            machine.options += " console=com1";
+        }),
+    ]
+}
+
+/// The rules that the tool writes for the kernel, as a module; none if that fails, which has been said.
+fn pack(session: &mut Session<'_>, plan: &Plan, kernel: &Path) -> Result<Option<Vec<u8>>> {
+    let source = plan.workspace.separate_target("bare-metal").join("pack.toml");
+    let mut command = plan.cargo(&["run", "--quiet", "--release", "--package", "subpage-cli"]);
+    command.args(["--", "policy", "linux", "--kernel"]).arg(kernel);
+    let output = command.output().context("cannot run cargo")?;
+    if !output.status.success() {
+        session.show(&String::from_utf8_lossy(&output.stderr))?;
+        return Ok(None);
+    }
+    std::fs::write(&source, &output.stdout)
+        .with_context(|| format!("cannot write {}", source.display()))?;
+    compile(session, &plan.workspace, &source, Some(kernel))
+}
+
+/// A module with a rule on memory that the kernel begins with; none if that fails, which has been said.
+fn low_rule(session: &mut Session<'_>, plan: &Plan) -> Result<Option<Vec<u8>>> {
+    const SOURCE: &str = "version = 1\n\n[[rule]]\nname = \"low\"\nrange = \"0x12000+8\"\n";
+    let source = plan.workspace.separate_target("bare-metal").join("low.toml");
+    std::fs::write(&source, SOURCE)
+        .with_context(|| format!("cannot write {}", source.display()))?;
+    compile(session, &plan.workspace, &source, None)
+}
+
+fn run(session: &mut Session<'_>, emulator: &Emulator, test: &Test) -> Result<Count> {
+    let begun = Instant::now();
+    let left = session.deadline().saturating_duration_since(begun);
+    let interrupt = session.interrupt().clone();
+    let done = test.machine.start(emulator, test.limit.min(left), &interrupt, &mut |_| {});
+    let done = done.with_context(|| test.name.clone())?;
+    let (name, took) = (&test.name, session::duration(begun.elapsed()));
+    match verdict(&test.expected, &done) {
+        Ok(()) => {
+            session.say(&format!("   passed {name} in {took}"))?;
+            Ok(Count::PASSED)
+        }
+        Err(reason) => {
+            session.say(&format!("   failed {name} after {took}: {reason}"))?;
+            let last = done.console.len().saturating_sub(SHOWN_LINES);
+            let console: Vec<_> =
+                done.console[last..].iter().map(|line| format!("linux| {line}")).collect();
+            session.show(&console.join("\n"))?;
+            bochs::show(session, &done.run)?;
+            Ok(Count::FAILED)
+        }
+    }
+}
+
+fn verdict(expected: &Expected, done: &LinuxRun) -> Result<(), String> {
+    in_order("the kernel", &done.console, expected.console)?;
+    in_order("the hypervisor", &done.run.lines, expected.lines)?;
+    last_words::ended(&done.run, expected.last)
+}
+
+/// Whether lines contain the texts, in this order; two may stand in one line.
+fn in_order(who: &str, lines: &[String], texts: &[&str]) -> Result<(), String> {
+    let mut rest = lines.iter().map(String::as_str);
+    let mut line = "";
+    for text in texts {
+        loop {
+            if let Some(at) = line.find(text) {
+                line = &line[at + text.len()..];
+                break;
+            }
+            line =
+                rest.next().ok_or_else(|| format!("{who} did not print {text:?} in its place"))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_come_in_their_order() {
+        let lines = ["a b".to_owned(), "c".to_owned(), "b".to_owned()];
+        assert_eq!(in_order("it", &lines, &["a", "b", "b"]), Ok(()));
+        assert_eq!(in_order("it", &lines, &["c", "b"]), Ok(()));
+        assert_eq!(
+            in_order("it", &lines, &["c", "a"]),
+            Err("it did not print \"a\" in its place".into())
+        );
+        assert!(in_order("it", &lines, &["b", "b", "b"]).is_err());
+    }
+}
