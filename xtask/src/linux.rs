@@ -19,7 +19,7 @@ use crate::{
         linux::{self, LinuxMachine, MEMORY_MIB},
         probe,
     },
-    lab::ingredients::Ingredients,
+    lab::ingredients::{Ingredients, Kernel},
     session::{Interrupt, Session},
     workspace::Workspace,
 };
@@ -120,7 +120,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     let Some(emulator) = bochs::ready(&mut session, true)? else { return Ok(ExitCode::FAILURE) };
     let kernel = match arguments.kernel {
         Some(kernel) => kernel,
-        None => match Ingredients::prepare(&mut session)? {
+        None => match Ingredients::prepare(&mut session, Kernel::Stable)? {
             Ok(ingredients) => ingredients.kernel(),
             Err(reason) => {
                 session.say(&format!("   no kernel: {reason}"))?;

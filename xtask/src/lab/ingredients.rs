@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
 
 use super::qemu::{self, Qemu};
 use crate::{
@@ -32,10 +33,34 @@ struct Wanted {
     names: &'static str,
 }
 
+/// The kernel of a host, and of the guests that boot the host's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kernel {
+    /// 6.1, that of the release
+    #[default]
+    Stable,
+    /// 6.12 or later, of its backports
+    Newer,
+}
+
+impl Kernel {
+    const fn wanted(self) -> &'static Wanted {
+        match self {
+            Self::Stable => &KERNEL,
+            Self::Newer => &NEWER_KERNEL,
+        }
+    }
+}
+
 const KERNEL: Wanted = Wanted {
     package: "linux-image-6.1.0-56-cloud-amd64",
     version: "6.1.192-2",
     names: r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$",
+};
+const NEWER_KERNEL: Wanted = Wanted {
+    package: "linux-image-6.12.117+deb12-cloud-amd64",
+    version: "6.12.117-1~deb12u1",
+    names: r"^linux-image-(6\.(1[2-9]|[2-9][0-9])|[7-9])\.[0-9.]+\+[a-z0-9]+-cloud-amd64$",
 };
 const BUSYBOX: Wanted = Wanted {
     package: "busybox-static",
@@ -67,15 +92,15 @@ pub(crate) type Availability = Result<Ingredients, String>;
 
 impl Ingredients {
     /// Finds them in the cache or fetches them, and says what it does.
-    pub(crate) fn prepare(session: &mut Session<'_>) -> Result<Availability> {
-        let way = format!("{CODENAME} {KERNEL:?} {BUSYBOX:?} {QEMU:?}");
+    pub(crate) fn prepare(session: &mut Session<'_>, kernel: Kernel) -> Result<Availability> {
+        let way = format!("{CODENAME} {:?} {BUSYBOX:?} {QEMU:?}", kernel.wanted());
         let place = match Place::of_user("lab", &way) {
             Ok(place) => place,
             Err(reason) => return Ok(Err(reason)),
         };
         let ingredients = Self { directory: place.directory() };
         if !ingredients.directory.exists()
-            && let Err(reason) = fetch(session, &place)?
+            && let Err(reason) = fetch(session, &place, kernel.wanted())?
         {
             return Ok(Err(reason));
         }
@@ -114,7 +139,7 @@ impl Ingredients {
 const VERSIONS: &str = "versions";
 
 /// Fetches all of them into their place, or says why it could not.
-fn fetch(session: &mut Session<'_>, place: &Place) -> Result<Result<(), String>> {
+fn fetch(session: &mut Session<'_>, place: &Place, kernel: &Wanted) -> Result<Result<(), String>> {
     if let Err(reason) = place.make_parent() {
         return Ok(Err(reason));
     }
@@ -136,7 +161,7 @@ fn fetch(session: &mut Session<'_>, place: &Place) -> Result<Result<(), String>>
         Err(reason) => return Ok(Err(reason)),
     };
     let mut versions = Vec::new();
-    for wanted in [&KERNEL, &BUSYBOX, &QEMU] {
+    for wanted in [kernel, &BUSYBOX, &QEMU] {
         let known = apt.versions(session, wanted.names)?;
         let Some(version) = wanted.choose(&known) else {
             return Ok(Err(format!("no package {}, nor one like it", wanted.package)));
@@ -153,7 +178,7 @@ fn fetch(session: &mut Session<'_>, place: &Place) -> Result<Result<(), String>>
         }
         versions.push(format!("{} {}", version.package, version.version));
     }
-    if let Err(reason) = keep(path, &made)? {
+    if let Err(reason) = keep(path, &made, kernel)? {
         return Ok(Err(reason));
     }
     let qemu = Qemu::unpacked(made.join("qemu"));
@@ -188,7 +213,7 @@ fn numbers(name: &str) -> Vec<u64> {
 }
 
 /// Moves what is of use from the unpacked packages below `from`, or says what is missing to do so.
-fn keep(from: &Path, to: &Path) -> Result<Result<(), String>> {
+fn keep(from: &Path, to: &Path, kernel: &Wanted) -> Result<Result<(), String>> {
     let take = |path: &Path, name: &str| {
         let target = to.join(name);
         let parent = target.parent().context("a file is in a directory")?;
@@ -196,7 +221,7 @@ fn keep(from: &Path, to: &Path) -> Result<Result<(), String>> {
         fs::rename(path, &target)
             .with_context(|| format!("there is no {} in its package", path.display()))
     };
-    let kernel = from.join(KERNEL.package);
+    let kernel = from.join(kernel.package);
     let boot = only(&kernel.join("boot"), "vmlinuz-")?;
     take(&boot, "vmlinuz")?;
     let modules = only(&kernel.join("lib/modules"), "")?.join("kernel");

@@ -32,7 +32,7 @@ use crate::{
 };
 use frames::{Line, Mark};
 use image::{Contents, ModuleOption};
-use ingredients::Ingredients;
+use ingredients::{Ingredients, Kernel};
 use job::Job;
 use run::{Finished, JobEnd, Patience};
 
@@ -41,6 +41,9 @@ use run::{Finished, JobEnd, Patience};
 pub(crate) struct Arguments {
     /// The processor that is emulated
     host: Host,
+    /// Its kernel
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
+    kernel: Kernel,
     /// Its processors [default: 2 with amd; intel has one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     cpus: Option<u32>,
@@ -137,9 +140,10 @@ impl Rig {
     pub(crate) fn prepare(
         session: &mut Session<'_>,
         host: Host,
+        kernel: Kernel,
         install: bool,
     ) -> Result<Result<Self, String>> {
-        let ingredients = match Ingredients::prepare(session)? {
+        let ingredients = match Ingredients::prepare(session, kernel)? {
             Ok(ingredients) => ingredients,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -219,7 +223,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     let host = arguments.host;
     let shell = arguments.command.is_empty();
     ensure!(!shell || host == Host::Amd, "the intel host has no shell: give a command behind --");
-    let rig = match Rig::prepare(&mut session, host, false)? {
+    let rig = match Rig::prepare(&mut session, host, arguments.kernel, false)? {
         Ok(rig) => rig,
         Err(reason) => bail!("no lab: {reason}"),
     };

@@ -19,7 +19,7 @@ use crate::{
         probe,
     },
     count::Count,
-    lab::ingredients::Ingredients,
+    lab::ingredients::{Ingredients, Kernel},
     linux::{COMMANDS, INITRD, POLICY, command_line, compile},
     session::{self, Session},
 };
@@ -140,7 +140,7 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
             return Ok(Count::SKIPPED);
         }
     };
-    let kernel = match Ingredients::prepare(session)? {
+    let kernel = match Ingredients::prepare(session, Kernel::Stable)? {
         Ok(ingredients) => ingredients.kernel(),
         Err(reason) => {
             session.say(&format!("   skipped, all tests of this suite: {reason}"))?;

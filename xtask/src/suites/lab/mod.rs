@@ -21,6 +21,7 @@ use crate::{
         self, Host, Rig,
         frames::Line,
         image::Contents,
+        ingredients::Kernel,
         job::{Job, Part, Tests, Work},
         programs::{self, Programs},
         run::{JobEnd, Patience},
@@ -123,7 +124,7 @@ fn on(
     tests: &TestNames,
 ) -> Result<Count> {
     let name = host.name();
-    let rig = match Rig::prepare(session, host, false)? {
+    let rig = match Rig::prepare(session, host, Kernel::Stable, false)? {
         Ok(rig) => rig,
         Err(reason) => {
             session.say(&format!("   skipped, the {name} host: {reason}"))?;
