@@ -1,6 +1,9 @@
 //! A distribution's kernel under the hypervisor, in Bochs: what it prints, what the hypervisor says, and
 //! the starts that it refuses.
 
+mod refusals;
+mod storm;
+
 use std::{
     path::Path,
     time::{Duration, Instant},
@@ -26,9 +29,6 @@ use crate::{
 
 /// A boot takes ten seconds of an idle machine's time.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
-
-/// A refusal takes a moment.
-const REFUSAL_LIMIT: Duration = Duration::from_secs(60);
 
 /// How much of what the kernel printed is shown of a test that failed.
 const SHOWN_LINES: usize = 25;
@@ -170,10 +170,10 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         command_line: command_line(1, &COMMANDS),
         logging: Logging::Fatal,
     };
-    let mut tests = refusals(&plain, &policy, &low);
+    let mut tests = refusals::all(&plain, &policy, &low);
     tests.extend(boots(&plain, &policy, &pack));
     let selected: Vec<_> = tests.iter().filter(|test| plan.selects(&test.name)).collect();
-    if selected.is_empty() {
+    if selected.is_empty() && !plan.selects(storm::NAME) {
         session.say("   no test has such a name")?;
         return Ok(Count::FAILED);
     }
@@ -181,10 +181,24 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     for test in selected {
         count += run(session, emulator, test)?;
         if session.interrupted() {
-            break;
+            return Ok(count);
         }
     }
+    if plan.selects(storm::NAME) {
+        count += storm::check(session, emulator, &plain, &policy)?;
+    }
     Ok(count)
+}
+
+/// A guarded start with several processors.
+fn processors(plain: &LinuxMachine, policy: &[u8], processors: u32) -> LinuxMachine {
+    LinuxMachine {
+        processors,
+        options: plain.options.replace("cpus=1", &format!("cpus={processors}")),
+        command_line: command_line(processors, &COMMANDS),
+        policy: Some(policy.to_vec()),
+        ..plain.clone()
+    }
 }
 
 fn boots(plain: &LinuxMachine, policy: &[u8], pack: &[u8]) -> Vec<Test> {
@@ -202,17 +216,8 @@ fn boots(plain: &LinuxMachine, policy: &[u8], pack: &[u8]) -> Vec<Test> {
             LinuxMachine { model: probe::WITHOUT_SPP.into(), ..guarded },
             GUARDED,
         ),
-        test(
-            "two_processors",
-            LinuxMachine {
-                processors: 2,
-                options: plain.options.replace("cpus=1", "cpus=2"),
-                command_line: command_line(2, &COMMANDS),
-                policy: Some(policy.to_vec()),
-                ..plain.clone()
-            },
-            GUARDED,
-        ),
+        test("two_processors", processors(plain, policy, 2), GUARDED),
+        test("four_processors", processors(plain, policy, 4), GUARDED),
         test(
             "the_default_pack",
             LinuxMachine {
@@ -228,55 +233,6 @@ fn boots(plain: &LinuxMachine, policy: &[u8], pack: &[u8]) -> Vec<Test> {
             LinuxMachine { command_line: command_line(1, &["panic"]), ..plain.clone() },
             PANICKED,
         ),
-    ]
-}
-
-fn refusals(plain: &LinuxMachine, policy: &[u8], low: &[u8]) -> Vec<Test> {
-    let refused = |name: &str, last, alter: &dyn Fn(&mut LinuxMachine)| {
-        let mut machine = plain.clone();
-        alter(&mut machine);
-        let expected = Expected { console: &[], lines: &[], last };
-        Test { name: name.into(), machine, limit: REFUSAL_LIMIT, expected }
-    };
-    vec![
-        refused("no_kernel", "the module \"linux\": it is no bzImage", &|machine| {
-            machine.kernel = b"\x7fELF".repeat(4096);
-        }),
-        refused("old_kernel", "boot protocol 2.11, 2.12 (Linux 3.8) is needed", &|machine| {
-            machine.kernel[0x206] = 0x0b;
-        }),
-        refused("cut_kernel", "the bzImage is cut off", &|machine| {
-            machine.kernel.truncate(machine.kernel.len() / 2);
-        }),
-        refused("too_little_memory", "the kernel runs at 0x1000000 to ", &|machine| {
-            machine.told_memory_mib = Some(48);
-        }),
-        refused(
-            "initrd_does_not_fit",
-            "the initrd has 32768 KiB, for which no room is",
-            &|machine| {
-                machine.told_memory_mib = Some(96);
-                machine.initrd = Some(vec![0; 32 << 20]);
-            },
-        ),
-        refused("a_kernel_that_moves", "add `nokaslr` to its command line", &|machine| {
-            machine.policy = Some(policy.to_vec());
-            machine.command_line = machine.command_line.replace("nokaslr ", "");
-        }),
-        refused(
-            "rule_on_the_first_page_tables",
-            "where the kernel has its first stack and page tables",
-            &|machine| machine.policy = Some(low.to_vec()),
-        ),
-        refused("damaged_policy", "the policy module cannot be used", &|machine| {
-            machine.policy = Some(policy[..policy.len() - 1].to_vec());
-        }),
-        refused("long_command_line", "the kernel's command line has ", &|machine| {
-            machine.command_line += &" x".repeat(1100);
-        }),
-        refused("two_guests_of_one_console", "COM1 is the Linux kernel's", &|machine| {
-            machine.options += " console=com1";
-        }),
     ]
 }
 
