@@ -81,9 +81,10 @@ fn maps_of(pages: usize) -> Result<Vec<AccessMap>, Errno> {
 }
 
 fn bytes_of(pages: usize) -> Result<Vec<u8>, Errno> {
+    let length = pages * size_of::<U32>();
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(pages * size_of::<U32>()).map_err(|_| Errno::NoMemory)?;
-    bytes.resize(pages * size_of::<U32>(), 0);
+    bytes.try_reserve_exact(length).map_err(|_| Errno::NoMemory)?;
+    bytes.resize(length, 0);
     Ok(bytes)
 }
 

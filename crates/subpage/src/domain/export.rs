@@ -216,7 +216,8 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
             tracking: &mut tracking,
             arming: Arming::Keep,
             permit: |gfn, _| of_memory(gfn) & rules.permitted(gfn),
-            keeps: |pages| !intersects(&denying, pages),
+            // Asked of pages without room for a record, and those that are denied something have it.
+            keeps: |_| true,
         };
         let tables = (sppt, &self.slots);
         let token = names.change(&mut self.tables, tables, &ranges, &mut change)?;
@@ -247,12 +248,6 @@ fn base(maps: &[(Gfn, AccessMap)], gfn: Gfn) -> AccessMap {
         Ok(at) => maps[at].1,
         Err(_) => AccessMap::ALL,
     }
-}
-
-/// Whether ascending, disjoint ranges have a page of `pages`.
-fn intersects(ranges: &[GfnRange], pages: GfnRange) -> bool {
-    let after = ranges.partition_point(|range| range.last() < pages.first());
-    ranges.get(after).is_some_and(|range| range.first() <= pages.last())
 }
 
 impl State {
@@ -373,8 +368,8 @@ impl Reader<'_> {
             tracking.add(id, range)?;
             for (gfn, written) in written {
                 tracking.reserve(GfnRange::one(gfn))?;
-                let (armed, _) = tracking.outcome(gfn, !written, Arming::Begin);
-                tracking.note(gfn, armed, written);
+                // What is armed follows from the permission, when the tables are changed.
+                tracking.note(gfn, AccessMap::NONE, written);
             }
         }
         ids.sort_unstable();

@@ -232,7 +232,7 @@ impl<F: TableFrames> Tables<F> {
         new: SppVector,
     ) {
         edit.tightened |= old.without(new) != SppVector::NONE;
-        edit.opened |= new.is_unrestricted() && !old.is_unrestricted();
+        edit.opened |= new.is_unrestricted();
         self.frames.fill(edit.table, new.bits());
         for space in AddressSpace::BOTH {
             if let Some(leaves) = self.leaf_table(space, region.start) {

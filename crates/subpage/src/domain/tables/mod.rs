@@ -81,8 +81,9 @@ impl<F: TableFrames> Tables<F> {
         gfn: Gfn,
     ) -> Option<TableFrame> {
         let place = self.epts[space.index()]?.find_down_to(&self.frames, gfn, Level::L2);
+        // Above L2 the walk ends at a leaf or where nothing is, never at a table.
         match place.entry.meaning(place.level) {
-            Meaning::Table(table) if place.level == Level::L2 => Some(table),
+            Meaning::Table(table) => Some(table),
             _ => None,
         }
     }
