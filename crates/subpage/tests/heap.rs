@@ -11,7 +11,7 @@ use cap::Cap;
 use subpage::access::AccessMap;
 use subpage::address::{ByteRange, Gfn, GfnRange, Gpa, Hpa, PhysicalWidth};
 use subpage::domain::{Domain, DomainError, HostPage, ImportError};
-use subpage::frames::HeapFrames;
+use subpage::frames::{HeapFrames, TableFrames as _};
 use subpage::invalidate::Invalidation;
 use subpage::level::PageSize;
 use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
@@ -171,4 +171,43 @@ fn every_call_reports_that_the_heap_is_exhausted() {
         *error == ImportError::Domain(DomainError::OutOfMemory)
     });
     starve("export", guest, |domain| domain.export(), out_of_memory);
+    let alias = |domain: &mut Domain<HeapFrames>| {
+        let pages = GfnRange::new(Gfn::new(4096), 700).expect("a range");
+        domain.add_alias(Normal, SlotId(1), pages, SlotFlags::default(), Gfn::new(100))
+    };
+    starve("add_alias", guest, alias, out_of_memory);
+    releases_need_no_memory();
+    what_is_refused_reserves_nothing();
+}
+
+/// A frame can always be given back.
+fn releases_need_no_memory() {
+    for count in [1, 4, 5, 64] {
+        let mut frames = HeapFrames::new();
+        let all: Vec<_> = (0..count).map(|_| frames.allocate().expect("memory")).collect();
+        HEAP.set_limit(HEAP.allocated()).expect("no less than is allocated");
+        for frame in &all {
+            frames.release(*frame);
+        }
+        HEAP.set_limit(usize::MAX).expect("more than is allocated");
+        assert_eq!(frames.frames_in_use(), 0);
+    }
+}
+
+/// State about more than is allowed is refused before memory is taken for it.
+fn what_is_refused_reserves_nothing() {
+    let fresh = || {
+        let mut domain = Domain::new(HeapFrames::new(), PhysicalWidth::MAX);
+        domain.enable().expect("memory");
+        domain
+    };
+    let mut domain = fresh();
+    let (_, token) = domain.track(range(0, 1 << 40)).expect("memory");
+    kept(&mut domain, token);
+    let state = domain.export().expect("memory");
+    let mut other = fresh();
+    HEAP.set_limit(HEAP.allocated() + 4096).expect("no less than is allocated");
+    let refused = other.import(&state, 1000).err();
+    HEAP.set_limit(usize::MAX).expect("more than is allocated");
+    assert_eq!(refused, Some(ImportError::TooManyPages));
 }

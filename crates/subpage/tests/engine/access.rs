@@ -112,12 +112,51 @@ fn an_acknowledgement_never_goes_back() {
     domain.finish(&board.poll(first.and(second)).expect("both are in force"));
 }
 
+/// The completion of an earlier change frees nothing that a later one retired.
+#[test]
+fn frames_wait_for_the_change_that_retired_them() {
+    let (mut domain, _) = guest(512);
+    let tightened = domain.set_access(gfn(BASE), &[map(1)]).expect("a good call");
+    let released = domain.set_access(gfn(BASE), &[AccessMap::ALL]).expect("a good call");
+    assert!(tightened.is_required() && released.is_required());
+    done(&mut domain, tightened);
+    assert_eq!(domain.retired_frames(), 3, "a processor may still walk them");
+    done(&mut domain, released);
+    assert_eq!(domain.retired_frames(), 0);
+}
+
 #[test]
 fn loosening_needs_no_invalidation_while_the_region_stays_restricted() {
     let (mut domain, _) = guest(512);
     set(&mut domain, BASE, &[0, 0]);
     let token = domain.set_access(gfn(BASE), &[map(0xFF)]).expect("a good call");
     assert!(!token.is_required(), "D43: none when only adding");
+}
+
+/// However many pages of a run lose the same sub-page.
+#[test]
+fn tightening_always_needs_an_invalidation() {
+    for pages in [1, 2, 31, 32, 64, 512] {
+        let (mut domain, _) = guest(512);
+        set(&mut domain, BASE, &vec![!1; pages]);
+        let token = domain.set_access(gfn(BASE), &vec![map(!3); pages]).expect("a good call");
+        assert!(token.is_required(), "{pages} pages");
+    }
+}
+
+/// D45: of a run of pages only the entries that change are stored, where a leaf stops asking for one.
+#[test]
+fn entries_that_stay_are_not_stored() {
+    let (mut domain, _) = guest(512);
+    for (bits, before) in [(0, !1), (u32::MAX, 0), (0, u32::MAX)] {
+        let mut maps = [!1; 32];
+        maps[5] = before;
+        set(&mut domain, BASE, &maps);
+        maps[5] = bits;
+        domain.frames_mut().stores = 0;
+        set(&mut domain, BASE, &maps);
+        assert_eq!(domain.frames().stores, 1, "{before:#x} to {bits:#x}");
+    }
 }
 
 #[test]

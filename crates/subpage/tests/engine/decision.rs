@@ -223,6 +223,53 @@ fn of_two_reports_the_first_stays() {
     };
     assert_eq!(report(1).and(report(2)), report(1));
     assert_eq!(Decision::Allowed.and(report(2)), report(2));
+    // What stops a part is told before a report, and of two such parts the first is told.
+    let denied =
+        |number| Decision::Denied { rule: None, at: bytes(number, 1).first(), stop: false };
+    assert_eq!(report(1).and(denied(2)), denied(2));
+    assert_eq!(denied(1).and(report(2)), denied(1));
+    assert_eq!(denied(1).and(denied(2)), denied(1));
+}
+
+/// A rule that only reports does not open what an access map denies, neither in the same page nor in
+/// the next.
+#[test]
+fn a_report_opens_nothing_that_a_map_denies() {
+    let (mut domain, _) = guest(2);
+    set(&mut domain, BASE, &[!(1 << 31)]);
+    for at in [PAGE + 4090, PAGE + 4096] {
+        let (_, token) = domain.add_rule(rule(bytes(at, 4), Action::Log)).expect("a good rule");
+        done(&mut domain, token);
+    }
+    for (offset, length) in [(4088, 4), (4092, 4), (4092, 8), (4095, 2)] {
+        let write = bytes(PAGE + offset, length);
+        let denied = Decision::Denied { rule: None, at: write.first(), stop: false };
+        assert_eq!(domain.check_write(Normal, write), denied, "{write:?}");
+    }
+    assert!(domain.check_write(Normal, bytes(PAGE + 4096, 2)).permits());
+}
+
+/// A permitted write spends what is in force and allows once, and nothing else that it touches.
+#[test]
+fn only_what_allows_once_and_is_in_force_is_spent() {
+    let (mut domain, _) = guest(1);
+    let at = bytes(PAGE, 8);
+    let (log, token) = domain.add_rule(rule(at, Action::Log)).expect("a good rule");
+    done(&mut domain, token);
+    let (once, token) =
+        domain.add_some_armed(&[(rule(at, Action::AllowOnce), false)]).expect("a good rule");
+    done(&mut domain, token);
+    for _ in 0..2 {
+        let reported = Decision::Reported { rule: log, at: at.first() };
+        assert_eq!(domain.authorize_write(Normal, at), Ok(reported));
+    }
+    assert!([log, once].iter().all(|id| !domain.rules().get(*id).expect("a rule").spent));
+    let token = domain.arm_rules(&[once]).expect("a rule");
+    done(&mut domain, token);
+    assert!(domain.authorize_write(Normal, at).expect("memory").permits());
+    assert!(!domain.authorize_write(Normal, at).expect("memory").permits());
+    assert!(domain.rules().get(once).expect("a rule").spent);
+    assert!(!domain.rules().get(log).expect("a rule").spent);
 }
 
 /// Of a write under a mask, only the bytes that it writes are decided about, also across pages that are
@@ -249,6 +296,27 @@ fn only_the_bytes_under_a_mask_count() {
             assert_eq!(domain.check_write_parts(Normal, &parts), expected, "{mask:#x}, {denied}");
         }
     }
+}
+
+/// What a mask writes is exactly the runs of its set bits, cut where the write goes on elsewhere.
+#[test]
+fn a_mask_writes_the_runs_of_its_bits() {
+    let runs = |parts: &WriteParts| parts.with_written(<[_]>::to_vec);
+    let far = PAGE + 3 * 4096;
+    let (first, second) = (bytes(PAGE + 4090, 6), bytes(far, 6));
+    let parts = WriteParts::two(first, second);
+    assert_eq!((parts.first(), parts.last(), parts.bytes()), (first, second, 12));
+    assert_eq!(runs(&parts), [first, second]);
+    let masked = parts.under_mask(0b1000_0111_1001);
+    let expected = [(PAGE + 4090, 1), (PAGE + 4093, 3), (far, 1), (far + 5, 1)];
+    assert_eq!(runs(&masked), expected.map(|(first, length)| bytes(first, length)));
+    assert_eq!(masked.runs(), [first, second]);
+    let whole = bytes(PAGE, 64);
+    assert_eq!(runs(&WriteParts::one(whole).under_mask(u64::MAX)), [whole]);
+    let halves = WriteParts::two(bytes(PAGE + 4064, 32), bytes(far, 32)).under_mask(u64::MAX);
+    assert_eq!(runs(&halves), halves.runs());
+    let every_second = WriteParts::one(bytes(PAGE, 63)).under_mask(u64::MAX / 3);
+    assert_eq!(runs(&every_second).len(), 32);
 }
 
 /// Where a rule is met by several runs, the first byte that it denies is told.

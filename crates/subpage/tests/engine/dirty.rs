@@ -6,7 +6,9 @@ use subpage::exit::{Delivery, EptQualification};
 use subpage::level::{Level, PageSize};
 use subpage::slots::{SlotFlags, SlotId};
 
-use crate::guest::{BASE, Normal, TestDomain, bytes, done, gfn, gfns, mapped, set};
+use crate::guest::{
+    BASE, Normal, TestDomain, bare, bytes, done, gfn, gfns, host_page, mapped, set,
+};
 
 const SLOT: SlotId = SlotId(0);
 const LOGGING: SlotFlags = SlotFlags { read_only: false, log_dirty: true };
@@ -102,10 +104,58 @@ fn switching_the_log_off_opens_and_merges() {
     let mut domain = logging();
     assert_eq!(trap(&mut domain, 0), Answer::Resume);
     let token = domain.set_slot_flags(Normal, SLOT, SlotFlags::default()).expect("there is one");
+    assert!(token.is_required(), "a processor may still walk the table of small pages");
     done(&mut domain, token);
+    assert_eq!(domain.retired_frames(), 0);
     let place = domain.mapping(Normal, gfn(BASE)).expect("mapped");
     assert_eq!(place.level, Level::L2);
     assert!(place.entry.write());
+}
+
+/// Where no page was split there is no table to wait for, and every leaf gets a right back.
+#[test]
+fn switching_off_a_log_of_nothing_needs_no_invalidation() {
+    let mut domain = logging();
+    let token = domain.set_slot_flags(Normal, SLOT, SlotFlags::default()).expect("there is one");
+    assert!(!token.is_required());
+    assert!(domain.mapping(Normal, gfn(BASE)).expect("mapped").entry.write());
+}
+
+/// Pages that the host offers one by one stay so when a flag changes that has nothing to do with the
+/// log.
+#[test]
+fn only_the_end_of_a_log_merges_pages() {
+    let (mut domain, _) = mapped(512, PageSize::Size4K);
+    for read_only in [true, false] {
+        let flags = SlotFlags { read_only, log_dirty: false };
+        let token = domain.set_slot_flags(Normal, SLOT, flags).expect("there is one");
+        done(&mut domain, token);
+        let place = domain.mapping(Normal, gfn(BASE)).expect("mapped");
+        assert_eq!((place.level, place.entry.write()), (Level::L1, !read_only));
+    }
+}
+
+/// Of a large page of either size the one page that is written becomes dirty.
+#[test]
+fn the_first_write_splits_a_page_of_1_gib() {
+    let giant = 1 << 18;
+    let (mut domain, _) = bare();
+    let pages = gfns(giant, giant);
+    domain.add_slot(Normal, SLOT, pages, LOGGING).expect("a free place");
+    let page = host_page(pages.first(), PageSize::Size1G);
+    domain.map(Normal, pages.first(), page).expect("memory");
+    assert_eq!(domain.mapping(Normal, gfn(giant)).expect("mapped").level, Level::L3);
+    let gpa = bytes((giant + 700) * 4096, 1).first();
+    let exit = EptViolation { gpa, ..write_violation(0) };
+    let (answer, _) = domain.ept_violation(&mut RetryState::default(), &exit);
+    assert_eq!(answer, Answer::Resume);
+    let leaf = |page| domain.mapping(Normal, gfn(page)).expect("mapped");
+    assert_eq!(
+        [giant, giant + 512, giant + 700].map(|page| leaf(page).level),
+        [Level::L2, Level::L1, Level::L1]
+    );
+    assert!(leaf(giant + 700).entry.write() && !leaf(giant + 701).entry.write());
+    assert_eq!(harvest(&mut domain), [gfn(giant + 700)]);
 }
 
 /// Pages of which all are dirty have equal leaves, but a large one could not be armed page by page.

@@ -2,14 +2,19 @@
 
 use subpage::access::SubPage;
 use subpage::domain::{
-    Answer, AtOnce, Counters, Decision, EptViolation, ProcessorUse, RetryState, WriteParts,
+    Answer, AtOnce, Counters, Decision, EptViolation, HostError, ProcessorUse, RetryState,
+    SppEvent, WriteParts,
 };
-use subpage::exit::{Delivery, EptQualification};
-use subpage::level::PageSize;
+use subpage::exit::{Delivery, EptQualification, SppQualification};
+use subpage::frames::TableFrames;
+use subpage::level::{Level, PageSize};
 use subpage::rules::Action;
 use subpage::slots::{SlotFlags, SlotId};
+use subpage::sppt::SpptEntry;
 
-use crate::guest::{BASE, Normal, TestDomain, bytes, done, gfns, mapped, rule, set};
+use crate::guest::{
+    BASE, Normal, TestDomain, bytes, done, gfn, gfns, guest, host_page, mapped, rule, set,
+};
 
 fn violation(page: u64, qualification: EptQualification) -> EptViolation {
     EptViolation {
@@ -73,6 +78,68 @@ fn reads_and_fetches_are_retried_once() {
         let exit = violation(0, kind.with_final_access(true));
         assert_eq!(domain.ept_violation(&mut retry, &exit).0, Answer::Retry);
         assert_eq!(domain.ept_violation(&mut retry, &exit).0, Answer::Emulate);
+    }
+}
+
+/// A fetch from a page that the host does not let the guest execute is no stale entry, a read is.
+#[test]
+fn only_a_fetch_needs_an_executable_page() {
+    let (mut domain, _) = guest(1);
+    let mut page = host_page(gfn(BASE), PageSize::Size4K);
+    page.executable = false;
+    domain.map(Normal, gfn(BASE), page).expect("memory");
+    let mut answer = |kind: EptQualification| {
+        let exit = violation(0, kind.with_final_access(true));
+        (domain.ept_violation(&mut RetryState::default(), &exit).0, exit.gpa)
+    };
+    let (fetch, gpa) = answer(EptQualification::new().with_fetch(true));
+    assert_eq!(fetch, Answer::NotExecutable(gpa));
+    assert_eq!(answer(EptQualification::new().with_read(true)).0, Answer::Retry);
+}
+
+/// In a slot that the guest may only read neither a store nor a walk goes further, whatever the host
+/// lets be written.
+#[test]
+fn a_read_only_slot_answers_for_itself() {
+    let (mut domain, _) = mapped(512, PageSize::Size2M);
+    let flags = SlotFlags { read_only: true, log_dirty: false };
+    let token = domain.set_slot_flags(Normal, SlotId(0), flags).expect("there is one");
+    done(&mut domain, token);
+    for host_writable in [true, false] {
+        let token = domain.protect(Normal, gfns(BASE, 512), host_writable).expect("no split");
+        done(&mut domain, token);
+        for final_access in [true, false] {
+            let kind = EptQualification::new().with_write(true).with_final_access(final_access);
+            let exit = violation(0, kind);
+            let (answer, _) = domain.ept_violation(&mut RetryState::default(), &exit);
+            assert_eq!(answer, Answer::ReadOnlySlot(exit.gpa));
+        }
+    }
+}
+
+/// An entry that somebody else has written is told with its level, wherever it stands on the way.
+#[test]
+fn a_damaged_entry_of_the_sppt_is_told() {
+    let (mut domain, _) = mapped(512, PageSize::Size2M);
+    set(&mut domain, BASE, &[1]);
+    let gpa = bytes(BASE * 4096, 1).first();
+    let qualification = SppQualification::new().with_miss(false);
+    let exit =
+        SppEvent { qualification, gpa, rip: 1, space: Normal, delivery: Delivery::default() };
+    let mut table = domain.sppt().expect("enabled").root();
+    for level in [Level::L4, Level::L3, Level::L2, Level::L1] {
+        let answer = domain.spp_event(&mut RetryState::default(), &exit).0;
+        assert_eq!(answer, Answer::Retry);
+        let index = level.index(gpa.gfn());
+        let good = domain.frames().load(table, index);
+        let entry = good | 2;
+        domain.frames_mut().store(table, index, entry);
+        let answer = domain.spp_event(&mut RetryState::default(), &exit).0;
+        assert_eq!(answer, Answer::Host(HostError::DamagedSppt { level, entry }));
+        domain.frames_mut().store(table, index, good);
+        if level != Level::L1 {
+            table = SpptEntry::from(good).table().expect("linked");
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use subpage::domain::{Decision, ImportError};
 use subpage::rules::{Action, Owner};
 use subpage::slots::{SlotFlags, SlotId};
 
-use crate::guest::{BASE, Normal, TestDomain, bare, bytes, done, gfns, guest, picture, rule, set};
+use crate::guest::{
+    BASE, Normal, TestDomain, bare, bytes, done, gfn, gfns, guest, map, picture, rule, set,
+};
 
 const PAGE: u64 = BASE * 4096;
 const MANY: u64 = 1 << 20;
@@ -135,11 +137,125 @@ fn the_last_page_and_a_rule_in_a_tracked_region_come_back() {
     assert_eq!(picture(&copy), picture(&domain));
 }
 
+/// In a region that is tracked as one, what was written stays open, and no page is armed that was not.
+#[test]
+fn what_was_written_in_a_tracked_region_comes_back() {
+    let guest = || guest(1024).0;
+    let mut domain = guest();
+    let (_, token) = domain.track(bytes(PAGE, 1024 * 4096)).expect("memory");
+    done(&mut domain, token);
+    assert!(domain.authorize_write(Normal, bytes(PAGE + 130, 1)).expect("memory").permits());
+    let mut copy = guest();
+    let token = copy.import(&domain.export().expect("memory"), MANY).expect("good state");
+    done(&mut copy, token);
+    let vector = |domain: &TestDomain, page| {
+        domain.sppt().expect("enabled").vector(domain.frames(), gfn(page)).to_map().bits()
+    };
+    assert_eq!([0, 1, 512].map(|page| vector(&copy, BASE + page)), [0b10, 0, 0]);
+    assert_eq!(picture(&copy), picture(&domain));
+}
+
 /// Puts a right checksum under damaged content, so that the fields themselves are tested.
 fn seal(mut content: Vec<u8>) -> Vec<u8> {
     let checksum = crc32fast::hash(&content);
     content.extend_from_slice(&checksum.to_le_bytes());
     content
+}
+
+/// One wrong field at a time, under a right checksum.
+#[test]
+fn each_wrong_field_is_refused_by_its_name() {
+    const HEADER: usize = 40;
+    const RULE: usize = 94;
+    const MAP: usize = 12;
+    const TRACK: usize = 32;
+    let (mut domain, _) = guest(64);
+    set(&mut domain, BASE + 1, &[1, 2]);
+    let at = bytes(PAGE + 5 * 4096, 8);
+    let later = bytes(PAGE + 6 * 4096, 8);
+    let (_, token) = domain
+        .add_rules(&[rule(at, Action::Log), rule(later, Action::AllowOnce)])
+        .expect("good rules");
+    done(&mut domain, token);
+    let (_, token) = domain.track(bytes(PAGE + 10 * 4096 + 128, 8192)).expect("a free range");
+    done(&mut domain, token);
+    for page in [10, 11] {
+        let write = bytes(PAGE + page * 4096 + 256, 1);
+        assert!(domain.authorize_write(Normal, write).expect("memory").permits());
+    }
+    let mut content = domain.export().expect("memory");
+    content.truncate(content.len() - 4);
+    let maps = HEADER + 2 * RULE;
+    let written = maps + 2 * MAP + TRACK;
+    assert_eq!(content.len(), written + 2 * MAP);
+    let flags = |record: usize| HEADER + record * RULE + 29;
+    let import = |at: usize, field: &[u8]| {
+        let mut content = content.clone();
+        content[at..at + field.len()].copy_from_slice(field);
+        let mut domain = fresh();
+        let before = picture(&domain);
+        let result = domain.import(&seal(content.clone()), MANY);
+        match result {
+            Ok(token) => {
+                done(&mut domain, token);
+                assert_eq!(domain.export(), Ok(seal(content)));
+                None
+            }
+            Err(ImportError::Record { what, record }) => {
+                assert_eq!(picture(&domain), before);
+                Some((what, record))
+            }
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert_eq!(import(0, b"SUB"), None);
+    let map = Some(("map or order of maps", 1));
+    assert_eq!(import(maps + MAP, &(BASE + 1).to_le_bytes()), map, "a page twice");
+    assert_eq!(import(maps + MAP, &BASE.to_le_bytes()), map, "descending");
+    assert_eq!(import(maps + MAP + 8, &u32::MAX.to_le_bytes()), map, "nothing is denied");
+    let sub_page = Some(("written sub-page", 0));
+    assert_eq!(import(written + MAP, &(BASE + 10).to_le_bytes()), sub_page, "a page twice");
+    assert_eq!(import(written + 8, &0_u32.to_le_bytes()), sub_page, "none");
+    assert_eq!(import(written + 8, &1_u32.to_le_bytes()), sub_page, "not tracked");
+    assert_eq!(import(written + 8, &2_u32.to_le_bytes()), None);
+    // 1 is locked, 2 is spent, 4 is not armed.
+    let flag = |record| Some(("flag", record));
+    for (record, value, expected) in [
+        (0, 0, None),
+        (0, 1, None),
+        (0, 4, None),
+        (0, 5, None),
+        (0, 2, flag(0)),
+        (0, 8, flag(0)),
+        (1, 2, None),
+        (1, 3, None),
+        (1, 6, flag(1)),
+        (1, 128, flag(1)),
+    ] {
+        assert_eq!(import(flags(record), &[value]), expected, "{value} in record {record}");
+    }
+    let number = &content[HEADER..HEADER + 8];
+    assert_eq!(import(HEADER + RULE, number), Some(("rule number (twice)", 0)));
+}
+
+/// What is not empty: a rule that is not yet in force, a map, or a tracked range, each alone.
+#[test]
+fn only_an_empty_domain_takes_state_in() {
+    let state = fresh().export().expect("memory");
+    assert!(fresh().import(&state, 0).is_ok());
+    let at = bytes(PAGE, 8);
+    for what in 0..3 {
+        let mut domain = fresh();
+        let token = match what {
+            0 => domain.add_some_armed(&[(rule(at, Action::Deny), false)]).expect("memory").1,
+            1 => domain.set_access(at.first().gfn(), &[map(1)]).expect("memory"),
+            _ => domain.track(at).expect("memory").1,
+        };
+        done(&mut domain, token);
+        let before = picture(&domain);
+        assert_eq!(domain.import(&state, MANY).err(), Some(ImportError::NotEmpty), "{what}");
+        assert_eq!(picture(&domain), before);
+    }
 }
 
 proptest! {

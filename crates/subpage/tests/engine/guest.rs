@@ -7,7 +7,7 @@ use std::rc::Rc;
 use subpage::access::AccessMap;
 use subpage::address::{ByteRange, Gfn, GfnRange, Gpa, Hpa, PhysicalWidth};
 use subpage::domain::{Domain, HostPage};
-use subpage::frames::{EntryIndex, HeapFrames, OutOfFrames, TableFrame, TableFrames};
+use subpage::frames::{ENTRIES, EntryIndex, HeapFrames, OutOfFrames, TableFrame, TableFrames};
 use subpage::invalidate::Invalidation;
 use subpage::level::PageSize;
 use subpage::rules::{Action, Owner, Rule, RuleName};
@@ -48,8 +48,10 @@ impl Failure {
 pub(crate) struct TestFrames {
     pub(crate) heap: HeapFrames,
     failure: Failure,
-    /// Tables can be seen to be uniform.
+    /// Tables can be seen to be uniform, and read in place.
     pub(crate) glances: bool,
+    /// Entries that were stored one by one or in runs.
+    pub(crate) stores: usize,
 }
 
 impl TableFrames for TestFrames {
@@ -72,6 +74,7 @@ impl TableFrames for TestFrames {
     }
 
     fn store(&mut self, frame: TableFrame, index: EntryIndex, value: u64) {
+        self.stores += 1;
         self.heap.store(frame, index, value);
     }
 
@@ -83,6 +86,19 @@ impl TableFrames for TestFrames {
         new: u64,
     ) -> Result<(), u64> {
         self.heap.compare_exchange(frame, index, current, new)
+    }
+
+    fn load_run(&self, frame: TableFrame, first: EntryIndex, out: &mut [u64]) {
+        self.heap.load_run(frame, first, out);
+    }
+
+    fn store_run(&mut self, frame: TableFrame, first: EntryIndex, values: &[u64]) {
+        self.stores += values.len();
+        self.heap.store_run(frame, first, values);
+    }
+
+    fn plain(&self, frame: TableFrame) -> Option<&[u64; ENTRIES]> {
+        self.heap.plain(frame).filter(|_| self.glances)
     }
 
     fn uniform(&self, frame: TableFrame) -> Option<u64> {
@@ -99,7 +115,8 @@ pub(crate) type TestDomain = Domain<TestFrames>;
 /// An empty domain, not enabled.
 pub(crate) fn bare() -> (TestDomain, Failure) {
     let failure = Failure::default();
-    let frames = TestFrames { heap: HeapFrames::new(), failure: failure.clone(), glances: true };
+    let heap = HeapFrames::new();
+    let frames = TestFrames { heap, failure: failure.clone(), glances: true, stores: 0 };
     (Domain::new(frames, PhysicalWidth::MAX), failure)
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod arming;
+mod bounds;
 mod counters;
 mod decision;
 mod dirty;
@@ -9,6 +10,7 @@ mod examples;
 mod exits;
 mod export;
 mod failures;
+mod frames;
 mod guest;
 mod mapping;
 mod names;

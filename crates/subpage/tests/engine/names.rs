@@ -6,8 +6,8 @@ use subpage::rules::{Action, Owner, RuleId};
 use subpage::slots::{AddressSpace, SlotError, SlotFlags, SlotId};
 
 use crate::guest::{
-    BASE, Normal, TestDomain, bytes, done, get, gfn, gfns, guest, host_page, mapped, picture, rule,
-    set,
+    BASE, Normal, TestDomain, bare, bytes, done, get, gfn, gfns, guest, host_page, mapped, picture,
+    rule, set,
 };
 
 const FLAGS: SlotFlags = SlotFlags { read_only: false, log_dirty: false };
@@ -232,6 +232,86 @@ fn state_is_taken_in_under_all_names() {
     done(&mut copy, token);
     assert_eq!(copy.export().expect("memory"), state);
     assert_eq!(picture(&copy), picture(&domain));
+}
+
+/// All names of bytes and of pages, asked for by any of them.
+#[test]
+fn every_name_of_some_memory_is_told() {
+    let mut domain = aliased();
+    let second = ALIAS + 0x1000;
+    let token =
+        domain.add_alias(Normal, SlotId(2), gfns(second, 2), FLAGS, gfn(BASE + 3)).expect("memory");
+    done(&mut domain, token);
+    let run = |page: u64| bytes(page * 4096 + 100, 8);
+    for (asked, mut further) in [
+        (BASE + 3, vec![ALIAS + 1, second]),
+        (ALIAS + 1, vec![BASE + 3, second]),
+        (second, vec![BASE + 3, ALIAS + 1]),
+        (BASE + 2, vec![ALIAS]),
+        (BASE + 1, vec![]),
+    ] {
+        let mut told: Vec<_> = domain.names_of(run(asked)).map(|run| run.first()).collect();
+        assert_eq!(told.remove(0), run(asked).first(), "its own first");
+        told.sort();
+        further.sort_unstable();
+        let expected: Vec<_> = further.iter().map(|&page| run(page).first()).collect();
+        assert_eq!(told, expected, "{asked:#x}");
+        let pages = domain.names_of_pages(gfns(asked, 1)).flat_map(|run| run.iter());
+        let mut pages: Vec<_> = pages.map(|gfn| gfn.as_u64()).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        further.push(asked);
+        further.sort_unstable();
+        assert_eq!(pages, further, "{asked:#x}");
+    }
+    assert_eq!(guest(8).0.names_of(run(BASE)).collect::<Vec<_>>(), [run(BASE)]);
+}
+
+/// A call may begin in front of an alias and reach into it, also at the lowest frame of all.
+#[test]
+fn a_call_may_reach_from_an_ordinary_frame_into_an_alias() {
+    for base in [BASE, 0] {
+        let (mut domain, _) = bare();
+        domain.enable().expect("memory");
+        domain.add_slot(Normal, SlotId(0), gfns(base, 8), FLAGS).expect("a free place");
+        let pages = gfns(base + 8, 2);
+        let token = domain.add_alias(Normal, SlotId(1), pages, FLAGS, gfn(base)).expect("memory");
+        done(&mut domain, token);
+        let maps = |domain: &TestDomain| -> Vec<_> {
+            (base..base + 10).map(|page| get(domain, page)).collect()
+        };
+        let open = u32::MAX;
+        set(&mut domain, base + 5, &[1, 2, 3, 4, 5]);
+        assert_eq!(maps(&domain), [4, 5, open, open, open, 1, 2, 3, 4, 5]);
+        set(&mut domain, base, &[open, open, open, open, open, open, open, open, open, 7]);
+        assert_eq!(maps(&domain), [open, 7, open, open, open, open, open, open, open, 7]);
+    }
+}
+
+/// Where a call is about memory with several names and with one, both are tracked.
+#[test]
+fn pages_with_one_name_are_tracked_beside_those_with_two() {
+    let mut domain = aliased();
+    let (id, token) = domain.track(bytes(BASE * 4096, 8 * 4096)).expect("memory");
+    done(&mut domain, token);
+    let harvest = |domain: &mut TestDomain| -> Vec<_> {
+        let (pending, token) = domain.harvest_written(id).expect("tracked");
+        let completed = token.without_processors();
+        domain.finish(&completed);
+        let written = pending.ready(&completed).expect("completed");
+        written.iter().map(|page| page.gfn.as_u64() - BASE).collect()
+    };
+    for page in [BASE, BASE + 1, BASE + 3, ALIAS + 3, BASE + 7] {
+        assert_eq!(domain.authorize_write(Normal, bytes(page * 4096, 1)), Ok(Decision::Allowed));
+    }
+    assert_eq!(harvest(&mut domain), [0, 1, 3, 5, 7]);
+    assert_eq!(harvest(&mut domain), []);
+    // All of it, so that no table is left to be armed in.
+    let all = bytes(BASE * 4096, 8 * 4096);
+    assert_eq!(domain.authorize_write(Normal, all), Ok(Decision::Allowed));
+    assert_eq!(domain.next_restricted(gfn(0)), None);
+    assert_eq!(harvest(&mut domain), [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(harvest(&mut domain), []);
 }
 
 #[test]

@@ -100,3 +100,29 @@ fn making_a_slot_read_only_closes_its_leaves() {
     assert!(domain.mapping(Normal, gfn(BASE)).expect("mapped").entry.sub_page_write());
     assert!(domain.mapping(Normal, gfn(BASE + 1)).expect("mapped").entry.write());
 }
+
+/// A dirty log moves along with its slot, and slots are listed by their addresses.
+#[test]
+fn a_moved_slot_keeps_its_log() {
+    let (mut domain, _) = guest(4);
+    let logging = SlotFlags { read_only: false, log_dirty: true };
+    domain.add_slot(Normal, SlotId(1), gfns(BASE - 100, 70), logging).expect("a free place");
+    let listed = |domain: &crate::guest::TestDomain| -> Vec<_> {
+        domain.slots(Normal).iter().map(|slot| (slot.id(), slot.pages())).collect()
+    };
+    let own = (SlotId(0), gfns(BASE, 4));
+    assert_eq!(listed(&domain), [(SlotId(1), gfns(BASE - 100, 70)), own]);
+    for page in [0, 63, 64, 69] {
+        let write = bytes((BASE - 100 + page) * 4096, 1);
+        assert!(domain.authorize_write(Normal, write).expect("memory").permits());
+    }
+    let token = domain.move_slot(Normal, SlotId(1), gfn(BASE + 1000)).expect("a free place");
+    done(&mut domain, token);
+    assert_eq!(listed(&domain), [own, (SlotId(1), gfns(BASE + 1000, 70))]);
+    let (pending, token) = domain.harvest_dirty(Normal, SlotId(1)).expect("it logs");
+    let completed = token.without_processors();
+    domain.finish(&completed);
+    let dirty = pending.ready(&completed).expect("completed");
+    let dirty: Vec<_> = dirty.iter().map(|gfn| gfn.as_u64() - BASE - 1000).collect();
+    assert_eq!(dirty, [0, 63, 64, 69]);
+}

@@ -49,6 +49,32 @@ fn written_sub_pages_are_harvested_once() {
     assert_eq!(harvest(&mut domain, id), [(0, 1 << 2)]);
 }
 
+/// A write that opens sub-pages of two pages is one trap.
+#[test]
+fn a_write_that_opens_tracked_sub_pages_counts_once() {
+    let (mut domain, _) = guest(4);
+    track(&mut domain, 0, 8192);
+    for (offset, length, tracked) in [(0, 8, 1), (4090, 12, 2), (4090, 12, 2), (8192, 8, 2)] {
+        assert_eq!(write(&mut domain, offset, length), Decision::Allowed);
+        assert_eq!(domain.counters().tracked, tracked, "{length} at {offset}");
+    }
+}
+
+/// Memory may be short just when tracking ends: where nothing was written, none is needed.
+#[test]
+fn regions_that_nobody_wrote_are_let_go_without_memory() {
+    let (mut domain, failure) = guest(2048);
+    let before = domain.frames().heap.frames_in_use();
+    let (id, token) = domain.track(bytes(PAGE, 2 * 512 * 4096)).expect("a free range");
+    done(&mut domain, token);
+    failure.after(Some(0));
+    let token = domain.untrack(id).expect("no memory is needed");
+    failure.after(None);
+    done(&mut domain, token);
+    assert_eq!(domain.next_restricted(gfn(0)), None);
+    assert_eq!(domain.frames().heap.frames_in_use(), before, "no table is left");
+}
+
 /// What a walk sets in the guest's page tables is harvested, and no rule decides about it.
 #[test]
 fn flags_that_a_walk_sets_are_harvested() {

@@ -228,6 +228,12 @@ fn tracking_sixty_four_gibibytes_takes_little_memory() {
     let write = bytes((BASE + 70_000) * 4096 + 130, 4);
     assert!(domain.authorize_write(Normal, write).expect("memory").permits());
     assert_eq!(domain.written_pages(id), Ok(1));
+    let (pending, token) = domain.harvest_written(id).expect("tracked");
+    let completed = token.without_processors();
+    domain.finish(&completed);
+    let written = pending.ready(&completed).expect("completed");
+    let written: Vec<_> = written.iter().map(|page| (page.gfn, page.written.bits())).collect();
+    assert_eq!(written, [(gfn(BASE + 70_000), 0b10)]);
     let token = domain.untrack(id).expect("tracked");
     done(&mut domain, token);
     assert_eq!(domain.next_restricted(gfn(0)), None);

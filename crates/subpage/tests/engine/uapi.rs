@@ -115,3 +115,17 @@ fn d3_each_byte_is_read_once() {
     assert_eq!(request.reads, [(0, 16), (16, 4)]);
     assert_eq!((get(&domain, BASE), get(&domain, BASE + 1)), (5, u32::MAX));
 }
+
+/// A request is read in pieces; the last one ends where the maps end.
+#[test]
+fn no_byte_behind_the_last_map_is_read() {
+    let (mut domain, _) = guest(64);
+    let maps: Vec<u32> = (0..20).collect();
+    let mut request = Racing::new(BASE, 20, 0, &maps);
+    let (pages, token) = set_access(&mut domain, &mut request).expect("a good request");
+    done(&mut domain, token);
+    assert_eq!(pages, 20);
+    let last = request.reads.last().expect("several");
+    assert_eq!(last.0 + last.1, HEADER_BYTES + 20 * 4);
+    assert_eq!((get(&domain, BASE + 19), get(&domain, BASE + 20)), (19, u32::MAX));
+}
