@@ -1,5 +1,6 @@
 //! One memory under several guest-physical addresses: rules hold under every name.
 
+use subpage::address::{ByteRange, Gfn, GfnRange};
 use subpage::domain::{Decision, DomainError, WriteParts};
 use subpage::level::{Level, PageSize};
 use subpage::rules::{Action, Owner, RuleId};
@@ -250,14 +251,14 @@ fn every_name_of_some_memory_is_told() {
         (BASE + 2, vec![ALIAS]),
         (BASE + 1, vec![]),
     ] {
-        let mut told: Vec<_> = domain.names_of(run(asked)).map(|run| run.first()).collect();
+        let mut told: Vec<_> = domain.names_of(run(asked)).map(ByteRange::first).collect();
         assert_eq!(told.remove(0), run(asked).first(), "its own first");
         told.sort();
         further.sort_unstable();
         let expected: Vec<_> = further.iter().map(|&page| run(page).first()).collect();
         assert_eq!(told, expected, "{asked:#x}");
-        let pages = domain.names_of_pages(gfns(asked, 1)).flat_map(|run| run.iter());
-        let mut pages: Vec<_> = pages.map(|gfn| gfn.as_u64()).collect();
+        let pages = domain.names_of_pages(gfns(asked, 1)).flat_map(GfnRange::iter);
+        let mut pages: Vec<_> = pages.map(Gfn::as_u64).collect();
         pages.sort_unstable();
         pages.dedup();
         further.push(asked);
