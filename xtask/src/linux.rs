@@ -87,6 +87,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB,
           value_parser = clap::value_parser!(u64).range(384..=3072))]
     memory: u64,
+    /// More memory, from 4 GiB on
+    #[arg(long, value_name = "MIB", default_value_t = 0,
+          value_parser = clap::value_parser!(u64).range(0..=2048))]
+    high_memory: u64,
     /// Kill Bochs after this time
     #[arg(long, value_name = "SECONDS", default_value_t = 600,
           value_parser = clap::value_parser!(u64).range(1..=86400))]
@@ -151,6 +155,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
         processors: arguments.cpus,
         memory_mib: arguments.memory,
         told_memory_mib: None,
+        high_memory_mib: arguments.high_memory,
         rom: images.rom(),
         image: images.hypervisor(),
         options: format!("cpus={} {}", arguments.cpus, arguments.options),

@@ -28,6 +28,8 @@ const ERRORS: &str = "errors";
 /// The emulated memory, if no more is needed, in MiB. It is in blocks of 8 MiB: Bochs reads an image
 /// in one piece into the block where it begins.
 pub(crate) const MEMORY_MIB: u64 = 512;
+/// The most that Bochs takes of this machine, in MiB.
+const MOST_HOST_MIB: u64 = 2048;
 /// Bytes of a block; no image may cross from one into the next, unless that is not in use yet.
 pub(crate) const BLOCK: u64 = 8 << 20;
 
@@ -113,12 +115,14 @@ impl Configuration<'_> {
         let ips = self.instructions_per_second.map_or(String::new(), |ips| format!(", ips={ips}"));
         let mut text = format!(
             "cpu: model={}, count={}, reset_on_triple_fault=0{ips}\n\
-             memory: guest={memory}, host={memory}, block_size={block}\n\
+             memory: guest={memory}, host={host}, block_size={block}\n\
              romimage: file={ROM}, address=0xffff0000\n\
              vgaromimage: file={VGA_ROM}\n",
             self.model,
             self.processors,
             memory = self.memory_mib,
+            // Only what is used takes memory of this machine.
+            host = self.memory_mib.min(MOST_HOST_MIB),
             block = BLOCK >> 10,
         );
         for (number, image) in self.images.iter().enumerate() {

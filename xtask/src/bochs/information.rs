@@ -37,13 +37,22 @@ pub(crate) struct Module {
 /// Where what is not memory begins, in which firmware has its tables.
 pub(super) const FIRMWARE: u64 = CONVENTIONAL;
 
-/// The information block, with a copy of ACPI's root pointer if there is one. Usable memory is all below the EBDA and from 1 MiB up to `memory`, which
+/// What only some machines have.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct More<'a> {
+    /// A copy of ACPI's root pointer.
+    pub(crate) root_pointer: Option<&'a [u8]>,
+    /// Bytes of memory from 4 GiB on.
+    pub(crate) high_memory: u64,
+}
+
+/// The information block. Usable memory is all below the EBDA and from 1 MiB up to `memory`, which
 /// is an address; the image and the modules lie in it as they do with a boot loader.
 pub(crate) fn block(
     command_line: &str,
     modules: &[Module],
     memory: u64,
-    root_pointer: Option<&[u8]>,
+    more: More<'_>,
 ) -> Result<Vec<u8>> {
     let texts = modules.iter().map(|module| module.text.as_str()).chain([command_line]);
     for text in texts {
@@ -73,14 +82,18 @@ pub(crate) fn block(
         (EXTENDED, memory, AVAILABLE),
         // I/O APIC, local APICs, firmware.
         (0xfec0_0000, 1 << 32, RESERVED),
+        (1 << 32, (1 << 32) + more.high_memory, AVAILABLE),
     ] {
+        if from == to {
+            continue;
+        }
         map.extend(u64::to_le_bytes(from));
         map.extend(u64::to_le_bytes(to - from));
         map.extend(u32::to_le_bytes(kind));
         map.extend([0; 4]);
     }
     block.tag(MEMORY_MAP, &[&map]);
-    if let Some(pointer) = root_pointer {
+    if let Some(pointer) = more.root_pointer {
         block.tag(ROOT_POINTER, &[pointer]);
     }
     block.tag(END, &[]);
@@ -140,8 +153,8 @@ mod tests {
             Module { address: 0x80_0000, length: 0x1234, text: "guest run=a".into() },
             Module { address: 0x180_0000, length: 8, text: "cases".into() },
         ];
-        let block =
-            block("quiet", &modules, 256 << 20, Some(b"RSD PTR ")).expect("all is as it should be");
+        let more = More { root_pointer: Some(b"RSD PTR "), high_memory: 1 << 30 };
+        let block = block("quiet", &modules, 256 << 20, more).expect("all is as it should be");
         assert_eq!(block.len() % 8, 0);
         let tags = tags(&block);
         assert_eq!(contents(&tags, 1), [b"quiet\0".as_slice()]);
@@ -157,6 +170,11 @@ mod tests {
         let map = contents(&tags, 6)[0];
         assert_eq!(map[..8], [24, 0, 0, 0, 0, 0, 0, 0], "entry_size and entry_version");
         assert_eq!(map.len() % 24, 8);
+        let last = &map[map.len() - 24..];
+        assert_eq!(
+            (&last[..8], &last[8..16]),
+            (&(1_u64 << 32).to_le_bytes()[..], &(1_u64 << 30).to_le_bytes()[..])
+        );
         let third = &map[8 + 2 * 24..8 + 3 * 24];
         assert_eq!(third[..8], 0x10_0000_u64.to_le_bytes());
         assert_eq!(third[8..16], (255_u64 << 20).to_le_bytes());
@@ -167,10 +185,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_told_is_refused() {
-        assert!(block("a\0b", &[], 256 << 20, None).is_err());
-        assert!(block("", &[], 1 << 20, None).is_err());
-        assert!(block("", &[], 5 << 30, None).is_err());
+        assert!(block("a\0b", &[], 256 << 20, More::default()).is_err());
+        assert!(block("", &[], 1 << 20, More::default()).is_err());
+        assert!(block("", &[], 5 << 30, More::default()).is_err());
         let module = Module { address: u32::MAX, length: 2, text: "guest".into() };
-        assert!(block("", &[module], 256 << 20, None).is_err());
+        assert!(block("", &[module], 256 << 20, More::default()).is_err());
     }
 }

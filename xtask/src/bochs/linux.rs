@@ -15,7 +15,7 @@ use super::{
     configuration::{self, BLOCK, Configuration, Logging, Placed, Run, SerialLines},
     emulator::Emulator,
     images::IMAGE_ADDRESS,
-    information::{self, FIRMWARE, Module},
+    information::{self, FIRMWARE, Module, More},
     machine::{INFORMATION_ADDRESS, PAGE, link},
 };
 use crate::session::Interrupt;
@@ -47,6 +47,8 @@ pub(crate) struct LinuxMachine {
     pub(crate) memory_mib: u64,
     /// Where usable memory ends by the boot loader's account, if that is not where it ends.
     pub(crate) told_memory_mib: Option<u64>,
+    /// Memory from 4 GiB on, in MiB.
+    pub(crate) high_memory_mib: u64,
     pub(crate) rom: PathBuf,
     /// The hypervisor, flat, at 1 MiB.
     pub(crate) image: PathBuf,
@@ -121,7 +123,10 @@ impl LinuxMachine {
         let configuration = Configuration {
             model: &self.model,
             processors: self.processors,
-            memory_mib: self.memory_mib,
+            memory_mib: match self.high_memory_mib {
+                0 => self.memory_mib,
+                high => (4 << 10) + high,
+            },
             images: &images,
             logging: self.logging,
             serial_lines: SerialLines::One { first: CONSOLE },
@@ -166,8 +171,11 @@ impl LinuxMachine {
         let tables = self.acpi();
         // The size of the block does not depend on the addresses in it.
         let told = self.told_memory_mib.unwrap_or(self.memory_mib) << 20;
-        let pointer = tables.as_ref().map(AcpiTables::pointer);
-        let block = |modules: &[Module]| information::block(&command_line, modules, told, pointer);
+        let more = More {
+            root_pointer: tables.as_ref().map(AcpiTables::pointer),
+            high_memory: self.high_memory_mib << 20,
+        };
+        let block = |modules: &[Module]| information::block(&command_line, modules, told, more);
         let Some(policy) = &self.policy else { return block(&modules) };
         modules.push(module("policy", 0, policy)?);
         let room = block(&modules)?.len().next_multiple_of(PAGE);
@@ -210,6 +218,7 @@ mod tests {
             processors: 1,
             memory_mib: MEMORY_MIB,
             told_memory_mib: None,
+            high_memory_mib: 0,
             rom: PathBuf::new(),
             image: PathBuf::new(),
             options: "cpus=1".into(),

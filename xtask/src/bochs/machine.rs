@@ -13,7 +13,7 @@ use super::{
     configuration::{self, Configuration, Logging, Placed, Run, SerialLines},
     emulator::Emulator,
     images::{IMAGE_ADDRESS, ROOM},
-    information::{self, Module},
+    information::{self, Module, More},
 };
 use crate::session::Interrupt;
 
@@ -152,7 +152,7 @@ impl BochsMachine {
             })
         };
         let modules = self.modules.iter().enumerate().map(module).collect::<Result<Vec<_>>>()?;
-        information::block(&self.command_line, &modules, self.memory_mib << 20, None)
+        information::block(&self.command_line, &modules, self.memory_mib << 20, More::default())
     }
 }
 

@@ -161,6 +161,7 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         processors: 1,
         memory_mib: MEMORY_MIB,
         told_memory_mib: None,
+        high_memory_mib: 0,
         rom: images.rom(),
         image: images.hypervisor(),
         options: "cpus=1 events=serial".into(),
@@ -213,10 +214,11 @@ fn boots(plain: &LinuxMachine, policy: &[u8], pack: &[u8]) -> Vec<Test> {
         test("guarded_by_the_processor", guarded.clone(), GUARDED),
         test(
             "guarded_in_software",
-            LinuxMachine { model: probe::WITHOUT_SPP.into(), ..guarded },
+            LinuxMachine { model: probe::WITHOUT_SPP.into(), ..guarded.clone() },
             GUARDED,
         ),
         test("two_processors", processors(plain, policy, 2), GUARDED),
+        test("memory_above_4_gib", LinuxMachine { high_memory_mib: 512, ..guarded }, GUARDED),
         test("four_processors", processors(plain, policy, 4), GUARDED),
         test(
             "the_default_pack",
