@@ -1,5 +1,7 @@
 //! The table at the end of a guarded run.
 
+mod most_expensive;
+
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
@@ -46,7 +48,8 @@ pub fn write(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
         ending(out, live)?;
     }
     writeln!(out)?;
-    exits(summary).write(out, 0)
+    exits(summary).write(out, 0)?;
+    most_expensive::write(out, summary)
 }
 
 fn ending(out: &mut dyn Write, live: &LiveSummary) -> io::Result<()> {
@@ -161,6 +164,8 @@ fn exits(summary: &Summary) -> Columns {
     table.row([("  ratio".to_owned(), PLAIN), (ratio(page, sub_page), GOOD)]);
     table
 }
+
+pub(crate) use most_expensive::{rate, title};
 
 /// What the exits with page granularity are of the writes. On KVM the whole is not known: only writes
 /// that trap are, and all of them exit.

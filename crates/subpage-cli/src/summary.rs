@@ -14,6 +14,9 @@ use subpage_trap::Record;
 /// Most denials that a summary keeps whole.
 pub const MAX_FIRST_DENIALS: usize = 20;
 
+/// Most rules of which a run tells people what they cost.
+pub const MAX_EXPENSIVE: usize = 10;
+
 /// One run of one guest under one policy.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Summary {
@@ -135,7 +138,7 @@ impl EndingKind {
 /// What one rule did.
 ///
 /// `checked` = `allowed` + `overruled` + `logged` + `denied`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct RuleSummary {
     /// Its name, unique in the policy.
     pub name: String,
@@ -149,6 +152,15 @@ pub struct RuleSummary {
     pub file: Option<String>,
     /// Line of that file; none if the rule came from elsewhere.
     pub line: Option<u64>,
+    /// Writes that touched a page of the rule while it was in force: the exits that it costs where a
+    /// page is the smallest thing that can be protected. On KVM, those that it did cost.
+    pub exits: u64,
+    /// Of these, the writes that touched a page of no other rule: what would not exit without this rule.
+    pub exits_alone: u64,
+    /// `exits` by the seconds of the run; none where a guest's time is not known.
+    pub exits_per_second: Option<f64>,
+    /// The page of the rule that was written most; none if none was.
+    pub hottest_page: Option<HotPage>,
     /// Writes that touched a sub-page of the rule.
     pub checked: u64,
     /// Of these, the writes that the rule had nothing against: they touched none of its bytes.
@@ -164,7 +176,21 @@ pub struct RuleSummary {
     pub first_denial: Option<Record>,
 }
 
+/// A guarded page, and its writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct HotPage {
+    /// Its first byte.
+    pub page: Address,
+    /// Writes that touched it while a rule was in force there.
+    pub writes: u64,
+}
+
 impl RuleSummary {
+    /// Writes to bytes of the rule, whoever decided about them.
+    pub const fn own(&self) -> u64 {
+        self.overruled + self.logged + self.denied
+    }
+
     /// A rule that has not met a write.
     pub fn new(rule: &PolicyRule) -> Self {
         Self {
@@ -174,6 +200,10 @@ impl RuleSummary {
             length: rule.rule.range.bytes(),
             file: Some(rule.file.to_string()),
             line: Some(rule.line as u64),
+            exits: 0,
+            exits_alone: 0,
+            exits_per_second: None,
+            hottest_page: None,
             checked: 0,
             allowed: 0,
             overruled: 0,
@@ -189,6 +219,18 @@ impl Summary {
     pub fn denied(&self) -> u64 {
         let by_maps = self.live.as_ref().map_or(0, |live| live.denied_by_maps);
         self.rules.iter().map(|rule| rule.denied).sum::<u64>() + by_maps
+    }
+
+    /// The rules that cost most, at most [`MAX_EXPENSIVE`], the dearest first. None of a trace with one
+    /// rule, of which the totals say it.
+    pub fn most_expensive(&self) -> Vec<&RuleSummary> {
+        if self.live.is_none() && self.rules.len() < 2 {
+            return Vec::new();
+        }
+        let mut rules: Vec<_> = self.rules.iter().filter(|rule| rule.exits > 0).collect();
+        rules.sort_by_key(|rule| std::cmp::Reverse((rule.exits, rule.exits_alone)));
+        rules.truncate(MAX_EXPENSIVE);
+        rules
     }
 
     /// Writes that took effect and were reported.

@@ -84,8 +84,9 @@ fn write_shown(out: &mut dyn Write, shown: &Shown) -> io::Result<()> {
 
 fn rules(rules: &[ShownRule]) -> Columns {
     use Align::{Left, Right};
-    let mut table =
-        Columns::new(&[Right, Left, Left, Left, Right, Right, Right, Right, Right, Right, Left]);
+    let mut table = Columns::new(&[
+        Right, Left, Left, Left, Right, Right, Right, Right, Right, Right, Right, Left,
+    ]);
     let headings = [
         "rule",
         "name",
@@ -93,6 +94,7 @@ fn rules(rules: &[ShownRule]) -> Columns {
         "guards",
         "",
         "owner",
+        "exits",
         "checked",
         "overruled",
         "logged",
@@ -119,6 +121,7 @@ fn rules(rules: &[ShownRule]) -> Columns {
             (span(rule.start, rule.length), PLAIN),
             (bytes(rule.length), QUIET),
             (rule.owner.to_string(), PLAIN),
+            (grouped(shown.exits), PLAIN),
             (grouped(shown.checked), PLAIN),
             (grouped(shown.overruled), PLAIN),
             (grouped(shown.logged), if shown.logged == 0 { QUIET } else { LOGGED }),

@@ -6,6 +6,7 @@ mod intervals;
 #[cfg_attr(not(feature = "kvm"), path = "no_machine.rs")]
 mod machine;
 mod model;
+mod page_costs;
 mod run_counters;
 mod touch_index;
 mod trace;

@@ -5,6 +5,7 @@ use subpage::address::{ByteRange, PAGE_BYTES};
 use subpage::rules::{Action, RuleId};
 
 use super::intervals::Intervals;
+use super::page_costs::PageCosts;
 use super::touch_index::TouchIndex;
 use crate::events::RunHeader;
 use crate::heat::Heat;
@@ -28,6 +29,7 @@ pub struct RunCounters {
     met: Vec<bool>,
     index: TouchIndex,
     pages: Intervals,
+    costs: PageCosts,
     sub_pages: Intervals,
     /// Direct-mapped by low bits: the number of a page without a rule, plus one.
     unguarded: Box<[u64; CACHE]>,
@@ -57,6 +59,7 @@ impl RunCounters {
             met: vec![false; ranges.len()],
             index: TouchIndex::new(&ranges, SUB_PAGE_BYTES),
             pages: widened(PAGE_BYTES),
+            costs: PageCosts::new(&ranges),
             sub_pages: widened(SUB_PAGE_BYTES),
             unguarded: Box::new([0; CACHE]),
             heat: Heat::around(&ranges),
@@ -115,6 +118,7 @@ impl RunCounters {
         decision: Option<(usize, Verdict)>,
     ) -> Option<Record> {
         self.exits_page += 1;
+        self.costs.count(bytes);
         let unit = |address: u64| address / SUB_PAGE_BYTES;
         let (first, last) = (bytes.first().as_u64(), bytes.last().as_u64());
         if self.sub_pages.touches(unit(first), unit(last)) {
@@ -184,7 +188,12 @@ impl RunCounters {
     }
 
     /// What the run amounts to; guest, policy and backend are left empty.
-    pub fn into_summary(self) -> Summary {
+    pub fn into_summary(mut self) -> Summary {
+        for (rule, cost) in self.rules.iter_mut().zip(self.costs.finish()) {
+            rule.exits = cost.exits;
+            rule.exits_alone = cost.alone;
+            rule.hottest_page = cost.hottest;
+        }
         Summary {
             header: RunHeader::default(),
             guest: String::new(),

@@ -3,7 +3,7 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{exits, heat_map};
-use crate::closing_table::{page_remark, sub_page_remark};
+use crate::closing_table::{page_remark, rate, sub_page_remark, title};
 use crate::events::{RunHeader, ShownWarning, shown_warnings};
 use crate::summary::{LiveSummary, RuleSummary, Summary};
 use crate::terminal::{bytes, grouped, plural, printable, ratio};
@@ -28,6 +28,7 @@ pub(super) fn render(summary: &Summary) -> Markup {
                     (headline(summary))
                     (key_numbers(summary))
                     (exits::section(summary))
+                    (most_expensive(summary))
                     (rules(&summary.rules))
                     (heat_map::section(summary))
                     (first_denials(summary))
@@ -162,6 +163,46 @@ fn saved(page: u64, sub_page: u64) -> String {
         (_, 0) => "all".to_owned(),
         _ => ratio(page, sub_page),
     }
+}
+
+fn most_expensive(summary: &Summary) -> Markup {
+    let rules = summary.most_expensive();
+    if rules.is_empty() {
+        return html! {};
+    }
+    let timed = rules.iter().any(|rule| rule.exits_per_second.is_some());
+    html! {
+        h2 { (capital(title(rules.len()))) }
+        p.soft {
+            "Exits: writes to a page of the rule while it was in force, each counted for every rule \
+             in its pages. Alone: of these, those to a page of no other rule, which would not exit \
+             without this one. Sub-page, own: of the exits, those to a sub-page of it and to its bytes."
+        }
+        div.scroll { table {
+            thead { tr {
+                th { "Rule" } th.n { "Exits" } @if timed { th.n { "A second" } }
+                th.n { "Alone" } th.n { "Sub-page" } th.n { "Own" } th.n { "Denied" } th { "Hottest page" }
+            } }
+            tbody { @for rule in rules { tr {
+                td.name { (printable(&rule.name)) }
+                td.n { (grouped(rule.exits)) }
+                @if timed { td.n { @if let Some(exits) = rule.exits_per_second { (rate(exits)) } } }
+                td.n { (grouped(rule.exits_alone)) }
+                td.n { (grouped(rule.checked)) }
+                td.n { (grouped(rule.own())) }
+                td class=(if rule.denied > 0 { "n denied" } else { "n zero" }) { (grouped(rule.denied)) }
+                td.nowrap { @if let Some(hot) = rule.hottest_page {
+                    code { (hot.page) } " " span.soft { (grouped(hot.writes)) " writes" }
+                } }
+            } } }
+        } }
+    }
+}
+
+/// The text as a heading begins.
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 fn rules(rules: &[RuleSummary]) -> Markup {

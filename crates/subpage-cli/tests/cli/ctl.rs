@@ -43,6 +43,8 @@ fn rule(rule: u64, name: &str, locked: bool, spent: bool, denied: u64) -> ShownR
         new,
         spent,
         waits_for,
+        exits: 31_000 + denied,
+        exits_alone: 12,
         checked: 1200 + denied,
         overruled: 7,
         logged: 0,

@@ -7,8 +7,10 @@ use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
 use subpage_cli::events::{LiveStart, RuleEvent, RunHeader, StartEvent};
 use subpage_cli::heat::Heat;
 use subpage_cli::policy::PolicyRule;
-use subpage_cli::summary::{EndingKind, LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
-use subpage_trap::{Event, Function, Record, SourceLine, Verdict, When};
+use subpage_cli::summary::{
+    EndingKind, HotPage, LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary,
+};
+use subpage_trap::{Address, Event, Function, Record, SourceLine, Verdict, When};
 
 /// A rule of a made-up policy.
 pub(crate) fn rule(name: &str, start: u64, length: u64, action: Action, line: usize) -> PolicyRule {
@@ -57,6 +59,12 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
             .max_by_key(|rule| rules[*rule].rule.action);
         let denied = decider.is_some_and(|rule| rules[rule].rule.action >= Action::Deny);
         heat.count(bytes, denied);
+        let in_page: Vec<_> =
+            (0..rules.len()).filter(|rule| widened(ranges[*rule], 4096)).collect();
+        for &rule in &in_page {
+            summaries[rule].exits += 1;
+            summaries[rule].exits_alone += u64::from(in_page.len() == 1);
+        }
         for (index, summary) in summaries.iter_mut().enumerate() {
             if widened(ranges[index], 128) {
                 summary.checked += 1;
@@ -94,6 +102,19 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
             }
         }
         events.push(event);
+    }
+    for (range, summary) in ranges.iter().zip(&mut summaries) {
+        let writes = |page: &u64| {
+            let meets = |(first, length, _): &&(u64, u64, u64)| {
+                first / 4096 <= *page && *page <= (first + length - 1) / 4096
+            };
+            writes.iter().filter(meets).count() as u64
+        };
+        let pages = range.first().as_u64() / 4096..=range.last().as_u64() / 4096;
+        let hottest = pages.rev().max_by_key(writes).map(|page| (page, writes(&page)));
+        summary.hottest_page = hottest
+            .filter(|(_, writes)| *writes > 0)
+            .map(|(page, writes)| HotPage { page: Address(page * 4096), writes });
     }
     let heat_omitted = heat.omitted();
     let heat = heat.into_pages();
@@ -235,6 +256,9 @@ pub(crate) fn live() -> Run {
     (added.name, added.file, added.line) = ("added".to_owned(), None, None);
     (added.checked, added.allowed, added.overruled) = (4, 1, 2);
     run.summary.rules.push(added);
+    for (rule, per_second) in run.summary.rules.iter_mut().zip([100.0, 12_345.678, 0.25]) {
+        rule.exits_per_second = Some(per_second);
+    }
     for backend in [&mut run.summary.backend, &mut run.start.backend] {
         "kvm".clone_into(backend);
     }

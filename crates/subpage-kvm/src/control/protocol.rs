@@ -129,6 +129,12 @@ pub struct ShownRule {
     /// What it waits for, if it is not in force: `init`, `write` or `command`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
+    /// Trapped writes that touched a page of it while it was in force: what it costs.
+    #[serde(default)]
+    pub exits: u64,
+    /// Of these, those that touched a page of no other rule: what the guest would not have had without it.
+    #[serde(default)]
+    pub exits_alone: u64,
     /// Writes that touched a sub-page of it.
     pub checked: u64,
     /// Of these, those to its bytes about which another rule, or an access map, decided.

@@ -12,7 +12,7 @@ use subpage::address::{ByteRange, Gfn, GfnRange, PAGE_BYTES, PhysicalWidth};
 use subpage::domain::{Decision, Domain, DomainError, ImportError, ProcessorUse, WriteParts};
 use subpage::frames::HeapFrames;
 use subpage::invalidate::{Completed, Invalidation};
-use subpage::rules::Action;
+use subpage::rules::{Action, RuleId};
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
 use subpage_trap::Record;
 use thiserror::Error;
@@ -63,8 +63,7 @@ pub enum ChangeError {
 pub struct Guard {
     domain: Domain<HeapFrames>,
     traps: Traps,
-    /// What has happened.
-    pub trap_counts: TrapCounts,
+    trap_counts: TrapCounts,
     /// Some page may trap although it need not.
     may_overtrap: bool,
     /// Such pages, if they cannot be opened while the guest runs, that were written.
@@ -226,6 +225,7 @@ impl Guard {
         change: impl FnOnce(&mut Domain<HeapFrames>) -> Result<(T, Invalidation), E>,
     ) -> Result<(T, Completed), ChangeError> {
         self.changing = false;
+        self.trap_counts.attribute(&self.domain);
         match change(&mut self.domain) {
             Ok((result, token)) => {
                 // No processor walks the engine's tables: what the guest's processors remember was
@@ -298,6 +298,22 @@ impl Guard {
     /// pages, one after the other.
     pub(crate) const fn splits_at_page_end(&self) -> bool {
         self.splits_at_page_end
+    }
+
+    /// Counts of what trapped so far, beside what they are about.
+    pub fn counted(&mut self) -> (&Domain<HeapFrames>, &TrapCounts) {
+        self.trap_counts.attribute(&self.domain);
+        (&self.domain, &self.trap_counts)
+    }
+
+    /// Leaves a rule out of all counts.
+    pub(crate) fn hide(&mut self, rule: RuleId) {
+        self.trap_counts.hide(rule);
+    }
+
+    /// Counts a write that trapped and touches no restricted sub-page.
+    pub(crate) fn count_open(&mut self, write: &WriteParts) {
+        self.trap_counts.count_open(&self.domain, write);
     }
 
     /// Counts a write that trapped.

@@ -4,15 +4,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use subpage::access::SUB_PAGE_BYTES;
-use subpage::address::{ByteRange, Gpa};
+use subpage::address::{ByteRange, Gfn, Gpa, PAGE_BYTES};
 use subpage::domain::{Domain, WriteParts};
 use subpage::frames::HeapFrames;
 use subpage::rules::RuleId;
 use subpage_trap::{Record, Verdict};
 
-/// What one rule did.
+/// How many pages may have writes that are not yet attributed to rules: enough for the hot ones, little to
+/// keep.
+const MAX_UNATTRIBUTED: usize = 1024;
+
+/// What one rule did, and what it cost. While a rule is not in force, nothing counts for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RuleCounts {
+    /// Writes that touched a page of the rule: what it cost. A write counts for each rule of its pages.
+    pub exits: u64,
+    /// Of these, writes that touched a page of no other rule: the run without the rule would not have had
+    /// them.
+    pub exits_alone: u64,
     /// Writes that touched a sub-page of the rule.
     pub checked: u64,
     /// Of these, writes to bytes of the rule about which another rule decided, a stronger one or an
@@ -34,6 +43,10 @@ pub struct TrapCounts {
     guarded: u64,
     events: u64,
     rules: BTreeMap<u64, RuleCounts>,
+    /// Writes by page, of pages with a rule, each under all its names. They have all that is attributed.
+    pages: BTreeMap<Gfn, u64>,
+    /// Writes to one page each, by page, since rules were last looked for there.
+    unattributed: BTreeMap<Gfn, u64>,
     /// A rule that is none of the user's, and is not counted.
     hidden: Option<RuleId>,
     /// The rules that the last write touched; kept for its memory.
@@ -67,14 +80,21 @@ impl TrapCounts {
         self.hidden = Some(rule);
     }
 
+    /// The page of these bytes that was written most, and its writes. None if none was.
+    pub fn hottest_page(&self, range: ByteRange) -> Option<(Gfn, u64)> {
+        let pages = self.pages.range(range.first().gfn()..=range.last().gfn());
+        // Of several the first.
+        pages.rev().max_by_key(|(_, writes)| **writes).map(|(gfn, writes)| (*gfn, *writes))
+    }
+
     /// What a rule did.
     pub fn rule(&self, rule: u64) -> RuleCounts {
         self.rules.get(&rule).cloned().unwrap_or_default()
     }
 
     /// Counts a write that trapped.
-    pub(crate) fn count(&mut self, domain: &Domain<HeapFrames>, write: &WriteParts) {
-        self.count_open(write);
+    pub(super) fn count(&mut self, domain: &Domain<HeapFrames>, write: &WriteParts) {
+        self.count_open(domain, write);
         self.touch(domain, write.runs().iter().map(|run| whole_sub_pages(*run)));
         for rule in &self.touched {
             self.rules.entry(rule.0).or_default().checked += 1;
@@ -83,9 +103,54 @@ impl TrapCounts {
     }
 
     /// Counts a write that trapped and touches no restricted sub-page, so none of a rule.
-    pub(crate) fn count_open(&mut self, write: &WriteParts) {
+    pub(super) fn count_open(&mut self, domain: &Domain<HeapFrames>, write: &WriteParts) {
         self.writes += 1;
         self.bytes += write.bytes();
+        let mut pages = write.runs().iter().flat_map(|run| run.gfns().iter());
+        match (pages.next(), pages.next()) {
+            // Looking for rules takes longer than to count.
+            (Some(page), None) => {
+                *self.unattributed.entry(page).or_default() += 1;
+                if self.unattributed.len() > MAX_UNATTRIBUTED {
+                    self.attribute(domain);
+                }
+            }
+            _ => self.attribute_writes(
+                domain,
+                write.runs().iter().flat_map(|run| run.gfns().iter()),
+                1,
+            ),
+        }
+    }
+
+    /// Attributes writes that were counted by page alone to the rules that are in force now. To be called
+    /// before that changes, and before counts of rules are read.
+    pub(super) fn attribute(&mut self, domain: &Domain<HeapFrames>) {
+        for (page, writes) in std::mem::take(&mut self.unattributed) {
+            self.attribute_writes(domain, std::iter::once(page), writes);
+        }
+    }
+
+    /// Attributes so many writes that each touched all of these pages.
+    fn attribute_writes(
+        &mut self,
+        domain: &Domain<HeapFrames>,
+        pages: impl Iterator<Item = Gfn> + Clone,
+        writes: u64,
+    ) {
+        self.touch(domain, pages.clone().map(whole_page));
+        let alone = self.touched.len() == 1;
+        for rule in &self.touched {
+            let counts = self.rules.entry(rule.0).or_default();
+            counts.exits += writes;
+            counts.exits_alone += if alone { writes } else { 0 };
+        }
+        if self.touched.is_empty() {
+            return;
+        }
+        for name in pages.flat_map(|page| domain.names_of(whole_page(page))) {
+            *self.pages.entry(name.first().gfn()).or_default() += writes;
+        }
     }
 
     /// Finds the rules that guard bytes of these runs, each once.
@@ -101,7 +166,7 @@ impl TrapCounts {
 
     /// Numbers the event of a write that was just decided about. Counts it for its rule, and for the
     /// rules that guard bytes of it and did not decide.
-    pub(crate) fn record(
+    pub(super) fn record(
         &mut self,
         domain: &Domain<HeapFrames>,
         mut record: Record,
@@ -129,6 +194,11 @@ impl TrapCounts {
     }
 }
 
+/// The bytes of a page.
+fn whole_page(page: Gfn) -> ByteRange {
+    ByteRange::new(page.gpa(), PAGE_BYTES).expect("a page of guest memory")
+}
+
 /// The bytes of all sub-pages that a run touches.
 fn whole_sub_pages(run: ByteRange) -> ByteRange {
     let first = run.first().as_u64() / SUB_PAGE_BYTES * SUB_PAGE_BYTES;
@@ -150,11 +220,11 @@ mod tests {
         ByteRange::new(Gpa::new(first), length).expect("a range")
     }
 
-    /// Rules 1, 2 and so on over 16 pages.
+    /// Rules 1, 2 and so on over 2,048 pages.
     fn domain(rules: &[(ByteRange, Action)]) -> Domain<HeapFrames> {
         let mut domain = Domain::new(HeapFrames::new(), PhysicalWidth::MAX);
         domain.enable().expect("memory");
-        let pages = GfnRange::new(Gfn::new(0), 16).expect("pages");
+        let pages = GfnRange::new(Gfn::new(0), 2048).expect("pages");
         domain.add_slot(SPACE, SlotId(0), pages, SlotFlags::default()).expect("memory");
         let rule = |&(range, action): &(ByteRange, Action)| Rule {
             name: RuleName::new("rule").expect("a name"),
@@ -194,6 +264,84 @@ mod tests {
         assert_eq!(of(&counts, 1), [1, 1, 0, 0]);
         assert_eq!(of(&counts, 2), [1, 0, 0, 1]);
         assert_eq!((counts.writes(), counts.guarded(), counts.events()), (1, 1, 1));
+    }
+
+    /// The exits of a rule, those of it alone, and its sub-pages' writes.
+    fn cost(counts: &TrapCounts, rule: u64) -> [u64; 3] {
+        let RuleCounts { exits, exits_alone, checked, .. } = counts.rule(rule);
+        [exits, exits_alone, checked]
+    }
+
+    fn finished(counts: &mut TrapCounts, domain: &Domain<HeapFrames>) -> Vec<[u64; 3]> {
+        counts.attribute(domain);
+        (1..=3).map(|rule| cost(counts, rule)).collect()
+    }
+
+    #[test]
+    fn a_page_costs_each_of_its_rules_and_only_one_of_them_alone() {
+        let rules = [bytes(0x1000, 4), bytes(0x1f80, 0x100), bytes(0x5000, 4)];
+        let domain = domain(&rules.map(|range| (range, Action::Deny)));
+        let mut counts = TrapCounts::default();
+        // In the page of rules 1 and 2, beside both; in that of rule 2 alone; in one without a rule.
+        for (at, times) in [(0x1800, 3), (0x2800, 5), (0x4000, 7)] {
+            for _ in 0..times {
+                counts.count_open(&domain, &WriteParts::one(bytes(at, 8)));
+            }
+        }
+        // To a sub-page of rule 1, and not to its bytes.
+        counts.count(&domain, &WriteParts::one(bytes(0x1010, 8)));
+        // One write over two pages of the same rules counts once.
+        counts.count(&domain, &WriteParts::two(bytes(0x1ffc, 4), bytes(0x2000, 4)));
+        assert_eq!(finished(&mut counts, &domain), [[5, 0, 1], [10, 5, 1], [0, 0, 0]]);
+        assert_eq!(counts.hottest_page(rules[0]), Some((Gfn::new(1), 5)));
+        assert_eq!(counts.hottest_page(rules[1]), Some((Gfn::new(2), 6)));
+        assert_eq!(counts.hottest_page(rules[2]), None);
+    }
+
+    /// What comes later is not counted for what came before, nor the other way round.
+    #[test]
+    fn writes_count_for_the_rules_of_their_time() {
+        let mut domain = domain(&[(bytes(0x1000, 4), Action::Deny)]);
+        let mut counts = TrapCounts::default();
+        let beside = WriteParts::one(bytes(0x1800, 8));
+        counts.count_open(&domain, &beside);
+        counts.attribute(&domain);
+        let later = Rule {
+            name: RuleName::new("later").expect("a name"),
+            range: bytes(0x1008, 4),
+            owner: Owner::HOST,
+            action: Action::Deny,
+            locked: false,
+        };
+        let (_, token) = domain.add_rules(&[later]).expect("memory");
+        domain.finish(&token.without_processors());
+        counts.count_open(&domain, &beside);
+        counts.attribute(&domain);
+        let token = domain.remove_rule(RuleId(1), Owner::HOST).expect("it is there");
+        domain.finish(&token.without_processors());
+        counts.count_open(&domain, &beside);
+        assert_eq!(finished(&mut counts, &domain), [[2, 1, 0], [2, 1, 0], [0, 0, 0]]);
+    }
+
+    #[test]
+    fn a_hidden_rule_costs_nothing_and_leaves_others_alone() {
+        let domain = domain(&[(bytes(0x1000, 4), Action::Deny), (bytes(0x1008, 4), Action::Log)]);
+        let mut counts = TrapCounts::default();
+        counts.hide(RuleId(2));
+        counts.count_open(&domain, &WriteParts::one(bytes(0x1800, 8)));
+        assert_eq!(finished(&mut counts, &domain), [[1, 1, 0], [0, 0, 0], [0, 0, 0]]);
+    }
+
+    #[test]
+    fn many_pages_are_attributed_before_they_take_much_room() {
+        let pages = u64::try_from(MAX_UNATTRIBUTED).expect("a small number") + 1;
+        let domain = domain(&[(bytes(0, pages * PAGE_BYTES), Action::Log)]);
+        let mut counts = TrapCounts::default();
+        for page in 0..pages {
+            counts.count_open(&domain, &WriteParts::one(bytes(page * PAGE_BYTES, 8)));
+        }
+        assert_eq!(counts.unattributed.len(), 0);
+        assert_eq!(cost(&counts, 1), [pages, pages, 0]);
     }
 
     #[test]

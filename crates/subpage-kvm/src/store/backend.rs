@@ -111,7 +111,7 @@ impl trap::Backend for Backend<'_> {
     }
 
     fn passed(&mut self, write: &WriteParts) {
-        self.guard.trap_counts.count_open(write);
+        self.guard.count_open(write);
         self.context.metrics.checks(1);
     }
 

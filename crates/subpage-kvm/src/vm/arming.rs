@@ -236,7 +236,7 @@ impl Vm {
         // It is none of the user's: neither counted nor shown.
         let (rule, _) =
             self.machine.change(|_| touched.clone(), |domain| domain.add_rules(&[rule]))?;
-        self.machine.guard().trap_counts.hide(rule);
+        self.machine.guard().hide(rule);
         let first = self.machine.events.watch_first_program(rule, write);
         assert!(first, "one write is watched");
         Ok(())

@@ -236,7 +236,7 @@ impl Vm {
 
     /// Counts of what trapped so far.
     pub fn trap_counts(&self) -> TrapCounts {
-        self.machine.guard().trap_counts.clone()
+        self.machine.guard().counted().1.clone()
     }
 
     /// The guest's memory.

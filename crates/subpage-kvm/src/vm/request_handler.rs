@@ -110,15 +110,16 @@ impl RequestHandler for VmRequestHandler {
 }
 
 fn show(machine: &VmShared) -> Shown {
-    let guard = machine.guard();
+    let mut guard = machine.guard();
     let waiting = machine.waiting();
-    let domain = guard.domain();
+    let (domain, trap_counts) = guard.counted();
+    let writes = trap_counts.writes();
     let rules = domain
         .rules()
         .iter()
         .filter(|active| machine.events.first_program().is_none_or(|(rule, _)| rule != active.id))
         .map(|active| {
-            let counts = guard.trap_counts.rule(active.id.0);
+            let counts = trap_counts.rule(active.id.0);
             let rule = &active.rule;
             ShownRule {
                 rule: active.id.0,
@@ -132,6 +133,8 @@ fn show(machine: &VmShared) -> Shown {
                 },
                 spent: active.spent,
                 waits_for: waiting.of(active.id).map(|moment| moment.word().to_owned()),
+                exits: counts.exits,
+                exits_alone: counts.exits_alone,
                 checked: counts.checked,
                 overruled: counts.overruled,
                 logged: counts.logged,
@@ -160,7 +163,7 @@ fn show(machine: &VmShared) -> Shown {
         rules,
         trackings,
         trapped_pages: guard.traps().trapped().pages(),
-        writes: guard.trap_counts.writes(),
+        writes,
     }
 }
 

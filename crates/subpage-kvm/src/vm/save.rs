@@ -134,7 +134,7 @@ impl Vm {
             && let Ok(at) = Gpa::try_new(at)
         {
             machine.events.watch_first_program(RuleId(rule), FirstProgram { at, running });
-            machine.guard().trap_counts.hide(RuleId(rule));
+            machine.guard().hide(RuleId(rule));
         }
         machine.hold_again(&paused, &header.held_tables);
         drop(paused);

@@ -1,6 +1,7 @@
 //! Every kind of rule on stores of a guest.
 
 use subpage::access::AccessMap;
+use subpage::address::Gpa;
 use subpage::domain::DomainError;
 use subpage::rules::{Action, Owner, Rule};
 use subpage_kvm::guard::ChangeError;
@@ -125,6 +126,15 @@ fn the_strongest_of_overlapping_rules_decides() {
             [counts.checked, counts.overruled, counts.logged, counts.denied]
         });
         assert_eq!(counts, [[5, 4, 1, 0], [3, 1, 0, 2], [2, 0, 0, 1], [1, 0, 0, 1]]);
+        // All rules but the last share a page; the fourth write touches both pages, the fifth the second.
+        let costs = [1, 2, 3, 4].map(|rule| {
+            let counts = trap_counts.rule(rule);
+            [counts.exits, counts.exits_alone]
+        });
+        assert_eq!(costs, [[5, 0], [5, 0], [5, 0], [2, 1]]);
+        let hottest = [0, 3].map(|rule| trap_counts.hottest_page(rules[rule].range));
+        let page = Gpa::new(PAGE).gfn();
+        assert_eq!(hottest, [Some((page, 5)), Some((page.checked_add(1).unwrap(), 2))]);
     });
 }
 

@@ -1,5 +1,7 @@
 //! What a run on KVM amounts to.
 
+use std::time::Duration;
+
 use subpage::access::SUB_PAGE_BYTES;
 use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
 use subpage::rules::Action;
@@ -12,7 +14,7 @@ use super::ending::RunEnd;
 use crate::events::RunHeader;
 use crate::heat::Heat;
 use crate::policy::PolicyRule;
-use crate::summary::{LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
+use crate::summary::{HotPage, LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
 
 /// A rule that the run began with.
 pub(super) struct Known {
@@ -42,6 +44,10 @@ impl Known {
             length: rule.length,
             file: None,
             line: None,
+            exits: 0,
+            exits_alone: 0,
+            exits_per_second: None,
+            hottest_page: None,
             checked: 0,
             allowed: 0,
             overruled: 0,
@@ -130,12 +136,13 @@ impl Count {
         }
     }
 
-    /// What the run amounts to; guest, policy, backend and duration are left empty.
+    /// What a run of this duration amounts to; guest, policy and backend are left empty.
     pub(super) fn into_summary(
         self,
         trap_counts: &TrapCounts,
         added: &[(u64, NewRule)],
         end: RunEnd,
+        elapsed: Duration,
     ) -> Summary {
         let Self {
             mut rules,
@@ -148,10 +155,7 @@ impl Count {
         } = self;
         rules.extend(added.iter().map(|(id, rule)| Known::of_machine(*id, rule)));
         let ranges: Vec<_> = rules.iter().map(|rule| rule.range).collect();
-        let rules = rules
-            .into_iter()
-            .map(|rule| counted(rule.summary, trap_counts.rule(rule.id)))
-            .collect();
+        let rules = rules.into_iter().map(|rule| counted(rule, trap_counts, elapsed)).collect();
         Summary {
             header: RunHeader::default(),
             guest: String::new(),
@@ -166,7 +170,7 @@ impl Count {
             sub_pages_protected: widened(&ranges, SUB_PAGE_BYTES),
             stopped_at: end.stopped_at,
             warnings: Vec::new(),
-            elapsed: None,
+            elapsed: Some(elapsed),
             live: Some(LiveSummary {
                 kind: end.kind,
                 exit_code: end.exit_code,
@@ -185,17 +189,31 @@ impl Count {
     }
 }
 
-fn counted(rule: RuleSummary, counts: RuleCounts) -> RuleSummary {
-    let RuleCounts { checked, overruled, logged, denied, first_denial } = counts;
+fn counted(rule: Known, trap_counts: &TrapCounts, elapsed: Duration) -> RuleSummary {
+    let RuleCounts { exits, exits_alone, checked, overruled, logged, denied, first_denial } =
+        trap_counts.rule(rule.id);
+    let hottest = trap_counts.hottest_page(rule.range).filter(|_| exits > 0);
     RuleSummary {
+        exits,
+        exits_alone,
+        exits_per_second: per_second(exits, elapsed),
+        hottest_page: hottest
+            .map(|(page, writes)| HotPage { page: Address(page.gpa().as_u64()), writes }),
         checked,
         allowed: checked.saturating_sub(overruled + logged + denied),
         overruled,
         logged,
         denied,
         first_denial: first_denial.map(|record| (*record).clone()),
-        ..rule
+        ..rule.summary
     }
+}
+
+/// To the thousandth; none of a run without duration.
+#[allow(clippy::cast_precision_loss, reason = "a rate for people")]
+fn per_second(exits: u64, elapsed: Duration) -> Option<f64> {
+    let rate = exits as f64 / elapsed.as_secs_f64();
+    rate.is_finite().then(|| (rate * 1e3).round() / 1e3)
 }
 
 /// How many units the ranges touch.

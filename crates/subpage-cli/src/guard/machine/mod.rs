@@ -222,7 +222,7 @@ fn go(
     let waiting = vm.waiting_rules();
     warnings.extend(waiting.iter().map(|(id, moment)| arm::never(count.name(id.0), *moment)));
     events.warnings(&warnings[warnings.len() - waiting.len()..])?;
-    let mut summary = count.into_summary(&vm.trap_counts(), &request_log.added(), ending);
+    let mut summary = count.into_summary(&vm.trap_counts(), &request_log.added(), ending, elapsed);
     if let Some(live) = &mut summary.live {
         live.panic_console = vm.panic_lines().unwrap_or_default();
         live.console_shown = !arguments.json && !arguments.quiet && asked.console_file().is_none();
@@ -230,7 +230,6 @@ fn go(
     summary.guest = start.guest;
     summary.policy = start.policy;
     summary.backend = start.backend;
-    summary.elapsed = Some(elapsed);
     summary.warnings = warnings;
     summary.header = start.header;
     events.summary(&summary)?;

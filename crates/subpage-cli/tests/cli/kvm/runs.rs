@@ -37,10 +37,19 @@ fn without_run(text: &str, place: &Place) -> String {
             let after = after.split_once(" s; ").map_or(after, |(_, after)| after);
             format!("{before} in TIME s; {after}")
         }
+        // The last column is a rate.
+        _ if line.starts_with("helper path ") && !line.contains(" deny ") => without_rate(line),
         // Whether the program counter was told or found depends on the kernel.
         _ => without_time(&line.replace("by ~", "by ")),
     });
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A row of the table of costs without the exits a second at its end.
+fn without_rate(line: &str) -> String {
+    let Some((before, rate)) = line.rsplit_once(' ') else { return line.to_owned() };
+    assert!(rate.replace(',', "").parse::<f64>().is_ok_and(|rate| rate > 0.0), "{line}");
+    format!("{}  RATE", before.trim_end())
 }
 
 /// An event's line without the time.

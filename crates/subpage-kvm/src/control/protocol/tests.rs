@@ -15,10 +15,18 @@ fn rule() -> NewRule {
 
 fn shown() -> Shown {
     let new = rule();
-    let (checked, overruled, logged, denied) = (4, 1, 1, 2);
-    let waits_for = None;
-    let shown =
-        ShownRule { rule: 7, new, spent: false, waits_for, checked, overruled, logged, denied };
+    let shown = ShownRule {
+        rule: 7,
+        new,
+        spent: false,
+        waits_for: None,
+        exits: 9,
+        exits_alone: 5,
+        checked: 4,
+        overruled: 1,
+        logged: 1,
+        denied: 2,
+    };
     Shown {
         state: "running".to_owned(),
         failure: None,
@@ -38,7 +46,7 @@ fn all() -> Vec<(Request, Value, Reply, Value)> {
         "rules": [{
             "rule": 7, "name": "helper path", "start": 0x10_e180, "length": 128,
             "action": "deny", "owner": 0, "locked": true, "spent": false,
-            "checked": 4, "overruled": 1, "logged": 1, "denied": 2,
+            "exits": 9, "exits_alone": 5, "checked": 4, "overruled": 1, "logged": 1, "denied": 2,
         }],
         "trackings": [], "trapped_pages": 1, "writes": u64::MAX,
     });
