@@ -125,8 +125,8 @@ mod tests {
         ByteRange::new(Gpa::new(first), length).expect("a range")
     }
 
-    fn hot(page: u64, writes: u64) -> Option<HotPage> {
-        Some(HotPage { page: Address(page), writes })
+    fn hot(page: u64, writes: u64) -> HotPage {
+        HotPage { page: Address(page), writes }
     }
 
     #[test]
@@ -141,8 +141,8 @@ mod tests {
         costs.count(bytes(0x1ffc, 8));
         costs.count(bytes(0x2ffc, 8));
         let [one, two, three] = costs.finish().try_into().expect("three rules");
-        assert_eq!(one, PageCost { exits: 4, alone: 0, hottest: hot(0x1000, 4) });
-        assert_eq!(two, PageCost { exits: 10, alone: 6, hottest: hot(0x2000, 7) });
+        assert_eq!(one, PageCost { exits: 4, alone: 0, hottest: Some(hot(0x1000, 4)) });
+        assert_eq!(two, PageCost { exits: 10, alone: 6, hottest: Some(hot(0x2000, 7)) });
         assert_eq!(three, PageCost::default());
     }
 }

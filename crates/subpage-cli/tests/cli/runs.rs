@@ -104,17 +104,7 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
         events.push(event);
     }
     for (range, summary) in ranges.iter().zip(&mut summaries) {
-        let writes = |page: &u64| {
-            let meets = |(first, length, _): &&(u64, u64, u64)| {
-                first / 4096 <= *page && *page <= (first + length - 1) / 4096
-            };
-            writes.iter().filter(meets).count() as u64
-        };
-        let pages = range.first().as_u64() / 4096..=range.last().as_u64() / 4096;
-        let hottest = pages.rev().max_by_key(writes).map(|page| (page, writes(&page)));
-        summary.hottest_page = hottest
-            .filter(|(_, writes)| *writes > 0)
-            .map(|(page, writes)| HotPage { page: Address(page * 4096), writes });
+        summary.hottest_page = hottest_page(*range, writes);
     }
     let heat_omitted = heat.omitted();
     let heat = heat.into_pages();
@@ -149,6 +139,20 @@ pub(crate) fn run(guest: &str, rules: &[PolicyRule], writes: &[(u64, u64, u64)])
         live: None,
     };
     Run { start, events, summary }
+}
+
+/// The first of the range's pages with the most writes.
+fn hottest_page(range: ByteRange, writes: &[(u64, u64, u64)]) -> Option<HotPage> {
+    let of = |page: &u64| {
+        let meets = |(first, length, _): &&(u64, u64, u64)| {
+            first / 4096 <= *page && *page <= (first + length - 1) / 4096
+        };
+        writes.iter().filter(meets).count() as u64
+    };
+    let pages = range.first().as_u64() / 4096..=range.last().as_u64() / 4096;
+    let page = pages.rev().max_by_key(of)?;
+    let writes = of(&page);
+    (writes > 0).then_some(HotPage { page: Address(page * 4096), writes })
 }
 
 /// Counters beside a path in one page, and a bug that writes over the path.
