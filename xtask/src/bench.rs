@@ -1,6 +1,7 @@
-//! The benchmarks: those of the engine and those on KVM, which are two programs of one crate, and
-//! those of the hypervisor, which run in Bochs.
+//! The benchmarks: those of the engine and those on KVM, which are two programs of one crate, those of
+//! the hypervisor, which run in Bochs, and those of whole Linux guests, which run in the lab.
 
+pub(crate) mod lab;
 pub(crate) mod vmx;
 
 use std::{ffi::OsString, process::ExitCode};

@@ -97,7 +97,8 @@ enum Task {
         arguments: Vec<OsString>,
     },
     /// Run the benchmarks; all arguments go to subpage-bench, except `kvm [--json]`: what guests on
-    /// this machine's KVM cost, and `vmx [--json]`: what the hypervisor costs, in Bochs
+    /// this machine's KVM cost, `vmx [--json]`: what the hypervisor costs, in Bochs, and `lab [--json]`:
+    /// what rules cost a Linux guest, in the lab
     #[command(disable_help_flag = true)]
     Bench {
         /// For example --json, or the names of the benchmarks to run
@@ -132,6 +133,11 @@ fn run(task: Task) -> Result<ExitCode> {
                 let json = rest == ["--json"];
                 ensure!(json || rest.is_empty(), "bench vmx takes --json and nothing else");
                 bench::vmx::run(&workspace, json)
+            }
+            [first, rest @ ..] if first == "lab" => {
+                let json = rest == ["--json"];
+                ensure!(json || rest.is_empty(), "bench lab takes --json and nothing else");
+                bench::lab::run(&workspace, json)
             }
             [first, rest @ ..] if first == "kvm" => bench::run(&workspace, bench::KVM, rest),
             _ => bench::run(&workspace, bench::ENGINE, &arguments),

@@ -7,6 +7,7 @@ pub(crate) mod image;
 pub(crate) mod ingredients;
 mod initramfs;
 pub(crate) mod job;
+pub(crate) mod linux;
 pub(crate) mod programs;
 mod qemu;
 pub(crate) mod run;

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use super::{DENIED, Expected, command};
-use crate::lab::Host;
+use crate::lab::{
+    Host,
+    linux::{KERNEL, LinuxGuest, Policy},
+};
 
 /// How the titles of all its parts begin.
 pub(super) const NAME: &str = "Linux";
@@ -16,15 +19,7 @@ pub(super) fn by_name_alone(host: Host) -> Option<&'static str> {
     }
 }
 
-/// Keeps a guest on one processor of its host. In QEMU 10.0 a guest of any VMM whose threads move from
-/// one to the other gets an interrupt a second time, while they are off (docs/kvm.md, "Limits").
-const STAY: [&str; 2] = ["taskset", "1"];
-
-/// Where the host has its own kernel.
-const KERNEL: &str = "/lab/vmlinuz";
-
-/// What is asked of the guest's kernel: nothing on the console but what the shell prints.
-const QUIET: &str = "console=ttyS0 quiet";
+const SWITCHED_OFF: &str = "the guest has switched itself off";
 
 /// The parts of a host's job that boot Linux.
 pub(super) fn parts(host: Host, example: &Path) -> Vec<Expected> {
@@ -44,22 +39,6 @@ pub(super) fn parts(host: Host, example: &Path) -> Vec<Expected> {
     parts
 }
 
-/// The rules that the tool itself writes for this kernel, of which some arm at the first program.
-fn by_default(example: &Path) -> Expected {
-    let initrd = example.join("initrd.cpio").to_string_lossy().into_owned();
-    let stay = STAY.join(" ");
-    let script = format!(
-        "subpage policy linux --kernel {KERNEL} >/tmp/default.toml && exec {stay} subpage --color never guard --cpus 2 --memory 256M \
-         --cmdline '{QUIET}' --initrd {initrd} --policy /tmp/default.toml {KERNEL}"
-    );
-    command(
-        "Linux with the default pack".into(),
-        &["sh", "-c", &script],
-        DENIED,
-        &[&["armed at the first program", "denied"], &["/sbin/modprobe", "# poweroff"]],
-    )
-}
-
 /// The kernel's own table of symbols.
 pub(super) fn names(example: &Path) -> Expected {
     let policy = example.join("policy.toml").to_string_lossy().into_owned();
@@ -71,23 +50,32 @@ pub(super) fn names(example: &Path) -> Expected {
     )
 }
 
-fn guard(example: &Path, processors: &str, policy: &str) -> Vec<String> {
-    let policy = example.join(policy).to_string_lossy().into_owned();
-    let initrd = example.join("initrd.cpio").to_string_lossy().into_owned();
-    let mut all = Vec::from(STAY);
-    all.extend(["subpage", "--color", "never", "guard", "--memory", "256M", "--cpus", processors]);
-    all.extend(["--cmdline", QUIET]);
-    all.extend(["--initrd", &initrd, "--policy", &policy, KERNEL]);
-    all.into_iter().map(str::to_owned).collect()
+/// What a guest with a policy of the example says, told nothing, with two processors.
+fn guest(example: &Path, policy: Policy) -> LinuxGuest<'_> {
+    LinuxGuest { example, processors: "2", policy, told: "", options: "" }
+}
+
+fn part(title: String, guest: &LinuxGuest<'_>, status: u8, said: &[&[&str]]) -> Expected {
+    let words = guest.command();
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    command(title, &words, status, said)
+}
+
+/// The rules that the tool itself writes for this kernel, of which some arm at the first program.
+fn by_default(example: &Path) -> Expected {
+    part(
+        "Linux with the default pack".into(),
+        &guest(example, Policy::DefaultPack),
+        DENIED,
+        &[&["armed at the first program", "denied"], &["/sbin/modprobe", "# poweroff"]],
+    )
 }
 
 /// Root's write is denied, and the path stays.
 fn guarded(example: &Path, processors: &str) -> Expected {
-    let words = guard(example, processors, "policy.toml");
-    let words: Vec<_> = words.iter().map(String::as_str).collect();
-    command(
+    part(
         format!("Linux, {processors} CPU"),
-        &words,
+        &LinuxGuest { processors, ..guest(example, Policy::File("policy.toml")) },
         DENIED,
         &[
             &[
@@ -99,23 +87,25 @@ fn guarded(example: &Path, processors: &str) -> Expected {
                 "# poweroff",
             ],
             &["in proc_dostring+0x", "ksys_write+0x", "process 1 init uid 0"],
+            &[SWITCHED_OFF, "the most expensive rules", "modprobe path"],
         ],
     )
 }
 
 /// The same attack without a rule.
 fn unguarded(example: &Path) -> Expected {
-    let words = guard(example, "2", "none.toml");
-    let words: Vec<_> = words.iter().map(String::as_str).collect();
-    command(
+    part(
         "Linux without a rule".into(),
-        &words,
+        &guest(example, Policy::File("none.toml")),
         0,
-        &[&[
-            "# echo /tmp/evil > /proc/sys/kernel/modprobe",
-            "# cat /proc/sys/kernel/modprobe",
-            "/tmp/evil",
-            "# poweroff",
-        ]],
+        &[
+            &[
+                "# echo /tmp/evil > /proc/sys/kernel/modprobe",
+                "# cat /proc/sys/kernel/modprobe",
+                "/tmp/evil",
+                "# poweroff",
+            ],
+            &[SWITCHED_OFF, "nothing denied"],
+        ],
     )
 }
