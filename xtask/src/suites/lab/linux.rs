@@ -1,4 +1,5 @@
-//! Whole Linux guests under `subpage guard`: the host's own kernel, with a shell that attacks it.
+//! Whole Linux guests under `subpage guard`: the host's own kernel, with a shell that attacks it, and that
+//! ends it in each way.
 
 use std::path::Path;
 
@@ -19,6 +20,9 @@ pub(super) fn by_name_alone(host: Host) -> Option<&'static str> {
     }
 }
 
+/// The status of `subpage guard` for a guest that has failed.
+const GUEST_FAILED: u8 = 4;
+
 const SWITCHED_OFF: &str = "the guest has switched itself off";
 
 /// The parts of a host's job that boot Linux.
@@ -35,6 +39,8 @@ pub(super) fn parts(host: Host, example: &Path) -> Vec<Expected> {
     if host == Host::Amd {
         parts.push(unguarded(example));
         parts.push(by_default(example));
+        parts.push(panics(example));
+        parts.push(reboots(example));
     }
     parts
 }
@@ -107,5 +113,35 @@ fn unguarded(example: &Path) -> Expected {
             ],
             &[SWITCHED_OFF, "nothing denied"],
         ],
+    )
+}
+
+/// A panic is told with the end of the console, where nothing has shown the console before.
+fn panics(example: &Path) -> Expected {
+    part(
+        "Linux panics".into(),
+        &LinuxGuest {
+            told: "panic=-1 -- panic",
+            options: "--console none",
+            ..guest(example, Policy::File("none.toml"))
+        },
+        GUEST_FAILED,
+        &[&[
+            "the guest's kernel has panicked (sysrq triggered crash) and asked for a reset",
+            "Kernel panic - not syncing: sysrq triggered crash",
+            "Call Trace:",
+            "sysrq_handle_crash+0x",
+            "nothing denied",
+        ]],
+    )
+}
+
+/// A reset that the guest asks for without a panic is no failure.
+fn reboots(example: &Path) -> Expected {
+    part(
+        "Linux reboots".into(),
+        &LinuxGuest { told: "-- reboot", ..guest(example, Policy::File("none.toml")) },
+        0,
+        &[&["# reboot"], &["the guest has asked for a reset", "nothing denied"]],
     )
 }
