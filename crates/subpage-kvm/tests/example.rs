@@ -113,6 +113,7 @@ fn events(subscription: &Subscription) -> Vec<Arc<Record>> {
     while let Some(delivery) = subscription.next(Some(Duration::ZERO)) {
         match delivery {
             Received::Event(event) => events.push(event),
+            Received::Armed(arming) => panic!("{arming:?}"),
             Received::Dropped(lost) => panic!("{lost} events lost"),
             Received::Closed => break,
         }

@@ -10,7 +10,8 @@
 //! out of the tables that the kernel has for its own use. [`Btf`] knows where the fields of its
 //! structures lie.
 //!
-//! With these, three things are told of a kernel that runs, whose [`Memory`] its owner may have forged:
+//! With these, it is told of a guest, whose [`Memory`] its owner may have forged, whether this kernel runs in
+//! it ([`Banner`]), and then:
 //! which function holds an address ([`Kallsyms::function_at`]), which calls are above it ([`Unwinder`]), and
 //! which task a processor runs ([`Tasks`]).
 //!
@@ -21,6 +22,8 @@
 
 #[cfg(feature = "std")]
 mod address;
+#[cfg(feature = "std")]
+mod banner;
 pub mod boot;
 #[cfg(feature = "std")]
 mod btf;
@@ -39,6 +42,8 @@ mod unwind;
 
 #[cfg(feature = "std")]
 pub use address::{LinkAddress, RuntimeAddress, START_KERNEL_MAP, Slide};
+#[cfg(feature = "std")]
+pub use banner::Banner;
 #[cfg(feature = "std")]
 pub use btf::{Btf, Field};
 #[cfg(feature = "std")]

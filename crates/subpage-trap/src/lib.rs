@@ -47,7 +47,7 @@ pub use hex::{Address, Digits, Dump};
 pub use locate::{Located, Wanted, locate, locate_marked, mark};
 pub use obstacle::Obstacle;
 #[cfg(feature = "record")]
-pub use record::{Function, Process, Record, SourceLine, Task, Timestamp, VERSION};
+pub use record::{Armed, Function, Process, Record, SourceLine, Task, Timestamp, VERSION};
 pub use report::{Account, Met, authorize, describe, report};
 pub use store::{
     StoreOutcome, Trapped, carry_out, complete, deny, deny_unknown, drop_store, locate_store,

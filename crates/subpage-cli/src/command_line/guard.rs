@@ -147,7 +147,8 @@ pub struct MachineArguments {
     /// put them, those in a Linux image (vmlinuz), or a list as /proc/kallsyms or System.map, at their
     /// values minus 0xffffffff80000000
     /// [default: the guest's own, if it is an ELF file or a Linux image]; for a trace, the program that was recorded, for
-    /// fields and elements of what it names
+    /// fields and elements of what it names; with `--restore`, the saved guest's kernel or ELF file, for the
+    /// functions in its events
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub symbols: Option<PathBuf>,
     /// Go on from a file that `subpage ctl SOCKET save FILE` wrote; it holds memory, processors and
@@ -157,7 +158,7 @@ pub struct MachineArguments {
         value_name = "FILE",
         value_hint = ValueHint::FilePath,
         value_parser = file(),
-        conflicts_with_all = ["policy", "guest", "cpus", "memory", "initrd", "cmdline", "load_address", "symbols"]
+        conflicts_with_all = ["policy", "guest", "cpus", "memory", "initrd", "cmdline", "load_address"]
     )]
     pub restore: Option<PathBuf>,
     /// What the guest's serial port receives: a file, or `-` for standard input, of which a terminal

@@ -7,10 +7,10 @@ use subpage_kvm::control::{Client, ClientError};
 use unicode_width::UnicodeWidthStr;
 
 use super::Unanswered;
-use crate::events::write_line;
+use crate::events::{write_armed, write_line};
 use crate::terminal::style::{DENIED, QUIET};
 use crate::terminal::{Output, grouped, plural, printable};
-use subpage_trap::Record;
+use subpage_trap::{Armed, Record};
 
 /// Widest rule name that the alignment makes room for, in columns.
 const MAX_NAME_COLUMNS: usize = 32;
@@ -29,6 +29,11 @@ impl Filter<'_> {
     /// Whether a line is printed; if so, whether it is an event that counts.
     fn passes(&self, object: &Map<String, Value>) -> Option<bool> {
         let text = |key: &str| object.get(key).and_then(Value::as_str);
+        if text("type") == Some(Armed::TYPE) {
+            let rules = object.get("rules").and_then(Value::as_array);
+            let has = |wanted| rules.is_some_and(|rules| rules.iter().any(|rule| rule == wanted));
+            return (self.action.is_none() && self.rule.is_none_or(has)).then_some(false);
+        }
         // What is lost, and the end, are told to all.
         if !matches!(text("type"), Some("denied" | "logged" | "allowed_once")) {
             return Some(false);
@@ -81,6 +86,11 @@ fn write_text(
             let columns = printable(write.rule_or_map()).width().min(MAX_NAME_COLUMNS);
             *name_columns = columns.max(*name_columns);
             write_line(out, &write, *name_columns)?;
+        }
+        Armed::TYPE => {
+            let armed: Armed = serde_json::from_value(Value::Object(object))
+                .map_err(|mistake| ClientError::Answer { reason: mistake.to_string() })?;
+            write_armed(out, &armed)?;
         }
         "dropped" => {
             let events = object.get("events").and_then(Value::as_u64).unwrap_or_default();
@@ -191,6 +201,12 @@ mod tests {
         assert_eq!(passes(r#"{"type":"denied","rule":null,"action":"deny"}"#), None);
         assert_eq!(passes(r#"{"type":"dropped","events":3}"#), Some(false));
         assert_eq!(passes(r#"{"type":"end"}"#), Some(false));
+        let armed = r#"{"type":"armed","rules":["other","path"]}"#;
+        assert_eq!(passes(armed), None, "it has no action");
+        let of = |rule| Filter { rule, action: None, count: None };
+        let armed: Map<String, Value> = serde_json::from_str(armed).expect("an object");
+        let passes = [Some("path"), None, Some("third")].map(|rule| of(rule).passes(&armed));
+        assert_eq!(passes, [Some(false), Some(false), None], "it does not count");
     }
 
     #[test]
@@ -198,6 +214,11 @@ mod tests {
         let line = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
         let dropped = line("{\"v\":1,\"type\":\"dropped\",\"events\":1200}");
         assert!(text(&dropped).expect("known").contains("1,200 events lost"));
+        let armed = line(
+            r#"{"v":1,"type":"armed","rules":["a \u001brule","b"],"by":"init","time":"2026-11-27T17:30:00Z","since_start":4.6}"#,
+        );
+        let told = "armed  a \\u{1b}rule, b  by init, after 4.600 s\n";
+        assert_eq!(text(&armed).expect("known"), told);
         assert_eq!(text(&line("{\"type\":\"end\"}")).expect("known"), "the guest has ended\n");
         assert_eq!(text(&line("{\"type\":\"later\"}")).expect("skipped"), "");
         assert_eq!(text(&line("{}")).expect("skipped"), "");

@@ -1,8 +1,5 @@
 //! What can be reported of a run besides its writes.
 
-#[cfg(feature = "kvm")]
-use std::time::Duration;
-
 use schemars::JsonSchema;
 use serde::Serialize;
 #[cfg(feature = "kvm")]
@@ -10,15 +7,11 @@ use subpage::rules::Action;
 use subpage::rules::Moment;
 #[cfg(feature = "kvm")]
 use subpage_kvm::control::protocol::ShownRule;
-#[cfg(feature = "kvm")]
-use subpage_kvm::vm::ArmedBy;
 
 use super::{RunHeader, WarningEvent};
 use crate::policy::PolicyRule;
 use crate::summary::Summary;
-#[cfg(feature = "kvm")]
-use subpage_trap::When;
-use subpage_trap::{Address, Timestamp};
+use subpage_trap::{Address, Armed};
 
 /// Something that happens to a run: one line of output.
 #[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
@@ -33,7 +26,7 @@ pub enum RunEvent<'a> {
     /// Something may make the run mean less than it seems to.
     Warning(&'a WarningEvent),
     /// Rules came into force while the guest ran.
-    Armed(&'a ArmedEvent),
+    Armed(&'a Armed),
     /// Something about the rules is slow.
     Notice(&'a NoticeEvent),
     /// The run is over.
@@ -131,39 +124,6 @@ impl From<&ShownRule> for RuleEvent {
             arm: waits_for.unwrap_or(Moment::Start).word(),
             file: None,
             line: None,
-        }
-    }
-}
-
-/// Rules came into force while the guest ran.
-#[derive(Debug, Clone, Serialize, JsonSchema)]
-pub struct ArmedEvent {
-    /// Their names, in the order of the policy.
-    pub rules: Vec<String>,
-    /// By what: `write` or `init` of the guest, or `command`.
-    pub by: &'static str,
-    /// Time of the host.
-    pub time: Timestamp,
-    /// Seconds since the guest was made.
-    pub since_start: f64,
-}
-
-#[cfg(feature = "kvm")]
-impl From<&subpage_kvm::vm::Arming> for ArmedEvent {
-    fn from(arming: &subpage_kvm::vm::Arming) -> Self {
-        let (unix, since_start) = match arming.when {
-            When::Clock { unix, since_start } => (unix, since_start),
-            _ => (Duration::ZERO, Duration::ZERO),
-        };
-        Self {
-            rules: arming.rules.iter().map(|(_, name)| name.clone()).collect(),
-            by: match arming.by {
-                ArmedBy::Write => Moment::Write.word(),
-                ArmedBy::Init => Moment::Init.word(),
-                ArmedBy::Command => Moment::Command.word(),
-            },
-            time: Timestamp::from_unix(unix).unwrap_or_else(Timestamp::now),
-            since_start: (since_start.as_secs_f64() * 1e6).round() / 1e6,
         }
     }
 }

@@ -12,17 +12,16 @@ pub use header::RunHeader;
 pub(crate) use json::line_schema;
 pub use json::write_json;
 pub use kinds::{
-    ArmedEvent, DroppedEvent, ErrorEvent, FailedEvent, LiveStart, NoticeEvent, RuleEvent, RunEvent,
-    StartEvent,
+    DroppedEvent, ErrorEvent, FailedEvent, LiveStart, NoticeEvent, RuleEvent, RunEvent, StartEvent,
 };
-pub use text::{Detail, SHOWN_PER_RULE, TextEvents, write_line};
+pub use text::{Detail, SHOWN_PER_RULE, TextEvents, write_armed, write_line};
 pub use warning::{ShownWarning, WarningEvent, WarningKind, shown_warnings};
 
 use std::io::{self, Write};
 
 use crate::policy::{Mistakes, PlacedMistake};
 use crate::summary::Summary;
-use subpage_trap::Record;
+use subpage_trap::{Armed, Record};
 
 pub use subpage_trap::VERSION;
 
@@ -99,7 +98,7 @@ impl<W: Write> EventWriter<W> {
     }
 
     /// Rules came into force.
-    pub fn armed(&mut self, armed: &ArmedEvent) -> io::Result<()> {
+    pub fn armed(&mut self, armed: &Armed) -> io::Result<()> {
         match self {
             Self::Json(out) => write_json(out, &RunEvent::Armed(armed))?,
             Self::Text(text) => text.armed(armed)?,

@@ -6,13 +6,12 @@ use std::io::{self, Write};
 use unicode_width::UnicodeWidthStr;
 
 use super::{
-    ArmedEvent, FailedEvent, LiveStart, NoticeEvent, ShownWarning, StartEvent, WarningEvent,
-    shown_warnings,
+    FailedEvent, LiveStart, NoticeEvent, ShownWarning, StartEvent, WarningEvent, shown_warnings,
 };
 use crate::summary::Summary;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, QUIET};
 use crate::terminal::{bytes, grouped, plural, printable};
-use subpage_trap::{Address, Dump, Record, Verdict, When};
+use subpage_trap::{Address, Armed, Dump, Record, Verdict, When};
 
 /// Writes of one rule that are shown whole; later ones are counted, and each power of ten is told.
 pub const SHOWN_PER_RULE: u64 = 20;
@@ -195,21 +194,11 @@ impl<W: Write> TextEvents<W> {
         )
     }
 
-    pub(super) fn armed(&mut self, armed: &ArmedEvent) -> io::Result<()> {
+    pub(super) fn armed(&mut self, armed: &Armed) -> io::Result<()> {
         if self.detail == Detail::Quiet {
             return Ok(());
         }
-        let names: Vec<_> =
-            armed.rules.iter().take(SHOWN_ARMED).map(|name| printable(name)).collect();
-        let more = match armed.rules.len().saturating_sub(SHOWN_ARMED) {
-            0 => String::new(),
-            more => format!(" and {} more", grouped(more as u64)),
-        };
-        let (names, by, after) = (names.join(", "), armed.by, armed.since_start);
-        writeln!(
-            self.out,
-            "{GOOD}armed{GOOD:#}  {NAME}{names}{NAME:#}{more}  {QUIET}by {by}, after {after:.3} s{QUIET:#}"
-        )
+        write_armed(&mut self.out, armed)
     }
 
     pub(super) fn notice(&mut self, notice: &NoticeEvent) -> io::Result<()> {
@@ -283,6 +272,20 @@ fn live_start(out: &mut impl Write, live: &LiveStart) -> io::Result<()> {
         writeln!(out, "  {QUIET}metrics{QUIET:#}  {}", printable(metrics))?;
     }
     Ok(())
+}
+
+/// Writes one arming as one line, with ANSI colours.
+pub fn write_armed(out: &mut impl Write, armed: &Armed) -> io::Result<()> {
+    let names: Vec<_> = armed.rules.iter().take(SHOWN_ARMED).map(|name| printable(name)).collect();
+    let more = match armed.rules.len().saturating_sub(SHOWN_ARMED) {
+        0 => String::new(),
+        more => format!(" and {} more", grouped(more as u64)),
+    };
+    let (names, by, after) = (names.join(", "), printable(&armed.by), armed.since_start);
+    writeln!(
+        out,
+        "{GOOD}armed{GOOD:#}  {NAME}{names}{NAME:#}{more}  {QUIET}by {by}, after {after:.3} s{QUIET:#}"
+    )
 }
 
 /// Writes one event as one line, the rule's name `name_columns` wide or wider, with ANSI colours.

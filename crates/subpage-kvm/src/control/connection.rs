@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use serde::Serialize;
-use subpage_trap::VERSION;
+use subpage_trap::{Armed, VERSION};
 
 use super::MAX_LINE_BYTES;
 use super::connections::{Activity, Place};
@@ -127,6 +127,7 @@ fn send_events(stream: &UnixStream, subscription: &Subscription) -> io::Result<(
     loop {
         match subscription.next(None) {
             Some(Received::Event(record)) => send_line(stream, &record.line())?,
+            Some(Received::Armed(arming)) => send_line(stream, &Armed::from(&*arming).line())?,
             Some(Received::Dropped(events)) => {
                 send_line(stream, &Note::new("dropped", Some(events)))?;
             }

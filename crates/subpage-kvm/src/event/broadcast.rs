@@ -12,23 +12,33 @@ use std::time::{Duration, Instant};
 
 use subpage_trap::Record;
 
+use super::Arming;
+
 /// What a subscriber gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Received {
     /// The next event.
     Event(Arc<Record>),
+    /// Rules came into force. Never lost: a rule does so once.
+    Armed(Arc<Arming>),
     /// So many events are missing here, because the subscriber did not keep up. At least 1.
     Dropped(u64),
     /// No event will come any more.
     Closed,
 }
 
-/// An event that waits for its subscriber.
+/// What waits for its subscriber.
 #[derive(Debug)]
 struct Waiting {
     /// Events lost between the one before and this one.
     missed: u64,
-    event: Arc<Record>,
+    what: Published,
+}
+
+#[derive(Debug, Clone)]
+enum Published {
+    Event(Arc<Record>),
+    Armed(Arc<Arming>),
 }
 
 #[derive(Debug, Default)]
@@ -104,6 +114,14 @@ impl Broadcast {
         }
     }
 
+    /// Puts an arming into every subscriber's queue, also where that is full: rules arm once each, so
+    /// there are few.
+    pub fn publish_arming(&self, arming: &Arc<Arming>) {
+        for queue in &lock(&self.shared.subscribers).queues {
+            queue.put(&mut lock(&queue.state), Published::Armed(Arc::clone(arming)));
+        }
+    }
+
     /// A new subscriber of every event from now on, of which at most `capacity` wait (at least 1).
     pub fn subscribe(&self, capacity: usize) -> Subscription {
         let mut subscribers = lock(&self.shared.subscribers);
@@ -154,11 +172,14 @@ impl Queue {
             state.dropped = state.dropped.saturating_add(1);
             return false;
         }
-        let missed = std::mem::take(&mut state.missed);
-        state.waiting.push_back(Waiting { missed, event: Arc::clone(event) });
-        drop(state);
-        self.ready.notify_one();
+        self.put(&mut state, Published::Event(Arc::clone(event)));
         true
+    }
+
+    fn put(&self, state: &mut State, what: Published) {
+        let missed = std::mem::take(&mut state.missed);
+        state.waiting.push_back(Waiting { missed, what });
+        self.ready.notify_one();
     }
 }
 
@@ -170,7 +191,10 @@ impl State {
         };
         match std::mem::take(missed) {
             0 => match self.waiting.pop_front() {
-                Some(first) => Some(Received::Event(first.event)),
+                Some(Waiting { what: Published::Event(event), .. }) => Some(Received::Event(event)),
+                Some(Waiting { what: Published::Armed(arming), .. }) => {
+                    Some(Received::Armed(arming))
+                }
                 None => self.closed.then_some(Received::Closed),
             },
             lost => Some(Received::Dropped(lost)),
@@ -234,7 +258,10 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
+    use subpage_trap::When;
+
     use super::super::tests::record;
+    use super::super::{ArmedBy, Arming};
     use super::{Broadcast, Received, Subscription};
 
     const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
@@ -245,13 +272,14 @@ mod tests {
         }
     }
 
-    /// Everything that waits: the numbers of events, and `-n` for n lost ones.
+    /// Everything that waits: the numbers of events, 0 for an arming, and `-n` for n lost ones.
     fn waiting(subscription: &Subscription) -> Vec<i64> {
         let mut all = Vec::new();
         loop {
             match subscription.next(AT_ONCE) {
                 Some(Received::Event(event)) => all.push(i64::try_from(event.seq).expect("small")),
                 Some(Received::Dropped(lost)) => all.push(-i64::try_from(lost).expect("small")),
+                Some(Received::Armed(_)) => all.push(0),
                 Some(Received::Closed) | None => return all,
             }
         }
@@ -289,6 +317,20 @@ mod tests {
         drop(slow);
         assert_eq!(broadcast.dropped_total(), 4);
         assert_eq!(broadcast.subscribers(), 1);
+    }
+
+    #[test]
+    fn an_arming_stands_in_its_place_and_is_never_lost() {
+        let broadcast = Broadcast::new();
+        let slow = broadcast.subscribe(1);
+        let arming = Arming { rules: Vec::new(), by: ArmedBy::Command, when: When::Unknown };
+        publish(&broadcast, 1..=3);
+        broadcast.publish_arming(&Arc::new(arming));
+        publish(&broadcast, [4]);
+        assert_eq!(waiting(&slow), [1, -2, 0, -1]);
+        assert_eq!(slow.dropped(), 3);
+        broadcast.close();
+        assert!(waiting(&slow).is_empty());
     }
 
     #[test]
@@ -374,6 +416,7 @@ mod tests {
                     match reader.next(None) {
                         Some(Received::Event(_)) => seen += 1,
                         Some(Received::Dropped(some)) => lost += some,
+                        Some(Received::Armed(_)) => panic!("nothing was armed"),
                         Some(Received::Closed) | None => return (seen, lost),
                     }
                 }

@@ -39,6 +39,11 @@ impl Functions {
         Self { lines: Some(lines), ..self }
     }
 
+    /// Whether nothing can be named.
+    pub fn is_empty(&self) -> bool {
+        self.code.is_empty() || self.named.is_empty() && self.lines.is_none()
+    }
+
     /// The function that holds the instruction at `rip`, and the source line that it comes from.
     ///
     /// Neither is told where the image has other bytes there than `instruction`: another program may

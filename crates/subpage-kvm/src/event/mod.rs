@@ -2,10 +2,12 @@
 //!
 //! What an event is, `subpage-trap` defines; here it becomes a `Record`.
 
+mod arming;
 mod broadcast;
 mod functions;
 mod witness;
 
+pub use arming::{ArmedBy, Arming};
 pub use broadcast::{Broadcast, Received, Subscription};
 pub use functions::{Functions, Lines};
 pub use witness::{Scene, Testimony, Witness};

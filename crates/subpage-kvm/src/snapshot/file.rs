@@ -63,6 +63,9 @@ pub struct Header {
     /// The rule that tells of the guest's first program, the address, and what is written there then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_program: Option<(u64, u64, u32)>,
+    /// How far the linear addresses of a Linux kernel were moved that was unpacked here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_slide: Option<u64>,
     /// Trapping pages that were in read-only slots because they hold page tables: first frame and
     /// count of each run. Absent in files of versions that did not keep it.
     #[serde(default)]

@@ -5,50 +5,26 @@
 //! over resets too.
 
 use std::collections::BTreeMap;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use subpage::address::ByteRange;
 use subpage::domain::DomainError;
 use subpage::rules::{Action, Moment, Owner, Rule, RuleId, RuleName};
-use subpage_trap::When;
 
 use super::change::Touched;
 use super::{Vm, VmError, VmShared};
 use crate::boot::FirstProgram;
 use crate::ending::{Ending, Failure};
+use crate::event::{ArmedBy, Arming};
 use crate::guard::{ChangeError, Guard};
 use crate::trap::pages_of;
 
-/// Who put rules in force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ArmedBy {
-    /// The guest, by a write to the port.
-    Write,
-    /// The guest's kernel, which is about to start its first program.
-    Init,
-    /// Somebody, over the control socket or by a call.
-    Command,
-}
-
-/// Rules that came into force together.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Arming {
-    /// Number and name of each, ascending.
-    pub rules: Vec<(RuleId, String)>,
-    /// By whom.
-    pub by: ArmedBy,
-    /// When: before the guest executed another instruction if it was by its own write.
-    pub when: When,
-}
-
-/// Rules that wait, and what has come of others.
+/// Rules that wait.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     moments: BTreeMap<RuleId, Moment>,
     /// How many processors have come to a moment whose rules are not yet in force.
     due: u32,
-    /// At most one for each rule: a rule is armed once.
-    armings: Vec<Arming>,
 }
 
 impl Waiting {
@@ -170,7 +146,7 @@ impl VmShared {
         rules.retain(|id| waiting.moments.remove(id).is_some());
         let named = rules.iter().filter_map(name).collect();
         if !rules.is_empty() {
-            waiting.armings.push(Arming { rules: named, by, when });
+            self.events.broadcast.publish_arming(&Arc::new(Arming { rules: named, by, when }));
         }
         Ok(rules)
     }
@@ -245,11 +221,6 @@ impl Vm {
     /// Puts rules in force; the numbers of those that were not before.
     pub fn arm(&self, rules: &[RuleId]) -> Result<Vec<RuleId>, VmError> {
         Ok(self.machine.arm_named(rules, ArmedBy::Command)?)
-    }
-
-    /// What has come into force since the last call, while the guest ran.
-    pub fn take_armings(&self) -> Vec<Arming> {
-        std::mem::take(&mut self.machine.waiting().armings)
     }
 
     /// Rules that are not in force, and what they wait for.

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MAX_CPUID_ENTRIES,
@@ -172,6 +172,7 @@ impl Vm {
                 vcpus: PausableVcpus::new(processors),
                 ending: EndingCell::default(),
                 start: Mutex::new(None),
+                kernel_slide: OnceLock::new(),
                 waiting: Mutex::default(),
                 reboots: configuration.reboots,
                 native,

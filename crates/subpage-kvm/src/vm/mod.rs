@@ -14,19 +14,20 @@ mod watch;
 
 pub use crate::ending::Ending;
 pub use crate::step::{Notice, PageTables};
-pub use arming::{ArmedBy, Arming};
 pub(crate) use create::open;
 pub use create::{Configuration, TrapChoice, nowhere};
 pub use error::VmError;
 pub use request_handler::VmRequestHandler;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use kvm_ioctls::VmFd;
 use nix::sys::signal::Signal;
+use subpage::address::Gpa;
 use subpage_emulate::PagingFeatures;
+use subpage_emulate::guest::PhysicalMemory as _;
 
 use crate::boot;
 use crate::devices::Ports;
@@ -69,6 +70,9 @@ pub(crate) struct VmShared {
     pub(crate) watch: Watch,
     pub(crate) ending: EndingCell,
     pub(crate) start: Mutex<Option<reset::Start>>,
+    /// How far the linear addresses of a Linux kernel were moved that was unpacked here, now or before it
+    /// was saved.
+    pub(crate) kernel_slide: OnceLock<u64>,
     pub(crate) waiting: Mutex<arming::Waiting>,
     pub(crate) reboots: bool,
     /// The processor runs the guest's kernel itself: KVM emulates no store that it need not, and
@@ -132,6 +136,10 @@ impl Vm {
         let paused = self.machine.vcpus.pause();
         reset::set_up(&paused.processors, &boot)?;
         let start = reset::Start::new(&self.machine, &paused, request, &boot)?;
+        if let Some(kernel) = boot.kernel {
+            // A guest is loaded once; a reset moves its kernel by the same.
+            let _ = self.machine.kernel_slide.set(kernel.slide);
+        }
         *self.machine.start.lock().unwrap_or_else(PoisonError::into_inner) = Some(start);
         Ok(boot)
     }
@@ -190,6 +198,17 @@ impl Vm {
     /// If it was called before.
     pub fn name_writers_by(&self, witness: Box<dyn Witness>) {
         assert!(self.machine.events.name_by(witness), "there is one witness");
+    }
+
+    /// How far the linear addresses of the guest's kernel were moved, if it is a Linux that was unpacked
+    /// here, now or before the guest was saved.
+    pub fn kernel_slide(&self) -> Option<u64> {
+        self.machine.kernel_slide.get().copied()
+    }
+
+    /// Reads the guest's memory from a physical address on; false if some byte is none of it.
+    pub fn read_memory(&self, at: Gpa, buffer: &mut [u8]) -> bool {
+        self.machine.ram.read(at, buffer).is_ok()
     }
 
     /// Events from now on; at most `capacity` wait to be taken, others are dropped and counted.

@@ -10,12 +10,13 @@ use subpage::errno::Errno;
 use subpage::rules::{Action, Moment, Owner, Rule, RuleId, RuleName};
 use subpage::track::TrackId;
 
-use super::{ArmedBy, VmShared};
+use super::VmShared;
 use crate::control::RequestHandler;
 use crate::control::protocol::{
     NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownRule, ShownTracking, Written,
 };
 use crate::ending::Ending;
+use crate::event::ArmedBy;
 use crate::event::Subscription;
 use crate::guard::ChangeError;
 use crate::snapshot::SnapshotError;

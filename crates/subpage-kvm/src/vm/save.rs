@@ -60,6 +60,7 @@ impl VmShared {
                 .events
                 .first_program()
                 .map(|(rule, write)| (rule.0, write.at.as_u64(), write.running)),
+            kernel_slide: self.kernel_slide.get().copied(),
             held_tables,
         };
         let state = self
@@ -135,6 +136,9 @@ impl Vm {
         {
             machine.events.watch_first_program(RuleId(rule), FirstProgram { at, running });
             machine.guard().hide(RuleId(rule));
+        }
+        if let Some(slide) = header.kernel_slide {
+            machine.kernel_slide.set(slide).expect("a new machine has no kernel");
         }
         machine.hold_again(&paused, &header.held_tables);
         drop(paused);

@@ -6,7 +6,8 @@ use subpage::rules::{Action, Moment};
 use subpage_kvm::boot::FirstProgram;
 use subpage_kvm::control::RequestHandler as _;
 use subpage_kvm::control::protocol::{Reply, Request, RuleRef};
-use subpage_kvm::vm::{ArmedBy, Configuration, Ending, Vm, nowhere};
+use subpage_kvm::event::ArmedBy;
+use subpage_kvm::vm::{Configuration, Ending, Vm, nowhere};
 use subpage_trap::Verdict;
 
 use crate::guest::{Guest, PAGE, PLAIN, both_ways, exit, kvm, rule};
@@ -42,7 +43,7 @@ fn a_rule_that_waits_for_a_write_neither_denies_nor_counts_before() {
         let [event] = &events[..] else { panic!("{events:?}") };
         assert_eq!(event.event.verdict, Verdict::Denied);
         assert_eq!(guest.vm.trap_counts().rule(first.0).denied, 1);
-        let armings = guest.vm.take_armings();
+        let armings = guest.armings();
         let [arming] = &armings[..] else { panic!("{armings:?}") };
         assert_eq!(
             (&arming.rules[..], arming.by),
@@ -67,7 +68,7 @@ fn start_and_entry_hold_from_the_first_instruction() {
         guest.vm.add_rules_at(&rules).expect("memory of the guest");
         guest.run_well();
         assert_eq!((guest.read(PAGE), guest.read(PAGE + 8)), ([0; 8], [0; 8]));
-        assert_eq!(guest.vm.take_armings(), []);
+        assert!(guest.armings().is_empty());
     }
 }
 
@@ -108,7 +109,7 @@ fn a_command_arms_those_that_wait_for_it_or_that_it_names() {
         let held: [u8; 1] = guest.read(PAGE);
         assert!(arm(&guest, Vec::new()).is_empty(), "once");
         assert_eq!(arm(&guest, vec![RuleRef::Name("write".to_owned())]), [first + 1]);
-        let by = guest.vm.take_armings().iter().map(|arming| arming.by).collect::<Vec<_>>();
+        let by = guest.armings().iter().map(|arming| arming.by).collect::<Vec<_>>();
         assert_eq!(by, [ArmedBy::Command; 2]);
         assert_eq!(guest.read(PAGE), held, "in force when the call has returned");
         guest.write(PLAIN, &[1]);
@@ -185,7 +186,7 @@ fn the_first_program_is_known_by_the_write_before_it() {
             let events = guest.events();
             let [event] = &events[..] else { panic!("{events:?}") };
             assert_eq!(event.rule_name.as_deref(), Some("later"));
-            let armings = guest.vm.take_armings();
+            let armings = guest.armings();
             assert_eq!(armings.len(), 1);
             assert_eq!(armings[0].rules, [(first, "later".to_owned())]);
             assert_eq!(armings[0].by, ArmedBy::Init);
@@ -228,7 +229,7 @@ fn the_first_program_is_known_whoever_guards_the_same_bytes() {
         assert_eq!(guest.read(guarded), [0], "denied");
         let events: Vec<_> = guest.events().iter().map(|event| event.rule_name.clone()).collect();
         assert_eq!(events, [Some("first program".to_owned()), Some("later".to_owned())]);
-        let armings = guest.vm.take_armings();
+        let armings = guest.armings();
         assert_eq!(armings.len(), 1, "{armings:?}");
         assert_eq!(armings[0].rules, [(subpage::rules::RuleId(first + 1), "later".to_owned())]);
         assert_eq!(guest.vm.waiting_rules(), []);

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use iced_x86::code_asm::CodeAssembler;
@@ -11,7 +11,7 @@ use subpage::address::{ByteRange, Gfn, Gpa};
 use subpage::rules::{Action, Owner, Rule, RuleName};
 use subpage_emulate::guest::PhysicalMemory as _;
 use subpage_kvm::boot::Request;
-use subpage_kvm::event::{Received, Subscription};
+use subpage_kvm::event::{Arming, Received, Subscription};
 use subpage_kvm::vm::{Configuration, Ending, TrapChoice, Vm, nowhere};
 use subpage_trap::Record;
 
@@ -53,6 +53,14 @@ pub(crate) fn share(cases: u64) -> u64 {
 pub(crate) struct Guest {
     pub(crate) vm: Vm,
     events: Subscription,
+    heard: Mutex<Heard>,
+}
+
+/// What a guest's subscription has given, and nobody has asked for yet.
+#[derive(Default)]
+struct Heard {
+    events: Vec<Arc<Record>>,
+    armings: Vec<Arc<Arming>>,
 }
 
 impl Guest {
@@ -75,7 +83,7 @@ impl Guest {
     /// A machine that has its guest.
     pub(crate) fn of(vm: Vm) -> Self {
         let events = vm.subscribe(1 << 16);
-        Self { vm, events }
+        Self { vm, events, heard: Mutex::default() }
     }
 
     /// Guards bytes.
@@ -116,17 +124,27 @@ impl Guest {
         assert_eq!(ending, Ending::Exited { code: 0 }, "{ending}");
     }
 
-    /// All events so far.
+    /// All events so far, each once.
     pub(crate) fn events(&self) -> Vec<Arc<Record>> {
-        let mut events = Vec::new();
+        std::mem::take(&mut self.hear().events)
+    }
+
+    /// What came into force so far, each once.
+    pub(crate) fn armings(&self) -> Vec<Arc<Arming>> {
+        std::mem::take(&mut self.hear().armings)
+    }
+
+    fn hear(&self) -> MutexGuard<'_, Heard> {
+        let mut heard = self.heard.lock().unwrap();
         while let Some(delivery) = self.events.next(Some(Duration::ZERO)) {
             match delivery {
-                Received::Event(event) => events.push(event),
+                Received::Event(event) => heard.events.push(event),
+                Received::Armed(arming) => heard.armings.push(arming),
                 Received::Dropped(lost) => panic!("{lost} events lost"),
                 Received::Closed => break,
             }
         }
-        events
+        heard
     }
 
     pub(crate) fn read<const N: usize>(&self, gpa: u64) -> [u8; N] {

@@ -52,6 +52,7 @@ pub struct KernelImage {
     packaging: Packaging,
     contents: elf::Contents,
     banner: String,
+    banner_at: LinkAddress,
     relocations: Option<Relocations>,
 }
 
@@ -106,12 +107,15 @@ impl KernelImage {
         packaging: Packaging,
     ) -> Result<Self, ImageError> {
         let contents = elf::read(data)?;
-        let banners = contents.segments.iter().flat_map(|segment| banners(&segment.bytes));
+        let banners = contents.segments.iter().flat_map(|segment| {
+            banners(&segment.bytes)
+                .filter_map(|(at, banner)| Some((segment.address.checked_add(at)?, banner)))
+        });
         let mut banners: Vec<_> = banners.take(MAX_BANNERS).collect();
         // An earlier step of the kernel's build leaves one without the number of the build.
-        banners.sort_by_key(|banner| !has_build_number(banner));
-        let banner = banners.into_iter().next().ok_or(ImageError::NotLinux)?;
-        Ok(Self { packaging, contents, banner, relocations: None })
+        banners.sort_by_key(|(_, banner)| !has_build_number(banner));
+        let (banner_at, banner) = banners.into_iter().next().ok_or(ImageError::NotLinux)?;
+        Ok(Self { packaging, contents, banner, banner_at, relocations: None })
     }
 
     /// What the file is.
@@ -138,6 +142,11 @@ impl KernelImage {
     /// The kernel's first line: `Linux version 6.1.0 (...)`, without its end of line.
     pub fn banner(&self) -> &str {
         &self.banner
+    }
+
+    /// Where that line stands.
+    pub const fn banner_address(&self) -> LinkAddress {
+        self.banner_at
     }
 
     /// The release, as `uname -r` prints it: `6.1.0-50-amd64`.
@@ -201,16 +210,16 @@ impl KernelImage {
     }
 }
 
-/// The banners in a segment: of printable characters, with a release that begins with a digit, up to
+/// The banners in a segment, each behind its distance from the start: of printable characters, with a release that begins with a digit, up to
 /// an end of line.
-fn banners(bytes: &[u8]) -> impl Iterator<Item = String> {
+fn banners(bytes: &[u8]) -> impl Iterator<Item = (u64, String)> {
     memchr::memmem::find_iter(bytes, BANNER).filter_map(|at| {
         let text = &bytes[at..bytes.len().min(at + MAX_BANNER_BYTES)];
         let end = memchr::memchr(b'\n', text)?;
         let text = std::str::from_utf8(&text[..end]).ok()?;
         let is_release = text.as_bytes().get(BANNER.len()).is_some_and(u8::is_ascii_digit);
         let is_whole = text.contains(" (") && !text.contains(char::is_control);
-        (is_release && is_whole).then(|| text.to_owned())
+        (is_release && is_whole).then(|| (at as u64, text.to_owned()))
     })
 }
 

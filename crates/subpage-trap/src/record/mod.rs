@@ -1,5 +1,6 @@
 //! An event as programs keep, show and send it.
 
+mod armed;
 mod json;
 #[cfg(feature = "schema")]
 mod schema;
@@ -10,6 +11,7 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 
 pub use self::time::Timestamp;
+pub use armed::Armed;
 pub use json::VERSION;
 
 use crate::{Address, Event};

@@ -139,6 +139,9 @@ pub(super) fn restore(
     let configuration = configuration(&arguments.machine);
     let vm = Vm::restore(file, &configuration, Box::new(screen.console()))
         .map_err(|error| Failure::bad(&error))?;
+    if let Some(path) = &arguments.machine.symbols {
+        vm.name_writers_by(kernel_witness::of_restored(path, &vm)?);
+    }
     let rules = show(&vm)?.rules;
     let count =
         Count::new(rules.iter().map(|shown| Known::of_machine(shown.rule, &shown.new)).collect());

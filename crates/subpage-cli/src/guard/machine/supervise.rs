@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use subpage_kvm::event::{Received, Subscription};
+use subpage_kvm::event::{Arming, Received, Subscription};
 use subpage_kvm::metrics::Metrics;
 use subpage_kvm::vm::Vm;
-use subpage_trap::Record;
+use subpage_trap::{Armed, Record};
 
 use super::count::Count;
 use super::ending::{Cut, RunEnd};
 use super::request_log::RequestLog;
-use crate::events::{ArmedEvent, DroppedEvent, EventWriter, FailedEvent, NoticeEvent};
+use crate::events::{DroppedEvent, EventWriter, FailedEvent, NoticeEvent};
 use crate::failure::Failure;
 use crate::terminal::style::LOGGED;
 use crate::terminal::{ColorWhen, Lines, Screen, tell};
@@ -162,8 +162,8 @@ impl<'a> Teller<'a> {
     }
 
     /// Tells what has come into force.
-    fn armings(&mut self, vm: &Vm) -> io::Result<()> {
-        vm.take_armings().iter().try_for_each(|arming| self.events.armed(&ArmedEvent::from(arming)))
+    fn armed(&mut self, arming: &Arming) -> io::Result<()> {
+        self.events.armed(&Armed::from(arming))
     }
 
     /// Tells what is slow. Where the output has no room, it waits in the machine, which keeps a few.
@@ -177,7 +177,6 @@ impl<'a> Teller<'a> {
     /// What is still to be told when the guest has ended.
     fn end(&mut self, vm: &Vm) -> io::Result<()> {
         self.tell_missed()?;
-        self.armings(vm)?;
         self.notices(vm)?;
         let dropped = vm.notices_dropped() + vm.notices().len() as u64;
         if dropped > 0 {
@@ -207,6 +206,7 @@ pub(super) fn supervise(
         if teller.has_room(grace) {
             match subscription.next(Some(TICK)) {
                 Some(Received::Event(event)) => teller.event(&event)?,
+                Some(Received::Armed(arming)) => teller.armed(&arming)?,
                 Some(Received::Dropped(dropped)) => teller.missed(dropped),
                 Some(Received::Closed) => break,
                 // A prompt has no end of line that would show it.
@@ -220,7 +220,6 @@ pub(super) fn supervise(
         if limits.cut().is_some() || request_log.stop_is_asked() {
             grace.begin();
         }
-        teller.armings(vm)?;
         teller.notices(vm)?;
         if end.is_some() {
             continue;

@@ -3,6 +3,7 @@
 use std::fs;
 
 use iced_x86::code_asm::{al, byte_ptr, dx};
+use subpage_kvm::control::Client;
 
 use super::{DATA, Place, Running, assemble, can_run, endless, exit, print};
 
@@ -31,12 +32,8 @@ fn a_write_of_the_guest_arms_rules_and_is_told() {
     let place = Place::new(&arming());
     waits_for(&place, "write");
     let mut running = Running::start(&place, &[]);
-    let mut lines = vec![running.lines.next().expect("a line").expect("text")];
-    lines.push(running.lines.next().expect("a line").expect("text"));
-    // They come by different ways.
-    lines.sort_unstable();
-    assert!(lines[0].contains("\"type\":\"armed\"") && lines[0].contains("\"by\":\"write\""));
-    assert!(lines[1].contains("\"type\":\"denied\"") && lines[1].contains("0x200081"), "{lines:?}");
+    assert_eq!(running.next("armed")["by"], "write");
+    assert_eq!(running.next("denied")["gpa"], "0x200081");
     let (summary, status) = running.end();
     assert_eq!((&summary["rules"][0]["checked"], status), (&1.into(), Some(3)), "{summary}");
     assert_eq!(summary["warnings"], serde_json::json!([]));
@@ -69,11 +66,17 @@ fn a_command_arms() {
     let mut running = Running::start(&place, &[]);
     let rule = |place: &Place| place.ask(&["show"])["rules"][0].clone();
     assert_eq!(rule(&place)["waits_for"], "command");
+    let mut watch = Client::connect(&place.path("socket"), super::LONGEST_WAIT)
+        .expect("it listens")
+        .watch()
+        .expect("yes");
     assert_eq!(place.ask(&["arm"])["armed"], serde_json::json!([rule(&place)["rule"]]));
     assert_eq!(place.ask(&["arm", "helper path"])["armed"], serde_json::json!([]));
     assert_eq!(rule(&place)["waits_for"], serde_json::Value::Null);
     let armed = running.next("armed");
     assert_eq!((&armed["rules"][0], &armed["by"]), (&"helper path".into(), &"command".into()));
+    let told = watch.next().expect("it goes on").expect("a line");
+    assert_eq!(serde_json::Value::Object(told.object), armed, "to watchers as well");
     place.ask(&["stop"]);
     assert_eq!(running.end().1, Some(0));
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use iced_x86::code_asm::{al, dword_ptr, dx, eax, ecx, qword_ptr, rax, rcx};
 
+use super::super::linux::made;
 use super::{DATA, Place, Running, assemble, can_run, harmless};
 
 /// Writes after which a guest is saved.
@@ -60,6 +61,33 @@ fn a_saved_guest_replaces_no_input() {
     }
     place.ask(&["stop"]);
     assert_eq!(running.end().1, Some(0));
+}
+
+/// Names of another guest would be wrong.
+#[test]
+fn a_restored_guest_takes_names_from_nothing_but_its_own_kernel() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&super::endless());
+    let running = Running::start(&place, &[]);
+    place.ask(&["save", "guest.state"]);
+    place.ask(&["stop"]);
+    assert_eq!(running.end().1, Some(0));
+    let kernel = made::vmlinux(&made::symbols(true), made::DEBIAN_6_1);
+    fs::write(place.path("vmlinux"), kernel).expect("a kernel");
+    for (file, message) in [
+        ("System.map", "neither the image of a Linux kernel nor an ELF file"),
+        ("vmlinux", "(6.1.0-test) is not the one in the saved guest's memory"),
+    ] {
+        let output = place
+            .program(&["guard", "--restore", "guest.state", "--symbols", file, "--timeout", "1"])
+            .output()
+            .expect("the program starts");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        assert!(errors.contains(message), "{errors}");
+    }
 }
 
 #[test]

@@ -1,0 +1,43 @@
+//! Rules that came into force while a guest ran, as programs show and send it.
+
+use std::string::String;
+use std::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Timestamp, VERSION};
+
+/// Rules that came into force together while the guest ran.
+///
+/// As JSON it is the object that `docs/events.md` describes as `armed`; [`line`](Self::line) adds the
+/// fields `v` and `type`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Armed {
+    /// Their names, in the order of the policy.
+    pub rules: Vec<String>,
+    /// By what: `write` or `init` of the guest, or `command`.
+    pub by: String,
+    /// Time of the host.
+    pub time: Timestamp,
+    /// Seconds since the guest was made.
+    pub since_start: f64,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    v: u32,
+    r#type: &'static str,
+    #[serde(flatten)]
+    armed: &'a Armed,
+}
+
+impl Armed {
+    /// What stands in the field `type` of its line.
+    pub const TYPE: &'static str = "armed";
+
+    /// The object of its line.
+    pub fn line(&self) -> impl Serialize + '_ {
+        Line { v: VERSION, r#type: Self::TYPE, armed: self }
+    }
+}
