@@ -20,6 +20,7 @@ use crate::{
         self, Host, Rig,
         frames::Line,
         image::Contents,
+        ingredients::Kernel,
         job::{Job, Part, Work},
         linux::{LinuxGuest, Policy},
         programs::{self, Programs},
@@ -102,7 +103,7 @@ pub(crate) fn run(workspace: &Workspace, json: bool) -> Result<ExitCode> {
     let interrupt = Interrupt::install().context("cannot listen for signals")?;
     let mut errors = io::stderr();
     let mut session = Session::new(&mut errors, interrupt, STARTS * LIMIT);
-    let rig = match Rig::prepare(&mut session, Host::Amd, false)? {
+    let rig = match Rig::prepare(&mut session, Host::Amd, Kernel::Stable, false)? {
         Ok(rig) => rig,
         Err(reason) => {
             session.say(&format!("   no lab: {reason}"))?;
