@@ -131,8 +131,13 @@ fn vtx(processor: &CpuInfo) -> MachineFinding {
         (Support::Unknown, "/proc/cpuinfo has no flags; this may not be an x86 Linux")
     } else if processor.has("vmx") {
         (Support::Yes, "/proc/cpuinfo lists vmx")
-    } else if processor.vendor == "AuthenticAMD" || processor.has("svm") {
-        (Support::No, "an AMD processor: it has AMD-V, which has no sub-page permissions")
+    } else if processor.has("svm") {
+        (Support::No, "the processor has AMD-V, which has no sub-page permissions")
+    } else if processor.vendor == "AuthenticAMD" {
+        (
+            Support::No,
+            "an AMD processor: AMD-V, which it does not show here, has no sub-page permissions",
+        )
     } else if processor.has("hypervisor") {
         let reason = "/proc/cpuinfo lists no vmx: this is a virtual machine whose host does not \
                       pass VT-x on; switch nested virtualisation on there";

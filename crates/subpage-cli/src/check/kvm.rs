@@ -46,6 +46,8 @@ pub struct KvmFacts {
     pub cpus: usize,
     /// What else is needed and not there, by KVM's own names.
     pub missing: Vec<&'static str>,
+    /// Whether the processor runs a guest's code at CPL 0 itself; none where no guest was tried.
+    pub native: Option<bool>,
     /// Whether a guest was guarded by read-only slots; the reason if not.
     pub by_slots: Result<(), String>,
     /// Whether a guest was guarded by `mprotect`; the reason if not.
@@ -68,11 +70,14 @@ impl KvmFacts {
             immediate_exit: kvm.check_extension(Cap::ImmediateExit),
             cpus: kvm.get_max_vcpus(),
             missing: missing.map(|(_, name)| *name).collect(),
+            native: None,
             by_slots: untried.clone(),
             by_mprotect: untried,
         };
         if facts.api_version == API_VERSION && facts.immediate_exit && facts.missing.is_empty() {
-            (facts.by_slots, facts.by_mprotect) = match probe() {
+            let found = probe();
+            facts.native = found.as_ref().ok().map(|found| found.native);
+            (facts.by_slots, facts.by_mprotect) = match found {
                 Ok(found) if found.native => {
                     let reason = "the processor runs a guest's kernel itself: mprotect is used";
                     (Err(reason.to_owned()), found.by_mprotect)
@@ -106,14 +111,16 @@ pub(super) fn findings<P: Programs>(machine: &Host<P>) -> (Vec<MachineFinding>, 
             others(facts),
             slots(facts),
             mprotect(machine, facts),
+            native(facts),
         ]);
     } else {
         let needs = |(key, name)| finding(key, name, Support::No, "needs KVM");
-        found.extend([IMMEDIATE_EXIT, OTHERS, SLOTS, MPROTECT].map(needs));
+        found.extend([IMMEDIATE_EXIT, OTHERS, SLOTS, MPROTECT, NATIVE].map(needs));
     }
     let command = "subpage guard --policy FILE PROGRAM|KERNEL";
-    // One of the two ways is enough.
-    let needed = found.iter().filter(|finding| ![SLOTS.0, MPROTECT.0].contains(&finding.key));
+    // One of the two ways is enough, and small kernels run on any KVM.
+    let optional = [SLOTS.0, MPROTECT.0, NATIVE.0];
+    let needed = found.iter().filter(|finding| !optional.contains(&finding.key));
     let wrong = needed.clone().find(|finding| finding.verdict != Support::Yes);
     let (verdict, reason) = match (wrong, &facts) {
         (Some(wrong), _) => (wrong.verdict, format!("{}: {}", wrong.name, wrong.reason)),
@@ -127,6 +134,7 @@ const IMMEDIATE_EXIT: (&str, &str) = ("kvm_immediate_exit", "immediate exit");
 const OTHERS: (&str, &str) = ("kvm_devices", "KVM's devices");
 const SLOTS: (&str, &str) = ("kvm_slots", "read-only slots");
 const MPROTECT: (&str, &str) = ("kvm_mprotect", "mprotect");
+const NATIVE: (&str, &str) = ("kvm_native", "Linux guests");
 
 fn device<P: Programs>(machine: &Host<P>) -> (MachineFinding, Option<KvmFacts>) {
     const DEVICE: &str = "/dev/kvm";
@@ -183,6 +191,22 @@ fn mprotect<P: Programs>(machine: &Host<P>, facts: &KvmFacts) -> MachineFinding 
             finding(key, name, Support::Yes, format!("a guest was guarded by it{walks}"))
         }
         Err(reason) => finding(key, name, Support::No, reason),
+    }
+}
+
+/// Whether a whole Linux can be the guest.
+fn native(facts: &KvmFacts) -> MachineFinding {
+    let (key, name) = NATIVE;
+    match facts.native {
+        Some(true) => {
+            finding(key, name, Support::Yes, "the processor runs a guest's kernel itself")
+        }
+        Some(false) => {
+            let reason = "this KVM emulates a guest's kernel: small kernels run, and no Linux was \
+                          seen to boot; that needs VT-x or AMD-V in /proc/cpuinfo (vmx or svm)";
+            finding(key, name, Support::No, reason)
+        }
+        None => finding(key, name, Support::Unknown, "no guest could be run to find out"),
     }
 }
 

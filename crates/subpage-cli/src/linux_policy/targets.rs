@@ -300,7 +300,7 @@ pub(super) const TARGETS: &[Target] = &[
         in_default: false,
         extent: Extent::Until("_etext"),
         action: "log",
-        writer: "the kernel patches itself: static keys, tracing, kprobes, alternatives, programs of BPF. \
+        writer: "the kernel itself, which patches its text: static keys, tracing, kprobes, alternatives, programs of BPF. \
                  It stops with a bug if such a write is denied, so `deny` is for kernels that do none",
         counted: None,
         ..table("_stext", Pack::Text, "The kernel's code.")

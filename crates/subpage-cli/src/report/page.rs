@@ -62,13 +62,22 @@ fn headline(summary: &Summary) -> Markup {
     let mut guilty: Vec<&RuleSummary> =
         summary.rules.iter().filter(|rule| rule.denied > 0).collect();
     guilty.sort_by_key(|rule| std::cmp::Reverse(rule.denied));
+    let by_rules: u64 = guilty.iter().map(|rule| rule.denied).sum();
     html! {
         p.kicker.text {
             "Guarded run of " span.mono { (printable(&summary.guest)) }
             " under " span.mono { (printable(&summary.policy)) }
         }
         @match guilty[..] {
-            [] => h1 { span.good { "Nothing was denied" } },
+            [] if denied == 0 => h1 { span.good { "Nothing was denied" } },
+            [] => h1 {
+                span.bad { (grouped(denied)) " " (plural(denied, "write")) " denied" }
+                " by access maps"
+            },
+            _ if by_rules < denied => h1 {
+                span.bad { (grouped(denied)) " writes denied" }
+                ", " (grouped(denied - by_rules)) " of them by access maps"
+            },
             [one] => h1.text {
                 span.bad { (grouped(denied)) " " (plural(denied, "write")) " denied" }
                 " by " (printable(&one.name))

@@ -74,6 +74,7 @@ fn whole() -> KvmFacts {
         immediate_exit: true,
         cpus: 1024,
         missing: Vec::new(),
+        native: Some(true),
         by_slots: Ok(()),
         by_mprotect: Ok(()),
     }
@@ -85,6 +86,7 @@ const UNTRIED: &str = "needs immediate exit and KVM's devices";
 /// A KVM that guards no guest.
 fn unguarded(by_slots: &str, by_mprotect: &str) -> KvmFacts {
     KvmFacts {
+        native: None,
         by_slots: Err(by_slots.to_owned()),
         by_mprotect: Err(by_mprotect.to_owned()),
         ..whole()
@@ -209,7 +211,7 @@ fn slow_page_tables_are_told() {
 fn this_machine_has_reasons() {
     let findings = find(&Host::this());
     assert!(findings.machine.iter().all(|finding| !finding.reason.is_empty()));
-    assert_eq!(findings.machine.len(), 10);
+    assert_eq!(findings.machine.len(), 11);
     let kvm = findings.machine.iter().find(|finding| finding.key == "kvm").expect("asked");
     let there = Path::new("/dev/kvm").exists();
     assert!(there || kvm.verdict == Support::No);

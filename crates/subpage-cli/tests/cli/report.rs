@@ -49,6 +49,25 @@ fn pages_hold_their_promises() {
     assert!(page.contains("5 writes denied") && page.contains(" by 2 rules, 3 of them by "));
 }
 
+/// What maps deny, no rule has denied, and it is told first all the same.
+#[test]
+fn the_headline_knows_access_maps() {
+    let mut summary = runs::live().summary;
+    let by_rules: u64 = summary.rules.iter().map(|rule| rule.denied).sum();
+    let headline = |summary: &_| {
+        let page = report::render(summary);
+        let start = page.find("<h1").expect("a headline");
+        page[start..].split("</h1>").next().expect("it ends").to_owned()
+    };
+    summary.live.as_mut().expect("a guest on KVM").denied_by_maps = 1_015;
+    let mixed = headline(&summary);
+    assert!(mixed.contains(&format!("1,0{} writes denied", 15 + by_rules)), "{mixed}");
+    assert!(mixed.contains(", 1,015 of them by access maps"), "{mixed}");
+    summary.rules.iter_mut().for_each(|rule| rule.denied = 0);
+    let maps = headline(&summary);
+    assert!(maps.contains("1,015 writes denied") && maps.contains(" by access maps"), "{maps}");
+}
+
 #[test]
 fn a_report_is_whole_or_not_there() {
     let directory = tempfile::tempdir().expect("directory");

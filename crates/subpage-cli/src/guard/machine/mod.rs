@@ -100,6 +100,7 @@ pub(super) fn run(
         .map_err(|error| Failure::bad(&error))?;
     let boot = load(&mut vm, image, asked)?;
     warnings.extend(names::may_move(&boot, asked).filter(|_| by_name));
+    warnings.extend(names::is_emulated(&boot));
     if arguments.strict && !warnings.is_empty() {
         return Err(Failure::Strict { warnings, before_a_run: true });
     }

@@ -111,6 +111,24 @@ pub(super) fn may_move(boot: &Boot, asked: &MachineArguments) -> Option<WarningE
     })
 }
 
+/// The warning about a Linux kernel that KVM would emulate instead of running it: none was seen to boot so.
+pub(super) fn is_emulated(boot: &Boot) -> Option<WarningEvent> {
+    if boot.kernel.is_none() || subpage_kvm::probe::is_native() {
+        return None;
+    }
+    Some(WarningEvent {
+        warning: WarningKind::KernelEmulated,
+        message:
+            "this KVM emulates a guest's kernel instead of running it, and no Linux was seen to \
+                  boot so"
+                .to_owned(),
+        rule: None,
+        file: None,
+        line: None,
+        help: "use a KVM with VT-x or AMD-V (`subpage check` tells)".to_owned(),
+    })
+}
+
 /// A file of kernel symbols, and where it says that the kernel begins.
 pub(super) struct KernelStart {
     path: PathBuf,
