@@ -122,7 +122,7 @@ fn panics(example: &Path) -> Expected {
         "Linux panics".into(),
         &LinuxGuest {
             told: "panic=-1 -- panic",
-            options: "--console none",
+            options: "--console none --on-failure exit",
             ..guest(example, Policy::File("none.toml"))
         },
         GUEST_FAILED,
