@@ -229,7 +229,7 @@ fn go(
     let mut summary = count.into_summary(&vm.trap_counts(), &request_log.added(), ending, elapsed);
     if let Some(live) = &mut summary.live {
         live.panic_console = vm.panic_lines().unwrap_or_default();
-        live.console_shown = !arguments.json && !arguments.quiet && asked.console_file().is_none();
+        live.console_shown = !arguments.json && !arguments.quiet && asked.console.is_none();
     }
     summary.guest = start.guest;
     summary.policy = start.policy;
