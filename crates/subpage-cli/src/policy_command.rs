@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::command_line::PolicyCheckArguments;
 use crate::events::{Detail, TextEvents};
 use crate::failure::{Failure, Status};
-use crate::guard::is_trace;
+use crate::guard::{check_moments, is_trace};
 use crate::new_file;
 use crate::policy::{Draft, Mistakes, Names, Policy, read_region_names};
 use crate::terminal::style::{GOOD, HEADING, NAME, PLAIN, QUIET};
@@ -49,7 +49,11 @@ pub fn check(arguments: &PolicyCheckArguments, out: &mut Output) -> Result<Statu
         )?;
         return Ok(Status::Clean);
     };
+    let of_trace = matches!(names, NameFile::Trace(..));
     let policy = names.resolve(draft, arguments.process)?.map_err(wrong)?;
+    if of_trace {
+        check_moments(&policy)?;
+    }
     let warnings = policy.overruled();
     if arguments.strict && !warnings.is_empty() {
         return Err(Failure::Strict { warnings, before_a_run: false });

@@ -107,6 +107,9 @@ fn ask(arguments: &CtlArguments, out: &mut Output) -> Result<(), Unanswered> {
     if let CtlRequest::Watch { rule, action, count } = asked {
         let action = action.map(|action| Action::from(action).word());
         let filter = watch::Filter { rule: rule.as_deref(), action, count: *count };
+        if !arguments.json {
+            watch::say_if_unknown(&mut client, &filter, out)?;
+        }
         return watch::run(client, arguments.json, &filter, out);
     }
     let reply = client.request(&request)?;

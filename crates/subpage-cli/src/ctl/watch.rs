@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use serde_json::{Map, Value};
+use subpage_kvm::control::protocol::{Reply, Request};
 use subpage_kvm::control::{Client, ClientError};
 use unicode_width::UnicodeWidthStr;
 
@@ -41,6 +42,23 @@ impl Filter<'_> {
         let is = |wanted: Option<&str>, key| wanted.is_none_or(|wanted| text(key) == Some(wanted));
         (is(self.rule, "rule") && is(self.action, "action")).then_some(true)
     }
+}
+
+/// Says so if no rule has the name that is waited for: it may be mistyped, or come later.
+pub(super) fn say_if_unknown(
+    client: &mut Client,
+    filter: &Filter<'_>,
+    out: &mut Output,
+) -> Result<(), Unanswered> {
+    let Some(wanted) = filter.rule else { return Ok(()) };
+    if let Reply::Shown(shown) = client.request(&Request::Show)?
+        && shown.rules.iter().all(|rule| rule.new.name != wanted)
+    {
+        let wanted = printable(wanted);
+        writeln!(out, "{QUIET}no rule has the name {wanted} now; waiting for one{QUIET:#}")?;
+        out.flush()?;
+    }
+    Ok(())
 }
 
 /// Prints every event that passes until the guest ends, there were enough, or nobody reads any more.

@@ -15,6 +15,7 @@ pub use byte_rules::ByteRules;
 pub use guest::is_trace;
 pub use model::{MAX_PAGES, Model};
 pub use run_counters::RunCounters;
+pub(crate) use trace::check_moments;
 
 use std::path::{Path, PathBuf};
 

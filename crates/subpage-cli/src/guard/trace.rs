@@ -18,6 +18,17 @@ use crate::summary::Summary;
 use crate::terminal::{ColorWhen, Output, grouped, plural};
 use crate::trace_file::{TraceFile, bytes_of};
 
+/// Refuses rules that wait for a moment, of which a trace has none.
+pub(crate) fn check_moments(policy: &Policy) -> Result<(), Failure> {
+    policy.rules.iter().find(|rule| rule.waits()).map_or(Ok(()), |rule| {
+        Err(Failure::Input(format!(
+            "the rule `{}` ({}) waits for a moment that a trace does not have: leave `arm` out",
+            rule.rule.name,
+            rule.place(),
+        )))
+    })
+}
+
 /// Replays the trace at `path` under a policy and tells what happened.
 pub(super) fn run(
     path: &Path,
@@ -31,13 +42,7 @@ pub(super) fn run(
     let mut trace = TraceFile::open(path, arguments.process)?;
     let names = trace.names(arguments.machine.symbols.as_deref())?;
     let policy = draft.resolve(&names).map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
-    if let Some(rule) = policy.rules.iter().find(|rule| rule.waits()) {
-        return Err(Failure::Input(format!(
-            "the rule `{}` ({}) waits for a moment that a trace does not have: leave `arm` out",
-            rule.rule.name,
-            rule.place(),
-        )));
-    }
+    check_moments(&policy)?;
     let mut warnings = policy.overruled();
     if arguments.strict && !warnings.is_empty() {
         return Err(Failure::Strict { warnings, before_a_run: true });

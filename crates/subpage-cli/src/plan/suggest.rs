@@ -38,7 +38,11 @@ pub fn write_policy(
     writeln!(out, "# Look at each rule: cold in one recording is not cold in every run.")?;
     writeln!(out, "version = 1")?;
     if rules.is_empty() {
-        writeln!(out, "# No name of this trace lies cold next to hot data: nothing to suggest.")?;
+        writeln!(
+            out,
+            "# No name that a rule can have lies in cold sub-pages alone beside hot data: nothing to suggest."
+        )?;
+        writeln!(out, "rule = []")?;
     }
     for (named, writes) in rules {
         let action = if writes == 0 { "deny" } else { "log" };

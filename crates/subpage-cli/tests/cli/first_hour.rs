@@ -132,6 +132,34 @@ fn what_has_a_hot_part_is_not_suggested() {
 }
 
 #[test]
+fn nothing_to_suggest_is_a_policy_too() {
+    let place = Place::new();
+    let file = fs::File::create(place.path("hot.sptrace")).expect("file");
+    let writer = TraceWriter::new(file, &Header::default()).expect("header");
+    writer.finish().expect("the end");
+    let output = place.run(&["plan", "hot.sptrace", "--suggest"]);
+    assert_eq!(status(&output), 0);
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(text.contains("nothing to suggest"), "{text}");
+    place.policy("suggested.toml", &text);
+    assert_eq!(status(&place.run(&["policy", "check", "suggested.toml", "hot.sptrace"])), 0);
+}
+
+/// What `guard` refuses, `policy check` refuses.
+#[test]
+fn a_moment_that_a_trace_does_not_have_is_a_mistake() {
+    let place = Place::new();
+    let text = "version = 1\n[[rule]]\nname = \"c\"\nregion = \"counters\"\naction = \"log\"\narm = \"init\"\n";
+    place.policy("arms.toml", text);
+    for command in [&["policy", "check", "arms.toml"][..], &["guard", "-p", "arms.toml"]] {
+        let output = place.run(&[command, &["server.sptrace"]].concat());
+        let told = String::from_utf8(output.stderr.clone()).expect("text");
+        assert_eq!(status(&output), 2, "{told}");
+        assert!(told.contains("waits for a moment that a trace does not have"), "{told}");
+    }
+}
+
+#[test]
 fn people_choose_how_much_they_read() {
     let place = Place::new();
     let many = "version = 1\n[[rule]]\nname = \"c\"\nregion = \"counters\"\naction = \"log\"\n";

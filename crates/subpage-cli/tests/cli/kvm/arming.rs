@@ -1,6 +1,8 @@
 //! Rules that come into force while the guest runs, and how a panic of its kernel is told.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 
 use iced_x86::code_asm::{al, byte_ptr, dx};
 use subpage_kvm::control::Client;
@@ -82,6 +84,23 @@ fn a_command_arms() {
 }
 
 #[test]
+fn a_watch_for_a_rule_that_is_not_there_says_so() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new(&endless());
+    let running = Running::start(&place, &[]);
+    let mut command = place.program(&["ctl", "socket", "watch", "--rule", "nosuch"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let told = lines.next().expect("it says so before it waits").expect("text");
+    assert!(told.contains("no rule has the name nosuch now"), "{told}");
+    place.ask(&["stop"]);
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    running.end();
+}
+
+#[test]
 fn a_panic_is_told_with_the_last_lines_of_the_console() {
     if !can_run() {
         return;
@@ -97,6 +116,9 @@ fn a_panic_is_told_with_the_last_lines_of_the_console() {
     assert_eq!((&summary["ending"], status), (&"panicked".into(), Some(4)), "{summary}");
     let console = ["[    1.5] Kernel panic - not syncing: why", "Call Trace:"];
     assert_eq!(summary["panic_console"], serde_json::json!(console));
+    let output = place.run(&["--console", "none"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("Call Trace:"), "nobody has seen the console: {text}");
     let output = place.run(&["--quiet"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("the guest's kernel has panicked (why)"), "{text}");
