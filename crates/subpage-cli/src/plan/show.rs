@@ -54,12 +54,12 @@ pub fn write_text(out: &mut dyn Write, plan: &Plan) -> io::Result<()> {
     if plan.pages.is_empty() {
         return Ok(());
     }
-    writeln!(
-        out,
-        "\n{HEADING}pages that mix hot and cold sub-pages{HEADING:#}  {} of {}",
-        grouped(plan.pages.len() as u64),
-        grouped(plan.pages_mixed)
-    )?;
+    let (shown, mixed) = (plan.pages.len() as u64, plan.pages_mixed);
+    write!(out, "\n{HEADING}pages that mix hot and cold sub-pages{HEADING:#}  {}", grouped(mixed))?;
+    if shown < mixed {
+        write!(out, "; {} shown (--top N)", grouped(shown))?;
+    }
+    writeln!(out)?;
     writeln!(
         out,
         "{QUIET}hot: at least 1 % of the page's writes; avoided: exits saved if the cold sub-pages \

@@ -118,6 +118,14 @@ fn what_has_a_hot_part_is_not_suggested() {
         }
     }
     writer.finish().expect("the end");
+    let mixed = |top: &str| {
+        let output = place.run(&["plan", "section.sptrace", "--top", top]);
+        let text = String::from_utf8(output.stdout).expect("text");
+        let line = text.lines().find(|line| line.starts_with("pages that mix"));
+        line.expect("pages that mix").to_owned()
+    };
+    assert_eq!(mixed("2"), "pages that mix hot and cold sub-pages  2");
+    assert_eq!(mixed("1"), "pages that mix hot and cold sub-pages  2; 1 shown (--top N)");
     let output = place.run(&["plan", "section.sptrace", "--suggest"]);
     assert_eq!(status(&output), 0);
     let text = String::from_utf8(output.stdout).expect("text");
