@@ -93,6 +93,7 @@ impl Turn {
             policy,
             told: &format!("-- \"work {WORK}\" poweroff"),
             options: &format!("--json --timeout {GUEST_SECONDS}"),
+            console_last: false,
         };
         Part { title: self.title(), work: Work::Command(guest.command()) }
     }

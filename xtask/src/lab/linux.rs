@@ -29,12 +29,19 @@ pub(crate) struct LinuxGuest<'a> {
     pub(crate) told: &'a str,
     /// More options of `guard`.
     pub(crate) options: &'a str,
+    /// The console is shown as a whole behind all else, not between the events, which cut its lines.
+    pub(crate) console_last: bool,
 }
 
 impl LinuxGuest<'_> {
     /// The command of the host that runs it.
     pub(crate) fn command(&self) -> Vec<String> {
-        let Self { example, processors, policy, told, options } = self;
+        let Self { example, processors, policy, told, options, console_last } = self;
+        let (run, console, after) = if *console_last {
+            ("", "--console /tmp/console", "; status=$?; cat /tmp/console; exit $status")
+        } else {
+            ("exec ", "", "")
+        };
         let example = example.display();
         let (before, policy) = match policy {
             Policy::File(name) => (String::new(), format!("{example}/{name}")),
@@ -46,9 +53,9 @@ impl LinuxGuest<'_> {
             }
         };
         let script = format!(
-            "{before}exec {STAY} subpage --color never guard --cpus {processors} --memory 256M {options} \
+            "{before}{run}{STAY} subpage --color never guard --cpus {processors} --memory 256M {options} {console} \
              --cmdline 'console=ttyS0 quiet {told}' --initrd '{example}/initrd.cpio' \
-             --policy '{policy}' {KERNEL}"
+             --policy '{policy}' {KERNEL}{after}"
         );
         vec!["sh".into(), "-c".into(), script]
     }

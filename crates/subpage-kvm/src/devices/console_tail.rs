@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Lines that are kept, and bytes of each.
 const LINES: usize = 40;
+/// Lines that are kept once a kernel has panicked: its trace of calls is long.
+const LINES_OF_PANIC: usize = 100;
 const LINE_BYTES: usize = 200;
 
 /// How Linux begins to say that it panics, behind the time.
@@ -72,7 +74,8 @@ impl Lines {
                 if tells_of_panic(&line) {
                     self.panic = Some(line.clone());
                 }
-                if self.whole.len() == LINES {
+                let most = if self.panic.is_some() { LINES_OF_PANIC } else { LINES };
+                while self.whole.len() >= most {
                     self.whole.pop_front();
                 }
                 self.whole.push_back(line);
@@ -170,8 +173,19 @@ mod tests {
         let long = format!("{}\n", "x\u{1b}".repeat(1000)).repeat(1000);
         let report = tail(&format!("{long}Kernel panic - not syncing\n{long}")).panic();
         let lines = report.expect("a panic").lines;
-        assert_eq!(lines.len(), LINES);
+        assert_eq!(lines.len(), LINES_OF_PANIC);
         assert!(lines.iter().all(|line| line.len() == LINE_BYTES && !line.contains('\u{1b}')));
+    }
+
+    /// A trace of calls is longer than what is kept of a console that tells of no panic.
+    #[test]
+    fn the_line_of_the_panic_is_kept_with_what_follows() {
+        let before = "before\n".repeat(LINES + 5);
+        let after = "call\n".repeat(LINES + 5);
+        let report = tail(&format!("{before}Kernel panic - not syncing: why\n{after}")).panic();
+        let lines = report.expect("a panic").lines;
+        assert!(lines.contains(&"Kernel panic - not syncing: why".to_owned()), "{lines:?}");
+        assert_eq!(lines.iter().filter(|line| *line == "call").count(), LINES + 5);
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub(super) fn names(example: &Path) -> Expected {
 
 /// What a guest with a policy of the example says, told nothing, with two processors.
 fn guest(example: &Path, policy: Policy) -> LinuxGuest<'_> {
-    LinuxGuest { example, processors: "2", policy, told: "", options: "" }
+    LinuxGuest { example, processors: "2", policy, told: "", options: "", console_last: true }
 }
 
 fn part(title: String, guest: &LinuxGuest<'_>, status: u8, said: &[&[&str]]) -> Expected {
@@ -123,6 +123,7 @@ fn panics(example: &Path) -> Expected {
         &LinuxGuest {
             told: "panic=-1 -- panic",
             options: "--console none --on-failure exit",
+            console_last: false,
             ..guest(example, Policy::File("none.toml"))
         },
         GUEST_FAILED,
