@@ -44,6 +44,7 @@ pub fn run(arguments: &CompileArguments, color: ColorWhen) -> Result<Status, Fai
         .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
     let first = first_program(&policy, arguments.symbols.as_deref())?;
     let state = compile(&policy, first)?;
+    new_file::replace(&arguments.output, "the compiled policy", &subpage::domain::EXPORT_MAGIC)?;
     new_file::write(&arguments.output, &state).map_err(|error| {
         let path = arguments.output.display();
         Failure::input(format_args!("cannot write the compiled policy {path}"), &error)

@@ -31,12 +31,14 @@ pub struct PageHeat {
     pub denied: [u64; CELLS],
     /// For each rule with bytes in the page: its index in the policy and its sub-pages.
     pub rules: Vec<(usize, AccessMap)>,
+    /// The sub-pages that an access map denies, whatever rules say.
+    pub maps: AccessMap,
 }
 
 impl PageHeat {
-    /// The sub-pages that at least one rule guards.
+    /// The sub-pages that at least one rule, or an access map, guards.
     pub fn guarded(&self) -> AccessMap {
-        self.rules.iter().fold(AccessMap::NONE, |all, (_, map)| all | *map)
+        self.rules.iter().fold(self.maps, |all, (_, map)| all | *map)
     }
 }
 
@@ -63,17 +65,8 @@ impl Heat {
             filter: vec![0; 1 << (FILTER_BITS - 6)],
             omitted: 0,
         };
-        for (rule, range) in rules.iter().enumerate() {
-            for bytes in range.pages().take(MAX_PAGES_PER_RULE) {
-                let Some(page) = heat.page(bytes.first().gfn()) else { break };
-                heat.pages[page].rules.push((rule, AccessMap::touched_by(bytes)));
-            }
-        }
+        heat.guard(0, rules);
         let guarded: Vec<Gfn> = heat.pages.iter().map(|page| page.gfn).collect();
-        let counted: u64 = heat.pages.iter().map(|page| page.rules.len() as u64).sum();
-        let wanted =
-            rules.iter().fold(0, |sum: u64, range| sum.saturating_add(range.gfns().pages()));
-        heat.omitted = wanted - counted;
         for gfn in guarded {
             for distance in 1..=NEIGHBOURS {
                 let below = gfn.as_u64().checked_sub(distance).map(Gfn::new);
@@ -83,6 +76,29 @@ impl Heat {
             }
         }
         heat
+    }
+
+    /// Adds the pages of rules that came later. `first`: the index of the first of them.
+    pub fn guard(&mut self, first: usize, rules: &[ByteRange]) {
+        for (rule, range) in (first..).zip(rules) {
+            let mut counted = 0;
+            for bytes in range.pages().take(MAX_PAGES_PER_RULE) {
+                let Some(page) = self.page(bytes.first().gfn()) else { break };
+                self.pages[page].rules.push((rule, AccessMap::touched_by(bytes)));
+                counted += 1;
+            }
+            self.omitted = self.omitted.saturating_add(range.gfns().pages() - counted);
+        }
+    }
+
+    /// Adds the sub-pages that access maps deny, by page.
+    pub fn deny_by_maps(&mut self, denied: &[(Gfn, AccessMap)]) {
+        for (gfn, map) in denied {
+            match self.page(*gfn) {
+                Some(page) => self.pages[page].maps = *map,
+                None => self.omitted = self.omitted.saturating_add(1),
+            }
+        }
     }
 
     /// The counted page of a frame, added if there is room.
@@ -99,11 +115,20 @@ impl Heat {
             writes: [0; CELLS],
             denied: [0; CELLS],
             rules: Vec::new(),
+            maps: AccessMap::NONE,
         });
         self.index.insert(gfn.as_u64(), page);
         let (word, bit) = filter_place(gfn.as_u64());
         self.filter[word] |= bit;
         Some(page)
+    }
+
+    /// The same, wherever the write is: its pages are counted from now on, if there is room.
+    pub fn count_anywhere(&mut self, bytes: ByteRange, denied: bool) {
+        for piece in bytes.pages() {
+            self.page(piece.first().gfn());
+        }
+        self.count_slowly(bytes, denied);
     }
 
     /// Counts a write to every counted sub-page that it touches.
@@ -139,7 +164,11 @@ impl Heat {
     /// The guarded pages, and their neighbours that were written, in ascending order.
     pub fn into_pages(self) -> Vec<PageHeat> {
         let mut pages = self.pages;
-        pages.retain(|page| !page.rules.is_empty() || page.writes.iter().any(|count| *count > 0));
+        pages.retain(|page| {
+            !page.rules.is_empty()
+                || !page.maps.is_empty()
+                || page.writes.iter().any(|count| *count > 0)
+        });
         pages.sort_by_key(|page| page.gfn);
         pages
     }
@@ -195,6 +224,29 @@ mod tests {
         let heat = Heat::around(&many);
         assert_eq!(heat.pages.len(), MAX_PAGES);
         assert_eq!(heat.omitted(), 10_000 - MAX_PAGES as u64);
+    }
+
+    /// Where a rule comes while the guest runs, or a map denies, the writes are there already.
+    #[test]
+    fn what_is_guarded_later_is_drawn_with_the_writes_that_came_before() {
+        let mut heat = Heat::around(&[range(0x5080, 0x80)]);
+        heat.count_anywhere(range(0x20_0ffc, 8), true);
+        heat.guard(1, &[range(0x20_1000, 4)]);
+        heat.deny_by_maps(&[(Gfn::new(0x300), AccessMap::from_bits(0b100))]);
+        let pages = heat.into_pages();
+        let told: Vec<_> = pages.iter().map(|page| (page.gfn.as_u64(), &page.rules[..])).collect();
+        let first = AccessMap::from_bits(1);
+        assert_eq!(
+            told,
+            [
+                (5, &[(0, AccessMap::from_bits(0b10))][..]),
+                (0x200, &[]),
+                (0x201, &[(1, first)]),
+                (0x300, &[])
+            ]
+        );
+        assert_eq!((pages[1].denied[31], pages[2].denied[0]), (1, 1));
+        assert_eq!(pages[3].guarded(), AccessMap::from_bits(0b100));
     }
 
     #[test]

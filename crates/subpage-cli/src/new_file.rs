@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +29,24 @@ pub fn check(path: &Path, what: &str) -> Result<(), Failure> {
         _ => destination(path).map(|_| ()).map_err(|error| {
             Failure::input(format_args!("cannot write {what} {}", path.display()), &error)
         }),
+    }
+}
+
+/// Refuses to replace a file that is there and is nothing of this kind: it may be the only one of its kind.
+/// `begins`: the bytes that files of this kind begin with. An empty file is anything.
+pub fn replace(path: &Path, what: &str, begins: &[u8]) -> Result<(), Failure> {
+    let is_file = fs::metadata(path).is_ok_and(|found| found.is_file());
+    let Some(file) = is_file.then(|| fs::File::open(path).ok()).flatten() else {
+        return Ok(());
+    };
+    let mut head = Vec::new();
+    let read = file.take(begins.len() as u64).read_to_end(&mut head);
+    match read {
+        Ok(1..) if head != begins => Err(Failure::Input(format!(
+            "cannot write {what} {}: the file that is there is something else; remove it, or name another",
+            path.display()
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -125,6 +143,14 @@ pub fn is_stdin(path: &Path) -> bool {
 /// Fails as [`destination`] does, and where the file cannot be created or written.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let target = destination(path)?;
+    // The name of the file that is to take the other's name means nothing to anybody.
+    write_beside(&target, bytes).map_err(|error| match error.to_string().split_once(" at path ") {
+        Some((why, _)) => io::Error::new(error.kind(), why),
+        None => error,
+    })
+}
+
+fn write_beside(target: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -140,6 +166,6 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = builder.tempfile_in(directory)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
-    file.persist(&target).map_err(|error| error.error)?;
+    file.persist(target).map_err(|error| error.error)?;
     Ok(())
 }

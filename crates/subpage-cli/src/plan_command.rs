@@ -40,7 +40,7 @@ pub fn run(
     }
     let mut costs = RangeCosts::default();
     for text in &arguments.range {
-        costs.add(text, range_of(text, &names)?);
+        costs.add(text, range_of(text, &names, &trace.names_command())?);
     }
     let mut counts = WriteCounts::new(MAX_PAGES);
     let (mut writes, mut bytes) = (0, 0);
@@ -83,8 +83,8 @@ pub fn run(
 }
 
 /// A place of the trace.
-fn range_of(text: &str, names: &Names) -> Result<ByteRange, Failure> {
-    let otherwise = "`subpage plan TRACE --names` lists the names";
-    place_of(text, names, otherwise)
+fn range_of(text: &str, names: &Names, list: &str) -> Result<ByteRange, Failure> {
+    let otherwise = format!("`{list}` lists the names");
+    place_of(text, names, &otherwise)
         .map_err(|wrong| Failure::Input(format!("`--range {text}`: {wrong}")))
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::command_line::PolicyCheckArguments;
 use crate::events::{Detail, TextEvents};
 use crate::failure::{Failure, Status};
-use crate::guard::{check_moments, is_trace};
+use crate::guard::{check_moments, check_policy, is_trace};
 use crate::new_file;
 use crate::policy::{Draft, Mistakes, Names, Policy, read_region_names};
 use crate::terminal::style::{GOOD, HEADING, NAME, PLAIN, QUIET};
@@ -50,7 +50,12 @@ pub fn check(arguments: &PolicyCheckArguments, out: &mut Output) -> Result<Statu
         return Ok(Status::Clean);
     };
     let of_trace = matches!(names, NameFile::Trace(..));
-    let policy = names.resolve(draft, arguments.process)?.map_err(wrong)?;
+    let mut policy = names.resolve(draft, arguments.process);
+    if let (Some(guest), false) = (arguments.guest(), of_trace) {
+        let known = policy.as_mut().ok().and_then(|policy| policy.as_mut().ok());
+        check_policy(guest, known.ok_or(()))?;
+    }
+    let policy = policy?.map_err(wrong)?;
     if of_trace {
         check_moments(&policy)?;
     }
@@ -111,7 +116,8 @@ impl<'a> NameFile<'a> {
     ) -> Result<Result<Policy, Mistakes>, Failure> {
         Ok(match self {
             Self::Trace(path, program) => {
-                draft.resolve(&TraceFile::open(path, process)?.names(program)?)
+                let trace = TraceFile::open(path, process)?;
+                draft.resolve_listed(&trace.names(program)?, &trace.names_command())
             }
             Self::Symbols(path) => {
                 let names: Names = read_region_names(path).map_err(|error| Failure::bad(&error))?;

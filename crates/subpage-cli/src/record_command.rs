@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use subpage_trace::{Header, RecordError, Recorded, Recording, Told, import, record};
+use subpage_trace::{Header, MAGIC, RecordError, Recorded, Recording, Told, import, record};
 
 use crate::command_line::RecordArguments;
 use crate::failure::{Failure, Status};
@@ -23,6 +23,7 @@ pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Fail
     let program = arguments.program.first().and_then(|program| find_program(program));
     let read = [arguments.from_lackey.as_deref(), program.as_deref()];
     new_file::keep(&arguments.output, "the trace", read.into_iter().flatten())?;
+    new_file::replace(&arguments.output, "the trace", &MAGIC)?;
     // A text is given up at a signal; a program is asked to end, and its recording is kept.
     let cancel = Arc::new(AtomicBool::new(false));
     let asked = Arc::new(AtomicUsize::new(0));

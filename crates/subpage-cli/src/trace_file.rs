@@ -78,6 +78,16 @@ impl TraceFile {
         &self.reader.header().processes
     }
 
+    /// The command that lists the names of the process whose writes are given.
+    pub fn names_command(&self) -> String {
+        let (name, process) = (&self.name, self.process);
+        if process == self.reader.header().main {
+            format!("subpage plan {name} --names")
+        } else {
+            format!("subpage plan {name} --process {process} --names")
+        }
+    }
+
     /// Number of the process whose writes are given.
     pub fn process(&self) -> u16 {
         self.process

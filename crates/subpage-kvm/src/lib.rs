@@ -20,6 +20,7 @@ pub mod probe;
 pub mod snapshot;
 mod step;
 mod store;
+mod temporary_file;
 pub mod trap;
 pub mod vcpu;
 pub mod vm;

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SAVING: Duration = Duration::from_secs(3600);
 
 /// Most pages of one `get` or `set`.
-const MAX_PAGES: i64 = 512;
+pub const MAX_PAGES: i64 = 512;
 
 /// Arguments of `ctl`.
 #[derive(Debug, Args)]
@@ -81,16 +81,18 @@ pub enum CtlRequest {
     Show,
     /// Show which sub-pages of pages may be written
     Get {
-        /// An address in the first page: a number, or NAME+OFFSET
+        /// An address in the first page: a number, or NAME+OFFSET; or a range, START..END or
+        /// START+LENGTH, whose pages are meant
         #[arg(value_name = "ADDRESS")]
         address: String,
-        /// How many pages
-        #[arg(default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_PAGES))]
-        pages: u32,
+        /// How many pages, behind an address [default: 1]
+        #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_PAGES))]
+        pages: Option<u32>,
     },
     /// Set which sub-pages of pages may be written: all of the pages, or none
     Set {
-        /// The address of the first page, a multiple of 4096: a number, or NAME+OFFSET
+        /// The address of the first page, a multiple of 4096: a number, or NAME+OFFSET; or a range of
+        /// whole pages, START..END or START+LENGTH
         #[arg(value_name = "ADDRESS")]
         address: String,
         /// One map a page, in hexadecimal; bit i set: sub-page i may be written

@@ -6,7 +6,7 @@ mod guard;
 mod values;
 
 #[cfg(feature = "kvm")]
-pub use ctl::{ActionChoice, CtlArguments, CtlRequest};
+pub use ctl::{ActionChoice, CtlArguments, CtlRequest, MAX_PAGES};
 pub(crate) use guard::MAX_PROCESSORS;
 use guard::ON_KVM;
 pub use guard::{

@@ -21,6 +21,7 @@ use subpage_kvm::control::{Client, ClientError};
 use crate::command_line::{CtlArguments, CtlRequest};
 use crate::failure::{Failure, Status};
 use crate::terminal::Output;
+use crate::terminal::style::QUIET;
 
 /// Why there is no reply.
 struct Unanswered {
@@ -91,6 +92,14 @@ pub fn run(arguments: &CtlArguments, out: &mut Output) -> Result<Status, Failure
 }
 
 fn ask(arguments: &CtlArguments, out: &mut Output) -> Result<(), Unanswered> {
+    if arguments.socket == Path::new("list") && arguments.request.is_some() {
+        return Err(Failure::Input(
+            "`ctl list` takes no request: it lists the running guests, and `ctl SOCKET show` asks one of \
+             them (a socket of the name `list` is `./list`)"
+                .to_owned(),
+        )
+        .into());
+    }
     let Some(asked) = &arguments.request else {
         if arguments.socket == Path::new("list") {
             return list::run(arguments.json, arguments.timeout, out);
@@ -117,6 +126,9 @@ fn ask(arguments: &CtlArguments, out: &mut Output) -> Result<(), Unanswered> {
         write_answer(out, &ReplyLine { ok: true, fields: &reply })?;
     } else {
         write_text(out, &request, &reply)?;
+        if let Some(hint) = request::page_hint(asked) {
+            writeln!(out, "{QUIET}{hint}{QUIET:#}")?;
+        }
     }
     Ok(())
 }

@@ -4,7 +4,9 @@ use std::io::{self, Write};
 
 use subpage::access::{AccessMap, SubPage};
 use subpage::address::PAGE_BYTES;
-use subpage_kvm::control::protocol::{Reply, Request, Shown, ShownRule, ShownTracking, Written};
+use subpage_kvm::control::protocol::{
+    Reply, Request, Shown, ShownMap, ShownMaps, ShownRule, ShownTracking, Written,
+};
 
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, PLAIN, QUIET};
 use crate::terminal::{Align, Columns, bytes, grouped, plural, printable};
@@ -75,6 +77,7 @@ fn write_shown(out: &mut dyn Write, shown: &Shown) -> io::Result<()> {
     } else {
         rules(&shown.rules).write(out, 0)?;
     }
+    write_access_maps(out, &shown.access_maps)?;
     if shown.trackings.is_empty() {
         return Ok(());
     }
@@ -132,6 +135,36 @@ fn rules(rules: &[ShownRule]) -> Columns {
     table
 }
 
+/// What is denied without a rule.
+fn write_access_maps(out: &mut dyn Write, maps: &ShownMaps) -> io::Result<()> {
+    if maps.pages == 0 {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "\naccess maps deny {} {} in {} {}",
+        grouped(maps.sub_pages),
+        plural(maps.sub_pages, "sub-page"),
+        grouped(maps.pages),
+        plural(maps.pages, "page"),
+    )?;
+    let mut table = map_table("not writable");
+    for ShownMap { gfn, map } in &maps.first {
+        table.row(page(*gfn, *map, sub_pages(AccessMap::from_bits(!*map)), PLAIN));
+    }
+    table.write(out, 0)?;
+    match maps.pages.saturating_sub(maps.first.len() as u64) {
+        0 => Ok(()),
+        more => writeln!(out, "{QUIET}{} more; `get` shows any page{QUIET:#}", grouped(more)),
+    }
+}
+
+fn map_table(last: &str) -> Columns {
+    let mut table = Columns::new(&[Align::Left, Align::Left, Align::Left, Align::Left]);
+    table.row(["page", "address", "map", last].map(|heading| (heading.to_owned(), HEADING)));
+    table
+}
+
 fn trackings(trackings: &[ShownTracking]) -> Columns {
     let mut table = Columns::new(&[Align::Right, Align::Left, Align::Right]);
     table.row(["tracking", "range"].map(|heading| (heading.to_owned(), HEADING)));
@@ -151,9 +184,7 @@ fn span(start: u64, length: u64) -> String {
 }
 
 fn write_maps(out: &mut dyn Write, first: u64, maps: &[u32]) -> io::Result<()> {
-    let mut table = Columns::new(&[Align::Left, Align::Left, Align::Left, Align::Left]);
-    let headings = ["page", "address", "map", "not writable"];
-    table.row(headings.map(|heading| (heading.to_owned(), HEADING)));
+    let mut table = map_table("not writable");
     for (gfn, map) in (first..).zip(maps) {
         let closed = AccessMap::from_bits(!*map);
         let style = if closed == AccessMap::NONE { QUIET } else { PLAIN };
@@ -166,9 +197,7 @@ fn write_harvest(out: &mut dyn Write, written: &[Written]) -> io::Result<()> {
     if written.is_empty() {
         return writeln!(out, "nothing was written");
     }
-    let mut table = Columns::new(&[Align::Left, Align::Left, Align::Left, Align::Left]);
-    let headings = ["page", "address", "map", "written"];
-    table.row(headings.map(|heading| (heading.to_owned(), HEADING)));
+    let mut table = map_table("written");
     for Written { gfn, sub_pages: map } in written {
         table.row(page(*gfn, *map, sub_pages(AccessMap::from_bits(*map)), PLAIN));
     }

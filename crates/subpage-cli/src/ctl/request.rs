@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use subpage::address::PAGE_BYTES;
 use subpage::rules::Action;
 use subpage_kvm::control::protocol::{NewRule, Request};
 
-use crate::command_line::CtlRequest;
+use crate::command_line::{CtlRequest, MAX_PAGES};
 use crate::failure::Failure;
 use crate::policy::{Names, NotAPlace, address, is_numeric, place_of, read_region_names};
+use crate::terminal::{grouped, plural};
 
 /// The request for a command.
 ///
@@ -26,9 +28,36 @@ pub fn request(command: &CtlRequest, symbols: Option<&Path>) -> Result<Request, 
     };
     Ok(match command {
         CtlRequest::Show => Request::Show,
-        CtlRequest::Get { address, pages } => Request::Get { gfn: page(address)?.0, pages: *pages },
+        CtlRequest::Get { address, pages } if is_range(address) => {
+            let (gfn, of_range) = pages_of(address, bytes(address)?)?;
+            if pages.is_some() {
+                return Err(Failure::Input(format!(
+                    "`{address}` says itself which pages: leave the number of pages out"
+                )));
+            }
+            Request::Get { gfn, pages: of_range }
+        }
+        CtlRequest::Get { address, pages } => {
+            Request::Get { gfn: page(address)?.0, pages: pages.unwrap_or(1) }
+        }
         CtlRequest::Set { address, maps } => {
-            let (gfn, offset) = page(address)?;
+            let (gfn, offset) = if is_range(address) {
+                let (start, length) = bytes(address)?;
+                let (gfn, pages) = pages_of(address, (start, length))?;
+                let given = maps.len() as u64;
+                if given != u64::from(pages) {
+                    return Err(Failure::Input(format!(
+                        "`{address}` lies in {pages} {}, and there {} {given} {}: give one for each page",
+                        plural(pages.into(), "page"),
+                        if given == 1 { "is" } else { "are" },
+                        plural(given, "map"),
+                    )));
+                }
+                (gfn, start % PAGE_BYTES)
+            } else {
+                let (gfn, offset) = page(address)?;
+                (gfn, offset.into())
+            };
             if offset != 0 {
                 // A change in another page than the one that was meant is worse than a question.
                 return Err(Failure::Input(format!(
@@ -57,6 +86,37 @@ pub fn request(command: &CtlRequest, symbols: Option<&Path>) -> Result<Request, 
         CtlRequest::Save { file } => Request::Save { path: absolute(file)? },
         CtlRequest::Stop => Request::Stop,
     })
+}
+
+/// Whether a text says where it ends, too, in the one notation of places: `START+LENGTH` by numbers, or
+/// with `..`.
+fn is_range(text: &str) -> bool {
+    text.contains("..") || is_numeric(text) && text.contains('+')
+}
+
+/// The first page of these bytes, and how many they touch.
+fn pages_of(place: &str, (start, length): (u64, u64)) -> Result<(u64, u32), Failure> {
+    let (first, last) = (start / PAGE_BYTES, (start + (length - 1)) / PAGE_BYTES);
+    match u32::try_from(last - first + 1) {
+        Ok(pages) if i64::from(pages) <= MAX_PAGES => Ok((first, pages)),
+        _ => Err(Failure::Input(format!(
+            "`{place}` lies in {} pages: a request is for at most {MAX_PAGES}",
+            grouped(last - first + 1)
+        ))),
+    }
+}
+
+/// What people may have meant by a low address that is not a page's first byte: the page of that number.
+///
+/// None for a place that is no number, or above 1 MiB.
+pub fn page_hint(command: &CtlRequest) -> Option<String> {
+    let CtlRequest::Get { address, .. } = command else { return None };
+    let number = crate::policy::parse_number(address.trim())?;
+    let number = u64::try_from(number)
+        .ok()
+        .filter(|number| *number < 1 << 20 && number % PAGE_BYTES != 0)?;
+    let meant = number * PAGE_BYTES;
+    Some(format!("pages are named by their addresses: page {number:#x} is at {meant:#x}"))
 }
 
 /// The names that a place may use; none are read for one by numbers.

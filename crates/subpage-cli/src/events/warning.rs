@@ -35,6 +35,8 @@ pub enum WarningKind {
     OtherProcesses,
     /// A rule that waited for its moment until the end.
     NeverArmed,
+    /// Locked instructions of several processors may lose updates of each other where pages trap.
+    LockedUpdatesLost,
     /// A Linux kernel is to run on a KVM that emulates it.
     KernelEmulated,
     /// The guest's kernel may lie elsewhere than its symbols say.

@@ -12,6 +12,7 @@ use subpage_trace::MAGIC;
 use crate::command_line::{BackendChoice, GuardArguments};
 use crate::failure::Failure;
 use crate::new_file::is_stdin;
+use crate::policy::Policy;
 
 /// A guest.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ pub(super) fn of(arguments: &GuardArguments) -> Result<GuestFile<'_>, Failure> {
     let image = arguments.guest.as_deref().expect("clap requires it without `--restore`");
     let policy = &arguments.policy[..];
     let content = match arguments.backend {
-        BackendChoice::Model => Content::Trace,
+        BackendChoice::Model => no_program(image)?,
         BackendChoice::Auto | BackendChoice::Kvm => content(image)?,
     };
     if !content.is_trace() {
@@ -82,6 +83,20 @@ pub(super) fn of(arguments: &GuardArguments) -> Result<GuestFile<'_>, Failure> {
         return Err(Failure::Input(format!("`{option}` does not fit {other}: {why}")));
     }
     Ok(GuestFile::Trace { trace: image, policy })
+}
+
+/// What the model is asked to replay: a trace, unless it says itself that it is something else. What does
+/// not, its reader refuses.
+fn no_program(path: &Path) -> Result<Content, Failure> {
+    match content(path)? {
+        Content::Image => Err(Failure::Input(format!(
+            "`--backend model` does not fit {}, which is a program or a kernel: the model replays traces; \
+             leave `--backend` out to run it on KVM, or make a trace of a program by `subpage record`",
+            path.display()
+        ))),
+        Content::Bytes => Ok(Content::Trace),
+        content => Ok(content),
+    }
 }
 
 /// Refuses to choose among the processes of what is no trace.
@@ -118,6 +133,15 @@ impl Content {
 /// Whether a file is a trace, by its content; a pipe can be nothing else.
 pub fn is_trace(path: &Path) -> Result<bool, Failure> {
     Ok(content(path)?.is_trace())
+}
+
+/// Looks for what a run of the guest in this file would refuse of a policy. A file that does not say
+/// itself what it is, is not looked at.
+pub(crate) fn check_policy(guest: &Path, policy: Result<&mut Policy, ()>) -> Result<(), Failure> {
+    if content(guest)? != Content::Image {
+        return Ok(());
+    }
+    super::machine::check_policy(guest, policy)
 }
 
 fn content(path: &Path) -> Result<Content, Failure> {

@@ -12,6 +12,7 @@ mod touch_index;
 mod trace;
 
 pub use byte_rules::ByteRules;
+pub(crate) use guest::check_policy;
 pub use guest::is_trace;
 pub use model::{MAX_PAGES, Model};
 pub use run_counters::RunCounters;
@@ -92,6 +93,9 @@ fn check_files(arguments: &GuardArguments) -> Result<(), Failure> {
         let stream = (stream.0, Path::new(stream.1));
         let files: Vec<_> = arguments.outputs().chain([stream]).collect();
         new_file::apart(&files)?;
+    }
+    if let Some(path) = &arguments.report {
+        new_file::replace(path, "the report", report::BEGINS)?;
     }
     new_file::one_stdin(arguments.inputs())
 }

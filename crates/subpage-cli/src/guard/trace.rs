@@ -41,7 +41,10 @@ pub(super) fn run(
     let header = RunHeader::now(Some(&draft));
     let mut trace = TraceFile::open(path, arguments.process)?;
     let names = trace.names(arguments.machine.symbols.as_deref())?;
-    let policy = draft.resolve(&names).map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
+    let list = trace.names_command();
+    let policy = draft
+        .resolve_listed(&names, &list)
+        .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
     check_moments(&policy)?;
     let mut warnings = policy.overruled();
     if arguments.strict && !warnings.is_empty() {
@@ -65,7 +68,7 @@ pub(super) fn run(
     let named = bytes_with_names(&names);
     let mut late: Vec<_> = unmet
         .into_iter()
-        .filter_map(|rule| unmet_and_nameless(&policy.rules[rule], &named))
+        .filter_map(|rule| unmet_and_nameless(&policy.rules[rule], &named, &list))
         .collect();
     // Whoever names a process has chosen.
     late.extend(other_processes(&trace).filter(|_| arguments.process.is_none()));
@@ -141,7 +144,7 @@ fn bytes_with_names(names: &Names) -> Intervals {
 
 /// The warning about a rule that no write met, unless something of the trace has its name: then it is
 /// known to be in the right place.
-fn unmet_and_nameless(rule: &PolicyRule, named: &Intervals) -> Option<WarningEvent> {
+fn unmet_and_nameless(rule: &PolicyRule, named: &Intervals, list: &str) -> Option<WarningEvent> {
     let (first, last) = (rule.rule.range.first().as_u64(), rule.rule.range.last().as_u64());
     if named.touches(first, last) {
         return None;
@@ -158,10 +161,10 @@ fn unmet_and_nameless(rule: &PolicyRule, named: &Intervals) -> Option<WarningEve
         rule: Some(name.to_owned()),
         file: Some(rule.file.to_string()),
         line: Some(rule.line as u64),
-        help:
-            "compare its place with `subpage plan TRACE --names`; a position-independent program \
-               lies elsewhere than its file says"
-                .to_owned(),
+        help: format!(
+            "compare its place with `{list}`; a position-independent program lies elsewhere than its file \
+             says"
+        ),
     })
 }
 

@@ -148,8 +148,12 @@ impl Reading {
                 "a policy is TOML: `key = value` lines under `[[rule]]`; texts stand in quotes",
             ));
         }
+        if has_syntax_errors {
+            // What could be read of the rest may not be what is meant.
+            return;
+        }
         let mut fields = Fields::new(document.get_ref(), "a policy", TOP_KEYS, mistakes);
-        check_version(&mut fields, has_syntax_errors);
+        check_version(&mut fields);
         for file in included(&mut fields) {
             match self.opened.read(source, &file) {
                 Ok(Some(source)) => {
@@ -160,7 +164,7 @@ impl Reading {
                 Err(mistake) => fields.report(mistake),
             }
         }
-        let tables = rule_tables(&mut fields, has_syntax_errors, &mut self.taken);
+        let tables = rule_tables(&mut fields, &mut self.taken);
         let mut lines = Lines::of(source.text());
         for (table, span) in tables {
             let (name, rule) = read_rule(table, &span, |at| lines.line(at), mistakes);
@@ -217,11 +221,9 @@ impl<'t> Lines<'t> {
     }
 }
 
-fn check_version(fields: &mut Fields<'_, '_>, quiet: bool) {
+fn check_version(fields: &mut Fields<'_, '_>) {
     if !fields.has("version") {
-        if !quiet {
-            fields.mistake(0..0, "the key `version` is missing", "", VERSION_HELP);
-        }
+        fields.mistake(0..0, "the key `version` is missing", "", VERSION_HELP);
         return;
     }
     if let Some(version) = fields.unsigned("version", VERSION_HELP)
@@ -238,13 +240,12 @@ fn check_version(fields: &mut Fields<'_, '_>, quiet: bool) {
 
 fn rule_tables<'t>(
     fields: &mut Fields<'t, '_>,
-    quiet: bool,
     taken: &mut Taken,
 ) -> Vec<(&'t DeTable<'t>, Range<usize>)> {
     const HELP: &str = "write each rule as a table of its own under a line `[[rule]]`; a policy \
                         without rules, as for a control run, says `rule = []`";
     let Some(value) = fields.value("rule") else {
-        if !quiet && !fields.has("include") {
+        if !fields.has("include") {
             fields.mistake(0..0, "the policy has no rule", "", HELP);
         }
         return Vec::new();

@@ -55,12 +55,16 @@ impl Draft {
     ///
     /// Reads the files of symbols that the policy names, each once.
     pub fn resolve(self, regions: &Names) -> Result<Policy, Mistakes> {
-        let otherwise = if regions.is_empty() {
-            "this guest brings no names; give the rule a `range` or a `symbol`"
-        } else {
-            "the names of a trace are listed by `subpage plan TRACE --names`"
-        };
-        self.find_all(regions, otherwise, true)
+        self.resolve_listed(regions, "subpage plan TRACE --names")
+    }
+
+    /// The same; `list` is the command that lists the names of this very trace.
+    pub fn resolve_listed(self, regions: &Names, list: &str) -> Result<Policy, Mistakes> {
+        if regions.is_empty() {
+            let otherwise = "this guest brings no names; give the rule a `range` or a `symbol`";
+            return self.find_all(regions, otherwise, true);
+        }
+        self.find_all(regions, &format!("the names of a trace are listed by `{list}`"), true)
     }
 
     /// The same for names from elsewhere; `otherwise` says what to do about a name that is not among

@@ -30,10 +30,10 @@ pub(super) fn section(summary: &Summary) -> Markup {
                  cost, the second what a processor with sub-page permissions would leave."
             }
         }
-        svg.legend viewBox="0 0 1020 84" role="img" aria-label=(label) {
+        div.scroll { svg.legend viewBox="0 0 1020 84" role="img" aria-label=(label) {
             (bar(8.0, "page", "Page granularity", page, page.max(sub_page), &page_remark(summary)))
             (bar(48.0, "sub", "Sub-page granularity", sub_page, page.max(sub_page), &sub_page_remark(summary)))
-        }
+        } }
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) fn section(summary: &Summary) -> Markup {
         p.soft {
             "The guarded pages and their written neighbours. One row is a page, one cell a sub-page \
              of 128 bytes; darker or brighter means more writes, tenfold from step to step. Point \
-             at a cell for its numbers."
+             at a cell for its numbers, or see the table below."
             @if summary.live.is_some() {
                 " On KVM only the writes that a rule reported or denied are known one by one: all \
                  others are missing here."
@@ -71,7 +71,7 @@ fn class_of(writes: u64) -> usize {
 
 fn legend() -> Markup {
     html! {
-        svg.legend viewBox="0 0 1020 24" role="img"
+        div.scroll { svg.legend viewBox="0 0 1020 24" role="img"
             aria-label="Legend: colour by the number of writes; outlined: guarded; crossed: denied" {
             text class="soft" x="0" y="16" { "writes" }
             @for (class, name) in CLASSES.iter().enumerate() {
@@ -80,11 +80,11 @@ fn legend() -> Markup {
             }
             rect class="h0" x="600" y="2" width="20" height="20" rx="3" {}
             rect class="guard" x="600" y="2" width="20" height="20" rx="3" {}
-            text class="soft" x="628" y="16" { "guarded by a rule" }
+            text class="soft" x="628" y="16" { "guarded" }
             rect class="h2" x="768" y="2" width="20" height="20" rx="3" {}
             (cross(768, 2))
             text class="soft" x="796" y="16" { "a write was denied" }
-        }
+        } }
     }
 }
 
@@ -98,7 +98,7 @@ fn drawing(pages: &[PageHeat], summary: &Summary) -> Markup {
     let height = TOP + pages.len() * ROW + 4;
     let first = pages[0].gfn.gpa().as_u64();
     html! {
-        svg.legend viewBox=(format!("0 0 {WIDTH} {height}")) role="group"
+        div.scroll { svg.legend.wide viewBox=(format!("0 0 {WIDTH} {height}")) role="group"
             aria-label=(format!("{} pages from {first:#x}", pages.len())) {
             @for cell in (0..CELLS).step_by(4) {
                 text class="mono soft" x=(LABEL + cell * STEP) y="13" { (format!("+{:03x}", cell * 128)) }
@@ -106,14 +106,14 @@ fn drawing(pages: &[PageHeat], summary: &Summary) -> Markup {
             @for (row, page) in pages.iter().enumerate() {
                 (draw_page(page, TOP + row * ROW, summary))
             }
-        }
+        } }
     }
 }
 
 fn draw_page(page: &PageHeat, y: usize, summary: &Summary) -> Markup {
     let names = names_of(page, summary);
     html! {
-        text class=(if page.rules.is_empty() { "mono soft" } else { "mono" }) x="0" y=(y + 14) {
+        text class=(if page.guarded().is_empty() { "mono soft" } else { "mono" }) x="0" y=(y + 14) {
             (format!("{:#x}", page.gfn.gpa().as_u64()))
         }
         @for cell in SubPage::all() { (draw_cell(page, cell, y, summary)) }
@@ -151,6 +151,9 @@ fn describe(page: &PageHeat, cell: SubPage, summary: &Summary) -> String {
         text.push_str("\nguarded by ");
         text.push_str(&printable(name));
     }
+    if page.maps.contains(cell) {
+        text.push_str("\nguarded by an access map");
+    }
     text
 }
 
@@ -168,6 +171,9 @@ fn names_of(page: &PageHeat, summary: &Summary) -> String {
     let mut text = names.map(printable).collect::<Vec<_>>().join(", ");
     if page.rules.len() > 8 {
         let _ = write!(text, " and {} more", page.rules.len() - 8);
+    }
+    if !page.maps.is_empty() {
+        text.push_str(if text.is_empty() { "(access map)" } else { ", (access map)" });
     }
     text
 }
@@ -202,6 +208,10 @@ fn table(summary: &Summary) -> Markup {
                             @for (index, name) in rules_of(page, cell, summary).enumerate() {
                                 @if index > 0 { ", " }
                                 (printable(name))
+                            }
+                            @if page.maps.contains(cell) {
+                                @if rules_of(page, cell, summary).next().is_some() { ", " }
+                                "(access map)"
                             }
                         }
                         td.n { (grouped(page.writes[usize::from(cell.index())])) }

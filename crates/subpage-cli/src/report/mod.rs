@@ -12,6 +12,9 @@ use thiserror::Error;
 use crate::new_file;
 use crate::summary::Summary;
 
+/// What every report begins with.
+pub const BEGINS: &[u8] = b"<!DOCTYPE html>";
+
 /// Why no report was written.
 #[derive(Debug, Error)]
 #[error("cannot write the report {}; nothing is left under that name that was not there", path.display())]

@@ -11,7 +11,8 @@ use std::time::Duration;
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, RuleId};
 use subpage_kvm::control::protocol::{
-    NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownRule, ShownTracking, Written,
+    NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownMap, ShownMaps, ShownRule,
+    ShownTracking, Written,
 };
 use subpage_kvm::control::{RequestHandler, Server};
 use subpage_kvm::event::{Broadcast, Subscription};
@@ -62,6 +63,11 @@ fn shown() -> Shown {
             rule(1, "helper path", true, false, 9),
             rule(12, "a rule \u{1b}with a long name", false, true, 0),
         ],
+        access_maps: ShownMaps {
+            pages: 34,
+            sub_pages: 40,
+            first: vec![ShownMap { gfn: 0x20_0000, map: !0b1011 }],
+        },
         trackings: vec![ShownTracking { track: 3, start: u64::MAX, length: u64::MAX }],
         trapped_pages: 1,
         writes: 1_209,

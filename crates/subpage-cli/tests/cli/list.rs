@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use subpage_cli::schema::{SchemaChoice, schema};
-use subpage_kvm::control::protocol::{Refusal, Reply, Request, Shown};
+use subpage_kvm::control::protocol::{Refusal, Reply, Request, Shown, ShownMaps};
 use subpage_kvm::control::{RequestHandler, Server};
 use subpage_kvm::event::{Broadcast, Subscription};
 
@@ -45,6 +45,7 @@ impl RequestHandler for Guests {
             memory: 128 << 20,
             rules: Vec::new(),
             trackings: Vec::new(),
+            access_maps: ShownMaps::default(),
             trapped_pages: 0,
             writes: 1234,
         })))

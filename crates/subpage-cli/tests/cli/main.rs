@@ -7,6 +7,7 @@ mod ctl;
 mod enforcers;
 mod events;
 mod fields;
+mod files;
 mod first_hour;
 mod include;
 mod kallsyms;

@@ -6,7 +6,7 @@ use thiserror::Error;
 use vm_memory::ByteValued as _;
 
 use super::kernel::{self, Unpacked};
-use super::load::{Image, Piece, Request};
+use super::load::{Image, ImageKind, Piece, Request};
 use super::parameters::{HEADER_AT, HEADER_END, HEADER_MAGIC, Setup};
 use super::part::HIGH_MEMORY;
 use super::source::Source;
@@ -93,13 +93,11 @@ pub(super) fn plan(source: Source, request: &Request<'_>) -> Result<Image, BootE
         Unpacked::None => None,
     };
     Ok(Image {
-        format: Format::LinuxBzImage,
+        kind: ImageKind { format: Format::LinuxBzImage, kernel: None, own_loader },
         source,
         entry: piece.placed.range.first().as_u64() + ENTRY_64,
         setup,
         pieces: vec![piece],
-        kernel: None,
-        own_loader,
     })
 }
 

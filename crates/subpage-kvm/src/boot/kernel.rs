@@ -17,7 +17,7 @@ use linux_loader::loader::bootparam::setup_header;
 use subpage::address::{ByteRange, Gpa};
 use subpage_linux::{KernelImage, Slide};
 
-use super::load::{Image, KernelPlace, Piece, Request};
+use super::load::{Image, ImageKind, KernelPlace, Piece, Request};
 use super::parameters::Setup;
 use super::source::Source;
 use super::{BootError, Format, Part, Placed};
@@ -109,13 +109,15 @@ fn image(
         return Err(format!("its entry {entry:#x} is in none of its segments"));
     }
     Ok(Box::new(Image {
-        format: Format::LinuxBzImage,
+        kind: ImageKind {
+            format: Format::LinuxBzImage,
+            kernel: Some(KernelPlace { slide }),
+            own_loader: None,
+        },
         source: Source::unpacked(source.path(), contents),
         entry,
         pieces,
         setup,
-        kernel: Some(KernelPlace { slide }),
-        own_loader: None,
     }))
 }
 

@@ -62,11 +62,22 @@ impl fmt::Display for Format {
     }
 }
 
+/// What a file is as a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageKind {
+    /// How it is written.
+    pub format: Format,
+    /// Of a Linux kernel that is unpacked here and entered at once.
+    pub kernel: Option<KernelPlace>,
+    /// Why the kernel in a bzImage is not, so that its own loader runs first.
+    pub own_loader: Option<String>,
+}
+
 /// How the first processor starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Boot {
     /// What the image is.
-    pub format: Format,
+    pub image: ImageKind,
     /// Physical address of the first instruction; RIP.
     pub entry: u64,
     /// Address of the zero page; RSI. For a Multiboot kernel, of its information; EBX.
@@ -75,10 +86,6 @@ pub struct Boot {
     pub stack: u64,
     /// Page-table root; CR3. 0 for a Multiboot kernel, which begins without paging.
     pub page_tables: u64,
-    /// Of a Linux kernel that was unpacked here and is entered at once.
-    pub kernel: Option<KernelPlace>,
-    /// Why the kernel in a bzImage was not, so that its own loader runs first.
-    pub own_loader: Option<String>,
     /// All that was put into memory, ascending; nothing else was written.
     pub parts: Vec<Placed>,
 }
@@ -93,16 +100,12 @@ pub struct KernelPlace {
 /// An image whose file has been checked.
 #[derive(Debug)]
 pub(super) struct Image {
-    pub(super) format: Format,
+    pub(super) kind: ImageKind,
     pub(super) source: Source,
     pub(super) entry: u64,
     /// At least one.
     pub(super) pieces: Vec<Piece>,
     pub(super) setup: Setup,
-    /// Of a Linux kernel that is entered at once.
-    pub(super) kernel: Option<KernelPlace>,
-    /// Why the kernel in the image is not.
-    pub(super) own_loader: Option<String>,
 }
 
 impl Image {
@@ -114,7 +117,8 @@ impl Image {
         pieces: Vec<Piece>,
         setup: Setup,
     ) -> Self {
-        Self { format, source, entry, pieces, setup, kernel: None, own_loader: None }
+        let kind = ImageKind { format, kernel: None, own_loader: None };
+        Self { kind, source, entry, pieces, setup }
     }
 }
 
@@ -151,6 +155,21 @@ pub fn sniff(path: &Path) -> Result<Option<Format>, BootError> {
     Ok(ours.then_some(Format::Elf64))
 }
 
+/// What a file would be as a guest; fails if it can be none, as [`load`] does.
+///
+/// No memory is needed, so whether a guest's memory is large enough stays open.
+pub fn inspect(path: &Path) -> Result<ImageKind, BootError> {
+    let request = Request {
+        image: path,
+        initrd: None,
+        command_line: "",
+        load_address: None,
+        slide: Some(0),
+        cpus: 1,
+    };
+    image(&request).map(|image| image.kind)
+}
+
 /// Puts a guest into memory and tells how its first processor starts.
 ///
 /// May be called again for the same memory when the guest resets: it then writes the same bytes
@@ -166,7 +185,7 @@ pub fn load(ram: &Ram, request: &Request<'_>) -> Result<Boot, BootError> {
 
     let tables = BootTables::plan(ram);
     let mut parts = Vec::new();
-    if image.format == Format::Multiboot {
+    if image.kind.format == Format::Multiboot {
         parts.push(multiboot::information());
     } else {
         parts.extend([
@@ -197,18 +216,16 @@ pub fn load(ram: &Ram, request: &Request<'_>) -> Result<Boot, BootError> {
     mptable::write_tables(ram, cpus);
     acpi.write(ram);
     let initrd = initrd.map(|initrd| initrd.placed.range);
-    let (format, entry) = (image.format, image.entry);
-    if format == Format::Multiboot {
+    let entry = image.entry;
+    if image.kind.format == Format::Multiboot {
         multiboot::write_information(ram, initrd);
         let boot_parameters = multiboot::information().range.first().as_u64();
         return Ok(Boot {
-            format,
+            image: image.kind,
             entry,
             boot_parameters,
             stack: 0,
             page_tables: 0,
-            kernel: None,
-            own_loader: None,
             parts,
         });
     }
@@ -222,13 +239,11 @@ pub fn load(ram: &Ram, request: &Request<'_>) -> Result<Boot, BootError> {
         tables.high().map(|high| high.range),
     );
     Ok(Boot {
-        format,
+        image: image.kind,
         entry,
         boot_parameters: ZERO_PAGE,
         stack: STACK_TOP,
         page_tables: PAGE_TABLES,
-        kernel: image.kernel,
-        own_loader: image.own_loader,
         parts,
     })
 }
@@ -277,15 +292,7 @@ fn flat(source: Source, address: u64) -> Result<Image, BootError> {
     let range = range.map_err(|_| BootError::LoadBeyond { address, bytes })?;
     let placed = Placed { part: Part::Flat, range };
     let pieces = vec![Piece { placed, offset: 0, file_bytes: bytes, zeros: 0 }];
-    Ok(Image {
-        format: Format::Flat,
-        source,
-        entry: address,
-        pieces,
-        setup: Setup::without_header(),
-        kernel: None,
-        own_loader: None,
-    })
+    Ok(Image::plain(Format::Flat, source, address, pieces, Setup::without_header()))
 }
 
 /// The first bytes of a file; zeros where it has none.

@@ -64,7 +64,7 @@ pub use bzimage::BzImageError;
 pub use elf::ElfError;
 pub use error::BootError;
 pub use first_program::{FirstProgram, FirstProgramError, first_program};
-pub use load::{Boot, Format, KernelPlace, Request, load, sniff};
+pub use load::{Boot, Format, ImageKind, KernelPlace, Request, inspect, load, sniff};
 pub use mptable::MAX_PROCESSORS;
 pub use multiboot::MultibootError;
 pub use part::{Part, Placed};

@@ -60,7 +60,7 @@ pub(super) fn write_descriptors(ram: &Ram) {
 impl Boot {
     /// General registers of the first processor.
     pub fn registers(&self) -> kvm_regs {
-        if self.format == Format::Multiboot {
+        if self.image.format == Format::Multiboot {
             return kvm_regs {
                 rip: self.entry,
                 rax: multiboot::LOADER_MAGIC.into(),
@@ -83,7 +83,7 @@ impl Boot {
     pub fn special_registers(&self, from: kvm_sregs) -> kvm_sregs {
         let code = kvm_segment { selector: CODE, type_: 11, l: 1, ..flat() };
         let data = kvm_segment { selector: DATA, type_: 3, db: 1, ..flat() };
-        if self.format == Format::Multiboot {
+        if self.image.format == Format::Multiboot {
             return Self::protected_mode(kvm_segment { l: 0, db: 1, ..code }, data, &from);
         }
         kvm_sregs {

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use super::error::ControlError;
 use super::socket::{remove_dead, system};
+use crate::temporary_file::nameless;
 
 /// Longest path of a socket in bytes.
 const MAX_PATH_BYTES: usize = 107;
@@ -83,7 +84,7 @@ fn find_in<T>(
         .prefix(PREFIX)
         .permissions(fs::Permissions::from_mode(0o700))
         .tempdir_in(temporary)
-        .map_err(|cause| system("make a directory in", temporary, cause))?;
+        .map_err(|cause| system("make a directory in", temporary, nameless(cause)))?;
     Ok((listen(&path(directory.path()))?, Some(directory)))
 }
 

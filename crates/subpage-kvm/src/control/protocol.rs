@@ -158,6 +158,28 @@ pub struct ShownTracking {
     pub length: u64,
 }
 
+/// What access maps deny, underneath rules.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ShownMaps {
+    /// Pages whose map denies something.
+    pub pages: u64,
+    /// Sub-pages that they deny.
+    pub sub_pages: u64,
+    /// The first of these pages, ascending, at most 32.
+    pub first: Vec<ShownMap>,
+}
+
+/// The access map of one page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ShownMap {
+    /// The page: its address / 4096.
+    pub gfn: u64,
+    /// Bit i: sub-page i may be written.
+    pub map: u32,
+}
+
 /// The state of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -172,6 +194,9 @@ pub struct Shown {
     pub memory: u64,
     /// Rules, ascending by address.
     pub rules: Vec<ShownRule>,
+    /// What access maps deny beside them, as `set` gave them.
+    #[serde(default)]
+    pub access_maps: ShownMaps,
     /// Tracked ranges, ascending by number.
     pub trackings: Vec<ShownTracking>,
     /// Pages whose writes trap now.

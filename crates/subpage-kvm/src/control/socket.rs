@@ -25,6 +25,7 @@ use nix::sys::socket::{
 };
 
 use super::error::ControlError;
+use crate::temporary_file::nameless;
 
 /// Nobody but the owner.
 const MODE: u32 = 0o600;
@@ -124,7 +125,7 @@ impl LockFile {
 
     /// Makes the lock file; `None` if there is one. It is locked before it is seen.
     fn make(path: &Path) -> Result<Option<Self>, ControlError> {
-        let failed = |cause| system("make the lock file", path, cause);
+        let failed = |cause| system("make the lock file", path, nameless(cause));
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let mut file = tempfile::Builder::new()
             .prefix(".subpage-")

@@ -306,6 +306,16 @@ impl Guard {
         (&self.domain, &self.trap_counts)
     }
 
+    /// What access maps deny beside rules, by page, ascending; an alias tells it again.
+    pub(crate) fn map_denials(&self) -> impl Iterator<Item = (Gfn, AccessMap)> {
+        let domain = &self.domain;
+        let everywhere = GfnRange::new(Gfn::new(0), Gfn::MAX.as_u64() + 1).expect("every page");
+        domain
+            .denying_pages(everywhere)
+            .map(|gfn| (gfn, !domain.base_map(gfn)))
+            .filter(|(_, denied)| !denied.is_empty())
+    }
+
     /// Leaves a rule out of all counts.
     pub(crate) fn hide(&mut self, rule: RuleId) {
         self.trap_counts.hide(rule);

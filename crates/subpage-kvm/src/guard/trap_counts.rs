@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use subpage::access::SUB_PAGE_BYTES;
+use subpage::access::{AccessMap, SUB_PAGE_BYTES};
 use subpage::address::{ByteRange, Gfn, Gpa, PAGE_BYTES};
 use subpage::domain::{Domain, WriteParts};
 use subpage::frames::HeapFrames;
@@ -64,8 +64,8 @@ impl TrapCounts {
         self.bytes
     }
 
-    /// Of those writes, the ones that touched a sub-page with a rule: what would still trap with
-    /// sub-page permissions in the processor.
+    /// Of those writes, the ones that touched a sub-page with a rule, or one that an access map denies:
+    /// what would still trap with sub-page permissions in the processor.
     pub const fn guarded(&self) -> u64 {
         self.guarded
     }
@@ -99,10 +99,10 @@ impl TrapCounts {
         for rule in &self.touched {
             self.rules.entry(rule.0).or_default().checked += 1;
         }
-        self.guarded += u64::from(!self.touched.is_empty());
+        self.guarded += u64::from(!self.touched.is_empty() || denied_by_maps(domain, write));
     }
 
-    /// Counts a write that trapped and touches no restricted sub-page, so none of a rule.
+    /// Counts a write that trapped and touches no restricted sub-page, so none of a rule or a map.
     pub(super) fn count_open(&mut self, domain: &Domain<HeapFrames>, write: &WriteParts) {
         self.writes += 1;
         self.bytes += write.bytes();
@@ -192,6 +192,14 @@ impl TrapCounts {
         }
         record
     }
+}
+
+/// Whether an access map denies a sub-page that the write touches.
+fn denied_by_maps(domain: &Domain<HeapFrames>, write: &WriteParts) -> bool {
+    write.runs().iter().flat_map(|run| run.pages()).any(|piece| {
+        let map = domain.base_map(piece.first().gfn());
+        !(AccessMap::touched_by(piece) & !map).is_empty()
+    })
 }
 
 /// The bytes of a page.
@@ -296,6 +304,20 @@ mod tests {
         assert_eq!(counts.hottest_page(rules[0]), Some((Gfn::new(1), 5)));
         assert_eq!(counts.hottest_page(rules[1]), Some((Gfn::new(2), 6)));
         assert_eq!(counts.hottest_page(rules[2]), None);
+    }
+
+    /// On a processor with SPP, too, each would leave the guest.
+    #[test]
+    fn a_write_to_a_sub_page_that_a_map_denies_counts_as_one_to_guarded_bytes() {
+        let mut domain = domain(&[(bytes(0x5000, 4), Action::Deny)]);
+        let token = domain.set_access(Gfn::new(1), &[!AccessMap::from_bits(1 << 4)]);
+        domain.finish(&token.expect("memory").without_processors());
+        let mut counts = TrapCounts::default();
+        counts.count(&domain, &WriteParts::one(bytes(0x1280, 8)));
+        // Beside it, and a sub-page of a rule.
+        counts.count(&domain, &WriteParts::one(bytes(0x1200, 8)));
+        counts.count(&domain, &WriteParts::one(bytes(0x5010, 8)));
+        assert_eq!((counts.writes(), counts.guarded()), (3, 2));
     }
 
     /// What comes later is not counted for what came before, nor the other way round.

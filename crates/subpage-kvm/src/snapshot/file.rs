@@ -21,6 +21,7 @@ use tempfile::NamedTempFile;
 use super::{Chips, Features, ProcessorState, SnapshotError};
 use crate::devices::PortsState;
 use crate::memory::Ram;
+use crate::temporary_file::nameless;
 
 const MAGIC: [u8; 8] = *b"SUBPSNAP";
 const VERSION: u32 = 1;
@@ -96,10 +97,14 @@ impl Writer {
         if path.is_dir() {
             return Err(failed(io::Error::from(io::ErrorKind::IsADirectory)));
         }
+        if !may_replace(path) {
+            let why = "the file that is there is something else; remove it, or name another";
+            return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, why)));
+        }
         let file = tempfile::Builder::new()
             .prefix(".subpage-save-")
             .tempfile_in(directory)
-            .map_err(failed)?;
+            .map_err(|error| failed(nameless(error)))?;
         let file = BufWriter::with_capacity(1 << 20, file);
         Ok(Self { path: path.to_owned(), file, hash: Sha256::new(), bytes: 0 })
     }
@@ -109,7 +114,7 @@ impl Writer {
         let path = self.path.clone();
         self.write_all(header, state, ram)
             .and_then(|()| self.finish())
-            .map_err(|error| SnapshotError::Write { path, error })
+            .map_err(|error| SnapshotError::Write { path, error: nameless(error) })
     }
 
     fn write_all(&mut self, header: &Header, state: &[u8], ram: &Ram) -> io::Result<()> {
@@ -175,6 +180,18 @@ impl Writer {
         }
         Ok(self.bytes + CHECKSUM_BYTES as u64)
     }
+}
+
+/// Whether nothing is lost with what has this name: there is no such file, it is empty, or a snapshot.
+fn may_replace(path: &Path) -> bool {
+    if !path.is_file() {
+        return true;
+    }
+    let mut head = Vec::new();
+    let read =
+        File::open(path).and_then(|file| file.take(MAGIC.len() as u64).read_to_end(&mut head));
+    // Whether a file that cannot be read can be replaced, the rename finds out.
+    read.is_err() || head.is_empty() || head == MAGIC
 }
 
 /// A file that is being read.

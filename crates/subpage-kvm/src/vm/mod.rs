@@ -25,7 +25,8 @@ use std::time::Duration;
 
 use kvm_ioctls::VmFd;
 use nix::sys::signal::Signal;
-use subpage::address::Gpa;
+use subpage::access::AccessMap;
+use subpage::address::{Gfn, Gpa};
 use subpage_emulate::PagingFeatures;
 use subpage_emulate::guest::PhysicalMemory as _;
 
@@ -136,7 +137,7 @@ impl Vm {
         let paused = self.machine.vcpus.pause();
         reset::set_up(&paused.processors, &boot)?;
         let start = reset::Start::new(&self.machine, &paused, request, &boot)?;
-        if let Some(kernel) = boot.kernel {
+        if let Some(kernel) = boot.image.kernel {
             // A guest is loaded once; a reset moves its kernel by the same.
             let _ = self.machine.kernel_slide.set(kernel.slide);
         }
@@ -256,6 +257,11 @@ impl Vm {
     /// Counts of what trapped so far.
     pub fn trap_counts(&self) -> TrapCounts {
         self.machine.guard().counted().1.clone()
+    }
+
+    /// What access maps deny beside rules now: for each page, ascending, its denied sub-pages.
+    pub fn map_denials(&self) -> Vec<(Gfn, AccessMap)> {
+        self.machine.guard().map_denials().collect()
     }
 
     /// The guest's memory.

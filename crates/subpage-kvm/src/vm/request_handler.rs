@@ -13,7 +13,8 @@ use subpage::track::TrackId;
 use super::VmShared;
 use crate::control::RequestHandler;
 use crate::control::protocol::{
-    NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownRule, ShownTracking, Written,
+    NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownMap, ShownMaps, ShownRule,
+    ShownTracking, Written,
 };
 use crate::ending::Ending;
 use crate::event::ArmedBy;
@@ -26,6 +27,9 @@ const MAX_PAGES: u32 = 512;
 
 /// How many events may wait for a client that watches.
 const QUEUE: usize = 4096;
+
+/// Most access maps that `show` tells one by one.
+const MAX_SHOWN_MAPS: usize = 32;
 
 /// Does what clients ask of a machine.
 #[derive(Clone)]
@@ -143,6 +147,8 @@ fn show(machine: &VmShared) -> Shown {
             }
         })
         .collect();
+    let access_maps = show_maps(guard.map_denials());
+    let domain = guard.domain();
     let trackings = domain
         .tracked()
         .map(|(track, range)| ShownTracking {
@@ -162,10 +168,23 @@ fn show(machine: &VmShared) -> Shown {
         cpus: u32::try_from(machine.vcpus.processors()).expect("a u32 was asked for"),
         memory: machine.ram.bytes(),
         rules,
+        access_maps,
         trackings,
         trapped_pages: guard.traps().trapped().pages(),
         writes,
     }
+}
+
+fn show_maps(denials: impl Iterator<Item = (Gfn, AccessMap)>) -> ShownMaps {
+    let mut shown = ShownMaps::default();
+    for (gfn, denied) in denials {
+        shown.pages += 1;
+        shown.sub_pages += u64::from(denied.count());
+        if shown.first.len() < MAX_SHOWN_MAPS {
+            shown.first.push(ShownMap { gfn: gfn.as_u64(), map: (!denied).bits() });
+        }
+    }
+    shown
 }
 
 fn get(machine: &VmShared, gfn: u64, pages: u32) -> Result<Reply, Refusal> {

@@ -40,7 +40,7 @@ impl Start {
             initrd: request.initrd.map(Path::to_owned),
             command_line: request.command_line.to_owned(),
             load_address: request.load_address,
-            slide: boot.kernel.map(|kernel| kernel.slide),
+            slide: boot.image.kernel.map(|kernel| kernel.slide),
             processors,
             chips: Chips::save(&machine.vm)?,
         })

@@ -24,7 +24,8 @@ use crate::invalidate::Invalidation;
 use crate::rules::{Action, ActiveRule, Owner, Rule, RuleId, RuleName, RuleNameError, RuleSet};
 use crate::track::{Arming, TrackId, Tracking};
 
-const MAGIC: [u8; 8] = *b"SUBPAGE\0";
+/// The first bytes of every exported state.
+pub const EXPORT_MAGIC: [u8; 8] = *b"SUBPAGE\0";
 const VERSION: u32 = 1;
 const LOCKED: u8 = 1;
 const SPENT: u8 = 2;
@@ -167,7 +168,7 @@ impl<F: TableFrames, O: Observer> Domain<F, O> {
     fn header(&self, maps: usize, tracked: usize) -> Result<Header, OutOfFrames> {
         let count = |list: usize| u32::try_from(list).map_err(|_| OutOfFrames);
         Ok(Header {
-            magic: MAGIC,
+            magic: EXPORT_MAGIC,
             version: VERSION.into(),
             rules: count(self.rules.len())?.into(),
             maps: count(maps)?.into(),
@@ -254,7 +255,7 @@ impl State {
     fn parse(bytes: &[u8], max_pages: u64) -> Result<Self, ImportError> {
         let mut reader = Reader { bytes, at: 0, pages_left: max_pages };
         let header: Header = reader.take().map_err(|_| ImportError::NotState)?;
-        if header.magic != MAGIC {
+        if header.magic != EXPORT_MAGIC {
             return Err(ImportError::NotState);
         }
         if header.version.get() != VERSION {

@@ -27,7 +27,7 @@ pub use decide::{Decision, Denial};
 pub use dirty::Pending;
 pub use error::DomainError;
 pub use exits::{Answer, AtOnce, EptViolation, HostError, RetryState, SppEvent};
-pub use export::ImportError;
+pub use export::{EXPORT_MAGIC, ImportError};
 pub use memory::HostPage;
 pub use write::{Considered, WriteParts};
 

@@ -3,24 +3,28 @@
 use std::path::Path;
 
 use subpage::rules::Moment;
-use subpage_kvm::boot::{Boot, Format, first_program};
-use subpage_kvm::vm::Vm;
+use subpage_kvm::boot::{FirstProgram, Format, ImageKind, first_program};
 
 use crate::events::{WarningEvent, WarningKind};
 use crate::failure::Failure;
 use crate::policy::{Policy, PolicyRule};
 
 /// Gives rules of which the policy does not say it the moment that fits the guest.
-pub(super) fn default(policy: &mut Policy, boot: &Boot) {
-    let is_kernel = boot.kernel.is_some() || boot.own_loader.is_some();
+pub(super) fn default(policy: &mut Policy, image: &ImageKind) {
+    let is_kernel = image.kernel.is_some() || image.own_loader.is_some();
     let moment = if is_kernel { Moment::Entry } else { Moment::Start };
     for rule in &mut policy.rules {
         rule.arm.get_or_insert(moment);
     }
 }
 
-/// Refuses a moment that this guest does not come to.
-pub(super) fn check(policy: &Policy, boot: &Boot, image: &Path) -> Result<(), Failure> {
+/// Refuses a moment that this guest does not come to; tells where it starts its first program, if a rule
+/// waits for that.
+pub(super) fn check(
+    policy: &Policy,
+    image: &ImageKind,
+    path: &Path,
+) -> Result<Option<FirstProgram>, Failure> {
     let refused = |rule: &PolicyRule, why: &str| {
         Err(Failure::Input(format!(
             "the rule `{}` ({}) cannot arm at `{}`: {why}",
@@ -29,48 +33,36 @@ pub(super) fn check(policy: &Policy, boot: &Boot, image: &Path) -> Result<(), Fa
             rule.arm.unwrap_or(Moment::Start).word(),
         )))
     };
-    let image = image.display();
     for rule in &policy.rules {
         match rule.arm {
-            Some(Moment::Entry) if boot.kernel.is_none() && boot.format == Format::LinuxBzImage => {
-                let why = match &boot.own_loader {
+            Some(Moment::Entry)
+                if image.kernel.is_none() && image.format == Format::LinuxBzImage =>
+            {
+                let why = match &image.own_loader {
                     Some(reason) => format!(
-                        "it is not known when the loader of {image} enters the kernel, because {reason}"
+                        "it is not known when the loader of {} enters the kernel, because {reason}",
+                        path.display()
                     ),
-                    None => format!("{image} says of no kernel in it that it enters later"),
+                    None => {
+                        format!("{} says of no kernel in it that it enters later", path.display())
+                    }
                 };
                 return refused(rule, &why);
             }
             _ => {}
         }
     }
-    Ok(())
-}
-
-/// Has the guest tell when its kernel starts its first program, if a rule waits for that.
-pub(super) fn watch_first_program(
-    vm: &Vm,
-    policy: &Policy,
-    boot: &Boot,
-    image: &Path,
-) -> Result<(), Failure> {
     let Some(rule) = policy.rules.iter().find(|rule| rule.arm == Some(Moment::Init)) else {
-        return Ok(());
+        return Ok(None);
     };
-    let found = match &boot.own_loader {
+    let found = match &image.own_loader {
         Some(reason) => Err(reason.clone()),
-        None => first_program(image).map_err(|error| error.to_string()),
+        None => first_program(path).map_err(|error| error.to_string()),
     };
-    let found = found.map_err(|reason| {
-        Failure::Input(format!(
-            "the rule `{}` ({}) cannot arm at `init`: it is not known when {} starts its first program: \
-             {reason}",
-            rule.rule.name,
-            rule.place(),
-            image.display(),
-        ))
-    })?;
-    vm.watch_first_program(found).map_err(|error| Failure::bad(&error))
+    found.map(Some).or_else(|reason| {
+        let path = path.display();
+        refused(rule, &format!("it is not known when {path} starts its first program: {reason}"))
+    })
 }
 
 /// The warning about a rule that has never held.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use subpage::access::SUB_PAGE_BYTES;
-use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
+use subpage::access::{AccessMap, SUB_PAGE_BYTES};
+use subpage::address::{ByteRange, Gfn, Gpa, PAGE_BYTES};
 use subpage::rules::Action;
 use subpage_kvm::control::protocol::NewRule;
 use subpage_kvm::guard::{RuleCounts, TrapCounts};
@@ -12,7 +12,7 @@ use subpage_trap::{Address, Event, Record};
 use super::super::intervals::Intervals;
 use super::ending::RunEnd;
 use crate::events::RunHeader;
-use crate::heat::Heat;
+use crate::heat::{Heat, cell_bytes};
 use crate::policy::PolicyRule;
 use crate::summary::{HotPage, LiveSummary, MAX_FIRST_DENIALS, RuleSummary, Summary};
 
@@ -128,25 +128,28 @@ impl Count {
         let room = PAGE_BYTES - u64::from(event.gpa.page_offset());
         let length = (event.bytes.len() as u64).min(room);
         if let Ok(first) = ByteRange::new(event.gpa, length) {
-            self.heat.count(first, denied);
+            self.heat.count_anywhere(first, denied);
         }
         if event.at.gfn() != event.gpa.gfn() {
             let held = ByteRange::new(event.at, 1).expect("a byte of memory");
-            self.heat.count(held, denied);
+            self.heat.count_anywhere(held, denied);
         }
     }
 
     /// What a run of this duration amounts to; guest, policy and backend are left empty.
+    ///
+    /// `added`: rules that came later, gone ones too. `maps`: what access maps deny at the end.
     pub(super) fn into_summary(
         self,
         trap_counts: &TrapCounts,
         added: &[(u64, NewRule)],
+        maps: &[(Gfn, AccessMap)],
         end: RunEnd,
         elapsed: Duration,
     ) -> Summary {
         let Self {
             mut rules,
-            heat,
+            mut heat,
             first_denials,
             denied_by_maps,
             dropped,
@@ -155,6 +158,8 @@ impl Count {
         } = self;
         rules.extend(added.iter().map(|(id, rule)| Known::of_machine(*id, rule)));
         let ranges: Vec<_> = rules.iter().map(|rule| rule.range).collect();
+        heat.guard(ranges.len() - added.len(), &ranges[ranges.len() - added.len()..]);
+        heat.deny_by_maps(maps);
         let rules = rules.into_iter().map(|rule| counted(rule, trap_counts, elapsed)).collect();
         Summary {
             header: RunHeader::default(),
@@ -166,8 +171,8 @@ impl Count {
             rules,
             exits_page: trap_counts.writes(),
             exits_sub_page: trap_counts.guarded(),
-            pages_protected: widened(&ranges, PAGE_BYTES),
-            sub_pages_protected: widened(&ranges, SUB_PAGE_BYTES),
+            pages_protected: widened(&ranges, maps, PAGE_BYTES),
+            sub_pages_protected: widened(&ranges, maps, SUB_PAGE_BYTES),
             stopped_at: end.stopped_at,
             warnings: Vec::new(),
             elapsed: Some(elapsed),
@@ -216,9 +221,15 @@ fn per_second(exits: u64, elapsed: Duration) -> Option<f64> {
     rate.is_finite().then(|| (rate * 1e3).round() / 1e3)
 }
 
-/// How many units the ranges touch.
-fn widened(ranges: &[ByteRange], unit: u64) -> u64 {
-    let runs =
+/// How many units the ranges, and the sub-pages that maps deny, touch.
+fn widened(ranges: &[ByteRange], maps: &[(Gfn, AccessMap)], unit: u64) -> u64 {
+    let ruled =
         ranges.iter().map(|range| (range.first().as_u64() / unit, range.last().as_u64() / unit));
-    Intervals::new(runs.collect()).count()
+    let mapped = maps.iter().flat_map(|(gfn, denied)| {
+        denied.iter().map(|sub_page| {
+            let at = cell_bytes(*gfn, sub_page).0 / unit;
+            (at, at)
+        })
+    });
+    Intervals::new(ruled.chain(mapped).collect()).count()
 }

@@ -18,7 +18,7 @@ use crate::failure::Failure;
 /// What names the writers of a guest: its kernel's image if it is Linux and where it runs is known, else the
 /// functions of its ELF file.
 pub(super) fn of(image: &Path, boot: &Boot, functions: Functions) -> Box<dyn Witness> {
-    let slide = match (boot.format, boot.kernel) {
+    let slide = match (boot.image.format, boot.image.kernel) {
         (_, Some(kernel)) => Slide::new(kernel.slide),
         // Its own loader moves it.
         (Format::LinuxBzImage, None) => return Box::new(functions),

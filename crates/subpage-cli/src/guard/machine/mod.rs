@@ -35,7 +35,9 @@ use self::supervise::{Grace, Limits, Teller, supervise};
 use crate::command_line::{
     DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, PageTables, TrapChoice,
 };
-use crate::events::{EventWriter, LiveStart, RuleEvent, RunHeader, StartEvent, WarningEvent};
+use crate::events::{
+    EventWriter, LiveStart, RuleEvent, RunHeader, StartEvent, WarningEvent, WarningKind,
+};
 use crate::failure::{Failure, Status};
 use crate::policy::{Draft, Policy, PolicyRule};
 use crate::summary::{LiveSummary, Summary};
@@ -91,9 +93,13 @@ pub(super) fn run(
     let by_name = names::has_places_by_name(&draft);
     let starts = names::kernel_starts(&names, &mut draft, asked);
     let others = names::of_other_files(&names, &mut draft, asked);
-    let mut policy = draft
+    let policy = draft
         .resolve_or(&names.list, names.otherwise)
-        .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
+        .map_err(|mistakes| Failure::Policy(Box::new(mistakes)));
+    if policy.is_err() && asked.load_address.is_none() {
+        check_policy(image, Err(()))?;
+    }
+    let mut policy = policy?;
     let mut warnings = policy.overruled();
     let screen = screen(color, arguments)?;
     let mut vm = Vm::new(&configuration(asked), Box::new(screen.console()))
@@ -101,6 +107,7 @@ pub(super) fn run(
     let boot = load(&mut vm, image, asked)?;
     warnings.extend(names::may_move(&boot, asked).filter(|_| by_name));
     warnings.extend(names::is_emulated(&boot));
+    warnings.extend(lost_updates(vm.traps_by(), cpus(asked)));
     if arguments.strict && !warnings.is_empty() {
         return Err(Failure::Strict { warnings, before_a_run: true });
     }
@@ -109,13 +116,15 @@ pub(super) fn run(
     // An ELF file says where its functions are; a list of symbols has no code to check them by.
     let functions = functions::of_elf(asked.symbols.as_deref().unwrap_or(image));
     vm.name_writers_by(kernel_witness::of(image, &boot, functions));
-    arm::default(&mut policy, &boot);
-    arm::check(&policy, &boot, image)?;
+    arm::default(&mut policy, &boot.image);
+    let first_program = arm::check(&policy, &boot.image, image)?;
     check_memory(&vm, &policy)?;
     let moment = |rule: &PolicyRule| (rule.rule, rule.arm.unwrap_or(Moment::Start));
     let rules: Vec<(Rule, Moment)> = policy.rules.iter().map(moment).collect();
     let first = vm.add_rules_at(&rules).map_err(|error| Failure::bad(&error))?;
-    arm::watch_first_program(&vm, &policy, &boot, image)?;
+    if let Some(found) = first_program {
+        vm.watch_first_program(found).map_err(|error| Failure::bad(&error))?;
+    }
 
     let known = (first.0..).zip(&policy.rules).map(|(id, rule)| Known::of_policy(id, rule));
     let count = Count::new(known.collect());
@@ -157,6 +166,16 @@ pub(super) fn restore(
         live: None,
     };
     go(vm, start, Vec::new(), count, arguments, Vec::new(), screen, color)
+}
+
+/// Looks for what a run of this guest would refuse: the file itself, and moments to which it does not
+/// come. Of a policy with mistakes only the file is looked at: one that can be no guest has none of the
+/// names, which is then the mistake.
+pub(super) fn check_policy(image: &Path, policy: Result<&mut Policy, ()>) -> Result<(), Failure> {
+    let kind = boot::inspect(image).map_err(|error| Failure::bad(&error))?;
+    let Ok(policy) = policy else { return Ok(()) };
+    arm::default(policy, &kind);
+    arm::check(policy, &kind, image).map(drop)
 }
 
 fn show(vm: &Vm) -> Result<Shown, Failure> {
@@ -226,7 +245,13 @@ fn go(
     let waiting = vm.waiting_rules();
     warnings.extend(waiting.iter().map(|(id, moment)| arm::never(count.name(id.0), *moment)));
     events.warnings(&warnings[warnings.len() - waiting.len()..])?;
-    let mut summary = count.into_summary(&vm.trap_counts(), &request_log.added(), ending, elapsed);
+    let mut summary = count.into_summary(
+        &vm.trap_counts(),
+        &request_log.added(),
+        &vm.map_denials(),
+        ending,
+        elapsed,
+    );
     if let Some(live) = &mut summary.live {
         live.panic_console = vm.panic_lines().unwrap_or_default();
         live.console_shown = !arguments.json && !arguments.quiet && asked.console.is_none();
@@ -266,6 +291,22 @@ fn screen(color: ColorWhen, arguments: &GuardArguments) -> Result<Screen, Failur
 
 fn console_failed(path: &Path, error: &io::Error) -> Failure {
     Failure::input(format_args!("cannot write the console {}", path.display()), error)
+}
+
+/// The warning about slots under several processors.
+fn lost_updates(traps_by: TrapBy, cpus: u32) -> Option<WarningEvent> {
+    let lost = traps_by == TrapBy::Slots && cpus > 1;
+    lost.then(|| WarningEvent {
+        warning: WarningKind::LockedUpdatesLost,
+        message: format!(
+            "in memory slots KVM stores what a locked instruction computed as a plain write, so that {cpus} \
+             processors may lose updates of each other in guarded pages"
+        ),
+        rule: None,
+        file: None,
+        line: None,
+        help: "leave `--trap slots` out, or run one processor".to_owned(),
+    })
 }
 
 fn cpus(asked: &MachineArguments) -> u32 {

@@ -96,7 +96,7 @@ pub(super) fn may_move(boot: &Boot, asked: &MachineArguments) -> Option<WarningE
         .cmdline
         .as_deref()
         .is_some_and(|line| line.split_ascii_whitespace().any(|word| word == "nokaslr"));
-    if stays || boot.format != Format::LinuxBzImage || boot.kernel.is_some() {
+    if stays || boot.image.format != Format::LinuxBzImage || boot.image.kernel.is_some() {
         return None;
     }
     Some(WarningEvent {
@@ -113,7 +113,7 @@ pub(super) fn may_move(boot: &Boot, asked: &MachineArguments) -> Option<WarningE
 
 /// The warning about a Linux kernel that KVM would emulate instead of running it: none was seen to boot so.
 pub(super) fn is_emulated(boot: &Boot) -> Option<WarningEvent> {
-    if boot.kernel.is_none() || subpage_kvm::probe::is_native() {
+    if boot.image.kernel.is_none() || subpage_kvm::probe::is_native() {
         return None;
     }
     Some(WarningEvent {

@@ -7,6 +7,7 @@ mod failing;
 mod fields;
 mod input;
 mod killed;
+mod later;
 mod no_rules;
 mod runs;
 mod saving;

@@ -14,7 +14,7 @@ fn refused(header: &setup_header) -> BzImageError {
 fn the_kernel_goes_to_its_preferred_address() {
     let scene = Scene::used();
     let boot = scene.load(&bzimage(&setup())).expect("a kernel");
-    assert_eq!((boot.format, boot.entry), (Format::LinuxBzImage, 0x10_0200));
+    assert_eq!((boot.image.format, boot.entry), (Format::LinuxBzImage, 0x10_0200));
     assert_eq!(scene.bytes(0x10_0000), [0, 1, 2, 3]);
     assert_eq!(scene.bytes(0x10_02fe), [0xfe, 0xff, BEFORE]);
     assert_eq!(part(&boot, Part::Kernel), range(0x10_0000, 0x8_0000));

@@ -16,7 +16,7 @@ fn refused(image: &[u8]) -> ElfError {
 fn segments_go_to_their_physical_addresses_with_zeros_behind() {
     let scene = Scene::used();
     let boot = scene.load(&small_elf()).expect("a guest");
-    assert_eq!((boot.format, boot.entry), (Format::Elf64, 0x10_0001));
+    assert_eq!((boot.image.format, boot.entry), (Format::Elf64, 0x10_0001));
     assert_eq!(scene.bytes(0x10_0000), *b"\xfa\xf4\xeb\xfc");
     assert_eq!(scene.bytes(0x10_1000), *b"data");
     assert_eq!(scene.bytes::<0x11f>(0x10_1004), [0; 0x11f]);

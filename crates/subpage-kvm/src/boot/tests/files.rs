@@ -13,7 +13,7 @@ fn a_flat_binary_goes_where_it_is_told() {
     let request = Request { initrd, load_address, ..request() };
     let boot = scene.load_with(b"\xfa\xf4", &request);
     let boot = boot.expect("a guest");
-    assert_eq!((boot.format, boot.entry), (Format::Flat, 0x1f_fffe));
+    assert_eq!((boot.image.format, boot.entry), (Format::Flat, 0x1f_fffe));
     assert_eq!(scene.bytes(0x1f_fffe), *b"\xfa\xf4");
     assert_eq!(part(&boot, Part::Initrd), range(0x1f_f000, 7));
     assert_eq!(scene.bytes(0x1f_f000), *b"modules");

@@ -59,8 +59,8 @@ fn is_told_to_be_random(scene: &Scene) -> bool {
 fn it_is_entered_at_once_where_it_was_linked_for() {
     let request = Request { command_line: "x nokaslr y", ..request() };
     let (scene, boot) = started(&packed(&kernel()), &request);
-    assert_eq!((boot.format, boot.entry), (Format::LinuxBzImage, PHYSICAL + ENTRY));
-    assert_eq!(boot.kernel, Some(KernelPlace { slide: 0 }));
+    assert_eq!((boot.image.format, boot.entry), (Format::LinuxBzImage, PHYSICAL + ENTRY));
+    assert_eq!(boot.image.kernel, Some(KernelPlace { slide: 0 }));
     assert_eq!(part(&boot, Part::Segment(0)), range(PHYSICAL, 0x3000));
     assert_eq!(scene.word(PHYSICAL + WIDE), LINKED + ENTRY);
     assert_eq!(scene.bytes(PHYSICAL + 0x20), *b"Linux version");
@@ -73,7 +73,7 @@ fn its_words_are_moved_and_it_stays_in_place() {
     let request = Request { slide: Some(0x60_0000), ..request() };
     let (scene, boot) = started(&packed(&kernel()), &request);
     assert_eq!(
-        (boot.entry, boot.kernel),
+        (boot.entry, boot.image.kernel),
         (PHYSICAL + ENTRY, Some(KernelPlace { slide: 0x60_0000 }))
     );
     assert_eq!(scene.word(PHYSICAL + WIDE), LINKED + ENTRY + 0x60_0000);
@@ -85,7 +85,7 @@ fn its_words_are_moved_and_it_stays_in_place() {
 #[test]
 fn it_is_moved_at_random_unless_that_is_not_wanted() {
     let (scene, boot) = started(&packed(&kernel()), &request());
-    let slide = boot.kernel.expect("a kernel").slide;
+    let slide = boot.image.kernel.expect("a kernel").slide;
     assert_eq!(scene.word(PHYSICAL + WIDE), LINKED + ENTRY + slide);
     assert!(is_told_to_be_random(&scene));
     let longer = Request { command_line: "nokaslrx", ..request() };
@@ -97,7 +97,7 @@ fn one_that_cannot_move_stays() {
     let mut image = kernel();
     image.truncate(image.len() - 20);
     let (scene, boot) = started(&packed(&image), &request());
-    assert_eq!(boot.kernel, Some(KernelPlace { slide: 0 }));
+    assert_eq!(boot.image.kernel, Some(KernelPlace { slide: 0 }));
     assert!(!is_told_to_be_random(&scene));
 }
 
@@ -110,9 +110,9 @@ fn what_cannot_be_unpacked_starts_by_its_own_loader() {
     for payload in [b"\x89LZO\0\r\n\x1a\n----".to_vec(), b"????????".to_vec(), damaged] {
         let request = Request { slide: Some(1 << 21), ..request() };
         let (_, boot) = started(&packed(&payload), &request);
-        assert_eq!((boot.entry, boot.kernel), (0x10_0200, None));
-        assert!(boot.own_loader.is_some());
+        assert_eq!((boot.entry, boot.image.kernel), (0x10_0200, None));
+        assert!(boot.image.own_loader.is_some());
     }
     let (_, boot) = started(&bzimage(&setup()), &request());
-    assert_eq!((boot.kernel, boot.own_loader), (None, None), "it says of no kernel");
+    assert_eq!((boot.image.kernel, boot.image.own_loader), (None, None), "it says of no kernel");
 }

@@ -61,7 +61,7 @@ fn both_classes_of_elf_are_entered_in_protected_mode() {
         let scene = Scene::used();
         let boot = scene.load(&image).expect("a guest");
         assert_eq!(sniff(&scene.file("file", &image)).expect("readable"), Some(Format::Multiboot));
-        assert_eq!((boot.format, boot.entry), (Format::Multiboot, entry));
+        assert_eq!((boot.image.format, boot.entry), (Format::Multiboot, entry));
         assert_eq!(part(&boot, Part::Segment(0)), range(0x10_0000, 0x100));
         assert_eq!(scene.bytes(0x10_000c), [0xf4]);
         assert_eq!(scene.bytes::<0xf3>(0x10_000d), [0; 0xf3]);
@@ -145,7 +145,7 @@ fn a_header_with_addresses_says_where_its_file_goes() {
     ] {
         let scene = Scene::used();
         let boot = scene.load(&image).expect("a guest");
-        assert_eq!((boot.format, boot.entry), (Format::Multiboot, 0x10_0028));
+        assert_eq!((boot.image.format, boot.entry), (Format::Multiboot, 0x10_0028));
         assert_eq!(part(&boot, Part::MultibootImage), range(0x10_0000, total));
         let mut expected = image[4..4 + bytes].to_vec();
         expected.resize(usize::try_from(total).expect("small"), 0);
@@ -266,7 +266,7 @@ fn a_multiboot2_kernel_is_told_what_would_be_accepted() {
     }
     let own: [(u16, &[u8]); 3] = [(1, b"\x06\0\0\0"), (3, b"\0\0\x10\0"), (0, b"")];
     let boot = Scene::used().load(&second(&own)).expect("its 64-bit entry is the file's");
-    assert_eq!(boot.format, Format::Elf64);
+    assert_eq!(boot.image.format, Format::Elf64);
 }
 
 #[test]

@@ -1,6 +1,9 @@
 use serde_json::{Value, json};
 
-use super::{NewRule, Refusal, Reply, ReplyLine, Request, RuleRef, Shown, ShownRule, Written};
+use super::{
+    NewRule, Refusal, Reply, ReplyLine, Request, RuleRef, Shown, ShownMap, ShownMaps, ShownRule,
+    Written,
+};
 
 fn rule() -> NewRule {
     NewRule {
@@ -33,6 +36,11 @@ fn shown() -> Shown {
         cpus: 2,
         memory: 1 << 28,
         rules: vec![shown],
+        access_maps: ShownMaps {
+            pages: 1,
+            sub_pages: 2,
+            first: vec![ShownMap { gfn: 0x10f, map: !0b11 }],
+        },
         trackings: Vec::new(),
         trapped_pages: 1,
         writes: u64::MAX,
@@ -48,6 +56,9 @@ fn all() -> Vec<(Request, Value, Reply, Value)> {
             "action": "deny", "owner": 0, "locked": true, "spent": false,
             "exits": 9, "exits_alone": 5, "checked": 4, "overruled": 1, "logged": 1, "denied": 2,
         }],
+        "access_maps": {
+            "pages": 1, "sub_pages": 2, "first": [{ "gfn": 0x10f, "map": !0b11_u32 }],
+        },
         "trackings": [], "trapped_pages": 1, "writes": u64::MAX,
     });
     let by_name = || RuleRef::Name("helper path".to_owned());

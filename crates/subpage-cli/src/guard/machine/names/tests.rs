@@ -3,7 +3,7 @@
 use std::fs;
 
 use subpage::address::{ByteRange, Gpa};
-use subpage_kvm::boot::Placed;
+use subpage_kvm::boot::{ImageKind, Placed};
 
 use super::*;
 use crate::policy::PolicySource;
@@ -103,13 +103,11 @@ fn a_kernel_that_lies_elsewhere_is_refused() {
         range: ByteRange::new(Gpa::new(start), 4096).expect("a range"),
     };
     let boot = Boot {
-        format: Format::Elf64,
+        image: ImageKind { format: Format::Elf64, kernel: None, own_loader: None },
         entry: 0x10_0000,
         boot_parameters: 0,
         stack: 0,
         page_tables: 0,
-        kernel: None,
-        own_loader: None,
         parts: vec![
             placed(Part::Stack, 0x8000),
             placed(Part::Segment(1), 0x20_0000),
