@@ -109,7 +109,7 @@ fn pages_of(place: &str, (start, length): (u64, u64)) -> Result<(u64, u32), Fail
 /// What people may have meant by a low address that is not a page's first byte: the page of that number.
 ///
 /// None for a place that is no number, or above 1 MiB.
-pub fn page_hint(command: &CtlRequest) -> Option<String> {
+pub(super) fn page_hint(command: &CtlRequest) -> Option<String> {
     let CtlRequest::Get { address, .. } = command else { return None };
     let number = crate::policy::parse_number(address.trim())?;
     let number = u64::try_from(number)
