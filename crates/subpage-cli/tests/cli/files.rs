@@ -89,7 +89,7 @@ fn a_policy_is_checked_for_a_guest_that_can_be_one() {
     let place = Place::new();
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/kernel/guest.elf");
     let policy = |rule: &str| {
-        place.policy("p.toml", &format!("version = 1\n[[rule]]\nname = \"a\"\n{rule}\n"))
+        place.policy("p.toml", &format!("version = 1\n[[rule]]\nname = \"a\"\n{rule}\n"));
     };
     let refused = |arguments: &[&str], told: &str| {
         let output = place.run(arguments);
