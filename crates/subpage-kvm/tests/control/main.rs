@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde_json::Value;
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, RuleId};
-use subpage_kvm::control::protocol::{Refusal, Reply, Request, Shown};
+use subpage_kvm::control::protocol::{Refusal, Reply, Request, Shown, ShownMaps};
 use subpage_kvm::control::{Client, RequestHandler, Server};
 use subpage_kvm::event::{Broadcast, Subscription};
 use subpage_trap::{Event, Record, Verdict};
@@ -74,6 +74,7 @@ fn shown() -> Shown {
         cpus: 1,
         memory: 1 << 21,
         rules: Vec::new(),
+        access_maps: ShownMaps::default(),
         trackings: Vec::new(),
         trapped_pages: 0,
         writes: 0,

@@ -45,7 +45,7 @@ fn guest(configuration: &Configuration, image: &[u8]) -> Guest {
     let (command_line, load_address) = ("quiet", None);
     let request =
         Request { image: file.path(), initrd: None, command_line, load_address, slide: None, cpus };
-    assert_eq!(vm.load(&request).unwrap().format, Format::Multiboot);
+    assert_eq!(vm.load(&request).unwrap().image.format, Format::Multiboot);
     Guest::of(vm)
 }
 
