@@ -78,7 +78,7 @@ impl Heat {
         heat
     }
 
-    /// Adds the pages of rules that came later. `first`: the index of the first of them.
+    /// Adds the pages of rules, of which the first has the index `first`.
     pub fn guard(&mut self, first: usize, rules: &[ByteRange]) {
         for (rule, range) in (first..).zip(rules) {
             let mut counted = 0;

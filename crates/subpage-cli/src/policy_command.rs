@@ -53,7 +53,7 @@ pub fn check(arguments: &PolicyCheckArguments, out: &mut Output) -> Result<Statu
     let mut policy = names.resolve(draft, arguments.process);
     if let (Some(guest), false) = (arguments.guest(), of_trace) {
         let known = policy.as_mut().ok().and_then(|policy| policy.as_mut().ok());
-        check_policy(guest, known.ok_or(()))?;
+        check_policy(guest, known)?;
     }
     let policy = policy?.map_err(wrong)?;
     if of_trace {

@@ -137,7 +137,7 @@ pub fn is_trace(path: &Path) -> Result<bool, Failure> {
 
 /// Looks for what a run of the guest in this file would refuse of a policy. A file that does not say
 /// itself what it is, is not looked at.
-pub(crate) fn check_policy(guest: &Path, policy: Result<&mut Policy, ()>) -> Result<(), Failure> {
+pub(crate) fn check_policy(guest: &Path, policy: Option<&mut Policy>) -> Result<(), Failure> {
     if content(guest)? != Content::Image {
         return Ok(());
     }

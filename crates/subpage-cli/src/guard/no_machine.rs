@@ -40,7 +40,7 @@ pub(super) fn restore(file: &Path, _: &GuardArguments, _: ColorWhen) -> Result<R
 
 /// Nothing is known of guests.
 #[allow(clippy::unnecessary_wraps, reason = "what the other build has can fail")]
-pub(super) fn check_policy(_: &Path, _: Result<&mut Policy, ()>) -> Result<(), Failure> {
+pub(super) fn check_policy(_: &Path, _: Option<&mut Policy>) -> Result<(), Failure> {
     Ok(())
 }
 

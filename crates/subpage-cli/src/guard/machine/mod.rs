@@ -97,7 +97,7 @@ pub(super) fn run(
         .resolve_or(&names.list, names.otherwise)
         .map_err(|mistakes| Failure::Policy(Box::new(mistakes)));
     if policy.is_err() && asked.load_address.is_none() {
-        check_policy(image, Err(()))?;
+        check_policy(image, None)?;
     }
     let mut policy = policy?;
     let mut warnings = policy.overruled();
@@ -152,7 +152,11 @@ pub(super) fn restore(
     if let Some(path) = &arguments.machine.symbols {
         vm.name_writers_by(kernel_witness::of_restored(path, &vm)?);
     }
-    let rules = show(&vm)?.rules;
+    let Shown { rules, cpus, .. } = show(&vm)?;
+    let warnings: Vec<_> = lost_updates(vm.traps_by(), cpus).into_iter().collect();
+    if arguments.strict && !warnings.is_empty() {
+        return Err(Failure::Strict { warnings, before_a_run: true });
+    }
     let count =
         Count::new(rules.iter().map(|shown| Known::of_machine(shown.rule, &shown.new)).collect());
     let name = file.display().to_string();
@@ -165,15 +169,15 @@ pub(super) fn restore(
         rules: rules.iter().map(RuleEvent::from).collect(),
         live: None,
     };
-    go(vm, start, Vec::new(), count, arguments, Vec::new(), screen, color)
+    go(vm, start, warnings, count, arguments, Vec::new(), screen, color)
 }
 
 /// Looks for what a run of this guest would refuse: the file itself, and moments to which it does not
-/// come. Of a policy with mistakes only the file is looked at: one that can be no guest has none of the
+/// come. Without a policy, of one that has mistakes, only the file is looked at: one that can be no guest has none of the
 /// names, which is then the mistake.
-pub(super) fn check_policy(image: &Path, policy: Result<&mut Policy, ()>) -> Result<(), Failure> {
+pub(super) fn check_policy(image: &Path, policy: Option<&mut Policy>) -> Result<(), Failure> {
     let kind = boot::inspect(image).map_err(|error| Failure::bad(&error))?;
-    let Ok(policy) = policy else { return Ok(()) };
+    let Some(policy) = policy else { return Ok(()) };
     arm::default(policy, &kind);
     arm::check(policy, &kind, image).map(drop)
 }

@@ -103,4 +103,14 @@ fn slots_for_several_processors_are_warned_of() {
     assert_eq!(warned(&["--trap", "slots", "--cpus", "2"]), !subpage_kvm::probe::is_native());
     assert!(!warned(&["--trap", "slots"]));
     assert!(!warned(&["--trap", "mprotect", "--cpus", "2"]));
+    // A guest that goes on may trap by slots, too.
+    let running = Running::start(&place, &["--trap", "mprotect", "--cpus", "2"]);
+    place.ask(&["save", "saved"]);
+    place.ask(&["stop"]);
+    running.end();
+    let restored =
+        ["guard", "--restore", "saved", "--trap", "slots", "--strict", "--timeout", "0.2"];
+    let output = place.program(&restored).output().expect("starts");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(errors.contains("lose updates"), !subpage_kvm::probe::is_native(), "{errors}");
 }
