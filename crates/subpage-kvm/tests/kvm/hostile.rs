@@ -299,7 +299,11 @@ fn left_by(
     }
     guest.vm.start().unwrap();
     // What ends without a rule ends with one, but a loop of stores that trap takes its time.
-    let in_time = if with == With::Rule { Some(guest.end()) } else { guest.vm.wait(BOUND) };
+    let in_time = if matches!(with, With::Rule | With::Bit(_)) {
+        Some(guest.end())
+    } else {
+        guest.vm.wait(BOUND)
+    };
     let ending = in_time.unwrap_or_else(|| {
         guest.vm.stop();
         guest.end()
