@@ -14,24 +14,12 @@ use clap::ValueEnum;
 use super::qemu::{self, Qemu};
 use crate::{
     cache::Place,
-    packages::{
-        self,
-        private::{Apt, Version},
-    },
+    packages::{self, private::Apt, wanted::Wanted},
     session::{self, Session},
 };
 
 /// The release of Debian with the kernel that was tried.
 const CODENAME: &str = "bookworm";
-
-/// One package: the version that was tried, and what else will do.
-#[derive(Debug)]
-struct Wanted {
-    package: &'static str,
-    version: &'static str,
-    /// A regular expression for the names that will do.
-    names: &'static str,
-}
 
 /// The kernel of a host, and of the guests that boot the host's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -162,18 +150,12 @@ fn fetch(session: &mut Session<'_>, place: &Place, kernel: &Wanted) -> Result<Re
     };
     let mut versions = Vec::new();
     for wanted in [kernel, &BUSYBOX, &QEMU] {
-        let known = apt.versions(session, wanted.names)?;
-        let Some(version) = wanted.choose(&known) else {
-            return Ok(Err(format!("no package {}, nor one like it", wanted.package)));
+        let version = match wanted.find(session, &apt)? {
+            Ok(version) => version,
+            Err(reason) => return Ok(Err(reason)),
         };
-        if !wanted.was_tried(version) {
-            session.say(&format!(
-                "   taking {} {} instead of {} {}, which was tried and is no longer there",
-                version.package, version.version, wanted.package, wanted.version
-            ))?;
-        }
         let root = path.join(wanted.package);
-        if !apt.unpack(session, version, wanted.package == QEMU.package, &root)? {
+        if !apt.unpack(session, &version, wanted.package == QEMU.package, &root)? {
             return Ok(Err(format!("the package {} cannot be had", version.package)));
         }
         versions.push(format!("{} {}", version.package, version.version));
@@ -189,27 +171,6 @@ fn fetch(session: &mut Session<'_>, place: &Place, kernel: &Wanted) -> Result<Re
     place.finish(&made)?;
     session.say(&format!("   fetched and unpacked in {}", session::duration(start.elapsed())))?;
     Ok(Ok(()))
-}
-
-impl Wanted {
-    fn was_tried(&self, version: &Version) -> bool {
-        version.package == self.package && version.version == self.version
-    }
-
-    /// The one that was tried, or else the newest: the highest number in the name, and of that the
-    /// version that apt lists first.
-    fn choose<'a>(&self, known: &'a [Version]) -> Option<&'a Version> {
-        known.iter().find(|version| self.was_tried(version)).or_else(|| {
-            let newest = known.iter().map(|version| numbers(&version.package)).max()?;
-            known.iter().find(|version| numbers(&version.package) == newest)
-        })
-    }
-}
-
-/// The numbers in a name, so that 56 is less than 100.
-fn numbers(name: &str) -> Vec<u64> {
-    let parts = name.split(|character: char| !character.is_ascii_digit());
-    parts.filter_map(|part| part.parse().ok()).collect()
 }
 
 /// Moves what is of use from the unpacked packages below `from`, or says what is missing to do so.
@@ -277,29 +238,6 @@ fn only(directory: &Path, prefix: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn version(package: &str, version: &str) -> Version {
-        Version { package: package.to_owned(), version: version.to_owned() }
-    }
-
-    #[test]
-    fn the_version_that_was_tried_comes_first() {
-        let known = [
-            version("linux-image-6.1.0-100-cloud-amd64", "6.1.300-1"),
-            version(KERNEL.package, "6.1.192-3"),
-            version(KERNEL.package, KERNEL.version),
-        ];
-        assert_eq!(KERNEL.choose(&known), Some(&known[2]));
-        assert_eq!(KERNEL.choose(&known[..2]), Some(&known[0]));
-        assert_eq!(KERNEL.choose(&known[1..2]), Some(&known[1]));
-        assert_eq!(KERNEL.choose(&[]), None);
-    }
-
-    #[test]
-    fn of_one_package_the_newest_is_taken() {
-        let known = [version(QEMU.package, "1:10.2"), version(QEMU.package, "1:7.2")];
-        assert_eq!(QEMU.choose(&known), Some(&known[0]));
-    }
 
     #[test]
     fn modules_are_unpacked() {

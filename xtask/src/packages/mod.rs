@@ -2,6 +2,7 @@
 
 pub(crate) mod archives;
 pub(crate) mod private;
+pub(crate) mod wanted;
 
 use std::{
     env,
