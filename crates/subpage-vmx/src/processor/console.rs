@@ -25,6 +25,8 @@ const LINE_CONTROL: u16 = 3;
 const MODEM_CONTROL: u16 = 4;
 const LINE_STATUS: u16 = 5;
 const TRANSMITTER_EMPTY: u8 = 1 << 5;
+/// The last bit has left it.
+const TRANSMITTER_IDLE: u8 = 1 << 6;
 /// Output of Bochs and QEMU.
 const DEBUG_OUTPUT: u16 = 0xE9;
 /// Bochs ends when it reads "Shutdown" here.
@@ -185,8 +187,17 @@ pub fn pass_on(bytes: &[u8]) {
     });
 }
 
-/// Ends an emulator; returns on a real machine.
+/// Ends an emulator once the serial line is silent; returns on a real machine.
 pub fn end_emulator() {
+    // A processor that was silenced may wait for its turn, for ever.
+    if let Some(uart) = CONSOLE.try_lock().and_then(|console| console.uart) {
+        for _ in 0..PATIENCE {
+            // SAFETY: a UART's status register.
+            if unsafe { port::read(uart + LINE_STATUS) } & TRANSMITTER_IDLE != 0 {
+                break;
+            }
+        }
+    }
     for byte in *b"Shutdown" {
         // SAFETY: an emulator's power switch; no device answers there on a real machine.
         unsafe { port::write(BOCHS_SHUTDOWN, byte) };
