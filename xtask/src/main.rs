@@ -13,6 +13,7 @@ mod cargo_log;
 mod count;
 mod dist;
 mod execute;
+mod image;
 mod lab;
 mod linux;
 mod markdown;
@@ -77,6 +78,12 @@ enum Task {
     Linux {
         #[command(flatten)]
         arguments: linux::Arguments,
+    },
+    /// Make an image with the hypervisor and a guest, from which a machine starts: for a disc or a USB
+    /// stick, by BIOS or UEFI
+    Image {
+        #[command(flatten)]
+        arguments: image::Arguments,
     },
     /// Build the documentation as a site, in target/book/html
     Docs {
@@ -144,6 +151,7 @@ fn run(task: Task) -> Result<ExitCode> {
         },
         Task::Lab { arguments } => lab::run(&workspace, arguments),
         Task::Linux { arguments } => linux::run(&workspace, arguments),
+        Task::Image { arguments } => image::run(&workspace, &arguments),
         Task::Docs { arguments } => book::run(&workspace, &arguments),
         Task::Dist { arguments } => dist::run(&workspace, &arguments),
         Task::Bochs { task } => bochs::run(&workspace, task),

@@ -4,6 +4,7 @@ pub(crate) mod bochs;
 mod cargo_test;
 mod conformance;
 mod documentation;
+mod image;
 mod kvm;
 mod lab;
 mod lints;
@@ -51,6 +52,9 @@ pub(crate) enum Suite {
     Bochs,
     /// A distribution's kernel under the hypervisor, in Bochs; takes names of tests behind it
     Linux,
+    /// The image that machines start from, by BIOS in Bochs and by UEFI in QEMU; takes names of tests
+    /// behind it
+    Image,
     /// The processor model against Bochs, with random tables and accesses
     Conformance,
     /// The documentation builds, the links in the pages and in the site lead somewhere
@@ -68,12 +72,12 @@ impl Suite {
 
     /// Whether names can stand behind it.
     fn takes_names(self) -> bool {
-        matches!(self, Self::Bochs | Self::Lab | Self::Linux)
+        matches!(self, Self::Bochs | Self::Lab | Self::Linux | Self::Image)
     }
 
     /// Whether it runs in Bochs.
     pub(crate) fn needs_emulator(self) -> bool {
-        matches!(self, Self::Bochs | Self::Linux | Self::Conformance)
+        matches!(self, Self::Bochs | Self::Linux | Self::Image | Self::Conformance)
     }
 
     fn run(self, session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
@@ -87,6 +91,7 @@ impl Suite {
             Self::Lab => lab::check(session, plan),
             Self::Bochs => bochs::check(session, plan),
             Self::Linux => linux::check(session, plan),
+            Self::Image => image::check(session, plan),
             Self::Conformance => conformance::check(session, plan),
             Self::Docs => documentation::check(session, plan),
             Self::Readme => readme::check(session, plan),
@@ -131,8 +136,8 @@ impl TypedValueParser for WordParser {
     }
 }
 
-/// The suites among the words, and the names behind `bochs` and `linux` (of tests) and `lab` (of hosts and
-/// tests).
+/// The suites among the words, and the names behind `bochs`, `linux` and `image` (of tests) and `lab` (of
+/// hosts and tests).
 pub(crate) fn divide(words: Vec<Word>) -> Result<(Vec<Suite>, Vec<String>)> {
     let (mut suites, mut names) = (Vec::new(), Vec::new());
     for word in words {
@@ -147,8 +152,8 @@ pub(crate) fn divide(words: Vec<Word>) -> Result<(Vec<Suite>, Vec<String>)> {
                 let all: Vec<_> =
                     Suite::value_variants().iter().map(|suite| suite.name()).collect();
                 bail!(
-                    "there is no suite {name:?}, only {}; names can stand behind bochs, lab and \
-                     linux",
+                    "there is no suite {name:?}, only {}; names can stand behind bochs, lab, \
+                     linux and image",
                     all.join(", ")
                 );
             }

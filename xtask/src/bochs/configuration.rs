@@ -19,8 +19,9 @@ use crate::{
 
 /// Name of the ROM image in the directory of a run: 64 KiB that end at 4 GiB.
 pub(crate) const ROM: &str = "rom";
-/// An empty VGA ROM image: without one Bochs does not start.
-const VGA_ROM: &str = "vga-rom";
+/// Name of the VGA ROM image: without one Bochs does not start, and an empty one is enough if there is no
+/// BIOS.
+pub(crate) const VGA_ROM: &str = "vga-rom";
 const FILE: &str = "bochsrc";
 const LOG: &str = "log";
 const ERRORS: &str = "errors";
@@ -44,6 +45,30 @@ pub(crate) struct Placed {
     /// Name of the file in the directory of the run.
     pub(crate) name: &'static str,
     pub(crate) address: u64,
+}
+
+/// What the machine starts from; then its ROM is a BIOS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Medium {
+    /// A disc in a drive.
+    Disc,
+    /// The first disk, as a BIOS shows a USB stick.
+    Stick,
+}
+
+impl Medium {
+    /// Name of the image in the directory of the run.
+    pub(crate) const FILE: &'static str = "medium";
+
+    fn lines(self) -> String {
+        let name = Self::FILE;
+        match self {
+            Self::Disc => {
+                format!("ata1-master: type=cdrom, path={name}, status=inserted\nboot: cdrom\n")
+            }
+            Self::Stick => format!("ata0-master: type=disk, path={name}, mode=flat\nboot: disk\n"),
+        }
+    }
 }
 
 /// What Bochs itself writes down about its run.
@@ -78,6 +103,8 @@ pub(crate) struct Configuration<'a> {
     pub(crate) memory_mib: u64,
     /// At most four.
     pub(crate) images: &'a [Placed],
+    /// What it starts from; `None` if the ROM is ours and knows what to do.
+    pub(crate) medium: Option<Medium>,
     pub(crate) logging: Logging,
     pub(crate) serial_lines: SerialLines,
     /// How many make a second of its clock; Bochs's own choice is 4 million.
@@ -116,10 +143,13 @@ impl Configuration<'_> {
         let mut text = format!(
             "cpu: model={}, count={}, reset_on_triple_fault=0{ips}\n\
              memory: guest={memory}, host={host}, block_size={block}\n\
-             romimage: file={ROM}, address=0xffff0000\n\
-             vgaromimage: file={VGA_ROM}\n",
+             romimage: file={ROM}{rom_address}\n\
+             vgaromimage: file={VGA_ROM}\n{medium}",
             self.model,
             self.processors,
+            // A BIOS says itself how large it is.
+            rom_address = if self.medium.is_none() { ", address=0xffff0000" } else { "" },
+            medium = self.medium.map_or(String::new(), Medium::lines),
             memory = self.memory_mib,
             // Only what is used takes memory of this machine.
             host = self.memory_mib.min(MOST_HOST_MIB),
@@ -175,7 +205,9 @@ impl Configuration<'_> {
                 .with_context(|| format!("cannot write {name}"))
         };
         write(FILE, self.text().as_bytes())?;
-        write(VGA_ROM, &[0; 512])?;
+        if self.medium.is_none() {
+            write(VGA_ROM, &[0; 512])?;
+        }
         let mut command = Command::new(program);
         command.args(["-q", "-f", FILE]).current_dir(directory);
         Ok(command)
@@ -281,6 +313,7 @@ mod tests {
             model: "tigerlake",
             processors: 3,
             images: &images,
+            medium: None,
             logging: Logging::Errors,
             serial_lines: SerialLines::Two { first: "console" },
             instructions_per_second: None,
@@ -306,6 +339,7 @@ mod tests {
             model: "tigerlake",
             processors: 1,
             images: &[],
+            medium: None,
             logging: Logging::Fatal,
             serial_lines: SerialLines::None,
             instructions_per_second: None,
@@ -313,6 +347,10 @@ mod tests {
         };
         assert!(quiet.text().contains("error: action=ignore\n"));
         assert!(!quiet.text().contains("optramimage") && !quiet.text().contains("com1"));
+        let machine = Configuration { medium: Some(Medium::Disc), ..quiet };
+        for line in ["romimage: file=rom", "boot: cdrom"] {
+            assert!(machine.text().lines().any(|found| found == line), "{line}");
+        }
     }
 
     #[test]

@@ -113,6 +113,11 @@ impl Images {
         self.directory.join("subpage-hypervisor.bin")
     }
 
+    /// As it was linked, which a boot loader wants.
+    pub(crate) fn hypervisor_elf(&self) -> PathBuf {
+        self.directory.join("subpage-hypervisor.elf")
+    }
+
     /// Flat, from 1 MiB on.
     pub(crate) fn conformance(&self) -> PathBuf {
         self.directory.join("subpage-conformance-image.bin")
@@ -142,15 +147,12 @@ impl Images {
         fs::create_dir_all(&images.directory).context("cannot make a directory for the images")?;
         let rom = ("subpage-reset-rom", images.rom(), Form::ROM);
         let hypervisor = ("subpage-hypervisor", images.hypervisor(), Form::IMAGE);
+        let elf = ("subpage-hypervisor", images.hypervisor_elf(), Form::Elf);
         let conformance = ("subpage-conformance-image", images.conformance(), Form::IMAGE);
         let guest = ("subpage-guest", images.guest(), Form::Elf);
         let made = match purpose {
-            Purpose::Guard => {
-                // A boot loader wants the file as it was linked.
-                let elf = images.directory.join("subpage-hypervisor.elf");
-                vec![rom, hypervisor, ("subpage-hypervisor", elf, Form::Elf), guest]
-            }
-            Purpose::Linux => vec![rom, hypervisor],
+            Purpose::Guard => vec![rom, hypervisor, elf, guest],
+            Purpose::Linux => vec![rom, hypervisor, elf],
             Purpose::Test => vec![rom, hypervisor, guest],
             Purpose::Conformance => vec![rom, conformance],
         };

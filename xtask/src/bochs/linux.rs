@@ -128,6 +128,7 @@ impl LinuxMachine {
                 high => (4 << 10) + high,
             },
             images: &images,
+            medium: None,
             logging: self.logging,
             serial_lines: SerialLines::One { first: CONSOLE },
             instructions_per_second: Some(INSTRUCTIONS_PER_SECOND),

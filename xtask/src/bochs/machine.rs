@@ -94,6 +94,7 @@ impl BochsMachine {
             processors: self.processors,
             memory_mib: configuration::MEMORY_MIB,
             images: &images,
+            medium: None,
             logging: self.logging,
             serial_lines: SerialLines::None,
             instructions_per_second: None,

@@ -11,6 +11,7 @@ mod information;
 pub(crate) mod last_words;
 pub(crate) mod linux;
 pub(crate) mod machine;
+pub(crate) mod medium;
 pub(crate) mod probe;
 
 use std::{env, ffi::OsString, fs, io, path::PathBuf, process::ExitCode, time::Duration};

@@ -89,6 +89,7 @@ pub(crate) fn probe(program: &Path, interrupt: &Interrupt) -> Result<Result<Vers
             processors: 4,
             memory_mib: MEMORY_MIB,
             images: &[],
+            medium: None,
             logging: Logging::Errors,
             serial_lines: SerialLines::None,
             instructions_per_second: None,

@@ -73,6 +73,7 @@ pub(super) fn start(emulator: &Emulator, start: &Start<'_>) -> Result<Command> {
         processors: 1,
         memory_mib: start.memory_mib,
         images: &images,
+        medium: None,
         logging: Logging::Fatal,
         serial_lines: SerialLines::Two { first: super::run::CONSOLE },
         instructions_per_second: Some(INSTRUCTIONS_PER_SECOND),

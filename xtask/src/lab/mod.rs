@@ -9,7 +9,7 @@ mod initramfs;
 pub(crate) mod job;
 pub(crate) mod linux;
 pub(crate) mod programs;
-mod qemu;
+pub(crate) mod qemu;
 pub(crate) mod run;
 
 use std::{

@@ -71,6 +71,38 @@ impl Qemu {
         }))
     }
 
+    /// The command that starts a machine by UEFI, `[code, variables]`, from a disc: what is written to the
+    /// first serial line goes to the file `console` in `directory`, and port E9H is standard output.
+    pub(crate) fn start_disc(
+        &self,
+        [code, variables]: &[PathBuf; 2],
+        image: &Path,
+        directory: &Path,
+    ) -> Command {
+        let drive = |what: &str, file: &Path| {
+            // QEMU takes a comma for the end of a value, unless there are two.
+            let file = file.to_string_lossy().replace(',', ",,");
+            format!("{what},format=raw,file={file}")
+        };
+        let mut command = self.command();
+        command.current_dir(directory).args(["-machine", "q35", "-accel", "tcg", "-cpu", "max"]);
+        command.arg("-L").arg(self.root.join("usr/share/qemu"));
+        command
+            .args(["-m", "512", "-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-monitor", "none", "-no-reboot", "-serial", "file:console"])
+            .args([
+                "-chardev",
+                "stdio,id=lines",
+                "-device",
+                "isa-debugcon,iobase=0xe9,chardev=lines",
+            ])
+            .args(["-drive", &drive("if=pflash,readonly=on", code)])
+            .args(["-drive", &drive("if=pflash,snapshot=on", variables)])
+            .args(["-drive", &drive("if=none,id=disc,media=cdrom,readonly=on", image)])
+            .args(["-device", "ide-cd,drive=disc,bootindex=0"]);
+        command
+    }
+
     /// The command that starts a kernel; the second serial line is standard input and output.
     pub(super) fn start(&self, start: &Start<'_>) -> Command {
         let mut command = self.command();

@@ -36,8 +36,8 @@ const SHOWN_LINES: usize = 25;
 /// What is expected of a start: texts that stand in lines of the kernel and of the hypervisor, in this
 /// order, and words of the hypervisor's last line.
 #[derive(Clone, Debug)]
-struct Expected {
-    console: &'static [&'static str],
+pub(super) struct Expected {
+    pub(super) console: &'static [&'static str],
     lines: &'static [&'static str],
     last: &'static str,
 }
@@ -53,7 +53,7 @@ struct Test {
 /// The kernel has powered off: without ACPI it halts.
 const HALTED: &str = "every processor has halted";
 
-const GUARDED: Expected = Expected {
+pub(super) const GUARDED: Expected = Expected {
     console: &[
         "Linux version ",
         "# cat /proc/sys/kernel/modprobe",
@@ -293,7 +293,7 @@ fn verdict(expected: &Expected, done: &LinuxRun) -> Result<(), String> {
 }
 
 /// Whether lines contain the texts, in this order; two may stand in one line.
-fn in_order(who: &str, lines: &[String], texts: &[&str]) -> Result<(), String> {
+pub(super) fn in_order(who: &str, lines: &[String], texts: &[&str]) -> Result<(), String> {
     let mut rest = lines.iter().map(String::as_str);
     let mut line = "";
     for text in texts {
