@@ -61,6 +61,17 @@ pub struct RetryState {
 }
 
 impl RetryState {
+    /// The state in which this trap is the last that was retried; `None` before the first. With
+    /// [`last`](Self::last), for a backend that keeps it in a form of its own.
+    pub const fn after(last: Option<(u64, Gpa)>) -> Self {
+        Self { last }
+    }
+
+    /// Instruction and address of the trap that was last retried.
+    pub const fn last(self) -> Option<(u64, Gpa)> {
+        self.last
+    }
+
     /// Whether this trap has not been retried yet; notes it as retried.
     fn may_retry(&mut self, rip: u64, gpa: Gpa) -> bool {
         self.last.replace((rip, gpa)) != Some((rip, gpa))
