@@ -9,7 +9,7 @@ typedef unsigned long word;
 enum {
     READ = 0, WRITE = 1, OPEN = 2, CLOSE = 3, IOCTL = 16, PIPE = 22, GETUID = 102, FORK = 57, EXIT = 60,
     WAIT4 = 61, RENAME = 82, MKDIR = 83, RMDIR = 84, UNLINK = 87, SYMLINK = 88, MOUNT = 165,
-    UMOUNT = 166, REBOOT = 169, CLOCK_GETTIME = 228,
+    UMOUNT = 166, REBOOT = 169, CLOCK_GETTIME = 228, FINIT_MODULE = 313,
 };
 
 enum { READ_ONLY = 0, WRITE_ONLY = 1, CREATE = 0100, TRUNCATE = 01000 };
@@ -175,6 +175,17 @@ static void work(word rounds)
     print(" us\n");
 }
 
+// A module of the kernel, without parameters.
+static void insmod(const char *path)
+{
+    long file = CALL(OPEN, path, READ_ONLY, 0);
+    long result = file < 0 ? file : CALL(FINIT_MODULE, file, "", 0);
+    if (result < 0)
+        complain(path, result);
+    if (file >= 0)
+        CALL(CLOSE, file, 0, 0);
+}
+
 static void end(word how)
 {
     // A serial line takes its time, and the kernel does not wait for it: TCSBRK, tcdrain(3).
@@ -193,6 +204,8 @@ static void run(const char *command)
         echo(rest);
     else if ((rest = after(command, "work")))
         work(number(rest));
+    else if ((rest = after(command, "insmod")))
+        insmod(rest);
     else if (after(command, "id")) {
         print("uid=");
         print_number(CALL(GETUID, 0, 0, 0));
@@ -207,8 +220,8 @@ static void run(const char *command)
         echo("c > /proc/sysrq-trigger");
     else if (*command) {
         print(command);
-        print(": not a command: cat FILE, echo TEXT > FILE, work ROUNDS, id, shell, poweroff, "
-              "reboot, panic\n");
+        print(": not a command: cat FILE, echo TEXT > FILE, work ROUNDS, insmod FILE, id, shell, "
+              "poweroff, reboot, panic\n");
     }
 }
 

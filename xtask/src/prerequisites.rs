@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::{
     bochs::emulator::{self, Availability},
+    linux::modules,
     packages::{Package, found, package, run},
     session::Session,
 };
@@ -34,11 +35,14 @@ pub(crate) struct Prerequisites {
     pub(crate) rustfmt: bool,
     pub(crate) clippy: bool,
     pub(crate) emulator: Availability,
+    /// Whether there is what kernel modules are built with, or why not.
+    pub(crate) compiler: std::result::Result<(), String>,
 }
 
 impl Prerequisites {
     /// Looks for everything, with `install` also gets what is missing, and prints what it does.
-    /// Only with `emulator` it looks for Bochs, too, and builds it.
+    /// Only with `emulator` it looks for Bochs, too, and builds it, and for what modules of the kernel that
+    /// runs in it are built with.
     pub(crate) fn prepare(
         session: &mut Session<'_>,
         install: bool,
@@ -53,6 +57,11 @@ impl Prerequisites {
                 emulator::prepare(session, install)?
             } else {
                 Err("no suite was to use it".into())
+            },
+            compiler: if emulator && modules::tools(session, install)? {
+                Ok(())
+            } else {
+                Err("gcc or make is missing".into())
             },
         })
     }

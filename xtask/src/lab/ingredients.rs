@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The release of Debian with the kernel that was tried.
-const CODENAME: &str = "bookworm";
+pub(super) const CODENAME: &str = "bookworm";
 
 /// The kernel of a host, and of the guests that boot the host's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -105,6 +105,19 @@ impl Ingredients {
     /// The kernel of host and guests, a bzImage.
     pub(crate) fn kernel(&self) -> PathBuf {
         self.directory.join("vmlinuz")
+    }
+
+    /// The package that it is from.
+    pub(super) fn kernel_version(&self) -> Result<packages::private::Version> {
+        let versions = fs::read_to_string(self.directory.join(VERSIONS))
+            .context("cannot read which packages the lab has")?;
+        let (package, version) = versions
+            .lines()
+            .find_map(|line| {
+                line.split_once(' ').filter(|(name, _)| name.starts_with("linux-image-"))
+            })
+            .context("the lab does not say from which package its kernel is")?;
+        Ok(packages::private::Version { package: package.to_owned(), version: version.to_owned() })
     }
 
     /// A module of it.

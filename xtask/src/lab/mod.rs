@@ -3,9 +3,10 @@
 
 mod bochs;
 pub(crate) mod frames;
+pub(crate) mod headers;
 pub(crate) mod image;
 pub(crate) mod ingredients;
-mod initramfs;
+pub(crate) mod initramfs;
 pub(crate) mod job;
 pub(crate) mod linux;
 pub(crate) mod programs;

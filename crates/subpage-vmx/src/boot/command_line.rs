@@ -15,8 +15,10 @@ pub struct Options<'a> {
     pub denied: Response,
     /// `spp=off`: decide in software although the processor could.
     pub use_spp: bool,
-    /// `ept-ad=off`: no accessed and dirty flags for EPT although the processor has them.
-    pub use_accessed_dirty: bool,
+    /// `ept-ad=on|off`: whether EPT's accessed and dirty flags are used, if the processor has them. Without
+    /// it they are for a small guest, and not for a Linux kernel, where each walk of a guarded page table
+    /// would count as a write to it.
+    pub use_accessed_dirty: Option<bool>,
     /// `events=serial`: print a line for each event; otherwise for the first of each rule of the host,
     /// and at each power of ten of them.
     pub print_events: bool,
@@ -61,7 +63,7 @@ impl<'a> Options<'a> {
             processors: None,
             denied: Response::Skip,
             use_spp: true,
-            use_accessed_dirty: true,
+            use_accessed_dirty: None,
             print_events: false,
             console: None,
             guest,
@@ -88,8 +90,8 @@ impl<'a> Options<'a> {
                 ("denied", "fault") => options.denied = Response::Fault,
                 ("spp", "on") => options.use_spp = true,
                 ("spp", "off") => options.use_spp = false,
-                ("ept-ad", "on") => options.use_accessed_dirty = true,
-                ("ept-ad", "off") => options.use_accessed_dirty = false,
+                ("ept-ad", "on") => options.use_accessed_dirty = Some(true),
+                ("ept-ad", "off") => options.use_accessed_dirty = Some(false),
                 ("events", "serial") => options.print_events = true,
                 ("events", "ring") => options.print_events = false,
                 ("console", "com1") => options.console = Some(Console::Com1),
@@ -118,7 +120,7 @@ mod tests {
             processors: Some(4),
             denied: Response::Fault,
             use_spp: false,
-            use_accessed_dirty: false,
+            use_accessed_dirty: Some(false),
             print_events: true,
             console: Some(Console::Com2),
             guest: "run=a b",

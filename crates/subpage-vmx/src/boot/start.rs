@@ -113,7 +113,8 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
         .unwrap_or_else(|error| fatal(format_args!("{error}")));
     let mut domain = Domain::new(frames, width);
     let spp = capabilities.sub_page_permissions && options.use_spp;
-    let accessed_dirty = capabilities.accessed_dirty && options.use_accessed_dirty;
+    let wanted = options.use_accessed_dirty.unwrap_or(!choice.has_devices());
+    let accessed_dirty = capabilities.accessed_dirty && wanted;
     domain.set_processor_use(ProcessorUse {
         sub_page_permissions: spp,
         ept_accessed_dirty: accessed_dirty,

@@ -1,6 +1,7 @@
 //! A distribution's kernel under the hypervisor, in Bochs: what it prints, what the hypervisor says, and
 //! the starts that it refuses.
 
+mod attacks;
 mod refusals;
 mod storm;
 
@@ -23,7 +24,10 @@ use crate::{
     },
     count::Count,
     lab::ingredients::{Ingredients, Kernel},
-    linux::{COMMANDS, INITRD, POLICY, command_line, compile},
+    linux::{
+        COMMANDS, INITRD, POLICY, command_line, compile,
+        modules::{self, Built},
+    },
     session::{self, Session},
 };
 
@@ -140,13 +144,14 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
             return Ok(Count::SKIPPED);
         }
     };
-    let kernel = match Ingredients::prepare(session, Kernel::Stable)? {
-        Ok(ingredients) => ingredients.kernel(),
+    let ingredients = match Ingredients::prepare(session, Kernel::Stable)? {
+        Ok(ingredients) => ingredients,
         Err(reason) => {
             session.say(&format!("   skipped, all tests of this suite: {reason}"))?;
             return Ok(Count::SKIPPED);
         }
     };
+    let kernel = ingredients.kernel();
     let Some(images) = Images::build(session, &plan.workspace, Purpose::Linux)? else {
         return Ok(Count::FAILED);
     };
@@ -173,12 +178,16 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     };
     let mut tests = refusals::all(&plain, &policy, &low);
     tests.extend(boots(&plain, &policy, &pack));
+    let mut count = Count::default();
+    match with_modules(session, plan, &ingredients, &plain)? {
+        Modules::Tests(more) => tests.extend(more),
+        Modules::Without(instead) => count += instead,
+    }
     let selected: Vec<_> = tests.iter().filter(|test| plan.selects(&test.name)).collect();
     if selected.is_empty() && !plan.selects(storm::NAME) {
         session.say("   no test has such a name")?;
         return Ok(Count::FAILED);
     }
-    let mut count = Count::default();
     for test in selected {
         count += run(session, emulator, test)?;
         if session.interrupted() {
@@ -189,6 +198,44 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         count += storm::check(session, emulator, &plain, &policy)?;
     }
     Ok(count)
+}
+
+/// The tests with modules, or how they count that cannot be run, which has been said.
+enum Modules {
+    Tests(Vec<Test>),
+    Without(Count),
+}
+
+fn with_modules(
+    session: &mut Session<'_>,
+    plan: &Plan,
+    ingredients: &Ingredients,
+    plain: &LinuxMachine,
+) -> Result<Modules> {
+    if let Err(reason) = &plan.prerequisites.compiler {
+        session.say(&format!("   skipped, the tests with modules: {reason}"))?;
+        return Ok(Modules::Without(Count::SKIPPED));
+    }
+    let workspace = &plan.workspace;
+    let initrd = workspace.root().join(INITRD);
+    let initrd = match modules::initrd(session, workspace, ingredients, &initrd)? {
+        Built::Initrd(initrd) => initrd,
+        Built::NoHeaders(reason) => {
+            session.say(&format!("   skipped, the tests with modules: {reason}"))?;
+            return Ok(Modules::Without(Count::SKIPPED));
+        }
+        Built::Broken => {
+            session.say("   failed: the modules of examples/linux-module do not compile")?;
+            return Ok(Modules::Without(Count::FAILED));
+        }
+    };
+    let policy = workspace.root().join(modules::POLICY);
+    let kernel = ingredients.kernel();
+    let Some(policy) = compile(session, workspace, &policy, Some(&kernel))? else {
+        return Ok(Modules::Without(Count::FAILED));
+    };
+    let plain = LinuxMachine { initrd: Some(initrd), ..plain.clone() };
+    Ok(Modules::Tests(attacks::all(&plain, &policy)))
 }
 
 /// A guarded start with several processors.

@@ -1,5 +1,7 @@
 //! `cargo xtask linux`: a distribution's kernel under the hypervisor, in Bochs.
 
+pub(crate) mod modules;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -23,6 +25,7 @@ use crate::{
     session::{Interrupt, Session},
     workspace::Workspace,
 };
+use modules::Built;
 
 /// The initrd of the example: a shell that needs no library.
 pub(crate) const INITRD: &str = "examples/linux/initrd.cpio";
@@ -101,7 +104,10 @@ pub(crate) struct Arguments {
     /// An initrd instead of that of examples/linux
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// A policy instead of that of examples/linux
+    /// Build the modules of examples/linux-module and add them to the initrd, /attack.ko and /locked.ko
+    #[arg(long, conflicts_with = "kernel")]
+    modules: bool,
+    /// A policy instead of that of examples/linux, or with --modules of examples/linux-module
     #[arg(long, value_name = "FILE", conflicts_with = "no_policy")]
     policy: Option<PathBuf>,
     /// No policy
@@ -111,7 +117,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "WORDS", default_value = "events=serial")]
     options: String,
     /// What the initrd's shell does instead of the attack, one command each: cat FILE, echo TEXT > FILE,
-    /// work ROUNDS, id, poweroff, reboot, panic
+    /// work ROUNDS, insmod FILE, id, poweroff, reboot, panic
     #[arg(value_name = "COMMAND", last = true)]
     commands: Vec<String>,
 }
@@ -122,10 +128,18 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     let mut out = io::stdout();
     let mut session = Session::new(&mut out, interrupt.clone(), Duration::from_secs(3600));
     let Some(emulator) = bochs::ready(&mut session, true)? else { return Ok(ExitCode::FAILURE) };
-    let kernel = match arguments.kernel {
-        Some(kernel) => kernel,
+    let initrd = arguments.initrd.unwrap_or_else(|| workspace.root().join(INITRD));
+    let (kernel, initrd) = match arguments.kernel {
+        Some(kernel) => (kernel, linux::read(&initrd)?),
         None => match Ingredients::prepare(&mut session, Kernel::Stable)? {
-            Ok(ingredients) => ingredients.kernel(),
+            Ok(ingredients) if arguments.modules => {
+                let Some(initrd) = with_modules(&mut session, workspace, &ingredients, &initrd)?
+                else {
+                    return Ok(ExitCode::FAILURE);
+                };
+                (ingredients.kernel(), initrd)
+            }
+            Ok(ingredients) => (ingredients.kernel(), linux::read(&initrd)?),
             Err(reason) => {
                 session.say(&format!("   no kernel: {reason}"))?;
                 return Ok(ExitCode::FAILURE);
@@ -135,8 +149,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     let Some(images) = Images::build(&mut session, workspace, Purpose::Linux)? else {
         return Ok(ExitCode::FAILURE);
     };
-    let initrd = arguments.initrd.unwrap_or_else(|| workspace.root().join(INITRD));
-    let policy = arguments.policy.unwrap_or_else(|| workspace.root().join(POLICY));
+    let example = if arguments.modules { modules::POLICY } else { POLICY };
+    let policy = arguments.policy.unwrap_or_else(|| workspace.root().join(example));
     let policy = if arguments.no_policy {
         None
     } else {
@@ -160,7 +174,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
         image: images.hypervisor(),
         options: format!("cpus={} {}", arguments.cpus, arguments.options),
         kernel: linux::read(&kernel)?,
-        initrd: Some(linux::read(&initrd)?),
+        initrd: Some(initrd),
         policy,
         command_line: command_line(arguments.cpus, &commands),
         logging: Logging::Fatal,
@@ -189,6 +203,24 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
         }
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// An initrd with modules in it; none if that fails, which has been said.
+fn with_modules(
+    session: &mut Session<'_>,
+    workspace: &Workspace,
+    ingredients: &Ingredients,
+    initrd: &Path,
+) -> Result<Option<Vec<u8>>> {
+    if !modules::tools(session, true)? {
+        return Ok(None);
+    }
+    match modules::initrd(session, workspace, ingredients, initrd)? {
+        Built::Initrd(initrd) => return Ok(Some(initrd)),
+        Built::NoHeaders(reason) => session.say(&format!("   no modules: {reason}"))?,
+        Built::Broken => {}
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
