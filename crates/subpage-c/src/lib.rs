@@ -5,10 +5,10 @@
 //! source (`tests/header.rs` says when it is out of date).
 //!
 //! With the feature `std`, which is on by default, memory comes from the C library. Without it the
-//! program that embeds the library brings three functions: see [`freestanding`].
+//! program that embeds the library brings three functions: see the module `freestanding`.
 //!
-//! A pointer is a reference here, or `None` for NULL, so that nothing but [`buffers`] and [`frames`]
-//! needs `unsafe`.
+//! A pointer is a reference here, or `None` for NULL, so that nothing but the modules `buffers` and
+//! `frames` needs `unsafe`.
 #![cfg_attr(not(feature = "std"), no_std)]
 // The symbols have the names of the header.
 #![allow(non_upper_case_globals)]
