@@ -18,6 +18,18 @@ pub(crate) struct Answers {
     pub(crate) broken_off: Option<String>,
 }
 
+#[cfg(feature = "mutations")]
+impl Answers {
+    /// Those of one case, as if it had been the only one; `None` if there is none.
+    pub(crate) fn of_case(&self, case: usize) -> Option<Self> {
+        let case = u32::try_from(case).ok()?;
+        let steps = self.answers.iter().filter(|((number, _), _)| *number == case);
+        let answers: HashMap<_, _> =
+            steps.map(|((_, step), answer)| ((0, *step), answer.clone())).collect();
+        (!answers.is_empty()).then_some(Self { answers, broken_off: None })
+    }
+}
+
 /// Performs batches.
 pub(crate) trait Emulator {
     /// Performs cases, numbered from 0.

@@ -16,6 +16,8 @@ mod generate;
 mod instruction;
 mod judge;
 mod layout;
+#[cfg(feature = "mutations")]
+mod mutants;
 mod outcome;
 mod predict;
 mod session;
@@ -60,6 +62,22 @@ enum Operation {
         models: Vec<String>,
         /// Accesses to compare, at least.
         #[arg(long, default_value_t = 60_000)]
+        accesses: usize,
+        /// Makes the cases of an earlier run again; otherwise each run makes its own.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Show that models with known wrong behaviours are contradicted; the exit status is 0 only if
+    /// each is, and the model without any is not.
+    #[cfg(feature = "mutations")]
+    Mutations {
+        #[command(flatten)]
+        target: Target,
+        /// CPU model of Bochs; it must have sub-page write permissions.
+        #[arg(long = "cpu-model", value_name = "MODEL", default_value = "tigerlake")]
+        model: String,
+        /// Accesses within which each has to be contradicted.
+        #[arg(long, default_value_t = 20_000)]
         accesses: usize,
         /// Makes the cases of an earlier run again; otherwise each run makes its own.
         #[arg(long)]
@@ -122,6 +140,10 @@ impl Target {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Operation::Run { target, models, accesses, seed } => run(&target, &models, accesses, seed),
+        #[cfg(feature = "mutations")]
+        Operation::Mutations { target, model, accesses, seed } => {
+            contradict(&target, &model, accesses, seed)
+        }
         Operation::Replay { target, model, case } => replay(&target, &model, &case),
     };
     match result {
@@ -150,6 +172,15 @@ fn run(target: &Target, models: &[String], accesses: usize, seed: Option<u64>) -
     let Tally { accesses, disagreements } = total;
     writeln!(out, "conformance: {accesses} accesses, {disagreements} disagreements")?;
     Ok(disagreements == 0)
+}
+
+#[cfg(feature = "mutations")]
+fn contradict(target: &Target, model: &str, accesses: usize, seed: Option<u64>) -> Result<bool> {
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "seed {seed} (repeat with --seed {seed})")?;
+    let (processor, mut bochs) = (target.processor(model), target.bochs(model));
+    mutants::run(seed, accesses, processor, &mut bochs, &mut out)
 }
 
 fn replay(target: &Target, model: &str, file: &PathBuf) -> Result<bool> {

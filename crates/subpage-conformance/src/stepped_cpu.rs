@@ -121,6 +121,7 @@ impl SteppedCpu {
         if in_second != 0 {
             let two = self.translate(kind, second)?;
             if self.vcpu.deviations().pages_one_by_one {
+                let kind = self.kind_in_second_page(kind);
                 let at = self.check(&access(kind, two.gpa, in_second, second, two.rights)?)?;
                 pieces.push((at.first, in_second));
             } else {
@@ -139,6 +140,24 @@ impl SteppedCpu {
             return Err(Stop::Useless);
         }
         Ok(pieces)
+    }
+
+    /// What the second page of an access is asked for.
+    #[cfg(feature = "mutations")]
+    fn kind_in_second_page(&self, kind: AccessKind) -> AccessKind {
+        let wrong = Some(subpage_model::Mutation::PartialPages);
+        if kind.is_write() && self.vcpu.deviations().mutation == wrong {
+            AccessKind::Read
+        } else {
+            kind
+        }
+    }
+
+    /// What the second page of an access is asked for.
+    #[cfg(not(feature = "mutations"))]
+    #[allow(clippy::unused_self)] // A wrong model looks at it.
+    const fn kind_in_second_page(&self, kind: AccessKind) -> AccessKind {
+        kind
     }
 
     /// Lets EPT and SPPT decide an access.

@@ -108,6 +108,10 @@ pub const fn is_eligible(roots: &Roots, access: &Access, page: PageRights) -> bo
 /// first one is asked.
 #[inline]
 pub fn sub_pages_permit(vector: AccessMap, piece: Piece, deviations: Deviations) -> bool {
+    #[cfg(feature = "mutations")]
+    if let Some(wrong) = deviations.mutation.and_then(|mutation| mutation.permits(vector, piece)) {
+        return wrong;
+    }
     let offset = u32::from(piece.gpa().page_offset());
     // Bits 11:7 of the address.
     let first = offset / 128;
@@ -150,10 +154,18 @@ pub fn decide(
     if demand.is_met_by(page.rights) {
         return Decision::Allowed;
     }
-    if !is_eligible(roots, access, page) {
+    let eligible = is_eligible(roots, access, page);
+    #[cfg(feature = "mutations")]
+    let eligible = deviations
+        .mutation
+        .map_or(eligible, |mutation| mutation.is_eligible(eligible, roots, access, page));
+    if !eligible {
         return Decision::EptViolation;
     }
-    match sppt() {
+    let outcome = sppt();
+    #[cfg(feature = "mutations")]
+    let outcome = deviations.mutation.map_or(outcome, |mutation| mutation.outcome(outcome));
+    match outcome {
         SpptOutcome::Vector(vector) if sub_pages_permit(vector, piece, deviations) => {
             Decision::Allowed
         }

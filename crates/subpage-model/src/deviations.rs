@@ -39,6 +39,10 @@ pub struct Deviations {
     ///
     /// Bochs 3.0.
     pub large_leaf_bit_12_ignored: bool,
+    /// What is wrong on purpose.
+    #[cfg(feature = "mutations")]
+    #[doc(hidden)]
+    pub mutation: Option<crate::Mutation>,
 }
 
 impl Deviations {
@@ -50,6 +54,8 @@ impl Deviations {
         walk_reports_write_only: false,
         pages_one_by_one: false,
         large_leaf_bit_12_ignored: false,
+        #[cfg(feature = "mutations")]
+        mutation: None,
     };
 
     /// Bochs 2.8 to 3.0. Its cache is [`Staleness::UntilExit`](crate::Staleness::UntilExit).
@@ -60,5 +66,7 @@ impl Deviations {
         walk_reports_write_only: true,
         pages_one_by_one: true,
         large_leaf_bit_12_ignored: true,
+        #[cfg(feature = "mutations")]
+        mutation: None,
     };
 }

@@ -52,6 +52,8 @@ mod exit;
 mod features;
 mod machine;
 mod memory;
+#[cfg(feature = "mutations")]
+mod mutation;
 mod pml;
 mod rights;
 pub mod sppt_walk;
@@ -65,6 +67,9 @@ pub use exit::VmExit;
 pub use features::{EntryError, Features, Roots};
 pub use machine::{AccessOutcome, Machine, Setup, Traps};
 pub use memory::{GuestMemory, SparseMemory};
+#[cfg(feature = "mutations")]
+#[doc(hidden)]
+pub use mutation::Mutation;
 pub use pml::{PML_ENTRIES, PageModificationLog};
 pub use rights::Rights;
 pub use vcpu::{Translation, Vcpu};

@@ -325,6 +325,10 @@ impl Vcpu {
             return Ok(());
         };
         let write = checked.demand == Demand::Write;
+        #[cfg(feature = "mutations")]
+        let write = write
+            && (self.deviations.mutation != Some(crate::Mutation::NoDirtyFlag)
+                || checked.mapping.page.rights.write());
         if roots.ept_accessed_dirty {
             let wanted = |leaf: bool| if write && leaf { ACCESSED | DIRTY } else { ACCESSED };
             let missing = walk.steps.iter().any(|step| wanted(step.leaf) & !step.bits != 0);

@@ -1,4 +1,5 @@
-//! Model against processor: random tables and accesses, the same in the model and in Bochs.
+//! Model against processor: random tables and accesses, the same in the model and in Bochs; and models with
+//! known wrong behaviours, which Bochs has to contradict.
 
 use std::env;
 
@@ -28,32 +29,40 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     let Some(images) = Images::build(session, &plan.workspace, Purpose::Conformance)? else {
         return Ok(Count::FAILED);
     };
-    let own = env::current_exe().context("cannot tell where this program is")?;
-    let mut command = plan.cargo(&[
-        "run",
-        "--quiet",
-        "--release",
-        "--package",
-        "subpage-conformance",
-        "--",
-        "run",
-    ]);
-    command
-        .arg("--emulator")
-        .arg(own)
-        .env(PROGRAM_VARIABLE, &emulator.program)
-        .env(images::DIRECTORY_VARIABLE, images.directory());
-    let finished = session.run(command, &mut |line| Some(line.to_owned()))?;
-    let result = finished.output.lines().rev().find_map(result);
-    let passed = finished.ending.success() && result.is_some_and(Tally::proves);
-    match result {
+    let output = |session: &mut Session<'_>, features: &[&str], operation: &str| -> Result<_> {
+        let own = env::current_exe().context("cannot tell where this program is")?;
+        let begin = ["run", "--quiet", "--release", "--package", "subpage-conformance"];
+        let mut command = plan.cargo(&[&begin, features, &["--", operation]].concat());
+        command
+            .arg("--emulator")
+            .arg(own)
+            .env(PROGRAM_VARIABLE, &emulator.program)
+            .env(images::DIRECTORY_VARIABLE, images.directory());
+        session.run(command, &mut |line| Some(line.to_owned()))
+    };
+    let finished = output(session, &[], "run")?;
+    let tally = finished.output.lines().rev().find_map(result);
+    let passed = finished.ending.success() && tally.is_some_and(Tally::proves);
+    match tally {
         Some(outcome) if outcome.disagreements == 0 && outcome.accesses < LEAST_ACCESSES => {
             session.say(&format!("   failed: fewer than {LEAST_ACCESSES} accesses"))?;
         }
         Some(_) => {}
         None => session.say("   failed: it printed no result")?,
     }
-    Ok(Count::check(passed))
+    let mut count = Count::check(passed);
+    if session.interrupted() {
+        return Ok(count);
+    }
+    // Whether it would have found anything.
+    let finished = output(session, &["--features=mutations"], "mutations")?;
+    let found = finished.output.lines().rev().find_map(contradicted);
+    let passed = finished.ending.success() && found.is_some_and(Contradicted::proves);
+    if !passed {
+        session.say("   failed: not every wrong model was contradicted")?;
+    }
+    count += Count::check(passed);
+    Ok(count)
 }
 
 /// What the comparison came to.
@@ -78,6 +87,29 @@ fn result(line: &str) -> Option<Tally> {
     Some(Tally { accesses: accesses.parse().ok()?, disagreements: disagreements.parse().ok()? })
 }
 
+/// Fewer wrong models than this prove too little.
+const LEAST_MUTANTS: u64 = 12;
+
+/// What the comparison of wrong models came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Contradicted {
+    found: u64,
+    all: u64,
+}
+
+impl Contradicted {
+    fn proves(self) -> bool {
+        self.found == self.all && self.all >= LEAST_MUTANTS
+    }
+}
+
+/// Reads `mutations: N of M contradicted`.
+fn contradicted(line: &str) -> Option<Contradicted> {
+    let (found, all) =
+        line.strip_prefix("mutations: ")?.strip_suffix(" contradicted")?.split_once(" of ")?;
+    Some(Contradicted { found: found.parse().ok()?, all: all.parse().ok()? })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +121,15 @@ mod tests {
         for line in ["conformance: 24000 accesses", "conformance: many accesses, 0 disagreements"] {
             assert_eq!(result(line), None);
         }
+    }
+
+    #[test]
+    fn every_wrong_model_has_to_be_contradicted() {
+        let told = |line| contradicted(line).map(Contradicted::proves);
+        assert_eq!(told("mutations: 21 of 21 contradicted"), Some(true));
+        assert_eq!(told("mutations: 20 of 21 contradicted"), Some(false));
+        assert_eq!(told("mutations: 0 of 0 contradicted"), Some(false));
+        assert_eq!(told("inverted-bits: contradicted after 7 accesses: memory"), None);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Formatting and lints: one check for the format, one each for the lints of the ordinary build, of the tool
-//! without KVM and HTTP, and of the bare-metal build.
+//! without KVM and HTTP, of the wrong models, and of the bare-metal build.
 
 use std::process::Command;
 
@@ -28,6 +28,9 @@ pub(super) fn clippy(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         let arguments = [&tool, features, &["--", "--deny", "warnings"]].concat();
         count += check(session, plan, &arguments)?;
     }
+    let wrong =
+        ["clippy", "--package=subpage-conformance", "--features=mutations", "--all-targets"];
+    count += check(session, plan, &[&wrong[..], &["--", "--deny", "warnings"]].concat())?;
     // What is compiled only into the images.
     let arguments = [
         "clippy",
