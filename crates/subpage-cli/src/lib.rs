@@ -21,6 +21,7 @@ pub mod policy;
 pub mod policy_command;
 pub mod progress;
 pub mod record_command;
+pub mod record_report;
 pub mod report;
 pub mod run;
 pub mod schema;

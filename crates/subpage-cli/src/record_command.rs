@@ -3,20 +3,21 @@
 use std::env;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use subpage_trace::{Header, MAGIC, RecordError, Recorded, Recording, Told, import, record};
+use subpage_trace::{Header, MAGIC, RecordError, Recording, Told, Tool, import, record};
 
 use crate::command_line::RecordArguments;
 use crate::failure::{Failure, Status};
 use crate::new_file;
 use crate::progress::Progress;
-use crate::terminal::style::{DENIED, LOGGED, QUIET};
-use crate::terminal::{ColorWhen, Output, bytes, grouped, plural, printable};
+use crate::record_report::{causes, note, write_json, write_text};
+use crate::terminal::style::QUIET;
+use crate::terminal::{ColorWhen, Output, printable};
 
 /// Runs the command. Standard output stays the recorded program's.
 pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Failure> {
@@ -36,6 +37,7 @@ pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Fail
     let progress = Progress::new(color, "recording", 0);
     let tick = |now: subpage_trace::Progress| progress.at(now.text_bytes, now.writes);
     let mut err = Output::stderr(color);
+    let json = arguments.json;
     let recorded = match (&arguments.from_lackey, &arguments.program[..]) {
         (Some(path), _) if path == Path::new("-") => {
             import(&arguments.output, io::stdin().lock(), &Header::default(), &cancel, tick)
@@ -52,10 +54,25 @@ pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Fail
                 arguments: rest.to_vec(),
                 valgrind: "valgrind".into(),
                 children: arguments.children,
+                kernel_writes: arguments.kernel_writes,
+                tool: arguments.tool.into(),
+                cache: None,
                 signal: &asked,
             };
             record(&arguments.output, &recording, |told| match told {
                 Told::Progress(now) => tick(now),
+                // Early, since it is the reason why a recording takes long.
+                Told::Tool(Tool::Lackey { reason: Some(reason) }) if !json => {
+                    let reason = causes(reason);
+                    let _ = note(
+                        &mut err,
+                        &format!(
+                            "recording with Valgrind's lackey, which takes many times as long: the \
+                             recorder's own tool cannot be used: {reason}"
+                        ),
+                    );
+                }
+                Told::Tool(_) => {}
                 Told::Message(message) => {
                     let line = printable(message).into_owned();
                     // Standard error is the program's as well; a failure there is no reason to end.
@@ -70,8 +87,14 @@ pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Fail
     };
     drop(progress);
     let recorded = recorded.map_err(|error: RecordError| Failure::bad(&error))?;
-    say(&arguments.output, &recorded, &mut Output::stderr(color))?;
-    Ok(if recorded.stops_early() { Status::GuestFailed } else { Status::Clean })
+    let err = &mut Output::stderr(color);
+    if json {
+        write_json(&arguments.output, &recorded, arguments.kernel_writes, err)?;
+    } else {
+        write_text(&arguments.output, &recorded, err)?;
+    }
+    let is_whole = recorded.is_whole != Some(false);
+    Ok(if is_whole && !recorded.stops_early() { Status::Clean } else { Status::GuestFailed })
 }
 
 /// The file that a command's name leads to, as a shell would find it.
@@ -81,65 +104,4 @@ fn find_program(name: &OsStr) -> Option<PathBuf> {
     }
     let folders = env::var_os("PATH")?;
     env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
-}
-
-fn say(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::Result<()> {
-    let names = recorded.names as u64;
-    writeln!(
-        err,
-        "{}  {} {} in {}  {QUIET}{} {}{QUIET:#}",
-        printable(&path.to_string_lossy()),
-        grouped(recorded.writes),
-        plural(recorded.writes, "write"),
-        bytes(recorded.file_bytes),
-        grouped(names),
-        plural(names, "name"),
-    )?;
-    let warn = |err: &mut dyn Write, text: &str| {
-        writeln!(err, "{LOGGED}note:{LOGGED:#} {}", printable(text))
-    };
-    if recorded.stops_early() {
-        writeln!(
-            err,
-            "{DENIED}error:{DENIED:#} Valgrind could not go on, for the reason above: the trace ends \
-             there, before the end of the program"
-        )?;
-    } else if let Some(status) = recorded.status.filter(|status| !status.success()) {
-        warn(err, &format!("the program ended with {status}; the trace goes up to its end"))?;
-    }
-    if recorded.processes > 1 {
-        let count = recorded.processes as u64;
-        let (count, processes) = (grouped(count), plural(count, "process"));
-        warn(
-            err,
-            &format!(
-                "the trace holds {count} {processes}, each by itself: `subpage plan {} --processes` \
-                 lists them",
-                path.display()
-            ),
-        )?;
-    }
-    if recorded.processes_left_out > 0 {
-        let count = recorded.processes_left_out as u64;
-        let (count, processes) = (grouped(count), plural(count, "process"));
-        warn(
-            err,
-            &format!(
-                "the writes of {count} {processes} that the program started are not in the trace: \
-                 `--children` records them"
-            ),
-        )?;
-    }
-    if let Some(reason) = &recorded.nameless {
-        warn(err, &format!("the trace has no names of the program's data: {reason}"))?;
-    }
-    if recorded.names_left_out > 0 {
-        let count = grouped(recorded.names_left_out as u64);
-        warn(err, &format!("{count} names are left out: too long, or too many"))?;
-    }
-    if recorded.text.malformed > 0 {
-        let count = grouped(recorded.text.malformed);
-        warn(err, &format!("{count} lines of the text look like accesses and are not"))?;
-    }
-    err.flush()
 }

@@ -14,7 +14,7 @@ use subpage_trap::Record;
 
 #[cfg(feature = "kvm")]
 use crate::ctl;
-use crate::{check, events, plan, policy};
+use crate::{check, events, plan, policy, record_report};
 
 /// Version of JSON Schema that is written.
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -22,7 +22,7 @@ const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 /// What there is a schema of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SchemaChoice {
-    /// One line of `guard`, `plan` or `check` with `--json`, or of `ctl SOCKET watch --json`
+    /// One line of `guard`, `plan`, `record` or `check` with `--json`, or of `ctl SOCKET watch --json`
     Events,
     /// A policy, as any reader of TOML gives it
     Policy,
@@ -76,6 +76,7 @@ fn events() -> Value {
         events::line_schema(&mut generator),
         plan::line_schema(&mut generator),
         check::line_schema(&mut generator),
+        record_report::line_schema(&mut generator),
         End::json_schema(&mut generator),
     ];
     for kind in &mut kinds {

@@ -1,5 +1,6 @@
 //! Where Valgrind has put the program, its heap and its stack.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::{Range, RangeInclusive};
@@ -10,6 +11,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::elf::Placement;
 use crate::names::{Name, NameKind};
+use crate::stores_tool;
 use crate::write::Write;
 
 const PAGE: u64 = 4096;
@@ -54,7 +56,12 @@ impl AddressSpace {
     pub(crate) fn of_process(pid: u32, program: &Path) -> io::Result<Self> {
         let mut maps = Vec::new();
         File::open(format!("/proc/{pid}/maps"))?.take(MAX_MAPS).read_to_end(&mut maps)?;
-        Ok(Self::parse(&maps, program, stack_size()))
+        Ok(Self::of_maps(&maps, program))
+    }
+
+    /// The same of what its `/proc/PID/maps` held.
+    pub(crate) fn of_maps(maps: &[u8], program: &Path) -> Self {
+        Self::parse(maps, program, stack_size())
     }
 
     fn parse(maps: &[u8], program: &Path, stack_size: u64) -> Self {
@@ -62,9 +69,14 @@ impl AddressSpace {
         let files = || mappings.iter().filter(|m| m.path.starts_with(b"/"));
         let path = |m: &Mapping<'_>| PathBuf::from(std::ffi::OsString::from_vec(m.path.to_vec()));
         // A script is run by its interpreter, which then lies lowest; Valgrind itself lies above.
-        let file = files().find(|m| path(m) == program).or_else(|| files().next()).filter(|m| {
-            !path(m).file_name().is_some_and(|f| f.as_encoded_bytes().starts_with(b"lackey-"))
-        });
+        let is_tool = |name: &OsStr| {
+            let rest = ["lackey", stores_tool::NAME]
+                .iter()
+                .find_map(|tool| name.as_encoded_bytes().strip_prefix(tool.as_bytes()));
+            rest.is_some_and(|rest| rest.starts_with(b"-"))
+        };
+        let file = files().find(|m| path(m) == program).or_else(|| files().next());
+        let file = file.filter(|m| !path(m).file_name().is_some_and(is_tool));
         let program =
             file.map(|m| (path(m), Placement { address: m.range.start, offset: m.offset }));
         // The brk segment is the one anonymous mapping that the client may execute, too.

@@ -1,8 +1,8 @@
 //! Recorded memory writes of real programs: a compact format, its recorder and its reader.
 //!
 //! [`TraceReader`] and [`TraceWriter`] read and write `.sptrace` files, whose bytes are described
-//! in `docs/trace-format.md`. `record` runs a program under Valgrind's tool lackey;
-//! [`LackeyReader`] reads the text of that tool from anywhere.
+//! in `docs/trace-format.md`. [`record()`] runs a program under a Valgrind tool of our own, or under
+//! Valgrind's lackey; [`LackeyReader`] reads the text of lackey from anywhere.
 #![forbid(unsafe_code)]
 
 mod address_space;
@@ -17,12 +17,15 @@ mod frame;
 mod header;
 mod lackey;
 mod names;
+mod packets;
 mod predict;
 mod processes;
 mod reader;
 mod record;
 mod source_lines;
 mod spool;
+mod stores_tool;
+mod tool;
 mod valgrind;
 mod varint;
 mod write;
@@ -43,5 +46,7 @@ pub use names::{MAX_NAME_BYTES, MAX_NAMES, Name, NameError, NameKind, Names};
 pub use reader::{TraceReader, Writes};
 pub use record::{Progress, RecordError, Recorded, Recording, Told, import, record};
 pub use source_lines::SourceLines;
+pub use stores_tool::ToolError;
+pub use tool::{Tool, ToolChoice};
 pub use write::{ADDRESS_LIMIT, MAX_WRITE_SIZE, Pieces, Write};
 pub use writer::TraceWriter;

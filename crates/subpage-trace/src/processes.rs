@@ -1,5 +1,7 @@
 //! The processes of a recorded program, told apart.
 
+mod image;
+
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read};
@@ -8,16 +10,20 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use crate::address_space::{AddressSpace, Extents};
-use crate::build_id::BuildId;
 use crate::code::{Code, Room};
-use crate::elf::{ElfError, MappedCode, mapped_program};
+use crate::elf::{ElfError, mapped_program};
 use crate::header::{MAX_PROCESSES, Process};
 use crate::lackey::{Item, LackeyReader, LackeySummary};
 use crate::names::{MAX_NAMES, Names};
-use crate::spool::Source;
+use crate::packets::{self, MAX_PACKET, Packet};
+use crate::spool::{Next, Source};
+use crate::stores_tool;
+use crate::write::Write;
+use image::Image;
 
-/// Bytes received at once.
+/// Bytes received at once: any packet.
 const CHUNK: usize = 1 << 16;
+const _: () = assert!(MAX_PACKET <= CHUNK);
 /// Buffer of one process, whose text comes in chunks that are held already.
 const BUFFER: usize = 1 << 13;
 /// Chunks of text after which the address space counts as not to be found.
@@ -30,6 +36,11 @@ const MAX_CODE: usize = 10 << 20;
 const MAX_MESSAGES: u64 = 100;
 /// First line of what lackey prints at the start of a program.
 const BANNER: &str = "Lackey, an example Valgrind tool";
+/// The same of our own tool, by its name with a capital.
+fn is_banner(text: &str) -> bool {
+    let own = text.strip_suffix(", a recorder of stores");
+    text == BANNER || own.is_some_and(|name| name.eq_ignore_ascii_case(stores_tool::NAME))
+}
 
 /// The text of a program that runs, and of the processes that it starts.
 pub(crate) trait TextSource {
@@ -44,43 +55,6 @@ pub(crate) trait TextSource {
 
     /// The program was looked at: from now on it need not wait for its reader.
     fn hurry(&mut self);
-}
-
-/// A program of a process: from its start, its exec or its fork on.
-struct Image {
-    pid: u32,
-    parent: Option<u16>,
-    command: String,
-    /// When its program began, as far as it is known: at the start of the recording, at its first line,
-    /// or with the image that it is a copy of.
-    began: SystemTime,
-    space: AddressSpace,
-    extents: Extents,
-    /// Shared with its copies.
-    names: Result<Rc<Names>, ElfError>,
-    /// Shared with its copies; none if it is not known.
-    code: Option<Rc<MappedCode>>,
-    /// Which build it is of.
-    build: Option<BuildId>,
-    /// Addresses of its storing instructions, and the last of them.
-    stores: HashSet<u64>,
-    last_store: u64,
-    looks: u32,
-}
-
-impl Image {
-    /// Remembers a storing instruction, if it is one of the program's own.
-    fn note_store(&mut self, address: u64, room: &mut usize) {
-        if address == self.last_store || *room == 0 {
-            return;
-        }
-        self.last_store = address;
-        let is_own = self.code.as_ref().is_none_or(|code| {
-            let in_file = address.wrapping_sub(code.bias);
-            code.names.is_code(in_file)
-        });
-        *room -= usize::from(is_own && self.stores.insert(address));
-    }
 }
 
 /// Text that has come and is not yet read.
@@ -130,6 +104,9 @@ pub(crate) struct Processes<T> {
     read_before: LackeySummary,
     current: Option<u32>,
     messages: u64,
+    /// Packets of our own tool, and what in them was none.
+    packets: u64,
+    malformed: u64,
     chunk: Box<[u8]>,
     bytes: u64,
 }
@@ -147,6 +124,18 @@ pub(crate) struct Told {
     /// Processes that were not followed.
     pub(crate) left_out: usize,
     pub(crate) text: LackeySummary,
+    /// Packets of our own tool.
+    pub(crate) packets: u64,
+    /// Our own tool has told of the main one's end, and all of its stores came.
+    pub(crate) is_whole: bool,
+}
+
+/// What came.
+enum Received {
+    Text,
+    /// Writes of an image, or none.
+    Writes(Option<u16>),
+    End,
 }
 
 impl<T: TextSource> Processes<T> {
@@ -168,33 +157,81 @@ impl<T: TextSource> Processes<T> {
             read_before: LackeySummary::default(),
             current: None,
             messages: 0,
+            packets: 0,
+            malformed: 0,
             chunk: vec![0; CHUNK].into_boxed_slice(),
             bytes: 0,
         }
     }
 
-    /// Takes in more text; false at its end.
-    fn receive(&mut self) -> io::Result<bool> {
-        let Some((pid, length)) = self.traced.receive(&mut self.chunk)? else { return Ok(false) };
+    /// Takes in more text, or a packet.
+    fn receive(&mut self, writes: &mut Vec<Write>) -> io::Result<Received> {
+        let Some((pid, length)) = self.traced.receive(&mut self.chunk)? else {
+            return Ok(Received::End);
+        };
         self.bytes += length as u64;
         if !self.followed.contains_key(&pid) {
             let wanted = self.is_main(pid) || self.children && self.followed.len() < self.most;
             // Images only become more, so one that had to be left once is not taken in again.
             if !wanted || self.images.len() >= self.most {
                 self.leave_out(pid);
-                return Ok(true);
+                return Ok(Received::Text);
             }
             let text = LackeyReader::with_buffer(Waiting::default(), BUFFER);
             self.followed.insert(pid, Followed { text, image: None });
         }
-        self.look(pid);
-        let followed = self.followed.get_mut(&pid).expect("just inserted");
-        let waiting = followed.text.input_mut();
-        waiting.text.clear();
-        waiting.text.extend(&self.chunk[..length]);
-        waiting.at = 0;
-        self.current = Some(pid);
-        Ok(true)
+        let chunk = std::mem::take(&mut self.chunk);
+        let received = match Packet::parse(&chunk[..length]) {
+            Packet::Text(text) => {
+                self.look(pid);
+                let followed = self.followed.get_mut(&pid).expect("just inserted");
+                let waiting = followed.text.input_mut();
+                waiting.text.clear();
+                waiting.text.extend(text);
+                waiting.at = 0;
+                self.current = Some(pid);
+                Received::Text
+            }
+            packet => Received::Writes(self.packet(pid, &packet, writes)),
+        };
+        self.chunk = chunk;
+        Ok(received)
+    }
+
+    /// Takes in a packet; gives the image whose writes it held.
+    fn packet(&mut self, pid: u32, packet: &Packet<'_>, writes: &mut Vec<Write>) -> Option<u16> {
+        self.packets += 1;
+        let image = match self.followed[&pid].image {
+            Some(image) => image,
+            // A copy of another process, which no start was told of.
+            None => self.begin(pid, true)?,
+        };
+        let known = &mut self.images[usize::from(image)];
+        match packet {
+            Packet::Stores { records, total } => {
+                let first = writes.len();
+                self.malformed += packets::writes(records, writes);
+                known.received += packets::count(records);
+                // The next total of the tool will not be right, either, so the end will not.
+                known.is_whole = false;
+                self.malformed += u64::from(known.received != *total);
+                for write in &writes[first..] {
+                    known.extents.note(&known.space, *write);
+                    known.note_store(write.pc, &mut self.stores_room);
+                }
+                return Some(image);
+            }
+            Packet::Maps(maps) => {
+                if known.space.program.is_none() {
+                    let program = if image == 0 { self.program.as_path() } else { Path::new("") };
+                    let space = AddressSpace::of_maps(maps, program);
+                    self.place(pid, image, space);
+                }
+            }
+            Packet::End { total } => known.is_whole = known.received == *total,
+            Packet::Malformed | Packet::Text(_) => self.malformed += 1,
+        }
+        None
     }
 
     /// Whether the process is the program that was to be recorded.
@@ -259,7 +296,7 @@ impl<T: TextSource> Processes<T> {
             line.strip_prefix(mark)?.strip_prefix(&pid.to_string())?.strip_prefix(mark)
         });
         let text = text.unwrap_or(line).trim();
-        if text == BANNER {
+        if is_banner(text) {
             self.begin(pid, false);
             return None;
         }
@@ -302,6 +339,8 @@ impl<T: TextSource> Processes<T> {
             stores: HashSet::new(),
             last_store: 0,
             looks: 0,
+            received: 0,
+            is_whole: false,
         };
         if let Some(parent) = parent.filter(|_| forked) {
             let parent = &self.images[usize::from(parent)];
@@ -350,32 +389,39 @@ impl<T: TextSource> Processes<T> {
             return;
         }
         image.looks += 1;
-        let is_first = number == 0;
-        let program = if is_first { self.program.as_path() } else { Path::new("") };
+        let is_last_look = image.looks == LOOKS;
+        let program = if number == 0 { self.program.as_path() } else { Path::new("") };
         if let Ok(space) = AddressSpace::of_process(pid, program) {
-            image.space = space;
+            self.place(pid, number, space);
         }
-        let is_main = pid == self.traced.pid();
-        if let Some((path, placement)) = &image.space.program {
-            image.names = if is_main || self.room > 0 {
-                mapped_program(path, *placement, image.began).map(|program| {
-                    image.build = program.build;
-                    let size = program.code.names.size();
-                    if size <= self.code_room {
-                        self.code_room -= size;
-                        image.code = Some(Rc::new(program.code));
-                    }
-                    Rc::new(program.names)
-                })
-            } else {
-                Ok(Rc::default())
-            };
-        }
-        let image = &self.images[usize::from(number)];
-        if is_first && (image.space.program.is_some() || image.looks == LOOKS) {
+        if number == 0 && is_last_look {
             self.traced.hurry();
         }
-        if !is_main && image.space.program.is_some() && !self.make_room(number) {
+    }
+
+    /// An image lies there, as far as it is known.
+    fn place(&mut self, pid: u32, number: u16, space: AddressSpace) {
+        let is_main = self.is_main(pid);
+        let image = &mut self.images[usize::from(number)];
+        image.space = space;
+        let Some((path, placement)) = &image.space.program else { return };
+        image.names = if is_main || self.room > 0 {
+            mapped_program(path, *placement, image.began).map(|program| {
+                image.build = program.build;
+                let size = program.code.names.size();
+                if size <= self.code_room {
+                    self.code_room -= size;
+                    image.code = Some(Rc::new(program.code));
+                }
+                Rc::new(program.names)
+            })
+        } else {
+            Ok(Rc::default())
+        };
+        if number == 0 {
+            self.traced.hurry();
+        }
+        if !is_main && !self.make_room(number) {
             // What does not fit is not read time and again.
             self.room = 0;
         }
@@ -387,6 +433,8 @@ impl<T: TextSource> Processes<T> {
         for followed in self.followed.values() {
             text.add(followed.text.summary());
         }
+        text.lines += self.malformed;
+        text.malformed += self.malformed;
         let pid = self.traced.pid();
         let main = self.images.iter().rposition(|image| image.pid == pid).unwrap_or_default();
         let mut told = Told {
@@ -396,6 +444,8 @@ impl<T: TextSource> Processes<T> {
             names_left_out: self.names_left_out,
             left_out: self.left_out.len(),
             text,
+            packets: self.packets,
+            is_whole: self.images.get(main).is_some_and(|image| image.is_whole),
         };
         let (mut room, mut code_room) = (MAX_NAMES, Room::ALL);
         let mut images: Vec<_> = self.images.into_iter().enumerate().collect();
@@ -442,18 +492,25 @@ impl<T: TextSource> Processes<T> {
 }
 
 impl<T: TextSource> Source for Processes<T> {
-    fn next_item(&mut self) -> io::Result<Option<(u16, Item)>> {
+    fn next(&mut self, writes: &mut Vec<Write>) -> io::Result<Option<Next>> {
         loop {
-            if let Some(item) = self.take()? {
-                return Ok(Some(item));
+            match self.take()? {
+                Some((image, Item::Write(write))) => {
+                    writes.push(write);
+                    return Ok(Some(Next::Writes(image)));
+                }
+                Some((_, Item::Message(message))) => return Ok(Some(Next::Message(message))),
+                None => {}
             }
-            if !self.receive()? {
-                return Ok(None);
+            match self.receive(writes)? {
+                Received::Writes(Some(image)) => return Ok(Some(Next::Writes(image))),
+                Received::Writes(None) | Received::Text => {}
+                Received::End => return Ok(None),
             }
         }
     }
 
-    fn text_bytes(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         self.bytes
     }
 }

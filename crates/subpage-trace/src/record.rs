@@ -15,6 +15,8 @@ use crate::header::Header;
 use crate::lackey::{LackeyReader, LackeySummary};
 use crate::processes::Processes;
 use crate::spool::Spool;
+use crate::stores_tool::ToolError;
+use crate::tool::{Tool, ToolChoice};
 use crate::valgrind::{Traced, find_program};
 
 /// Why nothing was recorded. No file is left, and an older one of the same name is untouched.
@@ -33,6 +35,9 @@ pub enum RecordError {
         /// As given.
         program: String,
     },
+    /// What was asked for needs our own Valgrind tool, which cannot be had.
+    #[error("the recorder's own Valgrind tool is needed and cannot be used")]
+    Tool(#[source] ToolError),
     /// Valgrind cannot be started.
     #[error("cannot start valgrind")]
     Start {
@@ -88,6 +93,13 @@ pub struct Recording<'a> {
     pub valgrind: OsString,
     /// Whether the processes that it starts are recorded as well.
     pub children: bool,
+    /// Whether what the kernel writes for the program is recorded as well, with the pc 0. Only our own
+    /// tool can.
+    pub kernel_writes: bool,
+    /// Which of Valgrind's tools records.
+    pub tool: ToolChoice,
+    /// Where our own tool is kept, in place of the user's cache directory.
+    pub cache: Option<PathBuf>,
     /// Number of a signal that asks for the end, 0 for none; set it from a signal handler. Looked at ten
     /// times a second and more, and set back to 0. The first one is passed on to the program, unless
     /// it came from the program's terminal, and recording continues until the program has ended; the
@@ -96,8 +108,10 @@ pub struct Recording<'a> {
 }
 
 /// Something that happens during a recording.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Told<'a> {
+    /// The tool that records; the first that is told.
+    Tool(&'a Tool),
     /// How far it is.
     Progress(Progress),
     /// Valgrind says something; at most 100 lines are told. Not trusted.
@@ -109,7 +123,7 @@ pub enum Told<'a> {
 pub struct Progress {
     /// Writes recorded.
     pub writes: u64,
-    /// Bytes of lackey's text read.
+    /// Bytes of lackey's text, or of our own tool's packets, read.
     pub text_bytes: u64,
     /// Bytes of the trace, without its header.
     pub trace_bytes: u64,
@@ -125,6 +139,12 @@ pub struct Recorded {
     pub file_bytes: u64,
     /// What lackey's text held besides.
     pub text: LackeySummary,
+    /// The tool that recorded; `None` for a text.
+    pub tool: Option<Tool>,
+    /// Whether all writes of the program came up to its end. Our own tool tells of it; one that was killed
+    /// (SIGKILL) did not, and up to some 4,000 of the last writes are missing. `None` where it is not told:
+    /// of lackey and of a text.
+    pub is_whole: Option<bool>,
     /// How many names the trace has.
     pub names: usize,
     /// Names that were too long or too many. Once there are too many, those of further processes are
@@ -162,23 +182,26 @@ impl Recorded {
 /// The program keeps its standard input, output and error. It is followed with all its threads and
 /// through every exec, and if it is asked for, so are the processes that it starts; the recording ends
 /// with the program itself. What the kernel writes for it (the buffer of a `read`) is no store of the
-/// program and is not in the trace. The file appears under its name complete or not at all; until then
+/// program and is in the trace only if it is asked for. The file appears under its name complete or not at all; until then
 /// the trace is held in a file without a name in the same folder.
 pub fn record(
     output: &Path,
     recording: &Recording<'_>,
-    tell: impl FnMut(Told<'_>),
+    mut tell: impl FnMut(Told<'_>),
 ) -> Result<Recorded, RecordError> {
-    let Recording { program, arguments, valgrind, children, signal } = recording;
+    let Recording { program, arguments, children, .. } = recording;
     let file = find_program(program)?;
     let spool = Spool::new(output)?;
-    let traced = Traced::start(valgrind, &file, arguments, *children, signal)?;
+    let tool = Tool::choose(recording)?;
+    tell(Told::Tool(&tool));
+    let traced = Traced::start(recording, &file, &tool)?;
     let mut processes = Processes::new(traced, &file, *children);
     let never = AtomicBool::new(false);
     let filled = spool.fill(&mut processes, &never, tell)?;
     let (mut traced, mut told) = processes.finish();
     let status = traced.wait().map_err(|source| RecordError::Start { source })?;
-    if told.text.accesses() == 0 {
+    let is_own = matches!(tool, Tool::Own { .. });
+    if if is_own { told.packets == 0 } else { told.text.accesses() == 0 } {
         return Err(RecordError::Nothing { status });
     }
     let words = std::iter::once(program).chain(arguments);
@@ -200,6 +223,8 @@ pub fn record(
         writes,
         file_bytes,
         text: told.text,
+        is_whole: is_own.then_some(told.is_whole),
+        tool: Some(tool),
         names,
         names_left_out: told.names_left_out,
         nameless: told.nameless,
@@ -237,6 +262,8 @@ pub fn import(
         writes,
         file_bytes,
         text,
+        tool: None,
+        is_whole: None,
         names: header.names.len(),
         names_left_out: header.names.left_out(),
         nameless: None,

@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::destination::destination;
 use crate::header::Header;
-use crate::lackey::{Item, LackeyReader};
+use crate::lackey::LackeyReader;
 use crate::record::{Progress, RecordError, Told};
+use crate::write::Write;
 use crate::writer::FrameWriter;
 
 /// Writes between two calls of a progress function.
@@ -57,23 +58,25 @@ impl Spool {
     ) -> Result<Filled, RecordError> {
         let mut frames = FrameWriter::new(self.file);
         let mut next_report = 0;
+        let mut writes = Vec::new();
         loop {
-            let item = source.next_item();
+            writes.clear();
+            let item = source.next(&mut writes);
             if frames.writes >= next_report {
                 if cancel.load(Ordering::Relaxed) {
                     return Err(RecordError::Cancelled);
                 }
                 next_report = frames.writes + PROGRESS;
                 let (writes, trace_bytes) = (frames.writes, frames.offset);
-                let text_bytes = source.text_bytes();
+                let text_bytes = source.bytes();
                 tell(Told::Progress(Progress { writes, text_bytes, trace_bytes }));
             }
             match item {
-                Ok(Some((process, Item::Write(write)))) => {
+                Ok(Some(Next::Writes(process))) => {
                     frames.set_process(process);
-                    frames.write(write)?;
+                    frames.write_all(&writes)?;
                 }
-                Ok(Some((_, Item::Message(message)))) => tell(Told::Message(&message)),
+                Ok(Some(Next::Message(message))) => tell(Told::Message(&message)),
                 Ok(None) => break,
                 Err(source) => return Err(RecordError::Text { source }),
             }
@@ -84,21 +87,32 @@ impl Spool {
     }
 }
 
-/// Where writes come from, each with the number of its process.
+/// What comes next.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Writes of the process of that number.
+    Writes(u16),
+    /// Something that Valgrind says.
+    Message(String),
+}
+
+/// Where writes come from.
 pub(crate) trait Source {
-    /// The next write or message; `None` at the end.
-    fn next_item(&mut self) -> io::Result<Option<(u16, Item)>>;
+    /// Appends the next writes, or gives a message; `None` at the end.
+    fn next(&mut self, writes: &mut Vec<Write>) -> io::Result<Option<Next>>;
 
     /// Bytes read so far.
-    fn text_bytes(&self) -> u64;
+    fn bytes(&self) -> u64;
 }
 
 impl<R: Read> Source for LackeyReader<R> {
-    fn next_item(&mut self) -> io::Result<Option<(u16, Item)>> {
-        Ok(self.next_write()?.map(|write| (0, Item::Write(write))))
+    fn next(&mut self, writes: &mut Vec<Write>) -> io::Result<Option<Next>> {
+        let Some(write) = self.next_write()? else { return Ok(None) };
+        writes.push(write);
+        Ok(Some(Next::Writes(0)))
     }
 
-    fn text_bytes(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         self.summary().bytes
     }
 }

@@ -1,12 +1,11 @@
-//! Running a program under Valgrind, with lackey's text on a socket that tells who wrote it.
+//! Running a program under Valgrind, whose tool writes to a socket that tells who wrote it.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,12 +15,16 @@ use command_fds::CommandFdExt;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::ioctl_fionread;
 use rustix::net::sockopt::{set_socket_passcred, set_socket_send_buffer_size};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+    recvmsg, socketpair,
+};
 use rustix::process::{Pid, Signal, getpgrp, kill_process};
 
 use crate::address_space::stack_size;
 use crate::processes::TextSource;
-use crate::record::RecordError;
+use crate::record::{RecordError, Recording};
+use crate::tool::Tool;
 
 /// How soon a signal is noticed while the program prints nothing, and its end while others print.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -32,7 +35,7 @@ const LARGE_BUFFER: usize = 1 << 20;
 /// A running Valgrind. Dropping it ends the program.
 pub(crate) struct Traced<'a> {
     child: Child,
-    text: UnixStream,
+    text: OwnedFd,
     /// The other end, as long as its buffer is small.
     log: Option<OwnedFd>,
     signal: &'a AtomicUsize,
@@ -43,37 +46,57 @@ pub(crate) struct Traced<'a> {
     /// Bytes of text still to be read, once the program has ended: what it left in the socket. Text that
     /// comes after that is of processes that outlive it.
     left: Option<usize>,
+    /// Messages on the socket stay whole.
+    packets: bool,
 }
 
 impl<'a> Traced<'a> {
     /// Starts `program`, which must be what [`find_program`] gave.
     pub(crate) fn start(
-        valgrind: &OsStr,
+        recording: &Recording<'a>,
         program: &Path,
-        arguments: &[impl AsRef<OsStr>],
-        children: bool,
-        signal: &'a AtomicUsize,
+        tool: &Tool,
     ) -> Result<Self, RecordError> {
+        let Recording { valgrind, arguments, children, signal, .. } = recording;
         let failed = |source| RecordError::Start { source };
-        let (text, log) = UnixStream::pair().map_err(failed)?;
+        let is_own = matches!(tool, Tool::Own { .. });
+        // Our own tool sends packets, which stay whole.
+        let kind = if is_own { SocketType::SEQPACKET } else { SocketType::STREAM };
+        let (text, log) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+            .map_err(|errno| failed(errno.into()))?;
         // Each message comes with the number of the process that wrote it, so that several can share
         // the socket: those that the program becomes by exec, and those that it starts.
         set_socket_passcred(&text, true).map_err(|errno| failed(errno.into()))?;
-        // A hint only: on failure a program of a few instructions may end before it is looked at.
-        let _ = set_socket_send_buffer_size(&log, SMALL_BUFFER);
-        let log = OwnedFd::from(log);
+        // A hint only: on failure a program of a few instructions may end before it is looked at. Our
+        // own tool looks itself.
+        let buffer = if is_own { LARGE_BUFFER } else { SMALL_BUFFER };
+        let _ = set_socket_send_buffer_size(&log, buffer);
         let mut command = Command::new(valgrind);
+        let yes_or_no = |yes| if yes { "yes" } else { "no" };
         command
-            .args(["--command-line-only=yes", "--tool=lackey"])
-            .args(["--trace-mem=yes", "--basic-counts=no", "--vgdb=no"])
+            .args(["--command-line-only=yes", "--vgdb=no"])
+            .arg(joined("--tool=", tool.name()))
             // Without it an exec would leave Valgrind, and the recording with it.
             .arg("--trace-children=yes")
-            .arg(format!("--child-silent-after-fork={}", if children { "no" } else { "yes" }))
+            .arg(format!("--child-silent-after-fork={}", yes_or_no(!*children)))
             .arg(format!("--main-stacksize={}", stack_size()))
-            .arg(format!("--log-fd={}", log.as_raw_fd()))
-            .arg("--")
-            .arg(program)
-            .args(arguments);
+            .arg(format!("--log-fd={}", log.as_raw_fd()));
+        match tool {
+            Tool::Own { folder } => {
+                command
+                    .env("VALGRIND_LIB", folder)
+                    // Above it Valgrind 3.19 ends itself at a block with x87 and a masked vector store.
+                    .arg("--vex-iropt-level=1")
+                    .arg(format!("--stores-fd={}", log.as_raw_fd()))
+                    .arg(format!("--recorder={}", std::process::id()))
+                    .arg(format!("--children={}", yes_or_no(*children)))
+                    .arg(format!("--kernel-writes={}", yes_or_no(recording.kernel_writes)));
+            }
+            Tool::Lackey { .. } => {
+                command.args(["--trace-mem=yes", "--basic-counts=no"]);
+            }
+        }
+        command.arg("--").arg(program).args(arguments);
         let ours = log.try_clone().map_err(failed)?;
         // Under its own number: mapped to another, it might take the place of the descriptor by
         // which `spawn` learns that the program cannot be run.
@@ -90,12 +113,13 @@ impl<'a> Traced<'a> {
         Ok(Self {
             child,
             text,
-            log: Some(ours),
+            log: Some(ours).filter(|_| !is_own),
             signal,
             began,
             asked: false,
             checked: Instant::now(),
             left: None,
+            packets: is_own,
         })
     }
 
@@ -130,7 +154,8 @@ impl<'a> Traced<'a> {
             }
             _ => None,
         });
-        if length == 0 {
+        // An empty message is no end: that one comes from nobody.
+        if length == 0 && (pid.is_none() || !self.packets) {
             return Ok(None);
         }
         let pid = pid.ok_or_else(|| io::Error::other("the system does not say who wrote"))?;
@@ -214,6 +239,12 @@ impl Drop for Traced<'_> {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn joined(option: &str, value: &OsStr) -> OsString {
+    let mut joined = OsString::from(option);
+    joined.push(value);
+    joined
 }
 
 /// Whether a signal like this one has reached every process of our group, the program included: the

@@ -138,6 +138,28 @@ impl<W: io::Write> FrameWriter<W> {
         self.begin_block(self.process, gathered)
     }
 
+    /// Adds writes of the same process.
+    pub(crate) fn write_all(&mut self, mut writes: &[Write]) -> Result<(), TraceError> {
+        while self.process == self.block_of && !self.poisoned && !writes.is_empty() {
+            let room = MAX_BLOCK_WRITES - self.in_block;
+            let (now, later) = writes.split_at(writes.len().min(room));
+            for write in now {
+                if !write.is_valid() {
+                    let length = u64::from(write.size);
+                    return Err(TraceError::BadWrite { address: write.address, length });
+                }
+                self.encoder.push(*write);
+                self.in_block += 1;
+                self.writes += 1;
+            }
+            if self.in_block == MAX_BLOCK_WRITES {
+                self.end_block()?;
+            }
+            writes = later;
+        }
+        writes.iter().try_for_each(|write| self.write(*write))
+    }
+
     /// Blocks hold writes of one process.
     pub(crate) fn set_process(&mut self, number: u16) {
         self.process = number;

@@ -107,7 +107,8 @@ fn copyright(mit: &str) -> String {
     format!(
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n\
          Upstream-Name: subpage\n\
-         Comment: The program holds other projects' code: see THIRD-PARTY.txt beside this file.\n\
+         Comment: The program holds other projects' code: see THIRD-PARTY.txt beside this file.\n \
+         It also holds, as a text, the source of a tool for Valgrind under GPL-2.0-or-later.\n\
          \n\
          Files: *\n\
          Copyright: {}\n\

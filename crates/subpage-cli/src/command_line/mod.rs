@@ -17,7 +17,8 @@ pub use guard::{
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
+use subpage_trace::ToolChoice;
 
 #[cfg(feature = "kvm")]
 use crate::linux_policy::Pack;
@@ -225,6 +226,16 @@ pub struct RecordArguments {
     /// Record the processes that the program starts as well, each by itself
     #[arg(long, conflicts_with = "from_lackey")]
     pub children: bool,
+    /// Record what the kernel writes for the program as well (what it reads from a file, say), without the
+    /// address of an instruction
+    #[arg(long, conflicts_with = "from_lackey")]
+    pub kernel_writes: bool,
+    /// Which tool of Valgrind records: our own, which is compiled once with gcc, or lackey
+    #[arg(long, value_enum, default_value_t, value_name = "TOOL", conflicts_with = "from_lackey")]
+    pub tool: RecordTool,
+    /// Print one JSON object at the end, on standard error: standard output is the program's
+    #[arg(long)]
+    pub json: bool,
     /// The program and its arguments
     #[arg(
         last = true,
@@ -233,6 +244,28 @@ pub struct RecordArguments {
         value_hint = ValueHint::CommandWithArguments
     )]
     pub program: Vec<OsString>,
+}
+
+/// Which tool of Valgrind records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RecordTool {
+    /// Our own, or lackey where that cannot be had
+    #[default]
+    Auto,
+    /// Our own, or none
+    Own,
+    /// Lackey
+    Lackey,
+}
+
+impl From<RecordTool> for ToolChoice {
+    fn from(tool: RecordTool) -> Self {
+        match tool {
+            RecordTool::Auto => Self::Auto,
+            RecordTool::Own => Self::Own,
+            RecordTool::Lackey => Self::Lackey,
+        }
+    }
 }
 
 /// Arguments of `compile`.

@@ -19,6 +19,7 @@ mod options;
 mod place;
 mod policy;
 mod policy_linux;
+mod record;
 mod recorded_fields;
 mod report;
 mod runs;

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::process;
 
 use super::*;
-use crate::write::Write;
 
 /// Numbers above all that Linux gives.
 const MAIN: u32 = 1 << 23;
@@ -54,9 +53,10 @@ fn store(pid: u32, address: u64) -> (u32, String) {
 /// Image and address of every write, to the end.
 fn writes(processes: &mut Processes<Script>) -> Vec<(u16, u64)> {
     let mut all = Vec::new();
-    while let Some((image, item)) = processes.next_item().expect("memory does not fail") {
-        let Item::Write(Write { address, .. }) = item else { panic!("{item:?}") };
-        all.push((image, address));
+    let mut writes = Vec::new();
+    while let Some(next) = processes.next(&mut writes).expect("memory does not fail") {
+        let Next::Writes(image) = next else { panic!("{next:?}") };
+        all.extend(writes.drain(..).map(|write| (image, write.address)));
     }
     all
 }

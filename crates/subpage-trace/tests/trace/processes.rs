@@ -52,7 +52,7 @@ fn needs_valgrind_forked_children_do_not_mix_in() {
 }
 
 /// The writes of each process, by its place.
-fn by_process(path: &Path) -> (Header, Vec<Vec<Write>>) {
+pub(crate) fn by_process(path: &Path) -> (Header, Vec<Vec<Write>>) {
     let mut reader = TraceReader::new(fs::File::open(path).expect("there")).expect("a trace");
     let mut all = vec![Vec::new(); reader.header().processes.len().max(1)];
     let mut block = Vec::new();

@@ -1,0 +1,53 @@
+//! `subpage record` of programs: which tool records, and what is told.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::place::{Place, status};
+
+/// Debian's Valgrind: a script that runs another file beside it.
+const VALGRIND: [&str; 2] = ["/usr/bin/valgrind", "/usr/bin/valgrind.bin"];
+
+/// Without a compiler lackey records, and that is said, in both forms.
+#[test]
+fn needs_valgrind_lackey_takes_the_place_of_the_tool_that_cannot_be_built() {
+    let place = Place::new();
+    let programs = place.path("programs");
+    fs::create_dir(&programs).expect("a folder");
+    for file in VALGRIND.map(Path::new).iter().filter(|file| file.exists()) {
+        symlink(file, programs.join(file.file_name().expect("a name"))).expect("a link");
+    }
+    if !programs.join("valgrind").exists() {
+        println!("skipped: Valgrind is not where Debian has it");
+        return;
+    }
+    let record = |options: &[&str]| {
+        let arguments = [&["record", "-o", "t.sptrace"], options, &["--", "/bin/true"]].concat();
+        let mut command = place.command(&arguments);
+        command.env("PATH", &programs).env("XDG_CACHE_HOME", place.path("cache"));
+        let output = command.output().expect("it runs");
+        let text = String::from_utf8(output.stderr.clone()).expect("UTF-8");
+        (status(&output), text)
+    };
+    let (code, text) = record(&[]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("note: recording with Valgrind's lackey"), "{text}");
+    assert!(text.contains(", by lackey"), "{text}");
+    let (code, text) = record(&["--json"]);
+    assert_eq!(code, 0, "{text}");
+    let line: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+    assert_eq!((&line["type"], &line["tool"]), (&"recorded".into(), &"lackey".into()));
+    assert!(line["tool_reason"].is_string() && line["whole"].is_null(), "{line}");
+    assert!(line["writes"].as_u64().is_some_and(|writes| writes > 0), "{line}");
+    for option in ["--tool=own", "--kernel-writes"] {
+        let (code, text) = record(&[option]);
+        assert_eq!(code, 2, "{option}: {text}");
+        assert!(text.contains("own Valgrind tool is needed and cannot be used"), "{text}");
+    }
+    let (code, text) = record(&["--tool=lackey"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(!text.contains("note: recording with"), "it was asked for: {text}");
+}
