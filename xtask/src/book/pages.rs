@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result};
 use super::summary;
 
 /// Directories whose directories may have pages.
-const GROUPS: [&str; 2] = ["crates", "examples"];
+const GROUPS: [&str; 3] = ["crates", "crates/subpage-trace", "examples"];
 
-/// Every page that people read: at the root, in `docs`, in each crate and each example. The table of
-/// contents is none.
+/// Every page that people read: at the root, in `docs`, in each crate and each example, and beside the tools of
+/// the recorder. The table of contents is none.
 pub(crate) fn all(root: &Path) -> Result<Vec<PathBuf>> {
     let mut pages = in_directory(root)?;
     pages.extend(in_directory(&root.join("docs"))?);
