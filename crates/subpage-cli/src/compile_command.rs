@@ -8,7 +8,7 @@ use subpage::address::{ByteRange, Gpa, PhysicalWidth};
 use subpage::domain::{Domain, DomainError};
 use subpage::frames::HeapFrames;
 use subpage::rules::{Action, Moment, Owner, Rule, RuleName};
-use subpage_linux::{FirstProgram, Kallsyms, KernelImage};
+use subpage_linux::{Btf, FirstProgram, Kallsyms, KernelImage, Tasks};
 
 use crate::command_line::CompileArguments;
 use crate::failure::{Failure, Status};
@@ -34,6 +34,16 @@ pub fn run(arguments: &CompileArguments, color: ColorWhen) -> Result<Status, Fai
     let draft = Draft::read(&arguments.policy).map_err(|error| Failure::bad(&error))?;
     let included = draft.sources().map(PolicySource::path);
     new_file::keep(&arguments.output, "the compiled policy", included)?;
+    if let Some(names) = &arguments.names {
+        new_file::check(names, "the names")?;
+        new_file::apart(&[("`--output`", &arguments.output), ("`--names`", names)])?;
+        new_file::keep(
+            names,
+            "the names",
+            arguments.policy.iter().chain(&arguments.symbols).map(PathBuf::as_path),
+        )?;
+        new_file::keep(names, "the names", draft.sources().map(PolicySource::path))?;
+    }
     let regions = match &arguments.symbols {
         Some(path) => read_region_names(path).map_err(|error| Failure::bad(&error))?,
         None => Names::default(),
@@ -44,11 +54,21 @@ pub fn run(arguments: &CompileArguments, color: ColorWhen) -> Result<Status, Fai
         .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
     let first = first_program(&policy, arguments.symbols.as_deref())?;
     let state = compile(&policy, first)?;
+    let names = match (&arguments.names, &arguments.symbols) {
+        (Some(path), Some(symbols)) => Some((path, kernel_names(symbols)?)),
+        _ => None,
+    };
     new_file::replace(&arguments.output, "the compiled policy", &subpage::domain::EXPORT_MAGIC)?;
     new_file::write(&arguments.output, &state).map_err(|error| {
         let path = arguments.output.display();
         Failure::input(format_args!("cannot write the compiled policy {path}"), &error)
     })?;
+    if let Some((path, names)) = &names {
+        new_file::replace(path, "the names", &subpage_linux::names::MAGIC)?;
+        new_file::write(path, names).map_err(|error| {
+            Failure::input(format_args!("cannot write the names {}", path.display()), &error)
+        })?;
+    }
     let rules = policy.rules.len() as u64;
     let mut err = Output::stderr(color);
     writeln!(
@@ -59,8 +79,30 @@ pub fn run(arguments: &CompileArguments, color: ColorWhen) -> Result<Status, Fai
         plural(rules, "rule"),
         bytes(state.len() as u64),
     )?;
+    if let Some((path, names)) = &names {
+        writeln!(
+            err,
+            "{}  names  {QUIET}{}{QUIET:#}",
+            printable(&path.to_string_lossy()),
+            bytes(names.len() as u64)
+        )?;
+    }
     err.flush()?;
     Ok(Status::Clean)
+}
+
+/// The names of a kernel's functions, and the places of its tasks as far as its types tell.
+fn kernel_names(path: &Path) -> Result<Vec<u8>, Failure> {
+    let untold = |reason: &dyn Display| {
+        Failure::Input(format!("no names of functions from {}: {reason}", path.display()))
+    };
+    let image = KernelImage::open(path).map_err(|error| untold(&error))?;
+    let kallsyms = Kallsyms::read(&image).map_err(|error| untold(&error))?;
+    let tasks = Btf::read(&image, &kallsyms).and_then(|types| Tasks::of(&kallsyms, &types));
+    let file = std::fs::read(path).map_err(|error| untold(&error))?;
+    let which = subpage_linux::names::fingerprint(&file);
+    subpage_linux::names::write(&kallsyms, tasks.as_ref().map(Tasks::places), which)
+        .map_err(|error| untold(&error))
 }
 
 /// The write by which the hypervisor knows the first program, if a rule waits for that. A rule that waits

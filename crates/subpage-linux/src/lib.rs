@@ -15,12 +15,12 @@
 //! which function holds an address ([`Kallsyms::function_at`]), which calls are above it ([`Unwinder`]), and
 //! which task a processor runs ([`Tasks`]).
 //!
-//! [`boot`] is for those who start a kernel: what its setup header asks for, and what it is told. It
-//! needs no operating system and no allocator, and is all that is left without the feature `std`.
+//! [`boot`] is for those who start a kernel: what its setup header asks for, and what it is told.
+//! [`names`] has functions and the places of tasks in a form that is read without an image. Both need no
+//! operating system and no allocator, and are what is left without the feature `std`.
 #![cfg_attr(not(feature = "std"), no_std)]
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "std")]
 mod address;
 #[cfg(feature = "std")]
 mod banner;
@@ -33,14 +33,12 @@ mod first_program;
 mod image;
 #[cfg(feature = "std")]
 mod kallsyms;
-#[cfg(feature = "std")]
 mod memory;
-#[cfg(feature = "std")]
+pub mod names;
 mod task;
 #[cfg(feature = "std")]
 mod unwind;
 
-#[cfg(feature = "std")]
 pub use address::{LinkAddress, RuntimeAddress, START_KERNEL_MAP, Slide};
 #[cfg(feature = "std")]
 pub use banner::Banner;
@@ -55,8 +53,8 @@ pub use image::{
 };
 #[cfg(feature = "std")]
 pub use kallsyms::{Kallsyms, KallsymsError, MAX_NAME_BYTES, MAX_SYMBOLS, Placement, Symbol};
-#[cfg(feature = "std")]
 pub use memory::Memory;
+pub use task::{RunningTask, TaskName, TaskPlaces};
 #[cfg(feature = "std")]
 pub use task::{Task, Tasks};
 #[cfg(feature = "std")]

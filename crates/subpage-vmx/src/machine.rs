@@ -14,7 +14,7 @@ use subpage::rules::RuleId;
 use crate::abi::feature;
 use crate::boot::MAX_PROCESSORS;
 use crate::devices::Devices;
-use crate::event::{Event, Line};
+use crate::event::{Event, Line, Named};
 use crate::hypercall::{self, Ledger};
 use crate::memory::frames::PhysicalFrames;
 use crate::memory::ram::GuestRam;
@@ -61,7 +61,13 @@ impl Shared {
 
     /// Takes an event into the ring, and prints it if that is wanted, or if it is one of the host's
     /// that the guest must not be able to read away.
-    pub fn record(&mut self, event: &Event<'_>, settings: Settings) {
+    /// `named` tells what the line says besides.
+    pub fn record<'n>(
+        &mut self,
+        event: &Event<'_>,
+        settings: Settings,
+        named: impl FnOnce() -> Named<'n>,
+    ) {
         if let Some(waiting) = &mut self.waiting {
             waiting.look(event.rule, event.bytes);
         }
@@ -70,7 +76,10 @@ impl Shared {
             let met = met.filter(|_| !settings.print_events);
             let active = event.rule.and_then(|rule| self.domain.rules().get(rule));
             let name = active.map(|active| &active.rule.name);
-            console::print_line(format_args!("{}", Line { sequence, event, name, met }));
+            console::print_line(format_args!(
+                "{}",
+                Line { sequence, event, name, met, named: named() }
+            ));
         }
     }
 }

@@ -58,6 +58,8 @@ pub(crate) struct LinuxMachine {
     pub(crate) initrd: Option<Vec<u8>>,
     /// A module that `subpage compile` has made.
     pub(crate) policy: Option<Vec<u8>>,
+    /// Names of the kernel, another one of it.
+    pub(crate) names: Option<Vec<u8>>,
     /// The kernel's own.
     pub(crate) command_line: String,
     pub(crate) logging: Logging,
@@ -143,12 +145,12 @@ impl LinuxMachine {
         (processors > 1).then(|| AcpiTables::of(processors, FIRMWARE))
     }
 
-    /// Kernel and initrd, each from a page on, and where they end in memory.
+    /// Kernel, initrd and names, each from a page on, and where they end in memory.
     fn modules(&self) -> (Vec<u8>, u64) {
         let mut bytes = self.kernel.clone();
-        if let Some(initrd) = &self.initrd {
+        for more in [&self.initrd, &self.names].into_iter().flatten() {
             bytes.resize(bytes.len().next_multiple_of(PAGE), 0);
-            bytes.extend(initrd);
+            bytes.extend(more);
         }
         let end = MODULES + bytes.len() as u64;
         (bytes, end)
@@ -163,10 +165,17 @@ impl LinuxMachine {
                 text: text.into(),
             })
         };
-        let behind_kernel = MODULES + self.kernel.len().next_multiple_of(PAGE) as u64;
-        let mut modules = vec![module("linux", MODULES, &self.kernel)?];
-        if let Some(initrd) = &self.initrd {
-            modules.push(module("initrd", behind_kernel, initrd)?);
+        let mut place = MODULES;
+        let mut modules = Vec::new();
+        let files = [
+            ("linux", Some(&self.kernel)),
+            ("initrd", self.initrd.as_ref()),
+            ("names", self.names.as_ref()),
+        ];
+        for (name, file) in files {
+            let Some(file) = file else { continue };
+            modules.push(module(name, place, file)?);
+            place += file.len().next_multiple_of(PAGE) as u64;
         }
         let command_line = format!("subpage {} -- {}", self.options, self.command_line);
         let tables = self.acpi();
@@ -226,6 +235,7 @@ mod tests {
             kernel: vec![1; 0x1801],
             initrd: Some(vec![2; 0x10]),
             policy: Some(b"rules".to_vec()),
+            names: Some(vec![3; 0x20]),
             command_line: "console=ttyS0 -- work".into(),
             logging: Logging::Errors,
         }
@@ -236,12 +246,16 @@ mod tests {
         let machine = machine();
         let (bytes, end) = machine.modules();
         assert_eq!((bytes[0x1800], bytes[0x1801], bytes[0x2000]), (1, 0, 2));
-        assert_eq!(end, MODULES + 0x2010);
+        assert_eq!((bytes[0x2010], bytes[0x3000]), (0, 3));
+        assert_eq!(end, MODULES + 0x3020);
         let block = machine.information().expect("all of it fits");
         let policy = u32::try_from(INFORMATION_ADDRESS).expect("below 4 GiB") + 0x1000;
-        for (from, to) in
-            [(0x1000_0000, 0x1000_1801), (0x1000_2000, 0x1000_2010), (policy, policy + 5)]
-        {
+        for (from, to) in [
+            (0x1000_0000, 0x1000_1801),
+            (0x1000_2000, 0x1000_2010),
+            (0x1000_3000, 0x1000_3020),
+            (policy, policy + 5),
+        ] {
             let range = [u32::to_le_bytes(from), u32::to_le_bytes(to)].concat();
             assert!(block.windows(8).any(|window| window == range), "{from:#x}");
         }
@@ -252,7 +266,7 @@ mod tests {
 
     #[test]
     fn without_an_initrd_and_a_policy_there_are_none() {
-        let machine = LinuxMachine { initrd: None, policy: None, ..machine() };
+        let machine = LinuxMachine { initrd: None, policy: None, names: None, ..machine() };
         let (bytes, end) = machine.modules();
         assert_eq!((bytes.len(), end), (0x1801, MODULES + 0x1801));
         let block = machine.information().expect("all of it fits");

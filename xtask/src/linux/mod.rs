@@ -62,11 +62,36 @@ pub(crate) fn compile(
     policy: &Path,
     symbols: Option<&Path>,
 ) -> Result<Option<Vec<u8>>> {
+    compile_with(session, workspace, policy, symbols, None)
+}
+
+/// A policy module, and the names of the kernel as another; none if that fails, which has been said.
+pub(crate) fn compile_named(
+    session: &mut Session<'_>,
+    workspace: &Workspace,
+    policy: &Path,
+    kernel: &Path,
+) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+    let names = workspace.separate_target("bare-metal").join("linux.names");
+    let policy = compile_with(session, workspace, policy, Some(kernel), Some(&names))?;
+    policy.map(|policy| Ok((policy, linux::read(&names)?))).transpose()
+}
+
+fn compile_with(
+    session: &mut Session<'_>,
+    workspace: &Workspace,
+    policy: &Path,
+    symbols: Option<&Path>,
+    names: Option<&Path>,
+) -> Result<Option<Vec<u8>>> {
     let module = workspace.separate_target("bare-metal").join("linux.subpage");
     let mut command = workspace.cargo(&["run", "--quiet", "--release", "--package", "subpage-cli"]);
     command.args(["--", "compile", "--policy"]).arg(policy).arg("-o").arg(&module);
     if let Some(symbols) = symbols {
         command.arg("--symbols").arg(symbols);
+    }
+    if let Some(names) = names {
+        command.arg("--names").arg(names);
     }
     let finished = session.run(command, &mut |_| None)?;
     if finished.ending.success() {
@@ -151,11 +176,11 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     };
     let example = if arguments.modules { modules::POLICY } else { POLICY };
     let policy = arguments.policy.unwrap_or_else(|| workspace.root().join(example));
-    let policy = if arguments.no_policy {
+    let modules = if arguments.no_policy {
         None
     } else {
-        match compile(&mut session, workspace, &policy, Some(&kernel))? {
-            Some(module) => Some(module),
+        match compile_named(&mut session, workspace, &policy, &kernel)? {
+            Some(modules) => Some(modules),
             None => return Ok(ExitCode::FAILURE),
         }
     };
@@ -164,6 +189,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     } else {
         arguments.commands.iter().map(String::as_str).collect()
     };
+    let (policy, names) = modules.unzip();
     let machine = LinuxMachine {
         model: arguments.model,
         processors: arguments.cpus,
@@ -176,6 +202,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
         kernel: linux::read(&kernel)?,
         initrd: Some(initrd),
         policy,
+        names,
         command_line: command_line(arguments.cpus, &commands),
         logging: Logging::Fatal,
     };

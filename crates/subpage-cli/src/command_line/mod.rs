@@ -282,6 +282,11 @@ pub struct CompileArguments {
     /// The module to write; it appears when it is complete
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
     pub output: PathBuf,
+    /// Write another module, with the names of the functions of the Linux image given by `--symbols`, and
+    /// where it has its tasks: the hypervisor's events then name function and process
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file(),
+          requires = "symbols")]
+    pub names: Option<PathBuf>,
 }
 
 /// Arguments of `plan`.

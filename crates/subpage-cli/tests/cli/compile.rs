@@ -188,3 +188,23 @@ fn the_largest_policy_is_loaded() {
     let text = "version = 1\n[[rule]]\nname = \"all\"\nrange = \"0..0x1_0000_0000\"\n";
     assert_eq!(loaded(&compile(&resolved(text), None).expect("within the limit")).len(), 1);
 }
+
+/// Names are those of a kernel's image, and nothing is written if there are none.
+#[test]
+fn names_need_a_kernel() {
+    let (directory, module) = place(POLICY);
+    let at = directory.path();
+    let names = at.join("kernel.names");
+    let arguments = ["--policy", "policy.toml", "-o", "policy.bin", "--names", "kernel.names"];
+    let output = run(at, &arguments);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--symbols"), "{output:?}");
+    let output = run(at, &[&arguments[..], &["--symbols", ELF]].concat());
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("no names of functions from "), "{said}");
+    let same = ["--policy", "policy.toml", "-o", "x", "--names", "./x", "--symbols", ELF];
+    let output = run(at, &same);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(!names.exists() && !module.exists());
+}

@@ -1,6 +1,8 @@
 //! Tables of symbols in every form.
 
-use subpage_linux::{Kallsyms, KallsymsError, KernelImage, LinkAddress, Placement};
+use subpage_linux::{
+    Kallsyms, KallsymsError, KernelImage, LinkAddress, Placement, RuntimeAddress, names,
+};
 
 use crate::made::{
     Addresses, DATA, DEBIAN_6_1, Form, HEADER_BYTES, RODATA, TEXT, Wanted, by_name, symbols,
@@ -33,6 +35,23 @@ fn per_cpu_at_0(form: Form) -> bool {
 fn read(symbols: &[Wanted], form: Form) -> Result<Kallsyms, KallsymsError> {
     let image = KernelImage::from_bytes(&vmlinux(symbols, form)).expect("a kernel");
     Kallsyms::read(&image)
+}
+
+/// The table for hypervisors knows what the image knows, byte by byte.
+#[test]
+fn names_for_hypervisors_are_those_of_the_image() {
+    let kallsyms = read(&symbols(true), DEBIAN_6_1).expect("symbols");
+    let written = names::write(&kallsyms, None, 5).expect("not too long");
+    let names = names::KernelNames::read(&written).expect("what was written");
+    assert!(names.are_of(5) && names.tasks().is_none());
+    let mut found = 0;
+    for address in (TEXT - 8..TEXT + 0x9_0000).chain(DATA - 8..DATA + 0x10_0000).step_by(8) {
+        let known = kallsyms.function_at(LinkAddress::new(address));
+        let known = known.map(|(symbol, offset)| (symbol.name, offset));
+        assert_eq!(names.function_at(RuntimeAddress::new(address)), known, "{address:#x}");
+        found += usize::from(known.is_some());
+    }
+    assert!(found > 600 * 8, "{found}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use subpage::domain::{Domain, HostPage};
 use subpage::ept::MemoryType;
 use subpage::level::PageSize;
 use subpage::slots::{AddressSpace, SlotFlags, SlotId};
+use subpage_linux::names::{KernelNames, fingerprint};
 
 use super::command_line::{Console, Options};
 use super::guest_image::{self, Entry};
@@ -178,6 +179,7 @@ unsafe fn load_linux(
         copy.extend_from_slice(module);
         copy
     });
+    let names = names(told);
     let command_line = String::from(options.guest);
     // SAFETY: by the contract; what is told and the policy are copies.
     let linux = unsafe { linux::load(plan, told, policy, &command_line, width) }
@@ -190,8 +192,9 @@ unsafe fn load_linux(
         Some(Console::Com2) => Some(console::COM2),
         _ => None,
     };
-    let devices =
+    let mut devices =
         Devices::new(linux.own, memory_types::read(), addresses_end(width), capabilities.pages_2m);
+    devices.names = names;
     let awaited = Awaited { page: linux.kernel_at.gfn(), policy: linux.policy };
     *devices.awaited.lock() = Some(awaited);
     console::use_uart(uart);
@@ -202,6 +205,28 @@ unsafe fn load_linux(
         devices: Some(devices),
         bitmaps: Bitmaps::of_devices(uart),
     }
+}
+
+/// A copy of the names of the kernel, which must be those of the image that is started.
+fn names(told: &Information<'_>) -> Option<KernelNames<'static>> {
+    let module = |name| told.modules.iter().find(|module| module.name == name).map(contents);
+    let bytes = module("names")?;
+    let unfit = |reason: &dyn core::fmt::Display| -> ! {
+        fatal(format_args!("the module \"names\" cannot be used: {reason}"))
+    };
+    // Before anything is copied.
+    let read = KernelNames::read(bytes).unwrap_or_else(|error| unfit(&error));
+    if !read.are_of(fingerprint(module("linux").unwrap_or_default())) {
+        unfit(
+            &"it is of another kernel; give `subpage compile` the file that is started as `--symbols`",
+        );
+    }
+    let mut copy = Vec::new();
+    if copy.try_reserve_exact(bytes.len()).is_err() {
+        unfit(&"there is no memory for it");
+    }
+    copy.extend_from_slice(bytes);
+    KernelNames::read(copy.leak()).ok()
 }
 
 /// Four levels of EPT translate 48 bits.

@@ -12,6 +12,7 @@ use spin::mutex::TicketMutex;
 use subpage::address::{Gfn, Gpa, PAGE_BYTES};
 use subpage::ept::MemoryType;
 use subpage::level::PageSize;
+use subpage_linux::names::KernelNames;
 
 pub use memory_types::{FIXED, MAX_VARIABLE, MemoryTypes};
 pub use ports::{RESET_PORTS, is_reset, own_ports};
@@ -29,6 +30,8 @@ pub struct Devices {
     large: bool,
     /// What happens when the guest's kernel is entered, until then.
     pub awaited: TicketMutex<Option<Awaited>>,
+    /// Names of the guest's kernel, if there are any.
+    pub names: Option<KernelNames<'static>>,
 }
 
 /// A kernel that unpacks itself before it begins: the policy holds from its first instruction on.
@@ -43,7 +46,7 @@ pub struct Awaited {
 impl Devices {
     /// A machine in which `own` is the hypervisor's; `end` is a multiple of 2 MiB.
     pub fn new(own: ArrayVec<Range<u64>, 4>, types: MemoryTypes, end: Gfn, large: bool) -> Self {
-        Self { own, types, end, large, awaited: TicketMutex::new(None) }
+        Self { own, types, end, large, awaited: TicketMutex::new(None), names: None }
     }
 
     /// Where guest-physical addresses end.

@@ -4,7 +4,7 @@ use core::fmt;
 
 use subpage_trap::{Digits, Event, When};
 
-use super::{DATA_BYTES, EventOutcome};
+use super::{DATA_BYTES, EventOutcome, Named};
 
 /// An event with its number, shown as one line without a line end.
 ///
@@ -20,6 +20,8 @@ pub struct Line<'a, B> {
     pub name: Option<&'a subpage::rules::RuleName>,
     /// How many events of the rule there were, where not all of them are shown.
     pub met: Option<u64>,
+    /// What the guest's kernel calls where it came from.
+    pub named: Named<'a>,
 }
 
 impl<B: AsRef<[u8]>> fmt::Display for Line<'_, B> {
@@ -52,6 +54,7 @@ impl<B: AsRef<[u8]>> fmt::Display for Line<'_, B> {
         if let Some(cr3) = origin.cr3 {
             write!(f, " cr3={cr3:#x}")?;
         }
+        write!(f, "{}", self.named)?;
         if let Some(cpl) = origin.cpl {
             write!(f, " cpl={cpl}")?;
         }
@@ -91,6 +94,7 @@ mod tests {
     use std::string::ToString;
 
     use subpage::rules::RuleName;
+    use subpage_linux::{Memory, RuntimeAddress, Slide, names};
     use subpage_trap::Verdict;
 
     use super::super::samples;
@@ -100,7 +104,13 @@ mod tests {
     fn all_fields_in_one_line() {
         let event = samples::full();
         let name = RuleName::new("helper path").expect("a name");
-        let line = Line { sequence: 12, event: &event, name: Some(&name), met: Some(1) };
+        let line = Line {
+            sequence: 12,
+            event: &event,
+            name: Some(&name),
+            met: Some(1),
+            named: Named::default(),
+        };
         let line = line.to_string();
         assert_eq!(
             line,
@@ -110,11 +120,43 @@ mod tests {
         );
     }
 
+    /// A program's name cannot end its quotes, or the line.
+    #[test]
+    fn function_and_task_stand_behind_the_address_space() {
+        const GS: u64 = 0xFFFF_8880_3E60_0000;
+        struct Words;
+        impl Memory for Words {
+            fn read(&self, address: RuntimeAddress, buffer: &mut [u8]) -> bool {
+                let bytes: &[u8] = match address.as_u64() - GS {
+                    0x100 | 0x104 => &7_u32.to_le_bytes(),
+                    0x10 | 0x108 => &(GS + 0x100).to_le_bytes(),
+                    0x110 => b"a\" then=no\n\\\0???",
+                    _ => return false,
+                };
+                buffer.copy_from_slice(&bytes[..buffer.len()]);
+                true
+            }
+        }
+        let mut names = names::MAGIC.to_vec();
+        names.resize(64, 0);
+        for (at, number) in [(24, 1_u32), (28, 0), (32, 4), (36, 0x10), (40, 8), (56, 0x10)] {
+            names[at..at + 4].copy_from_slice(&number.to_le_bytes());
+        }
+        let names = names::KernelNames::read(&names).expect("no function, but tasks");
+        let task = names.tasks().and_then(|tasks| tasks.current(&Words, GS, Slide::ZERO));
+        let event = samples::full();
+        let named = Named { function: Some(("memcpy", 18)), task };
+        let line = Line { sequence: 12, event: &event, name: None, met: None, named }.to_string();
+        let told = " cr3=0x300000 function=memcpy+0x12 pid=7 comm=\"a\\x22 then=no\\x0a\\x5c\" \
+                    task=0xffff88803e600100 cpl=3 ";
+        assert!(line.contains(told), "{line}");
+    }
+
     #[test]
     fn what_is_unknown_is_left_out() {
         let mut event = samples::sparse();
         let line = |event: &super::super::Event<'_>| {
-            Line { sequence: 1, event, name: None, met: None }.to_string()
+            Line { sequence: 1, event, name: None, met: None, named: Named::default() }.to_string()
         };
         assert_eq!(line(&event), "event 1 logged rule=7 gpa=0x1000 at=0x1000 cpu=0 software");
         event.rule = None;
@@ -123,7 +165,13 @@ mod tests {
         assert_eq!(line(&event), "event 1 stopped map gpa=0x1000 at=0x1000 cpu=0");
         event.verdict = Verdict::Denied;
         assert!(line(&event).ends_with("cpu=0 then=skip"));
-        let line = Line { sequence: 1, event: &event, name: None, met: Some(1000) };
+        let line = Line {
+            sequence: 1,
+            event: &event,
+            name: None,
+            met: Some(1000),
+            named: Named::default(),
+        };
         assert!(line.to_string().ends_with("cpu=0 then=skip met=1000"));
     }
 }

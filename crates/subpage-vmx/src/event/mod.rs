@@ -6,11 +6,13 @@
 
 mod journal;
 mod line;
+mod named;
 mod record;
 mod ring;
 
 pub use journal::Journal;
 pub use line::Line;
+pub use named::Named;
 pub use record::{EventOutcome, record};
 pub use ring::{CAPACITY, Ring};
 

@@ -189,7 +189,8 @@ impl trap::Backend for Locked<'_> {
     }
 
     fn record(&mut self, event: &trap::Event<&[u8]>, _: &WriteParts) -> Stop {
-        self.shared.record(event, self.vcpu.machine.settings);
+        let (vcpu, settings) = (&*self.vcpu, self.vcpu.machine.settings);
+        self.shared.record(event, settings, || vcpu.named(event.origin.rip));
         event.rule.map_or(Stop::NoMemory(event.at.as_u64()), Stop::Rule)
     }
 }

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use crate::abi::{self, Call};
-use crate::event::{Event, Line};
+use crate::event::{Event, Line, Named};
 use crate::hypercall::{self, CallContext, CallOutcome, Request};
 use crate::machine::Shared;
 use crate::processor::{console, control, cpuid};
@@ -150,10 +150,14 @@ impl Vcpu {
         let mut shared = machine.lock();
         let Shared { domain, ledger, .. } = &mut *shared;
         let print = machine.settings.print_events;
+        let named = Named::default();
         let mut heard = |sequence: u64, event: &Event<'_>, met: Option<u64>| {
             if print || met.is_some() {
                 let met = met.filter(|_| !print);
-                console::print_line(format_args!("{}", Line { sequence, event, name: None, met }));
+                console::print_line(format_args!(
+                    "{}",
+                    Line { sequence, event, name: None, met, named }
+                ));
             }
         };
         let mut context = CallContext {

@@ -5,6 +5,7 @@ mod delivery;
 mod devices;
 mod input_output;
 mod instructions;
+mod kernel;
 mod registers;
 mod step;
 mod store;

@@ -36,6 +36,10 @@ const COMMANDS: [&str; 25] = [
     "poweroff",
 ];
 
+/// What the kernel calls where a store came from, in the line of its event.
+const STORED_BY: &str =
+    " function=copy_to_kernel_nofault+0x19 pid=1 comm=\"init\" uid=0 task=0xffff888";
+
 const DENIED: Expected = Expected {
     console: &[
         "work: 20 rounds",
@@ -57,13 +61,22 @@ const DENIED: Expected = Expected {
         "; EPT flags off; 1 processors;",
         "hypervisor: the first program starts; 4 rules more are in force",
         " denied rule=1 \"modprobe_path\" ",
+        STORED_BY,
         " denied rule=2 \"core_pattern\" ",
+        STORED_BY,
         " denied rule=3 \"system calls\" ",
+        STORED_BY,
         " denied rule=4 \"interrupt gates\" ",
+        STORED_BY,
         " denied rule=1 \"modprobe_path\" ",
+        STORED_BY,
         " denied rule=1 \"modprobe_path\" ",
+        STORED_BY,
         " denied rule=5 \"page table of the kernel\" ",
+        STORED_BY,
         " denied rule=1 \"modprobe_path\" ",
+        " function=proc_dostring+0x",
+        " comm=\"init\" uid=0 task=0xffff888",
         "hypervisor: writes that trapped: 17 denied, ",
     ],
     last: HALTED,

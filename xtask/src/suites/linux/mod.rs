@@ -25,7 +25,7 @@ use crate::{
     count::Count,
     lab::ingredients::{Ingredients, Kernel},
     linux::{
-        COMMANDS, INITRD, POLICY, command_line, compile,
+        COMMANDS, INITRD, POLICY, command_line, compile, compile_named,
         modules::{self, Built},
     },
     session::{self, Session},
@@ -173,6 +173,7 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         kernel: linux::read(&kernel)?,
         initrd: Some(linux::read(&plan.workspace.root().join(INITRD))?),
         policy: None,
+        names: None,
         command_line: command_line(1, &COMMANDS),
         logging: Logging::Fatal,
     };
@@ -231,10 +232,10 @@ fn with_modules(
     };
     let policy = workspace.root().join(modules::POLICY);
     let kernel = ingredients.kernel();
-    let Some(policy) = compile(session, workspace, &policy, Some(&kernel))? else {
+    let Some((policy, names)) = compile_named(session, workspace, &policy, &kernel)? else {
         return Ok(Modules::Without(Count::FAILED));
     };
-    let plain = LinuxMachine { initrd: Some(initrd), ..plain.clone() };
+    let plain = LinuxMachine { initrd: Some(initrd), names: Some(names), ..plain.clone() };
     Ok(Modules::Tests(attacks::all(&plain, &policy)))
 }
 

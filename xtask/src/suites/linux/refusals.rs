@@ -49,6 +49,12 @@ pub(super) fn all(plain: &LinuxMachine, policy: &[u8], low: &[u8]) -> Vec<Test> 
         refused("damaged_policy", "the policy module cannot be used", &|machine| {
             machine.policy = Some(policy[..policy.len() - 1].to_vec());
         }),
+        refused("damaged_names", "the module \"names\" cannot be used: it has ", &|machine| {
+            machine.names = Some([&b"SPNAMES\x01"[..], &[0xff; 64]].concat());
+        }),
+        refused("names_of_another_kernel", "it is of another kernel", &|machine| {
+            machine.names = Some([&b"SPNAMES\x01"[..], &[0; 56]].concat());
+        }),
         refused("long_command_line", "the kernel's command line has ", &|machine| {
             machine.command_line += &" x".repeat(1100);
         }),

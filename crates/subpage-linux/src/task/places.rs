@@ -1,74 +1,71 @@
-//! Which task a processor runs.
+//! Where a kernel has what it knows of its tasks, and reading it there: without an allocator.
 
-use crate::address::{RuntimeAddress, START_KERNEL_MAP, Slide};
-use crate::btf::{Btf, Field};
-use crate::kallsyms::Kallsyms;
+use crate::address::{RuntimeAddress, Slide};
 use crate::memory::{Memory, long, word};
 
 /// The least linear address of the kernel's half (Linux, Documentation/arch/x86/x86_64/mm.rst).
 const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
 
 /// Length of a task's name with its end (TASK_COMM_LEN).
-const NAME_BYTES: usize = 16;
+pub(super) const NAME_BYTES: usize = 16;
 
 /// Most bits of a task's number (PID_MAX_LIMIT is 2^22).
 const MAX_PID: u32 = 1 << 22;
 
-/// A task of a running kernel, as the kernel's memory has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Task {
+/// A task's name (`comm`), as the kernel's memory has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskName {
+    bytes: [u8; NAME_BYTES],
+    length: usize,
+}
+
+impl TaskName {
+    /// At most 15 bytes, none of them zero; otherwise anything.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+/// A task of a running kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunningTask {
+    /// Where its `task_struct` is.
+    pub address: RuntimeAddress,
     /// Number of its process (`tgid`).
     pub pid: u32,
     /// Its own number (`pid`).
     pub tid: u32,
-    /// Its name (`comm`), at most 15 bytes; what is not UTF-8 is replaced.
-    pub name: String,
+    /// Its name.
+    pub name: TaskName,
     /// The user whose rights it has (`cred->uid`), as the kernel counts users.
     pub uid: Option<u32>,
 }
 
 /// Where a kernel keeps the task that a processor runs.
-#[derive(Debug, Clone, Copy)]
-enum Current {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Current {
     /// As an offset in the processor's data, whatever KASLR did (before 6.15).
     PerProcessor(u64),
     /// As an address that moves with the kernel (from 6.15 on).
     Linked(u64),
 }
 
-/// What a kernel's types say about tasks.
-#[derive(Debug)]
-pub struct Tasks {
-    current: Current,
-    pid: u64,
-    tgid: u64,
-    name: u64,
-    leader: u64,
+/// Offsets by which the task is found that a processor runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskPlaces {
+    pub(crate) current: Current,
+    pub(crate) pid: u64,
+    pub(crate) tgid: u64,
+    pub(crate) name: u64,
+    pub(crate) leader: u64,
     /// Of the credentials in the task, and of the user in the credentials.
-    uid: Option<(u64, u64)>,
+    pub(crate) uid: Option<(u64, u64)>,
 }
 
-impl Tasks {
-    /// From an image's symbols and types; `None` if one of them is missing or has another form.
-    pub fn of(kallsyms: &Kallsyms, btf: &Btf) -> Option<Self> {
-        let field = |path: &[&str], length: u64| {
-            btf.field("task_struct", path).filter(|it| it.length == length).map(|it| it.offset)
-        };
-        let of_user = |Field { offset, length }: Field| (length == 4).then_some(offset);
-        let user = btf.field("cred", &["uid"]).and_then(of_user);
-        Some(Self {
-            current: Current::of(kallsyms, btf)?,
-            pid: field(&["pid"], 4)?,
-            tgid: field(&["tgid"], 4)?,
-            name: field(&["comm"], NAME_BYTES as u64)?,
-            leader: field(&["group_leader"], 8)?,
-            uid: field(&["cred"], 8).zip(user),
-        })
-    }
-
+impl TaskPlaces {
     /// The task of the processor whose GS base is `gs_base`. `None` if the base is not the kernel's, or if
     /// what is there is no task: its leader has to have the number of its process.
-    pub fn current(&self, memory: &dyn Memory, gs_base: u64, slide: Slide) -> Option<Task> {
+    pub fn current(&self, memory: &dyn Memory, gs_base: u64, slide: Slide) -> Option<RunningTask> {
         if gs_base < KERNEL_HALF {
             return None;
         }
@@ -95,21 +92,8 @@ impl Tasks {
             let credentials = long(memory, at(credentials)?).filter(|it| *it >= KERNEL_HALF)?;
             word(memory, credentials.checked_add(uid)?)
         });
-        Some(Task { pid, tid, name: String::from_utf8_lossy(&name[..length]).into_owned(), uid })
-    }
-}
-
-impl Current {
-    fn of(kallsyms: &Kallsyms, btf: &Btf) -> Option<Self> {
-        let (base, inside) = if let Some(symbol) = kallsyms.find("current_task") {
-            (symbol.address.as_u64(), 0)
-        } else {
-            // From 6.2 to 6.14 it lies with other data that is used often.
-            let field = btf.field("pcpu_hot", &["current_task"]).filter(|it| it.length == 8)?;
-            (kallsyms.find("pcpu_hot")?.address.as_u64(), field.offset)
-        };
-        let place = base.checked_add(inside)?;
-        Some(if base < START_KERNEL_MAP { Self::PerProcessor(place) } else { Self::Linked(place) })
+        let (address, name) = (RuntimeAddress::new(task), TaskName { bytes: name, length });
+        Some(RunningTask { address, pid, tid, name, uid })
     }
 }
 
@@ -138,8 +122,15 @@ mod tests {
     const LEADER: u64 = 0xffff_8880_0200_0000;
     const CREDENTIALS: u64 = 0xffff_8880_0300_0000;
 
-    fn tasks(current: Current) -> Tasks {
-        Tasks { current, pid: 0x10, tgid: 0x14, name: 0x20, leader: 0x18, uid: Some((0x30, 4)) }
+    fn tasks(current: Current) -> TaskPlaces {
+        TaskPlaces {
+            current,
+            pid: 0x10,
+            tgid: 0x14,
+            name: 0x20,
+            leader: 0x18,
+            uid: Some((0x30, 4)),
+        }
     }
 
     /// Thread 102 of process 101, of user 1000.
@@ -158,13 +149,16 @@ mod tests {
 
     #[test]
     fn the_task_that_runs() {
-        let expected = Task { pid: 101, tid: 102, name: "modprobe-x".to_owned(), uid: Some(1000) };
+        let name = TaskName { bytes: *b"modprobe-x\0abcde", length: 10 };
+        let address = RuntimeAddress::new(TASK);
+        let expected = RunningTask { address, pid: 101, tid: 102, name, uid: Some(1000) };
+        assert_eq!(expected.name.as_bytes(), b"modprobe-x");
         let tasks = tasks(Current::PerProcessor(0x1_fbc0));
         let found = tasks.current(&memory(), GS, Slide::new(0x1000));
         assert_eq!(found.as_ref(), Some(&expected));
-        let no_types = Tasks { uid: None, ..tasks };
+        let no_types = TaskPlaces { uid: None, ..tasks };
         let found = no_types.current(&memory(), GS, Slide::ZERO);
-        assert_eq!(found, Some(Task { uid: None, ..expected }));
+        assert_eq!(found, Some(RunningTask { uid: None, ..expected }));
     }
 
     /// Newer kernels link the data of processors as all else.
