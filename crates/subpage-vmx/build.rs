@@ -16,6 +16,7 @@ fn main() {
     for (image, script) in [
         ("subpage-hypervisor", "image.ld"),
         ("subpage-conformance-image", "image.ld"),
+        ("subpage-kit", "image.ld"),
         ("subpage-reset-rom", "rom.ld"),
     ] {
         for argument in ["-nostartfiles", "-nostdlib", "-static", "-no-pie"] {

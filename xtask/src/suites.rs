@@ -5,6 +5,7 @@ mod cargo_test;
 mod conformance;
 mod documentation;
 mod image;
+mod kit;
 mod kvm;
 mod lab;
 mod lints;
@@ -55,6 +56,9 @@ pub(crate) enum Suite {
     /// The image that machines start from, by BIOS in Bochs and by UEFI in QEMU; takes names of tests
     /// behind it
     Image,
+    /// The hardware kit in Bochs, on models with and without SPP, and with wrong predictions, each of which
+    /// it has to show
+    Kit,
     /// The processor model against Bochs, with random tables and accesses
     Conformance,
     /// The documentation builds, the links in the pages and in the site lead somewhere
@@ -77,7 +81,7 @@ impl Suite {
 
     /// Whether it runs in Bochs.
     pub(crate) fn needs_emulator(self) -> bool {
-        matches!(self, Self::Bochs | Self::Linux | Self::Image | Self::Conformance)
+        matches!(self, Self::Bochs | Self::Linux | Self::Image | Self::Kit | Self::Conformance)
     }
 
     fn run(self, session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
@@ -92,6 +96,7 @@ impl Suite {
             Self::Bochs => bochs::check(session, plan),
             Self::Linux => linux::check(session, plan),
             Self::Image => image::check(session, plan),
+            Self::Kit => kit::check(session, plan),
             Self::Conformance => conformance::check(session, plan),
             Self::Docs => documentation::check(session, plan),
             Self::Readme => readme::check(session, plan),

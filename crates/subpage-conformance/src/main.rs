@@ -15,6 +15,7 @@ mod emulator;
 mod generate;
 mod instruction;
 mod judge;
+mod kit;
 mod layout;
 #[cfg(feature = "mutations")]
 mod mutants;
@@ -26,7 +27,7 @@ mod stepped_cpu;
 mod translation;
 
 use std::io::{Read as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -82,6 +83,18 @@ enum Operation {
         /// Makes the cases of an earlier run again; otherwise each run makes its own.
         #[arg(long)]
         seed: Option<u64>,
+    },
+    /// Make what a hardware kit brings along: cases, and what the model predicts of them.
+    Kit {
+        /// Directory that the files go to.
+        #[arg(short, long, value_name = "DIRECTORY")]
+        output: PathBuf,
+        /// Steps, at least.
+        #[arg(long, default_value_t = 4_700)]
+        steps: usize,
+        /// Makes the same kit as an earlier run; otherwise it is 1.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// Compare one case: the JSON text behind "case:" of an earlier run.
     Replay {
@@ -144,6 +157,7 @@ fn main() -> ExitCode {
         Operation::Mutations { target, model, accesses, seed } => {
             contradict(&target, &model, accesses, seed)
         }
+        Operation::Kit { output, steps, seed } => make_kit(&output, steps, seed),
         Operation::Replay { target, model, case } => replay(&target, &model, &case),
     };
     match result {
@@ -181,6 +195,14 @@ fn contradict(target: &Target, model: &str, accesses: usize, seed: Option<u64>) 
     writeln!(out, "seed {seed} (repeat with --seed {seed})")?;
     let (processor, mut bochs) = (target.processor(model), target.bochs(model));
     mutants::run(seed, accesses, processor, &mut bochs, &mut out)
+}
+
+fn make_kit(directory: &Path, steps: usize, seed: u64) -> Result<bool> {
+    let others = vec![("bochs".to_owned(), Deviations::BOCHS)];
+    #[cfg(feature = "mutations")]
+    let others = [others, mutants::deviations(Deviations::BOCHS)].concat();
+    kit::write(directory, seed, steps, &others, &mut std::io::stdout().lock())?;
+    Ok(true)
 }
 
 fn replay(target: &Target, model: &str, file: &PathBuf) -> Result<bool> {

@@ -85,15 +85,18 @@ impl Mutant {
     }
 }
 
-/// The wrong behaviours of others, and each in which this processor differs from the architecture left
-/// out.
 fn all(processor: ModelledProcessor) -> Vec<Mutant> {
-    let right = processor.deviations;
-    let mutant = |name: &str, deviations| Mutant {
-        name: name.to_owned(),
+    let mutant = |(name, deviations)| Mutant {
+        name,
         processor: ModelledProcessor { deviations, ..processor },
         contradicted: None,
     };
+    deviations(processor.deviations).into_iter().map(mutant).collect()
+}
+
+/// The wrong behaviours of others, and each in which this processor differs from the architecture left
+/// out; with their names.
+pub(crate) fn deviations(right: Deviations) -> Vec<(String, Deviations)> {
     let architecture = [
         ("every-byte", Deviations { first_byte_only: false, ..right }),
         ("guest-flags-need-ept", Deviations { guest_ad_writes_bypass_ept: false, ..right }),
@@ -103,9 +106,9 @@ fn all(processor: ModelledProcessor) -> Vec<Mutant> {
         ("large-leaf-bit-12", Deviations { large_leaf_bit_12_ignored: false, ..right }),
     ];
     let wrong = Mutation::ALL
-        .map(|mutation| mutant(mutation.name(), Deviations { mutation: Some(mutation), ..right }));
-    let architecture = architecture.map(|(name, deviations)| mutant(name, deviations));
-    wrong.into_iter().chain(architecture).collect()
+        .map(|mutation| (mutation.name(), Deviations { mutation: Some(mutation), ..right }));
+    let named = |(name, deviations): (&str, _)| (name.to_owned(), deviations);
+    wrong.into_iter().chain(architecture).map(named).collect()
 }
 
 #[cfg(test)]

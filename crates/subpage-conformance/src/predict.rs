@@ -36,8 +36,8 @@ pub(crate) struct ModelledProcessor {
 }
 
 impl ModelledProcessor {
-    fn features(self) -> Features {
-        let width = PhysicalWidth::try_new(40).expect("a legal width");
+    fn features(self, width: u8) -> Features {
+        let width = PhysicalWidth::try_new(width.into()).expect("a legal width");
         Features {
             sub_page_write_permissions: self.sub_page,
             advanced_information: self.advanced_information,
@@ -45,19 +45,30 @@ impl ModelledProcessor {
         }
     }
 
-    /// Predicts every step of a case.
+    /// Predicts every step of a case, on a processor like those of Bochs.
     pub(crate) fn predict(self, case: &Case) -> Result<Vec<Observed>, Useless> {
+        self.predict_on(case, 40, Staleness::UntilExit)
+    }
+
+    /// Predicts every step of a case, with physical addresses of so many bits and a cache of that kind.
+    pub(crate) fn predict_on(
+        self,
+        case: &Case,
+        width: u8,
+        staleness: Staleness,
+    ) -> Result<Vec<Observed>, Useless> {
+        let features = self.features(width);
         let table = |number| TableFrame::try_new(Hpa::new(host(number))).expect("4 KiB aligned");
         let roots = Roots {
             ept: table(frame::EPT_L4),
             ept_accessed_dirty: case.accessed_dirty,
             sppt: case.sub_page.then(|| table(frame::SPPT_L4)),
         };
-        roots.check(&self.features()).map_err(|_| Useless)?;
+        roots.check(&features).map_err(|_| Useless)?;
         let mut arena = Arena::new();
         arena.store_words(layout::template());
         arena.store_words(&case.stores);
-        let vcpu = Vcpu::new(self.features(), self.deviations, Staleness::UntilExit);
+        let vcpu = Vcpu::new(features, self.deviations, staleness);
         let guest = SteppedCpu {
             arena,
             vcpu,

@@ -21,6 +21,7 @@ pub mod devices;
 pub mod event;
 pub mod exits;
 pub mod hypercall;
+pub mod kit;
 pub mod linux;
 pub mod machine;
 // Addresses are 64 bits wide, and so is `usize` here.

@@ -47,6 +47,8 @@ pub(crate) enum Purpose {
     Test,
     /// To judge the processor model.
     Conformance,
+    /// To judge the machine that it starts on.
+    Kit,
 }
 
 impl Purpose {
@@ -57,6 +59,7 @@ impl Purpose {
             Self::Linux => "linux-images",
             Self::Test => "test-images",
             Self::Conformance => "conformance-images",
+            Self::Kit => "kit-images",
         }
     }
 
@@ -80,6 +83,7 @@ impl Purpose {
                 "--bin=subpage-hypervisor",
                 "--bin=subpage-guest",
             ]],
+            Self::Kit => &[&[VMX, "--bin=subpage-reset-rom", "--bin=subpage-kit"]],
             // The hooks make it the same library as that of the tests, which is there already.
             Self::Conformance => {
                 &[&[VMX, HOOKS, "--bin=subpage-reset-rom", "--bin=subpage-conformance-image"]]
@@ -123,6 +127,16 @@ impl Images {
         self.directory.join("subpage-conformance-image.bin")
     }
 
+    /// The hardware kit, flat, from 1 MiB on.
+    pub(crate) fn kit(&self) -> PathBuf {
+        self.directory.join("subpage-kit.bin")
+    }
+
+    /// The hardware kit as it was linked.
+    pub(crate) fn kit_elf(&self) -> PathBuf {
+        self.directory.join("subpage-kit.elf")
+    }
+
     /// A static ELF file of 64 bits.
     pub(crate) fn guest(&self) -> PathBuf {
         self.directory.join("subpage-guest.elf")
@@ -155,6 +169,11 @@ impl Images {
             Purpose::Linux => vec![rom, hypervisor, elf],
             Purpose::Test => vec![rom, hypervisor, guest],
             Purpose::Conformance => vec![rom, conformance],
+            Purpose::Kit => vec![
+                rom,
+                ("subpage-kit", images.kit(), Form::IMAGE),
+                ("subpage-kit", images.kit_elf(), Form::Elf),
+            ],
         };
         for (program, image, form) in made {
             let elf = built.join(program);

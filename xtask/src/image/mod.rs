@@ -1,6 +1,8 @@
-//! `cargo xtask image`: an image with the hypervisor and a guest, from which a machine starts.
+//! `cargo xtask image`: an image with the hypervisor and a guest, or with the hardware kit, from which a
+//! machine starts.
 
 pub(crate) mod iso;
+pub(crate) mod kit;
 pub(crate) mod menu;
 pub(crate) mod tools;
 
@@ -39,6 +41,10 @@ pub(crate) struct Arguments {
     /// Where the image goes
     #[arg(short, long, value_name = "FILE.iso")]
     output: PathBuf,
+    /// The hardware kit instead of a guest: it compares the machine with the processor model and reports
+    /// on the first serial port
+    #[arg(long, conflicts_with_all = ["guest", "linux", "policy", "cmdline", "options"])]
+    kit: bool,
     /// A small guest, which gets no devices: an ELF file; without it and --linux, the guest with our
     /// tests
     #[arg(long, value_name = "FILE")]
@@ -97,6 +103,10 @@ fn make(session: &mut Session<'_>, workspace: &Workspace, arguments: &Arguments)
             return Ok(false);
         }
     };
+    if arguments.kit {
+        let made = kit::image(session, workspace, &tools, &arguments.output)?;
+        return finish(session, made, arguments);
+    }
     let own = arguments.guest.is_none() && arguments.linux.is_none();
     let purpose = if own { Purpose::Guard } else { Purpose::Linux };
     let Some(images) = Images::build(session, workspace, purpose)? else { return Ok(false) };
@@ -113,7 +123,13 @@ fn make(session: &mut Session<'_>, workspace: &Workspace, arguments: &Arguments)
         };
         modules.push(("policy", module));
     }
-    if !contents(&images, words, modules).write(session, &tools, &arguments.output)? {
+    let made = contents(&images, words, modules).write(session, &tools, &arguments.output)?;
+    finish(session, made, arguments)
+}
+
+/// Says what was made, if it was.
+fn finish(session: &mut Session<'_>, made: bool, arguments: &Arguments) -> Result<bool> {
+    if !made {
         return Ok(false);
     }
     session.say(&format!(

@@ -79,7 +79,7 @@ pub fn run<P: CaseRunner>(
     written.map_err(|_| Refused { case: 0, step: 0, error: None })
 }
 
-fn prepare(template: &[Store], case: &Case<'_>, arena: &mut Arena, before: &mut Arena) {
+pub(crate) fn prepare(template: &[Store], case: &Case<'_>, arena: &mut Arena, before: &mut Arena) {
     for memory in [arena, before] {
         memory.fill(0);
         store(template, memory);
@@ -87,7 +87,7 @@ fn prepare(template: &[Store], case: &Case<'_>, arena: &mut Arena, before: &mut 
     }
 }
 
-fn pointers(case: &Case<'_>) -> Pointers {
+pub(crate) fn pointers(case: &Case<'_>) -> Pointers {
     let frame = |number: u32| ARENA + u64::from(number) * 4096;
     Pointers {
         ept: frame(case.header.ept.get()),
@@ -97,7 +97,7 @@ fn pointers(case: &Case<'_>) -> Pointers {
     }
 }
 
-fn store(stores: &[Store], memory: &mut Arena) {
+pub(crate) fn store(stores: &[Store], memory: &mut Arena) {
     for store in stores {
         memory[store.word.get() as usize] = store.value.get();
     }

@@ -16,7 +16,7 @@ use crate::processor::control::{CR0_NE, CR4_VMXE};
 use crate::processor::segments::Bases;
 use crate::vcpu::context::{self, Context, fx_after_reset};
 use crate::vcpu::setup;
-use crate::vmx::controls::{ENTRY_IA32E, SECONDARY_SPP};
+use crate::vmx::controls::{ENTRY_IA32E, PIN_EXTERNAL_INTERRUPT, SECONDARY_SPP};
 use crate::vmx::field::{ControlField as C, ExitField, GuestField as G};
 use crate::vmx::structure::{self, VmxError};
 use crate::vmx::{Bitmaps, Capabilities, CurrentVmcs, TableRoots};
@@ -89,8 +89,17 @@ impl VmxProcessor {
         let entry = self.vmcs.control(C::ENTRY) | u64::from(ENTRY_IA32E);
         // SAFETY: EFER above says the same.
         unsafe { self.vmcs.set_control(C::ENTRY, entry) };
+        // Guests have interrupts off: one of the machine's waits, and ends no step.
+        let pins = self.vmcs.control(C::PIN_BASED) & !u64::from(PIN_EXTERNAL_INTERRUPT);
+        // SAFETY: as for the host, interrupts stay off.
+        unsafe { self.vmcs.set_control(C::PIN_BASED, pins) };
         // SAFETY: more exits than before take nothing from the host.
         unsafe { self.vmcs.set_control(C::EXCEPTION_BITMAP, u64::from(u32::MAX)) };
+    }
+
+    /// INVEPT for all contexts.
+    pub fn invalidate_ept(&mut self) {
+        self.vmcs.invalidate_ept();
     }
 
     /// Sets what a step's mode decides: segments, CR0, CR4, RFLAGS.

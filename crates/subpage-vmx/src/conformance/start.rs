@@ -35,7 +35,7 @@ pub unsafe fn run(magic: u32, information: u32, image: Range<u64>, heap: &'stati
     // SAFETY: by the contract the block is where EBX says, and nobody writes it.
     let block = unsafe { start::information_block(information) };
     let told = Information::read(block).unwrap_or_else(|error| fatal(format_args!("{error}")));
-    let own = divide(&told, image, block);
+    let own = divide(&told, image, block, failed);
     // SAFETY: the layout gives this memory to nobody else.
     unsafe { heap.give(own) };
     let Some(module) = told.modules.iter().find(|module| module.name == "cases") else {
@@ -52,7 +52,7 @@ pub unsafe fn run(magic: u32, information: u32, image: Range<u64>, heap: &'stati
     // SAFETY: `divide` keeps the arena free; bases and IDT are this processor's.
     let processor = unsafe { VmxProcessor::new(&capabilities, &bases, idt) };
     let mut processor = processor.unwrap_or_else(|error| failed(format_args!("{error}")));
-    enable_vector_registers();
+    enable_vector_registers(failed);
     let before: Box<[u64]> = vec![0; ARENA_WORDS].into();
     let mut before: Box<Arena> = before.try_into().expect("as many words");
     let mut out = Output { line: [0; Output::BYTES], filled: 0 };
@@ -72,8 +72,16 @@ fn failed(reason: fmt::Arguments<'_>) -> ! {
     console::end_machine()
 }
 
+/// What says why there is no way on.
+pub(crate) type Refuse = fn(fmt::Arguments<'_>) -> !;
+
 /// Memory for the heap, apart from the arena, the image and what the boot loader has left.
-fn divide(told: &Information<'_>, image: Range<u64>, block: &[u8]) -> Range<u64> {
+pub(crate) fn divide(
+    told: &Information<'_>,
+    image: Range<u64>,
+    block: &[u8],
+    refuse: Refuse,
+) -> Range<u64> {
     let block = block.as_ptr_range();
     let mut taken = arrayvec::ArrayVec::<Range<u64>, 40>::new();
     taken.extend([ARENA_RANGE, image, block.start as u64..block.end as u64]);
@@ -82,20 +90,20 @@ fn divide(told: &Information<'_>, image: Range<u64>, block: &[u8]) -> Range<u64>
     let inside = |area: &Range<u64>| area.start <= arena.start && arena.end <= area.end;
     let apart = |other: &Range<u64>| other.end <= arena.start || arena.end <= other.start;
     if !told.memory.iter().any(inside) || !others.iter().all(apart) {
-        failed(format_args!("the memory from {:#x} to {:#x} is not free", arena.start, arena.end));
+        refuse(format_args!("the memory from {:#x} to {:#x} is not free", arena.start, arena.end));
     }
     // The guest's part is not used.
     let guest_mib = Some(layout::GUEST_ALIGNMENT >> 20);
     let layout = layout::divide(&told.memory, &taken, guest_mib)
-        .unwrap_or_else(|error| failed(format_args!("{error}")));
+        .unwrap_or_else(|error| refuse(format_args!("{error}")));
     layout.own
 }
 
 /// Lets guests use SSE and AVX registers; VMX operation has turned XSAVE on.
-fn enable_vector_registers() {
+pub(crate) fn enable_vector_registers(refuse: Refuse) {
     const X87_SSE_AVX: u64 = 0b111;
     if !cpuid::has_xsave() || cpuid::xcr0_mask() & X87_SSE_AVX != X87_SSE_AVX {
-        failed(format_args!("this processor has no AVX, which the cases use"));
+        refuse(format_args!("this processor has no AVX, which the cases use"));
     }
     // SAFETY: CR4.OSXSAVE is set at the start of VMX operation where there is XSAVE; these
     // components were just found.
