@@ -47,7 +47,11 @@ impl BlockEncoder {
 
     /// Adds a write, which must be valid.
     pub(crate) fn push(&mut self, write: Write) {
-        assert!(write.is_valid(), "the writer checks every write");
+        debug_assert!(write.is_valid(), "the writer checks every write");
+        if self.predictor.take_as_guessed(write.pc, write.address, write.size) {
+            self.run += 1;
+            return;
+        }
         // Before a new site may take the place of the previous one.
         let pc_before = self.predictor.site(self.predictor.previous_site()).pc;
         let guessed = self.predictor.guess_site();

@@ -143,6 +143,40 @@ impl Predictor {
         ]
     }
 
+    /// Learns a write as [`Self::update`] does, if its site and its address are as guessed; else changes
+    /// nothing. Most writes are, so everything is looked up once.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "tables keep the low bits by definition")]
+    pub(crate) fn take_as_guessed(&mut self, pc: u64, address: u64, size: u8) -> bool {
+        let id = self.successors[hash(self.history)];
+        let before = usize::from(self.previous_site());
+        let previous_address = self.previous_address;
+        let site = &mut self.sites[usize::from(id)];
+        if site.pc != pc || site.size != size {
+            return false;
+        }
+        let stride_guess = &mut self.strides[stride_key(id, site)];
+        let guess = match site.way {
+            0 => site.last.wrapping_add(site.stride) & ADDRESS_MASK,
+            1 => previous_address.wrapping_add(site.offset) & ADDRESS_MASK,
+            2 => site.last.wrapping_add(i64::from(*stride_guess).cast_unsigned()) & ADDRESS_MASK,
+            _ => site.last,
+        };
+        if guess != address {
+            return false;
+        }
+        let stride = address.wrapping_sub(site.last);
+        *stride_guess = stride as i32;
+        site.stride_history = (site.stride_history << 5) ^ site.stride as u16;
+        site.stride = stride;
+        site.offset = address.wrapping_sub(previous_address);
+        site.last = address;
+        self.previous_address = address;
+        self.history = ((self.history << 16) | u64::from(id)) & ADDRESS_MASK;
+        self.sites[before].next = id;
+        true
+    }
+
     /// Learns that `id` wrote at `address`, which `way` guesses.
     #[inline]
     #[allow(clippy::cast_possible_truncation, reason = "tables keep the low bits by definition")]
