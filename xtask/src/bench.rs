@@ -1,7 +1,9 @@
 //! The benchmarks: those of the engine and those on KVM, which are two programs of one crate, those of
-//! the hypervisor, which run in Bochs, and those of whole Linux guests, which run in the lab.
+//! the hypervisor, which run in Bochs, those of whole Linux guests, which run in the lab, and those of
+//! recording.
 
 pub(crate) mod lab;
+pub(crate) mod record;
 pub(crate) mod vmx;
 
 use std::{ffi::OsString, process::ExitCode};

@@ -104,8 +104,8 @@ enum Task {
         arguments: Vec<OsString>,
     },
     /// Run the benchmarks; all arguments go to subpage-bench, except `kvm [--json]`: what guests on
-    /// this machine's KVM cost, `vmx [--json]`: what the hypervisor costs, in Bochs, and `lab [--json]`:
-    /// what rules cost a Linux guest, in the lab
+    /// this machine's KVM cost, `vmx [--json]`: what the hypervisor costs, in Bochs, `lab [--json]`:
+    /// what rules cost a Linux guest, in the lab, and `record [--json]`: what recording costs
     #[command(disable_help_flag = true)]
     Bench {
         /// For example --json, or the names of the benchmarks to run
@@ -145,6 +145,11 @@ fn run(task: Task) -> Result<ExitCode> {
                 let json = rest == ["--json"];
                 ensure!(json || rest.is_empty(), "bench lab takes --json and nothing else");
                 bench::lab::run(&workspace, json)
+            }
+            [first, rest @ ..] if first == "record" => {
+                let json = rest == ["--json"];
+                ensure!(json || rest.is_empty(), "bench record takes --json and nothing else");
+                bench::record::run(&workspace, json)
             }
             [first, rest @ ..] if first == "kvm" => bench::run(&workspace, bench::KVM, rest),
             _ => bench::run(&workspace, bench::ENGINE, &arguments),

@@ -56,6 +56,11 @@ impl Workspace {
         &self.packages
     }
 
+    /// Where cargo puts what it builds.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
     /// A build directory of its own inside the usual one, for a build with other flags.
     pub(crate) fn separate_target(&self, name: &str) -> PathBuf {
         self.target.join(name)
