@@ -1,6 +1,7 @@
 //! `cargo xtask linux`: a distribution's kernel under the hypervisor, in Bochs.
 
 pub(crate) mod modules;
+mod storm;
 
 use std::{
     io,
@@ -101,9 +102,19 @@ fn compile_with(
     Ok(None)
 }
 
+/// What there is besides one start.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Task {
+    /// Count what rules cost: the same work under several policies, as a table in Markdown; some minutes
+    Storm,
+}
+
 /// What `cargo xtask linux` takes.
 #[derive(Args)]
 pub(crate) struct Arguments {
+    /// What to do instead of one start
+    #[arg(value_enum, value_name = "WHAT")]
+    task: Option<Task>,
     /// CPU model of Bochs; corei7_skylake_x has no SPP
     #[arg(long, default_value = probe::WITH_SPP)]
     model: String,
@@ -174,6 +185,10 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     let Some(images) = Images::build(&mut session, workspace, Purpose::Linux)? else {
         return Ok(ExitCode::FAILURE);
     };
+    if arguments.task == Some(Task::Storm) {
+        let kernel_and_initrd = (kernel.as_path(), initrd);
+        return storm::run(&mut session, workspace, &emulator, &images, kernel_and_initrd);
+    }
     let example = if arguments.modules { modules::POLICY } else { POLICY };
     let policy = arguments.policy.unwrap_or_else(|| workspace.root().join(example));
     let modules = if arguments.no_policy {
