@@ -18,6 +18,13 @@ const VALGRIND: Package = Package {
     otherwise: "the tests that need Valgrind are skipped",
 };
 
+const GDB: Package = Package {
+    program: "gdb",
+    name: "gdb",
+    why: "tests debug guests on KVM with it",
+    otherwise: "the tests that need gdb pass without it, and say so",
+};
+
 /// A cargo subcommand from a component of the Rust toolchain.
 struct Component {
     program: &'static str,
@@ -49,6 +56,8 @@ impl Prerequisites {
         emulator: bool,
     ) -> Result<Self> {
         session.begin("prerequisites")?;
+        // Its tests look for it themselves.
+        package(session, &GDB, install)?;
         Ok(Self {
             rustfmt: component(session, &RUSTFMT, install)?,
             clippy: component(session, &CLIPPY, install)?,

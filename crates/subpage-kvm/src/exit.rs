@@ -30,7 +30,7 @@ pub(crate) enum Exit {
     /// Nothing is left to be done.
     Nothing(ExitKind),
     /// A breakpoint or single step, with what DR6 would say.
-    Debug { dr6: u64 },
+    Debug { dr6: u64, exception: u32 },
     /// A signal got the processor out.
     Interrupted,
     /// The guest has ended.
@@ -73,7 +73,7 @@ pub(crate) fn enter(
         // Kernels from 6.8 on may say so in place of EFAULT.
         Ok(VcpuExit::MemoryFault { .. }) => Exit::Trapped(Cause::Fault),
         Ok(VcpuExit::InternalError) => internal_error(processor),
-        Ok(VcpuExit::Debug(debug)) => Exit::Debug { dr6: debug.dr6 },
+        Ok(VcpuExit::Debug(debug)) => Exit::Debug { dr6: debug.dr6, exception: debug.exception },
         Ok(VcpuExit::Hlt) => Exit::Nothing(ExitKind::Hlt),
         Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Exit::Nothing(ExitKind::Interrupted),
         Ok(VcpuExit::Shutdown) => {

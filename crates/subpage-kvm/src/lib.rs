@@ -13,6 +13,7 @@ pub mod devices;
 mod ending;
 pub mod event;
 mod exit;
+pub mod gdb;
 pub mod guard;
 pub mod memory;
 pub mod metrics;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use subpage::rules::Action;
 use subpage_kvm::control::protocol::RuleRef;
+use subpage_kvm::gdb::{DebuggerAddress, DebuggerAddressError};
 
 use super::values::{file, parse_map, parse_rule, parse_seconds, parse_unsigned};
 
@@ -172,6 +173,55 @@ pub enum CtlRequest {
         #[arg(value_hint = ValueHint::FilePath, value_parser = file())]
         file: PathBuf,
     },
+    /// Hold the guest between two instructions, until `resume`
+    Pause,
+    /// Let a held guest go on
+    Resume,
+    /// Execute one instruction of a processor of a held guest
+    Step {
+        /// Which processor
+        #[arg(default_value_t = 0, value_name = "CPU")]
+        cpu: u32,
+    },
+    /// Show the registers of a processor of a held guest
+    Registers {
+        /// Which processor
+        #[arg(default_value_t = 0, value_name = "CPU")]
+        cpu: u32,
+    },
+    /// Show bytes of the guest's memory, at most 64 KiB
+    Read {
+        /// START..END (the end not included), START+LENGTH, or NAME with +OFFSET, and ..END or +LENGTH
+        /// behind it
+        #[arg(value_name = "PLACE")]
+        range: String,
+    },
+    /// Write bytes of the guest's memory to a new file
+    Dump {
+        /// As for `read`, of any length
+        #[arg(value_name = "PLACE")]
+        range: String,
+        /// The file, which must not exist
+        #[arg(value_hint = ValueHint::FilePath, value_parser = file())]
+        file: PathBuf,
+    },
+    /// Wait for gdb, which may then attach to the guest
+    Gdb {
+        /// A port of this machine, HOST:PORT, or the path of a socket, with a slash; port 0 is any free one
+        #[arg(value_name = "ADDR", value_parser = parse_debugger)]
+        address: DebuggerAddress,
+    },
     /// End the guest
     Stop,
+}
+
+/// The path of a socket as the guest's process sees it, whose working directory may be another.
+fn parse_debugger(text: &str) -> Result<DebuggerAddress, String> {
+    match text.parse().map_err(|error: DebuggerAddressError| error.to_string())? {
+        DebuggerAddress::Unix(path) => {
+            let path = std::path::absolute(&path).map_err(|error| error.to_string())?;
+            Ok(DebuggerAddress::Unix(path))
+        }
+        address @ DebuggerAddress::Tcp(_) => Ok(address),
+    }
 }

@@ -74,6 +74,43 @@ pub enum OnFailure {
     Exit,
 }
 
+/// What happens when a rule with the action `stop` is met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OnStop {
+    /// The guest ends.
+    End,
+    /// It is held.
+    Wait,
+    /// It is saved to a file, and ends.
+    Save(PathBuf),
+    /// It is held for a debugger.
+    Gdb,
+}
+
+fn parse_on_stop(text: &str) -> Result<OnStop, &'static str> {
+    Ok(match text {
+        "end" => OnStop::End,
+        "wait" => OnStop::Wait,
+        "gdb" => OnStop::Gdb,
+        _ => match text.strip_prefix("save=") {
+            Some(file) if !file.is_empty() => OnStop::Save(file.into()),
+            _ => return Err("it is `end`, `wait`, `save=FILE` or `gdb`"),
+        },
+    })
+}
+
+/// Where a debugger is waited for.
+#[cfg(feature = "kvm")]
+pub(crate) type DebuggerAddress = subpage_kvm::gdb::DebuggerAddress;
+
+/// Where there is no guest, there is no debugger: its address is any text.
+#[cfg(not(feature = "kvm"))]
+pub(crate) type DebuggerAddress = String;
+
+fn parse_debugger(text: &str) -> Result<DebuggerAddress, String> {
+    text.parse().map_err(|error| format!("{error}"))
+}
+
 /// Arguments of `guard`.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "switches of a command line")]
@@ -185,6 +222,14 @@ pub struct MachineArguments {
     /// What happens when the guest cannot continue [default: wait on a terminal, else exit]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub on_failure: Option<OnFailure>,
+    /// What happens when a rule with the action `stop` is met: `end`; `wait`: the guest is held for `subpage
+    /// ctl`; `save=FILE`: it is saved there, and ends; `gdb`: it is held for gdb [default: end]
+    #[arg(long, value_name = "WHAT", value_parser = parse_on_stop)]
+    pub on_stop: Option<OnStop>,
+    /// Wait for gdb at a port of this machine, HOST:PORT, or a socket to create, whose path has a slash. The
+    /// guest begins when gdb lets it; with `--on-stop gdb` it begins at once
+    #[arg(long, value_name = "ADDR", value_parser = parse_debugger)]
+    pub gdb: Option<DebuggerAddress>,
     /// End the guest after this time
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub timeout: Option<Duration>,
@@ -222,6 +267,7 @@ impl GuardArguments {
             ("`--report`", self.report.as_deref()),
             ("`--console`", machine.console_file()),
             ("`--control`", machine.control.as_deref()),
+            ("`--on-stop save=`", machine.saved_at_stop()),
         ];
         files.into_iter().filter_map(|(option, path)| Some((option, path?)))
     }
@@ -241,6 +287,11 @@ impl MachineArguments {
         self.console.as_deref().filter(|path| *path != Path::new("none"))
     }
 
+    /// The file that a guest is saved to when a rule stops it.
+    pub fn saved_at_stop(&self) -> Option<&Path> {
+        if let Some(OnStop::Save(file)) = &self.on_stop { Some(file) } else { None }
+    }
+
     /// The options that were given and fit no trace, as they are typed.
     pub fn given(&self) -> Vec<&'static str> {
         [
@@ -258,6 +309,8 @@ impl MachineArguments {
             ("--trap", self.trap.is_some()),
             ("--page-tables", self.page_tables.is_some()),
             ("--on-failure", self.on_failure.is_some()),
+            ("--on-stop", self.on_stop.is_some()),
+            ("--gdb", self.gdb.is_some()),
             ("--timeout", self.timeout.is_some()),
         ]
         .into_iter()

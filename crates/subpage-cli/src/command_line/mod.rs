@@ -10,7 +10,7 @@ pub use ctl::{ActionChoice, CtlArguments, CtlRequest, MAX_PAGES};
 pub(crate) use guard::MAX_PROCESSORS;
 use guard::ON_KVM;
 pub use guard::{
-    BackendChoice, DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, PageTables,
+    BackendChoice, DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, OnStop, PageTables,
     TrapChoice,
 };
 

@@ -1,5 +1,6 @@
 //! `subpage ctl`: asks the process of a guest that runs on KVM, over its control socket.
 
+mod dump;
 mod list;
 mod reply;
 mod request;
@@ -15,7 +16,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::Serialize;
 use subpage::rules::Action;
-use subpage_kvm::control::protocol::Refusal;
+use subpage_kvm::control::protocol::{Refusal, Request};
 use subpage_kvm::control::{Client, ClientError};
 
 use crate::command_line::{CtlArguments, CtlRequest};
@@ -120,6 +121,9 @@ fn ask(arguments: &CtlArguments, out: &mut Output) -> Result<(), Unanswered> {
             watch::say_if_unknown(&mut client, &filter, out)?;
         }
         return watch::run(client, arguments.json, &filter, out);
+    }
+    if let (CtlRequest::Dump { file, .. }, Request::Read { start, length }) = (asked, &request) {
+        return dump::run(&mut client, (*start, *length), file, arguments.json, out);
     }
     let reply = client.request(&request)?;
     if arguments.json {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use subpage::access::{AccessMap, SubPage};
 use subpage::address::PAGE_BYTES;
 use subpage_kvm::control::protocol::{
-    Reply, Request, Shown, ShownMap, ShownMaps, ShownRule, ShownTracking, Written,
+    Reply, Request, Shown, ShownMap, ShownMaps, ShownRegisters, ShownRule, ShownTracking, Written,
 };
 
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, PLAIN, QUIET};
@@ -35,6 +35,19 @@ pub fn write_text(out: &mut dyn Write, request: &Request, reply: &Reply) -> io::
             let file = if let Request::Save { path } = request { path.as_str() } else { "" };
             writeln!(out, "{}  {QUIET}{}{QUIET:#}", printable(file), bytes(*saved))
         }
+        Reply::Registers(shown) => write_registers(out, shown),
+        Reply::Stepped { rip } => writeln!(out, "rip {rip:#x}"),
+        Reply::Memory { bytes } => {
+            let start = if let Request::Read { start, .. } = request { *start } else { 0 };
+            write_memory(out, start, bytes)
+        }
+        Reply::Gdb { gdb } => {
+            let gdb = printable(gdb);
+            writeln!(
+                out,
+                "gdb is waited for: {QUIET}target remote {gdb}{QUIET:#} in gdb attaches it"
+            )
+        }
         Reply::Done {} => writeln!(out, "{}", done(request)),
     }
 }
@@ -45,9 +58,41 @@ fn done(request: &Request) -> &'static str {
         Request::Remove { .. } => "removed",
         Request::Lock { .. } => "locked",
         Request::Untrack { .. } => "no longer tracked",
+        Request::Pause => "held",
+        Request::Resume => "the guest goes on",
         Request::Stop => "the guest ends",
         _ => "done",
     }
+}
+
+fn write_registers(out: &mut dyn Write, shown: &ShownRegisters) -> io::Result<()> {
+    let mut table = Columns::new(&[Align::Left, Align::Left]);
+    for register in &shown.registers {
+        let value = format!("{:#x}", register.value);
+        table.row([(printable(&register.name).into_owned(), NAME), (value, PLAIN)]);
+    }
+    table.write(out, 0)
+}
+
+/// Sixteen bytes a line, with their letters.
+fn write_memory(out: &mut dyn Write, start: u64, digits: &str) -> io::Result<()> {
+    let digits: Vec<char> = digits.chars().collect();
+    for (number, line) in (0_u64..).zip(digits.chunks(32)) {
+        write!(out, "{QUIET}{:#014x}{QUIET:#} ", start.saturating_add(16 * number))?;
+        let mut letters = String::new();
+        for at in 0..16 {
+            let byte: String = line.iter().skip(2 * at).take(2).collect();
+            let separator = if at == 8 { "  " } else { " " };
+            write!(out, "{separator}{:2}", printable(&byte))?;
+            let letter = u8::from_str_radix(&byte, 16).ok();
+            letters.extend(letter.map(|byte| match byte {
+                b' '..=b'~' => char::from(byte),
+                _ => '.',
+            }));
+        }
+        writeln!(out, "  |{letters}|")?;
+    }
+    Ok(())
 }
 
 fn write_shown(out: &mut dyn Write, shown: &Shown) -> io::Result<()> {
@@ -68,6 +113,9 @@ fn write_shown(out: &mut dyn Write, shown: &Shown) -> io::Result<()> {
         grouped(shown.writes),
         plural(shown.writes, "write"),
     )?;
+    if let Some(held) = &shown.held {
+        writeln!(out, "  {}", printable(held))?;
+    }
     if let Some(failure) = &shown.failure {
         writeln!(out, "  {}", printable(failure))?;
     }

@@ -84,6 +84,15 @@ pub fn request(command: &CtlRequest, symbols: Option<&Path>) -> Result<Request, 
         CtlRequest::Harvest { track } => Request::Harvest { track: *track },
         CtlRequest::Untrack { track } => Request::Untrack { track: *track },
         CtlRequest::Save { file } => Request::Save { path: absolute(file)? },
+        CtlRequest::Pause => Request::Pause,
+        CtlRequest::Resume => Request::Resume,
+        CtlRequest::Step { cpu } => Request::Step { cpu: *cpu },
+        CtlRequest::Registers { cpu } => Request::Registers { cpu: *cpu },
+        CtlRequest::Read { range } | CtlRequest::Dump { range, .. } => {
+            let (start, length) = bytes(range)?;
+            Request::Read { start, length }
+        }
+        CtlRequest::Gdb { address } => Request::Gdb { address: address.to_string() },
         CtlRequest::Stop => Request::Stop,
     })
 }

@@ -21,6 +21,10 @@ pub enum RunEvent<'a> {
     Start(&'a StartEvent),
     /// The guest cannot continue, and is kept as it is.
     Failed(&'a FailedEvent),
+    /// A rule has stopped the guest, which is held.
+    Held(&'a HeldEvent),
+    /// A debugger has come or gone.
+    Debugger(&'a DebuggerEvent),
     /// Something is missing here.
     Dropped(&'a DroppedEvent),
     /// Something may make the run mean less than it seems to.
@@ -67,6 +71,9 @@ pub struct LiveStart {
     pub control: String,
     /// Where metrics are served, if they are.
     pub metrics: Option<String>,
+    /// Where gdb is waited for, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gdb: Option<String>,
 }
 
 /// A rule as it is in force.
@@ -135,6 +142,25 @@ pub struct FailedEvent {
     pub message: String,
     /// Where `subpage ctl` reaches it.
     pub control: String,
+}
+
+/// A rule has stopped the guest, which is held.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct HeldEvent {
+    /// Why.
+    pub message: String,
+    /// Where `subpage ctl` reaches it.
+    pub control: String,
+    /// Where gdb is waited for, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gdb: Option<String>,
+}
+
+/// A debugger has come or gone.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct DebuggerEvent {
+    /// What has happened.
+    pub message: String,
 }
 
 /// Something is missing here: whoever reads did not keep up with the guest.

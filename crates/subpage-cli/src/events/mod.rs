@@ -12,7 +12,8 @@ pub use header::RunHeader;
 pub(crate) use json::line_schema;
 pub use json::write_json;
 pub use kinds::{
-    DroppedEvent, ErrorEvent, FailedEvent, LiveStart, NoticeEvent, RuleEvent, RunEvent, StartEvent,
+    DebuggerEvent, DroppedEvent, ErrorEvent, FailedEvent, HeldEvent, LiveStart, NoticeEvent,
+    RuleEvent, RunEvent, StartEvent,
 };
 pub use text::{Detail, SHOWN_PER_RULE, TextEvents, write_armed, write_line};
 pub use warning::{ShownWarning, WarningEvent, WarningKind, shown_warnings};
@@ -82,6 +83,24 @@ impl<W: Write> EventWriter<W> {
         match self {
             Self::Json(out) => write_json(out, &RunEvent::Failed(failed))?,
             Self::Text(text) => text.failed(failed)?,
+        }
+        self.flush()
+    }
+
+    /// A rule has stopped the guest, which is held.
+    pub fn held(&mut self, held: &HeldEvent) -> io::Result<()> {
+        match self {
+            Self::Json(out) => write_json(out, &RunEvent::Held(held))?,
+            Self::Text(text) => text.held(held)?,
+        }
+        self.flush()
+    }
+
+    /// A debugger has come or gone.
+    pub fn debugger(&mut self, debugger: &DebuggerEvent) -> io::Result<()> {
+        match self {
+            Self::Json(out) => write_json(out, &RunEvent::Debugger(debugger))?,
+            Self::Text(text) => text.debugger(debugger)?,
         }
         self.flush()
     }

@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use unicode_width::UnicodeWidthStr;
 
 use super::{
-    FailedEvent, LiveStart, NoticeEvent, ShownWarning, StartEvent, WarningEvent, shown_warnings,
+    DebuggerEvent, FailedEvent, HeldEvent, LiveStart, NoticeEvent, ShownWarning, StartEvent,
+    WarningEvent, shown_warnings,
 };
 use crate::summary::Summary;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, QUIET};
@@ -170,6 +171,28 @@ impl<W: Write> TextEvents<W> {
         )
     }
 
+    pub(super) fn held(&mut self, held: &HeldEvent) -> io::Result<()> {
+        let control = printable(&held.control);
+        writeln!(
+            self.out,
+            "{LOGGED}the guest is held:{LOGGED:#} {}\n  {QUIET}subpage ctl {control} resume{QUIET:#} lets \
+             it go on; Ctrl-C, or {QUIET}subpage ctl {control} stop{QUIET:#}, ends it",
+            printable(&held.message),
+        )?;
+        if let Some(gdb) = &held.gdb {
+            let gdb = printable(gdb);
+            writeln!(self.out, "  {QUIET}target remote {gdb}{QUIET:#} in gdb looks at it")?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn debugger(&mut self, debugger: &DebuggerEvent) -> io::Result<()> {
+        if self.detail == Detail::Quiet {
+            return Ok(());
+        }
+        writeln!(self.out, "{QUIET}gdb{QUIET:#}  {}", printable(&debugger.message))
+    }
+
     pub(crate) fn warnings(&mut self, warnings: &[WarningEvent]) -> io::Result<()> {
         if self.detail == Detail::All {
             return warnings.iter().try_for_each(|warning| self.warning(warning));
@@ -268,6 +291,9 @@ fn live_start(out: &mut impl Write, live: &LiveStart) -> io::Result<()> {
         plural(cpus, "cpu")
     )?;
     writeln!(out, "  {QUIET}control{QUIET:#}  subpage ctl {} show", printable(&live.control))?;
+    if let Some(gdb) = &live.gdb {
+        writeln!(out, "  {QUIET}gdb{QUIET:#}  target remote {}", printable(gdb))?;
+    }
     if let Some(metrics) = &live.metrics {
         writeln!(out, "  {QUIET}metrics{QUIET:#}  {}", printable(metrics))?;
     }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, RuleId};
 use subpage_kvm::control::protocol::{
-    NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownMap, ShownMaps, ShownRule,
-    ShownTracking, Written,
+    NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownMap, ShownMaps, ShownRegister,
+    ShownRegisters, ShownRule, ShownTracking, Written,
 };
 use subpage_kvm::control::{RequestHandler, Server};
 use subpage_kvm::event::{Broadcast, Subscription};
@@ -55,6 +55,7 @@ fn rule(rule: u64, name: &str, locked: bool, spent: bool, denied: u64) -> ShownR
 
 fn shown() -> Shown {
     Shown {
+        held: None,
         state: "failed".to_owned(),
         failure: Some("vcpu 0 at 0x401234: KVM cannot emulate 0f 01 \u{1b}[2J".to_owned()),
         cpus: 2,
@@ -98,6 +99,15 @@ impl RequestHandler for Made {
                 let error = format!("the rule `{name}` is locked; nothing can loosen it");
                 return Err(Refusal { code: "EPERM".to_owned(), error });
             }
+            Request::Step { .. } => Reply::Stepped { rip: 0x1234 },
+            Request::Registers { cpu } => Reply::Registers(ShownRegisters {
+                cpu: *cpu,
+                registers: [("rip", 0x1234), ("r8", 0)]
+                    .map(|(name, value)| ShownRegister { name: name.to_owned(), value })
+                    .to_vec(),
+            }),
+            Request::Read { .. } => Reply::Memory { bytes: "2f73620a".repeat(5) },
+            Request::Gdb { .. } => Reply::Gdb { gdb: "127.0.0.1:1234".to_owned() },
             _ => Reply::Done {},
         };
         self.asked.lock().expect("no panic").push(request);
@@ -193,7 +203,7 @@ fn shown_output(output: &Output) -> String {
     )
 }
 
-const REQUESTS: [&[&str]; 15] = [
+const REQUESTS: [&[&str]; 21] = [
     &["show"],
     &["get", "0x10e180"],
     &["get", "0x10e000", "3"],
@@ -208,6 +218,12 @@ const REQUESTS: [&[&str]; 15] = [
     &["harvest", "4"],
     &["untrack", "3"],
     &["save", "/nowhere/guest.save"],
+    &["pause"],
+    &["step", "1"],
+    &["registers", "1"],
+    &["read", "0x1000+20"],
+    &["gdb", "1234"],
+    &["resume"],
     &["stop"],
 ];
 

@@ -39,6 +39,7 @@ impl RequestHandler for Guests {
         let waiting = |asked: &mut usize| *asked < self.count;
         drop(self.one_more.wait_timeout_while(asked, LONGEST_WAIT, waiting).expect("no panic"));
         Ok(Reply::Shown(Box::new(Shown {
+            held: None,
             state: "run\u{1b}ning".to_owned(),
             failure: None,
             cpus: 2,

@@ -278,6 +278,7 @@ pub(crate) fn live() -> Run {
         notices_dropped: 3,
     });
     run.start.live = Some(LiveStart {
+        gdb: None,
         cpus: 2,
         memory: 128 << 20,
         trap: "mprotect",

@@ -101,8 +101,56 @@ pub enum Request {
         /// Path as the server sees it.
         path: String,
     },
+    /// Holds the guest between two instructions of each processor, until it is let go.
+    Pause,
+    /// Lets a held guest go on.
+    Resume,
+    /// Executes one instruction of a processor of a held guest.
+    Step {
+        /// Which processor.
+        #[serde(default)]
+        cpu: u32,
+    },
+    /// The registers of a processor of a held guest.
+    Registers {
+        /// Which processor.
+        #[serde(default)]
+        cpu: u32,
+    },
+    /// Reads memory.
+    Read {
+        /// First guest-physical byte.
+        start: u64,
+        /// Bytes, 1..=65536.
+        length: u64,
+    },
+    /// Waits for debuggers that speak gdb's protocol.
+    Gdb {
+        /// A port, `HOST:PORT`, or the path of a socket with a slash.
+        address: String,
+    },
     /// Ends the guest.
     Stop,
+}
+
+/// Registers of a processor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ShownRegisters {
+    /// Which processor.
+    pub cpu: u32,
+    /// Its registers, in a fixed order.
+    pub registers: Vec<ShownRegister>,
+}
+
+/// A register and its value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ShownRegister {
+    /// In lower case.
+    pub name: String,
+    /// All of it.
+    pub value: u64,
 }
 
 /// A written page of a harvest.
@@ -184,8 +232,11 @@ pub struct ShownMap {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Shown {
-    /// `running`, `failed` (see `failure`), or `ended`.
+    /// `running`, `held` (see `held`), `failed` (see `failure`), or `ended`.
     pub state: String,
+    /// Why it is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
     /// Why it cannot continue, with RIP and the bytes of the instruction.
     pub failure: Option<String>,
     /// Virtual processors.
@@ -249,6 +300,23 @@ pub enum Reply {
         /// Bytes of the file.
         saved: u64,
     },
+    /// To `registers`.
+    Registers(ShownRegisters),
+    /// To `step`: where the processor is.
+    Stepped {
+        /// Its RIP.
+        rip: u64,
+    },
+    /// To `read`.
+    Memory {
+        /// The bytes, two hexadecimal digits each.
+        bytes: String,
+    },
+    /// To `gdb`.
+    Gdb {
+        /// Where debuggers are waited for, with the port that was chosen.
+        gdb: String,
+    },
     /// To everything else.
     Done {},
 }
@@ -296,7 +364,7 @@ impl Request {
         let text = std::str::from_utf8(line).map_err(|mistake| mistake.to_string())?;
         let request = serde_json::from_str(text).map_err(|mistake| mistake.to_string())?;
         // serde refuses unknown fields of all others by itself.
-        if matches!(request, Self::Show | Self::Watch | Self::Stop) {
+        if matches!(request, Self::Show | Self::Watch | Self::Pause | Self::Resume | Self::Stop) {
             let fields: Map<String, Value> =
                 serde_json::from_str(text).map_err(|mistake| mistake.to_string())?;
             if let Some(field) = fields.keys().find(|field| *field != "op") {
@@ -318,8 +386,16 @@ impl Request {
             Self::Track { .. } => Reply::Track { track: take(&mut fields, "track")? },
             Self::Harvest { .. } => Reply::Harvest { written: take(&mut fields, "written")? },
             Self::Save { .. } => Reply::Saved { saved: take(&mut fields, "saved")? },
+            Self::Registers { .. } => {
+                Reply::Registers(serde_json::from_value(Value::Object(fields))?)
+            }
+            Self::Step { .. } => Reply::Stepped { rip: take(&mut fields, "rip")? },
+            Self::Read { .. } => Reply::Memory { bytes: take(&mut fields, "bytes")? },
+            Self::Gdb { .. } => Reply::Gdb { gdb: take(&mut fields, "gdb")? },
             Self::Remove { .. }
             | Self::Lock { .. }
+            | Self::Pause
+            | Self::Resume
             | Self::Watch
             | Self::Untrack { .. }
             | Self::Stop => Reply::Done {},

@@ -1,8 +1,10 @@
 //! The rules in force and what makes them so: one lock around both.
 
 mod trap_counts;
+mod watched;
 
 pub use trap_counts::{RuleCounts, TrapCounts};
+use watched::Watched;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -74,6 +76,8 @@ pub struct Guard {
     changing: bool,
     /// Processors in the middle of a store that takes several decisions.
     in_pieces: BTreeSet<u32>,
+    /// What a debugger watches.
+    watched: Watched,
     /// KVM carries stores to trapped pages out, page by page: of one that crosses a page end it does
     /// the part in a page that does not trap before it tells of the other. So neighbours of bytes that
     /// are denied at a page end have to trap, too.
@@ -118,6 +122,7 @@ impl Guard {
             idle_writes: 0,
             changing: false,
             in_pieces: BTreeSet::new(),
+            watched: Watched::default(),
             splits_at_page_end,
         })
     }
@@ -147,6 +152,7 @@ impl Guard {
         let mut wanted = PageSet::new();
         for run in looked.runs() {
             wanted.extend(self.domain.restricted_runs(run));
+            wanted.extend(self.watched.pages().runs_in(run));
             if self.splits_at_page_end {
                 for gfn in self.domain.denying_pages(with_neighbours(run)) {
                     let before = gfn.as_u64().checked_sub(1).map(Gfn::new);

@@ -143,6 +143,7 @@ impl<'a> Made<'a> {
                 stopped = event;
             }
             if decision.permits() {
+                self.guard.note_write(self.vcpu, &parts);
                 self.open(range.first());
             }
         }

@@ -63,6 +63,8 @@ pub(crate) struct StepContext<'a> {
     pub(crate) vm: &'a Arc<VmFd>,
     pub(crate) ports: &'a Mutex<Ports>,
     pub(crate) stepping: &'a Stepping,
+    /// Not more than one instruction.
+    pub(crate) one: bool,
 }
 
 /// What a machine keeps for steps.
@@ -223,13 +225,17 @@ fn try_batch(
     if let Err(error) = inner.copies.open(context.stores.ram, twin, &first.pages()) {
         return Ok(BatchEnd::Cannot(error.to_string()));
     }
+    // A debugger stops the guest between two instructions.
+    let usual = processor.debugging;
+    let alone = usual.control != 0 || context.one || guard.is_watched();
+    let most = if alone { 1 } else { BATCH };
     space::go(processor, true)?;
     let mut batch =
         Batch { context, processor, kick, guard, copies: &mut inner.copies, watched, made: 0 };
-    let outcome = batch.run(at, first, BATCH);
+    let outcome = batch.run(at, first, most);
     let made = batch.made;
     context.stepping.steps.fetch_add(made.into(), Ordering::Relaxed);
-    let closed = processor.set_guest_debug(&kvm_guest_debug::default());
+    let closed = processor.set_guest_debug(&usual);
     let left = space::go(processor, false);
     closed.and(left)?;
     outcome
@@ -341,7 +347,7 @@ impl Batch<'_> {
         loop {
             let exit = enter(self.context.ports, self.processor, self.kick)?;
             return Ok(match exit {
-                Exit::Debug { dr6 } => self.stopped(plan, dr6)?,
+                Exit::Debug { dr6, .. } => self.stopped(plan, dr6)?,
                 Exit::Interrupted => {
                     let (now, _) = self.processor.at_exit()?;
                     if now.state.rip == at.state.rip && now.state.registers == at.state.registers {

@@ -121,6 +121,7 @@ impl trap::Backend for Backend<'_> {
     }
 
     fn written(&mut self, write: &WriteParts) {
+        self.guard.note_write(self.processor.number, write);
         self.settle |= self.guard.after_write(self.context.ram, write);
     }
 

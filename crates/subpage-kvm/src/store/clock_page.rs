@@ -106,6 +106,9 @@ fn write(
             return Ok(Next::End(Ending::Stopped { event }));
         }
     }
+    if decision.permits() {
+        guard.note_write(processor.number, &parts);
+    }
     let settle = decision.permits() && guard.after_write(context.ram, &parts);
     Ok(if settle { Next::Settle } else { Next::Enter })
 }

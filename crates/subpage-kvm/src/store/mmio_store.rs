@@ -181,6 +181,9 @@ pub(crate) fn mmio_store(
             return Ok(Next::End(Ending::Stopped { event }));
         }
     }
+    if decision.permits() {
+        guard.note_write(vcpu, &parts);
+    }
     let settle = decision.permits() && guard.after_write(context.ram, &parts);
     Ok(if settle { Next::Settle } else { Next::Enter })
 }
@@ -214,6 +217,7 @@ fn at_once(
     for (gpa, bytes) in &reported.pieces {
         store(context, *gpa, bytes);
     }
+    guard.note_write(vcpu, parts);
     let settle = guard.after_write(context.ram, parts);
     Some(if settle { Next::Settle } else { Next::Enter })
 }

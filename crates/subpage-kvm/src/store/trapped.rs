@@ -237,6 +237,8 @@ fn instruction(
             Ok(StoreOutcome::Done) => break,
             // The single-step trap comes after each element.
             Ok(StoreOutcome::Repeats) if at.state.rflags & RFLAGS_TF != 0 => break,
+            // A debugger stops the guest here.
+            Ok(StoreOutcome::Repeats) if context.guard().has_noted(processor.number) => break,
             Ok(StoreOutcome::Repeats) => {}
             Ok(StoreOutcome::Refused(exception)) => return Err(Obstacle::Exception(exception)),
             Ok(StoreOutcome::Stopped(event)) => {

@@ -56,6 +56,8 @@ pub struct Processor {
     pub(crate) scales_time: bool,
     /// What the guest has asked for by the MSRs of its clock.
     pub(crate) clock: ClockRegisters,
+    /// What ends its stays in the guest for a debugger.
+    pub(crate) debugging: kvm_guest_debug,
     /// Whether registers go through the page that it shares with KVM.
     pub(super) exchange: Exchange,
 }
@@ -144,6 +146,7 @@ impl Processor {
             seen_at: None,
             scales_time: vm.check_extension(Cap::TscControl),
             clock: ClockRegisters::default(),
+            debugging: kvm_guest_debug::default(),
             exchange: Exchange::Off,
         })
     }
@@ -176,6 +179,48 @@ impl Processor {
         let registers = self.fd.get_regs().map_err(self.failed("read the registers"))?;
         let special = self.fd.get_sregs().map_err(self.failed("read the system registers"))?;
         Ok(Interrupted::of(&registers, &special))
+    }
+
+    /// Registers by their names, in lower case, for people who look at it.
+    pub(crate) fn named_registers(&self) -> Result<Vec<(String, u64)>, ProcessorError> {
+        let r = self.fd.get_regs().map_err(self.failed("read the registers"))?;
+        let s = self.fd.get_sregs().map_err(self.failed("read the system registers"))?;
+        let named = [
+            ("rip", r.rip),
+            ("rflags", r.rflags),
+            ("rax", r.rax),
+            ("rbx", r.rbx),
+            ("rcx", r.rcx),
+            ("rdx", r.rdx),
+            ("rsi", r.rsi),
+            ("rdi", r.rdi),
+            ("rbp", r.rbp),
+            ("rsp", r.rsp),
+            ("r8", r.r8),
+            ("r9", r.r9),
+            ("r10", r.r10),
+            ("r11", r.r11),
+            ("r12", r.r12),
+            ("r13", r.r13),
+            ("r14", r.r14),
+            ("r15", r.r15),
+            ("cr0", s.cr0),
+            ("cr2", s.cr2),
+            ("cr3", s.cr3),
+            ("cr4", s.cr4),
+            ("efer", s.efer),
+            ("cs", s.cs.selector.into()),
+            ("ss", s.ss.selector.into()),
+            ("ds", s.ds.selector.into()),
+            ("es", s.es.selector.into()),
+            ("fs", s.fs.selector.into()),
+            ("gs", s.gs.selector.into()),
+            ("fs_base", s.fs.base),
+            ("gs_base", s.gs.base),
+            ("gdtr", s.gdt.base),
+            ("idtr", s.idt.base),
+        ];
+        Ok(named.map(|(name, value)| (name.to_owned(), value)).to_vec())
     }
 
     /// Sets the general registers, RIP and RFLAGS of `after`.

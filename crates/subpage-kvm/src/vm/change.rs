@@ -123,7 +123,7 @@ impl VmShared {
     ///
     /// Where KVM walks page tables itself it sets accessed flags through the host's mapping, and gives
     /// the guest a page fault if it cannot; in a read-only slot it sets none.
-    fn tables_among(&self, states: &[State], pages: &PageSet) -> PageSet {
+    pub(super) fn tables_among(&self, states: &[State], pages: &PageSet) -> PageSet {
         let root = |state: &State| (state.cr3, state.cr0, state.cr4, state.efer);
         let mut states = states.to_vec();
         states.sort_unstable_by_key(root);

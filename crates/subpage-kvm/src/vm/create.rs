@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::io::{self, Write};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use kvm_bindings::{
@@ -14,6 +15,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::hold::Holds;
 use super::{PausableVcpus, Vm, VmError, VmShared, kick_signal};
 use crate::boot::MAX_PROCESSORS;
 use crate::devices::Ports;
@@ -169,6 +171,10 @@ impl Vm {
                 features,
                 feature_choice,
                 watch: Watch::new(processors.len()),
+                holds: Holds::default(),
+                placed: Mutex::default(),
+                debuggers: Mutex::default(),
+                watches: AtomicBool::new(false),
                 vcpus: PausableVcpus::new(processors),
                 ending: EndingCell::default(),
                 start: Mutex::new(None),

@@ -4,9 +4,12 @@ mod arming;
 mod between_stores;
 mod change;
 mod create;
+mod debugging;
 mod error;
+mod hold;
 mod request_handler;
 mod reset;
+mod rest;
 mod run;
 mod save;
 mod vcpu_pause;
@@ -17,8 +20,10 @@ pub use crate::step::{Notice, PageTables};
 pub(crate) use create::open;
 pub use create::{Configuration, TrapChoice, nowhere};
 pub use error::VmError;
+pub use hold::{Held, HoldError, Stop, StopCause};
 pub use request_handler::VmRequestHandler;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -42,6 +47,8 @@ use crate::step::{StepContext, Stepping};
 use crate::store::{Recorder, StoreContext};
 use crate::trap::TrapBy;
 use crate::vcpu::{FeatureChoice, Processor};
+pub(crate) use debugging::HARDWARE_BREAKPOINTS;
+pub(crate) use hold::Leave;
 pub(crate) use vcpu_pause::{PausableVcpus, Paused};
 use watch::Watch;
 
@@ -69,6 +76,13 @@ pub(crate) struct VmShared {
     pub(crate) clock: Clock,
     pub(crate) vcpus: Arc<PausableVcpus>,
     pub(crate) watch: Watch,
+    pub(crate) holds: hold::Holds,
+    /// Breakpoints of a debugger, while the guest runs.
+    pub(crate) placed: Mutex<debugging::Placed>,
+    /// Those that wait for debuggers.
+    debuggers: Mutex<Vec<JoinHandle<()>>>,
+    /// Whether a debugger watches bytes.
+    pub(crate) watches: AtomicBool,
     pub(crate) ending: EndingCell,
     pub(crate) start: Mutex<Option<reset::Start>>,
     /// How far the linear addresses of a Linux kernel were moved that was unpacked here, now or before it
@@ -101,12 +115,13 @@ impl VmShared {
     }
 
     /// What stepping over an instruction needs.
-    pub(crate) fn steps(&self) -> StepContext<'_> {
+    pub(crate) fn steps(&self, number: usize) -> StepContext<'_> {
         StepContext {
             stores: self.stores(),
             vm: &self.vm,
             ports: &self.ports,
             stepping: &self.stepping,
+            one: self.vcpus.steps(number),
         }
     }
 
@@ -114,10 +129,15 @@ impl VmShared {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn debugger_threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.debuggers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends the machine; the first ending counts.
     pub(crate) fn end(&self, ending: Ending) {
         self.ending.set(ending);
         self.vcpus.end();
+        self.holds.tell();
     }
 }
 
@@ -130,6 +150,10 @@ pub struct Vm {
 }
 
 impl Vm {
+    pub(crate) const fn shared(&self) -> &Arc<VmShared> {
+        &self.machine
+    }
+
     /// Loads a guest and sets up the processors: the first at its entry, the others waiting to be
     /// started. After a reset of the guest the same is done again.
     pub fn load(&mut self, request: &boot::Request<'_>) -> Result<boot::Boot, VmError> {
@@ -301,6 +325,10 @@ impl Drop for Vm {
         self.machine.events.broadcast.close();
         for thread in self.threads.drain(..) {
             // A panic of it has been told.
+            let _ = thread.join();
+        }
+        let debuggers = std::mem::take(&mut *self.machine.debugger_threads());
+        for thread in debuggers {
             let _ = thread.join();
         }
     }

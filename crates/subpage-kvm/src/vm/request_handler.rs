@@ -10,23 +10,28 @@ use subpage::errno::Errno;
 use subpage::rules::{Action, Moment, Owner, Rule, RuleId, RuleName};
 use subpage::track::TrackId;
 
-use super::VmShared;
+use super::{HoldError, VmShared};
 use crate::control::RequestHandler;
 use crate::control::protocol::{
-    NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownMap, ShownMaps, ShownRule,
-    ShownTracking, Written,
+    NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownMap, ShownMaps, ShownRegister,
+    ShownRegisters, ShownRule, ShownTracking, Written,
 };
 use crate::ending::Ending;
 use crate::event::ArmedBy;
 use crate::event::Subscription;
+use crate::gdb::DebuggerAddress;
 use crate::guard::ChangeError;
 use crate::snapshot::SnapshotError;
+use crate::vcpu::Processor;
 
 /// Most pages of one `get` or `set`, as in the KVM series.
 const MAX_PAGES: u32 = 512;
 
 /// How many events may wait for a client that watches.
 const QUEUE: usize = 4096;
+
+/// Most bytes of one `read`.
+const MAX_READ: u64 = 64 << 10;
 
 /// Most access maps that `show` tells one by one.
 const MAX_SHOWN_MAPS: usize = 32;
@@ -40,6 +45,10 @@ pub struct VmRequestHandler {
 impl VmRequestHandler {
     pub(super) const fn new(machine: Arc<VmShared>) -> Self {
         Self { machine }
+    }
+
+    pub(crate) const fn shared(&self) -> &Arc<VmShared> {
+        &self.machine
     }
 
     /// Puts bytes into the serial port, as many as it has room for; how many.
@@ -102,6 +111,37 @@ impl RequestHandler for VmRequestHandler {
                 let saved = machine.save(Path::new(&path)).map_err(|error| snapshot(&error))?;
                 Ok(Reply::Saved { saved })
             }
+            Request::Pause => {
+                machine.pause_on_request().map_err(hold)?;
+                Ok(Reply::Done {})
+            }
+            Request::Resume => {
+                machine.resume_on_request().map_err(hold)?;
+                Ok(Reply::Done {})
+            }
+            Request::Step { cpu } => {
+                machine.step_on_request(cpu).map_err(hold)?;
+                let at = machine.look_at(cpu, Processor::interrupted);
+                let at = at.map_err(hold)?.map_err(|error| refuse("EIO", &error.to_string()))?;
+                Ok(Reply::Stepped { rip: at.state.rip })
+            }
+            Request::Registers { cpu } => {
+                let registers = machine.look_at(cpu, Processor::named_registers);
+                let registers = registers.map_err(hold)?;
+                let registers = registers.map_err(|error| refuse("EIO", &error.to_string()))?;
+                let shown = |(name, value)| ShownRegister { name, value };
+                let registers = registers.into_iter().map(shown).collect();
+                Ok(Reply::Registers(ShownRegisters { cpu, registers }))
+            }
+            Request::Read { start, length } => read(machine, start, length),
+            Request::Gdb { address } => {
+                let address: DebuggerAddress = address
+                    .parse()
+                    .map_err(|error| refuse("EINVAL", &format!("`{address}` is {error}")))?;
+                let bound = self.shared().wait_for_debuggers(&address);
+                let bound = bound.map_err(|error| refuse("EIO", &error.to_string()))?;
+                Ok(Reply::Gdb { gdb: bound.to_string() })
+            }
             Request::Stop => {
                 machine.end(Ending::Requested);
                 Ok(Reply::Done {})
@@ -158,12 +198,14 @@ fn show(machine: &VmShared) -> Shown {
         })
         .collect();
     let (state, failure) = match machine.ending.get() {
+        None if machine.held().is_some() => ("held", None),
         None => ("running", None),
         Some(ending) if ending.is_failure() => ("failed", Some(ending.to_string())),
         Some(_) => ("ended", None),
     };
     Shown {
         state: state.to_owned(),
+        held: machine.held().filter(|_| state == "held").map(|held| held.to_string()),
         failure,
         cpus: u32::try_from(machine.vcpus.processors()).expect("a u32 was asked for"),
         memory: machine.ram.bytes(),
@@ -199,6 +241,23 @@ fn get(machine: &VmShared, gfn: u64, pages: u32) -> Result<Reply, Refusal> {
         .get_access(first, &mut maps)
         .map_err(|error| refusal(&error.into()))?;
     Ok(Reply::Maps { maps: maps.iter().map(|map| map.bits()).collect() })
+}
+
+fn read(machine: &VmShared, start: u64, length: u64) -> Result<Reply, Refusal> {
+    if length > MAX_READ {
+        return Err(refuse("EINVAL", "a request is for 1 to 65536 bytes"));
+    }
+    let range = range(start, length)?;
+    if !machine.ram.holds(range) {
+        return Err(refuse("EFAULT", "the bytes are not all memory of the guest"));
+    }
+    let mut bytes = vec![0; usize::try_from(length).expect("64 KiB at most")];
+    if !machine.read_clean(range.first(), &mut bytes) {
+        return Err(refuse("EFAULT", "the bytes are not all memory of the guest"));
+    }
+    let digit = |value: u8| char::from_digit(value.into(), 16).expect("four bits");
+    let digits = bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]);
+    Ok(Reply::Memory { bytes: digits.collect() })
 }
 
 fn set(machine: &VmShared, gfn: u64, maps: &[u32]) -> Result<Reply, Refusal> {
@@ -271,6 +330,15 @@ fn refusal(error: &ChangeError) -> Refusal {
         ChangeError::Import(_) => return refuse("EIO", &error.to_string()),
     };
     refuse(errno.name(), &error.to_string())
+}
+
+fn hold(error: HoldError) -> Refusal {
+    let code = match error {
+        HoldError::Runs | HoldError::NotHeld | HoldError::Debugged => "EBUSY",
+        HoldError::Ended | HoldError::Stuck => "EIO",
+        HoldError::NoProcessor(_) => "EINVAL",
+    };
+    refuse(code, &error.to_string())
 }
 
 fn snapshot(error: &SnapshotError) -> Refusal {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use subpage::rules::Moment;
 
 use super::VmShared;
+use super::rest::{come_to_rest, debug_exit, is_at_breakpoint, step_one};
 use crate::ending::{Ending, Failure};
 use crate::exit::{Exit, after_port, enter};
 use crate::metrics::ExitKind;
@@ -37,6 +38,9 @@ pub(super) fn run(machine: &Arc<VmShared>, number: usize) {
             Ok(Some(Next::Step(_))) => unreachable!("a step is made where it is asked for"),
             Ok(Some(Next::HoldTables(pages))) => machine.hold_tables(&pages),
             Ok(Some(Next::Reset)) => machine.reset(),
+            Ok(Some(Next::End(Ending::Stopped { event }))) => {
+                machine.stopped_by_rule(u32::try_from(number).unwrap_or(0), event);
+            }
             Ok(Some(Next::End(ending))) => machine.end(ending),
             Err(failure) => machine.end(Ending::Failed(failure)),
         }
@@ -73,7 +77,12 @@ fn turns(
     machine.vcpus.enter_turns(number);
     let kick = machine.vcpus.kick_of(number);
     let result = enter_again(machine, processor, number)
-        .and_then(|next| finish(machine.stores(), processor, kick).map(|()| next));
+        .and_then(|next| finish(machine.stores(), processor, kick).map(|()| next))
+        .and_then(|next| match next {
+            None if machine.vcpus.is_held(number) => come_to_rest(machine, processor, kick),
+            next => Ok(next),
+        });
+    machine.stop_if_watched(processor.number);
     store_ended(machine, processor);
     machine.vcpus.leave_turns(number);
     result
@@ -86,7 +95,11 @@ fn enter_again(
     number: usize,
 ) -> Result<Option<Next>, Failure> {
     let kick = machine.vcpus.kick_of(number);
-    while machine.vcpus.may_run(number) {
+    loop {
+        machine.vcpus.set_out(number);
+        if !machine.vcpus.may_run(number) {
+            return Ok(None);
+        }
         if machine.vcpus.is_waited_for() {
             finish(machine.stores(), processor, kick)?;
             if let Ok(at) = processor.interrupted() {
@@ -97,12 +110,18 @@ fn enter_again(
             store_ended(machine, processor);
             machine.vcpus.pass(number);
         }
-        match turn(machine, processor, kick)? {
-            Next::Enter => {}
+        let next = if machine.vcpus.steps(number) {
+            step_one(machine, processor, kick)?
+        } else {
+            turn(machine, processor, kick)?
+        };
+        match next {
+            Next::Enter => {
+                machine.stop_if_watched(processor.number);
+            }
             next => return Ok(Some(next)),
         }
     }
-    Ok(None)
 }
 
 /// The processor is between two stores: changes need not wait for it.
@@ -114,12 +133,23 @@ fn store_ended(machine: &VmShared, processor: &mut Processor) {
 
 /// One stay in the guest, and what it asks for.
 fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Next, Failure> {
+    let exit = enter(&machine.ports, processor, kick)?;
+    handle(machine, processor, kick, exit)
+}
+
+/// What an exit asks for.
+pub(super) fn handle(
+    machine: &VmShared,
+    processor: &mut Processor,
+    kick: Kick,
+    exit: Exit,
+) -> Result<Next, Failure> {
     let vcpu = processor.number;
-    match enter(&machine.ports, processor, kick)? {
+    match exit {
         Exit::Interrupted => interrupted(machine, processor),
-        Exit::Debug { .. } => {
+        Exit::Debug { exception, .. } => {
             machine.metrics.exit(ExitKind::Other);
-            Ok(Next::Enter)
+            debug_exit(machine, processor, exception)
         }
         Exit::Store { address, data } => {
             let began = machine.clock.now();
@@ -128,12 +158,13 @@ fn turn(machine: &VmShared, processor: &mut Processor, kick: Kick) -> Result<Nex
             machine.metrics.write_trapped(machine.clock.since(began));
             after_store(machine, vcpu, next)
         }
+        Exit::Trapped(_) if is_at_breakpoint(machine, processor)? => Ok(Next::Enter),
         Exit::Trapped(cause) => {
             let began = machine.clock.now();
             let kind = if cause == Cause::Fault { ExitKind::Fault } else { ExitKind::Emulation };
             machine.metrics.exit(kind);
             let next = match trapped(machine.stores(), processor, cause) {
-                Ok(Next::Step(why)) => step(machine.steps(), processor, kick, &why),
+                Ok(Next::Step(why)) => step(machine.steps(vcpu as usize), processor, kick, &why),
                 next => next,
             };
             machine.metrics.write_trapped(machine.clock.since(began));

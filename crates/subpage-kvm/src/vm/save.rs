@@ -68,7 +68,7 @@ impl VmShared {
             .domain()
             .export()
             .map_err(|error| SnapshotError::Content(error.to_string()))?;
-        writer.write(&header, &state, &self.ram)
+        self.without_breakpoints(|| writer.write(&header, &state, &self.ram))
     }
 }
 

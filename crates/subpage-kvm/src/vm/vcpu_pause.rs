@@ -10,7 +10,7 @@
 //! Order of locks: first the pause, then processors, then the guard. A thread that holds the guard
 //! never waits for a processor.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use subpage_emulate::guest::State;
@@ -28,6 +28,10 @@ pub(crate) struct Seat {
     pub(super) passed: AtomicU64,
     /// Its state at a moment since somebody wanted to know it.
     pub(super) state: Mutex<Option<State>>,
+    /// What the thread may do: a [`Leave`](super::hold::Leave).
+    pub(super) leave: AtomicU8,
+    /// Nothing of an instruction is unfinished: the thread may rest.
+    pub(super) settled: AtomicBool,
 }
 
 /// The thread of a processor, to be signalled: a `pthread_t`, which is a number in glibc and a pointer in
@@ -80,6 +84,8 @@ impl PausableVcpus {
                 inside: AtomicBool::new(false),
                 passed: AtomicU64::new(0),
                 state: Mutex::new(None),
+                leave: AtomicU8::new(0),
+                settled: AtomicBool::new(true),
             })
             .collect();
         Arc::new(Self {
@@ -108,11 +114,13 @@ impl PausableVcpus {
         *lock(&self.seats[number].thread) = None;
     }
 
-    /// Waits until the gate is open and takes the processor; none when the machine has ended.
+    /// Waits until the gate is open, and the processor is not held, and takes it; none when the machine
+    /// has ended.
     pub(crate) fn enter(&self, number: usize) -> Option<MutexGuard<'_, Processor>> {
+        let barred = || self.closed.load(Ordering::SeqCst) || self.rests(number);
         loop {
             let mut waiting = lock(&self.waiting);
-            while self.closed.load(Ordering::SeqCst) && !self.has_ended() {
+            while barred() && !self.has_ended() {
                 waiting = self.opened.wait(waiting).unwrap_or_else(PoisonError::into_inner);
             }
             drop(waiting);
@@ -121,7 +129,7 @@ impl PausableVcpus {
             }
             let processor = lock(&self.seats[number].processor);
             // A thread that paused in between waits for the processor: it is let go of at once.
-            if !self.closed.load(Ordering::SeqCst) {
+            if !barred() {
                 return Some(processor);
             }
         }
@@ -137,7 +145,7 @@ impl PausableVcpus {
     pub(crate) fn may_run(&self, number: usize) -> bool {
         // First the byte, then the question: a kick between the two is seen by `KVM_RUN`.
         self.seats[number].kick.clear();
-        !self.closed.load(Ordering::SeqCst) && !self.has_ended()
+        !self.closed.load(Ordering::SeqCst) && !self.is_held(number) && !self.has_ended()
     }
 
     /// Gets processor `number` out of the guest for a moment.
@@ -151,7 +159,7 @@ impl PausableVcpus {
         }
     }
 
-    fn kick_all(&self) {
+    pub(super) fn kick_all(&self) {
         for number in 0..self.seats.len() {
             self.kick(number);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use std::{fs, io, thread};
 
 use serde_json::json;
-use subpage_kvm::control::protocol::{Reply, Request, RuleRef};
+use subpage_kvm::control::protocol::{Reply, Request, RuleRef, ShownRegister, ShownRegisters};
 use subpage_kvm::control::{Client, ClientError, ControlError, MAX_CLIENTS, Server};
 
 use super::{PATIENCE, Raw, Served, shown};
@@ -25,6 +25,18 @@ fn every_request_reaches_the_operator() {
         (Request::Track { start: 0, length: 1 }, Reply::Track { track: 1 }),
         (Request::Harvest { track: 1 }, Reply::Harvest { written: Vec::new() }),
         (Request::Untrack { track: 1 }, Reply::Done {}),
+        (Request::Pause, Reply::Done {}),
+        (Request::Resume, Reply::Done {}),
+        (Request::Step { cpu: 1 }, Reply::Stepped { rip: 0x1000 }),
+        (
+            Request::Registers { cpu: 2 },
+            Reply::Registers(ShownRegisters {
+                cpu: 2,
+                registers: vec![ShownRegister { name: "rip".to_owned(), value: 0x1000 }],
+            }),
+        ),
+        (Request::Read { start: 0, length: 2 }, Reply::Memory { bytes: "00ff".to_owned() }),
+        (Request::Gdb { address: "1".to_owned() }, Reply::Gdb { gdb: "1".to_owned() }),
         (Request::Stop, Reply::Done {}),
     ];
     for (request, reply) in &requests {

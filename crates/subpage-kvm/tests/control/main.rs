@@ -16,7 +16,9 @@ use std::time::Duration;
 use serde_json::Value;
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, RuleId};
-use subpage_kvm::control::protocol::{Refusal, Reply, Request, Shown, ShownMaps};
+use subpage_kvm::control::protocol::{
+    Refusal, Reply, Request, Shown, ShownMaps, ShownRegister, ShownRegisters,
+};
 use subpage_kvm::control::{Client, RequestHandler, Server};
 use subpage_kvm::event::{Broadcast, Subscription};
 use subpage_trap::{Event, Record, Verdict};
@@ -58,7 +60,18 @@ impl RequestHandler for Fake {
             Request::Track { .. } => Ok(Reply::Track { track: 1 }),
             Request::Harvest { .. } => Ok(Reply::Harvest { written: Vec::new() }),
             Request::Arm { rules } => Ok(Reply::Armed { armed: vec![rules.len() as u64] }),
-            Request::Lock { .. } | Request::Untrack { .. } | Request::Stop => Ok(Reply::Done {}),
+            Request::Step { .. } => Ok(Reply::Stepped { rip: 0x1000 }),
+            Request::Registers { cpu } => Ok(Reply::Registers(ShownRegisters {
+                cpu,
+                registers: vec![ShownRegister { name: "rip".to_owned(), value: 0x1000 }],
+            })),
+            Request::Read { .. } => Ok(Reply::Memory { bytes: "00ff".to_owned() }),
+            Request::Gdb { address } => Ok(Reply::Gdb { gdb: address }),
+            Request::Lock { .. }
+            | Request::Untrack { .. }
+            | Request::Pause
+            | Request::Resume
+            | Request::Stop => Ok(Reply::Done {}),
         }
     }
 
@@ -69,6 +82,7 @@ impl RequestHandler for Fake {
 
 fn shown() -> Shown {
     Shown {
+        held: None,
         state: "running".to_owned(),
         failure: None,
         cpus: 1,

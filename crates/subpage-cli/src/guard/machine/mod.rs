@@ -33,7 +33,7 @@ use self::input::Input;
 use self::request_log::RequestLog;
 use self::supervise::{Grace, Limits, Teller, supervise};
 use crate::command_line::{
-    DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, PageTables, TrapChoice,
+    DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, OnStop, PageTables, TrapChoice,
 };
 use crate::events::{
     EventWriter, LiveStart, RuleEvent, RunHeader, StartEvent, WarningEvent, WarningKind,
@@ -211,6 +211,8 @@ fn go(
     let server = listen(asked, &request_log)?;
     let metrics = serve_metrics(asked, &vm)?;
     let control = server.path().display().to_string();
+    let on_stop = asked.on_stop.clone().unwrap_or(OnStop::End);
+    let gdb = wait_for_debuggers(asked, &vm, &on_stop)?;
     start.live = Some(LiveStart {
         cpus: show(&vm)?.cpus,
         memory: vm.ram().bytes(),
@@ -220,6 +222,7 @@ fn go(
         },
         control: control.clone(),
         metrics: metrics.as_ref().map(|(_, address)| address.clone()),
+        gdb: gdb.clone(),
     });
     let mut events = EventWriter::new(screen.lines(), arguments.json, arguments.detail());
     events.start(&start)?;
@@ -238,6 +241,8 @@ fn go(
         deadline: asked.timeout.and_then(|time| began.checked_add(time)),
         interrupted,
         keeps_failed: asked.on_failure.unwrap_or(wait) == OnFailure::Wait,
+        on_stop,
+        gdb,
         control,
     };
     let mut grace = Grace::default();
@@ -400,6 +405,29 @@ fn serve_metrics(
     }
     let _ = (asked, vm);
     Ok(None)
+}
+
+/// Waits for debuggers, if they are asked for; where. The guest then begins when the first of them lets
+/// it, unless it is to run until a rule stops it.
+fn wait_for_debuggers(
+    asked: &MachineArguments,
+    vm: &Vm,
+    on_stop: &OnStop,
+) -> Result<Option<String>, Failure> {
+    vm.hold_on_stop(*on_stop != OnStop::End);
+    let Some(address) = &asked.gdb else {
+        if *on_stop == OnStop::Gdb {
+            return Err(Failure::Input(
+                "`--on-stop gdb` needs `--gdb ADDR`: where gdb is to be waited for".to_owned(),
+            ));
+        }
+        return Ok(None);
+    };
+    if *on_stop != OnStop::Gdb {
+        vm.hold();
+    }
+    let bound = vm.wait_for_debuggers(address).map_err(|error| Failure::bad(&error))?;
+    Ok(Some(bound.to_string()))
 }
 
 /// Serves the control socket.

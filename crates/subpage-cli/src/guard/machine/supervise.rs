@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use subpage_kvm::event::{Arming, Received, Subscription};
 use subpage_kvm::metrics::Metrics;
-use subpage_kvm::vm::Vm;
+use subpage_kvm::vm::{Held, StopCause, Vm};
 use subpage_trap::{Armed, Record};
 
 use super::count::Count;
 use super::ending::{Cut, RunEnd};
 use super::request_log::RequestLog;
-use crate::events::{DroppedEvent, EventWriter, FailedEvent, NoticeEvent};
+use crate::command_line::OnStop;
+use crate::events::{
+    DebuggerEvent, DroppedEvent, EventWriter, FailedEvent, HeldEvent, NoticeEvent,
+};
 use crate::failure::Failure;
 use crate::terminal::style::LOGGED;
 use crate::terminal::{ColorWhen, Lines, Screen, tell};
@@ -35,6 +38,10 @@ pub(super) struct Limits {
     pub(super) interrupted: Arc<AtomicBool>,
     /// A guest that cannot continue is kept until somebody ends it.
     pub(super) keeps_failed: bool,
+    /// What becomes of one that a rule stops.
+    pub(super) on_stop: OnStop,
+    /// Where gdb is waited for.
+    pub(super) gdb: Option<String>,
     /// Where `subpage ctl` reaches the guest.
     pub(super) control: String,
 }
@@ -189,6 +196,36 @@ impl<'a> Teller<'a> {
     }
 }
 
+/// Tells once that a rule has stopped the guest, or saves and ends it.
+fn look_at_stop(
+    vm: &Vm,
+    limits: &Limits,
+    told: &mut Option<u64>,
+    teller: &mut Teller<'_>,
+) -> Result<(), Failure> {
+    let Some(Held::By(stop)) = vm.held() else { return Ok(()) };
+    let StopCause::Rule(event) = &stop.cause else { return Ok(()) };
+    if told.replace(event.write) == Some(event.write) {
+        return Ok(());
+    }
+    if let OnStop::Save(file) = &limits.on_stop {
+        vm.hold();
+        // A file that is not written must not keep the guest.
+        let saved = vm.save(file);
+        vm.end_stopped(Arc::clone(event));
+        return match saved {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Failure::bad(&error)),
+        };
+    }
+    teller.events.held(&HeldEvent {
+        message: stop.to_string(),
+        control: limits.control.clone(),
+        gdb: limits.gdb.clone(),
+    })?;
+    Ok(())
+}
+
 /// Shows and counts every event until the guest has ended and all of them are.
 pub(super) fn supervise(
     vm: &Vm,
@@ -201,6 +238,7 @@ pub(super) fn supervise(
     let mut cut = None;
     let mut end = None;
     let mut kept = false;
+    let mut held = None;
     let mut looked = Instant::now();
     loop {
         if teller.has_room(grace) {
@@ -221,6 +259,10 @@ pub(super) fn supervise(
             grace.begin();
         }
         teller.notices(vm)?;
+        for message in vm.debugger_news() {
+            teller.events.debugger(&DebuggerEvent { message })?;
+        }
+        look_at_stop(vm, limits, &mut held, &mut teller)?;
         if end.is_some() {
             continue;
         }

@@ -31,6 +31,7 @@ fn shown() -> Shown {
         denied: 2,
     };
     Shown {
+        held: None,
         state: "running".to_owned(),
         failure: None,
         cpus: 2,

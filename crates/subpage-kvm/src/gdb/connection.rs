@@ -1,0 +1,110 @@
+//! The connection to a debugger: TCP or a Unix socket. What is sent waits until a packet is complete.
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// How long a debugger may leave bytes unread until it is given up.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most bytes that wait to be sent.
+const MOST_WAITING: usize = 1 << 16;
+
+/// Either kind of stream.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    fn set_timeouts(&self, read: Duration) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => {
+                stream.set_nonblocking(false)?;
+                stream.set_nodelay(true)?;
+                stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+                stream.set_read_timeout(Some(read))
+            }
+            Self::Unix(stream) => {
+                stream.set_nonblocking(false)?;
+                stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+                stream.set_read_timeout(Some(read))
+            }
+        }
+    }
+
+    pub(super) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.write_all(bytes),
+            Self::Unix(stream) => stream.write_all(bytes),
+        }
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(bytes),
+            Self::Unix(stream) => stream.read(bytes),
+        }
+    }
+}
+
+/// A debugger's connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: Stream,
+    waiting: Vec<u8>,
+    timeout: Duration,
+}
+
+impl Connection {
+    pub(super) fn new(stream: Stream) -> io::Result<Self> {
+        let timeout = Duration::from_millis(1);
+        stream.set_timeouts(timeout)?;
+        Ok(Self { stream, waiting: Vec::new(), timeout })
+    }
+
+    /// What has come, at most so much; none if nothing has for so long. An error at the end.
+    pub(super) fn receive(
+        &mut self,
+        bytes: &mut [u8],
+        at_most: Duration,
+    ) -> io::Result<Option<usize>> {
+        if at_most != self.timeout {
+            self.stream.set_timeouts(at_most)?;
+            self.timeout = at_most;
+        }
+        match self.stream.read(bytes) {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => Ok(Some(count)),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl gdbstub::conn::Connection for Connection {
+    type Error = io::Error;
+
+    fn write(&mut self, byte: u8) -> io::Result<()> {
+        self.write_all(&[byte])
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.waiting.extend_from_slice(bytes);
+        if self.waiting.len() > MOST_WAITING { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        self.stream.write_all(&waiting)
+    }
+}

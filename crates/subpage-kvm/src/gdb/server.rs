@@ -1,0 +1,194 @@
+//! Listening for debuggers, of which one at a time is served.
+
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::address::DebuggerAddress;
+use super::connection::{Connection, Stream};
+use super::session::{End, serve};
+use super::target::Debugged;
+use crate::ending::Ending;
+use crate::vm::{Vm, VmShared};
+
+/// How often somebody new is looked for.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Most addresses of one guest.
+const MOST_ADDRESSES: usize = 8;
+
+/// Nobody can be listened for.
+#[derive(Debug, Error)]
+pub enum DebuggerError {
+    /// The host refuses the address.
+    #[error("cannot wait for a debugger at {address}: {cause}")]
+    Listen {
+        /// Where.
+        address: DebuggerAddress,
+        /// Why.
+        cause: io::Error,
+    },
+    /// It waits at many addresses already.
+    #[error("this guest waits for debuggers at {MOST_ADDRESSES} addresses already")]
+    TooMany,
+    /// The guest has ended.
+    #[error("the guest has ended")]
+    Ended,
+}
+
+/// A socket that waits, and the file to be removed with it.
+struct Listener {
+    socket: Socket,
+    file: Option<PathBuf>,
+}
+
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    fn new(address: &DebuggerAddress) -> io::Result<(Self, DebuggerAddress)> {
+        match address {
+            DebuggerAddress::Tcp(at) => {
+                let socket = TcpListener::bind(at)?;
+                socket.set_nonblocking(true)?;
+                let bound = DebuggerAddress::Tcp(socket.local_addr()?);
+                Ok((Self { socket: Socket::Tcp(socket), file: None }, bound))
+            }
+            DebuggerAddress::Unix(path) => {
+                let socket = UnixListener::bind(path)?;
+                let listener =
+                    Self { socket: Socket::Unix(socket), file: Some(std::path::absolute(path)?) };
+                fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+                if let Socket::Unix(socket) = &listener.socket {
+                    socket.set_nonblocking(true)?;
+                }
+                let bound = listener.file.clone().unwrap_or_default();
+                Ok((listener, DebuggerAddress::Unix(bound)))
+            }
+        }
+    }
+
+    /// Who has come; none if nobody has.
+    fn accept(&self) -> Option<Stream> {
+        match &self.socket {
+            Socket::Tcp(socket) => socket.accept().ok().map(|(stream, _)| Stream::Tcp(stream)),
+            Socket::Unix(socket) => socket.accept().ok().map(|(stream, _)| Stream::Unix(stream)),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+impl VmShared {
+    /// Waits for debuggers, one at a time, until the machine ends; where.
+    pub(crate) fn wait_for_debuggers(
+        self: &Arc<Self>,
+        address: &DebuggerAddress,
+    ) -> Result<DebuggerAddress, DebuggerError> {
+        let listen = |cause| DebuggerError::Listen { address: address.clone(), cause };
+        let mut threads = self.debugger_threads();
+        threads.retain(|thread| !thread.is_finished());
+        if threads.len() >= MOST_ADDRESSES {
+            return Err(DebuggerError::TooMany);
+        }
+        if self.vcpus.has_ended() {
+            return Err(DebuggerError::Ended);
+        }
+        let (listener, bound) = Listener::new(address).map_err(listen)?;
+        let machine = Arc::clone(self);
+        let waiting = thread::Builder::new()
+            .name("gdb".to_owned())
+            .spawn(move || wait(&machine, &listener))
+            .map_err(listen)?;
+        threads.push(waiting);
+        Ok(bound)
+    }
+}
+
+/// Serves who comes until the machine ends.
+fn wait(machine: &Arc<VmShared>, listener: &Listener) {
+    thread::scope(|scope| {
+        while !machine.vcpus.has_ended() {
+            let Some(mut stream) = listener.accept() else {
+                machine.ending.wait(LOOK);
+                continue;
+            };
+            if !machine.begin_debugging() {
+                // gdb shows the text of an error to its first packet.
+                let _ = stream.write_all(packet("E.another debugger has this guest").as_bytes());
+                thread::sleep(LOOK);
+                continue;
+            }
+            let session = thread::Builder::new().name("gdb session".to_owned());
+            let spawned = session.spawn_scoped(scope, move || attend(machine, stream));
+            if spawned.is_err() {
+                machine.end_debugging();
+            }
+        }
+    });
+}
+
+/// One debugger.
+fn attend(machine: &Arc<VmShared>, stream: Stream) {
+    machine.hold();
+    let mut target = Debugged::new(Arc::clone(machine));
+    let stops = machine.wait_for_stops(Duration::ZERO);
+    target.attached(stops.first());
+    machine.debugger_says("a debugger is attached".to_owned());
+    let end = match Connection::new(stream) {
+        Ok(connection) => serve(&mut target, connection),
+        Err(error) => End::Broken(error.to_string()),
+    };
+    if matches!(end, End::Killed) {
+        machine.end(Ending::Requested);
+    }
+    machine.hold();
+    target.leave_alone();
+    machine.end_debugging();
+    machine.debugger_says(match end {
+        End::Detached => "the debugger is gone, and the guest goes on".to_owned(),
+        End::Killed => "the debugger has ended the guest".to_owned(),
+        End::GuestEnded => "the guest has ended under the debugger".to_owned(),
+        End::Broken(reason) => {
+            format!("the debugger is gone, and the guest goes on: {reason}")
+        }
+    });
+}
+
+/// A packet of the protocol.
+fn packet(text: &str) -> String {
+    let sum = text.bytes().fold(0_u8, u8::wrapping_add);
+    format!("+${text}#{sum:02x}")
+}
+
+impl Vm {
+    /// Waits for debuggers at an address, one at a time, until the guest ends; where, with the port that
+    /// was chosen. One that comes holds the guest, and lets it go on when it goes.
+    pub fn wait_for_debuggers(
+        &self,
+        address: &DebuggerAddress,
+    ) -> Result<DebuggerAddress, DebuggerError> {
+        self.shared().wait_for_debuggers(address)
+    }
+
+    /// What is to be told of debuggers and was not yet.
+    pub fn debugger_news(&self) -> Vec<String> {
+        self.shared().take_debugger_news()
+    }
+}

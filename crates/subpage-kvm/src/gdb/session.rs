@@ -1,0 +1,137 @@
+//! One debugger, from its connection to its end.
+
+use std::io;
+use std::time::Duration;
+
+use gdbstub::common::Signal;
+use gdbstub::stub::state_machine::GdbStubStateMachine;
+use gdbstub::stub::{DisconnectReason, GdbStub, GdbStubError};
+
+use super::connection::Connection;
+use super::target::{Debugged, Report};
+use crate::ending::Ending;
+
+/// How long the debugger is listened to before the guest is looked at, where it does not run.
+const IDLE: Duration = Duration::from_millis(50);
+
+/// The same while it runs, and how long the guest is waited for in between.
+const RUNNING: Duration = Duration::from_millis(1);
+const STOPS: Duration = Duration::from_millis(4);
+
+/// How a session ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The debugger is gone.
+    Detached,
+    /// It has killed the guest.
+    Killed,
+    /// The guest has ended.
+    GuestEnded,
+    /// The connection broke, or what came is no debugger's.
+    Broken(String),
+}
+
+/// Serves a debugger, whose guest is held, until one of them is gone.
+pub(super) fn serve(target: &mut Debugged, connection: Connection) -> End {
+    match converse(target, connection) {
+        Ok(end) => end,
+        Err(error) => End::Broken(error),
+    }
+}
+
+fn broken(error: GdbStubError<String, io::Error>) -> String {
+    match error.into_target_error() {
+        Some(reason) => reason,
+        None => "its connection broke, or what it said is no debugger's".to_owned(),
+    }
+}
+
+fn converse(target: &mut Debugged, connection: Connection) -> Result<End, String> {
+    let mut buffer = [0; 4096];
+    let stub = GdbStub::new(connection);
+    let mut gdb = stub.run_state_machine(target).map_err(broken)?;
+    // Bytes that have come, and were not looked at.
+    let (mut from, mut to) = (0, 0);
+    loop {
+        gdb = match gdb {
+            GdbStubStateMachine::Idle(mut inner) => {
+                if from == to {
+                    if target.machine.vcpus.has_ended() {
+                        return Ok(End::GuestEnded);
+                    }
+                    let received = inner.borrow_conn().receive(&mut buffer, IDLE);
+                    match received {
+                        Ok(Some(count)) => (from, to) = (0, count),
+                        Ok(None) => {}
+                        Err(_) => return Ok(End::Detached),
+                    }
+                    inner.into()
+                } else {
+                    let byte = buffer[from];
+                    from += 1;
+                    inner.incoming_data(target, byte).map_err(broken)?
+                }
+            }
+            GdbStubStateMachine::Running(mut inner) => {
+                if let Some(report) = target.next_report() {
+                    inner.report_stop(target, report).map_err(broken)?
+                } else if target.machine.vcpus.has_ended() {
+                    let report = farewell(target.machine.ending.get().as_ref());
+                    inner.report_stop(target, report).map_err(broken)?
+                } else if from < to {
+                    let byte = buffer[from];
+                    from += 1;
+                    inner.incoming_data(target, byte).map_err(broken)?
+                } else {
+                    let stops = target.machine.wait_for_stops(STOPS);
+                    if stops.is_empty() {
+                        match inner.borrow_conn().receive(&mut buffer, RUNNING) {
+                            Ok(Some(count)) => (from, to) = (0, count),
+                            Ok(None) => {}
+                            Err(_) => return Ok(End::Detached),
+                        }
+                    } else {
+                        target.stopped(stops);
+                        if target.reports.is_empty() {
+                            // Written was what is not watched any more.
+                            target.go_on()?;
+                        }
+                    }
+                    inner.into()
+                }
+            }
+            GdbStubStateMachine::CtrlCInterrupt(inner) => {
+                target.machine.hold();
+                let stops = target.machine.wait_for_stops(Duration::ZERO);
+                target.stopped(stops);
+                if target.reports.is_empty() {
+                    target.interrupted();
+                }
+                let report = target.next_report();
+                inner.interrupt_handled(target, report).map_err(broken)?
+            }
+            GdbStubStateMachine::Disconnected(inner) => {
+                return Ok(match inner.get_reason() {
+                    DisconnectReason::Kill => End::Killed,
+                    DisconnectReason::Disconnect => End::Detached,
+                    DisconnectReason::TargetExited(_) | DisconnectReason::TargetTerminated(_) => {
+                        End::GuestEnded
+                    }
+                });
+            }
+        };
+    }
+}
+
+/// What gdb is told of the guest's end.
+fn farewell(ending: Option<&Ending>) -> Report {
+    match ending {
+        Some(Ending::Exited { code }) => Report::Exited(*code),
+        Some(Ending::PoweredOff | Ending::Halted | Ending::Reset) => Report::Exited(0),
+        Some(Ending::TripleFault { .. }) => Report::Terminated(Signal::SIGSEGV),
+        Some(Ending::Failed(_) | Ending::Panicked { .. }) => Report::Terminated(Signal::SIGABRT),
+        Some(Ending::Stopped { .. } | Ending::Requested) | None => {
+            Report::Terminated(Signal::SIGKILL)
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The end of a processor's run: where it is held, and one instruction at a time.
+
+use kvm_bindings::{
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_SW_BP,
+};
+use subpage_emulate::Exception;
+use subpage_emulate::bits::DR6_BS;
+
+use super::run::handle;
+use super::{StopCause, VmShared};
+use crate::ending::Failure;
+use crate::exit::{Exit, enter};
+use crate::store::{Next, finish, inject};
+use crate::vcpu::{Activity, Kick, Processor};
+
+/// Exits of one instruction that are completed before the processor rests: a string instruction may have
+/// more, which then happen when it goes on.
+const MOST_EXITS: u32 = 4096;
+
+/// What INT3 raises.
+const BREAKPOINT: Exception = Exception { vector: 3, error_code: None, address: None };
+
+/// How often a processor that waits for an interrupt is called out of a step before that counts as one:
+/// the watch does it several times a second.
+const WAITS: u32 = 3;
+
+/// Has KVM complete what is pending of the last exit, without entering the guest, and lets the processor
+/// rest. What came of it, if there is more to do first.
+pub(super) fn come_to_rest(
+    machine: &VmShared,
+    processor: &mut Processor,
+    kick: Kick,
+) -> Result<Option<Next>, Failure> {
+    let next = complete(machine, processor, kick)?;
+    if next.is_none() {
+        machine.vcpus.settle(processor.number as usize);
+    }
+    Ok(next)
+}
+
+fn complete(
+    machine: &VmShared,
+    processor: &mut Processor,
+    kick: Kick,
+) -> Result<Option<Next>, Failure> {
+    for _ in 0..MOST_EXITS {
+        finish(machine.stores(), processor, kick)?;
+        kick.raise();
+        match enter(&machine.ports, processor, kick)? {
+            Exit::Interrupted => break,
+            exit => match handle(machine, processor, kick, exit)? {
+                Next::Enter => {}
+                next => return Ok(Some(next)),
+            },
+        }
+    }
+    Ok(None)
+}
+
+/// Executes one instruction and has the machine held.
+pub(super) fn step_one(
+    machine: &VmShared,
+    processor: &mut Processor,
+    kick: Kick,
+) -> Result<Next, Failure> {
+    let vcpu = processor.number;
+    let before = processor.interrupted()?.state;
+    let mut step = processor.debugging;
+    step.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ;
+    if processor.set_guest_debug(&step).is_err() {
+        // Older kernels deliver interrupts in a step.
+        step.control &= !KVM_GUESTDBG_BLOCKIRQ;
+        processor.set_guest_debug(&step)?;
+    }
+    let mut waits = 0;
+    let next = loop {
+        if !machine.vcpus.may_run(vcpu as usize) {
+            break Next::Enter;
+        }
+        let exit = enter(&machine.ports, processor, kick)?;
+        let called = matches!(exit, Exit::Interrupted);
+        let done = matches!(exit, Exit::Debug { dr6, .. } if dr6 & DR6_BS != 0);
+        let mut next =
+            if called || done { Next::Enter } else { handle(machine, processor, kick, exit)? };
+        if matches!(next, Next::Enter) {
+            next = complete(machine, processor, kick)?.unwrap_or(Next::Enter);
+        }
+        processor.give_back()?;
+        let now = processor.interrupted()?;
+        let moved = done || now.state != before;
+        if called && !moved && processor.activity(&now)? != Activity::Running {
+            waits += 1;
+        }
+        if machine.stop_if_watched(vcpu) {
+            break next;
+        }
+        if moved || waits == WAITS {
+            machine.stop_here(vcpu, StopCause::Step);
+            break next;
+        }
+        if !matches!(next, Next::Enter) {
+            break next;
+        }
+    };
+    let usual = processor.debugging;
+    processor.set_guest_debug(&usual)?;
+    Ok(next)
+}
+
+/// Whether what trapped is a debugger's breakpoint, for which the machine is then held: where KVM emulates
+/// a guest's kernel, it does not know INT3.
+pub(super) fn is_at_breakpoint(
+    machine: &VmShared,
+    processor: &mut Processor,
+) -> Result<bool, Failure> {
+    if processor.debugging.control & KVM_GUESTDBG_USE_SW_BP == 0 {
+        return Ok(false);
+    }
+    let (at, _) = processor.at_exit()?;
+    let is_debuggers = machine.is_breakpoint(&at.state);
+    if is_debuggers {
+        // KVM forgets the exception that it may have queued in place of the instruction.
+        processor.go_on(&at.state)?;
+        machine.stop_here(processor.number, StopCause::Breakpoint);
+    }
+    Ok(is_debuggers)
+}
+
+/// A breakpoint: a debugger's, for which the machine is held, or the guest's own.
+pub(super) fn debug_exit(
+    machine: &VmShared,
+    processor: &mut Processor,
+    exception: u32,
+) -> Result<Next, Failure> {
+    let at = processor.interrupted()?;
+    let own = exception == u32::from(BREAKPOINT.vector);
+    if own && processor.debugging.control & KVM_GUESTDBG_USE_SW_BP != 0 {
+        let is_debuggers = machine.is_breakpoint(&at.state);
+        if !is_debuggers {
+            return inject(processor, BREAKPOINT);
+        }
+    }
+    if processor.debugging.control != 0 {
+        machine.stop_here(processor.number, StopCause::Breakpoint);
+    }
+    Ok(Next::Enter)
+}
