@@ -11,6 +11,7 @@ pub mod events;
 pub mod failure;
 pub mod guard;
 pub mod heat;
+pub mod kit;
 #[cfg(feature = "kvm")]
 pub mod linux_policy;
 pub mod man_pages;

@@ -10,13 +10,13 @@ use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
 
 use crate::check::{self, Host};
-use crate::command_line::{Command, CommandLine, NewFile, PolicyTask, definition};
+use crate::command_line::{Command, CommandLine, KitTask, NewFile, PolicyTask, definition};
 use crate::events::{Detail, EventWriter, ShownWarning, WarningEvent, shown_warnings};
 use crate::failure::{Failure, Status};
 use crate::terminal::style::{DENIED, QUIET};
 use crate::terminal::{self, ColorWhen, Output, printable};
 use crate::{
-    compile_command, guard, man_pages, plan_command, policy_command, record_command, schema,
+    compile_command, guard, kit, man_pages, plan_command, policy_command, record_command, schema,
 };
 #[cfg(feature = "kvm")]
 use crate::{ctl, linux_policy};
@@ -112,6 +112,7 @@ fn execute(command: &Command, color: ColorWhen, out: &mut Output) -> Result<Stat
             linux_policy::write(out, &arguments.kernel, &arguments.pack)?;
             Ok(Status::Clean)
         }
+        Command::Kit { task: KitTask::Show { report } } => kit::show(report, out),
         Command::Schema { of } => {
             schema::write(out, *of)?;
             Ok(Status::Clean)
@@ -141,6 +142,7 @@ fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
         | Command::Compile(_)
         | Command::New { .. }
         | Command::Policy { .. }
+        | Command::Kit { .. }
         | Command::Schema { .. }
         | Command::Completions { .. }
         | Command::Man { .. } => false,

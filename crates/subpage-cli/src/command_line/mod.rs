@@ -98,6 +98,12 @@ pub enum Command {
         #[command(subcommand)]
         task: PolicyTask,
     },
+    /// Reports of the hardware kit, which compares a machine with the processor model
+    Kit {
+        /// What to do
+        #[command(subcommand)]
+        task: KitTask,
+    },
     /// Print the JSON Schema of events, policies or the control protocol
     Schema {
         /// Of what
@@ -148,6 +154,17 @@ pub enum NewFile {
         /// The file; one that is there is left alone
         #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
         output: Option<PathBuf>,
+    },
+}
+
+/// What can be done with a report of the hardware kit.
+#[derive(Debug, Subcommand)]
+pub enum KitTask {
+    /// Show a report beside that of Bochs: what the processor is, how it deviates, how long things take
+    Show {
+        /// The recording of the serial line
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
+        report: PathBuf,
     },
 }
 
