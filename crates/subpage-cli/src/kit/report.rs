@@ -16,7 +16,8 @@ impl Report {
     /// The last report in a recording, which may hold more than one and other lines.
     pub(super) fn last_in(text: &str) -> Option<Self> {
         let mut report = None::<Self>;
-        for line in text.lines().filter_map(|line| line.trim_end().strip_prefix(MARK)) {
+        // GRUB's last line ends in a line feed and a carriage return, which then stands before the first.
+        for line in text.split(['\n', '\r']).filter_map(|line| line.trim_end().strip_prefix(MARK)) {
             if let Some(what) = line.strip_prefix("begins; ") {
                 report = Some(Self::begin(what));
             } else if let Some(report) = &mut report {
@@ -80,7 +81,7 @@ mod tests {
 
     #[test]
     fn the_last_report_counts() {
-        let text = "kit: begins; version 1; a\nkit: done\nkit: begins; version 2; b\r\n\
+        let text = "\rkit: begins; version 1; a\nkit: done\n\rkit: begins; version 2; b\r\n\
                     noise\nkit: microcode: 0x7\r\nkit: timing: VMCALL: entry: median 5\n\
                     kit: deviation in case 1 step 2: x\n";
         let report = Report::last_in(text).expect("there is one");
