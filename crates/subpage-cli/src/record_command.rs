@@ -9,11 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use subpage_trace::{Header, MAGIC, RecordError, Recording, Told, Tool, import, record};
+use subpage_trace::{
+    Header, MAGIC, Machine, Name, NameKind, Names, RecordError, Recording, Told, Tool, import,
+    record, record_machine,
+};
 
 use crate::command_line::RecordArguments;
 use crate::failure::{Failure, Status};
 use crate::new_file;
+use crate::policy::read_region_names;
 use crate::progress::Progress;
 use crate::record_report::{causes, note, write_json, write_text};
 use crate::terminal::style::QUIET;
@@ -22,7 +26,7 @@ use crate::terminal::{ColorWhen, Output, printable};
 /// Runs the command. Standard output stays the recorded program's.
 pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Failure> {
     let program = arguments.program.first().and_then(|program| find_program(program));
-    let read = [arguments.from_lackey.as_deref(), program.as_deref()];
+    let read = [arguments.from_lackey.as_deref(), program.as_deref(), arguments.symbols.as_deref()];
     new_file::keep(&arguments.output, "the trace", read.into_iter().flatten())?;
     new_file::replace(&arguments.output, "the trace", &MAGIC)?;
     // A text is given up at a signal; a program is asked to end, and its recording is kept.
@@ -47,6 +51,24 @@ pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Fail
                 Failure::input(format_args!("cannot read {}", path.display()), &error)
             })?;
             import(&arguments.output, file, &Header::default(), &cancel, tick)
+        }
+        (None, [program, rest @ ..]) if arguments.system => {
+            let machine = Machine {
+                program: program.clone(),
+                arguments: rest.to_vec(),
+                names: match &arguments.symbols {
+                    Some(path) => kernel_data(path)?,
+                    None => Names::default(),
+                },
+                limit: arguments.limit,
+                cache: None,
+                signal: &asked,
+            };
+            record_machine(&arguments.output, &machine, |told| {
+                if let Told::Progress(now) = told {
+                    tick(now);
+                }
+            })
         }
         (None, [program, rest @ ..]) => {
             let recording = Recording {
@@ -95,6 +117,23 @@ pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Fail
     }
     let is_whole = recorded.is_whole != Some(false);
     Ok(if is_whole && !recorded.stops_early() { Status::Clean } else { Status::GuestFailed })
+}
+
+/// The names of a kernel's data, by physical address; code is left out, as there is too much of it.
+fn kernel_data(path: &Path) -> Result<Names, Failure> {
+    let names = read_region_names(path).map_err(|error| Failure::bad(&error))?;
+    let code_end = names.find("_etext").map_or(0, |end| end.start);
+    if names.is_empty() {
+        let path = path.display();
+        return Err(Failure::Input(format!("{path} has no symbols of a kernel's data")));
+    }
+    let data = names.iter().filter(|name| name.start >= code_end);
+    Ok(Names::new(data.map(|name| Name {
+        name: name.name.clone(),
+        start: name.start,
+        length: name.length,
+        kind: NameKind::Object,
+    })))
 }
 
 /// The file that a command's name leads to, as a shell would find it.

@@ -55,6 +55,8 @@ pub fn write_text(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::
             "{DENIED}error:{DENIED:#} Valgrind could not go on, for the reason above: the trace ends \
              there, before the end of the program"
         )?;
+    } else if recorded.is_limited {
+        note(err, "the machine was ended at the limit; the trace goes up to there")?;
     } else if recorded.is_whole == Some(false) {
         let status = recorded.status.map(|status| format!(" with {status}")).unwrap_or_default();
         writeln!(
@@ -139,6 +141,8 @@ struct Line {
     kernel_writes: bool,
     /// Whether all writes up to the end of the program are in it; null where that is not told.
     whole: Option<bool>,
+    /// Whether the recording of a machine ended at its limit.
+    limited: bool,
     /// Whether Valgrind could not go on.
     stops_early: bool,
     /// The status that the program ended with.
@@ -190,6 +194,7 @@ pub fn write_json(
         tool_reason,
         kernel_writes,
         whole: recorded.is_whole,
+        limited: recorded.is_limited,
         stops_early: recorded.stops_early(),
         exit_code: recorded.status.and_then(|status| status.code()),
         exit_signal: recorded.status.and_then(|status| status.signal()),

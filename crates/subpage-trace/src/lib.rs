@@ -16,6 +16,7 @@ mod error;
 mod frame;
 mod header;
 mod lackey;
+mod machine;
 mod names;
 mod packets;
 mod predict;
@@ -42,6 +43,7 @@ pub use header::{
     Header, MAX_ARGUMENTS, MAX_COMMAND_BYTES, MAX_PROCESS_BYTES, MAX_PROCESSES, Process,
 };
 pub use lackey::{Item, LackeyReader, LackeySummary, MAX_LINE, MAX_REPORTED, MAX_STORE};
+pub use machine::{Machine, record_machine};
 pub use names::{MAX_NAME_BYTES, MAX_NAMES, Name, NameError, NameKind, Names};
 pub use reader::{TraceReader, Writes};
 pub use record::{Progress, RecordError, Recorded, Recording, Told, import, record};

@@ -36,16 +36,26 @@ pub enum RecordError {
         program: String,
     },
     /// What was asked for needs our own Valgrind tool, which cannot be had.
-    #[error("the recorder's own Valgrind tool is needed and cannot be used")]
+    #[error("the recorder's own tool is needed and cannot be used")]
     Tool(#[source] ToolError),
-    /// Valgrind cannot be started.
-    #[error("cannot start valgrind")]
+    /// An option of the machine that the recorder sets.
+    #[error(
+        "the recorder sets `{option}` of QEMU itself: without it, no two recordings would be the same"
+    )]
+    MachineOption {
+        /// The option.
+        option: String,
+    },
+    /// The program, or Valgrind for it, cannot be started.
+    #[error("cannot start valgrind or the machine")]
     Start {
         /// The failure.
         source: io::Error,
     },
     /// The program ended, and not one access came.
-    #[error("nothing was recorded: valgrind ended ({status}) before the program's first access")]
+    #[error(
+        "nothing was recorded: valgrind, or the machine, ended ({status}) before the program's first access"
+    )]
     Nothing {
         /// How it ended.
         status: ExitStatus,
@@ -145,6 +155,8 @@ pub struct Recorded {
     /// (SIGKILL) did not, and up to some 4,000 of the last writes are missing. `None` where it is not told:
     /// of lackey and of a text.
     pub is_whole: Option<bool>,
+    /// The recording of a machine ended at its limit.
+    pub is_limited: bool,
     /// How many names the trace has.
     pub names: usize,
     /// Names that were too long or too many. Once there are too many, those of further processes are
@@ -224,6 +236,7 @@ pub fn record(
         file_bytes,
         text: told.text,
         is_whole: is_own.then_some(told.is_whole),
+        is_limited: false,
         tool: Some(tool),
         names,
         names_left_out: told.names_left_out,
@@ -264,6 +277,7 @@ pub fn import(
         text,
         tool: None,
         is_whole: None,
+        is_limited: false,
         names: header.names.len(),
         names_left_out: header.names.left_out(),
         nameless: None,

@@ -71,7 +71,7 @@ pub enum ToolError {
         path: PathBuf,
     },
     /// Valgrind would cut the path into pieces.
-    #[error("Valgrind does not take a cache directory with a space or a colon: `{}`", .path.display())]
+    #[error("Valgrind and QEMU do not take a cache directory with a space, a colon or a comma: `{}`", .path.display())]
     Path {
         /// The folder.
         path: PathBuf,
@@ -94,9 +94,9 @@ pub enum ToolError {
     #[error("cannot find a C compiler (gcc or cc) in PATH")]
     NoCompiler,
     /// The compiler refuses it, or what it made does not start.
-    #[error("it cannot be built for Valgrind {version}: {message}")]
+    #[error("it cannot be built for {version}: {message}")]
     Build {
-        /// The version of Valgrind.
+        /// What it was built for.
         version: String,
         /// First line of what the compiler says.
         message: String,
@@ -109,20 +109,11 @@ pub(crate) fn prepare(valgrind: &OsStr, cache: Option<&Path>) -> Result<PathBuf,
         return Err(ToolError::Machine);
     }
     let version = version(valgrind).ok_or(ToolError::Version)?;
-    let root = match cache {
-        Some(folder) => folder.to_owned(),
-        None => user_cache().ok_or(ToolError::NoCache)?,
-    };
+    let root = root(cache)?;
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| ToolError::Cache { path, source }
     };
-    DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(failed(&root))?;
-    let root = root.canonicalize().map_err(failed(&root))?;
-    if root.as_os_str().as_bytes().iter().any(|b| b.is_ascii_whitespace() || *b == b':') {
-        return Err(ToolError::Path { path: root });
-    }
-    check_private(&root)?;
     let folder = root.join(format!("valgrind-{version}-x86_64-{:08x}", source_hash()));
     if !folder.exists() {
         build(valgrind, &version, &root, &folder)?;
@@ -134,6 +125,30 @@ pub(crate) fn prepare(valgrind: &OsStr, cache: Option<&Path>) -> Result<PathBuf,
         }
     }
     Ok(folder)
+}
+
+/// The cache directory, which is there, and which nobody else can change.
+pub(crate) fn root(cache: Option<&Path>) -> Result<PathBuf, ToolError> {
+    let root = match cache {
+        Some(folder) => folder.to_owned(),
+        None => user_cache().ok_or(ToolError::NoCache)?,
+    };
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ToolError::Cache { path, source }
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(failed(&root))?;
+    let root = root.canonicalize().map_err(failed(&root))?;
+    if root
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .any(|b| b.is_ascii_whitespace() || matches!(b, b':' | b','))
+    {
+        return Err(ToolError::Path { path: root });
+    }
+    check_private(&root)?;
+    Ok(root)
 }
 
 /// Of everything that makes the tool what it is, besides Valgrind.
@@ -160,7 +175,7 @@ fn version(valgrind: &OsStr) -> Option<String> {
 }
 
 /// Whether a file or folder is this user's, and nobody else can write to it.
-fn is_private(metadata: &fs::Metadata) -> bool {
+pub(crate) fn is_private(metadata: &fs::Metadata) -> bool {
     let kind = metadata.file_type();
     (kind.is_file() || kind.is_dir())
         && metadata.uid() == geteuid().as_raw()
@@ -198,8 +213,7 @@ fn build(valgrind: &OsStr, version: &str, root: &Path, folder: &Path) -> Result<
     };
     let libraries = with(&LIBRARIES).ok_or(ToolError::Missing { what: "the static libraries" })?;
     let programs = with(&[PRELOAD]).ok_or(ToolError::Missing { what: "the programs" })?;
-    let compiler = ["gcc", "cc"].iter().find_map(|name| find_program(OsStr::new(name)).ok());
-    let compiler = compiler.ok_or(ToolError::NoCompiler)?;
+    let compiler = compiler()?;
     let place = tempfile::Builder::new().prefix(".building-").tempdir_in(root).map_err(failed)?;
     let source = place.path().join("subpage_stores.c");
     fs::write(&source, SOURCE).map_err(failed)?;
@@ -208,7 +222,7 @@ fn build(valgrind: &OsStr, version: &str, root: &Path, folder: &Path) -> Result<
     let mut command = Command::new(compiler);
     command.args(FLAGS.split_whitespace()).arg(format!("-I{HEADERS}")).arg("-o").arg(&program);
     command.arg(&source).args(LIBRARIES.map(|name| libraries.join(name))).arg("-lgcc");
-    run(&mut command, version)?;
+    run(&mut command, &format!("Valgrind {version}"))?;
     // All of its own programs, so that the recorded one can run Valgrind itself.
     for entry in fs::read_dir(programs).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -216,7 +230,7 @@ fn build(valgrind: &OsStr, version: &str, root: &Path, folder: &Path) -> Result<
     }
     let mut help = Command::new(valgrind);
     help.env("VALGRIND_LIB", place.path()).arg(format!("--tool={NAME}")).arg("--help");
-    run(&mut help, version)?;
+    run(&mut help, &format!("Valgrind {version}"))?;
     File::open(&program).and_then(|file| file.sync_all()).map_err(failed)?;
     match fs::rename(place.path(), folder) {
         Ok(()) => {
@@ -230,13 +244,18 @@ fn build(valgrind: &OsStr, version: &str, root: &Path, folder: &Path) -> Result<
     }
 }
 
+pub(crate) fn compiler() -> Result<PathBuf, ToolError> {
+    let compiler = ["gcc", "cc"].iter().find_map(|name| find_program(OsStr::new(name)).ok());
+    compiler.ok_or(ToolError::NoCompiler)
+}
+
 fn header_version() -> Option<String> {
     let text = fs::read_to_string(Path::new(HEADERS).join("config.h")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("#define VERSION "))?;
     Some(line.trim().trim_matches('"').to_owned())
 }
 
-fn run(command: &mut Command, version: &str) -> Result<(), ToolError> {
+pub(crate) fn run(command: &mut Command, version: &str) -> Result<(), ToolError> {
     let failed = |message| ToolError::Build { version: version.to_owned(), message };
     let output = command.stdin(Stdio::null()).output();
     let output = output.map_err(|error| failed(error.to_string()))?;

@@ -16,8 +16,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::ioctl_fionread;
 use rustix::net::sockopt::{set_socket_passcred, set_socket_send_buffer_size};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
-    recvmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, SocketFlags,
+    SocketType, recvmsg, shutdown, socketpair,
 };
 use rustix::process::{Pid, Signal, getpgrp, kill_process};
 
@@ -97,15 +97,43 @@ impl<'a> Traced<'a> {
             }
         }
         command.arg("--").arg(program).args(arguments);
+        Self::spawn(command, (text, log), is_own, signal)
+    }
+
+    /// Starts a whole machine: QEMU, with a plugin that sends packets.
+    pub(crate) fn start_machine(
+        mut command: Command,
+        plugin: &Path,
+        signal: &'a AtomicUsize,
+    ) -> Result<Self, RecordError> {
+        let failed = |errno: rustix::io::Errno| RecordError::Start { source: errno.into() };
+        let kind = SocketType::SEQPACKET;
+        let (text, log) =
+            socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).map_err(failed)?;
+        set_socket_passcred(&text, true).map_err(failed)?;
+        let _ = set_socket_send_buffer_size(&log, LARGE_BUFFER);
+        let mut option = joined("file=", plugin.as_os_str());
+        option.push(format!(",stores={}", log.as_raw_fd()));
+        command.arg("-plugin").arg(option);
+        Self::spawn(command, (text, log), true, signal)
+    }
+
+    /// Starts it with one end of a socket.
+    fn spawn(
+        mut command: Command,
+        (text, log): (OwnedFd, OwnedFd),
+        is_own: bool,
+        signal: &'a AtomicUsize,
+    ) -> Result<Self, RecordError> {
+        let failed = |source| RecordError::Start { source };
+        let program = command.get_program().to_string_lossy().into_owned();
         let ours = log.try_clone().map_err(failed)?;
         // Under its own number: mapped to another, it might take the place of the descriptor by
         // which `spawn` learns that the program cannot be run.
         command.preserved_fds(vec![log]);
         let began = SystemTime::now();
         let child = command.spawn().map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => {
-                RecordError::ValgrindMissing { program: valgrind.to_string_lossy().into_owned() }
-            }
+            io::ErrorKind::NotFound => RecordError::ValgrindMissing { program },
             _ => failed(source),
         })?;
         // The command holds our copy of the socket's end; the text would never end.
@@ -121,6 +149,12 @@ impl<'a> Traced<'a> {
             left: None,
             packets: is_own,
         })
+    }
+
+    /// Listens no longer, so that nobody waits to be heard, and asks it to end.
+    pub(crate) fn ask_to_end(&self) -> io::Result<()> {
+        shutdown(&self.text, Shutdown::Read)?;
+        Ok(kill_process(Pid::from_child(&self.child), Signal::TERM)?)
     }
 
     /// Waits for the end of the program.

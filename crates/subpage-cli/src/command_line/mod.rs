@@ -233,6 +233,7 @@ impl PolicyCheckArguments {
 
 /// Arguments of `record`.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub struct RecordArguments {
     /// The trace to write; it appears when it is complete
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
@@ -250,6 +251,17 @@ pub struct RecordArguments {
     /// Which tool of Valgrind records: our own, which is compiled once with gcc, or lackey
     #[arg(long, value_enum, default_value_t, value_name = "TOOL", conflicts_with = "from_lackey")]
     pub tool: RecordTool,
+    /// Record a whole machine by its physical addresses: the program is QEMU (`qemu-system-x86_64`), with any
+    /// arguments but those of its accelerator and clock
+    #[arg(long, requires = "program", conflicts_with_all = ["from_lackey", "children", "kernel_writes", "tool"])]
+    pub system: bool,
+    /// The kernel that the machine boots (vmlinuz, vmlinux, or a list as System.map), started with `nokaslr`:
+    /// the trace gets the names of its data
+    #[arg(long, requires = "system", value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
+    pub symbols: Option<PathBuf>,
+    /// End the machine after that many writes
+    #[arg(long, requires = "system", value_name = "WRITES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
     /// Print one JSON object at the end, on standard error: standard output is the program's
     #[arg(long)]
     pub json: bool,

@@ -1,6 +1,7 @@
 //! Traces as files: round trips, and every kind of damage.
 
 mod damage;
+mod machine;
 mod own_tool;
 mod processes;
 mod recording;
