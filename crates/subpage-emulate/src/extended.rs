@@ -150,19 +150,63 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
+    /// A value of FOP that this instruction does not leave there, whatever its operand: the bits of its
+    /// first byte are others.
+    const fn other_opcode(opcode: u16) -> u16 {
+        opcode ^ 0x7ff
+    }
+
+    /// Puts a value into FOP by which [`hide`](Self::hide) sees whether the processor has changed it, and
+    /// returns what was there.
+    pub(super) fn mark(&self, area: &mut [u8]) -> u16 {
+        let before = opcode(area);
+        if let Some(opcode) = self.x87_opcode {
+            set_opcode(area, Self::other_opcode(opcode));
+        }
+        before
+    }
+
+    /// Takes the mark away: the instruction has not happened.
+    pub(super) fn unmark(&self, area: &mut [u8], before: u16) {
+        if self.x87_opcode.is_some() {
+            set_opcode(area, before);
+        }
+    }
+
     /// Puts these where the x87 has noted the hypervisor's: `is_ours` tells its instructions, `window`
-    /// is where its operand was.
-    pub(super) fn hide(&self, area: &mut [u8], is_ours: impl Fn(u64) -> bool, window: u64) {
+    /// is where its operand was, and `before` is what FOP was.
+    ///
+    /// A processor may leave FOP alone, or clear it, if no exception is pending (SDM Vol. 1, "Fopcode
+    /// Compatibility Sub-mode"). What it has not written stays, and what it has cleared is 0.
+    pub(super) fn hide(
+        &self,
+        area: &mut [u8],
+        before: u16,
+        is_ours: impl Fn(u64) -> bool,
+        window: u64,
+    ) {
         if is_ours(pointer(area, offset::FIP)) {
             area[offset::FIP..offset::FIP + 8].copy_from_slice(&self.rip.to_le_bytes());
-            if let Some(opcode) = self.x87_opcode {
-                area[offset::FOP..offset::FOP + 2].copy_from_slice(&opcode.to_le_bytes());
+        }
+        if let Some(own) = self.x87_opcode {
+            match opcode(area) {
+                0 => {}
+                marked if marked == Self::other_opcode(own) => set_opcode(area, before),
+                _ => set_opcode(area, own),
             }
         }
         if pointer(area, offset::FDP) == window {
             area[offset::FDP..offset::FDP + 8].copy_from_slice(&self.offset.to_le_bytes());
         }
     }
+}
+
+fn opcode(area: &[u8]) -> u16 {
+    u16::from_le_bytes([area[offset::FOP], area[offset::FOP + 1]])
+}
+
+fn set_opcode(area: &mut [u8], opcode: u16) {
+    area[offset::FOP..offset::FOP + 2].copy_from_slice(&opcode.to_le_bytes());
 }
 
 fn word(area: &[u8], at: usize) -> u32 {

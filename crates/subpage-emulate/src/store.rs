@@ -247,11 +247,16 @@ impl Store {
 /// The last-instruction opcode of an x87 instruction: the low three bits of its first opcode byte,
 /// and its ModRM byte (SDM Vol. 1, "Last Instruction Opcode").
 ///
-/// Of no meaning for other instructions. No prefix that goes with x87 is between D8H and DFH.
+/// None for other instructions, and for control instructions, which leave it alone: FNSTENV, FNSTCW,
+/// FNSAVE and FNSTSW.
 fn x87_opcode(bytes: &[u8]) -> Option<u16> {
-    let first = bytes.iter().position(|byte| matches!(byte, 0xd8..=0xdf))?;
-    let modrm = bytes.get(first + 1)?;
-    Some(u16::from(bytes[first] & 7) << 8 | u16::from(*modrm))
+    let is_prefix =
+        |byte: u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67);
+    let first = bytes.iter().position(|byte| !is_prefix(*byte))?;
+    let (first, modrm) = (bytes[first], *bytes.get(first + 1)?);
+    let is_control = matches!((first, modrm >> 3 & 7), (0xd9 | 0xdd, 6 | 7));
+    let is_x87 = matches!(first, 0xd8..=0xdf) && !(is_control && modrm < 0xc0);
+    is_x87.then(|| u16::from(first & 7) << 8 | u16::from(modrm))
 }
 
 /// Segment, offset and length of the destination.

@@ -286,21 +286,35 @@ impl Trampoline {
         // FXSAVE's form is worked on as a copy, because its MXCSR may have to be mended. XSAVE's is
         // what this processor has stored; it is only written when the instruction has happened.
         let mut copy = None;
+        let hide = substitute.is_x87();
+        let addresses = guest.addresses;
+        let mut opcode = 0;
         (self.context.guest, self.context.components) = match &mut guest.extended {
             _ if !substitute.is_extended() => (ptr::null_mut(), 0),
             Extended::Unused => panic!("an instruction gets the registers that it uses"),
             Extended::Fx(fx) => {
                 let copy = copy.insert(**fx);
                 mask_mxcsr(&mut copy.0, self.mxcsr_mask);
+                if hide {
+                    opcode = addresses.mark(&mut copy.0);
+                }
                 (copy.0.as_mut_ptr(), 0)
             }
-            Extended::Xsave { area, components } => (area.0.as_mut_ptr(), *components),
+            Extended::Xsave { area, components } => {
+                if hide {
+                    opcode = addresses.mark(&mut area.0);
+                }
+                (area.0.as_mut_ptr(), *components)
+            }
         };
         // SAFETY: the context is filled in; its code is a substitute's, which accesses the window
         // and nothing else. The window's length is that of the store for which the substitute was
         // made (asserted by the caller), and its memory is writable.
         let faulted = unsafe { subpage_emulate_enter(&raw mut self.context) } != 0;
         if faulted {
+            if let (true, Extended::Xsave { area, .. }) = (hide, &mut guest.extended) {
+                addresses.unmark(&mut area.0, opcode);
+            }
             let vector = self.context.vector.to_le_bytes()[0];
             if vector == SIMD_EXCEPTION {
                 guest.extended.set_mxcsr(self.context.mxcsr);
@@ -317,17 +331,15 @@ impl Trampoline {
         }
         guest.registers.0 = *registers;
         *guest.rflags = *guest.rflags & !ARITHMETIC_FLAGS | self.context.flags & ARITHMETIC_FLAGS;
-        let hide = substitute.is_x87();
-        let addresses = guest.addresses;
         match (copy, &mut guest.extended) {
             (Some(mut fx), Extended::Fx(to)) => {
                 if hide {
-                    addresses.hide(&mut fx.0, |rip| self.contains(rip), window.address());
+                    addresses.hide(&mut fx.0, opcode, |rip| self.contains(rip), window.address());
                 }
                 **to = fx;
             }
             (_, Extended::Xsave { area, .. }) if hide => {
-                addresses.hide(&mut area.0, |rip| self.contains(rip), window.address());
+                addresses.hide(&mut area.0, opcode, |rip| self.contains(rip), window.address());
             }
             _ => {}
         }
