@@ -169,8 +169,11 @@ impl Step {
     ) -> Result<(), String> {
         let (pair, event) = (self.spot.pair, &record.event);
         let mut span = self.span.clone();
-        let early =
-            self.quirk == Quirk::Early && level == Level::Supervisor || self.quirk == Quirk::Pieces;
+        // A processor may make a store of ten bytes in parts, of which the first is done when the second
+        // faults (SDM Vol. 3A, "Guaranteed Atomic Operations"). Some do.
+        let early = self.quirk == Quirk::Early && level == Level::Supervisor
+            || self.quirk == Quirk::Pieces
+            || span.len() == 10;
         match pair.half() {
             // Where KVM emulates a store, it has stored what goes to a page that does not trap, and
             // tells of the rest (docs/kvm.md).
