@@ -4,7 +4,8 @@
  *
  * Results: 0 or more is a success; a negative result is a Linux error number with its sign changed
  * (-SUBPAGE_EINVAL and so on), and then nothing has changed. Every pointer is valid for the call, and
- * aligned; one that a call does not document as optional gives -EFAULT if it is NULL.
+ * aligned, and what two of one call point to does not overlap; one that a call does not document as
+ * optional gives -EFAULT if it is NULL.
  *
  * A domain has no lock. Whoever uses it holds one lock of their own over every call, and from
  * subpage_authorize_write to the last byte of the write that it permits. */
@@ -185,7 +186,8 @@ typedef struct subpage_origin {
 typedef struct subpage_frames {
   // Handed to each function.
   void *context;
-  // Returns the host-physical address of a frame of 4096 zeros, a multiple of 4096; 0 if none is left.
+  // Returns the host-physical address of a frame of 4096 zeros, a multiple of 4096 that the processor
+  // can address and that is not in use; 0 if none is left. One that is no frame counts as none.
   uint64_t (*allocate)(void *context);
   // Takes a frame back.
   void (*release)(void *context, uint64_t hpa);
@@ -203,7 +205,8 @@ typedef struct subpage_options {
   bool ept_accessed_dirty;
   // Events that are kept until they are fetched, 1 to 65536; 0 stands for 1024.
   uint32_t events;
-  // Where tables lie that a processor walks. With all functions NULL they lie on the heap.
+  // Where tables lie that a processor walks. With all functions NULL they lie on the heap, no processor
+  // walks them, and every change is in force at once: its number is 0.
   struct subpage_frames frames;
 } subpage_options;
 
@@ -406,7 +409,8 @@ uint32_t subpage_interface(void);
 
 // Makes a domain without memory, rules or tables and puts it into `*made`.
 //
-// -EINVAL: a width, a number of events, or functions of which some are NULL and some are not. -ENOMEM.
+// -EINVAL: a width, a number of events, or functions of which some are NULL and some are not. -ENOMEM:
+// no room for events.
 int64_t subpage_create(const struct subpage_options *options,
                        struct subpage_domain **made);
 
@@ -447,7 +451,9 @@ int64_t subpage_events(const struct subpage_domain *domain);
 
 // Writes the oldest event that waits as one line of JSON, as `subpage guard --json` has it, without a
 // zero or a newline behind it. Returns its length, and takes the event from the domain if it was not
-// longer than `capacity`; 0 if none waits.
+// longer than `capacity`; 0 if none waits. `write` counts the writes that were decided about; `response`
+// is always `skip`, since what the caller did with the instruction is not known here. A library without
+// the feature `std` does not have this call.
 //
 // # Safety
 // `text` is NULL or has `capacity` bytes, which may be written.
@@ -478,7 +484,8 @@ extern void subpage_platform_release(uint8_t *memory,
                                      size_t bytes,
                                      size_t alignment);
 
-// For a library without the feature `std`, from the program. Stops everything: the library found its own state broken. `text` has `length` bytes of UTF-8.
+// For a library without the feature `std`, from the program. Stops everything, and must not return: the library found its own state broken. `text` has
+// `length` bytes of UTF-8.
 extern void subpage_platform_panic(const uint8_t *text,
                                    size_t length);
 

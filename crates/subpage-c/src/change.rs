@@ -25,10 +25,15 @@ impl Pending {
         Ok(Room(()))
     }
 
-    /// Keeps the token of a change; the number that the caller gets. What needs no invalidation is
-    /// complete at once and has number 0.
-    pub(crate) fn keep(&mut self, _: Room, token: Invalidation) -> (u64, Option<Completed>) {
-        if !token.is_required() {
+    /// Keeps the token of a change; the number that the caller gets. What needs no invalidation, or lies
+    /// in tables that no processor walks, is complete at once and has number 0.
+    pub(crate) fn keep(
+        &mut self,
+        _: Room,
+        token: Invalidation,
+        walked: bool,
+    ) -> (u64, Option<Completed>) {
+        if !walked || !token.is_required() {
             return (0, Some(token.without_processors()));
         }
         self.last += 1;

@@ -155,6 +155,7 @@ pub unsafe extern "C" fn subpage_authorize_write(
         // SAFETY: the caller's promise.
         let bytes = unsafe { buffers::input(bytes, held(bytes, length)) }?;
         let decided = domain.engine.authorize_write(space, write)?;
+        domain.events.count_write();
         if let Some(met) = Met::of(decided) {
             domain.note(
                 met,

@@ -29,6 +29,8 @@ pub struct Domain {
     pub(crate) engine: subpage::domain::Domain<Memory>,
     pub(crate) pending: Pending,
     pub(crate) events: Queue,
+    /// Whether a processor walks the tables.
+    walked: bool,
 }
 
 /// How a domain is made.
@@ -43,7 +45,8 @@ pub struct Options {
     pub ept_accessed_dirty: bool,
     /// Events that are kept until they are fetched, 1 to 65536; 0 stands for 1024.
     pub events: u32,
-    /// Where tables lie that a processor walks. With all functions NULL they lie on the heap.
+    /// Where tables lie that a processor walks. With all functions NULL they lie on the heap, no processor
+    /// walks them, and every change is in force at once: its number is 0.
     pub frames: Frames,
 }
 
@@ -68,6 +71,7 @@ impl Domain {
         } else {
             Memory::Given(Given::new(&options.frames).ok_or(INVALID)?)
         };
+        let walked = !none;
         let events = match options.events {
             0 => 1024,
             more if more <= MOST_EVENTS => more,
@@ -78,7 +82,7 @@ impl Domain {
             sub_page_permissions: options.sub_page_permissions,
             ept_accessed_dirty: options.ept_accessed_dirty,
         });
-        Ok(Self { engine, pending: Pending::default(), events: Queue::new(events)? })
+        Ok(Self { engine, pending: Pending::default(), events: Queue::new(events)?, walked })
     }
 
     /// Makes a change and keeps its token: all or nothing, whatever fails.
@@ -95,7 +99,7 @@ impl Domain {
     }
 
     fn keep(&mut self, room: Room, token: Invalidation) -> u64 {
-        let (number, completed) = self.pending.keep(room, token);
+        let (number, completed) = self.pending.keep(room, token, self.walked);
         if let Some(completed) = completed {
             self.engine.finish(&completed);
         }
@@ -111,7 +115,8 @@ pub extern "C" fn subpage_interface() -> u32 {
 
 /// Makes a domain without memory, rules or tables and puts it into `*made`.
 ///
-/// -EINVAL: a width, a number of events, or functions of which some are NULL and some are not. -ENOMEM.
+/// -EINVAL: a width, a number of events, or functions of which some are NULL and some are not. -ENOMEM:
+/// no room for events.
 #[unsafe(no_mangle)]
 pub extern "C" fn subpage_create(
     options: Option<&Options>,

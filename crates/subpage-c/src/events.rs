@@ -68,12 +68,23 @@ pub struct Event {
 
 type Kept = Told<ArrayVec<u8, SUBPAGE_EVENT_BYTES>>;
 
+/// An event with its number.
+#[derive(Debug)]
+struct Waiting {
+    number: u64,
+    /// Which of the writes that were decided about.
+    write: u64,
+    told: Kept,
+}
+
 /// The events that wait; the oldest stay when there is no room.
 #[derive(Debug)]
 pub(crate) struct Queue {
-    waiting: VecDeque<(u64, Kept)>,
+    waiting: VecDeque<Waiting>,
     limit: usize,
     last: u64,
+    /// Writes that were decided about: the numbers of events in JSON.
+    writes: u64,
 }
 
 impl Queue {
@@ -82,16 +93,23 @@ impl Queue {
         let limit = usize::try_from(limit).map_err(|_| Failed(Errno::Invalid))?;
         let mut waiting = VecDeque::new();
         waiting.try_reserve_exact(limit).map_err(|_| Failed(Errno::NoMemory))?;
-        Ok(Self { waiting, limit, last: 0 })
+        Ok(Self { waiting, limit, last: 0, writes: 0 })
     }
 
     fn note(&mut self, event: Told<&[u8]>) {
         self.last += 1;
         if self.waiting.len() < self.limit {
-            let event =
+            let told =
                 event.map_bytes(|bytes| bytes.iter().copied().take(SUBPAGE_EVENT_BYTES).collect());
-            self.waiting.push_back((self.last, event));
+            self.waiting.push_back(Waiting { number: self.last, write: self.writes, told });
         }
+    }
+}
+
+impl Queue {
+    /// One more write was decided about.
+    pub(crate) fn count_write(&mut self) {
+        self.writes += 1;
     }
 }
 
@@ -153,8 +171,8 @@ pub extern "C" fn subpage_next_event(
 ) -> i64 {
     status((|| {
         let (domain, event) = (given(domain)?, given(event)?);
-        let Some((number, told)) = domain.events.waiting.pop_front() else { return Ok(0) };
-        event.write(Event::of(number, &told));
+        let Some(waiting) = domain.events.waiting.pop_front() else { return Ok(0) };
+        event.write(Event::of(waiting.number, &waiting.told));
         Ok(1)
     })())
 }
@@ -167,7 +185,9 @@ pub extern "C" fn subpage_events(domain: Option<&Domain>) -> i64 {
 
 /// Writes the oldest event that waits as one line of JSON, as `subpage guard --json` has it, without a
 /// zero or a newline behind it. Returns its length, and takes the event from the domain if it was not
-/// longer than `capacity`; 0 if none waits.
+/// longer than `capacity`; 0 if none waits. `write` counts the writes that were decided about; `response`
+/// is always `skip`, since what the caller did with the instruction is not known here. A library without
+/// the feature `std` does not have this call.
 ///
 /// # Safety
 /// `text` is NULL or has `capacity` bytes, which may be written.
@@ -180,9 +200,11 @@ pub unsafe extern "C" fn subpage_next_event_json(
 ) -> i64 {
     status((|| {
         let domain = given(domain)?;
-        let Some((number, told)) = domain.events.waiting.front() else { return Ok(0) };
+        let Some(Waiting { number, write, told }) = domain.events.waiting.front() else {
+            return Ok(0);
+        };
         let event = told.clone().map_bytes(|bytes| bytes.to_vec());
-        let mut record = subpage_trap::Record::new(*number, *number, event);
+        let mut record = subpage_trap::Record::new(*number, *write, event);
         let rule = told.rule.and_then(|rule| domain.engine.rules().get(rule));
         record.rule_name = rule.map(|active| active.rule.name.as_str().to_owned());
         let line = serde_json::to_string(&record.line()).map_err(|_| Failed(Errno::NoMemory))?;

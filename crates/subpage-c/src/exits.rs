@@ -205,6 +205,7 @@ pub extern "C" fn subpage_ept_violation(
         let (answered, fixup) = domain.engine.ept_violation(&mut state, &violation);
         retry.keep(state);
         if let Answered::Deny(denial) = answered {
+            domain.events.count_write();
             domain.note_denial(&denial, exit, origin);
         }
         answer.write(Answer::of(answered, fixup, gpa));

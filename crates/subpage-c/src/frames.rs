@@ -14,7 +14,8 @@ use subpage::frames::{ENTRIES, EntryIndex, HeapFrames, OutOfFrames, TableFrame, 
 pub struct Frames {
     /// Handed to each function.
     pub context: *mut c_void,
-    /// Returns the host-physical address of a frame of 4096 zeros, a multiple of 4096; 0 if none is left.
+    /// Returns the host-physical address of a frame of 4096 zeros, a multiple of 4096 that the processor
+    /// can address and that is not in use; 0 if none is left. One that is no frame counts as none.
     pub allocate: Option<extern "C" fn(context: *mut c_void) -> u64>,
     /// Takes a frame back.
     pub release: Option<extern "C" fn(context: *mut c_void, hpa: u64)>,

@@ -11,7 +11,8 @@ unsafe extern "C" {
     fn subpage_platform_allocate(bytes: usize, alignment: usize) -> *mut u8;
     /// For a library without the feature `std`, from the program. Takes back what `subpage_platform_allocate` gave for the same size and alignment.
     fn subpage_platform_release(memory: *mut u8, bytes: usize, alignment: usize);
-    /// For a library without the feature `std`, from the program. Stops everything: the library found its own state broken. `text` has `length` bytes of UTF-8.
+    /// For a library without the feature `std`, from the program. Stops everything, and must not return: the library found its own state broken. `text` has
+    /// `length` bytes of UTF-8.
     fn subpage_platform_panic(text: *const u8, length: usize) -> !;
 }
 

@@ -7,8 +7,8 @@
 //! With the feature `std`, which is on by default, memory comes from the C library. Without it the
 //! program that embeds the library brings three functions: see the module `freestanding`.
 //!
-//! A pointer is a reference here, or `None` for NULL, so that nothing but the modules `buffers` and
-//! `frames` needs `unsafe`.
+//! A pointer is a reference here, or `None` for NULL. What is left of `unsafe` stands in the modules
+//! `buffers`, `frames` and `freestanding`, and where a call takes a buffer.
 #![cfg_attr(not(feature = "std"), no_std)]
 // The symbols have the names of the header.
 #![allow(non_upper_case_globals)]
