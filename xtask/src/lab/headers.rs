@@ -118,7 +118,7 @@ impl Headers {
             .arg("-C")
             .arg(self.directory_in(&self.root))
             .arg(format!("M={}", directory.display()))
-            .args(["CC=gcc", "KCFLAGS=-Werror", "modules"])
+            .args(["CC=gcc", "modules"])
             .env("LC_ALL", "C")
             .env("LD_LIBRARY_PATH", self.root.join(LIBRARIES));
         let finished = session.run(command, &mut |_| None)?;

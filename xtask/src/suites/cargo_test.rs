@@ -39,6 +39,9 @@ pub(super) fn unit(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     let mut count = run(session, plan, &arguments, &Names::All)?;
     count += run(session, plan, &kvm::MIXED, &Names::Without(kvm::PART))?;
     count += run(session, plan, &WITHOUT_KVM, &Names::All)?;
+    // What judges the judge is only built for that.
+    let judge = ["--package=subpage-conformance", "--features=mutations", "--bins"];
+    count += run(session, plan, &judge, &Names::All)?;
     // cargo runs doc tests apart from all others.
     count += run(session, plan, &["--workspace", "--doc"], &Names::All)?;
     at_least_one(session, plan, count)

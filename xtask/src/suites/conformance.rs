@@ -88,7 +88,7 @@ fn result(line: &str) -> Option<Tally> {
 }
 
 /// Fewer wrong models than this prove too little.
-const LEAST_MUTANTS: u64 = 12;
+const LEAST_MUTANTS: u64 = 21;
 
 /// What the comparison of wrong models came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

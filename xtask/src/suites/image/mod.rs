@@ -118,7 +118,7 @@ const TESTS: [Test; 5] = [
         processors: 2,
         medium: Medium::Disc,
         lines: &[
-            "by the processor (SPP); EPT flags on; 2 processors",
+            "by the processor (SPP); EPT flags off; 2 processors",
             "devices are the guest's",
             "hypervisor: the kernel begins; policy: 1 rules",
             "event 1 denied rule=1 \"modprobe path\" gpa=",

@@ -37,8 +37,7 @@ const COMMANDS: [&str; 25] = [
 ];
 
 /// What the kernel calls where a store came from, in the line of its event.
-const STORED_BY: &str =
-    " function=copy_to_kernel_nofault+0x19 pid=1 comm=\"init\" uid=0 task=0xffff888";
+const STORED_BY: &str = " function=copy_to_kernel_nofault+0x";
 
 const DENIED: Expected = Expected {
     console: &[
@@ -138,6 +137,14 @@ const LOCKED: Expected = Expected {
     last: HALTED,
 };
 
+/// Their names.
+pub(super) const NAMES: [&str; 4] = [
+    "attacks_of_a_module",
+    "attacks_of_a_module_in_software",
+    "attacks_of_a_module_unguarded",
+    "a_module_guards_itself",
+];
+
 /// The tests; `plain` has an initrd with the modules.
 pub(super) fn all(plain: &LinuxMachine, policy: &[u8]) -> Vec<Test> {
     let test = |name: &str, machine, expected| Test {
@@ -150,14 +157,12 @@ pub(super) fn all(plain: &LinuxMachine, policy: &[u8]) -> Vec<Test> {
     let guarded = LinuxMachine { policy: Some(policy.to_vec()), ..attacked.clone() };
     let lock: Vec<_> = LOCK.into_iter().chain(["poweroff"]).collect();
     let itself = LinuxMachine { command_line: command_line(1, &lock), ..plain.clone() };
+    let [by_processor, in_software, unguarded, locked] = NAMES;
+    let software = LinuxMachine { model: probe::WITHOUT_SPP.into(), ..guarded.clone() };
     vec![
-        test("attacks_of_a_module", guarded.clone(), DENIED),
-        test(
-            "attacks_of_a_module_in_software",
-            LinuxMachine { model: probe::WITHOUT_SPP.into(), ..guarded },
-            DENIED,
-        ),
-        test("attacks_of_a_module_unguarded", attacked, SUCCEEDED),
-        test("a_module_guards_itself", itself, LOCKED),
+        test(by_processor, guarded, DENIED),
+        test(in_software, software, DENIED),
+        test(unguarded, attacked, SUCCEEDED),
+        test(locked, itself, LOCKED),
     ]
 }
