@@ -177,7 +177,7 @@ static void a_monitor(void)
     EXPECT(subpage_authorize_write(domain, 0, 0x1d800, 8, NULL, NULL, NULL) == -SUBPAGE_EFAULT);
 
     struct subpage_event event;
-    EXPECT(subpage_next_event(domain, &event) == 1 && event.number == 2);
+    EXPECT(subpage_next_event(domain, &event) == 1 && event.number == 2 && event.write == 3);
     EXPECT(event.verdict == SUBPAGE_EVENT_ALLOWED_ONCE && event.known_bytes == 0);
     EXPECT(event.cpl == 4 && event.rip == SUBPAGE_UNKNOWN && event.in_software);
     EXPECT(subpage_next_event(domain, &event) == 1 && event.verdict == SUBPAGE_EVENT_DENIED);

@@ -214,6 +214,8 @@ typedef struct subpage_options {
 typedef struct subpage_event {
   // Its number, from 1. A gap tells of events that there was no room for.
   uint64_t number;
+  // Which write it was of those that were decided about, from 1.
+  uint64_t write;
   // SUBPAGE_EVENT_LOGGED and so on.
   uint32_t verdict;
   // The rule's action; SUBPAGE_DENY for an access map.

@@ -30,6 +30,8 @@ pub const SUBPAGE_EVENT_STOPPED: u32 = 3;
 pub struct Event {
     /// Its number, from 1. A gap tells of events that there was no room for.
     pub number: u64,
+    /// Which write it was of those that were decided about, from 1.
+    pub write: u64,
     /// SUBPAGE_EVENT_LOGGED and so on.
     pub verdict: u32,
     /// The rule's action; SUBPAGE_DENY for an access map.
@@ -121,7 +123,7 @@ impl Domain {
 }
 
 impl Event {
-    fn of(number: u64, told: &Kept) -> Self {
+    fn of(Waiting { number, write, told }: &Waiting) -> Self {
         let verdict = match told.verdict {
             Verdict::Logged => SUBPAGE_EVENT_LOGGED,
             Verdict::AllowedOnce => SUBPAGE_EVENT_ALLOWED_ONCE,
@@ -135,7 +137,8 @@ impl Event {
             When::Unknown | When::Counter(_) => (0, 0),
         };
         Self {
-            number,
+            number: *number,
+            write: *write,
             verdict,
             action: number_of(told.action),
             rule: told.rule.map_or(SUBPAGE_UNKNOWN, |rule| rule.0),
@@ -172,7 +175,7 @@ pub extern "C" fn subpage_next_event(
     status((|| {
         let (domain, event) = (given(domain)?, given(event)?);
         let Some(waiting) = domain.events.waiting.pop_front() else { return Ok(0) };
-        event.write(Event::of(waiting.number, &waiting.told));
+        event.write(Event::of(&waiting));
         Ok(1)
     })())
 }
