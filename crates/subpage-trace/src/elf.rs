@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -123,7 +123,16 @@ fn with_file<T>(
     path: &Path,
     read: impl FnOnce(&ElfFile<'_>) -> Result<T, ElfError>,
 ) -> Result<T, ElfError> {
-    let cache = ReadCache::new(File::open(path).map_err(ElfError::open)?);
+    // The path comes from the recorded program: one that is a pipe would never be opened.
+    let file = File::options()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(ElfError::open)?;
+    if !file.metadata().map_err(ElfError::open)?.is_file() {
+        return Err(ElfError::open(io::Error::other("it is no regular file")));
+    }
+    let cache = ReadCache::new(file);
     read(&object::File::parse(&cache).map_err(ElfError::Parse)?)
 }
 
@@ -203,5 +212,17 @@ mod tests {
         assert!(replaced(&deleted, now));
         let missing = mapped(&folder.path().join("none"), now);
         assert!(matches!(missing, Err(ElfError::Open(_))), "{missing:?}");
+    }
+
+    /// A recorded program may name any path as its own.
+    #[test]
+    fn a_pipe_is_no_program_and_is_not_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+        assert!(made.success());
+        let placement = Placement { address: 0, offset: 0 };
+        assert!(matches!(program_names(&pipe, placement), Err(ElfError::Open(_))));
+        assert!(matches!(program_names(folder.path(), placement), Err(ElfError::Open(_))));
     }
 }

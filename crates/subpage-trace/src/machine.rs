@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -32,7 +33,8 @@ const REPEATABLE: [&str; 8] = [
     "1",
 ];
 /// Options that the recorder sets, or that leave the emulator.
-const OURS: [&str; 6] = ["-accel", "-icount", "-enable-kvm", "-rtc", "-seed", "-plugin"];
+const OURS: [&str; 7] =
+    ["-accel", "-icount", "-enable-kvm", "-rtc", "-seed", "-plugin", "-daemonize"];
 
 /// What machine to record.
 #[derive(Clone, Debug)]
@@ -139,6 +141,8 @@ fn plugin(cache: Option<&Path>) -> Result<PathBuf, ToolError> {
         let mut command = Command::new(compiler);
         command.args(FLAGS).arg("-o").arg(&made).arg(&source);
         stores_tool::run(&mut command, "QEMU")?;
+        // Whatever the umask: others may not write to what is loaded.
+        fs::set_permissions(&made, fs::Permissions::from_mode(0o755)).map_err(failed)?;
         fs::File::open(&made).and_then(|file| file.sync_all()).map_err(failed)?;
         // The same from whoever is faster.
         fs::rename(&made, &path).map_err(failed)?;

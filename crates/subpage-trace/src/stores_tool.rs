@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -231,6 +231,10 @@ fn build(valgrind: &OsStr, version: &str, root: &Path, folder: &Path) -> Result<
     let mut help = Command::new(valgrind);
     help.env("VALGRIND_LIB", place.path()).arg(format!("--tool={NAME}")).arg("--help");
     run(&mut help, &format!("Valgrind {version}"))?;
+    // Whatever the umask: others may not write to what is run, nor put something in its place.
+    for path in [program.as_path(), place.path()] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(failed)?;
+    }
     File::open(&program).and_then(|file| file.sync_all()).map_err(failed)?;
     match fs::rename(place.path(), folder) {
         Ok(()) => {

@@ -28,6 +28,8 @@ use crate::tool::Tool;
 
 /// How soon a signal is noticed while the program prints nothing, and its end while others print.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// How long a machine may take to end that was asked to.
+const TIME_TO_END: Duration = Duration::from_secs(10);
 /// While the address space is not known: so little that the program cannot run to its end.
 const SMALL_BUFFER: usize = 4096;
 const LARGE_BUFFER: usize = 1 << 20;
@@ -46,6 +48,8 @@ pub(crate) struct Traced<'a> {
     /// Bytes of text still to be read, once the program has ended: what it left in the socket. Text that
     /// comes after that is of processes that outlive it.
     left: Option<usize>,
+    /// When it was asked to end.
+    ending: Option<Instant>,
     /// Messages on the socket stay whole.
     packets: bool,
 }
@@ -147,19 +151,37 @@ impl<'a> Traced<'a> {
             asked: false,
             checked: Instant::now(),
             left: None,
+            ending: None,
             packets: is_own,
         })
     }
 
-    /// Listens no longer, so that nobody waits to be heard, and asks it to end.
-    pub(crate) fn ask_to_end(&self) -> io::Result<()> {
+    /// Listens no longer, so that nobody waits to be heard, and asks it to end; [`wait`](Self::wait) ends
+    /// it if it does not.
+    pub(crate) fn ask_to_end(&mut self) -> io::Result<()> {
+        self.ending = Some(Instant::now());
         shutdown(&self.text, Shutdown::Read)?;
-        Ok(kill_process(Pid::from_child(&self.child), Signal::TERM)?)
+        if self.child.try_wait()?.is_none() {
+            kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        }
+        Ok(())
     }
 
-    /// Waits for the end of the program.
+    /// Waits for the end of the program. Signals are taken as during the recording, so that one that goes
+    /// on without writing can be ended; one that was asked to end is ended after ten seconds.
     pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
-        self.child.wait()
+        let mut pause = Duration::from_millis(1);
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            let is_late = self.ending.is_some_and(|asked| asked.elapsed() >= TIME_TO_END);
+            if is_late || self.is_to_end()? {
+                self.child.kill()?;
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PATIENCE);
+        }
     }
 
     /// Looks whether the program has ended, and if so, how much text it left.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -50,4 +51,29 @@ fn needs_valgrind_lackey_takes_the_place_of_the_tool_that_cannot_be_built() {
     let (code, text) = record(&["--tool=lackey"]);
     assert_eq!(code, 0, "{text}");
     assert!(!text.contains("note: recording with"), "it was asked for: {text}");
+}
+
+/// Where everybody of a group may write to new files, our own tool is built and used none the less.
+#[test]
+fn needs_valgrind_the_tool_is_nobody_elses_whatever_the_umask() {
+    let place = Place::new();
+    for _ in 0..2 {
+        let inner = place.command(&["record", "--json", "-o", "t.sptrace", "--", "/bin/true"]);
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"umask 002; exec "$0" "$@""#]).arg(inner.get_program());
+        command.args(inner.get_args()).current_dir(inner.get_current_dir().expect("a folder"));
+        for (name, value) in inner.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let output = command.env("XDG_CACHE_HOME", place.path("cache")).output().expect("it runs");
+        let text = String::from_utf8(output.stderr).expect("UTF-8");
+        let line: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+        // Where it cannot be built, that has another reason.
+        let reason = line["tool_reason"].as_str().unwrap_or_default();
+        assert!(line["tool"] == "own" || !reason.is_empty(), "{line}");
+        assert!(!reason.contains("others than this user"), "{line}");
+    }
 }
