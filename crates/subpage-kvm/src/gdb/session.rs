@@ -46,9 +46,15 @@ fn broken(error: GdbStubError<String, io::Error>) -> String {
     }
 }
 
+/// Bytes of the longest packet that a debugger may send, and of the longest answer.
+const LONGEST_PACKET: usize = 16 << 10;
+
 fn converse(target: &mut Debugged, connection: Connection) -> Result<End, String> {
     let mut buffer = [0; 4096];
-    let stub = GdbStub::new(connection);
+    // A packet that is longer is refused; of its own, the stub would make room without end.
+    let mut packet = [0; LONGEST_PACKET];
+    let stub = GdbStub::builder(connection).with_packet_buffer(&mut packet).build();
+    let stub = stub.map_err(|error| error.to_string())?;
     let mut gdb = stub.run_state_machine(target).map_err(broken)?;
     // Bytes that have come, and were not looked at.
     let (mut from, mut to) = (0, 0);

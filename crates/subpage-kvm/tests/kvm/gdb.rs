@@ -403,6 +403,16 @@ fn garbage_and_a_second_debugger_are_turned_away() {
             drop(stream);
             runs(&guest);
         }
+        // What has no end is not kept.
+        let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut endless = vec![b'x'; 1 << 20];
+        endless[0] = b'$';
+        let _ = stream.write_all(&endless);
+        if let Err(error) = stream.read_to_end(&mut Vec::new()) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "it is turned away");
+        }
+        runs(&guest);
         assert_eq!(guest.vm.wait(Duration::ZERO), None, "it still runs");
         let began = Instant::now();
         while !guest.vm.debugger_news().iter().any(|text| text.contains("goes on")) {
