@@ -1,10 +1,11 @@
 //! The processes of a recorded program, told apart.
 
 mod image;
+mod text;
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -20,6 +21,8 @@ use crate::spool::{Next, Source};
 use crate::stores_tool;
 use crate::write::Write;
 use image::Image;
+pub(crate) use text::TextSource;
+use text::Waiting;
 
 /// Bytes received at once: any packet.
 const CHUNK: usize = 1 << 16;
@@ -36,43 +39,11 @@ const MAX_CODE: usize = 10 << 20;
 const MAX_MESSAGES: u64 = 100;
 /// First line of what lackey prints at the start of a program.
 const BANNER: &str = "Lackey, an example Valgrind tool";
+
 /// The same of our own tool, by its name with a capital.
 fn is_banner(text: &str) -> bool {
     let own = text.strip_suffix(", a recorder of stores");
     text == BANNER || own.is_some_and(|name| name.eq_ignore_ascii_case(stores_tool::NAME))
-}
-
-/// The text of a program that runs, and of the processes that it starts.
-pub(crate) trait TextSource {
-    /// Number of the program's process.
-    fn pid(&self) -> u32;
-
-    /// When it was started.
-    fn began(&self) -> SystemTime;
-
-    /// More text and the process that wrote it; `None` when the program has ended, or was ended.
-    fn receive(&mut self, out: &mut [u8]) -> io::Result<Option<(u32, usize)>>;
-
-    /// The program was looked at: from now on it need not wait for its reader.
-    fn hurry(&mut self);
-}
-
-/// Text that has come and is not yet read.
-#[derive(Default)]
-struct Waiting {
-    text: Vec<u8>,
-    at: usize,
-}
-
-impl Read for Waiting {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.text.len() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let read = (&self.text[self.at..]).read(out)?;
-        self.at += read;
-        Ok(read)
-    }
 }
 
 /// A process that is followed.
