@@ -93,7 +93,7 @@ static void a_monitor(void)
     EXPECT(subpage_add_slot(domain, SUBPAGE_SPACE_NORMAL, 1, 31, 2, 0) == -SUBPAGE_EINVAL);
     EXPECT(subpage_add_slot(domain, SUBPAGE_SPACE_NORMAL, 1, 1ull << 60, 2, 0) == -SUBPAGE_EINVAL);
     EXPECT(subpage_add_slot(domain, 2, 1, 64, 2, 0) == -SUBPAGE_EINVAL);
-    EXPECT(subpage_add_slot(domain, SUBPAGE_SPACE_NORMAL, 1, 64, 2, 8) == -SUBPAGE_EINVAL);
+    EXPECT(subpage_add_slot(domain, SUBPAGE_SPACE_NORMAL, 1, 64, 2, 4) == -SUBPAGE_EINVAL);
     EXPECT(subpage_add_slot(domain, SUBPAGE_SPACE_NORMAL, 1, 64, 2, SUBPAGE_SLOT_READ_ONLY) == 0);
 
     /* Maps: all or none; what is read is what was set. */
@@ -235,6 +235,57 @@ static void a_monitor(void)
     subpage_destroy(domain);
 }
 
+/* What was written: sub-pages of a tracked range, pages of a slot that logs, under two names. */
+static void what_was_written(void)
+{
+    struct subpage_options options = {.physical_width = 46};
+    subpage_domain *domain = domain_of(options);
+    uint64_t change = 0, track = 0, harvest = 0, second = 0, words[2] = {0};
+    struct subpage_decision decision;
+    struct subpage_written written[4];
+    EXPECT(subpage_track(domain, 0x10000, 4096, &track, &change) == -SUBPAGE_ENODEV);
+    EXPECT(subpage_enable(domain) == 0);
+    EXPECT(subpage_add_slot(domain, 0, 0, 16, 70, SUBPAGE_SLOT_LOG_DIRTY) == 0);
+    EXPECT(subpage_add_alias(domain, 0, 1, 256, 4, 0, 400, &change) == -SUBPAGE_EFAULT);
+    EXPECT(subpage_add_alias(domain, 0, 1, 20, 4, 0, 16, &change) == -SUBPAGE_EINVAL);
+    EXPECT(subpage_add_alias(domain, 0, 1, 256, 4, 0, 16, &change) == 0);
+    EXPECT(subpage_track(domain, 0x10000, 0x2000, &track, &change) == 0);
+    EXPECT(subpage_track(domain, 0x11f80, 1, &second, &change) == -SUBPAGE_EBUSY);
+
+    /* Frame 257 is frame 17. */
+    EXPECT(subpage_authorize_write(domain, 0, 0x10ffc, 8, NULL, NULL, &decision) == 0);
+    EXPECT(subpage_authorize_write(domain, 0, 0x101085, 1, NULL, NULL, &decision) == 0);
+    EXPECT(subpage_authorize_write(domain, 0, 0x55000, 1, NULL, NULL, &decision) == 0);
+    EXPECT(decision.kind == SUBPAGE_ALLOWED);
+
+    EXPECT(subpage_harvest_written(domain, track + 1, &harvest, &change) == -SUBPAGE_ENOENT);
+    EXPECT(subpage_harvest_written(domain, track, &harvest, &change) == 2);
+    EXPECT(subpage_harvest_dirty(domain, 0, 1, &second, &change) == -SUBPAGE_EINVAL);
+    EXPECT(subpage_harvest_dirty(domain, 0, 0, &second, &change) == 0 && second != harvest);
+    EXPECT(subpage_read_written(domain, second, written, 4) == -SUBPAGE_ENOENT);
+    EXPECT(subpage_read_dirty(domain, harvest, words, 2) == -SUBPAGE_ENOENT);
+    EXPECT(subpage_read_written(domain, harvest, NULL, 0) == 2);
+    EXPECT(subpage_read_written(domain, harvest, NULL, 2) == -SUBPAGE_EFAULT);
+    EXPECT(subpage_read_written(domain, harvest, written, 4) == 2);
+    EXPECT(written[0].gfn == 16 && written[0].sub_pages == 1u << 31);
+    EXPECT(written[1].gfn == 17 && written[1].sub_pages == 3);
+    EXPECT(subpage_read_written(domain, harvest, written, 4) == -SUBPAGE_ENOENT);
+    EXPECT(subpage_read_dirty(domain, second, words, 1) == 2);
+    EXPECT(subpage_read_dirty(domain, second, words, 2) == 2);
+    EXPECT(words[0] == 3 && words[1] == 1u << (0x55 - 16 - 64));
+
+    /* Tracked anew, and no more than so many harvests wait. */
+    EXPECT(subpage_authorize_write(domain, 0, 0x10080, 1, NULL, NULL, &decision) == 0);
+    EXPECT(subpage_harvest_written(domain, track, &harvest, &change) == 1);
+    for (unsigned i = 1; i < SUBPAGE_MOST_HARVESTS; i++)
+        EXPECT(subpage_harvest_written(domain, track, &second, &change) == 0);
+    EXPECT(subpage_harvest_written(domain, track, &second, &change) == -SUBPAGE_ENOSPC);
+    EXPECT(subpage_untrack(domain, track, &change) == 0);
+    EXPECT(subpage_untrack(domain, track, &change) == -SUBPAGE_ENOENT);
+    EXPECT(subpage_read_written(domain, harvest, written, 4) == 1 && written[0].sub_pages == 2);
+    subpage_destroy(domain);
+}
+
 static void a_hypervisor(void)
 {
     struct memory memory = {.limit = FRAMES};
@@ -304,6 +355,22 @@ static void a_hypervisor(void)
     EXPECT(subpage_rules(domain) == 1);
     memory.limit = FRAMES;
 
+    /* A harvest can be read when no processor can write through an old translation any more. */
+    uint64_t track = 0, harvest = 0;
+    struct subpage_decision decision;
+    struct subpage_written written;
+    EXPECT(subpage_track(domain, 0x4000, 4096, &track, &change) == 0 && change > 0);
+    EXPECT(subpage_invalidated(domain, change) == 0);
+    EXPECT((walk(&memory, ept, 0x4000) & 7) == 5);
+    EXPECT(subpage_authorize_write(domain, 0, 0x4100, 4, NULL, NULL, &decision) == 0);
+    EXPECT(subpage_harvest_written(domain, track, &harvest, &change) == 1 && change > 0);
+    EXPECT(subpage_read_written(domain, harvest, &written, 1) == -SUBPAGE_EBUSY);
+    EXPECT(subpage_invalidated(domain, change) == 0);
+    EXPECT(subpage_read_written(domain, harvest, &written, 1) == 1);
+    EXPECT(written.gfn == 4 && written.sub_pages == 1u << 2);
+    EXPECT(subpage_untrack(domain, track, &change) == 0);
+    EXPECT((walk(&memory, ept, 0x4000) & 7) == 7);
+
     EXPECT(subpage_protect(domain, 0, 4, 1, false, &change) == 0 && change > 0);
     EXPECT((walk(&memory, ept, 0x4000) & 7) == 5);
     EXPECT(subpage_unmap(domain, 0, 0, 512, &change) == 0 && change > 0);
@@ -329,6 +396,7 @@ int main(void)
     subpage_destroy(NULL);
     EXPECT(subpage_enable(NULL) == -SUBPAGE_EFAULT);
     a_monitor();
+    what_was_written();
     a_hypervisor();
     return 0;
 }

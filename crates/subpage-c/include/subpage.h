@@ -96,8 +96,14 @@
 // Somebody else wrote the permission table: stop the guest.
 #define SUBPAGE_DAMAGED_TABLE 11
 
+// Harvests that wait to be read in one domain; one more gives -ENOSPC.
+#define SUBPAGE_MOST_HARVESTS 64
+
 // The guest may not write to the slot at all; permissions do not apply there.
 #define SUBPAGE_SLOT_READ_ONLY 1
+
+// The pages of the slot that are written are noted, for subpage_harvest_dirty.
+#define SUBPAGE_SLOT_LOG_DIRTY 2
 
 // A write takes effect and is an event.
 #define SUBPAGE_LOG 0
@@ -126,7 +132,7 @@
 // The caller may not, a rule is locked or another's, or a map would permit what the host denies.
 #define SUBPAGE_EPERM 1
 
-// There is no such rule.
+// There is no such rule, tracked range or harvest.
 #define SUBPAGE_ENOENT 2
 
 // No memory is left for tables or records.
@@ -134,6 +140,9 @@
 
 // A pointer is NULL that must not be, or a frame belongs to no slot.
 #define SUBPAGE_EFAULT 14
+
+// A page is tracked already, or a harvest's change is not in force yet.
+#define SUBPAGE_EBUSY 16
 
 // Something is there already.
 #define SUBPAGE_EEXIST 17
@@ -309,6 +318,14 @@ typedef struct subpage_answer {
   uint64_t gpa;
 } subpage_answer;
 
+// A page with written sub-pages.
+typedef struct subpage_written {
+  // Frame number of the page.
+  uint64_t gfn;
+  // Bit i: one of bytes 128 i to 128 i + 127 was written since the harvest before.
+  uint32_t sub_pages;
+} subpage_written;
+
 // A host page behind guest frames.
 typedef struct subpage_page {
   // Host-physical address of its first byte, a multiple of its size.
@@ -412,7 +429,7 @@ uint32_t subpage_interface(void);
 // Makes a domain without memory, rules or tables and puts it into `*made`.
 //
 // -EINVAL: a width, a number of events, or functions of which some are NULL and some are not. -ENOMEM:
-// no room for events.
+// no room for the domain or its events.
 int64_t subpage_create(const struct subpage_options *options,
                        struct subpage_domain **made);
 
@@ -491,6 +508,65 @@ extern void subpage_platform_release(uint8_t *memory,
 extern void subpage_platform_panic(const uint8_t *text,
                                    size_t length);
 
+// Starts to track which sub-pages of `length` bytes from `gpa` on are written. `*track` becomes the
+// number of the range.
+//
+// -ENODEV: sub-page permissions are not enabled. -EBUSY: a page of it is tracked already.
+int64_t subpage_track(struct subpage_domain *domain,
+                      uint64_t gpa,
+                      uint64_t length,
+                      uint64_t *track,
+                      uint64_t *change);
+
+// Stops tracking a range. What it has not told is lost; harvests that were taken can still be read.
+//
+// -ENOENT: no such range.
+int64_t subpage_untrack(struct subpage_domain *domain, uint64_t track, uint64_t *change);
+
+// Takes the pages of a tracked range that were written since the harvest before, and tracks them anew.
+// `*harvest` becomes the number for `subpage_read_written`. Returns how many pages were written by now.
+//
+// -ENOENT: no such range. -ENOSPC: SUBPAGE_MOST_HARVESTS wait to be read.
+int64_t subpage_harvest_written(struct subpage_domain *domain,
+                                uint64_t track,
+                                uint64_t *harvest,
+                                uint64_t *change);
+
+// Takes the dirty pages of a slot with SUBPAGE_SLOT_LOG_DIRTY, and logs them anew. `*harvest` becomes the
+// number for `subpage_read_dirty`.
+//
+// -EINVAL: no such slot, or it does not log. -ENOSPC: SUBPAGE_MOST_HARVESTS wait to be read.
+int64_t subpage_harvest_dirty(struct subpage_domain *domain,
+                              uint32_t space,
+                              uint16_t id,
+                              uint64_t *harvest,
+                              uint64_t *change);
+
+// Reads a harvest of `subpage_harvest_written`: its pages in ascending order, and forgets it. Returns
+// their number; if it is greater than `capacity`, nothing is written and the harvest stays.
+//
+// -EBUSY: its change is not in force yet: call subpage_invalidated first. -ENOENT: no such harvest.
+//
+// # Safety
+// `pages` is NULL or has `capacity` elements, which may be written.
+int64_t subpage_read_written(struct subpage_domain *domain,
+                             uint64_t harvest,
+                             struct subpage_written *pages,
+                             size_t capacity);
+
+// Reads a harvest of `subpage_harvest_dirty` and forgets it: a bit a page, from the first page of the
+// slot on, the lowest bit of each word first, as KVM_GET_DIRTY_LOG has them. Returns the number of
+// words; if it is greater than `capacity`, nothing is written and the harvest stays.
+//
+// -EBUSY: its change is not in force yet: call subpage_invalidated first. -ENOENT: no such harvest.
+//
+// # Safety
+// `words` is NULL or has `capacity` elements, which may be written.
+int64_t subpage_read_dirty(struct subpage_domain *domain,
+                           uint64_t harvest,
+                           uint64_t *words,
+                           size_t capacity);
+
 // Gives the guest `pages` frames of memory from frame `first_gfn` on, as slot `id`.
 //
 // -EINVAL: it overlaps another slot, or the number is taken; no frames, or some that the processor
@@ -501,6 +577,20 @@ int64_t subpage_add_slot(struct subpage_domain *domain,
                          uint64_t first_gfn,
                          uint64_t pages,
                          uint32_t flags);
+
+// Gives the guest `pages` frames from `first_gfn` on that are the memory of the frames from
+// `original_gfn` on, which the guest has already: one more name. What guards one name guards all.
+//
+// As for subpage_add_slot, and -EFAULT: an original frame belongs to no slot. -EBUSY: a page of the new
+// name is tracked. The guest may use the new name once the change is in force.
+int64_t subpage_add_alias(struct subpage_domain *domain,
+                          uint32_t space,
+                          uint16_t id,
+                          uint64_t first_gfn,
+                          uint64_t pages,
+                          uint32_t flags,
+                          uint64_t original_gfn,
+                          uint64_t *change);
 
 // Takes a slot away and unmaps its frames; rules there stay and hold again when memory comes back.
 // `*change` becomes the number for `subpage_invalidated`, 0 if nothing is to be invalidated.

@@ -1,18 +1,20 @@
 //! A domain: made, enabled, told of completed invalidations, dropped.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 
 use subpage::address::PhysicalWidth;
 use subpage::domain::ProcessorUse;
 use subpage::errno::Errno;
 use subpage::frames::HeapFrames;
-use subpage::invalidate::Invalidation;
+use subpage::invalidate::{Completed, Invalidation};
 use subpage::slots::AddressSpace;
 
 use crate::change::{Pending, Room};
 use crate::events::Queue;
 use crate::frames::{Frames, Given, Memory};
+use crate::harvest::Harvests;
 use crate::status::{Failed, INVALID, done, given, status, valid};
 
 /// The ordinary address space of a guest.
@@ -29,6 +31,9 @@ pub struct Domain {
     pub(crate) engine: subpage::domain::Domain<Memory>,
     pub(crate) pending: Pending,
     pub(crate) events: Queue,
+    pub(crate) harvests: Harvests,
+    /// The newest completed change: what harvests wait for.
+    pub(crate) completed: Option<Completed>,
     /// Whether a processor walks the tables.
     walked: bool,
 }
@@ -82,7 +87,14 @@ impl Domain {
             sub_page_permissions: options.sub_page_permissions,
             ept_accessed_dirty: options.ept_accessed_dirty,
         });
-        Ok(Self { engine, pending: Pending::default(), events: Queue::new(events)?, walked })
+        Ok(Self {
+            engine,
+            pending: Pending::default(),
+            events: Queue::new(events)?,
+            harvests: Harvests::default(),
+            completed: None,
+            walked,
+        })
     }
 
     /// Makes a change and keeps its token: all or nothing, whatever fails.
@@ -99,9 +111,14 @@ impl Domain {
     }
 
     fn keep(&mut self, room: Room, token: Invalidation) -> u64 {
+        let took_rights = token.is_required();
         let (number, completed) = self.pending.keep(room, token, self.walked);
         if let Some(completed) = completed {
             self.engine.finish(&completed);
+            // What took nothing away is older than every change that did.
+            if took_rights || self.completed.is_none() {
+                self.completed = Some(completed);
+            }
         }
         number
     }
@@ -116,7 +133,7 @@ pub extern "C" fn subpage_interface() -> u32 {
 /// Makes a domain without memory, rules or tables and puts it into `*made`.
 ///
 /// -EINVAL: a width, a number of events, or functions of which some are NULL and some are not. -ENOMEM:
-/// no room for events.
+/// no room for the domain or its events.
 #[unsafe(no_mangle)]
 pub extern "C" fn subpage_create(
     options: Option<&Options>,
@@ -124,9 +141,17 @@ pub extern "C" fn subpage_create(
 ) -> i64 {
     done((|| {
         let (options, made) = (given(options)?, given(made)?);
-        made.write(Box::into_raw(Box::new(Domain::new(options)?)));
+        made.write(Box::into_raw(boxed(Domain::new(options)?)?).cast());
         Ok(())
     })())
+}
+
+/// A domain on the heap, or an error where there is no memory: `Box::new` would stop the program.
+fn boxed(domain: Domain) -> Result<Box<[Domain; 1]>, Failed> {
+    let mut one = Vec::new();
+    one.try_reserve_exact(1).map_err(|_| Failed(Errno::NoMemory))?;
+    one.push(domain);
+    Ok(one.into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("one was pushed")))
 }
 
 /// Drops a domain; NULL is nothing to drop. Frames from `subpage_frames.allocate` are given back, so no
@@ -137,8 +162,9 @@ pub extern "C" fn subpage_create(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn subpage_destroy(domain: *mut Domain) {
     if !domain.is_null() {
-        // SAFETY: it was made by `Box::into_raw` in `subpage_create`, and this is its last use.
-        drop(unsafe { Box::from_raw(domain) });
+        // SAFETY: it was made by `Box::into_raw` of an array of one in `subpage_create`, and this is its
+        // last use.
+        drop(unsafe { Box::from_raw(domain.cast::<[Domain; 1]>()) });
     }
 }
 
@@ -158,6 +184,7 @@ pub extern "C" fn subpage_invalidated(domain: Option<&mut Domain>, change: u64) 
         let domain = given(domain)?;
         if let Some(completed) = domain.pending.complete(change)? {
             domain.engine.finish(&completed);
+            domain.completed = Some(completed);
         }
         Ok(())
     })())

@@ -44,3 +44,18 @@ fn panicked(information: &PanicInfo<'_>) -> ! {
     // SAFETY: the text is valid for its length; the function does not return.
     unsafe { subpage_platform_panic(text.as_ptr(), text.len()) }
 }
+
+/// The `core` of a target with an operating system is built for programs that unwind, and names what
+/// would do it. Nothing unwinds here.
+///
+/// cbindgen:ignore
+#[cfg(all(not(test), not(target_os = "none")))]
+mod unwinding {
+    #[unsafe(no_mangle)]
+    extern "C" fn rust_eh_personality() {}
+
+    #[unsafe(no_mangle)]
+    extern "C" fn _Unwind_Resume() -> ! {
+        panic!("unwinding was asked for")
+    }
+}

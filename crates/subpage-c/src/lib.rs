@@ -25,6 +25,7 @@ mod exits;
 mod frames;
 #[cfg(not(feature = "std"))]
 mod freestanding;
+mod harvest;
 mod memory;
 mod rules;
 mod state;
@@ -36,6 +37,7 @@ pub use domain::*;
 pub use events::*;
 pub use exits::*;
 pub use frames::Frames;
+pub use harvest::*;
 pub use memory::*;
 pub use rules::*;
 pub use state::*;

@@ -13,6 +13,8 @@ use crate::status::{Failed, INVALID, done, given, valid};
 
 /// The guest may not write to the slot at all; permissions do not apply there.
 pub const SUBPAGE_SLOT_READ_ONLY: u32 = 1;
+/// The pages of the slot that are written are noted, for subpage_harvest_dirty.
+pub const SUBPAGE_SLOT_LOG_DIRTY: u32 = 2;
 
 /// A host page behind guest frames.
 #[derive(Debug, Clone, Copy)]
@@ -58,10 +60,13 @@ pub(crate) fn frames(first: u64, pages: u64) -> Result<GfnRange, Failed> {
 }
 
 fn flags_of(bits: u32) -> Result<SlotFlags, Failed> {
-    if bits & !SUBPAGE_SLOT_READ_ONLY != 0 {
+    if bits & !(SUBPAGE_SLOT_READ_ONLY | SUBPAGE_SLOT_LOG_DIRTY) != 0 {
         return Err(INVALID);
     }
-    Ok(SlotFlags { read_only: bits & SUBPAGE_SLOT_READ_ONLY != 0, ..SlotFlags::default() })
+    Ok(SlotFlags {
+        read_only: bits & SUBPAGE_SLOT_READ_ONLY != 0,
+        log_dirty: bits & SUBPAGE_SLOT_LOG_DIRTY != 0,
+    })
 }
 
 /// Gives the guest `pages` frames of memory from frame `first_gfn` on, as slot `id`.
@@ -80,6 +85,31 @@ pub extern "C" fn subpage_add_slot(
     done((|| {
         let (space, range) = (space_of(space)?, frames(first_gfn, pages)?);
         Ok(given(domain)?.engine.add_slot(space, SlotId(id), range, flags_of(flags)?)?)
+    })())
+}
+
+/// Gives the guest `pages` frames from `first_gfn` on that are the memory of the frames from
+/// `original_gfn` on, which the guest has already: one more name. What guards one name guards all.
+///
+/// As for subpage_add_slot, and -EFAULT: an original frame belongs to no slot. -EBUSY: a page of the new
+/// name is tracked. The guest may use the new name once the change is in force.
+#[unsafe(no_mangle)]
+pub extern "C" fn subpage_add_alias(
+    domain: Option<&mut Domain>,
+    space: u32,
+    id: u16,
+    first_gfn: u64,
+    pages: u64,
+    flags: u32,
+    original_gfn: u64,
+    change: Option<&mut MaybeUninit<u64>>,
+) -> i64 {
+    done((|| {
+        let (space, range) = (space_of(space)?, frames(first_gfn, pages)?);
+        let (flags, original) = (flags_of(flags)?, valid(Gfn::try_new(original_gfn))?);
+        given(domain)?.change(change, |engine| {
+            Ok(((), engine.add_alias(space, SlotId(id), range, flags, original)?))
+        })
     })())
 }
 

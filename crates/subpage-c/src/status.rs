@@ -5,12 +5,14 @@ use subpage::errno::Errno;
 
 /// The caller may not, a rule is locked or another's, or a map would permit what the host denies.
 pub const SUBPAGE_EPERM: i32 = 1;
-/// There is no such rule.
+/// There is no such rule, tracked range or harvest.
 pub const SUBPAGE_ENOENT: i32 = 2;
 /// No memory is left for tables or records.
 pub const SUBPAGE_ENOMEM: i32 = 12;
 /// A pointer is NULL that must not be, or a frame belongs to no slot.
 pub const SUBPAGE_EFAULT: i32 = 14;
+/// A page is tracked already, or a harvest's change is not in force yet.
+pub const SUBPAGE_EBUSY: i32 = 16;
 /// Something is there already.
 pub const SUBPAGE_EEXIST: i32 = 17;
 /// Sub-page permissions are not enabled: call subpage_enable first.
