@@ -8,22 +8,19 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 pub mod boot;
-pub mod control;
 pub mod devices;
 mod ending;
-pub mod event;
 mod exit;
 pub mod gdb;
 pub mod guard;
 pub mod memory;
-pub mod metrics;
 pub mod probe;
 pub mod snapshot;
 mod step;
 mod store;
-mod temporary_file;
 pub mod trap;
 pub mod vcpu;
 pub mod vm;
 
 pub use ending::{Failure, InTrap, Structure};
+pub use subpage_guard::{control, event, metrics};

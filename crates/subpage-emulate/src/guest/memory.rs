@@ -39,3 +39,25 @@ pub trait PhysicalMemory {
     /// still are `current`; the inner error is what they are instead.
     fn set_bits(&self, gpa: Gpa, current: u64, bits: u64) -> Result<Result<(), u64>, NotMemory>;
 }
+
+impl<M: PhysicalMemory + ?Sized> PhysicalMemory for &M {
+    fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), NotMemory> {
+        (**self).read(gpa, buffer)
+    }
+
+    fn read_word(&self, gpa: Gpa) -> Result<u64, NotMemory> {
+        (**self).read_word(gpa)
+    }
+
+    fn read_code(&self, gpa: Gpa) -> Result<u128, NotMemory> {
+        (**self).read_code(gpa)
+    }
+
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotMemory> {
+        (**self).write(gpa, bytes)
+    }
+
+    fn set_bits(&self, gpa: Gpa, current: u64, bits: u64) -> Result<Result<(), u64>, NotMemory> {
+        (**self).set_bits(gpa, current, bits)
+    }
+}

@@ -21,7 +21,7 @@ use tempfile::NamedTempFile;
 use super::{Chips, Features, ProcessorState, SnapshotError};
 use crate::devices::PortsState;
 use crate::memory::Ram;
-use crate::temporary_file::nameless;
+use subpage_guard::temporary_file::nameless;
 
 const MAGIC: [u8; 8] = *b"SUBPSNAP";
 const VERSION: u32 = 1;

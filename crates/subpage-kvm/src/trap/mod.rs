@@ -10,12 +10,11 @@
 //!   the instruction has happened, so that it can be completed here, locked instructions included.
 
 mod layout;
-mod pages;
 mod slots;
 
 pub use layout::{PlannedSlot, replan};
-pub use pages::PageSet;
 pub use slots::{SlotError, Slots};
+pub use subpage_guard::trap::PageSet;
 
 use std::cell::Cell;
 

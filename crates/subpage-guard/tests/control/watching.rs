@@ -1,7 +1,7 @@
 //! Clients that watch.
 
 use serde_json::{Value, json};
-use subpage_kvm::control::Watch;
+use subpage_guard::control::Watch;
 
 use super::{Raw, Served, record};
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use std::{fs, io, thread};
 
 use serde_json::json;
-use subpage_kvm::control::protocol::{Reply, Request, RuleRef, ShownRegister, ShownRegisters};
-use subpage_kvm::control::{Client, ClientError, ControlError, MAX_CLIENTS, Server};
+use subpage_guard::control::protocol::{Reply, Request, RuleRef, ShownRegister, ShownRegisters};
+use subpage_guard::control::{Client, ClientError, ControlError, MAX_CLIENTS, Server};
 
 use super::{PATIENCE, Raw, Served, shown};
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::thread;
 
 use serde_json::json;
-use subpage_kvm::control::protocol::Request;
-use subpage_kvm::control::{Client, ClientError, Server};
+use subpage_guard::control::protocol::Request;
+use subpage_guard::control::{Client, ClientError, Server};
 
 use super::{PATIENCE, Served};
 

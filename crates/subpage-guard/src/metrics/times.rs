@@ -72,7 +72,7 @@ fn seconds(nanoseconds: u64) -> String {
 /// pages around it: right after an exit those are in no cache, and asking the kernel for the time
 /// would take longer than some of what is timed.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Clock {
+pub enum Clock {
     /// The time-stamp counter.
     Counter(TickLength),
     /// The kernel's.
@@ -81,7 +81,7 @@ pub(crate) enum Clock {
 
 /// How long a tick of the time-stamp counter is, in nanoseconds of which each has 2^32 parts.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct TickLength(u64);
+pub struct TickLength(u64);
 
 impl TickLength {
     const fn of_khz(khz: NonZeroU32) -> Self {
@@ -96,14 +96,16 @@ impl TickLength {
 
 /// A reading of a [`Clock`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Moment {
+pub enum Moment {
+    /// Of the time-stamp counter.
     Counter(u64),
+    /// Of the kernel's clock.
     Kernel(Instant),
 }
 
 impl Clock {
     /// The best one there is. `khz` is the frequency of the time-stamp counter, if KVM knows it.
-    pub(crate) fn new(khz: Option<u32>) -> Self {
+    pub fn new(khz: Option<u32>) -> Self {
         const SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
         let counts = fs::read_to_string(SOURCE).is_ok_and(|source| source.trim() == "tsc");
         match khz.and_then(NonZeroU32::new) {
@@ -113,7 +115,8 @@ impl Clock {
         }
     }
 
-    pub(crate) fn now(self) -> Moment {
+    /// A reading.
+    pub fn now(self) -> Moment {
         match self {
             // SAFETY: reads a counter. Linux does not forbid it unless prctl has asked for that,
             // and then the kernel's clock would not work in this process either.
@@ -123,7 +126,7 @@ impl Clock {
     }
 
     /// Nanoseconds since an earlier reading of this clock.
-    pub(crate) fn since(self, earlier: Moment) -> u64 {
+    pub fn since(self, earlier: Moment) -> u64 {
         match (self, earlier, self.now()) {
             (Self::Counter(tick), Moment::Counter(earlier), Moment::Counter(now)) => {
                 tick.nanoseconds(now.saturating_sub(earlier))

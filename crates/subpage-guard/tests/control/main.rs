@@ -16,11 +16,11 @@ use std::time::Duration;
 use serde_json::Value;
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, RuleId};
-use subpage_kvm::control::protocol::{
+use subpage_guard::control::protocol::{
     Refusal, Reply, Request, Shown, ShownMaps, ShownRegister, ShownRegisters,
 };
-use subpage_kvm::control::{Client, RequestHandler, Server};
-use subpage_kvm::event::{Broadcast, Subscription};
+use subpage_guard::control::{Client, RequestHandler, Server};
+use subpage_guard::event::{Broadcast, Subscription};
 use subpage_trap::{Event, Record, Verdict};
 use tempfile::TempDir;
 

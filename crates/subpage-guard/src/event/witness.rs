@@ -3,12 +3,11 @@
 use std::fmt;
 
 use subpage::address::PAGE_BYTES;
-use subpage_emulate::guest::State;
+use subpage_emulate::guest::{PhysicalMemory, State};
 use subpage_emulate::{Access, PagingFeatures, read_linear};
 use subpage_trap::{Function, SourceLine, Task};
 
 use super::Functions;
-use crate::memory::Ram;
 
 /// What can be told about the writer of an event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,16 +47,18 @@ pub struct Scene<'a> {
     /// Its bytes; none if they are not known.
     pub instruction: &'a [u8],
     state: &'a State,
-    memory: &'a Ram,
+    memory: &'a dyn PhysicalMemory,
     paging: PagingFeatures,
 }
 
 impl<'a> Scene<'a> {
-    pub(crate) const fn new(
+    /// What is to be told to a [`Witness`]: the instruction that wrote, registers before or behind it,
+    /// and the guest's memory.
+    pub const fn new(
         rip: Option<u64>,
         instruction: &'a [u8],
         state: &'a State,
-        memory: &'a Ram,
+        memory: &'a dyn PhysicalMemory,
         paging: PagingFeatures,
     ) -> Self {
         Self { rip, instruction, state, memory, paging }
@@ -90,7 +91,7 @@ impl<'a> Scene<'a> {
     pub fn read(&self, linear: u64, buffer: &mut [u8]) -> bool {
         debug_assert!(buffer.len() as u64 <= PAGE_BYTES, "a piece at a time");
         let access = Access::SYSTEM_READ;
-        read_linear(self.memory, self.paging, self.state, linear, access, buffer).is_ok()
+        read_linear(&self.memory, self.paging, self.state, linear, access, buffer).is_ok()
     }
 }
 

@@ -26,7 +26,7 @@ pub use address::parse_address;
 pub use rules::{MAX_RULES, OTHER_RULES};
 #[cfg(feature = "metrics")]
 pub use server::{MetricsError, MetricsServer};
-pub(crate) use times::Clock;
+pub use times::Clock;
 
 /// Why a virtual processor left the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -5,8 +5,8 @@ use std::io::Write;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use serde_json::Value;
-use subpage_kvm::control::MAX_LINE_BYTES;
-use subpage_kvm::control::protocol::Request;
+use subpage_guard::control::MAX_LINE_BYTES;
+use subpage_guard::control::protocol::Request;
 
 use super::Served;
 

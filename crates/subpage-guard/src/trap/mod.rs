@@ -1,0 +1,5 @@
+//! Which pages trap.
+
+mod pages;
+
+pub use pages::PageSet;
