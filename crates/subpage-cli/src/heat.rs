@@ -174,6 +174,18 @@ impl Heat {
     }
 }
 
+/// How many classes of counts there are.
+pub const CLASSES: usize = 7;
+
+/// The class of a count: 0 for none, then one for each power of ten, the last open.
+pub const fn class_of(count: u64) -> usize {
+    match count.checked_ilog10() {
+        None => 0,
+        Some(log) if log as usize >= CLASSES - 2 => CLASSES - 1,
+        Some(log) => log as usize + 1,
+    }
+}
+
 fn filter_place(gfn: u64) -> (usize, u64) {
     let low = gfn & ((1 << FILTER_BITS) - 1);
     #[allow(clippy::cast_possible_truncation)]

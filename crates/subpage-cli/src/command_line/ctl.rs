@@ -80,6 +80,12 @@ impl From<ActionChoice> for Action {
 pub enum CtlRequest {
     /// Show the guest's state, its rules and its counts
     Show,
+    /// Show the pages that were written most, by sub-page
+    Heat {
+        /// How many at most
+        #[arg(default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=MAX_PAGES))]
+        pages: u32,
+    },
     /// Show which sub-pages of pages may be written
     Get {
         /// An address in the first page: a number, or NAME+OFFSET; or a range, START..END or

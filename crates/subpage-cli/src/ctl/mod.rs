@@ -1,6 +1,7 @@
 //! `subpage ctl`: asks the process of a guest that runs on KVM, over its control socket.
 
 mod dump;
+mod heat;
 mod list;
 mod reply;
 mod request;

@@ -8,6 +8,7 @@ use subpage_kvm::control::protocol::{
     Reply, Request, Shown, ShownMap, ShownMaps, ShownRegisters, ShownRule, ShownTracking, Written,
 };
 
+use super::heat;
 use crate::terminal::style::{DENIED, GOOD, HEADING, LOGGED, NAME, PLAIN, QUIET};
 use crate::terminal::{Align, Columns, bytes, grouped, plural, printable};
 
@@ -15,6 +16,7 @@ use crate::terminal::{Align, Columns, bytes, grouped, plural, printable};
 pub fn write_text(out: &mut dyn Write, request: &Request, reply: &Reply) -> io::Result<()> {
     match reply {
         Reply::Shown(shown) => write_shown(out, shown),
+        Reply::Heat { hottest, counted, omitted } => heat::write(out, hottest, *counted, *omitted),
         Reply::Maps { maps } => {
             let first = if let Request::Get { gfn, .. } = request { *gfn } else { 0 };
             write_maps(out, first, maps)
@@ -265,7 +267,7 @@ fn page(gfn: u64, map: u32, words: String, style: anstyle::Style) -> [(String, a
 }
 
 /// The sub-pages of a map as runs: `0, 3-5`.
-fn sub_pages(map: AccessMap) -> String {
+pub(super) fn sub_pages(map: AccessMap) -> String {
     if map == AccessMap::ALL {
         return "all".to_owned();
     }

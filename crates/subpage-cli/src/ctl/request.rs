@@ -28,6 +28,7 @@ pub fn request(command: &CtlRequest, symbols: Option<&Path>) -> Result<Request, 
     };
     Ok(match command {
         CtlRequest::Show => Request::Show,
+        CtlRequest::Heat { pages } => Request::Heat { pages: *pages },
         CtlRequest::Get { address, pages } if is_range(address) => {
             let (gfn, of_range) = pages_of(address, bytes(address)?)?;
             if pages.is_some() {

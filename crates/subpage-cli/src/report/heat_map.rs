@@ -5,7 +5,7 @@ use std::fmt::Write;
 use maud::{Markup, html};
 use subpage::access::SubPage;
 
-use crate::heat::{CELLS, PageHeat, cell_bytes};
+use crate::heat::{CELLS, PageHeat, cell_bytes, class_of};
 use crate::summary::Summary;
 use crate::terminal::{grouped, printable};
 
@@ -25,10 +25,11 @@ const NAME_CHARACTERS: usize = 26;
 const MAX_TABLE_ROWS: usize = 500;
 
 /// Classes of the colour scale: none, then one for each power of ten, the last open.
-const CLASSES: [&str; 7] = ["0", "1+", "10+", "100+", "1,000+", "10,000+", "100,000+"];
+const CLASSES: [&str; crate::heat::CLASSES] =
+    ["0", "1+", "10+", "100+", "1,000+", "10,000+", "100,000+"];
 
 /// Where the legend puts each class: as wide as its words.
-const LEGEND: [usize; 7] = [52, 100, 154, 214, 282, 364, 452];
+const LEGEND: [usize; CLASSES.len()] = [52, 100, 154, 214, 282, 364, 452];
 
 pub(super) fn section(summary: &Summary) -> Markup {
     if summary.heat.is_empty() {
@@ -63,10 +64,6 @@ pub(super) fn section(summary: &Summary) -> Markup {
 /// Runs of pages without a gap.
 fn groups(pages: &[PageHeat]) -> impl Iterator<Item = &[PageHeat]> {
     pages.chunk_by(|a, b| a.gfn.checked_add(1) == Some(b.gfn))
-}
-
-fn class_of(writes: u64) -> usize {
-    writes.checked_ilog10().map_or(0, |log| (log as usize + 1).min(CLASSES.len() - 1))
 }
 
 fn legend() -> Markup {

@@ -2,6 +2,7 @@
 
 mod columns;
 mod console_text;
+mod glyphs;
 mod numbers;
 mod output;
 mod printable;
@@ -10,6 +11,7 @@ mod screen;
 pub mod style;
 
 pub use columns::{Align, Columns};
+pub use glyphs::Glyphs;
 pub use numbers::{bytes, grouped, plural, ratio};
 pub use output::{ColorWhen, Output, tell};
 pub use printable::printable;

@@ -11,8 +11,8 @@ use std::time::Duration;
 use subpage::address::{ByteRange, Gpa};
 use subpage::rules::{Action, RuleId};
 use subpage_kvm::control::protocol::{
-    NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownMap, ShownMaps, ShownRegister,
-    ShownRegisters, ShownRule, ShownTracking, Written,
+    HeatPage, HeatSubPage, NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownMap, ShownMaps,
+    ShownRegister, ShownRegisters, ShownRule, ShownTracking, Written,
 };
 use subpage_kvm::control::{RequestHandler, Server};
 use subpage_kvm::event::{Broadcast, Subscription};
@@ -75,10 +75,23 @@ fn shown() -> Shown {
     }
 }
 
+fn heat() -> Reply {
+    let sub_page = |(sub_page, writes, denied)| HeatSubPage { sub_page, writes, denied };
+    let page = |gfn, map, writes, sub_pages: &[_]| {
+        let sub_pages = sub_pages.iter().copied().map(sub_page).collect();
+        HeatPage { gfn, map, writes, sub_pages }
+    };
+    let sub_pages = [(0, 9, 0), (3, 19, 19), (16, 1_234_567, 0), (31, 1, 0), (200, 1, 1)];
+    let hottest =
+        vec![page(0x10e, !0b1000, 1_234_576, &sub_pages), page(u64::MAX, !0, u64::MAX, &[])];
+    Reply::Heat { hottest, counted: 3, omitted: 12 }
+}
+
 impl RequestHandler for Made {
     fn perform(&self, request: Request) -> Result<Reply, Refusal> {
         let reply = match &request {
             Request::Show => Reply::Shown(Box::new(shown())),
+            Request::Heat { .. } => heat(),
             Request::Get { pages, .. } => Reply::Maps {
                 maps: [!0, 0, !0b1011_1001].into_iter().cycle().take(*pages as usize).collect(),
             },
@@ -203,8 +216,9 @@ fn shown_output(output: &Output) -> String {
     )
 }
 
-const REQUESTS: [&[&str]; 21] = [
+const REQUESTS: [&[&str]; 22] = [
     &["show"],
+    &["heat", "2"],
     &["get", "0x10e180"],
     &["get", "0x10e000", "3"],
     &["set", "0x10e000", "fffffff7", "0xFF"],
@@ -252,10 +266,11 @@ fn every_request_has_a_reply_for_people_and_for_programs() {
         assert_golden(&format!("ctl/{name}.txt"), &all);
         let asked = place.asked();
         assert_eq!(asked.len(), REQUESTS.len() - 1);
-        assert_eq!(asked[1], Request::Get { gfn: 0x10e, pages: 1 });
-        assert_eq!(asked[3], Request::Set { gfn: 0x10e, maps: vec![0xffff_fff7, 0xff] });
+        assert_eq!(asked[1], Request::Heat { pages: 2 });
+        assert_eq!(asked[2], Request::Get { gfn: 0x10e, pages: 1 });
+        assert_eq!(asked[4], Request::Set { gfn: 0x10e, maps: vec![0xffff_fff7, 0xff] });
         assert_eq!(
-            asked[5],
+            asked[6],
             Request::Add(NewRule {
                 name: "x".to_owned(),
                 start: 0x10_e180,
@@ -265,8 +280,8 @@ fn every_request_has_a_reply_for_people_and_for_programs() {
                 locked: true,
             })
         );
-        assert_eq!(asked[6], Request::Remove { rule: RuleRef::Number(13) });
-        assert_eq!(asked[7], Request::Lock { rule: RuleRef::Name("helper path".to_owned()) });
+        assert_eq!(asked[7], Request::Remove { rule: RuleRef::Number(13) });
+        assert_eq!(asked[8], Request::Lock { rule: RuleRef::Name("helper path".to_owned()) });
     }
 }
 

@@ -45,6 +45,11 @@ pub struct NewRule {
 pub enum Request {
     /// State of the guest, rules, trackings and counts.
     Show,
+    /// The pages that were written most, by sub-page.
+    Heat {
+        /// How many at most, 1..=512.
+        pages: u32,
+    },
     /// What may be written of some pages.
     Get {
         /// Frame number of the first.
@@ -151,6 +156,32 @@ pub struct ShownRegister {
     pub name: String,
     /// All of it.
     pub value: u64,
+}
+
+/// A page and the writes to it that were decided about since the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct HeatPage {
+    /// Its frame.
+    pub gfn: u64,
+    /// What is in force now; bit i: sub-page i may be written.
+    pub map: u32,
+    /// Writes that touched it.
+    pub writes: u64,
+    /// Its sub-pages that were written, ascending.
+    pub sub_pages: Vec<HeatSubPage>,
+}
+
+/// A sub-page and the writes to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct HeatSubPage {
+    /// Which, 0..=31.
+    pub sub_page: u8,
+    /// Writes that touched it.
+    pub writes: u64,
+    /// Of these, those that had no effect.
+    pub denied: u64,
 }
 
 /// A written page of a harvest.
@@ -265,6 +296,15 @@ pub struct Shown {
 pub enum Reply {
     /// To `show`.
     Shown(Box<Shown>),
+    /// To `heat`.
+    Heat {
+        /// The pages that were written most, in descending order.
+        hottest: Vec<HeatPage>,
+        /// Pages with counts.
+        counted: u64,
+        /// Touches of pages without counts, because too many have some.
+        omitted: u64,
+    },
     /// To `get`.
     Maps {
         /// One map a page; bit i: sub-page i may be written.
@@ -379,6 +419,11 @@ impl Request {
     pub fn reply(&self, mut fields: Map<String, Value>) -> Result<Reply, serde_json::Error> {
         Ok(match self {
             Self::Show => Reply::Shown(serde_json::from_value(Value::Object(fields))?),
+            Self::Heat { .. } => Reply::Heat {
+                hottest: take(&mut fields, "hottest")?,
+                counted: take(&mut fields, "counted")?,
+                omitted: take(&mut fields, "omitted")?,
+            },
             Self::Get { .. } => Reply::Maps { maps: take(&mut fields, "maps")? },
             Self::Set { .. } => Reply::Pages { pages: take(&mut fields, "pages")? },
             Self::Add(_) => Reply::Rule { rule: take(&mut fields, "rule")? },

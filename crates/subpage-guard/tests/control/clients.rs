@@ -19,6 +19,7 @@ fn every_request_reaches_the_operator() {
     let mut client = served.client();
     let requests = [
         (Request::Show, Reply::Shown(Box::new(shown()))),
+        (Request::Heat { pages: 3 }, Reply::Heat { hottest: Vec::new(), counted: 3, omitted: 7 }),
         (Request::Get { gfn: 1, pages: 2 }, Reply::Maps { maps: vec![u32::MAX; 2] }),
         (Request::Set { gfn: 1, maps: vec![1, 2, 3] }, Reply::Pages { pages: 3 }),
         (Request::Lock { rule: RuleRef::Number(1) }, Reply::Done {}),

@@ -42,6 +42,9 @@ impl RequestHandler for Fake {
         self.asked.lock().expect("no thread panics with it").push(request.clone());
         match request {
             Request::Show => Ok(Reply::Shown(Box::new(shown()))),
+            Request::Heat { pages } => {
+                Ok(Reply::Heat { hottest: Vec::new(), counted: pages.into(), omitted: 7 })
+            }
             Request::Get { pages, .. } => {
                 // More than 512, so that a reply can be large.
                 Ok(Reply::Maps { maps: vec![u32::MAX; usize::try_from(pages).expect("64 bits")] })

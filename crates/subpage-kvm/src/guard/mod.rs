@@ -1,8 +1,10 @@
 //! The rules in force and what makes them so: one lock around both.
 
+mod sub_page_counts;
 mod trap_counts;
 mod watched;
 
+pub use sub_page_counts::{PageCounts, SubPageCounts};
 pub use trap_counts::{RuleCounts, TrapCounts};
 use watched::Watched;
 
@@ -335,6 +337,11 @@ impl Guard {
     /// Counts a write that trapped.
     pub(crate) fn count_trapped(&mut self, write: &WriteParts) {
         self.trap_counts.count(&self.domain, write);
+    }
+
+    /// Counts a write that did not trap, and was decided about.
+    pub(crate) fn count_untrapped(&mut self, write: &WriteParts) {
+        self.trap_counts.count_untrapped(write);
     }
 
     /// Numbers the event of a write that was just decided about, and counts it for the rules that guard

@@ -10,6 +10,8 @@ use subpage::frames::HeapFrames;
 use subpage::rules::RuleId;
 use subpage_trap::{Record, Verdict};
 
+use super::SubPageCounts;
+
 /// How many pages may have writes that are not yet attributed to rules: enough for the hot ones, little to
 /// keep.
 const MAX_UNATTRIBUTED: usize = 1024;
@@ -47,6 +49,7 @@ pub struct TrapCounts {
     pages: BTreeMap<Gfn, u64>,
     /// Writes to one page each, by page, since rules were last looked for there.
     unattributed: BTreeMap<Gfn, u64>,
+    sub_pages: SubPageCounts,
     /// A rule that is none of the user's, and is not counted.
     hidden: Option<RuleId>,
     /// The rules that the last write touched; kept for its memory.
@@ -73,6 +76,11 @@ impl TrapCounts {
     /// Events so far.
     pub const fn events(&self) -> u64 {
         self.events
+    }
+
+    /// Every decided write by its sub-pages; a few did not trap, because this program makes them itself.
+    pub const fn sub_pages(&self) -> &SubPageCounts {
+        &self.sub_pages
     }
 
     /// Leaves this rule out of all counts.
@@ -106,6 +114,7 @@ impl TrapCounts {
     pub(super) fn count_open(&mut self, domain: &Domain<HeapFrames>, write: &WriteParts) {
         self.writes += 1;
         self.bytes += write.bytes();
+        self.sub_pages.decided(write);
         let mut pages = write.runs().iter().flat_map(|run| run.gfns().iter());
         match (pages.next(), pages.next()) {
             // Looking for rules takes longer than to count.
@@ -121,6 +130,11 @@ impl TrapCounts {
                 1,
             ),
         }
+    }
+
+    /// Counts a write that was decided about and did not trap.
+    pub(super) fn count_untrapped(&mut self, write: &WriteParts) {
+        self.sub_pages.decided(write);
     }
 
     /// Attributes writes that were counted by page alone to the rules that are in force now. To be called
@@ -175,6 +189,9 @@ impl TrapCounts {
         write.with_written(|runs| self.touch(domain, runs.iter().copied()));
         for rule in self.touched.iter().filter(|rule| Some(**rule) != record.event.rule) {
             self.rules.entry(rule.0).or_default().overruled += 1;
+        }
+        if record.event.verdict.is_denial() {
+            self.sub_pages.denied(write);
         }
         self.events += 1;
         record.seq = self.events;

@@ -63,6 +63,7 @@ fn write(
     };
     let parts = WriteParts::one(range);
     context.metrics.checks(1);
+    guard.count_untrapped(&parts);
     let decision = guard.domain_mut().authorize_write_parts(SPACE, &parts).map_err(|_| {
         let reason = "the engine has no memory left for a record of a write";
         Failure::new(processor.number, reason.to_owned())

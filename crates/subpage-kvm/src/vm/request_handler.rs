@@ -13,14 +13,14 @@ use subpage::track::TrackId;
 use super::{HoldError, VmShared};
 use crate::control::RequestHandler;
 use crate::control::protocol::{
-    NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownMap, ShownMaps, ShownRegister,
-    ShownRegisters, ShownRule, ShownTracking, Written,
+    HeatPage, HeatSubPage, NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownMap, ShownMaps,
+    ShownRegister, ShownRegisters, ShownRule, ShownTracking, Written,
 };
 use crate::ending::Ending;
 use crate::event::ArmedBy;
 use crate::event::Subscription;
 use crate::gdb::DebuggerAddress;
-use crate::guard::ChangeError;
+use crate::guard::{ChangeError, PageCounts};
 use crate::snapshot::SnapshotError;
 use crate::vcpu::Processor;
 
@@ -62,6 +62,7 @@ impl RequestHandler for VmRequestHandler {
         let machine = &*self.machine;
         match request {
             Request::Show => Ok(Reply::Shown(Box::new(show(machine)))),
+            Request::Heat { pages } => heat(machine, pages),
             Request::Get { gfn, pages } => get(machine, gfn, pages),
             Request::Set { gfn, maps } => set(machine, gfn, &maps),
             Request::Add(new) => {
@@ -215,6 +216,27 @@ fn show(machine: &VmShared) -> Shown {
         trapped_pages: guard.traps().trapped().pages(),
         writes,
     }
+}
+
+fn heat(machine: &VmShared, pages: u32) -> Result<Reply, Refusal> {
+    let most = usize::try_from(pages).ok().filter(|_| (1..=MAX_PAGES).contains(&pages));
+    let most = most.ok_or_else(|| refuse("EINVAL", "a request is for 1 to 512 pages"))?;
+    let mut guard = machine.guard();
+    let (domain, trap_counts) = guard.counted();
+    let counts = trap_counts.sub_pages();
+    let page = |(gfn, counts): (Gfn, &PageCounts)| HeatPage {
+        gfn: gfn.as_u64(),
+        map: domain.permitted(gfn).bits(),
+        writes: counts.writes,
+        sub_pages: (0_u8..)
+            .zip(counts.sub_pages.iter().zip(counts.denied))
+            .filter(|(_, (writes, _))| **writes > 0)
+            .map(|(sub_page, (writes, denied))| HeatSubPage { sub_page, writes: *writes, denied })
+            .collect(),
+    };
+    let hottest = counts.hottest(most).into_iter().map(page).collect();
+    let counted = counts.pages().len() as u64;
+    Ok(Reply::Heat { hottest, counted, omitted: counts.omitted() })
 }
 
 fn show_maps(denials: impl Iterator<Item = (Gfn, AccessMap)>) -> ShownMaps {

@@ -1,8 +1,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    NewRule, Refusal, Reply, ReplyLine, Request, RuleRef, Shown, ShownMap, ShownMaps, ShownRule,
-    Written,
+    HeatPage, HeatSubPage, NewRule, Refusal, Reply, ReplyLine, Request, RuleRef, Shown, ShownMap,
+    ShownMaps, ShownRule, Written,
 };
 
 fn rule() -> NewRule {
@@ -66,6 +66,29 @@ fn all() -> Vec<(Request, Value, Reply, Value)> {
     let done = || (Reply::Done {}, json!({"ok": true}));
     [
         (Request::Show, json!({"op": "show"}), (Reply::Shown(Box::new(shown())), shown_json)),
+        (
+            Request::Heat { pages: 5 },
+            json!({"op": "heat", "pages": 5}),
+            (
+                Reply::Heat {
+                    hottest: vec![HeatPage {
+                        gfn: 0x10e,
+                        map: !8,
+                        writes: 7,
+                        sub_pages: vec![HeatSubPage { sub_page: 3, writes: 7, denied: 2 }],
+                    }],
+                    counted: 1,
+                    omitted: 0,
+                },
+                json!({
+                    "ok": true, "counted": 1, "omitted": 0,
+                    "hottest": [{
+                        "gfn": 0x10e, "map": !8_u32, "writes": 7,
+                        "sub_pages": [{"sub_page": 3, "writes": 7, "denied": 2}],
+                    }],
+                }),
+            ),
+        ),
         (
             Request::Get { gfn: 0x10e, pages: 2 },
             json!({"op": "get", "gfn": 270, "pages": 2}),
