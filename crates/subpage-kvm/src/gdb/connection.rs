@@ -3,9 +3,9 @@
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long a debugger may leave bytes unread until it is given up.
+/// How long a debugger may take for what is sent to it at once until it is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most bytes that wait to be sent.
@@ -24,22 +24,41 @@ impl Stream {
             Self::Tcp(stream) => {
                 stream.set_nonblocking(false)?;
                 stream.set_nodelay(true)?;
-                stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
                 stream.set_read_timeout(Some(read))
             }
             Self::Unix(stream) => {
                 stream.set_nonblocking(false)?;
-                stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
                 stream.set_read_timeout(Some(read))
             }
         }
     }
 
-    pub(super) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.write_all(bytes),
-            Self::Unix(stream) => stream.write_all(bytes),
+    /// Writes all of it, in [`WRITE_TIMEOUT`] at most.
+    fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        let deadline = Instant::now() + WRITE_TIMEOUT;
+        while !bytes.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            let written = match self {
+                Self::Tcp(stream) => {
+                    stream.set_write_timeout(Some(left))?;
+                    stream.write(bytes)
+                }
+                Self::Unix(stream) => {
+                    stream.set_write_timeout(Some(left))?;
+                    stream.write(bytes)
+                }
+            };
+            match written {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(())
     }
 
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
@@ -88,6 +107,27 @@ impl Connection {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// What a packet of the protocol with this text looks like.
+fn packet(text: &str) -> String {
+    let sum = text.bytes().fold(0_u8, u8::wrapping_add);
+    format!("${text}#{sum:02x}")
+}
+
+impl Connection {
+    /// Answers a packet that nobody has answered.
+    pub(super) fn answer(&mut self, text: &str) -> io::Result<()> {
+        self.stream.write_all(format!("+{}", packet(text)).as_bytes())
+    }
+
+    /// Has a debugger that waits for the guest to stop show a line.
+    pub(super) fn show(&mut self, line: &str) -> io::Result<()> {
+        let digits = line.bytes().chain([b'\n']).map(|byte| format!("{byte:02x}"));
+        let text: String = std::iter::once("O".to_owned()).chain(digits).collect();
+        gdbstub::conn::Connection::flush(self)?;
+        self.stream.write_all(packet(&text).as_bytes())
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod address;
 mod connection;
+mod greeting;
 mod points;
 mod registers;
 mod server;

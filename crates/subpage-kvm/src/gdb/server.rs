@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use thiserror::Error;
 
 use super::address::DebuggerAddress;
 use super::connection::{Connection, Stream};
+use super::greeting::greeting;
 use super::session::{End, serve};
 use super::target::Debugged;
 use crate::ending::Ending;
@@ -24,6 +26,9 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Most addresses of one guest.
 const MOST_ADDRESSES: usize = 8;
+
+/// Most that are listened to at once at one address, of which one at most has the guest.
+const MOST_CALLERS: usize = 8;
 
 /// Nobody can be listened for.
 #[derive(Debug, Error)]
@@ -123,58 +128,58 @@ impl VmShared {
 
 /// Serves who comes until the machine ends.
 fn wait(machine: &Arc<VmShared>, listener: &Listener) {
+    let callers = AtomicUsize::new(0);
     thread::scope(|scope| {
         while !machine.vcpus.has_ended() {
-            let Some(mut stream) = listener.accept() else {
+            let Some(stream) = listener.accept() else {
                 machine.ending.wait(LOOK);
                 continue;
             };
-            if !machine.begin_debugging() {
-                // gdb shows the text of an error to its first packet.
-                let _ = stream.write_all(packet("E.another debugger has this guest").as_bytes());
-                thread::sleep(LOOK);
+            if callers.load(Ordering::SeqCst) >= MOST_CALLERS {
                 continue;
             }
+            callers.fetch_add(1, Ordering::SeqCst);
+            let callers = &callers;
             let session = thread::Builder::new().name("gdb session".to_owned());
-            let spawned = session.spawn_scoped(scope, move || attend(machine, stream));
+            let spawned = session.spawn_scoped(scope, move || {
+                attend(machine, stream);
+                callers.fetch_sub(1, Ordering::SeqCst);
+            });
             if spawned.is_err() {
-                machine.end_debugging();
+                callers.fetch_sub(1, Ordering::SeqCst);
             }
         }
     });
 }
 
-/// One debugger.
+/// One caller, who has the guest if it is a debugger, and no other has it.
 fn attend(machine: &Arc<VmShared>, stream: Stream) {
+    let Ok(mut connection) = Connection::new(stream) else { return };
+    let Some(said) = greeting(&mut connection, || machine.vcpus.has_ended()) else { return };
+    if !machine.begin_debugging() {
+        // gdb shows the text of an error to its first packet.
+        let _ = connection.answer("E.another debugger has this guest");
+        return;
+    }
     machine.hold();
     let mut target = Debugged::new(Arc::clone(machine));
-    let stops = machine.wait_for_stops(Duration::ZERO);
-    target.attached(stops.first());
+    target.attached(machine.wait_for_stops(Duration::ZERO));
     machine.debugger_says("a debugger is attached".to_owned());
-    let end = match Connection::new(stream) {
-        Ok(connection) => serve(&mut target, connection),
-        Err(error) => End::Broken(error.to_string()),
-    };
+    let end = serve(&mut target, connection, &said);
     if matches!(end, End::Killed) {
         machine.end(Ending::Requested);
     }
     machine.hold();
-    target.leave_alone();
-    machine.end_debugging();
+    target.take_all_back();
+    let goes_on = machine.end_debugging(!matches!(end, End::Broken(_)));
+    let guest = if goes_on { "the guest goes on" } else { "the guest stays held" };
     machine.debugger_says(match end {
-        End::Detached => "the debugger is gone, and the guest goes on".to_owned(),
+        End::Detached => format!("the debugger is gone, and {guest}"),
+        End::SentAway => format!("the debugger was sent away, and {guest}"),
         End::Killed => "the debugger has ended the guest".to_owned(),
         End::GuestEnded => "the guest has ended under the debugger".to_owned(),
-        End::Broken(reason) => {
-            format!("the debugger is gone, and the guest goes on: {reason}")
-        }
+        End::Broken(reason) => format!("the debugger was turned away, and {guest}: {reason}"),
     });
-}
-
-/// A packet of the protocol.
-fn packet(text: &str) -> String {
-    let sum = text.bytes().fold(0_u8, u8::wrapping_add);
-    format!("+${text}#{sum:02x}")
 }
 
 impl Vm {

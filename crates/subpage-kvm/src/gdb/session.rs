@@ -8,6 +8,7 @@ use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{DisconnectReason, GdbStub, GdbStubError};
 
 use super::connection::Connection;
+use super::greeting::MOST_BYTES;
 use super::target::{Debugged, Report};
 use crate::ending::Ending;
 
@@ -23,42 +24,48 @@ const STOPS: Duration = Duration::from_millis(4);
 pub(super) enum End {
     /// The debugger is gone.
     Detached,
+    /// Somebody wants it gone.
+    SentAway,
     /// It has killed the guest.
     Killed,
     /// The guest has ended.
     GuestEnded,
-    /// The connection broke, or what came is no debugger's.
+    /// What came is no debugger's.
     Broken(String),
 }
 
-/// Serves a debugger, whose guest is held, until one of them is gone.
-pub(super) fn serve(target: &mut Debugged, connection: Connection) -> End {
-    match converse(target, connection) {
-        Ok(end) => end,
-        Err(error) => End::Broken(error),
-    }
+/// Serves a debugger, whose guest is held, until one of them is gone. It has `said` something already.
+pub(super) fn serve(target: &mut Debugged, connection: Connection, said: &[u8]) -> End {
+    converse(target, connection, said).unwrap_or_else(|end| end)
 }
 
-fn broken(error: GdbStubError<String, io::Error>) -> String {
-    match error.into_target_error() {
-        Some(reason) => reason,
-        None => "its connection broke, or what it said is no debugger's".to_owned(),
+fn broken(error: GdbStubError<String, io::Error>) -> End {
+    if error.is_connection_error() {
+        return End::Detached;
     }
+    End::Broken(match error.into_target_error() {
+        Some(reason) => reason,
+        None => "what it said is no debugger's".to_owned(),
+    })
 }
 
 /// Bytes of the longest packet that a debugger may send, and of the longest answer.
 const LONGEST_PACKET: usize = 16 << 10;
 
-fn converse(target: &mut Debugged, connection: Connection) -> Result<End, String> {
-    let mut buffer = [0; 4096];
+fn converse(target: &mut Debugged, connection: Connection, said: &[u8]) -> Result<End, End> {
+    let mut buffer = [0; MOST_BYTES];
+    buffer[..said.len()].copy_from_slice(said);
     // A packet that is longer is refused; of its own, the stub would make room without end.
     let mut packet = [0; LONGEST_PACKET];
     let stub = GdbStub::builder(connection).with_packet_buffer(&mut packet).build();
-    let stub = stub.map_err(|error| error.to_string())?;
+    let stub = stub.map_err(|error| End::Broken(error.to_string()))?;
     let mut gdb = stub.run_state_machine(target).map_err(broken)?;
     // Bytes that have come, and were not looked at.
-    let (mut from, mut to) = (0, 0);
+    let (mut from, mut to) = (0, said.len());
     loop {
+        if target.machine.sends_debugger_away() {
+            return Ok(End::SentAway);
+        }
         gdb = match gdb {
             GdbStubStateMachine::Idle(mut inner) => {
                 if from == to {
@@ -79,7 +86,12 @@ fn converse(target: &mut Debugged, connection: Connection) -> Result<End, String
                 }
             }
             GdbStubStateMachine::Running(mut inner) => {
-                if let Some(report) = target.next_report() {
+                if let Some(line) = target.lines.pop() {
+                    if inner.borrow_conn().show(&line).is_err() {
+                        return Ok(End::Detached);
+                    }
+                    inner.into()
+                } else if let Some(report) = target.next_report() {
                     inner.report_stop(target, report).map_err(broken)?
                 } else if target.machine.vcpus.has_ended() {
                     let report = farewell(target.machine.ending.get().as_ref());
@@ -100,7 +112,7 @@ fn converse(target: &mut Debugged, connection: Connection) -> Result<End, String
                         target.stopped(stops);
                         if target.reports.is_empty() {
                             // Written was what is not watched any more.
-                            target.go_on()?;
+                            target.go_on();
                         }
                     }
                     inner.into()
@@ -113,8 +125,9 @@ fn converse(target: &mut Debugged, connection: Connection) -> Result<End, String
                 if target.reports.is_empty() {
                     target.interrupted();
                 }
-                let report = target.next_report();
-                inner.interrupt_handled(target, report).map_err(broken)?
+                // It is told from the state where the guest runs, as other stops are: where it does not
+                // run, in place of going on.
+                inner.interrupt_handled(target, None::<Report>).map_err(broken)?
             }
             GdbStubStateMachine::Disconnected(inner) => {
                 return Ok(match inner.get_reason() {

@@ -43,6 +43,8 @@ pub(super) struct Debugged {
     current: usize,
     /// Stops that gdb has not been told.
     pub(super) reports: VecDeque<Report>,
+    /// What gdb is to show, before it is told of a stop.
+    pub(super) lines: Vec<String>,
 }
 
 /// gdb's number of a processor, which cannot be 0.
@@ -60,13 +62,14 @@ impl Debugged {
             leave: vec![Leave::Run; processors],
             current: 0,
             reports: VecDeque::new(),
+            lines: Vec::new(),
         }
     }
 
-    /// A debugger has come, perhaps because a processor has stopped.
-    pub(super) fn attached(&mut self, stop: Option<&Stop>) {
-        self.machine.take_breakpoints_out();
-        self.current = stop.map_or(0, |stop| stop.vcpu as usize);
+    /// A debugger has come, perhaps because processors have stopped. It asks for the first itself.
+    pub(super) fn attached(&mut self, stops: impl IntoIterator<Item = Stop>) {
+        self.stopped(stops);
+        self.reports.pop_front();
     }
 
     fn number(&self, tid: Tid) -> TargetResult<usize, Self> {
@@ -137,8 +140,29 @@ impl Debugged {
         None
     }
 
-    /// Puts in force what gdb has set, and lets the guest go on.
-    pub(super) fn go_on(&mut self) -> Result<(), String> {
+    /// Puts in force what gdb has set, and lets the guest go on. Where that fails it stays held, and gdb
+    /// is told why.
+    pub(super) fn go_on(&mut self) {
+        match self.put_in_force() {
+            Ok(()) => {
+                let leave = self.leave.clone();
+                self.machine.release(|number| leave[number]);
+            }
+            Err(reason) => {
+                self.machine.take_breakpoints_out();
+                let text = format!(
+                    "cannot put a debugger's points in force, and the guest stays held: {reason}"
+                );
+                self.lines.push(text.clone());
+                self.machine.debugger_says(text);
+                let signal = Signal::SIGTRAP;
+                let tid = NonZeroUsize::MIN.saturating_add(self.current);
+                self.reports.push_back(Report::SignalWithThread { tid, signal });
+            }
+        }
+    }
+
+    fn put_in_force(&mut self) -> Result<(), String> {
         let watched = self.points.watched();
         if watched != self.in_force {
             self.machine.watch_bytes(&watched).map_err(|error| error.to_string())?;
@@ -147,21 +171,16 @@ impl Debugged {
         let hardware: Vec<u64> = self.points.hardware.iter().copied().collect();
         self.machine
             .set_breakpoints(self.points.breakpoints(), &hardware)
-            .map_err(|error| error.to_string())?;
-        let leave = self.leave.clone();
-        self.machine.release(|number| leave[number]);
-        Ok(())
+            .map_err(|error| error.to_string())
     }
 
-    /// Takes all out that was set, and lets the guest go on.
-    pub(super) fn leave_alone(&mut self) {
+    /// Takes all out that was set.
+    pub(super) fn take_all_back(&mut self) {
         self.points = Points::default();
-        self.leave.fill(Leave::Run);
-        if let Err(reason) = self.go_on() {
+        if let Err(reason) = self.put_in_force() {
             // Less traps, and fewer breakpoints: nothing of that asks for memory.
             self.machine
                 .debugger_says(format!("cannot take all back that a debugger set: {reason}"));
-            self.machine.release(|_| Leave::Run);
         }
     }
 
@@ -281,7 +300,8 @@ impl MultiThreadResume for Debugged {
             self.reports.push_front(report);
             return Ok(());
         }
-        self.go_on()
+        self.go_on();
+        Ok(())
     }
 
     fn clear_resume_actions(&mut self) -> Result<(), Self::Error> {

@@ -12,6 +12,7 @@ mod reset;
 mod rest;
 mod run;
 mod save;
+mod stop;
 mod vcpu_pause;
 mod watch;
 
@@ -20,8 +21,8 @@ pub use crate::step::{Notice, PageTables};
 pub(crate) use create::open;
 pub use create::{Configuration, TrapChoice, nowhere};
 pub use error::VmError;
-pub use hold::{Held, HoldError, Stop, StopCause};
 pub use request_handler::VmRequestHandler;
+pub use stop::{Held, HoldError, OnRuleStop, Stop, StopCause};
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

@@ -356,7 +356,12 @@ fn refusal(error: &ChangeError) -> Refusal {
 
 fn hold(error: HoldError) -> Refusal {
     let code = match error {
-        HoldError::Runs | HoldError::NotHeld | HoldError::Debugged => "EBUSY",
+        HoldError::Runs
+        | HoldError::NotHeld
+        | HoldError::Debugged
+        | HoldError::NotDebugged
+        | HoldError::Stepping
+        | HoldError::Kept => "EBUSY",
         HoldError::Ended | HoldError::Stuck => "EIO",
         HoldError::NoProcessor(_) => "EINVAL",
     };

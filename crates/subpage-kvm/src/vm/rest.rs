@@ -33,6 +33,8 @@ pub(super) fn come_to_rest(
 ) -> Result<Option<Next>, Failure> {
     let next = complete(machine, processor, kick)?;
     if next.is_none() {
+        // Whoever waits for it to rest then knows of it.
+        machine.stop_if_watched(processor.number);
         machine.vcpus.settle(processor.number as usize);
     }
     Ok(next)

@@ -57,6 +57,8 @@ pub(crate) struct PausableVcpus {
     pub(super) seats: Vec<Seat>,
     closed: AtomicBool,
     ended: AtomicBool,
+    /// How often processors that were held were let go.
+    pub(super) releases: AtomicU64,
     /// Held by the thread that has paused the machine, or changes permissions.
     pub(super) pause: Mutex<()>,
     /// Whether the gate is closed, for those who wait for it; and whether processors have passed.
@@ -92,6 +94,7 @@ impl PausableVcpus {
             seats,
             closed: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            releases: AtomicU64::new(0),
             pause: Mutex::new(()),
             waiting: Mutex::new(()),
             opened: Condvar::new(),

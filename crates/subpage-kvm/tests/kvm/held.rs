@@ -6,7 +6,7 @@ use iced_x86::code_asm::{CodeAssembler, al, dx, eax, edx, qword_ptr, rax, rbx, r
 use subpage::rules::Action;
 use subpage_kvm::control::RequestHandler as _;
 use subpage_kvm::control::protocol::{Refusal, Reply, Request};
-use subpage_kvm::vm::{Configuration, Ending, Held, HoldError, StopCause, Vm, nowhere};
+use subpage_kvm::vm::{Configuration, Ending, Held, HoldError, OnRuleStop, StopCause, Vm, nowhere};
 
 use crate::guest::{CODE, Guest, PAGE, PLAIN, both_ways, exit, kvm};
 
@@ -132,7 +132,7 @@ fn a_rule_that_stops_holds_a_guest_that_can_be_saved_and_let_go() {
             exit(code, 0);
         });
         guest.guard(PAGE, 8, Action::Stop);
-        guest.vm.hold_on_stop(true);
+        guest.vm.on_rule_stop(OnRuleStop::Hold);
         guest.vm.start().unwrap();
         let stop = loop {
             match guest.vm.held() {

@@ -26,7 +26,7 @@ use subpage_kvm::memory::Remedy;
 #[cfg(feature = "metrics")]
 use subpage_kvm::metrics::MetricsServer;
 use subpage_kvm::trap::TrapBy;
-use subpage_kvm::vm::{self, Configuration, Vm};
+use subpage_kvm::vm::{self, Configuration, OnRuleStop, Vm};
 
 use self::count::{Count, Known};
 use self::input::Input;
@@ -414,7 +414,11 @@ fn wait_for_debuggers(
     vm: &Vm,
     on_stop: &OnStop,
 ) -> Result<Option<String>, Failure> {
-    vm.hold_on_stop(*on_stop != OnStop::End);
+    vm.on_rule_stop(match on_stop {
+        OnStop::End => OnRuleStop::End,
+        OnStop::Wait | OnStop::Gdb => OnRuleStop::Hold,
+        OnStop::Save(_) => OnRuleStop::Keep,
+    });
     let Some(address) = &asked.gdb else {
         if *on_stop == OnStop::Gdb {
             return Err(Failure::Input(

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use subpage_kvm::event::{Arming, Received, Subscription};
 use subpage_kvm::metrics::Metrics;
-use subpage_kvm::vm::{Held, StopCause, Vm};
+use subpage_kvm::vm::{StopCause, Vm};
 use subpage_trap::{Armed, Record};
 
 use super::count::Count;
@@ -196,33 +196,23 @@ impl<'a> Teller<'a> {
     }
 }
 
-/// Tells once that a rule has stopped the guest, or saves and ends it.
-fn look_at_stop(
-    vm: &Vm,
-    limits: &Limits,
-    told: &mut Option<u64>,
-    teller: &mut Teller<'_>,
-) -> Result<(), Failure> {
-    let Some(Held::By(stop)) = vm.held() else { return Ok(()) };
-    let StopCause::Rule(event) = &stop.cause else { return Ok(()) };
-    if told.replace(event.write) == Some(event.write) {
-        return Ok(());
+/// Tells of each rule that has stopped the guest, or saves and ends it.
+fn look_at_stops(vm: &Vm, limits: &Limits, teller: &mut Teller<'_>) -> Result<(), Failure> {
+    for stop in vm.take_rule_stops() {
+        let StopCause::Rule(event) = &stop.cause else { continue };
+        if let OnStop::Save(file) = &limits.on_stop {
+            vm.hold();
+            // A file that is not written must not keep the guest.
+            let saved = vm.save(file);
+            vm.end_stopped(Arc::clone(event));
+            return saved.map(drop).map_err(|error| Failure::bad(&error));
+        }
+        teller.events.held(&HeldEvent {
+            message: stop.to_string(),
+            control: limits.control.clone(),
+            gdb: limits.gdb.clone(),
+        })?;
     }
-    if let OnStop::Save(file) = &limits.on_stop {
-        vm.hold();
-        // A file that is not written must not keep the guest.
-        let saved = vm.save(file);
-        vm.end_stopped(Arc::clone(event));
-        return match saved {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Failure::bad(&error)),
-        };
-    }
-    teller.events.held(&HeldEvent {
-        message: stop.to_string(),
-        control: limits.control.clone(),
-        gdb: limits.gdb.clone(),
-    })?;
     Ok(())
 }
 
@@ -238,7 +228,6 @@ pub(super) fn supervise(
     let mut cut = None;
     let mut end = None;
     let mut kept = false;
-    let mut held = None;
     let mut looked = Instant::now();
     loop {
         if teller.has_room(grace) {
@@ -262,7 +251,7 @@ pub(super) fn supervise(
         for message in vm.debugger_news() {
             teller.events.debugger(&DebuggerEvent { message })?;
         }
-        look_at_stop(vm, limits, &mut held, &mut teller)?;
+        look_at_stops(vm, limits, &mut teller)?;
         if end.is_some() {
             continue;
         }
