@@ -56,6 +56,9 @@ trait Foreseen<B: Backend> {
     /// The bytes.
     fn bytes(&self) -> &[u8];
 
+    /// Looks at what the store has written: its source may have changed since it was foreseen.
+    fn look_again(&mut self, backend: &mut B, located: &Located, place: &B::Place);
+
     /// The instruction happens, but memory forgets what it was told, as a ROM does.
     fn forget(self, backend: &mut B, instruction: &GuestInstruction, state: &mut State)
     -> Progress;
@@ -64,6 +67,16 @@ trait Foreseen<B: Backend> {
 impl<B: Backend> Foreseen<B> for Rehearsal<B::Extended> {
     fn bytes(&self) -> &[u8] {
         self.scratch.bytes()
+    }
+
+    fn look_again(&mut self, backend: &mut B, located: &Located, place: &B::Place) {
+        let (linear, length) = (located.linear, self.scratch.bytes().len());
+        // The lock is held, so what lies in pages that trap is what was written. It was read before; if it
+        // cannot be now, the foreseen bytes are the best that is known.
+        let read = |bytes: &mut [u8]| backend.read(&located.parts, place, bytes);
+        if let Ok(written) = Scratch::filled(linear, length, read) {
+            self.scratch = written;
+        }
     }
 
     fn forget(self, backend: &mut B, _: &GuestInstruction, state: &mut State) -> Progress {
@@ -76,6 +89,9 @@ impl<B: Backend> Foreseen<B> for Moved {
     fn bytes(&self) -> &[u8] {
         Self::bytes(self)
     }
+
+    /// It comes from a register, or from the instruction.
+    fn look_again(&mut self, _: &mut B, _: &Located, _: &B::Place) {}
 
     fn forget(self, _: &mut B, instruction: &GuestInstruction, state: &mut State) -> Progress {
         skip(instruction, state);
@@ -241,7 +257,7 @@ fn meet_foreseen<B: Backend, K: Foreseen<B>>(
     place: &B::Place,
     state: &mut State,
     decision: Decision,
-    foreseen: K,
+    mut foreseen: K,
 ) -> Result<StoreOutcome<B::Told>, Obstacle<B::Failure>> {
     let met = authorized(backend, located, decision)?;
     if let Met::Forbidden { .. } = met {
@@ -249,6 +265,7 @@ fn meet_foreseen<B: Backend, K: Foreseen<B>>(
     }
     let before = *state;
     let outcome = carry_out(backend, trapped.store, located, place, state)?;
+    foreseen.look_again(backend, located, place);
     let account = account(backend, trapped, located, &before, foreseen.bytes());
     report(backend, met, Response::Skip, &account);
     Ok(outcome)

@@ -63,6 +63,8 @@ pub(crate) struct Guest {
     pub(crate) extended: FxArea,
     /// Calls of `carry_out`.
     pub(crate) executed: u32,
+    /// What another processor writes, and where, once a store was rehearsed.
+    pub(crate) raced: Option<(u64, u8)>,
     /// First byte and length of the writes that it heard of before the decision, and afterwards.
     pub(crate) checked: Vec<(u64, u64)>,
     pub(crate) written: Vec<(u64, u64)>,
@@ -140,6 +142,7 @@ impl Guest {
             steps: true,
             extended,
             executed: 0,
+            raced: None,
             checked: Vec::new(),
             written: Vec::new(),
             pages,
@@ -312,6 +315,9 @@ impl Backend for Guest {
         window: &mut Window<'_>,
     ) -> Result<Progress, Obstacle<()>> {
         self.executed += 1;
+        if let Some((at, byte)) = self.raced.filter(|_| self.executed == 2) {
+            self.memory.put(at, &[byte]);
+        }
         let (tables, paging) = (self.tables(), self.paging());
         let mut executor = Executor {
             memory: &self.memory,

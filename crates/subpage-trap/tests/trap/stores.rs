@@ -252,3 +252,30 @@ fn a_write_denied_in_its_second_page_marks_no_tracked_sub_page() {
         assert_eq!(written.len(), harvested, "{action:?}");
     }
 }
+
+/// Another processor changes the source between the rehearsal and the store: what the event tells is what
+/// memory has got, and nothing that it never held.
+#[test]
+fn an_event_tells_the_bytes_that_were_stored() {
+    // movsq; push qword [rsi]
+    let stores: [(&[u8], u64); 2] = [(&[0x48, 0xa5], DATA), (&[0xff, 0x36], DATA)];
+    for (code, linear) in stores {
+        for action in [Action::Log, Action::AllowOnce, Action::Deny] {
+            let mut guest = Guest::new(true);
+            guest.add_rule("raced", action, guest.pages[0], 8);
+            guest.memory.put(0x6800, &[0x11; 8]);
+            guest.raced = Some((0x6800, 0x22));
+            guest.state.registers[Register::Rsi] = CODE + 0x6800;
+            guest.state.registers[Register::Rdi] = linear;
+            guest.state.registers[Register::Rsp] = linear + 8;
+            assert_eq!(guest.run(code), Ok(StoreOutcome::Done));
+            let event = &guest.events[0];
+            if action == Action::Deny {
+                assert_eq!(event.bytes, [0x11; 8]);
+                continue;
+            }
+            assert_eq!(event.bytes, guest.bytes(linear, 8), "{action:?}");
+            assert_eq!(event.bytes[0], 0x22, "{action:?}");
+        }
+    }
+}
