@@ -7,6 +7,11 @@
 
 pub mod control;
 pub mod event;
+pub mod failure;
+pub mod guard;
+pub mod memory;
 pub mod metrics;
+pub mod store;
 pub mod temporary_file;
 pub mod trap;
+pub mod vcpu;

@@ -9,13 +9,49 @@ use subpage::rules::Moment;
 use crate::devices::{PortEffect, Ports};
 use crate::ending::{Ending, Failure};
 use crate::metrics::ExitKind;
-use crate::store::{Cause, Next};
+use crate::store::{self, Cause, Unsolved};
+use crate::trap::PageSet;
 use crate::vcpu::clock::ClockRequest;
 use crate::vcpu::{Kick, Processor};
 
 /// Suberrors of `KVM_EXIT_INTERNAL_ERROR`.
 const EMULATION: u32 = 1;
 const DELIVERY: u32 = 3;
+
+/// How a processor continues after an exit.
+#[derive(Debug)]
+#[must_use]
+pub(crate) enum Next {
+    /// Into the guest.
+    Enter,
+    /// Into the guest, after pages that need not trap any more were opened.
+    Settle,
+    /// Over the instruction at RIP, with the pages open that it needs: software does not carry it out.
+    Step(Unsolved),
+    /// Into the guest, after these pages, which hold page tables, were put into read-only slots.
+    HoldTables(PageSet),
+    /// Into the guest, after the rules were put in force that wait for this.
+    Arm(Moment),
+    /// From the start: the guest has asked for a reset.
+    Reset,
+    /// Not at all.
+    End(Ending),
+}
+
+impl From<store::Next> for Next {
+    fn from(next: store::Next) -> Self {
+        match next {
+            store::Next::Enter => Self::Enter,
+            store::Next::Settle => Self::Settle,
+            store::Next::Step(unsolved) => Self::Step(unsolved),
+            store::Next::HoldTables(pages) => Self::HoldTables(pages),
+            store::Next::Stopped(event) => Self::End(Ending::Stopped { event }),
+            store::Next::TripleFault { rip } => {
+                Self::End(Ending::TripleFault { rip, in_traps: Vec::new() })
+            }
+        }
+    }
+}
 
 /// What an exit was, when KVM's buffer is no longer borrowed.
 pub(crate) enum Exit {

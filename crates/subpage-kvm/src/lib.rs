@@ -12,15 +12,13 @@ pub mod devices;
 mod ending;
 mod exit;
 pub mod gdb;
-pub mod guard;
 pub mod memory;
 pub mod probe;
 pub mod snapshot;
 mod step;
-mod store;
 pub mod trap;
-pub mod vcpu;
 pub mod vm;
 
 pub use ending::{Failure, InTrap, Structure};
-pub use subpage_guard::{control, event, metrics};
+use subpage_guard::store;
+pub use subpage_guard::{control, event, guard, metrics, vcpu};

@@ -6,14 +6,7 @@ use subpage::address::Gpa;
 use subpage_linux::{Kallsyms, KernelImage};
 use thiserror::Error;
 
-/// A write that tells that a kernel is about to start its first program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FirstProgram {
-    /// Address of four bytes.
-    pub at: Gpa,
-    /// What is written there.
-    pub running: u32,
-}
+pub use subpage_guard::store::FirstProgram;
 
 /// Why it is not known which write that is.
 #[derive(Debug, Error)]

@@ -3,6 +3,7 @@
 //! *Direct* is the VMM's own mapping, always readable and writable. *View* is what KVM maps the guest
 //! to: a page of it may be made read-only, and then every write of the guest to it leaves the guest.
 
+mod guarded;
 mod physical;
 mod size;
 mod twin;
@@ -20,9 +21,9 @@ use thiserror::Error;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 
 pub use size::{Remedy, Size};
+pub use subpage_guard::memory::{NoWindow, ViewError};
 pub use twin::{PAGE_WORDS, PageImage, Twin};
-pub use view::{View, ViewError};
-pub use window::NoWindow;
+pub use view::View;
 
 /// Where memory stops below 4 GiB: from there to 4 GiB are the addresses of devices.
 pub const HOLE_START: u64 = 0xc000_0000;

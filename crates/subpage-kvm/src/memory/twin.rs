@@ -19,7 +19,8 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 use subpage::address::{Gfn, GfnRange, PAGE_BYTES};
 use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 
-use super::view::{ViewError, protect};
+use super::ViewError;
+use super::view::protect;
 use super::{Region, Regions, map};
 
 const PAGE: usize = 4096;

@@ -6,36 +6,12 @@
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use nix::errno::Errno;
 use nix::sys::mman::{ProtFlags, mprotect};
 use subpage::address::{GfnRange, Gpa, PAGE_BYTES};
-use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 
 use super::Twin;
-
-/// Why the protection of pages could not be changed; nothing has changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum ViewError {
-    /// Each run of read-only pages is a mapping of its own, and the kernel has a limit.
-    #[error(
-        "the kernel has no more mappings for this process: too many separate runs of guarded pages \
-         (sysctl vm.max_map_count, 65,530 by default; each run needs two)"
-    )]
-    TooManyMappings,
-    /// Anything else that the kernel says.
-    #[error("cannot change the protection of guest pages: {0}")]
-    Host(Errno),
-}
-
-impl ViewError {
-    pub(super) const fn of(error: Errno) -> Self {
-        match error {
-            Errno::ENOMEM => Self::TooManyMappings,
-            error => Self::Host(error),
-        }
-    }
-}
+use subpage_guard::memory::ViewError;
 
 /// The guest's memory as KVM reaches it.
 #[derive(Debug)]

@@ -13,13 +13,9 @@ use subpage::address::{ByteRange, Gpa, PAGE_BYTES};
 use subpage::domain::WriteParts;
 use subpage_emulate::Window;
 
-use super::Ram;
+use super::{NoWindow, Ram};
 
 const PAGE: usize = 4096;
-
-/// The bytes are no memory, or the host cannot map them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NoWindow;
 
 impl Ram {
     /// Does `work` on the bytes of a write.

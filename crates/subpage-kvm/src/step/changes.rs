@@ -11,6 +11,7 @@ use subpage_trap::Record;
 use super::copies::Copies;
 use super::plan::Plan;
 use crate::guard::{Guard, SPACE};
+use crate::memory::Ram;
 use crate::memory::Twin;
 use crate::store::{Stepped, StoreContext, report_step};
 use crate::vcpu::Interrupted;
@@ -38,7 +39,7 @@ impl Changed {
 
 /// A step that has been made, and all that it may have changed.
 pub(super) struct Made<'a> {
-    pub(super) context: StoreContext<'a>,
+    pub(super) context: StoreContext<'a, Ram>,
     pub(super) guard: &'a mut Guard,
     pub(super) copies: &'a mut Copies,
     pub(super) vcpu: u32,

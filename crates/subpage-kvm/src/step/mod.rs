@@ -32,11 +32,12 @@ use subpage_emulate::{Access, Exception, translate};
 
 use crate::devices::Ports;
 use crate::ending::{Ending, Failure};
-use crate::exit::{Exit, after_port, enter};
+use crate::exit::{Exit, Next, after_port, enter};
 use crate::guard::Guard;
+use crate::memory::Ram;
 use crate::metrics::ExitKind;
 use crate::store::{
-    Cause, Next, StoreContext, Unsolved, end_instruction, failure, in_traps, inject, mark_walks,
+    Cause, StoreContext, Unsolved, end_instruction, failure, in_traps, inject, mark_walks,
     write_clock,
 };
 use crate::vcpu::{Interrupted, Kick, Processor, ProcessorError};
@@ -59,7 +60,7 @@ const PATIENCE: u32 = 64;
 /// What stepping over an instruction needs of the machine.
 #[derive(Clone, Copy)]
 pub(crate) struct StepContext<'a> {
-    pub(crate) stores: StoreContext<'a>,
+    pub(crate) stores: StoreContext<'a, Ram>,
     pub(crate) vm: &'a Arc<VmFd>,
     pub(crate) ports: &'a Mutex<Ports>,
     pub(crate) stepping: &'a Stepping,
@@ -163,7 +164,7 @@ pub(crate) fn step(
             processor.stuck.reset();
             Ok(Next::Enter)
         }
-        BatchEnd::Exception(exception) => inject(processor, exception),
+        BatchEnd::Exception(exception) => inject(processor, exception).map(Next::from),
         BatchEnd::Trap(before) => {
             processor.stuck.reset();
             end_instruction(processor, &before, false)?;
@@ -173,7 +174,7 @@ pub(crate) fn step(
             let mut state = at.state;
             state.rip = state.rip.wrapping_add(code.map_or(1, |code| code.bytes().len() as u64));
             processor.go_on(&state)?;
-            inject(processor, Exception::DEBUG)
+            inject(processor, Exception::DEBUG).map(Next::from)
         }
         BatchEnd::Next(next) => Ok(next),
         // Tables in pages that do not trap may have changed on the way.
@@ -182,7 +183,7 @@ pub(crate) fn step(
         BatchEnd::Wider | BatchEnd::Refused(_) if at.state.cpl == 3 => {
             context.stores.metrics.refused();
             processor.stuck.reset();
-            inject(processor, Exception::INVALID_OPCODE)
+            inject(processor, Exception::INVALID_OPCODE).map(Next::from)
         }
         BatchEnd::Wider => Err(failure(processor, &at, code, &why.reason)),
         BatchEnd::Refused(reason) | BatchEnd::Cannot(reason) => {
@@ -379,7 +380,7 @@ impl Batch<'_> {
                 Exit::Clock(None) => continue,
                 Exit::Clock(Some(request)) => {
                     let StepContext { stores, vm, .. } = self.context;
-                    match write_clock(stores, self.guard, vm, self.processor, request)? {
+                    match write_clock(stores, self.guard, vm, self.processor, request)?.into() {
                         Next::Enter => continue,
                         next => Step::Next(next),
                     }

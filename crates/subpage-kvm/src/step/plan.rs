@@ -11,6 +11,7 @@ use subpage_emulate::{
 };
 
 use crate::guard::Guard;
+use crate::memory::Ram;
 use crate::store::StoreContext;
 use crate::trap::{PageSet, pages_of};
 use crate::vcpu::{Interrupted, Processor};
@@ -68,7 +69,7 @@ pub(super) enum Refusal {
 
 /// Plans the step over the instruction at RIP. `wide`: it touches more than the decoder tells.
 pub(super) fn plan(
-    context: StoreContext<'_>,
+    context: StoreContext<'_, Ram>,
     guard: &Guard,
     processor: &Processor,
     at: &Interrupted,
@@ -112,7 +113,7 @@ pub(super) fn plan(
 
 /// What ends the step over `code`, if it can be stepped over.
 fn end_of(
-    context: StoreContext<'_>,
+    context: StoreContext<'_, Ram>,
     processor: &Processor,
     state: &State,
     code: &GuestInstruction,
@@ -212,7 +213,7 @@ impl Plan {
     /// Finds the trapping pages that the instruction's walks, and its stores, need.
     fn find_pages(
         &mut self,
-        context: StoreContext<'_>,
+        context: StoreContext<'_, Ram>,
         guard: &Guard,
         at: &Interrupted,
         accesses: &[(u64, u64, bool)],
@@ -274,7 +275,7 @@ impl Plan {
     /// Finds the handlers of the exceptions that the instruction may have.
     fn find_handlers(
         &mut self,
-        context: StoreContext<'_>,
+        context: StoreContext<'_, Ram>,
         at: &Interrupted,
     ) -> Result<(), Refusal> {
         let room = 4 - usize::from(matches!(self.end, End::Breakpoint(_)));
@@ -393,7 +394,7 @@ fn vectors(state: &State, code: Option<&GuestInstruction>) -> (ArrayVec<u8, 8>, 
 }
 
 /// Address of a vector's handler; `None` if there is none.
-fn handler(context: StoreContext<'_>, at: &Interrupted, vector: u8) -> Option<u64> {
+fn handler(context: StoreContext<'_, Ram>, at: &Interrupted, vector: u8) -> Option<u64> {
     const GATE_BYTES: u64 = 16;
     const PRESENT: u8 = 1 << 7;
     let offset = u64::from(vector) * GATE_BYTES;

@@ -9,42 +9,9 @@ use std::sync::Arc;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, VmFd};
 use subpage::address::{Gfn, PAGE_BYTES};
-use thiserror::Error;
 
-use super::{PageSet, PlannedSlot, replan};
+use super::{PageSet, PlannedSlot, ReadOnlySlots, SlotError, replan};
 use crate::memory::Ram;
-
-/// Why memory slots could not be changed; they are as they were.
-#[derive(Debug, Error)]
-pub enum SlotError {
-    /// Each run of guarded pages needs one slot, and one more for what lies behind it.
-    #[error(
-        "{needed} memory slots are needed, KVM has {limit}: guard fewer separate pages, or trap by \
-         mprotect (--trap mprotect)"
-    )]
-    TooMany {
-        /// How many the layout needs.
-        needed: usize,
-        /// How many KVM has.
-        limit: usize,
-    },
-    /// The kernel cannot do what is asked for.
-    #[error(
-        "this kernel's KVM has no read-only memory slots (KVM_CAP_READONLY_MEM): trap by mprotect \
-         (--trap mprotect)"
-    )]
-    NoReadOnlySlots,
-    /// KVM refused a slot.
-    #[error("KVM refuses the memory slot of {pages} pages at frame {first:#x}: {error}")]
-    Refused {
-        /// First frame.
-        first: u64,
-        /// Pages.
-        pages: u64,
-        /// What the kernel says.
-        error: vmm_sys_util::errno::Error,
-    },
-}
 
 /// The memory slots that KVM has.
 #[derive(Debug)]
@@ -206,5 +173,30 @@ impl Slots {
             pages: pages.pages(),
             error,
         })
+    }
+}
+
+/// The slots of a guest's memory, which they know.
+#[derive(Debug)]
+pub struct RamSlots {
+    slots: Slots,
+    ram: Ram,
+}
+
+impl RamSlots {
+    /// The slots of all memory, where there is none yet; the guest may write all of it.
+    pub fn lay_out(mut slots: Slots, ram: &Ram) -> Result<Self, SlotError> {
+        slots.lay_out(ram)?;
+        Ok(Self { slots, ram: ram.clone() })
+    }
+}
+
+impl ReadOnlySlots for RamSlots {
+    fn set_read_only(&mut self, pages: &PageSet, read_only: bool) -> Result<(), SlotError> {
+        self.slots.set_read_only(&self.ram, pages, read_only)
+    }
+
+    fn count(&self) -> usize {
+        self.slots.len()
     }
 }

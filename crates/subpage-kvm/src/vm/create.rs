@@ -13,6 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
+use subpage::slots::SlotId;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::hold::Holds;
@@ -27,7 +28,7 @@ use crate::metrics::{Clock, Metrics};
 use crate::snapshot::Features;
 use crate::step::{PageTables, Stepping};
 use crate::store::Recorder;
-use crate::trap::{Slots, TrapBy, TrapError, Traps};
+use crate::trap::{RamSlots, Slots, TrapBy, TrapError, Traps};
 use crate::vcpu::{FeatureChoice, Kick, Processor, clock, cpuid};
 use crate::vm::watch::Watch;
 
@@ -242,8 +243,8 @@ fn guard(
 ) -> Result<Guard, VmError> {
     let has = usize::try_from(vm.check_extension_int(Cap::NrMemslots)).unwrap_or(32);
     let limit = configuration.slots.map_or(has, |slots| slots.min(has));
-    let mut slots = Slots::new(Arc::clone(vm), limit);
-    slots.lay_out(ram).map_err(TrapError::from)?;
+    let slots =
+        RamSlots::lay_out(Slots::new(Arc::clone(vm), limit), ram).map_err(TrapError::from)?;
     let by = match configuration.trap {
         // Where the processor runs the guest's kernel, KVM emulates whatever instruction meets a
         // read-only slot, also by a walk of page tables or by pushing an event's frame, and takes the
@@ -259,7 +260,15 @@ fn guard(
     };
     let splits_at_page_end = by == TrapBy::Slots || !native;
     let width = cpuid::paging_features(supported).physical_width;
-    Ok(Guard::new(ram, width, Traps::new(by, slots), splits_at_page_end)?)
+    let mut guard = Guard::new(width, Traps::new(by, Box::new(slots)), splits_at_page_end)?;
+    for (number, region) in (0..).zip(ram.mapped()) {
+        let id = SlotId(number);
+        match ram.alias().filter(|alias| alias.pages == region.pages) {
+            None => guard.add_memory(id, region.pages)?,
+            Some(MemoryAlias { pages, original }) => guard.add_alias(id, pages, original)?,
+        }
+    }
+    Ok(guard)
 }
 
 /// Lets the signal that gets processors out of the guest do nothing else.

@@ -104,7 +104,7 @@ impl VmShared {
     }
 
     /// What handling a store needs.
-    pub(crate) fn stores(&self) -> StoreContext<'_> {
+    pub(crate) fn stores(&self) -> StoreContext<'_, Ram> {
         StoreContext {
             ram: &self.ram,
             paging: self.paging,

@@ -9,8 +9,8 @@ use subpage_emulate::bits::DR6_BS;
 use super::run::handle;
 use super::{StopCause, VmShared};
 use crate::ending::Failure;
-use crate::exit::{Exit, enter};
-use crate::store::{Next, finish, inject};
+use crate::exit::{Exit, Next, enter};
+use crate::store::{finish, inject};
 use crate::vcpu::{Activity, Kick, Processor};
 
 /// Exits of one instruction that are completed before the processor rests: a string instruction may have
@@ -139,7 +139,7 @@ pub(super) fn debug_exit(
     if own && processor.debugging.control & KVM_GUESTDBG_USE_SW_BP != 0 {
         let is_debuggers = machine.is_breakpoint(&at.state);
         if !is_debuggers {
-            return inject(processor, BREAKPOINT);
+            return inject(processor, BREAKPOINT).map(Next::from);
         }
     }
     if processor.debugging.control != 0 {

@@ -7,10 +7,10 @@ use subpage::rules::Moment;
 use super::VmShared;
 use super::rest::{come_to_rest, debug_exit, is_at_breakpoint, step_one};
 use crate::ending::{Ending, Failure};
-use crate::exit::{Exit, after_port, enter};
+use crate::exit::{Exit, Next, after_port, enter};
 use crate::metrics::ExitKind;
 use crate::step::step;
-use crate::store::{Cause, Next, finish, in_traps, mmio_store, trapped, write_clock};
+use crate::store::{Cause, finish, in_traps, mmio_store, trapped, write_clock};
 use crate::vcpu::{Activity, Kick, Processor};
 
 /// Runs processor `number` until the machine ends.
@@ -154,7 +154,8 @@ pub(super) fn handle(
         Exit::Store { address, data } => {
             let began = machine.clock.now();
             machine.metrics.exit(ExitKind::Mmio);
-            let next = mmio_store(machine.stores(), processor, kick, address, &data);
+            let next =
+                mmio_store(machine.stores(), processor, kick, address, &data).map(Next::from);
             machine.metrics.write_trapped(machine.clock.since(began));
             after_store(machine, vcpu, next)
         }
@@ -163,7 +164,7 @@ pub(super) fn handle(
             let began = machine.clock.now();
             let kind = if cause == Cause::Fault { ExitKind::Fault } else { ExitKind::Emulation };
             machine.metrics.exit(kind);
-            let next = match trapped(machine.stores(), processor, cause) {
+            let next = match trapped(machine.stores(), processor, cause).map(Next::from) {
                 Ok(Next::Step(why)) => step(machine.steps(vcpu as usize), processor, kick, &why),
                 next => next,
             };
@@ -179,6 +180,7 @@ pub(super) fn handle(
             let Some(request) = request else { return Ok(Next::Enter) };
             let mut guard = machine.guard();
             write_clock(machine.stores(), &mut guard, &machine.vm, processor, request)
+                .map(Next::from)
         }
         Exit::Nothing(kind) => {
             machine.metrics.exit(kind);
@@ -222,7 +224,7 @@ fn interrupted(machine: &VmShared, processor: &mut Processor) -> Result<Next, Fa
         // KVM's emulator starts some stores over and over (SGDT to a page that traps). Where a
         // processor is found twice at the same store to such a page, it is carried out here.
         Activity::Running if processor.found_again(at.state.rip) => {
-            trapped(machine.stores(), processor, Cause::Stuck)
+            trapped(machine.stores(), processor, Cause::Stuck).map(Next::from)
         }
         // One that waits for an interrupt is at the next instruction already.
         Activity::Running | Activity::Waiting | Activity::Halted => Ok(Next::Enter),

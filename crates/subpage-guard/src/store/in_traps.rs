@@ -7,8 +7,9 @@ use subpage_emulate::guest::Register;
 use subpage_emulate::{Access, read_linear, translate, walk_entries};
 
 use super::StoreContext;
-use crate::ending::{InTrap, Structure};
+use crate::failure::{InTrap, Structure};
 use crate::guard::Guard;
+use crate::memory::GuestMemory;
 use crate::vcpu::Interrupted;
 
 /// Most that are told.
@@ -21,7 +22,11 @@ const IST1: u64 = 36;
 
 /// The structures that lie in pages that trap, at most some. None in real mode: KVM on AMD processors
 /// resets one that had a triple fault before it tells.
-pub(crate) fn in_traps(context: StoreContext<'_>, guard: &Guard, at: &Interrupted) -> Vec<InTrap> {
+pub fn in_traps(
+    context: StoreContext<'_, impl GuestMemory>,
+    guard: &Guard,
+    at: &Interrupted,
+) -> Vec<InTrap> {
     let (state, tables) = (&at.state, &at.tables);
     if state.cr0 & CR0_PE == 0 {
         return Vec::new();

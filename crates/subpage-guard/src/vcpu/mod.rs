@@ -1,9 +1,9 @@
 //! A virtual processor: its state, and what is asked of it.
 
-pub(crate) mod clock;
+pub mod clock;
 pub mod cpuid;
 mod exchange;
-pub(crate) mod features;
+pub mod features;
 mod kick;
 mod processor;
 pub mod registers;
@@ -11,4 +11,4 @@ pub mod trampoline;
 
 pub use features::{FeatureChoice, FeatureError};
 pub use kick::Kick;
-pub use processor::{Activity, Interrupted, Processor, ProcessorError};
+pub use processor::{Activity, Interrupted, Processor, ProcessorError, Stuck};

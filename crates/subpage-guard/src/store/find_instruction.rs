@@ -15,6 +15,7 @@ use subpage_emulate::{
 };
 
 use super::StoreContext;
+use crate::memory::GuestMemory;
 use crate::vcpu::Interrupted;
 
 /// An instruction that was found.
@@ -29,7 +30,7 @@ pub(super) struct Found {
 
 /// Finds the instruction that has just stored, or been told to have stored, `bytes` to `write`.
 pub(super) fn find_before(
-    context: StoreContext<'_>,
+    context: StoreContext<'_, impl GuestMemory>,
     at: &Interrupted,
     write: &WriteParts,
     bytes: &[u8],
@@ -44,14 +45,14 @@ pub(super) fn find_before(
         .or_else(|| search.ending_at(return_address()?))
 }
 
-struct Search<'a> {
-    context: StoreContext<'a>,
+struct Search<'a, M> {
+    context: StoreContext<'a, M>,
     /// The state behind the instruction.
     after: &'a State,
     write: &'a WriteParts,
 }
 
-impl Search<'_> {
+impl<M: GuestMemory> Search<'_, M> {
     /// A repeated string instruction with elements left to do is at RIP still.
     fn string_at_rip(&self) -> Option<Found> {
         let code = self.fetch(self.after.rip, MAX_INSTRUCTION_BYTES)?;

@@ -11,7 +11,7 @@ use subpage_trap::{StoreOutcome, Trapped, store as carry_out};
 use super::backend::{Backend, Before, Obstacle};
 use super::trapped::failed;
 use super::{Next, StoreContext};
-use crate::ending::Ending;
+use crate::memory::GuestMemory;
 use crate::vcpu::Processor;
 
 /// No plain store asks for the system tables.
@@ -32,7 +32,10 @@ pub(super) enum Plain {
 }
 
 /// Carries out the store at RIP, if it is plain.
-pub(super) fn plain(context: StoreContext<'_>, processor: &mut Processor) -> Plain {
+pub(super) fn plain(
+    context: StoreContext<'_, impl GuestMemory>,
+    processor: &mut Processor,
+) -> Plain {
     let mut state = State::default();
     if !processor.at_plain_exit(&mut state) {
         return Plain::Other(None);
@@ -60,7 +63,7 @@ pub(super) fn plain(context: StoreContext<'_>, processor: &mut Processor) -> Pla
         // A plain store has one element.
         Ok(StoreOutcome::Done | StoreOutcome::Repeats) if settle => Ok(Next::Settle),
         Ok(StoreOutcome::Done | StoreOutcome::Repeats) => Ok(Next::Enter),
-        Ok(StoreOutcome::Stopped(event)) => Ok(Next::End(Ending::Stopped { event })),
+        Ok(StoreOutcome::Stopped(event)) => Ok(Next::Stopped(event)),
         Ok(StoreOutcome::Refused(exception)) => Err(Obstacle::Exception(exception)),
         Err(obstacle) => Err(obstacle),
     };

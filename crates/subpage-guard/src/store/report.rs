@@ -10,20 +10,25 @@ use subpage_trap::{Account, Met, Origin, Record, Response, describe};
 
 use super::StoreContext;
 use crate::guard::Guard;
+use crate::memory::GuestMemory;
 
 /// Bytes that a step over one instruction has changed, or would have.
-pub(crate) struct Stepped<'a> {
-    pub(crate) vcpu: u32,
+pub struct Stepped<'a> {
+    /// Number of the processor.
+    pub vcpu: u32,
     /// Registers before it.
-    pub(crate) state: &'a State,
-    pub(crate) range: ByteRange,
-    pub(crate) bytes: &'a [u8],
-    pub(crate) code: Option<GuestInstruction>,
+    pub state: &'a State,
+    /// Where they are.
+    pub range: ByteRange,
+    /// What they are now, or would be.
+    pub bytes: &'a [u8],
+    /// The instruction, if it could be fetched.
+    pub code: Option<GuestInstruction>,
 }
 
 /// Records the event of what a step has stored, if a rule or a map met it.
-pub(crate) fn report_step(
-    context: StoreContext<'_>,
+pub fn report_step(
+    context: StoreContext<'_, impl GuestMemory>,
     guard: &mut Guard,
     decision: Decision,
     step: &Stepped<'_>,

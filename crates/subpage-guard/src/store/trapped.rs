@@ -19,7 +19,8 @@ use super::backend::{Backend, Before, HostFailure, Obstacle};
 use super::inject::{end_instruction, inject};
 use super::plain::{Plain, plain};
 use super::{Next, StoreContext, Unsolved, delivery, walk};
-use crate::ending::{Ending, Failure};
+use crate::failure::Failure;
+use crate::memory::GuestMemory;
 use crate::vcpu::{Interrupted, Processor, ProcessorError};
 
 /// Elements of a repeated string instruction that are carried out before the processor is let go:
@@ -31,7 +32,7 @@ const PATIENCE: u32 = 64;
 
 /// Why KVM did not let an instruction happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cause {
+pub enum Cause {
     /// Some access of it needs a page that may not be written (KVM_RUN gives EFAULT).
     Fault,
     /// KVM's emulator does not know it, or failed at it.
@@ -43,8 +44,8 @@ pub(crate) enum Cause {
 }
 
 /// Handles an exit from an instruction that has not happened.
-pub(crate) fn trapped(
-    context: StoreContext<'_>,
+pub fn trapped(
+    context: StoreContext<'_, impl GuestMemory>,
     processor: &mut Processor,
     cause: Cause,
 ) -> Result<Next, Failure> {
@@ -134,7 +135,7 @@ pub(crate) fn trapped(
 
 /// Which trapping page an instruction writes to, and a rule that guards bytes there, for people.
 fn guarded_operand(
-    context: StoreContext<'_>,
+    context: StoreContext<'_, impl GuestMemory>,
     at: &Interrupted,
     code: &GuestInstruction,
 ) -> Option<String> {
@@ -152,7 +153,7 @@ fn guarded_operand(
 
 /// Which frames of events are pushed here. Where the processor's own walk of a page table traps, it is
 /// not the frame that did, and the processor cannot push it.
-fn wanted(context: StoreContext<'_>, cause: Cause) -> Wanted {
+fn wanted(context: StoreContext<'_, impl GuestMemory>, cause: Cause) -> Wanted {
     if context.native && cause == Cause::Fault { Wanted::Anywhere } else { Wanted::InTraps }
 }
 
@@ -165,12 +166,17 @@ fn reason_of(obstacle: &Obstacle) -> String {
 }
 
 /// How often the processor came here in a row while nothing has changed about what traps.
-fn visit(context: StoreContext<'_>, processor: &mut Processor, at: &Interrupted) -> u32 {
+fn visit(
+    context: StoreContext<'_, impl GuestMemory>,
+    processor: &mut Processor,
+    at: &Interrupted,
+) -> u32 {
     let changes = context.guard().traps().changes();
     processor.stuck.visit(at.state.rip, changes)
 }
 
-pub(crate) fn failure(
+/// A processor cannot go on at this instruction, for a reason that is a sentence without its end.
+pub fn failure(
     processor: &Processor,
     at: &Interrupted,
     code: Option<&GuestInstruction>,
@@ -189,7 +195,7 @@ pub(crate) fn failure(
 /// Carries out the instruction at RIP, if it stores to a page that traps; `first` is that instruction, if it
 /// was decoded before.
 fn instruction(
-    context: StoreContext<'_>,
+    context: StoreContext<'_, impl GuestMemory>,
     processor: &mut Processor,
     at: &Interrupted,
     shadow: bool,
@@ -243,7 +249,7 @@ fn instruction(
             Ok(StoreOutcome::Refused(exception)) => return Err(Obstacle::Exception(exception)),
             Ok(StoreOutcome::Stopped(event)) => {
                 work.finish(processor).map_err(failed)?;
-                return Ok(Next::End(Ending::Stopped { event }));
+                return Ok(Next::Stopped(event));
             }
             // What has been done stays done; the rest is found out when the guest gets there.
             Err(_) if element > 0 => break,
@@ -266,8 +272,8 @@ pub(super) fn failed(error: ProcessorError) -> Obstacle {
     Obstacle::Failed(HostFailure::Processor(error.into()))
 }
 
-struct Work<'a> {
-    context: StoreContext<'a>,
+struct Work<'a, M> {
+    context: StoreContext<'a, M>,
     at: &'a Interrupted,
     /// STI or MOV SS came before the instruction.
     shadow: bool,
@@ -279,7 +285,7 @@ struct Work<'a> {
     settle: bool,
 }
 
-impl Work<'_> {
+impl<M: GuestMemory> Work<'_, M> {
     /// One store, under the lock.
     fn element(
         &mut self,

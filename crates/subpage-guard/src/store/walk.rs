@@ -11,6 +11,7 @@ use subpage_emulate::{
 
 use super::{Next, StoreContext};
 use crate::guard::{Guard, SPACE};
+use crate::memory::GuestMemory;
 use crate::trap::PageSet;
 use crate::vcpu::Interrupted;
 
@@ -25,7 +26,7 @@ const FRAME_BYTES: u64 = 47;
 ///
 /// `frame`: where an event that is being delivered pushes its frame.
 pub(super) fn help(
-    context: StoreContext<'_>,
+    context: StoreContext<'_, impl GuestMemory>,
     at: &Interrupted,
     code: Option<&GuestInstruction>,
     frame: Option<u64>,
@@ -44,8 +45,8 @@ pub(super) fn help(
 
 /// Sets the flags that the walks of an instruction would set. Whether any was clear, and the pages that
 /// trap and hold entries of these walks.
-pub(crate) fn mark(
-    context: StoreContext<'_>,
+pub fn mark(
+    context: StoreContext<'_, impl GuestMemory>,
     guard: &mut Guard,
     at: &Interrupted,
     code: Option<&GuestInstruction>,

@@ -7,7 +7,7 @@ use subpage::address::{ByteRange, Gpa};
 use subpage::domain::WriteParts;
 
 use super::Guard;
-use crate::memory::Ram;
+use crate::memory::GuestMemory;
 use crate::trap::{PageSet, TrapError, pages_of};
 
 /// Most stores that are noted until somebody takes notice: every processor stops at its first.
@@ -58,7 +58,7 @@ fn range_of((first, last): (u64, u64)) -> Option<ByteRange> {
 
 impl Guard {
     /// Whether anything is watched.
-    pub(crate) fn is_watched(&self) -> bool {
+    pub fn is_watched(&self) -> bool {
         !self.watched.runs.is_empty()
     }
 
@@ -66,7 +66,7 @@ impl Guard {
     /// nothing has changed.
     ///
     /// No processor may be in the guest.
-    pub(crate) fn watch(&mut self, ram: &Ram, ranges: &[ByteRange]) -> Result<(), TrapError> {
+    pub fn watch(&mut self, ram: &impl GuestMemory, ranges: &[ByteRange]) -> Result<(), TrapError> {
         let named = ranges.iter().flat_map(|range| self.domain.names_of(*range));
         let watched = Watched::new(named);
         self.traps.close(ram, &watched.pages)?;
@@ -77,7 +77,7 @@ impl Guard {
     }
 
     /// Takes note of a write that has happened, if somebody watches its bytes.
-    pub(crate) fn note_write(&mut self, vcpu: u32, write: &WriteParts) {
+    pub fn note_write(&mut self, vcpu: u32, write: &WriteParts) {
         if self.watched.runs.is_empty() {
             return;
         }
@@ -89,12 +89,12 @@ impl Guard {
     }
 
     /// Whether a processor has written watched bytes since they were last taken.
-    pub(crate) fn has_noted(&self, vcpu: u32) -> bool {
+    pub fn has_noted(&self, vcpu: u32) -> bool {
         self.watched.noted.iter().any(|(by, _)| *by == vcpu)
     }
 
     /// What a processor has written of watched bytes since the last call.
-    pub(crate) fn take_noted(&mut self, vcpu: u32) -> Vec<ByteRange> {
+    pub fn take_noted(&mut self, vcpu: u32) -> Vec<ByteRange> {
         let (own, others) =
             self.watched.noted.drain(..).partition::<Vec<_>, _>(|(by, _)| *by == vcpu);
         self.watched.noted = others;

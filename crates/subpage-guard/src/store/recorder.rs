@@ -5,21 +5,32 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use iced_x86::{Decoder, DecoderOptions, Formatter as _, IntelFormatter};
+use subpage::address::Gpa;
 use subpage::domain::WriteParts;
 use subpage::rules::RuleId;
 use subpage_emulate::guest::State;
 use subpage_trap::{Event, Record, Verdict, When};
 
 use super::StoreContext;
-use crate::boot::FirstProgram;
 use crate::event::{Broadcast, Scene, Testimony, Witness};
 use crate::guard::Guard;
+use crate::memory::GuestMemory;
 use crate::metrics::Metrics;
+
+/// A write that tells that a kernel is about to start its first program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirstProgram {
+    /// Address of four bytes.
+    pub at: Gpa,
+    /// What is written there.
+    pub running: u32,
+}
 
 /// Makes records of events and publishes them.
 #[derive(Debug)]
-pub(crate) struct Recorder {
-    pub(crate) broadcast: Arc<Broadcast>,
+pub struct Recorder {
+    /// Who gets them.
+    pub broadcast: Arc<Broadcast>,
     metrics: Arc<Metrics>,
     began: Instant,
     witness: OnceLock<Box<dyn Witness>>,
@@ -38,7 +49,7 @@ struct Watched {
 
 impl Recorder {
     /// Of a guest that is made now.
-    pub(crate) fn new(broadcast: Arc<Broadcast>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(broadcast: Arc<Broadcast>, metrics: Arc<Metrics>) -> Self {
         Self {
             broadcast,
             metrics,
@@ -49,23 +60,23 @@ impl Recorder {
     }
 
     /// Has this name the writers of events from now on; false if there was another.
-    pub(crate) fn name_by(&self, witness: Box<dyn Witness>) -> bool {
+    pub fn name_by(&self, witness: Box<dyn Witness>) -> bool {
         self.witness.set(witness).is_ok()
     }
 
     /// Has the events of a rule be no events, but tell of the first program; false if there was another.
-    pub(crate) fn watch_first_program(&self, rule: RuleId, write: FirstProgram) -> bool {
+    pub fn watch_first_program(&self, rule: RuleId, write: FirstProgram) -> bool {
         let watched = Watched { rule, write, met: AtomicU32::new(0) };
         self.first_program.set(watched).is_ok()
     }
 
     /// That rule, and the write.
-    pub(crate) fn first_program(&self) -> Option<(RuleId, FirstProgram)> {
+    pub fn first_program(&self) -> Option<(RuleId, FirstProgram)> {
         self.first_program.get().map(|watched| (watched.rule, watched.write))
     }
 
     /// Whether this processor has done the write since the last call.
-    pub(crate) fn take_first_program(&self, vcpu: u32) -> bool {
+    pub fn take_first_program(&self, vcpu: u32) -> bool {
         let is_ours = |watched: &Watched| {
             let taken =
                 watched.met.compare_exchange(vcpu + 1, 0, Ordering::SeqCst, Ordering::SeqCst);
@@ -75,13 +86,13 @@ impl Recorder {
     }
 
     /// Whether this processor has done the write, and not yet taken notice.
-    pub(crate) fn is_first_program(&self, vcpu: u32) -> bool {
+    pub fn is_first_program(&self, vcpu: u32) -> bool {
         let met = |watched: &Watched| watched.met.load(Ordering::SeqCst) == vcpu + 1;
         self.first_program.get().is_some_and(met)
     }
 
     /// What time it is.
-    pub(crate) fn when(&self) -> When {
+    pub fn when(&self) -> When {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         When::Clock { unix, since_start: self.began.elapsed() }
     }
@@ -89,9 +100,9 @@ impl Recorder {
     /// Numbers, counts and publishes an event. The guard's lock orders events among processors.
     ///
     /// `state`: the registers before the write.
-    pub(crate) fn record(
+    pub fn record(
         &self,
-        context: StoreContext<'_>,
+        context: StoreContext<'_, impl GuestMemory>,
         guard: &mut Guard,
         state: &State,
         event: &Event<&[u8]>,

@@ -21,7 +21,7 @@ use subpage::slots::{AddressSpace, SlotFlags, SlotId};
 use subpage_trap::Record;
 use thiserror::Error;
 
-use crate::memory::{MemoryAlias, Ram, Remedy};
+use crate::memory::GuestMemory;
 use crate::trap::{PageSet, TrapError, Traps};
 
 /// Guests have one address space: KVM keeps memory that only system-management mode sees apart, and
@@ -59,7 +59,7 @@ pub enum ChangeError {
         /// Last byte.
         last: u64,
         /// What it would take.
-        remedy: Remedy,
+        remedy: String,
     },
 }
 
@@ -87,11 +87,10 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// A guard over the guest's memory with no rule yet.
+    /// A guard without memory, and with no rule yet.
     ///
     /// `splits_at_page_end`: KVM carries stores to trapped pages out by itself, one page after the other.
     pub fn new(
-        ram: &Ram,
         width: PhysicalWidth,
         traps: Traps,
         splits_at_page_end: bool,
@@ -103,18 +102,6 @@ impl Guard {
             sub_page_permissions: false,
             ept_accessed_dirty: false,
         });
-        let flags = SlotFlags::default();
-        for (number, region) in (0..).zip(ram.mapped()) {
-            let id = SlotId(number);
-            match ram.alias().filter(|alias| alias.pages == region.pages) {
-                None => domain.add_slot(SPACE, id, region.pages, flags)?,
-                Some(MemoryAlias { pages, original }) => {
-                    // No processor walks these tables.
-                    let token = domain.add_alias(SPACE, id, pages, flags, original)?;
-                    domain.finish(&token.without_processors());
-                }
-            }
-        }
         Ok(Self {
             domain,
             traps,
@@ -129,13 +116,33 @@ impl Guard {
         })
     }
 
+    /// Takes memory in; rules of its addresses hold from now on. Whoever lets the guest write it has
+    /// [settled](Self::settle_pages) it before.
+    pub fn add_memory(&mut self, id: SlotId, pages: GfnRange) -> Result<(), ChangeError> {
+        Ok(self.domain.add_slot(SPACE, id, pages, SlotFlags::default())?)
+    }
+
+    /// Takes in that memory has a second name: that of the pages from `original` on. What is guarded
+    /// under one is guarded under both from now on.
+    pub fn add_alias(
+        &mut self,
+        id: SlotId,
+        pages: GfnRange,
+        original: Gfn,
+    ) -> Result<(), ChangeError> {
+        let token = self.domain.add_alias(SPACE, id, pages, SlotFlags::default(), original)?;
+        // No processor walks these tables.
+        self.domain.finish(&token.without_processors());
+        Ok(())
+    }
+
     /// Rules, maps, tracking and the decision about a write.
     pub const fn domain(&self) -> &Domain<HeapFrames> {
         &self.domain
     }
 
     /// For decisions that take effect; permissions are changed by [`change`](Self::change).
-    pub(crate) const fn domain_mut(&mut self) -> &mut Domain<HeapFrames> {
+    pub const fn domain_mut(&mut self) -> &mut Domain<HeapFrames> {
         &mut self.domain
     }
 
@@ -145,7 +152,7 @@ impl Guard {
     }
 
     /// What traps, to be changed.
-    pub(crate) const fn traps_mut(&mut self) -> &mut Traps {
+    pub const fn traps_mut(&mut self) -> &mut Traps {
         &mut self.traps
     }
 
@@ -191,7 +198,7 @@ impl Guard {
     }
 
     /// Those of the pages that are memory, under all names.
-    pub(crate) fn within_memory(&self, ram: &Ram, pages: &PageSet) -> PageSet {
+    pub fn within_memory(&self, ram: &impl GuestMemory, pages: &PageSet) -> PageSet {
         self.named(pages).intersection(&memory(ram))
     }
 
@@ -201,7 +208,7 @@ impl Guard {
     }
 
     /// The pages that a change of the permissions of `pages` may close or open.
-    pub(crate) fn around(&self, ram: &Ram, pages: &PageSet) -> PageSet {
+    pub fn around(&self, ram: &impl GuestMemory, pages: &PageSet) -> PageSet {
         let (memory, pages) = (memory(ram), self.named(pages));
         if !self.splits_at_page_end {
             return pages.intersection(&memory);
@@ -213,7 +220,7 @@ impl Guard {
     /// the change [ends](Self::change). On an error nothing has changed.
     ///
     /// If slots change, no processor may be in the guest.
-    pub(crate) fn begin(&mut self, ram: &Ram, pages: &PageSet) -> Result<Begun, ChangeError> {
+    pub fn begin(&mut self, ram: &impl GuestMemory, pages: &PageSet) -> Result<Begun, ChangeError> {
         let fresh = self.traps.close(ram, pages)?;
         self.changing = true;
         Ok(Begun { fresh })
@@ -225,9 +232,9 @@ impl Guard {
     /// First every page was made to trap, now the engine decides, then what need not trap is opened. So
     /// there is no moment in which a page that the engine restricts does not trap, and what fails
     /// leaves all as it was.
-    pub(crate) fn change<T, E: Into<ChangeError>>(
+    pub fn change<T, E: Into<ChangeError>>(
         &mut self,
-        ram: &Ram,
+        ram: &impl GuestMemory,
         begun: Begun,
         looked: &PageSet,
         change: impl FnOnce(&mut Domain<HeapFrames>) -> Result<(T, Invalidation), E>,
@@ -253,8 +260,9 @@ impl Guard {
     }
 
     /// Takes in exported state, before the guest runs. On an error the guard is of no use any more.
-    pub(crate) fn import(&mut self, ram: &Ram, state: &[u8]) -> Result<(), ChangeError> {
-        let token = self.domain.import(state, ram.bytes() / PAGE_BYTES)?;
+    pub fn import(&mut self, ram: &impl GuestMemory, state: &[u8]) -> Result<(), ChangeError> {
+        let most = memory(ram).pages();
+        let token = self.domain.import(state, most)?;
         let done = token.without_processors();
         self.domain.finish(&done);
         self.traps.close(ram, &self.wanted(&memory(ram)))?;
@@ -264,7 +272,7 @@ impl Guard {
     /// Makes exactly those of some pages trap that have to.
     ///
     /// If slots change, no processor may be in the guest.
-    fn settle(&mut self, ram: &Ram, looked: &PageSet) {
+    fn settle(&mut self, ram: &impl GuestMemory, looked: &PageSet) {
         let wanted = self.wanted(looked);
         // All pages with a restricted sub-page trap already; what may be missing are neighbours that
         // the change has closed before, so that this fails where the host does.
@@ -276,35 +284,35 @@ impl Guard {
 
     /// Opens pages that trap and need not, which [`after_write`](Self::after_write) has found. No
     /// processor may be in the guest.
-    pub(crate) fn settle_idle(&mut self, ram: &Ram) {
+    pub fn settle_idle(&mut self, ram: &impl GuestMemory) {
         let idle = std::mem::take(&mut self.idle);
         self.idle_writes = 0;
         self.settle(ram, &idle);
     }
 
     /// Whether a change has begun and not ended: no store is to begin that takes several decisions.
-    pub(crate) const fn is_changing(&self) -> bool {
+    pub const fn is_changing(&self) -> bool {
         self.changing
     }
 
     /// A store of which a part is done goes on under the rules that it began with.
-    pub(crate) fn store_begins(&mut self, vcpu: u32) {
+    pub fn store_begins(&mut self, vcpu: u32) {
         self.in_pieces.insert(vcpu);
     }
 
     /// That store has ended.
-    pub(crate) fn store_ended(&mut self, vcpu: u32) {
+    pub fn store_ended(&mut self, vcpu: u32) {
         self.in_pieces.remove(&vcpu);
     }
 
     /// The processors in the middle of such a store.
-    pub(crate) const fn in_pieces(&self) -> &BTreeSet<u32> {
+    pub const fn in_pieces(&self) -> &BTreeSet<u32> {
         &self.in_pieces
     }
 
     /// Whether a change may have to wait for every processor: KVM may be carrying out a store to two
     /// pages, one after the other.
-    pub(crate) const fn splits_at_page_end(&self) -> bool {
+    pub const fn splits_at_page_end(&self) -> bool {
         self.splits_at_page_end
     }
 
@@ -315,7 +323,7 @@ impl Guard {
     }
 
     /// What access maps deny beside rules, by page, ascending; an alias tells it again.
-    pub(crate) fn map_denials(&self) -> impl Iterator<Item = (Gfn, AccessMap)> {
+    pub fn map_denials(&self) -> impl Iterator<Item = (Gfn, AccessMap)> {
         let domain = &self.domain;
         let everywhere = GfnRange::new(Gfn::new(0), Gfn::MAX.as_u64() + 1).expect("every page");
         domain
@@ -325,35 +333,35 @@ impl Guard {
     }
 
     /// Leaves a rule out of all counts.
-    pub(crate) fn hide(&mut self, rule: RuleId) {
+    pub fn hide(&mut self, rule: RuleId) {
         self.trap_counts.hide(rule);
     }
 
     /// Counts a write that trapped and touches no restricted sub-page.
-    pub(crate) fn count_open(&mut self, write: &WriteParts) {
+    pub fn count_open(&mut self, write: &WriteParts) {
         self.trap_counts.count_open(&self.domain, write);
     }
 
     /// Counts a write that trapped.
-    pub(crate) fn count_trapped(&mut self, write: &WriteParts) {
+    pub fn count_trapped(&mut self, write: &WriteParts) {
         self.trap_counts.count(&self.domain, write);
     }
 
     /// Counts a write that did not trap, and was decided about.
-    pub(crate) fn count_untrapped(&mut self, write: &WriteParts) {
+    pub fn count_untrapped(&mut self, write: &WriteParts) {
         self.trap_counts.count_untrapped(write);
     }
 
     /// Numbers the event of a write that was just decided about, and counts it for the rules that guard
     /// bytes of it.
-    pub(crate) fn record(&mut self, record: Record, write: &WriteParts) -> Arc<Record> {
+    pub fn record(&mut self, record: Record, write: &WriteParts) -> Arc<Record> {
         self.trap_counts.record(&self.domain, record, write)
     }
 
     /// A permitted write has happened: opens its pages if nothing in them is restricted any more, as
     /// when the last tracked sub-page was written. True if the caller is to have that done where no
     /// processor is in the guest, which is asked for only when it has become worth it.
-    pub(crate) fn after_write(&mut self, ram: &Ram, write: &WriteParts) -> bool {
+    pub fn after_write(&mut self, ram: &impl GuestMemory, write: &WriteParts) -> bool {
         // A write opens what was tracked, and nothing else: a spent "allow once" closes.
         self.may_overtrap |= self.domain.tracked().next().is_some();
         if !self.may_overtrap || self.changing {
@@ -384,18 +392,18 @@ impl Guard {
     }
 
     /// Refuses ranges that are not all memory.
-    pub(crate) fn check_memory(ram: &Ram, range: ByteRange) -> Result<(), ChangeError> {
+    pub fn check_memory(ram: &impl GuestMemory, range: ByteRange) -> Result<(), ChangeError> {
         if ram.holds(range) {
             return Ok(());
         }
         let (first, last) = (range.first().as_u64(), range.last().as_u64());
-        Err(ChangeError::NotMemory { first, last, remedy: Remedy::of(range) })
+        Err(ChangeError::NotMemory { first, last, remedy: ram.remedy(range) })
     }
 }
 
 /// A change that has begun: what it had to close.
 #[must_use = "a change that has begun must end"]
-pub(crate) struct Begun {
+pub struct Begun {
     fresh: PageSet,
 }
 
@@ -407,6 +415,6 @@ fn with_neighbours(pages: GfnRange) -> GfnRange {
 }
 
 /// All pages of the guest's memory, under all names.
-fn memory(ram: &Ram) -> PageSet {
-    ram.mapped().iter().map(|region| region.pages).collect()
+fn memory(ram: &impl GuestMemory) -> PageSet {
+    ram.runs().collect()
 }

@@ -20,37 +20,38 @@ mod report;
 mod trapped;
 mod walk;
 
-pub(crate) use clock_page::write_clock;
-pub(crate) use context::StoreContext;
-pub(crate) use in_traps::in_traps;
-pub(crate) use inject::{end_instruction, inject};
-pub(crate) use mmio_store::{finish, mmio_store};
-pub(crate) use recorder::Recorder;
-pub(crate) use report::{Stepped, report_step};
-pub(crate) use trapped::{Cause, failure, trapped};
-pub(crate) use walk::mark as mark_walks;
+pub use clock_page::write_clock;
+pub use context::StoreContext;
+pub use in_traps::in_traps;
+pub use inject::{end_instruction, inject};
+pub use mmio_store::{finish, mmio_store};
+pub use recorder::{FirstProgram, Recorder};
+pub use report::{Stepped, report_step};
+pub use trapped::{Cause, failure, trapped};
+pub use walk::mark as mark_walks;
 
-use subpage::rules::Moment;
+use std::sync::Arc;
+
 use subpage_emulate::GuestInstruction;
+use subpage_trap::Record;
 
-use crate::ending::Ending;
 use crate::trap::PageSet;
 
 /// An instruction that trapped and that software does not carry out.
 #[derive(Debug)]
-pub(crate) struct Unsolved {
+pub struct Unsolved {
     /// The instruction, if it could be fetched.
-    pub(crate) code: Option<GuestInstruction>,
+    pub code: Option<GuestInstruction>,
     /// Why software does not, as a sentence without its end.
-    pub(crate) reason: String,
+    pub reason: String,
     /// How often the processor came here in a row.
-    pub(crate) visits: u32,
+    pub visits: u32,
 }
 
-/// How a processor continues after an exit.
+/// How a processor continues after a store.
 #[derive(Debug)]
 #[must_use]
-pub(crate) enum Next {
+pub enum Next {
     /// Into the guest.
     Enter,
     /// Into the guest, after pages that need not trap any more were opened.
@@ -59,10 +60,11 @@ pub(crate) enum Next {
     Step(Unsolved),
     /// Into the guest, after these pages, which hold page tables, were put into read-only slots.
     HoldTables(PageSet),
-    /// Into the guest, after the rules were put in force that wait for this.
-    Arm(Moment),
-    /// From the start: the guest has asked for a reset.
-    Reset,
-    /// Not at all.
-    End(Ending),
+    /// Not at all: a rule with the action `stop` was met.
+    Stopped(Arc<Record>),
+    /// Not at all: a triple fault, at this instruction.
+    TripleFault {
+        /// Its address.
+        rip: u64,
+    },
 }

@@ -15,8 +15,9 @@ use subpage_trap::{Account, Met, Origin, Response, report};
 use super::backend::{Backend, Before};
 use super::find_instruction::find_before;
 use super::{Next, StoreContext};
-use crate::ending::{Ending, Failure};
+use crate::failure::Failure;
 use crate::guard::SPACE;
+use crate::memory::GuestMemory;
 use crate::vcpu::{Kick, Processor};
 
 /// Bytes of the longest store that KVM's emulator makes (one of AVX), and room beyond.
@@ -108,8 +109,8 @@ impl Reported {
 }
 
 /// Decides about a store that KVM reports, by its first piece, and does it or not.
-pub(crate) fn mmio_store(
-    context: StoreContext<'_>,
+pub fn mmio_store(
+    context: StoreContext<'_, impl GuestMemory>,
     processor: &mut Processor,
     kick: Kick,
     address: u64,
@@ -178,7 +179,7 @@ pub(crate) fn mmio_store(
             Backend { context, guard, processor, tables, before, extended, settle: false };
         let event = report(&mut backend, met, Response::Skip, &account);
         if let Met::Forbidden { stop: true, .. } = met {
-            return Ok(Next::End(Ending::Stopped { event }));
+            return Ok(Next::Stopped(event));
         }
     }
     if decision.permits() {
@@ -190,7 +191,7 @@ pub(crate) fn mmio_store(
 
 /// Does a piece of a store of which every byte is permitted, however it goes on; none if that is not so.
 fn at_once(
-    context: StoreContext<'_>,
+    context: StoreContext<'_, impl GuestMemory>,
     vcpu: u32,
     reported: &Reported,
     parts: &WriteParts,
@@ -225,8 +226,8 @@ fn at_once(
 /// Lets KVM report what is left of a store whose first piece was done at once.
 ///
 /// To be called before the processor is let go of, or passes for a change that waits.
-pub(crate) fn finish(
-    context: StoreContext<'_>,
+pub fn finish(
+    context: StoreContext<'_, impl GuestMemory>,
     processor: &mut Processor,
     kick: Kick,
 ) -> Result<(), Failure> {
@@ -246,7 +247,7 @@ pub(crate) fn finish(
 }
 
 /// Stores one piece, with one instruction if it has 1, 2, 4 or 8 bytes.
-fn store(context: StoreContext<'_>, gpa: Gpa, bytes: &[u8]) {
+fn store(context: StoreContext<'_, impl GuestMemory>, gpa: Gpa, bytes: &[u8]) {
     let range = ByteRange::new(gpa, bytes.len() as u64).expect("a piece was a range before");
     context
         .ram

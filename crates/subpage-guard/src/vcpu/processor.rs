@@ -39,25 +39,25 @@ pub struct Processor {
     /// 0 is the one that boots.
     pub number: u32,
     /// Instructions that trapped lately.
-    pub(crate) decode_cache: DecodeCache,
+    pub decode_cache: DecodeCache,
     /// Where substitutes of its instructions are executed.
-    pub(crate) trampoline: OwnTrampoline,
+    pub trampoline: OwnTrampoline,
     /// Components of extended state that both the guest and this host may have.
-    pub(crate) xstate: u64,
+    pub xstate: u64,
     /// RIP and how often the processor was found there without having gone on.
-    pub(crate) stuck: Stuck,
+    pub stuck: Stuck,
     /// The last exit was a piece of a store that may continue.
-    pub(crate) store_may_go_on: bool,
+    pub store_may_go_on: bool,
     /// The guard knows of such a store.
-    pub(crate) in_pieces: bool,
+    pub in_pieces: bool,
     /// Where the watch found it last.
     seen_at: Option<u64>,
     /// Its time-stamp counter can run at another rate than the host's.
-    pub(crate) scales_time: bool,
+    pub scales_time: bool,
     /// What the guest has asked for by the MSRs of its clock.
-    pub(crate) clock: ClockRegisters,
+    pub clock: ClockRegisters,
     /// What ends its stays in the guest for a debugger.
-    pub(crate) debugging: kvm_guest_debug,
+    pub debugging: kvm_guest_debug,
     /// Whether registers go through the page that it shares with KVM.
     pub(super) exchange: Exchange,
 }
@@ -75,7 +75,7 @@ pub enum Activity {
 
 /// How often a processor came back to the same place for the same reason.
 #[derive(Debug, Default)]
-pub(crate) struct Stuck {
+pub struct Stuck {
     rip: u64,
     changes: u64,
     times: u32,
@@ -84,7 +84,7 @@ pub(crate) struct Stuck {
 impl Stuck {
     /// Counts a visit to `rip`; 1 the first time in a row, and the first time after what traps has
     /// changed, by the count of [`changes`](crate::trap::Traps::changes).
-    pub(crate) fn visit(&mut self, rip: u64, changes: u64) -> u32 {
+    pub fn visit(&mut self, rip: u64, changes: u64) -> u32 {
         if (self.rip, self.changes) != (rip, changes) {
             *self = Self { rip, changes, times: 0 };
         }
@@ -93,7 +93,7 @@ impl Stuck {
     }
 
     /// The processor has gone on.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.times = 0;
     }
 }
@@ -182,7 +182,7 @@ impl Processor {
     }
 
     /// Registers by their names, in lower case, for people who look at it.
-    pub(crate) fn named_registers(&self) -> Result<Vec<(String, u64)>, ProcessorError> {
+    pub fn named_registers(&self) -> Result<Vec<(String, u64)>, ProcessorError> {
         let r = self.fd.get_regs().map_err(self.failed("read the registers"))?;
         let s = self.fd.get_sregs().map_err(self.failed("read the system registers"))?;
         let named = [
@@ -271,12 +271,12 @@ impl Processor {
     }
 
     /// Sets what ends a stay in the guest for debugging.
-    pub(crate) fn set_guest_debug(&self, to: &kvm_guest_debug) -> Result<(), ProcessorError> {
+    pub fn set_guest_debug(&self, to: &kvm_guest_debug) -> Result<(), ProcessorError> {
         self.fd.set_guest_debug(to).map_err(self.failed("set the guest's debugging"))
     }
 
     /// A model-specific register.
-    pub(crate) fn msr(&self, index: u32) -> Result<u64, ProcessorError> {
+    pub fn msr(&self, index: u32) -> Result<u64, ProcessorError> {
         let wanted = kvm_msr_entry { index, ..kvm_msr_entry::default() };
         let mut msrs = Msrs::from_entries(&[wanted]).expect("one register");
         self.fd.get_msrs(&mut msrs).map_err(self.failed("read a model-specific register"))?;
@@ -289,13 +289,13 @@ impl Processor {
     }
 
     /// The suberror of the exit `KVM_EXIT_INTERNAL_ERROR` that has just happened.
-    pub(crate) fn internal_error(&mut self) -> u32 {
+    pub fn internal_error(&mut self) -> u32 {
         // SAFETY: a plain number; of this exit, KVM has filled in this part of the union.
         unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror }
     }
 
     /// What the processor does when it is not out of the guest.
-    pub(crate) fn activity(&self, at: &Interrupted) -> Result<Activity, ProcessorError> {
+    pub fn activity(&self, at: &Interrupted) -> Result<Activity, ProcessorError> {
         let activity = self.fd.get_mp_state().map_err(self.failed("read the activity state"))?;
         Ok(match activity.mp_state {
             KVM_MP_STATE_RUNNABLE => Activity::Running,
@@ -306,7 +306,7 @@ impl Processor {
     }
 
     /// Completes what is pending of the last exit, without entering the guest; what else came of it.
-    pub(crate) fn complete_exit(&mut self) -> Result<(), String> {
+    pub fn complete_exit(&mut self) -> Result<(), String> {
         self.fd.set_kvm_immediate_exit(1);
         let result = match self.fd.run() {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Ok(()),
@@ -318,12 +318,12 @@ impl Processor {
     }
 
     /// Whether the watch has found the processor at the same place the last time.
-    pub(crate) fn found_again(&mut self, rip: u64) -> bool {
+    pub fn found_again(&mut self, rip: u64) -> bool {
         self.seen_at.replace(rip) == Some(rip)
     }
 
     /// The guest's XCR0.
-    pub(crate) fn xcr0(&self) -> Result<u64, ProcessorError> {
+    pub fn xcr0(&self) -> Result<u64, ProcessorError> {
         let registers = self.fd.get_xcrs().map_err(self.failed("read XCR0"))?;
         let first = registers.xcrs.iter().take(registers.nr_xcrs as usize);
         // x87 is always enabled.

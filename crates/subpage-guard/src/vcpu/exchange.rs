@@ -22,7 +22,7 @@ const WANTED_BITS: u32 = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_E
 
 /// Whether registers go through the shared page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Exchange {
+pub(super) enum Exchange {
     /// By requests.
     #[default]
     Off,
@@ -34,7 +34,7 @@ pub(crate) enum Exchange {
 
 impl Processor {
     /// Lets KVM copy registers at exits from now on, if it can.
-    pub(crate) fn exchange_registers(&mut self, vm: &VmFd) {
+    pub fn exchange_registers(&mut self, vm: &VmFd) {
         let can = u32::try_from(vm.check_extension_int(Cap::SyncRegs)).unwrap_or(0);
         if can & WANTED_BITS == WANTED_BITS {
             for registers in WANTED {
@@ -45,7 +45,7 @@ impl Processor {
     }
 
     /// Where the exit that has just been left it: to be asked before anything is set.
-    pub(crate) fn at_exit(&mut self) -> Result<(Interrupted, kvm_vcpu_events), ProcessorError> {
+    pub fn at_exit(&mut self) -> Result<(Interrupted, kvm_vcpu_events), ProcessorError> {
         if self.exchange == Exchange::Off {
             return Ok((self.interrupted()?, self.events()?));
         }
@@ -56,7 +56,7 @@ impl Processor {
     /// Takes over into `state` where the exit that has just been left it, as far as a
     /// [plain](registers::plain_state) store needs to know. False if there is more to it: other code, an
     /// event that is being delivered, blocking by STI or MOV SS, single steps, or no page to look at.
-    pub(crate) fn at_plain_exit(&mut self, state: &mut State) -> bool {
+    pub fn at_plain_exit(&mut self, state: &mut State) -> bool {
         if self.exchange == Exchange::Off {
             return false;
         }
@@ -71,7 +71,7 @@ impl Processor {
 
     /// Sets the general registers, RIP and RFLAGS of `after`, at the latest when it enters the guest
     /// or when [`give_back`](Self::give_back) is called.
-    pub(crate) fn go_on_at_entry(&mut self, after: &State) -> Result<(), ProcessorError> {
+    pub fn go_on_at_entry(&mut self, after: &State) -> Result<(), ProcessorError> {
         if self.exchange == Exchange::Off {
             return self.go_on(after);
         }
@@ -82,14 +82,14 @@ impl Processor {
     }
 
     /// The guest is entered next: KVM takes what waits, whatever else the entry comes to.
-    pub(crate) fn entered(&mut self) {
+    pub fn entered(&mut self) {
         if self.exchange == Exchange::Waiting {
             self.exchange = Exchange::On;
         }
     }
 
     /// Gives KVM the registers that wait for an entry: others may ask for them next.
-    pub(crate) fn give_back(&mut self) -> Result<(), ProcessorError> {
+    pub fn give_back(&mut self) -> Result<(), ProcessorError> {
         if self.exchange == Exchange::Waiting {
             self.exchange = Exchange::On;
             self.fd.clear_sync_dirty_reg(SyncReg::Register);

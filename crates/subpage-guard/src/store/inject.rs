@@ -4,11 +4,11 @@ use subpage_emulate::Exception;
 use subpage_emulate::bits::{DR6_BS, RFLAGS_TF};
 
 use super::Next;
-use crate::ending::Failure;
+use crate::failure::Failure;
 use crate::vcpu::{Interrupted, Processor, ProcessorError};
 
 /// Has the guest receive an exception in place of the instruction at RIP.
-pub(crate) fn inject(processor: &Processor, exception: Exception) -> Result<Next, Failure> {
+pub fn inject(processor: &Processor, exception: Exception) -> Result<Next, Failure> {
     if let Some(address) = exception.address {
         processor.set_page_fault_address(address)?;
     }
@@ -26,7 +26,7 @@ pub(crate) fn inject(processor: &Processor, exception: Exception) -> Result<Next
 
 /// What ends with a completed instruction: blocking by STI and MOV SS, and, if RFLAGS.TF was set, the
 /// single-step trap begins. `shadow` tells of such blocking at the exit.
-pub(crate) fn end_instruction(
+pub fn end_instruction(
     processor: &mut Processor,
     before: &Interrupted,
     shadow: bool,

@@ -24,7 +24,7 @@ const ENABLED: u64 = 1;
 const STABLE: u8 = 1;
 
 /// Lets KVM hand the clock's MSRs to us; false if it cannot (before Linux 5.10).
-pub(crate) fn take_over(vm: &VmFd) -> bool {
+pub fn take_over(vm: &VmFd) -> bool {
     if !vm.check_extension(Cap::X86UserSpaceMsr) || !vm.check_extension(Cap::X86MsrFilter) {
         return false;
     }
@@ -45,14 +45,14 @@ pub(crate) fn take_over(vm: &VmFd) -> bool {
 
 /// What a processor has written to the clock's MSRs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ClockRegisters {
+pub struct ClockRegisters {
     wall_clock: u64,
     system_time: u64,
 }
 
 /// What a guest wants to have written by a write to an MSR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ClockRequest {
+pub enum ClockRequest {
     /// The rate, for this processor, to this guest-physical address.
     Rate(u64),
     /// The time of day, to this guest-physical address.
@@ -61,7 +61,7 @@ pub(crate) enum ClockRequest {
 
 impl ClockRegisters {
     /// The value of one of the registers; 0 for any other.
-    pub(crate) fn read(&self, register: u32) -> u64 {
+    pub fn read(&self, register: u32) -> u64 {
         match register {
             WALL_CLOCK => self.wall_clock,
             SYSTEM_TIME => self.system_time,
@@ -70,7 +70,7 @@ impl ClockRegisters {
     }
 
     /// Writes one of the registers; what then is to be written to memory.
-    pub(crate) fn write(&mut self, register: u32, value: u64) -> Option<ClockRequest> {
+    pub fn write(&mut self, register: u32, value: u64) -> Option<ClockRequest> {
         match register {
             WALL_CLOCK => {
                 self.wall_clock = value;
@@ -98,7 +98,7 @@ fn scale(khz: u32) -> (u32, i8) {
 }
 
 /// The bytes of `pvclock_vcpu_time_info`; none for a rate of 0.
-pub(crate) fn rate(khz: u32, stable: bool) -> Option<[u8; 32]> {
+pub fn rate(khz: u32, stable: bool) -> Option<[u8; 32]> {
     if khz == 0 {
         return None;
     }
@@ -113,7 +113,7 @@ pub(crate) fn rate(khz: u32, stable: bool) -> Option<[u8; 32]> {
 }
 
 /// The bytes of `pvclock_wall_clock`: `now`, since 1970, is when the counter has the value `counter`.
-pub(crate) fn time_of_day(now: Duration, counter: u64, khz: u32) -> Option<[u8; 12]> {
+pub fn time_of_day(now: Duration, counter: u64, khz: u32) -> Option<[u8; 12]> {
     let since = u128::from(counter) * 1_000_000 / u128::from((khz != 0).then_some(khz)?);
     let since = Duration::from_nanos(u64::try_from(since).ok()?);
     let began = now.checked_sub(since).unwrap_or_default();

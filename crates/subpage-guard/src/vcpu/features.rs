@@ -201,7 +201,7 @@ pub enum FeatureError {
 }
 
 /// The names of all features that can be chosen.
-pub(crate) fn all() -> impl Iterator<Item = &'static str> {
+pub fn all() -> impl Iterator<Item = &'static str> {
     FEATURES.iter().map(|feature| feature.name)
 }
 
@@ -219,7 +219,7 @@ pub struct FeatureChoice {
 
 impl FeatureChoice {
     /// Leaves a feature out, unless it is asked for.
-    pub(crate) fn rather_without(&mut self, name: &'static str) {
+    pub fn rather_without(&mut self, name: &'static str) {
         assert!(find(name).is_some(), "a feature of the list");
         if !self.wanted.contains(name) {
             self.left_out.insert(name);
@@ -239,12 +239,12 @@ impl FeatureChoice {
     }
 
     /// Whether nothing is chosen.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.wanted.is_empty() && self.left_out.is_empty()
     }
 
     /// The leaves and subleaves that tell of what is chosen.
-    pub(crate) fn leaves(&self) -> BTreeSet<(u32, u32)> {
+    pub fn leaves(&self) -> BTreeSet<(u32, u32)> {
         let chosen = FEATURES
             .iter()
             .filter(|it| self.wanted.contains(it.name) || self.without(it.name).is_some());
@@ -252,7 +252,7 @@ impl FeatureChoice {
     }
 
     /// Whether a guest that finds `cpuid` finds what was chosen.
-    pub(crate) fn check(&self, cpuid: &mut CpuId) -> Result<(), FeatureError> {
+    pub fn check(&self, cpuid: &mut CpuId) -> Result<(), FeatureError> {
         for feature in FEATURES {
             let is_there = feature.register(cpuid).is_some_and(|it| *it >> feature.bit & 1 != 0);
             let name = feature.name;
@@ -268,7 +268,7 @@ impl FeatureChoice {
     }
 
     /// Takes what is left out of a guest's CPUID.
-    pub(crate) fn apply(&self, cpuid: &mut CpuId) {
+    pub fn apply(&self, cpuid: &mut CpuId) {
         for feature in FEATURES.iter().filter(|feature| self.without(feature.name).is_some()) {
             if let Some(register) = feature.register(cpuid) {
                 *register &= !(1 << feature.bit);
@@ -322,7 +322,7 @@ impl fmt::Display for FeatureChoice {
 }
 
 /// What the bits of a register of CPUID are called, for people.
-pub(crate) fn names_of(leaf: u32, subleaf: u32, output: usize, bits: u32) -> Vec<String> {
+pub fn names_of(leaf: u32, subleaf: u32, output: usize, bits: u32) -> Vec<String> {
     let outputs = [(Eax, "EAX"), (Ebx, "EBX"), (Ecx, "ECX"), (Edx, "EDX")];
     let (output, name) = outputs[output];
     let of_bit = |bit: u32| {

@@ -9,7 +9,7 @@ use super::backend::{Backend, Before, HostFailure, Obstacle};
 use super::inject::inject;
 use super::trapped::{Cause, failed};
 use super::{Next, StoreContext};
-use crate::ending::Ending;
+use crate::memory::GuestMemory;
 use crate::vcpu::{Interrupted, Processor, ProcessorError};
 
 const NMI: u8 = 2;
@@ -46,7 +46,7 @@ pub(super) fn pending(events: &kvm_vcpu_events, cause: Cause) -> Option<Vectorin
 
 /// Linear address of the frame that an event pushes, if it can be found out.
 pub(super) fn frame_at(
-    context: StoreContext<'_>,
+    context: StoreContext<'_, impl GuestMemory>,
     at: &Interrupted,
     event: &VectoringEvent,
 ) -> Option<u64> {
@@ -60,7 +60,7 @@ pub(super) fn frame_at(
 /// Pushes the frame of an event that KVM could not deliver, decided by its exact bytes, and starts the
 /// handler.
 pub(super) fn deliver(
-    context: StoreContext<'_>,
+    context: StoreContext<'_, impl GuestMemory>,
     processor: &mut Processor,
     at: &Interrupted,
     event: &VectoringEvent,
@@ -95,10 +95,8 @@ pub(super) fn deliver(
             inject(processor, exception)
                 .map_err(|failure| Obstacle::Failed(HostFailure::Processor(failure)))
         }
-        Delivered::TripleFault => {
-            Ok(Next::End(Ending::TripleFault { rip: at.state.rip, in_traps: Vec::new() }))
-        }
-        Delivered::Stopped(event) => Ok(Next::End(Ending::Stopped { event })),
+        Delivered::TripleFault => Ok(Next::TripleFault { rip: at.state.rip }),
+        Delivered::Stopped(event) => Ok(Next::Stopped(event)),
     }
 }
 

@@ -13,9 +13,9 @@ use subpage_trap as trap;
 use subpage_trap::{Record, When};
 
 use super::StoreContext;
-use crate::ending::Failure;
+use crate::failure::Failure;
 use crate::guard::Guard;
-use crate::memory::Ram;
+use crate::memory::GuestMemory;
 use crate::vcpu::Processor;
 
 /// Why a write is not done, here.
@@ -51,8 +51,8 @@ pub(super) enum Before<'a> {
 }
 
 /// A processor whose write trapped, and the locked guard.
-pub(super) struct Backend<'a> {
-    pub(super) context: StoreContext<'a>,
+pub(super) struct Backend<'a, M> {
+    pub(super) context: StoreContext<'a, M>,
     pub(super) guard: &'a mut Guard,
     pub(super) processor: &'a mut Processor,
     pub(super) tables: &'a SystemTables,
@@ -63,15 +63,15 @@ pub(super) struct Backend<'a> {
     pub(super) settle: bool,
 }
 
-impl trap::Backend for Backend<'_> {
-    type Memory = Ram;
+impl<M: GuestMemory> trap::Backend for Backend<'_, M> {
+    type Memory = M;
     type Frames = HeapFrames;
     type Extended = Option<Box<XsaveArea>>;
     type Place = ();
     type Told = Arc<Record>;
     type Failure = HostFailure;
 
-    fn memory(&self) -> &Ram {
+    fn memory(&self) -> &M {
         self.context.ram
     }
 
@@ -173,12 +173,9 @@ impl trap::Backend for Backend<'_> {
     }
 }
 
-impl Backend<'_> {
+impl<M: GuestMemory> Backend<'_, M> {
     /// Work with the processor's extended registers and trampoline.
-    fn execute<T>(
-        &mut self,
-        work: impl FnOnce(&mut Executor<'_, Ram>) -> T,
-    ) -> Result<T, Obstacle> {
+    fn execute<T>(&mut self, work: impl FnOnce(&mut Executor<'_, M>) -> T) -> Result<T, Obstacle> {
         let components = self.processor.xstate;
         let extended = match self.extended {
             Some(area) if components != 0 => Extended::Xsave { area, components },

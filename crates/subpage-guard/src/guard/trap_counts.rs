@@ -84,7 +84,7 @@ impl TrapCounts {
     }
 
     /// Leaves this rule out of all counts.
-    pub(crate) fn hide(&mut self, rule: RuleId) {
+    pub fn hide(&mut self, rule: RuleId) {
         self.hidden = Some(rule);
     }
 

@@ -10,8 +10,9 @@ use subpage_trap::{Account, Met, Origin, Response, report};
 
 use super::backend::{Backend, Before};
 use super::{Next, StoreContext};
-use crate::ending::{Ending, Failure};
+use crate::failure::Failure;
 use crate::guard::{Guard, SPACE};
+use crate::memory::GuestMemory;
 use crate::vcpu::Processor;
 use crate::vcpu::clock::{ClockRequest, rate, time_of_day};
 
@@ -22,8 +23,8 @@ const TIME_STAMP_COUNTER: u32 = 0x10;
 ///
 /// The place is the guest's choice, so it is decided about as a write of the processor: denied, it is not
 /// done, and the instruction goes on. A place that is no memory gets nothing, as with KVM's own clock.
-pub(crate) fn write_clock(
-    context: StoreContext<'_>,
+pub fn write_clock(
+    context: StoreContext<'_, impl GuestMemory>,
     guard: &mut Guard,
     vm: &VmFd,
     processor: &mut Processor,
@@ -51,7 +52,7 @@ pub(crate) fn write_clock(
 }
 
 fn write(
-    context: StoreContext<'_>,
+    context: StoreContext<'_, impl GuestMemory>,
     guard: &mut Guard,
     processor: &mut Processor,
     place: u64,
@@ -104,7 +105,7 @@ fn write(
         };
         let event = report(&mut backend, met, Response::Skip, &account);
         if let Met::Forbidden { stop: true, .. } = met {
-            return Ok(Next::End(Ending::Stopped { event }));
+            return Ok(Next::Stopped(event));
         }
     }
     if decision.permits() {
