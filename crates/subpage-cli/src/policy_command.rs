@@ -50,14 +50,15 @@ pub fn check(arguments: &PolicyCheckArguments, out: &mut Output) -> Result<Statu
         return Ok(Status::Clean);
     };
     let of_trace = matches!(names, NameFile::Trace(..));
-    let mut policy = names.resolve(draft, arguments.process);
+    let mut resolved = names.resolve(draft, arguments.process);
     if let (Some(guest), false) = (arguments.guest(), of_trace) {
-        let known = policy.as_mut().ok().and_then(|policy| policy.as_mut().ok());
+        let known = resolved.as_mut().ok().and_then(|(policy, _)| policy.as_mut().ok());
         check_policy(guest, known)?;
     }
-    let policy = policy?.map_err(wrong)?;
+    let (policy, is_machine) = resolved?;
+    let policy = policy.map_err(wrong)?;
     if of_trace {
-        check_moments(&policy)?;
+        check_moments(&policy, is_machine)?;
     }
     let warnings = policy.overruled();
     if arguments.strict && !warnings.is_empty() {
@@ -108,21 +109,23 @@ impl<'a> NameFile<'a> {
         }
     }
 
-    /// The policy with these names, or its mistakes.
+    /// The policy with these names, or its mistakes; and whether they are of the trace of a machine.
     fn resolve(
         self,
         draft: Draft,
         process: Option<u16>,
-    ) -> Result<Result<Policy, Mistakes>, Failure> {
+    ) -> Result<(Result<Policy, Mistakes>, bool), Failure> {
         Ok(match self {
             Self::Trace(path, program) => {
                 let trace = TraceFile::open(path, process)?;
-                draft.resolve_listed(&trace.names(program)?, &trace.names_command())
+                let policy = draft.resolve_listed(&trace.names(program)?, &trace.names_command());
+                (policy, trace.is_machine())
             }
             Self::Symbols(path) => {
                 let names: Names = read_region_names(path).map_err(|error| Failure::bad(&error))?;
-                draft.resolve_or(&names, "`nm FILE` lists the names of an ELF file; those of a Linux image are its functions and data, \
-                     without loadable modules")
+                let otherwise = "`nm FILE` lists the names of an ELF file; those of a Linux image are \
+                                 its functions and data, without loadable modules";
+                (draft.resolve_or(&names, otherwise), false)
             }
         })
     }

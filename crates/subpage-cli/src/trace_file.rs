@@ -78,6 +78,11 @@ impl TraceFile {
         &self.reader.header().processes
     }
 
+    /// Whether a whole machine was recorded, by physical addresses.
+    pub fn is_machine(&self) -> bool {
+        self.reader.header().is_machine
+    }
+
     /// The command that lists the names of the process whose writes are given.
     pub fn names_command(&self) -> String {
         let (name, process) = (&self.name, self.process);
@@ -111,9 +116,9 @@ impl TraceFile {
     }
 
     /// The names that it brings; with the file of the program that was recorded, fields and elements of
-    /// them are known as well.
+    /// them are known as well. A machine's are those of the kernel's file, if one is given.
     ///
-    /// Fails if the file is of another program or build.
+    /// Fails if the file is of another program, kernel or build.
     pub fn names(&self, program: Option<&Path>) -> Result<Names, Failure> {
         let header = self.reader.header();
         let (names, build) = match self.processes().get(usize::from(self.process)) {
@@ -127,6 +132,9 @@ impl TraceFile {
         };
         let all = Names::new(names.iter().map(range).collect());
         let Some(program) = program else { return Ok(all) };
+        if header.is_machine {
+            return all.with_kernel(program).map_err(|error| Failure::bad(&error));
+        }
         let objects = names.iter().filter(|name| name.kind == NameKind::Object).map(range);
         all.with_program(objects, build.as_ref(), program).map_err(|error| Failure::bad(&error))
     }

@@ -12,8 +12,10 @@ pub(crate) const ONE_PROCESS: u32 = 1;
 pub(crate) const SEVERAL_PROCESSES: u32 = 2;
 /// Version of traces that name their code, of one process or several.
 pub(crate) const NAMED_CODE: u32 = 3;
-/// The newest version: of traces that tell which build was recorded. All versions are read.
-pub const VERSION: u32 = 4;
+/// Version of traces that tell which build was recorded.
+pub(crate) const KNOWN_BUILD: u32 = 4;
+/// The newest version: of traces of machines. All versions are read.
+pub const VERSION: u32 = 5;
 /// The most writes in one block.
 pub const MAX_BLOCK_WRITES: usize = 1 << 14;
 /// The most bytes a block has after decompression: 24 a write, as a write takes at most 22 and

@@ -5,7 +5,9 @@ use std::io::Read;
 use crate::build_id::BuildId;
 use crate::code::{Code, Room};
 use crate::error::TraceError;
-use crate::frame::{Counted, MAGIC, NAMED_CODE, ONE_PROCESS, SEVERAL_PROCESSES, VERSION};
+use crate::frame::{
+    Counted, KNOWN_BUILD, MAGIC, NAMED_CODE, ONE_PROCESS, SEVERAL_PROCESSES, VERSION,
+};
 use crate::names::{MAX_NAMES, Name, NameKind, Names};
 use crate::varint;
 
@@ -40,6 +42,8 @@ pub struct Header {
     /// Place of the main one among them: the program that was to be recorded, or what it became by
     /// its last exec. 0 in a trace of one process.
     pub main: u16,
+    /// Whether a whole machine was recorded, by physical addresses, and not a program.
+    pub is_machine: bool,
 }
 
 /// One of several processes of a trace: a program from its start, or its exec or fork, to its end or
@@ -88,8 +92,10 @@ impl Header {
         put_names(&mut content, &self.names);
         let has_code = |process: &Process| !process.code.is_empty();
         let has_build = |process: &Process| process.build.is_some();
-        let version = if self.build.is_some() || self.processes.iter().any(has_build) {
+        let version = if self.is_machine {
             VERSION
+        } else if self.build.is_some() || self.processes.iter().any(has_build) {
+            KNOWN_BUILD
         } else if !self.code.is_empty() || self.processes.iter().any(has_code) {
             NAMED_CODE
         } else if self.processes.is_empty() {
@@ -115,11 +121,14 @@ impl Header {
             self.code.put(&mut content);
             self.processes.iter().for_each(|process| process.code.put(&mut content));
         }
-        if version >= VERSION {
+        if version >= KNOWN_BUILD {
             let builds = self.processes.iter().map(|process| process.build.as_ref());
             for build in std::iter::once(self.build.as_ref()).chain(builds) {
                 BuildId::put(build, &mut content);
             }
+        }
+        if version >= VERSION {
+            varint::put(&mut content, self.is_machine.into());
         }
         let length = u32::try_from(content.len()).ok().filter(|&length| length <= MAX_CONTENT);
         let length = length.unwrap_or_else(|| unreachable!("names and command are bounded"));
@@ -319,7 +328,7 @@ fn decode(mut content: &[u8], version: u32) -> Result<Header, &'static str> {
         }
     }
     let mut build = None;
-    if version >= VERSION {
+    if version >= KNOWN_BUILD {
         build = BuildId::take(content)?;
         for (index, process) in processes.iter_mut().enumerate() {
             process.build = BuildId::take(content)?;
@@ -328,10 +337,16 @@ fn decode(mut content: &[u8], version: u32) -> Result<Header, &'static str> {
             }
         }
     }
+    let is_machine = version >= VERSION
+        && match varint::take(content).ok_or("what was recorded is cut off")? {
+            0 => false,
+            1 => true,
+            _ => return Err("what was recorded is neither a program nor a machine"),
+        };
     if !content.is_empty() {
         return Err("bytes follow the end of the header");
     }
-    Ok(Header { command, names, code, build, processes, main })
+    Ok(Header { command, names, code, build, processes, main, is_machine })
 }
 
 #[cfg(test)]

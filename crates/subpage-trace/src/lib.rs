@@ -7,6 +7,7 @@
 
 mod address_space;
 mod block;
+mod boot;
 mod build_id;
 mod code;
 mod code_names;
@@ -32,6 +33,7 @@ mod varint;
 mod write;
 mod writer;
 
+pub use boot::{BootMoment, BootMoments};
 pub use build_id::{BuildId, MAX_BUILD_ID_BYTES};
 pub use code::{Code, CodePlace, MAX_INSTRUCTIONS, MAX_TEXTS};
 pub use code_names::CodeNames;

@@ -107,7 +107,8 @@ pub fn record_machine(
     }
     let words = std::iter::once(program).chain(arguments);
     let command = words.map(|word| word.to_string_lossy().into_owned()).collect();
-    let header = Header { command, names: machine.names.clone(), ..Header::default() };
+    let header =
+        Header { command, names: machine.names.clone(), is_machine: true, ..Header::default() };
     let (writes, file_bytes) = filled.place(&header, &never)?;
     let mut text = crate::lackey::LackeySummary::default();
     (text.lines, text.malformed) = (stores.malformed, stores.malformed);

@@ -307,10 +307,14 @@ pub fn write_armed(out: &mut impl Write, armed: &Armed) -> io::Result<()> {
         0 => String::new(),
         more => format!(" and {} more", grouped(more as u64)),
     };
-    let (names, by, after) = (names.join(", "), printable(&armed.by), armed.since_start);
+    let (names, by) = (names.join(", "), printable(&armed.by));
+    let when = match armed.write {
+        Some(write) => format!("from write {} on", grouped(write)),
+        None => format!("after {:.3} s", armed.since_start),
+    };
     writeln!(
         out,
-        "{GOOD}armed{GOOD:#}  {NAME}{names}{NAME:#}{more}  {QUIET}by {by}, after {after:.3} s{QUIET:#}"
+        "{GOOD}armed{GOOD:#}  {NAME}{names}{NAME:#}{more}  {QUIET}by {by}, {when}{QUIET:#}"
     )
 }
 

@@ -7,7 +7,7 @@ use subpage_trap::Verdict;
 use super::Enforcer;
 use super::touch_index::TouchIndex;
 use crate::failure::Failure;
-use crate::policy::Policy;
+use crate::policy::{Policy, PolicyRule};
 
 /// Decides by the rules alone, without tables and without a processor: what the other backends
 /// must agree with.
@@ -16,6 +16,7 @@ pub struct ByteRules {
     actions: Vec<Action>,
     /// For each `allow-once` rule, whether its one write has happened.
     used: Vec<bool>,
+    armed: Vec<bool>,
     index: TouchIndex,
 }
 
@@ -26,6 +27,7 @@ impl ByteRules {
         Self {
             actions: policy.rules.iter().map(|rule| rule.rule.action).collect(),
             used: vec![false; policy.rules.len()],
+            armed: policy.rules.iter().map(PolicyRule::holds_from_start).collect(),
             index: TouchIndex::new(&ranges, 1),
         }
     }
@@ -38,10 +40,14 @@ impl Enforcer for ByteRules {
 
     fn write(&mut self, bytes: ByteRange) -> Result<Option<(usize, Verdict)>, Failure> {
         let mut strongest: Option<(Action, usize)> = None;
-        self.index.for_each(bytes, |rule| {
+        let Self { actions, used, armed, index } = self;
+        index.for_each(bytes, |rule| {
+            if !armed[rule] {
+                return;
+            }
             // An `allow-once` rule whose write has happened denies.
-            let action = match self.actions[rule] {
-                Action::AllowOnce if self.used[rule] => Action::Deny,
+            let action = match actions[rule] {
+                Action::AllowOnce if used[rule] => Action::Deny,
                 action => action,
             };
             // Of equally strong rules the first in the policy decides.
@@ -59,8 +65,15 @@ impl Enforcer for ByteRules {
             Action::Stop => Verdict::Stopped,
         };
         if verdict == Verdict::AllowedOnce {
-            self.index.for_each(bytes, |rule| self.used[rule] = true);
+            index.for_each(bytes, |rule| used[rule] |= armed[rule]);
         }
         Ok(Some((rule, verdict)))
+    }
+
+    fn arm(&mut self, rules: &[usize]) -> Result<(), Failure> {
+        for &rule in rules {
+            self.armed[rule] = true;
+        }
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@ mod intervals;
 #[cfg_attr(not(feature = "kvm"), path = "no_machine.rs")]
 mod machine;
 mod model;
+mod moments;
 mod page_costs;
 mod run_counters;
 mod touch_index;
@@ -15,8 +16,8 @@ pub use byte_rules::ByteRules;
 pub(crate) use guest::check_policy;
 pub use guest::is_trace;
 pub use model::{MAX_PAGES, Model};
+pub(crate) use moments::check_moments;
 pub use run_counters::RunCounters;
-pub(crate) use trace::check_moments;
 
 use std::path::{Path, PathBuf};
 
@@ -53,6 +54,12 @@ pub trait Enforcer {
     ///
     /// Fails if the enforcer itself cannot continue.
     fn write(&mut self, bytes: ByteRange) -> Result<Option<(usize, Verdict)>, Failure>;
+
+    /// Brings rules that [waited](crate::policy::PolicyRule::holds_from_start) into force; their indices
+    /// in the policy.
+    ///
+    /// Fails if the enforcer itself cannot continue.
+    fn arm(&mut self, rules: &[usize]) -> Result<(), Failure>;
 }
 
 /// Runs the command.

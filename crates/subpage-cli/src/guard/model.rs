@@ -25,7 +25,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Puts the policy into force. Fails if it guards more than [`MAX_PAGES`] or memory is short.
+    /// Puts the policy into force, but for the rules that wait. Fails if it guards more than [`MAX_PAGES`] or memory is short.
     pub fn new(policy: &Policy) -> Result<Self, Failure> {
         let rules: Vec<Rule> = policy.rules.iter().map(|rule| rule.rule).collect();
         let pages =
@@ -38,9 +38,6 @@ impl Model {
                 grouped(MAX_PAGES),
             )));
         }
-        let no_memory = |error: DomainError| {
-            Failure::Internal(format!("cannot put the policy into force: {error}"))
-        };
         let mut domain = Domain::new(HeapFrames::new(), PhysicalWidth::MAX);
         let all = GfnRange::new(Gfn::new(0), Gfn::MAX.as_u64() + 1).expect("the address space");
         domain
@@ -49,7 +46,9 @@ impl Model {
         let setup = Setup::new(Features::new(PhysicalWidth::MAX));
         let mut machine =
             Machine::new(setup, domain, ()).map_err(|error| no_memory(error.into()))?;
-        let (first, token) = machine.domain_mut().add_rules(&rules).map_err(no_memory)?;
+        let some: Vec<_> =
+            policy.rules.iter().map(|rule| (rule.rule, rule.holds_from_start())).collect();
+        let (first, token) = machine.domain_mut().add_some_armed(&some).map_err(no_memory)?;
         let _in_force = machine.complete(token);
         Ok(Self { machine, first, actions: rules.iter().map(|rule| rule.action).collect() })
     }
@@ -58,6 +57,10 @@ impl Model {
     fn index(&self, rule: RuleId) -> usize {
         (rule.0 - self.first.0) as usize
     }
+}
+
+fn no_memory(error: DomainError) -> Failure {
+    Failure::Internal(format!("cannot put the policy into force: {error}"))
 }
 
 impl Enforcer for Model {
@@ -89,5 +92,12 @@ impl Enforcer for Model {
             ))),
             other => panic!("a slot holds every address, but {bytes:?} met {other:?}"),
         }
+    }
+
+    fn arm(&mut self, rules: &[usize]) -> Result<(), Failure> {
+        let ids: Vec<_> = rules.iter().map(|&rule| RuleId(self.first.0 + rule as u64)).collect();
+        let token = self.machine.domain_mut().arm_rules(&ids).map_err(no_memory)?;
+        let _in_force = self.machine.complete(token);
+        Ok(())
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct PageCosts {
     writes: HashMap<Gfn, u64>,
     /// Writes that go on in another page, by page.
     crossing: HashMap<Gfn, u64>,
+    /// Writes to one page each of which the rules have been charged.
+    settled: HashMap<Gfn, u64>,
     /// The page of the last write, with its writes since the one before. Mostly the next one is the same.
     last: (Gfn, u64),
     /// Rules of one write.
@@ -42,6 +44,7 @@ impl PageCosts {
             costs: vec![PageCost::default(); ranges.len()],
             writes: HashMap::new(),
             crossing: HashMap::new(),
+            settled: HashMap::new(),
             last: (Gfn::new(0), 0),
             met: Vec::new(),
         }
@@ -83,12 +86,27 @@ impl PageCosts {
         }
     }
 
-    /// What each rule cost, in the order of the ranges.
-    pub(super) fn finish(mut self) -> Vec<PageCost> {
+    /// Charges the rules so far for what was counted, and goes on with those on these ranges, each with its
+    /// position.
+    pub(super) fn go_on_with(&mut self, ranges: impl Iterator<Item = (usize, ByteRange)>) {
+        self.settle();
+        self.index = TouchIndex::of(ranges, PAGE_BYTES);
+    }
+
+    fn settle(&mut self) {
         self.keep();
-        let mut pages = self.crossing.clone();
+        self.last.1 = 0;
         for (page, writes) in std::mem::take(&mut self.writes) {
             self.charge(first_byte(page), writes);
+            *self.settled.entry(page).or_default() += writes;
+        }
+    }
+
+    /// What each rule cost, in the order of the ranges.
+    pub(super) fn finish(mut self) -> Vec<PageCost> {
+        self.settle();
+        let mut pages = std::mem::take(&mut self.crossing);
+        for (page, writes) in std::mem::take(&mut self.settled) {
             *pages.entry(page).or_default() += writes;
         }
         for (page, writes) in pages {
@@ -144,5 +162,23 @@ mod tests {
         assert_eq!(one, PageCost { exits: 4, alone: 0, hottest: Some(hot(0x1000, 4)) });
         assert_eq!(two, PageCost { exits: 10, alone: 6, hottest: Some(hot(0x2000, 7)) });
         assert_eq!(three, PageCost::default());
+    }
+
+    #[test]
+    fn a_rule_costs_nothing_before_it_holds() {
+        let ranges = [bytes(0x1000, 4), bytes(0x1f80, 0x80)];
+        let mut costs = PageCosts::new(&ranges);
+        costs.go_on_with([(0, ranges[0])].into_iter());
+        for _ in 0..3 {
+            costs.count(bytes(0x1800, 8));
+        }
+        costs.go_on_with(ranges.into_iter().enumerate());
+        for _ in 0..2 {
+            costs.count(bytes(0x1800, 8));
+        }
+        let [one, two] = costs.finish().try_into().expect("two rules");
+        assert_eq!(one, PageCost { exits: 5, alone: 3, hottest: Some(hot(0x1000, 5)) });
+        // The page was guarded from the start.
+        assert_eq!(two, PageCost { exits: 2, alone: 0, hottest: Some(hot(0x1000, 5)) });
     }
 }

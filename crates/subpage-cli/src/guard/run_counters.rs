@@ -9,7 +9,7 @@ use super::page_costs::PageCosts;
 use super::touch_index::TouchIndex;
 use crate::events::RunHeader;
 use crate::heat::Heat;
-use crate::policy::Policy;
+use crate::policy::{Policy, PolicyRule};
 use crate::summary::{MAX_FIRST_DENIALS, RuleSummary, Summary};
 use subpage_trap::{Event, Record, Verdict};
 
@@ -27,6 +27,8 @@ pub struct RunCounters {
     rules: Vec<RuleSummary>,
     /// For each rule, whether a write met one of its bytes.
     met: Vec<bool>,
+    /// For each rule, whether it is in force.
+    armed: Vec<bool>,
     index: TouchIndex,
     pages: Intervals,
     costs: PageCosts,
@@ -47,20 +49,15 @@ impl RunCounters {
     /// Counts of no write under a policy.
     pub fn new(policy: &Policy) -> Self {
         let ranges: Vec<_> = policy.rules.iter().map(|rule| rule.rule.range).collect();
-        let widened = |unit: u64| {
-            let runs = ranges
-                .iter()
-                .map(|range| (range.first().as_u64() / unit, range.last().as_u64() / unit));
-            Intervals::new(runs.collect())
-        };
-        Self {
+        let mut counters = Self {
             actions: policy.rules.iter().map(|rule| rule.rule.action).collect(),
             rules: policy.rules.iter().map(RuleSummary::new).collect(),
             met: vec![false; ranges.len()],
-            index: TouchIndex::new(&ranges, SUB_PAGE_BYTES),
-            pages: widened(PAGE_BYTES),
+            armed: policy.rules.iter().map(PolicyRule::holds_from_start).collect(),
+            index: TouchIndex::new(&[], SUB_PAGE_BYTES),
+            pages: Intervals::default(),
             costs: PageCosts::new(&ranges),
-            sub_pages: widened(SUB_PAGE_BYTES),
+            sub_pages: Intervals::default(),
             unguarded: Box::new([0; CACHE]),
             heat: Heat::around(&ranges),
             ranges,
@@ -71,7 +68,32 @@ impl RunCounters {
             events: 0,
             stopped_at: None,
             first_denials: Vec::new(),
+        };
+        counters.index_armed();
+        counters
+    }
+
+    /// Counts for these rules as well from now on, by their indices: they have come into force.
+    pub fn arm(&mut self, rules: &[usize]) {
+        for &rule in rules {
+            self.armed[rule] = true;
         }
+        self.index_armed();
+    }
+
+    /// Prepares what tells the armed rules of a write.
+    fn index_armed(&mut self) {
+        let armed: Vec<_> = (0..self.ranges.len()).filter(|rule| self.armed[*rule]).collect();
+        let ranges = || armed.iter().map(|&rule| (rule, self.ranges[rule]));
+        let widened = |unit: u64| {
+            let runs = ranges()
+                .map(|(_, range)| (range.first().as_u64() / unit, range.last().as_u64() / unit));
+            Intervals::new(runs.collect())
+        };
+        self.index = TouchIndex::of(ranges(), SUB_PAGE_BYTES);
+        (self.pages, self.sub_pages) = (widened(PAGE_BYTES), widened(SUB_PAGE_BYTES));
+        self.costs.go_on_with(ranges());
+        self.unguarded.fill(0);
     }
 
     /// Counts a write that an enforcer has decided; gives the event if a rule had something to say.
@@ -182,9 +204,9 @@ impl RunCounters {
         self.stopped_at.is_some()
     }
 
-    /// Places of the rules of which no write met a byte.
+    /// Places of the rules that are in force, and of which no write met a byte.
     pub fn unmet(&self) -> Vec<usize> {
-        (0..self.met.len()).filter(|rule| !self.met[*rule]).collect()
+        (0..self.met.len()).filter(|&rule| self.armed[rule] && !self.met[rule]).collect()
     }
 
     /// What the run amounts to; guest, policy and backend are left empty.

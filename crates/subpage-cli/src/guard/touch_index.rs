@@ -15,13 +15,15 @@ pub(super) struct TouchIndex {
 
 impl TouchIndex {
     pub(super) fn new(ranges: &[ByteRange], unit: u64) -> Self {
+        Self::of(ranges.iter().copied().enumerate(), unit)
+    }
+
+    /// Of some ranges, each with its position.
+    pub(super) fn of(ranges: impl Iterator<Item = (usize, ByteRange)>, unit: u64) -> Self {
         let units =
-            |range: &ByteRange| (range.first().as_u64() / unit, range.last().as_u64() / unit);
-        let mut sorted: Vec<_> = ranges
-            .iter()
-            .enumerate()
-            .map(|(position, range)| (units(range).0, units(range).1, position))
-            .collect();
+            |range: ByteRange| (range.first().as_u64() / unit, range.last().as_u64() / unit);
+        let mut sorted: Vec<_> =
+            ranges.map(|(position, range)| (units(range).0, units(range).1, position)).collect();
         sorted.sort_unstable();
         let reach = sorted
             .iter()

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use subpage_trace::Code;
-use subpage_trap::{Function, Record, SourceLine, Verdict};
+use subpage_trap::{Armed, Function, Record, SourceLine, Timestamp, Verdict};
 
 use super::intervals::Intervals;
+use super::moments::{Coming, Waiting, check_moments, settle};
 use super::{Enforcer, Model, RunCounters};
 use crate::command_line::GuardArguments;
 use crate::events::{EventWriter, RuleEvent, RunHeader, StartEvent, WarningEvent, WarningKind};
@@ -17,17 +18,6 @@ use crate::progress::Progress;
 use crate::summary::Summary;
 use crate::terminal::{ColorWhen, Output, grouped, plural};
 use crate::trace_file::{TraceFile, bytes_of};
-
-/// Refuses rules that wait for a moment, of which a trace has none.
-pub(crate) fn check_moments(policy: &Policy) -> Result<(), Failure> {
-    policy.rules.iter().find(|rule| rule.waits()).map_or(Ok(()), |rule| {
-        Err(Failure::Input(format!(
-            "the rule `{}` ({}) waits for a moment that a trace does not have: leave `arm` out",
-            rule.rule.name,
-            rule.place(),
-        )))
-    })
-}
 
 /// Replays the trace at `path` under a policy and tells what happened.
 pub(super) fn run(
@@ -42,10 +32,11 @@ pub(super) fn run(
     let mut trace = TraceFile::open(path, arguments.process)?;
     let names = trace.names(arguments.machine.symbols.as_deref())?;
     let list = trace.names_command();
-    let policy = draft
+    let mut policy = draft
         .resolve_listed(&names, &list)
         .map_err(|mistakes| Failure::Policy(Box::new(mistakes)))?;
-    check_moments(&policy)?;
+    check_moments(&policy, trace.is_machine())?;
+    settle(&mut policy, trace.is_machine());
     let mut warnings = policy.overruled();
     if arguments.strict && !warnings.is_empty() {
         return Err(Failure::Strict { warnings, before_a_run: true });
@@ -62,7 +53,7 @@ pub(super) fn run(
         live: None,
     })?;
     events.warnings(&warnings)?;
-    let (mut summary, unmet) =
+    let (mut summary, unmet, waiting) =
         replay(&mut trace, &policy, policy_name, enforcer, &mut events, &progress)?;
     drop(progress);
     let named = bytes_with_names(&names);
@@ -70,6 +61,7 @@ pub(super) fn run(
         .into_iter()
         .filter_map(|rule| unmet_and_nameless(&policy.rules[rule], &named, &list))
         .collect();
+    late.extend(waiting.never(&policy));
     // Whoever names a process has chosen.
     late.extend(other_processes(&trace).filter(|_| arguments.process.is_none()));
     events.warnings(&late)?;
@@ -80,7 +72,8 @@ pub(super) fn run(
     Ok(summary)
 }
 
-/// Puts every write of a trace before an enforcer; gives the rules that none of them met as well.
+/// Puts every write of a trace before an enforcer; gives the rules that none of them met, and those that
+/// never held, as well.
 fn replay<E: Enforcer, W: Write>(
     trace: &mut TraceFile,
     policy: &Policy,
@@ -88,13 +81,27 @@ fn replay<E: Enforcer, W: Write>(
     mut enforcer: E,
     events: &mut EventWriter<W>,
     progress: &Progress,
-) -> Result<(Summary, Vec<usize>), Failure> {
+) -> Result<(Summary, Vec<usize>, Waiting), Failure> {
     let began = Instant::now();
     let mut counters = RunCounters::new(policy);
     let process = trace.event_process();
+    let mut waiting = Waiting::of(policy);
     let mut block = Vec::new();
     'trace: while trace.next_block(&mut block)? {
-        for write in &block {
+        let mut coming = waiting.next(&block);
+        for (at, write) in block.iter().enumerate() {
+            while let Some(now) = coming.take_if(|coming| coming.at == at) {
+                if !now.rules.is_empty() {
+                    enforcer.arm(&now.rules)?;
+                    counters.arm(&now.rules);
+                    let armed = armed(&now, policy, counters.writes() + 1, began);
+                    progress.aside(|| events.armed(&armed))?;
+                }
+                coming = waiting.next(&block[at..]);
+                if let Some(coming) = &mut coming {
+                    coming.at += at;
+                }
+            }
             let bytes = bytes_of(write);
             let decision = enforcer.write(bytes)?;
             let event = counters.count(bytes, decision);
@@ -123,7 +130,19 @@ fn replay<E: Enforcer, W: Write>(
     summary.policy = policy_name;
     enforcer.name().clone_into(&mut summary.backend);
     summary.elapsed = Some(began.elapsed());
-    Ok((summary, unmet))
+    Ok((summary, unmet, waiting))
+}
+
+/// What is told of rules that come into force before that write.
+fn armed(coming: &Coming, policy: &Policy, write: u64, began: Instant) -> Armed {
+    let name = |&rule: &usize| policy.rules[rule].rule.name.as_str().to_owned();
+    Armed {
+        rules: coming.rules.iter().map(name).collect(),
+        by: coming.moment.word().to_owned(),
+        time: Timestamp::now(),
+        since_start: (began.elapsed().as_secs_f64() * 1e6).round() / 1e6,
+        write: Some(write),
+    }
 }
 
 /// Tells the function and the source line that wrote, as the trace has them.

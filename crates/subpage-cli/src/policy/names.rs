@@ -95,6 +95,14 @@ impl Names {
         same
     }
 
+    /// The same list; what it does not know the length of is as long as the other list says.
+    pub(super) fn with_lengths_of(mut self, other: &Self) -> Self {
+        for range in self.sorted.iter_mut().filter(|range| range.length == 0) {
+            range.length = other.find_exactly(&range.name).map_or(0, |known| known.length);
+        }
+        self
+    }
+
     /// Whether the addresses count from wherever the file is loaded.
     pub fn is_position_independent(&self) -> bool {
         self.moves

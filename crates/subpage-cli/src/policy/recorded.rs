@@ -6,7 +6,7 @@ use subpage_trace::BuildId;
 use thiserror::Error;
 
 use super::debug_info::{DebugInfo, Mapping};
-use super::symbol_file::{SymbolError, build_id, read_symbols};
+use super::symbol_file::{SymbolError, build_id, read_region_names, read_symbols};
 use super::{AddressSpace, NamedRange, Names, SymbolFormat};
 
 /// Why a file is not that of the program that was recorded.
@@ -89,5 +89,18 @@ impl Names {
             return Err(ProgramError::Stranger { path: path.to_owned() });
         };
         Ok(self.with_debug_info(DebugInfo::of(path.to_owned(), Mapping::Shifted(shift))))
+    }
+
+    /// The names of the kernel's image, vmlinux or list of symbols at `path`, by the physical addresses of a
+    /// kernel that was not moved: what the names of the trace of a machine are as well.
+    ///
+    /// Names that both have must have the same place.
+    pub fn with_kernel(self, path: &Path) -> Result<Self, ProgramError> {
+        let kernel = read_region_names(path)?;
+        if let Some([name, _]) = self.first_difference(&kernel) {
+            let name = name.name.clone();
+            return Err(ProgramError::OtherBuild { path: path.to_owned(), name });
+        }
+        Ok(kernel.with_lengths_of(&self))
     }
 }

@@ -37,6 +37,11 @@ impl PolicyRule {
         matches!(self.arm, Some(Moment::Init | Moment::Write | Moment::Command))
     }
 
+    /// Whether it holds from the first write of a guest on.
+    pub fn holds_from_start(&self) -> bool {
+        matches!(self.arm, None | Some(Moment::Start))
+    }
+
     /// Where the policy says it, for messages: `policy.toml:4`.
     pub fn place(&self) -> String {
         format!("{}:{}", self.file, self.line)

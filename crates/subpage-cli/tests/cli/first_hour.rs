@@ -163,7 +163,7 @@ fn a_moment_that_a_trace_does_not_have_is_a_mistake() {
         let output = place.run(&[command, &["server.sptrace"]].concat());
         let told = String::from_utf8(output.stderr.clone()).expect("text");
         assert_eq!(status(&output), 2, "{told}");
-        assert!(told.contains("waits for a moment that a trace does not have"), "{told}");
+        assert!(told.contains("waits for a moment that this trace does not have"), "{told}");
     }
 }
 

@@ -14,6 +14,7 @@ mod kallsyms;
 mod kvm;
 mod linux;
 mod list;
+mod machine;
 mod man_pages;
 mod options;
 mod place;

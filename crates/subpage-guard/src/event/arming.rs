@@ -43,6 +43,7 @@ impl From<&Arming> for Armed {
             by: by.word().to_owned(),
             time: Timestamp::from_unix(unix).unwrap_or_else(Timestamp::now),
             since_start: (since_start.as_secs_f64() * 1e6).round() / 1e6,
+            write: None,
         }
     }
 }

@@ -26,6 +26,7 @@ fn a_full_header_stays_below_its_limit() {
     let processes: Vec<_> = (0..1024).map(process).collect();
     assert_eq!(processes.len(), MAX_PROCESSES);
     let header = Header {
+        is_machine: false,
         command: vec!["x".repeat(MAX_COMMAND_BYTES / MAX_ARGUMENTS); MAX_ARGUMENTS],
         names: Names::new((0..MAX_NAMES as u64).map(name)),
         processes,
@@ -39,6 +40,7 @@ fn a_full_header_stays_below_its_limit() {
 #[test]
 fn a_command_that_is_too_long_is_cut_at_a_word() {
     let header = Header {
+        is_machine: false,
         command: vec!["a".into(), "b".repeat(MAX_COMMAND_BYTES), "c".into()],
         ..Header::default()
     };
@@ -133,9 +135,27 @@ fn builds_stand_with_their_processes() {
         (&alone, &[1, 1, 0], "bytes follow the end of the header"),
         (&several, &[0, 1, 1], "the build of the main process stands with it"),
     ] {
-        assert_eq!(decode(&[content, rest].concat(), VERSION), Err(rule), "{rest:?}");
+        assert_eq!(decode(&[content, rest].concat(), KNOWN_BUILD), Err(rule), "{rest:?}");
     }
-    assert_eq!(decode(&[&alone[..], &[0]].concat(), VERSION), Ok(Header::default()));
+    assert_eq!(decode(&[&alone[..], &[0]].concat(), KNOWN_BUILD), Ok(Header::default()));
+}
+
+#[test]
+fn a_machine_is_told_from_a_program() {
+    let machine = Header { is_machine: true, ..Header::default() };
+    let bytes = machine.encode();
+    assert_eq!(u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]), VERSION);
+    assert_eq!(read(&bytes).expect("readable"), machine);
+    let program = [0; 7];
+    for (rest, expected) in [
+        (&[0][..], Ok(Header::default())),
+        (&[1], Ok(machine)),
+        (&[2], Err("what was recorded is neither a program nor a machine")),
+        (&[], Err("what was recorded is cut off")),
+        (&[1, 0], Err("bytes follow the end of the header")),
+    ] {
+        assert_eq!(decode(&[&program[..], rest].concat(), VERSION), expected, "{rest:?}");
+    }
 }
 
 /// All together have the room of one.
@@ -237,7 +257,7 @@ fn a_lying_length_takes_no_memory() {
     bytes.extend(u32::MAX.to_le_bytes());
     assert!(matches!(read(&bytes), Err(TraceError::Header { .. })));
     bytes[8] = 9;
-    assert!(matches!(read(&bytes), Err(TraceError::Version { found: 9, known: 4 })));
+    assert!(matches!(read(&bytes), Err(TraceError::Version { found: 9, known: 5 })));
 }
 
 #[test]

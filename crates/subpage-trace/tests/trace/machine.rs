@@ -50,7 +50,8 @@ fn a_machine_is_recorded_to_its_end_or_its_limit() {
     let recorded = record_machine(&output, &machine(&program, &["3", "end"]), |_| {});
     let recorded = recorded.expect("recorded");
     assert_eq!((recorded.writes, recorded.is_whole), (300, Some(true)));
-    let (_, writes) = read(&output);
+    let (header, writes) = read(&output);
+    assert!(header.is_machine);
     let expected = (0..300).map(|number| Write {
         pc: 0xffff_ffff_8100_0000,
         address: 0x1000 + 4 * number,

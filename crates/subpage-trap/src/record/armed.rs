@@ -16,12 +16,15 @@ use super::{Timestamp, VERSION};
 pub struct Armed {
     /// Their names, in the order of the policy.
     pub rules: Vec<String>,
-    /// By what: `write` or `init` of the guest, or `command`.
+    /// By what: `write` or `init` of the guest, or `command`; in the trace of a machine `entry` or `init`.
     pub by: String,
     /// Time of the host.
     pub time: Timestamp,
-    /// Seconds since the guest was made.
+    /// Seconds since the guest was made; of a trace, since its first write was looked at.
     pub since_start: f64,
+    /// In the trace of a machine, the number of the first write under them, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write: Option<u64>,
 }
 
 #[derive(Serialize)]
