@@ -195,6 +195,7 @@ unsafe fn load_linux(
     let mut devices =
         Devices::new(linux.own, memory_types::read(), addresses_end(width), capabilities.pages_2m);
     devices.names = names;
+    devices.uart = uart;
     let awaited = Awaited { page: linux.kernel_at.gfn(), policy: linux.policy };
     *devices.awaited.lock() = Some(awaited);
     console::use_uart(uart);

@@ -6,10 +6,11 @@ use subpage::domain::{DomainError, EptViolation, HostPage};
 use subpage::exit::ExitReason;
 use subpage::level::PageSize;
 
+use super::input_output::PortExit;
 use super::reason;
 use super::registers::Refused;
 use super::violation::{OUT_OF_MEMORY, SPACE};
-use crate::devices::{Awaited, Devices, Kept, RESET_PORTS, is_reset, kept};
+use crate::devices::{Awaited, Devices, Kept, Verdict, kept};
 use crate::machine::Shared;
 use crate::policy;
 use crate::processor::console;
@@ -26,6 +27,11 @@ use subpage_emulate::guest::Register;
 // Activity states (SDM Vol. 3C, "Guest Non-Register State").
 const HALTED: u64 = 1;
 const WAITING_FOR_START_UP: u64 = 3;
+
+#[allow(clippy::cast_possible_truncation)] // Instructions that use the low half.
+const fn low(value: u64) -> u32 {
+    value as u32
+}
 
 impl Vcpu {
     /// What is done with an exit otherwise than for a guest without devices, if it is.
@@ -138,27 +144,25 @@ impl Vcpu {
         Ok(())
     }
 
-    /// A port that is kept; `None` if it is the console, which is handled as for other guests.
+    /// An access to ports of which one is kept; `None` if it is the console, which is handled as for
+    /// other guests, or in memory (INS, OUTS).
     fn kept_port(&mut self) -> Option<Result<(), Stop>> {
-        let qualification = self.vmcs.exit(ExitField::QUALIFICATION);
-        let bytes = (qualification & 7) + 1;
-        let input = qualification & 1 << 3 != 0;
-        let string = qualification & 1 << 4 != 0;
-        #[allow(clippy::cast_possible_truncation)] // The field has 16 bits.
-        let number = (qualification >> 16) as u16;
-        if string || bytes != 1 || !RESET_PORTS.contains(&number) {
+        let uart = self.machine.devices.as_ref()?.uart;
+        let PortExit { access, input, string } = self.port_exit();
+        if string {
             return None;
         }
         let rax = self.register(Register::Rax);
-        if input {
-            let value = port::read_for_guest(number);
-            self.set_register(Register::Rax, rax & !0xFF | u64::from(value));
+        let written = (!input).then_some(low(rax));
+        match access.verdict(written, uart) {
+            Verdict::Console => return None,
+            Verdict::Reset(port) => return Some(Err(Stop::Reset { port })),
+            Verdict::Pass => {}
+        }
+        if let Some(value) = written {
+            port::write_for_guest(access, value, uart);
         } else {
-            let value = rax.to_le_bytes()[0];
-            if is_reset(number, value) {
-                return Some(Err(Stop::Reset { port: number }));
-            }
-            port::write_for_guest(number, value);
+            self.set_input(access.width, port::read_for_guest(access, uart));
         }
         self.skip_instruction();
         Some(Ok(()))

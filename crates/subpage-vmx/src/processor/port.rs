@@ -6,7 +6,7 @@
 
 use core::arch::asm;
 
-use crate::devices::{RESET_PORTS, is_reset};
+use crate::devices::{PortAccess, Verdict, Width};
 
 /// Writes a byte.
 ///
@@ -28,25 +28,53 @@ pub unsafe fn read(port: u16) -> u8 {
     value
 }
 
-/// Reads a port by which the machine can be reset, on behalf of a guest that has the devices.
+/// Reads ports for a guest that has the devices.
 ///
 /// # Panics
-/// If it is another one.
-pub fn read_for_guest(port: u16) -> u8 {
-    assert!(RESET_PORTS.contains(&port), "port {port:#x} is the guest's");
-    // SAFETY: a status register.
-    unsafe { read(port) }
+/// If one of them is the hypervisor's, whose UART, if it has one, is at `uart`.
+pub fn read_for_guest(access: PortAccess, uart: Option<u16>) -> u32 {
+    assert!(access.verdict(None, uart) == Verdict::Pass, "{access:x?} is not the guest's");
+    let port = access.port;
+    match access.width {
+        // SAFETY: the device is the guest's, and what it does to memory is the guest's as well.
+        Width::Byte => unsafe { read(port) }.into(),
+        Width::Word => {
+            let value: u16;
+            // SAFETY: likewise.
+            unsafe { asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack)) };
+            value.into()
+        }
+        Width::Double => {
+            let value: u32;
+            // SAFETY: likewise.
+            unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack)) };
+            value
+        }
+    }
 }
 
-/// Writes such a port; not what resets the machine.
+/// Writes ports for a guest that has the devices; of `value` as much as the access is wide.
 ///
 /// # Panics
-/// If it is another one, or the value would.
-pub fn write_for_guest(port: u16, value: u8) {
-    assert!(RESET_PORTS.contains(&port) && !is_reset(port, value), "{value:#x} to port {port:#x}");
-    // SAFETY: commands to the keyboard, A20, the kind of a reset that does not happen yet: the guest has
-    // these devices, and none of them writes to memory.
-    unsafe { write(port, value) };
+/// If one of them is the hypervisor's, or the value resets the machine.
+#[allow(clippy::cast_possible_truncation)] // The low part is what is written.
+pub fn write_for_guest(access: PortAccess, value: u32, uart: Option<u16>) {
+    let verdict = access.verdict(Some(value), uart);
+    assert!(verdict == Verdict::Pass, "{value:#x} to {access:x?}: {verdict:?}");
+    let port = access.port;
+    match access.width {
+        // SAFETY: the device is the guest's, and what it does to memory is the guest's as well.
+        Width::Byte => unsafe { write(port, value as u8) },
+        Width::Word => {
+            let value = value as u16;
+            // SAFETY: likewise.
+            unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack)) };
+        }
+        Width::Double => {
+            // SAFETY: likewise.
+            unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack)) };
+        }
+    }
 }
 
 /// Resets the machine by the ways there are; returns where none of them works.

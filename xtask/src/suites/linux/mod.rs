@@ -136,6 +136,13 @@ const PANICKED: Expected = Expected {
     last: "the guest resets the machine (port 64H)",
 };
 
+/// The machine's PCI, which the kernel finds by ports that exit: Bochs has a bridge of Intel's 440FX.
+const DEVICES: Expected = Expected {
+    console: &["# cat /proc/bus/pci/devices", "0000\t80861237\t", "# poweroff"],
+    lines: &["hypervisor: the kernel begins, without a policy"],
+    last: HALTED,
+};
+
 pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     let emulator = match &plan.prerequisites.emulator {
         Ok(emulator) => emulator,
@@ -280,6 +287,14 @@ fn boots(plain: &LinuxMachine, policy: &[u8], pack: &[u8]) -> Vec<Test> {
             PACK,
         ),
         test("unguarded", plain.clone(), UNGUARDED),
+        test(
+            "devices",
+            LinuxMachine {
+                command_line: command_line(1, &["cat /proc/bus/pci/devices", "poweroff"]),
+                ..plain.clone()
+            },
+            DEVICES,
+        ),
         test(
             "panic",
             LinuxMachine { command_line: command_line(1, &["panic"]), ..plain.clone() },
