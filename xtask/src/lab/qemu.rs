@@ -71,6 +71,28 @@ impl Qemu {
         }))
     }
 
+    /// The command that starts a kernel on one processor, without the options that `subpage record --system`
+    /// sets itself; the first serial line is standard output.
+    pub(crate) fn start_recorded(
+        &self,
+        kernel: &Path,
+        initrd: &Path,
+        command_line: &str,
+    ) -> Command {
+        let mut command = self.command();
+        for firmware in ["usr/share/qemu", "usr/share/seabios"] {
+            command.arg("-L").arg(self.root.join(firmware));
+        }
+        command
+            .args(["-cpu", "qemu64", "-m", "256", "-nodefaults", "-no-user-config"])
+            .args(["-display", "none", "-no-reboot", "-serial", "stdio", "-kernel"])
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(initrd)
+            .args(["-append", command_line]);
+        command
+    }
+
     /// The command that starts a machine by UEFI, `[code, variables]`, from a disc: what is written to the
     /// first serial line goes to the file `console` in `directory`, and port E9H is standard output.
     pub(crate) fn start_disc(

@@ -1,5 +1,6 @@
 //! `cargo xtask linux`: a distribution's kernel under the hypervisor, in Bochs.
 
+mod boot;
 pub(crate) mod modules;
 mod storm;
 
@@ -105,6 +106,9 @@ fn compile_with(
 /// What there is besides one start.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Task {
+    /// Record a boot in QEMU, without the hypervisor, and show what the default pack costs it, by pages
+    /// and by sub-pages; a minute
+    Boot,
     /// Count what rules cost: the same work under several policies, as a table in Markdown; some minutes
     Storm,
 }
@@ -163,6 +167,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     let interrupt = Interrupt::install().context("cannot listen for signals")?;
     let mut out = io::stdout();
     let mut session = Session::new(&mut out, interrupt.clone(), Duration::from_secs(3600));
+    if arguments.task == Some(Task::Boot) {
+        return boot(&mut session, workspace, arguments);
+    }
     let Some(emulator) = bochs::ready(&mut session, true)? else { return Ok(ExitCode::FAILURE) };
     let initrd = arguments.initrd.unwrap_or_else(|| workspace.root().join(INITRD));
     let (kernel, initrd) = match arguments.kernel {
@@ -245,6 +252,29 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
         }
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Records a boot with what the arguments say of it.
+fn boot(
+    session: &mut Session<'_>,
+    workspace: &Workspace,
+    arguments: Arguments,
+) -> Result<ExitCode> {
+    let ingredients = match Ingredients::prepare(session, Kernel::Stable)? {
+        Ok(ingredients) => ingredients,
+        Err(reason) => {
+            session.say(&format!("   no kernel and no QEMU: {reason}"))?;
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let boot = boot::Boot {
+        qemu: ingredients.qemu(),
+        kernel: arguments.kernel.unwrap_or_else(|| ingredients.kernel()),
+        initrd: arguments.initrd.unwrap_or_else(|| workspace.root().join(INITRD)),
+        policy: arguments.policy,
+        commands: arguments.commands,
+    };
+    boot::run(session, workspace, &boot)
 }
 
 /// An initrd with modules in it; none if that fails, which has been said.
