@@ -1,13 +1,16 @@
 //! From power-on to a machine with all its processors in long mode and its memory divided.
 
+pub mod acpi;
 pub mod command_line;
 #[cfg(bare_metal)]
 #[allow(unsafe_code)]
 mod entry;
+mod firmware;
 mod guest;
 mod guest_image;
 pub mod information;
 pub mod layout;
+mod others;
 mod program;
 pub mod start;
 

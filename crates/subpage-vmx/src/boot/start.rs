@@ -11,12 +11,13 @@ use subpage::address::PhysicalWidth;
 use subpage::domain::{Domain, ProcessorUse};
 use subpage::slots::AddressSpace;
 
+use super::acpi::Tables;
 use super::command_line::Options;
 use super::guest::{self, Choice, Guest};
 use super::guest_image::Entry;
 use super::information::{Information, LARGEST_BLOCK, MAGIC, Module};
 use super::layout;
-use super::{MAX_PROCESSORS, fatal};
+use super::{MAX_PROCESSORS, fatal, firmware, others};
 use crate::hypercall::Ledger;
 use crate::machine::{Settings, Shared, VirtualMachine};
 use crate::memory::Heap;
@@ -96,12 +97,13 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
     let capabilities = structure::read_registers()
         .check()
         .unwrap_or_else(|missing| fatal(format_args!("{missing}")));
+    let firmware = told.root_pointer.filter(|_| choice.has_devices());
+    let firmware = firmware.and_then(|pointer| Tables::find(pointer, &firmware::memory));
+    let listed = firmware.as_ref().and_then(Tables::processors);
     // SAFETY: nothing else uses the page at the trampoline's address.
-    let processors = unsafe { (program.start_others)(apic, options.processors) };
-    if let Some(wanted) = options.processors.filter(|&wanted| processors < wanted) {
-        fatal(format_args!("cpus={wanted}, but only {processors} processors have started"));
-    }
-    let processors = options.processors.unwrap_or(processors);
+    let start = |awaited| unsafe { (program.start_others)(apic, awaited) };
+    let started = others::start(listed, options.processors, start);
+    let processors = options.processors.unwrap_or(started);
 
     let width =
         PhysicalWidth::try_new(cpuid::physical_width().clamp(32, 52)).unwrap_or(PhysicalWidth::MAX);
@@ -163,13 +165,17 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
     ));
     if machine.devices.is_some() {
         console::print_line(format_args!(
-            "hypervisor: devices are the guest's, and write to memory past all rules: VT-d is not used"
+            "hypervisor: devices are the guest's, and write to memory past all rules: VT-d is not used; {}",
+            firmware::Remapping(firmware.and_then(|tables| tables.iommus()))
         ));
     }
     // SAFETY: other processors wait for READY and change nothing; the second entry of the boot
     // code's top table is free.
     let windows = unsafe { Windows::install() };
     let ready = READY.call_once(|| Ready { machine, windows, code: code_buffers() });
+    if machine.devices.is_some() && started > processors {
+        others::wait_until_held(started - processors);
+    }
     run(ready, 0, &bases, apic, Some(&entry))
 }
 
@@ -185,6 +191,9 @@ pub unsafe fn application_processor(index: usize) -> ! {
         core::hint::spin_loop();
     };
     if index >= ready.machine.processors() {
+        if ready.machine.devices.is_some() {
+            others::hold(&ready.machine.capabilities, index);
+        }
         loop {
             control::halt();
         }

@@ -143,6 +143,22 @@ const DEVICES: Expected = Expected {
     last: HALTED,
 };
 
+/// A processor that is listed and not used: the kernel cannot start it outside of the hypervisor.
+const HELD: Expected = Expected {
+    console: &[
+        "to wakeup CPU#1",
+        "# cat /proc/sys/kernel/modprobe",
+        "/sbin/modprobe",
+        "# poweroff",
+    ],
+    lines: &[
+        "hypervisor: 1 processors more are held",
+        "hypervisor: the kernel begins; policy: 1 rules",
+        "event 1 denied rule=1 \"modprobe path\" gpa=",
+    ],
+    last: HALTED,
+};
+
 pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     let emulator = match &plan.prerequisites.emulator {
         Ok(emulator) => emulator,
@@ -287,6 +303,11 @@ fn boots(plain: &LinuxMachine, policy: &[u8], pack: &[u8]) -> Vec<Test> {
             PACK,
         ),
         test("unguarded", plain.clone(), UNGUARDED),
+        test(
+            "a_processor_is_held",
+            LinuxMachine { options: plain.options.clone(), ..processors(plain, policy, 2) },
+            HELD,
+        ),
         test(
             "devices",
             LinuxMachine {
