@@ -20,22 +20,28 @@ pub const fn kept(msr: Msr) -> Option<Kept> {
     match msr {
         // The guest's EFER and PAT are in the control structure; features are locked without VMX.
         Msr::EFER | Msr::PAT | Msr::FEATURE_CONTROL => Some(Kept::Virtual),
-        Msr::APIC_BASE => Some(Kept::Written),
+        // What XSAVES saves: components by which a trace could be switched on, none of which is offered.
+        Msr::APIC_BASE | Msr::XSS => Some(Kept::Written),
         _ => match msr.0 {
             // Microcode, which would change what VMX can do; memory types, which EPT repeats.
             0x79 | 0x200..=0x21F | 0x250 | 0x258 | 0x259 | 0x268..=0x26F | 0x2FF => {
                 Some(Kept::Constant)
             }
-            // System-management mode's monitor and memory; enclaves; VMX; traces, which write to
-            // physical memory; shadow stacks; protection keys.
+            // System-management mode's monitor and memory; enclaves; records of stores and branches, which
+            // are written to linear addresses, of the hypervisor's if it runs; VMX; traces and hardware
+            // feedback, which write to physical memory; shadow stacks; protection keys.
             0x8C..=0x8F
             | 0x9B
             | 0x1F2
             | 0x1F3
+            | 0x3F1
             | 0x480..=0x493
             | 0x560..=0x58F
+            | 0x600
             | 0x6A0..=0x6A8
-            | 0x6E1 => Some(Kept::Hidden),
+            | 0x6E1
+            | 0x17D0
+            | 0x17D1 => Some(Kept::Hidden),
             _ => None,
         },
     }
@@ -68,6 +74,10 @@ mod tests {
             (0x480, Kept::Hidden),
             (0x48B, Kept::Hidden),
             (0x560, Kept::Hidden),
+            (0xDA0, Kept::Written),
+            (0x3F1, Kept::Hidden),
+            (0x600, Kept::Hidden),
+            (0x17D0, Kept::Hidden),
         ] {
             assert_eq!(kept(Msr(number)), Some(expected), "{number:#x}");
         }

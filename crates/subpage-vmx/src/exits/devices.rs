@@ -183,6 +183,8 @@ impl Vcpu {
             (_, Msr::EFER) => self.set_efer(value).map_err(|_| Refused),
             (_, Msr::PAT) => self.set_pat(value),
             (_, Msr::APIC_BASE) => local_apic::set_mode(value).map_err(|_| Refused),
+            // Nothing is offered; it is what the register holds since the processor's reset.
+            (_, Msr::XSS) if value == 0 => Ok(()),
             (Some(Kept::Constant), _) => Ok(()),
             _ => Err(Refused),
         }

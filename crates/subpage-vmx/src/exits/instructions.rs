@@ -3,6 +3,7 @@
 //! Unsafe for XSETBV, which sets what the guest may use of the processor.
 #![allow(unsafe_code)]
 
+use super::features::{XCR0_OFFERED, offered};
 use crate::abi::{self, Call};
 use crate::event::{Event, Line, Named};
 use crate::hypercall::{self, CallContext, CallOutcome, Request};
@@ -23,23 +24,19 @@ const fn low(value: u64) -> u32 {
 
 impl Vcpu {
     pub(super) fn cpuid(&mut self) {
-        const VMX: u32 = 1 << 5;
-        const SMX: u32 = 1 << 6;
-        const MONITOR: u32 = 1 << 3;
         const X2APIC: u32 = 1 << 21;
         const OSXSAVE: u32 = 1 << 27;
-        const HYPERVISOR: u32 = 1 << 31;
         let leaf = low(self.register(Register::Rax));
         let subleaf = low(self.register(Register::Rcx));
         let signature = |at: usize| {
             let bytes = &abi::SIGNATURE[at..at + 4];
             u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
         };
-        let mut result = cpuid::leaf(leaf, subleaf);
         let has_devices = self.machine.devices.is_some();
+        let mut result = offered(leaf, subleaf, has_devices, &cpuid::leaf);
         match leaf {
             1 => {
-                result.ecx = result.ecx & !(VMX | SMX | MONITOR | OSXSAVE) | HYPERVISOR;
+                result.ecx &= !OSXSAVE;
                 if self.vmcs.guest(G::CR4) & CR4_OSXSAVE != 0 {
                     result.ecx |= OSXSAVE;
                 }
@@ -47,34 +44,6 @@ impl Vcpu {
                     result.ecx |= X2APIC;
                     result.ebx = result.ebx & 0x00FF_FFFF | low(self.index as u64) << 24;
                 }
-            }
-            7 if subleaf == 0 => {
-                // What `CR4_NOT_OFFERED` refuses, and no enclaves.
-                const LA57: u32 = 1 << 16;
-                const PROTECTION_KEYS: u32 = 1 << 3 | 1 << 4 | 1 << 31;
-                const SHADOW_STACKS: u32 = 1 << 7;
-                const KEY_LOCKER: u32 = 1 << 23;
-                const USER_INTERRUPTS: u32 = 1 << 5;
-                const BRANCH_TRACKING: u32 = 1 << 20;
-                const SGX: u32 = 1 << 2;
-                const PROCESSOR_TRACE: u32 = 1 << 25;
-                const WAIT: u32 = 1 << 5;
-                const CONFIGURE: u32 = 1 << 18;
-                result.ecx &= !(LA57 | PROTECTION_KEYS | SHADOW_STACKS | KEY_LOCKER);
-                result.edx &= !(USER_INTERRUPTS | BRANCH_TRACKING);
-                result.ebx &= !SGX;
-                if has_devices {
-                    // What the controls refuse, and traces, which write to physical memory.
-                    result.ebx &= !PROCESSOR_TRACE;
-                    result.ecx &= !WAIT;
-                    result.edx &= !CONFIGURE;
-                }
-            }
-            7 if subleaf == 1 => {
-                const FRED_LKGS: u32 = 3 << 17;
-                const LINEAR_ADDRESS_SEPARATION: u32 = 1 << 6;
-                const LINEAR_ADDRESS_MASKING: u32 = 1 << 26;
-                result.eax &= !(FRED_LKGS | LINEAR_ADDRESS_SEPARATION | LINEAR_ADDRESS_MASKING);
             }
             0xB | 0x1F if !has_devices => result.edx = low(self.index as u64),
             abi::CPUID_SIGNATURE => {
@@ -105,7 +74,7 @@ impl Vcpu {
         const AVX512: u64 = 7 << 5;
         let value =
             self.register(Register::Rdx) << 32 | u64::from(low(self.register(Register::Rax)));
-        let allowed = cpuid::xcr0_mask() & (X87 | SSE | AVX | AVX512);
+        let allowed = cpuid::xcr0_mask() & XCR0_OFFERED;
         let wide = value & AVX512;
         let legal = low(self.register(Register::Rcx)) == 0
             && self.cpl() == 0

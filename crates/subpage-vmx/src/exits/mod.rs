@@ -3,6 +3,7 @@
 mod backend;
 mod delivery;
 mod devices;
+mod features;
 mod input_output;
 mod instructions;
 mod kernel;

@@ -40,6 +40,7 @@ impl Msr {
     pub const VMX_TRUE_ENTRY_CTLS: Self = Self(0x490);
     pub const X2APIC_FIRST: Self = Self(0x800);
     pub const X2APIC_LAST: Self = Self(0x8FF);
+    pub const XSS: Self = Self(0xDA0);
     pub const EFER: Self = Self(0xC000_0080);
     pub const STAR: Self = Self(0xC000_0081);
     pub const LSTAR: Self = Self(0xC000_0082);
