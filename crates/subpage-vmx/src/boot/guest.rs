@@ -187,7 +187,8 @@ unsafe fn load_linux(
     let end = linux.memory.iter().map(|run| run.end).max().unwrap_or(0);
     // SAFETY: by the contract; the boot code has mapped the first 4 GiB.
     let reached = unsafe { reach::extend(end) };
-    let runs = linux.memory.iter().filter(|run| run.end <= reached).cloned().collect();
+    assert!(end <= reached, "the kernel's memory ends before {:#x}", reach::END);
+    let runs = linux.memory.iter().cloned().collect();
     let uart = match options.console {
         Some(Console::Com2) => Some(console::COM2),
         _ => None,

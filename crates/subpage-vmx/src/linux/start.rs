@@ -19,6 +19,7 @@ use super::first_memory::{self, COMMAND_LINE_ROOM, ROOT_POINTER_ROOM, Told};
 use super::places::{PlaceError, Places, Wanted, place};
 use crate::boot::information::{Information, Module};
 use crate::boot::{Entry, information::MOST};
+use crate::memory::reach;
 use crate::policy::{self, PolicyError};
 
 /// Why a kernel cannot be started.
@@ -133,7 +134,7 @@ pub unsafe fn load(
         return Err(LinuxError::CommandLine { bytes: command_line.len(), most });
     }
     let own: ArrayVec<_, 4> = [program.clone(), places.own.clone()].into_iter().collect();
-    let memory = without(&told.memory, &own);
+    let memory = without(&told.memory, &own, reach::END);
     if !policy.is_empty() {
         if !command_line.split_ascii_whitespace().any(|word| word == "nokaslr") {
             return Err(LinuxError::Moves);
@@ -188,13 +189,17 @@ unsafe fn copy(from: u64, to: u64, bytes: u64) {
     unsafe { core::ptr::copy(from as usize as *const u8, to as usize as *mut u8, bytes) };
 }
 
-/// The areas without what is the hypervisor's, by whole pages.
-fn without(usable: &[Range<u64>], own: &[Range<u64>]) -> ArrayVec<Range<u64>, { MOST + 4 }> {
+/// The areas without what is the hypervisor's, by whole pages, as far as it can reach them.
+fn without(
+    usable: &[Range<u64>],
+    own: &[Range<u64>],
+    reached: u64,
+) -> ArrayVec<Range<u64>, { MOST + 4 }> {
     const PAGE: u64 = 4096;
     let mut left = ArrayVec::new();
     for area in usable {
         let mut start = area.start.next_multiple_of(PAGE);
-        let end = area.end / PAGE * PAGE;
+        let end = area.end.min(reached) / PAGE * PAGE;
         while start < end {
             if let Some(own) = own.iter().find(|own| own.start <= start && start < own.end) {
                 start = own.end;
@@ -303,10 +308,19 @@ mod tests {
     fn the_guest_gets_whole_pages_that_are_not_the_hypervisors() {
         let usable = [0..0x9_FC00, 0x10_0000..0x2000_0000, 0x1_0000_0000..0x1_0000_1000];
         let own = [0x10_0000..0x34_5000, 0x1F00_0000..0x2000_0000];
-        let left = without(&usable, &own);
+        let left = without(&usable, &own, 1 << 39);
         assert_eq!(
             left.as_slice(),
             [0..0x9_F000, 0x34_5000..0x1F00_0000, 0x1_0000_0000..0x1_0000_1000]
         );
+        // The run that goes on behind what can be reached keeps its first part.
+        let left = without(
+            &[0x1_0000_0000..0x200_0000_0000, 0x300_0000_0000..0x400_0000_0000],
+            &own,
+            1 << 39,
+        );
+        assert!(left.len() == 1 && left[0] == (0x1_0000_0000..1 << 39), "{left:x?}");
+        let error = check_policy(&policy(1 << 39, 8), PhysicalWidth::MAX, &left, &(0..0));
+        assert!(matches!(error, Err(LinuxError::Covers { .. })), "{error:?}");
     }
 }

@@ -16,10 +16,13 @@ const FIRST: u64 = 4;
 /// What one table of pointers maps: behind it are the windows.
 const MOST: u64 = 512;
 
+/// Nothing is mapped from here on.
+pub const END: u64 = MOST * GIB;
+
 #[repr(C, align(4096))]
 struct PageTable([u64; 512]);
 
-/// Maps memory above 4 GiB to itself, up to `end` or 512 GiB; gives the first address that is not
+/// Maps memory above 4 GiB to itself, up to `end` or [`END`]; gives the first address that is not
 /// mapped.
 ///
 /// # Safety
