@@ -102,10 +102,11 @@ impl ExitCounters {
         Self([const { AtomicU64::new(0) }; Self::REASONS])
     }
 
-    /// Counts an exit; reasons that no processor has yet are counted together as the last one.
-    pub fn count(&self, reason: ExitReason) {
+    /// Counts an exit, and gives how many of its reason there are now; reasons that no processor has yet
+    /// are counted together as the last one.
+    pub fn count(&self, reason: ExitReason) -> u64 {
         let index = usize::from(reason.0).min(Self::REASONS - 1);
-        self.0[index].fetch_add(1, Ordering::Relaxed);
+        self.0[index].fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Exits of a reason on all processors since the start.

@@ -113,7 +113,7 @@ impl Vcpu {
         }
         #[allow(clippy::cast_possible_truncation)] // Bits 15:0 are the basic reason.
         let reason = ExitReason(full as u16);
-        self.machine.exits.count(reason);
+        let count = self.machine.exits.count(reason);
         if self.machine.devices.is_some()
             && let Some(done) = self.handle_with_devices(reason)
         {
@@ -171,6 +171,7 @@ impl Vcpu {
             }
             reason::MONITOR_TRAP => {
                 self.step_done();
+                step::tell(count);
                 Ok(())
             }
             ExitReason::EPT_MISCONFIGURATION => {

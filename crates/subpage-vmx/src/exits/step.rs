@@ -10,6 +10,7 @@
 
 use super::violation::SPACE;
 use crate::machine::Shared;
+use crate::processor::console;
 use crate::vcpu::Vcpu;
 use crate::vmx::field::ControlField;
 use subpage_emulate::Access;
@@ -17,6 +18,23 @@ use subpage_emulate::guest::State;
 
 /// More attempts at a walk than any sequence of changes by other processors is worth.
 const ATTEMPTS: u32 = 8;
+
+/// As many steps as no guest makes that has no rule on a table that is in use.
+const MANY: u64 = 100_000;
+
+/// What is said once, when so many steps are done as `count` tells; `None` at other times.
+fn what_costs(count: u64) -> Option<&'static str> {
+    let told = "walks of guarded page tables have cost 100,000 single steps: a rule or map covers a table \
+                that the processor uses all the time; without EPT's flags (ept-ad=off) it costs none";
+    (count == MANY).then_some(told)
+}
+
+/// Tells what so many steps are due to, once.
+pub(super) fn tell(count: u64) {
+    if let Some(told) = what_costs(count) {
+        console::print_line(format_args!("hypervisor: {told}"));
+    }
+}
 
 impl Vcpu {
     /// Sets the flags of the walk for `linear` and lets the instruction pass.
@@ -77,5 +95,17 @@ impl Vcpu {
         // SAFETY: the same tables, with or without flags.
         unsafe { self.vmcs.set_control(ControlField::EPTP, eptp) };
         self.vmcs.invalidate_ept();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_steps_are_told_of_once() {
+        let told = (1..3 * MANY).filter_map(what_costs).count();
+        assert_eq!(told, 1);
+        assert!(what_costs(MANY).is_some_and(|told| told.contains("100,000")));
     }
 }
