@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use subpage::access::{AccessMap, SUB_PAGE_BYTES, SubPage};
-use subpage::address::{ByteRange, Gfn, PAGE_BYTES};
+use subpage::address::{ByteRange, Gfn, Gpa, PAGE_BYTES};
 
 /// Sub-pages in a page, as an array length.
 pub const CELLS: usize = 32;
@@ -16,6 +16,9 @@ const MAX_PAGES_PER_RULE: usize = 64;
 
 /// Pages before and after a guarded page that are counted too.
 const NEIGHBOURS: u64 = 1;
+
+/// Most pages that are taken because they were written much; the others are for those that rules guard.
+const MAX_HOT_PAGES: usize = MAX_PAGES * 3 / 4;
 
 /// Bits of the frame number that the filter distinguishes.
 const FILTER_BITS: u32 = 12;
@@ -78,12 +81,40 @@ impl Heat {
         heat
     }
 
+    /// The pages of a guest whose writes were counted elsewhere, the hottest first, and those of `rules`,
+    /// in the order of their indices.
+    ///
+    /// At most 384 hot pages, then at most 64 more of a rule and 512 in all; [`Heat::omitted`] as for
+    /// [`around`](Self::around).
+    pub fn counted<'a>(
+        hottest: impl Iterator<Item = (Gfn, &'a [u64; CELLS], &'a [u64; CELLS])>,
+        rules: &[ByteRange],
+    ) -> Self {
+        let mut heat = Self::around(&[]);
+        for (gfn, writes, denied) in hottest.take(MAX_HOT_PAGES) {
+            let page = heat.page(gfn).expect("there is room for so many");
+            (heat.pages[page].writes, heat.pages[page].denied) = (*writes, *denied);
+        }
+        heat.guard(0, rules);
+        heat
+    }
+
     /// Adds the pages of rules, of which the first has the index `first`.
-    pub fn guard(&mut self, first: usize, rules: &[ByteRange]) {
+    fn guard(&mut self, first: usize, rules: &[ByteRange]) {
         for (rule, range) in (first..).zip(rules) {
             let mut counted = 0;
+            for page in &mut self.pages {
+                if let Some(bytes) = bytes_in(*range, page.gfn) {
+                    page.rules.push((rule, AccessMap::touched_by(bytes)));
+                    counted += 1;
+                }
+            }
             for bytes in range.pages().take(MAX_PAGES_PER_RULE) {
-                let Some(page) = self.page(bytes.first().gfn()) else { break };
+                let gfn = bytes.first().gfn();
+                if self.index.contains_key(&gfn.as_u64()) {
+                    continue;
+                }
+                let Some(page) = self.page(gfn) else { break };
                 self.pages[page].rules.push((rule, AccessMap::touched_by(bytes)));
                 counted += 1;
             }
@@ -121,14 +152,6 @@ impl Heat {
         let (word, bit) = filter_place(gfn.as_u64());
         self.filter[word] |= bit;
         Some(page)
-    }
-
-    /// The same, wherever the write is: its pages are counted from now on, if there is room.
-    pub fn count_anywhere(&mut self, bytes: ByteRange, denied: bool) {
-        for piece in bytes.pages() {
-            self.page(piece.first().gfn());
-        }
-        self.count_slowly(bytes, denied);
     }
 
     /// Counts a write to every counted sub-page that it touches.
@@ -186,6 +209,15 @@ pub const fn class_of(count: u64) -> usize {
     }
 }
 
+/// The bytes of a range in a page.
+fn bytes_in(range: ByteRange, gfn: Gfn) -> Option<ByteRange> {
+    let start = gfn.gpa().as_u64();
+    let first = range.first().as_u64().max(start);
+    let last = range.last().as_u64().min(start + (PAGE_BYTES - 1));
+    let length = last.checked_sub(first)? + 1;
+    ByteRange::new(Gpa::new(first), length).ok()
+}
+
 fn filter_place(gfn: u64) -> (usize, u64) {
     let low = gfn & ((1 << FILTER_BITS) - 1);
     #[allow(clippy::cast_possible_truncation)]
@@ -200,8 +232,6 @@ pub fn cell_bytes(gfn: Gfn, cell: SubPage) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use subpage::address::Gpa;
-
     use super::*;
 
     fn range(start: u64, length: u64) -> ByteRange {
@@ -238,27 +268,39 @@ mod tests {
         assert_eq!(heat.omitted(), 10_000 - MAX_PAGES as u64);
     }
 
-    /// Where a rule comes while the guest runs, or a map denies, the writes are there already.
+    /// Rules that came while the guest ran, and maps, too.
     #[test]
-    fn what_is_guarded_later_is_drawn_with_the_writes_that_came_before() {
-        let mut heat = Heat::around(&[range(0x5080, 0x80)]);
-        heat.count_anywhere(range(0x20_0ffc, 8), true);
-        heat.guard(1, &[range(0x20_1000, 4)]);
+    fn what_was_counted_elsewhere_is_drawn_with_all_that_guards_it() {
+        let cells = |cell: usize, count| {
+            let mut cells = [0; CELLS];
+            cells[cell] = count;
+            cells
+        };
+        let (hot, denied, none) = (cells(31, 9), cells(31, 1), [0; CELLS]);
+        // The second page of the first rule, which has more pages than are drawn of one.
+        let counted = [(Gfn::new(0x200), &hot, &denied), (Gfn::new(0x150), &hot, &none)];
+        let rules = [range(0x10_0f80, 0x10_0000), range(0x20_0fff, 2), range(0x5080, 0x80)];
+        let mut heat = Heat::counted(counted.into_iter(), &rules);
         heat.deny_by_maps(&[(Gfn::new(0x300), AccessMap::from_bits(0b100))]);
+        assert_eq!(heat.omitted(), 0x101 - 64 - 2);
         let pages = heat.into_pages();
-        let told: Vec<_> = pages.iter().map(|page| (page.gfn.as_u64(), &page.rules[..])).collect();
-        let first = AccessMap::from_bits(1);
-        assert_eq!(
-            told,
-            [
-                (5, &[(0, AccessMap::from_bits(0b10))][..]),
-                (0x200, &[]),
-                (0x201, &[(1, first)]),
-                (0x300, &[])
-            ]
-        );
-        assert_eq!((pages[1].denied[31], pages[2].denied[0]), (1, 1));
-        assert_eq!(pages[3].guarded(), AccessMap::from_bits(0b100));
+        let of = |gfn: u64| pages.iter().find(|page| page.gfn.as_u64() == gfn).expect("drawn");
+        assert_eq!(of(0x100).rules, [(0, AccessMap::from_bits(1 << 31))]);
+        assert_eq!((&of(0x150).rules[..], of(0x150).writes[31]), (&[(0, AccessMap::ALL)][..], 9));
+        let both = [(0, !AccessMap::from_bits(1 << 31)), (1, AccessMap::from_bits(1 << 31))];
+        assert_eq!((&of(0x200).rules[..], of(0x200).denied[31]), (&both[..], 1));
+        assert_eq!(of(0x201).rules, [(1, AccessMap::from_bits(1))]);
+        assert_eq!(of(5).rules, [(2, AccessMap::from_bits(0b10))]);
+        assert_eq!(of(0x300).guarded(), AccessMap::from_bits(0b100));
+    }
+
+    #[test]
+    fn hot_pages_leave_room_for_guarded_ones() {
+        let writes = [1; CELLS];
+        let counted = (0..10_000).map(|gfn| (Gfn::new(gfn), &writes, &writes));
+        let heat = Heat::counted(counted, &[range(0x8000_0000, 128)]);
+        let pages = heat.into_pages();
+        assert_eq!((pages.len(), pages[MAX_HOT_PAGES].rules.len()), (MAX_HOT_PAGES + 1, 1));
     }
 
     #[test]

@@ -247,7 +247,7 @@ fn rule_row(rule: &RuleSummary) -> Markup {
             td class=(if rule.denied > 0 { "n denied" } else { "n zero" }) {
                 (grouped(rule.denied))
             }
-            td {
+            td.nowrap {
                 @if let Some(first) = &rule.first_denial {
                     "write " (grouped(first.write)) " at " code { (Address(first.event.gpa.as_u64())) }
                 } @else { span.soft { "–" } }
@@ -315,7 +315,7 @@ fn denial_row(denial: &Record, known: Known) -> Markup {
                 td { @if !event.bytes.is_empty() { code { (Dump(&event.bytes).to_string()) } } }
             }
             td.n { (event.sub_page().index()) }
-            td.text {
+            td.text.by {
                 @if let Some(pc) = denial.pc_text() { code { (pc) } } @else { span.soft { "not known" } }
                 @if let Some(function) = &denial.function {
                     " in " (printable(&function.to_string()))

@@ -7,7 +7,7 @@ use subpage::address::{ByteRange, Gfn, Gpa, PAGE_BYTES};
 use subpage::rules::Action;
 use subpage_kvm::control::protocol::NewRule;
 use subpage_kvm::guard::{RuleCounts, TrapCounts};
-use subpage_trap::{Address, Event, Record};
+use subpage_trap::{Address, Record};
 
 use super::super::intervals::Intervals;
 use super::ending::RunEnd;
@@ -62,7 +62,6 @@ impl Known {
 /// Collects from the events what the machine's own counts do not say.
 pub(super) struct Count {
     rules: Vec<Known>,
-    heat: Heat,
     first_denials: Vec<Record>,
     denied_by_maps: u64,
     dropped: u64,
@@ -73,10 +72,8 @@ pub(super) struct Count {
 impl Count {
     /// Of no event.
     pub(super) fn new(rules: Vec<Known>) -> Self {
-        let ranges: Vec<_> = rules.iter().map(|rule| rule.range).collect();
         Self {
             rules,
-            heat: Heat::around(&ranges),
             first_denials: Vec::new(),
             denied_by_maps: 0,
             dropped: 0,
@@ -94,9 +91,7 @@ impl Count {
     /// An event, shown or not.
     pub(super) fn event(&mut self, record: &Record) {
         let event = &record.event;
-        let denied = event.verdict.is_denial();
-        self.count_heat(event, denied);
-        if !denied {
+        if !event.verdict.is_denial() {
             return;
         }
         if event.rule.is_none() {
@@ -122,20 +117,6 @@ impl Count {
         self.notices_dropped += notices;
     }
 
-    /// The bytes in the write's first page, and the one that the rule holds: where a write goes on in
-    /// another page, the event does not say.
-    fn count_heat(&mut self, event: &Event<Vec<u8>>, denied: bool) {
-        let room = PAGE_BYTES - u64::from(event.gpa.page_offset());
-        let length = (event.bytes.len() as u64).min(room);
-        if let Ok(first) = ByteRange::new(event.gpa, length) {
-            self.heat.count_anywhere(first, denied);
-        }
-        if event.at.gfn() != event.gpa.gfn() {
-            let held = ByteRange::new(event.at, 1).expect("a byte of memory");
-            self.heat.count_anywhere(held, denied);
-        }
-    }
-
     /// What a run of this duration amounts to; guest, policy and backend are left empty.
     ///
     /// `added`: rules that came later, gone ones too. `maps`: what access maps deny at the end.
@@ -149,7 +130,6 @@ impl Count {
     ) -> Summary {
         let Self {
             mut rules,
-            mut heat,
             first_denials,
             denied_by_maps,
             dropped,
@@ -158,7 +138,10 @@ impl Count {
         } = self;
         rules.extend(added.iter().map(|(id, rule)| Known::of_machine(*id, rule)));
         let ranges: Vec<_> = rules.iter().map(|rule| rule.range).collect();
-        heat.guard(ranges.len() - added.len(), &ranges[ranges.len() - added.len()..]);
+        let counts = trap_counts.sub_pages();
+        let hottest = counts.hottest(counts.pages().len());
+        let hottest = hottest.iter().map(|(gfn, page)| (*gfn, &page.sub_pages, &page.denied));
+        let mut heat = Heat::counted(hottest, &ranges);
         heat.deny_by_maps(maps);
         let rules = rules.into_iter().map(|rule| counted(rule, trap_counts, elapsed)).collect();
         Summary {
