@@ -28,4 +28,6 @@ pub mod run;
 pub mod schema;
 pub mod summary;
 pub mod terminal;
+#[cfg(feature = "kvm")]
+pub mod top;
 pub mod trace_file;

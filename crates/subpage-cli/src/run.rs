@@ -19,7 +19,7 @@ use crate::{
     compile_command, guard, kit, man_pages, plan_command, policy_command, record_command, schema,
 };
 #[cfg(feature = "kvm")]
-use crate::{ctl, linux_policy};
+use crate::{ctl, linux_policy, top};
 
 /// Runs the command that `arguments` (the program's name first) ask for.
 ///
@@ -89,8 +89,10 @@ fn execute(command: &Command, color: ColorWhen, out: &mut Output) -> Result<Stat
         Command::Plan(arguments) => plan_command::run(arguments, color, out),
         #[cfg(feature = "kvm")]
         Command::Ctl(arguments) => ctl::run(arguments, out),
+        #[cfg(feature = "kvm")]
+        Command::Top(arguments) => top::run(arguments, color, out),
         #[cfg(not(feature = "kvm"))]
-        Command::Ctl { .. } => Err(Failure::Input(guard::NO_VMM.to_owned())),
+        Command::Ctl { .. } | Command::Top { .. } => Err(Failure::Input(guard::NO_VMM.to_owned())),
         Command::Compile(arguments) => compile_command::run(arguments, color),
         Command::Check { json } => {
             let findings = check::find(&Host::this());
@@ -138,6 +140,7 @@ fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
         Command::Check { json } => *json,
         // What `ctl` prints are replies, and it has told of a failure in their form.
         Command::Ctl { .. }
+        | Command::Top { .. }
         | Command::Record(_)
         | Command::Compile(_)
         | Command::New { .. }

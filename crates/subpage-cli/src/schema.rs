@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use subpage_kvm::control::protocol::{Refusal, Reply, Request};
 use subpage_trap::Record;
 
-#[cfg(feature = "kvm")]
-use crate::ctl;
 use crate::{check, events, plan, policy, record_report};
+#[cfg(feature = "kvm")]
+use crate::{ctl, top};
 
 /// Version of JSON Schema that is written.
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -22,7 +22,7 @@ const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 /// What there is a schema of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SchemaChoice {
-    /// One line of `guard`, `plan`, `record` or `check` with `--json`, or of `ctl SOCKET watch --json`
+    /// One line of `guard`, `plan`, `record` or `check` with `--json`, or of `top` or `ctl SOCKET watch` with it
     Events,
     /// A policy, as any reader of TOML gives it
     Policy,
@@ -77,6 +77,8 @@ fn events() -> Value {
         plan::line_schema(&mut generator),
         check::line_schema(&mut generator),
         record_report::line_schema(&mut generator),
+        #[cfg(feature = "kvm")]
+        top::line_schema(&mut generator),
         End::json_schema(&mut generator),
     ];
     for kind in &mut kinds {

@@ -3,6 +3,8 @@
 #[cfg(feature = "kvm")]
 mod ctl;
 mod guard;
+#[cfg(feature = "kvm")]
+mod top;
 mod values;
 
 #[cfg(feature = "kvm")]
@@ -13,6 +15,9 @@ pub use guard::{
     BackendChoice, DEFAULT_MEMORY, GuardArguments, MachineArguments, OnFailure, OnStop, PageTables,
     TrapChoice,
 };
+
+#[cfg(feature = "kvm")]
+pub use top::TopArguments;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -74,6 +79,18 @@ pub enum Command {
     #[cfg(not(feature = "kvm"))]
     #[command(hide = true)]
     Ctl {
+        /// Whatever it is
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        any: Vec<OsString>,
+    },
+    /// Look at a guest that runs on KVM: rules, hottest pages and events, as they change
+    #[cfg(feature = "kvm")]
+    #[command(after_help = EXIT_STATUS)]
+    Top(TopArguments),
+    /// Look at a guest that runs on KVM: not built
+    #[cfg(not(feature = "kvm"))]
+    #[command(hide = true)]
+    Top {
         /// Whatever it is
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
         any: Vec<OsString>,

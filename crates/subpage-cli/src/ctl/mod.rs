@@ -7,6 +7,7 @@ mod reply;
 mod request;
 mod watch;
 
+pub(crate) use heat::cells;
 pub(crate) use list::GuestLine;
 pub use reply::write_text;
 pub use request::request;

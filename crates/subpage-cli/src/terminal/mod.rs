@@ -13,6 +13,6 @@ pub mod style;
 pub use columns::{Align, Columns};
 pub use glyphs::Glyphs;
 pub use numbers::{bytes, grouped, plural, ratio};
-pub use output::{ColorWhen, Output, tell};
+pub use output::{ColorWhen, Output, has_color, tell};
 pub use printable::printable;
 pub use screen::{Console, ConsolePlace, Lines, MARK, Screen};

@@ -114,6 +114,11 @@ pub fn tell(color: ColorWhen, text: String) {
     }
 }
 
+/// Whether standard output is to have colours.
+pub fn has_color(color: ColorWhen) -> bool {
+    choose(color, || AutoStream::choice(&io::stdout())) != ColorChoice::Never
+}
+
 fn choose(color: ColorWhen, auto: impl FnOnce() -> ColorChoice) -> ColorChoice {
     match color {
         ColorWhen::Auto => auto(),

@@ -136,7 +136,7 @@ impl RequestHandler for Made {
     }
 }
 
-fn record(seq: u64) -> Record {
+pub(crate) fn record(seq: u64) -> Record {
     let written = ByteRange::new(Gpa::new(0x10_e17d), 4).expect("four bytes");
     let (verdict, action) =
         if seq == 2 { (Verdict::Logged, Action::Log) } else { (Verdict::Denied, Action::Deny) };

@@ -27,6 +27,7 @@ mod runs;
 mod schema;
 mod streams;
 mod symbols;
+mod top;
 mod warnings;
 
 use std::path::{Path, PathBuf};

@@ -39,6 +39,11 @@ impl Client {
         Ok(Self { lines: Lines::new(stream, MAX_REPLY_BYTES), patience })
     }
 
+    /// Takes a line of the server that is longer than so many bytes for a fault, in place of 1 GiB.
+    pub fn limit_lines(&mut self, bytes: usize) {
+        self.lines.limit(bytes);
+    }
+
     /// Sends a request and waits for its answer.
     ///
     /// After an error other than [`ClientError::Refused`] the connection is of no more use; neither

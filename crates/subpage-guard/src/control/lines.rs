@@ -30,6 +30,11 @@ impl<R: Read> Lines<R> {
         Self { stream: BufReader::new(stream), line: Vec::new(), max }
     }
 
+    /// From now on lines have at most `max` bytes.
+    pub(super) const fn limit(&mut self, max: usize) {
+        self.max = max;
+    }
+
     /// Where the lines come from.
     pub(super) fn input_mut(&mut self) -> &mut R {
         self.stream.get_mut()

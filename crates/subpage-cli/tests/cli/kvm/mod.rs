@@ -12,6 +12,7 @@ mod no_rules;
 mod runs;
 mod saving;
 mod stalled;
+mod top;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
