@@ -19,6 +19,11 @@ pub enum Stop {
         /// The port by which it does.
         port: u16,
     },
+    /// A guest that has the devices suspends the machine to memory.
+    Suspend {
+        /// The port by which it does.
+        port: u16,
+    },
     /// Nobody will wake anybody.
     AllHalted,
     /// A fault during the delivery of a double fault.
@@ -55,6 +60,11 @@ impl fmt::Display for Stop {
         match *self {
             Self::Ended { status } => write!(f, "guest ended with status {status}"),
             Self::Reset { port } => write!(f, "the guest resets the machine (port {port:X}H)"),
+            Self::Suspend { port } => write!(
+                f,
+                "the guest suspends the machine to memory (S3, port {port:X}H), from which it would resume \
+                 without the hypervisor; `mem_sleep_default=s2idle` makes Linux sleep otherwise"
+            ),
             Self::AllHalted => f.write_str("every processor has halted"),
             Self::TripleFault => f.write_str("triple fault"),
             Self::Rule(id) => write!(f, "rule {} was violated", id.0),

@@ -1,10 +1,14 @@
 //! What ACPI's tables tell that a guest with the machine's devices could use against the hypervisor:
-//! processors that it does not run on, and whether an IOMMU translates.
+//! processors that it does not run on, ports of suspend to memory, and where an IOMMU is.
 //!
 //! The firmware is trusted, its tables may still be damaged: nothing is read behind what a table claims,
 //! and nothing is looked at for ever.
 
 use alloc::vec::Vec;
+
+use arrayvec::ArrayVec;
+
+use crate::devices::{MOST_SLEEP, SleepControl};
 
 /// Gives so many bytes of physical memory, if they can be read.
 pub type Memory<'a> = &'a dyn Fn(u64, usize) -> Option<&'a [u8]>;
@@ -102,6 +106,82 @@ impl<'a> Tables<'a> {
     }
 }
 
+impl Tables<'_> {
+    /// The bytes by which the machine is suspended to memory ("Fixed ACPI Description Table (FADT)"); none
+    /// if no table of code has the object `\_S3`.
+    pub fn sleep(&self) -> ArrayVec<SleepControl, MOST_SLEEP> {
+        const DSDT: usize = 40;
+        const EXTENDED_DSDT: usize = 140;
+        // Each as a number of 32 bits, and as an address with its space; which element of `\_S3` it takes.
+        const CONTROLS: [(Option<usize>, usize, u16, usize); MOST_SLEEP] =
+            [(Some(64), 172, 1, 0), (Some(68), 184, 1, 1), (None, 244, 0, 0)];
+        let mut controls = ArrayVec::new();
+        let Some(fixed) = self.table(*b"FACP") else { return controls };
+        let code = long(fixed, EXTENDED_DSDT).filter(|&at| at != 0);
+        let code = code.or_else(|| word(fixed, DSDT).map(u64::from));
+        let mut types = [0; 2];
+        let code = code.and_then(|address| table(self.memory, address, *b"DSDT"));
+        let more = self.addresses.iter();
+        let more = more.filter_map(|&address| table(self.memory, address, *b"SSDT"));
+        for table in code.into_iter().chain(more) {
+            suspend_types(table, &mut types);
+        }
+        for (short, extended, byte, element) in CONTROLS {
+            let port = io_port(fixed, extended)
+                .or_else(|| u16::try_from(word(fixed, short?)?).ok().filter(|&port| port != 0));
+            let port = port.and_then(|port| port.checked_add(byte));
+            if let Some(port) = port.filter(|_| types[element] != 0) {
+                controls.push(SleepControl { port, suspend: types[element] });
+            }
+        }
+        controls
+    }
+}
+
+/// A port in a "Generic Address Structure (GAS)", if it is one.
+fn io_port(table: &[u8], at: usize) -> Option<u16> {
+    const IO: u8 = 1;
+    let port = long(table, at.checked_add(4)?)?;
+    u16::try_from(port).ok().filter(|&port| table.get(at) == Some(&IO) && port != 0)
+}
+
+/// Adds the sleep types of the objects `\_S3` in a table of code: a package of numbers, which stands there
+/// as it is ("ACPI Machine Language (AML) Specification").
+fn suspend_types(code: &[u8], types: &mut [u8; 2]) {
+    const PACKAGE: u8 = 0x12;
+    const NAME: &[u8] = b"_S3_";
+    for at in
+        code.windows(NAME.len()).enumerate().filter_map(|(at, name)| (name == NAME).then_some(at))
+    {
+        let Some((&PACKAGE, rest)) = code[at + NAME.len()..].split_first() else { continue };
+        // The length takes as many bytes more as its first two bits say; then the number of elements.
+        let Some(mut rest) = rest.first().and_then(|first| rest.get(usize::from(first >> 6) + 2..))
+        else {
+            continue;
+        };
+        for kinds in &mut *types {
+            let Some((value, more)) = number(rest) else { break };
+            *kinds |= 1 << (value & 7);
+            rest = more;
+        }
+    }
+}
+
+/// A constant, of which the low byte is enough, and what follows.
+fn number(code: &[u8]) -> Option<(u8, &[u8])> {
+    const BYTE: u8 = 0x0A;
+    const WORD: u8 = 0x0B;
+    const DOUBLE: u8 = 0x0C;
+    let bytes = match *code.first()? {
+        value @ (0 | 1) => return Some((value, &code[1..])),
+        BYTE => 1,
+        WORD => 2,
+        DOUBLE => 4,
+        _ => return None,
+    };
+    Some((*code.get(1)?, code.get(1 + bytes..)?))
+}
+
 /// The table at an address, if it has the signature; at least a header.
 fn table(memory: Memory<'_>, address: u64, signature: [u8; 4]) -> Option<&[u8]> {
     let header = memory(address, HEADER)?;
@@ -143,6 +223,8 @@ mod tests {
 
     const APIC: usize = 0x100;
     const DMAR: usize = 0x200;
+    const FACP: usize = 0x300;
+    const DSDT: usize = 0x500;
 
     fn memory() -> Vec<u8> {
         let mut madt = [0; 8].to_vec();
@@ -162,12 +244,24 @@ mod tests {
             dmar.extend([kind, 0, 16, 0, 0, 0, 0, 0]);
             dmar.extend(base.to_le_bytes());
         }
-        let root = [APIC as u64, DMAR as u64].map(u64::to_le_bytes).concat();
+        let mut fixed = [0; 256 - HEADER];
+        fixed[140 - HEADER..][..8].copy_from_slice(&(DSDT as u64).to_le_bytes());
+        fixed[64 - HEADER..][..4].copy_from_slice(&0x1804_u32.to_le_bytes());
+        fixed[172 - HEADER] = 1;
+        fixed[176 - HEADER..][..8].copy_from_slice(&0x604_u64.to_le_bytes());
+        // Name(\_S3, Package{5, 5, 0, 0}) among others.
+        let code =
+            b"\x08_S1_\x12\x06\x04\x0A\x01\x0A\x01\x08_S3_\x12\x08\x04\x0A\x05\x0A\x05\0\0_S3_";
+        let root = [APIC as u64, DMAR as u64, FACP as u64].map(u64::to_le_bytes).concat();
         let mut bytes = table_of(*b"XSDT", &root);
         bytes.resize(APIC, 0);
         bytes.extend(table_of(*b"APIC", &madt));
         bytes.resize(DMAR, 0);
         bytes.extend(table_of(*b"DMAR", &dmar));
+        bytes.resize(FACP, 0);
+        bytes.extend(table_of(*b"FACP", &fixed));
+        bytes.resize(DSDT, 0);
+        bytes.extend(table_of(*b"DSDT", code));
         bytes
     }
 
@@ -182,7 +276,7 @@ mod tests {
         pointer
     }
 
-    type Told = (Option<usize>, Option<Vec<Iommu>>);
+    type Told = (Option<usize>, Option<Vec<Iommu>>, Vec<SleepControl>);
 
     fn read(pointer: &[u8], bytes: &[u8]) -> Option<Told> {
         let memory = |address: u64, length: usize| {
@@ -191,16 +285,17 @@ mod tests {
             bytes.get(at..)?.get(..length)
         };
         let tables = Tables::find(pointer, &memory)?;
-        Some((tables.processors(), tables.iommus()))
+        Some((tables.processors(), tables.iommus(), tables.sleep().to_vec()))
     }
 
     #[test]
-    fn processors_and_iommus_are_counted() {
+    fn processors_iommus_and_sleep_are_found() {
         let iommus = [Iommu { base: 0xFED9_0000 }, Iommu { base: 0xFED9_1000 }];
         let told = read(&pointer(), &memory());
-        assert_eq!(told, Some((Some(3), Some(iommus.to_vec()))));
+        let sleep = SleepControl { port: 0x605, suspend: 1 << 5 };
+        assert_eq!(told, Some((Some(3), Some(iommus.to_vec()), [sleep].to_vec())));
         assert_eq!(read(b"RSD PTR ", &memory()), None);
-        assert_eq!(read(&pointer(), &memory()[..APIC]), Some((None, None)));
+        assert_eq!(read(&pointer(), &memory()[..APIC]), Some((None, None, Vec::new())));
     }
 
     #[test]

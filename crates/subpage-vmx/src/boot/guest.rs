@@ -8,6 +8,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use arrayvec::ArrayVec;
 use subpage::address::{Gfn, GfnRange, Gpa, Hpa, PAGE_BYTES, PhysicalWidth};
 use subpage::domain::{Domain, HostPage};
 use subpage::ept::MemoryType;
@@ -20,7 +21,7 @@ use super::guest_image::{self, Entry};
 use super::information::{Information, Module};
 use super::layout::{self, Layout};
 use super::{fatal, start::contents};
-use crate::devices::{Awaited, Devices};
+use crate::devices::{Awaited, Devices, MOST_SLEEP, Own, SleepControl};
 use crate::linux;
 use crate::memory::frames::PhysicalFrames;
 use crate::memory::ram::GuestRam;
@@ -85,7 +86,7 @@ impl Choice {
         matches!(self, Self::Linux(_))
     }
 
-    /// Puts the guest into its memory.
+    /// Puts the guest into its memory; `sleep` is where the machine is suspended.
     ///
     /// # Safety
     /// Nobody else uses the memory that is the guest's by this choice; only one processor runs.
@@ -95,6 +96,7 @@ impl Choice {
         processors: usize,
         width: PhysicalWidth,
         capabilities: &Capabilities,
+        sleep: &ArrayVec<SleepControl, MOST_SLEEP>,
     ) -> Guest {
         // What the guest is told from: for a kernel a copy, since it may go where the original is.
         let copy = Vec::from(block);
@@ -110,7 +112,7 @@ impl Choice {
             }
             Self::Linux(plan) => {
                 // SAFETY: by the contract.
-                unsafe { load_linux(plan, &told, &options, width, capabilities) }
+                unsafe { load_linux(plan, &told, &options, width, capabilities, sleep) }
             }
         }
     }
@@ -122,7 +124,7 @@ fn divide(
     program: Range<u64>,
     block: Range<u64>,
 ) -> Layout {
-    let mut taken = arrayvec::ArrayVec::<Range<u64>, 40>::new();
+    let mut taken = ArrayVec::<Range<u64>, 40>::new();
     taken.extend([program, block]);
     taken.extend(told.modules.iter().map(|module| module.range.clone()));
     layout::divide(&told.memory, &taken, options.memory)
@@ -165,6 +167,7 @@ unsafe fn load_linux(
     options: &Options<'_>,
     width: PhysicalWidth,
     capabilities: &Capabilities,
+    sleep: &ArrayVec<SleepControl, MOST_SLEEP>,
 ) -> Guest {
     let policy = policy_module(told).map_or_else(Vec::new, |module| {
         let module = contents(module);
@@ -196,7 +199,8 @@ unsafe fn load_linux(
     let mut devices =
         Devices::new(linux.own, memory_types::read(), addresses_end(width), capabilities.pages_2m);
     devices.names = names;
-    devices.uart = uart;
+    devices.ports = Own { uart, sleep: sleep.clone() };
+    let bitmaps = Bitmaps::of_devices(&devices.ports);
     let awaited = Awaited { page: linux.kernel_at.gfn(), policy: linux.policy };
     *devices.awaited.lock() = Some(awaited);
     console::use_uart(uart);
@@ -205,7 +209,7 @@ unsafe fn load_linux(
         ram: unsafe { GuestRam::in_place(runs) },
         entry: linux.entry,
         devices: Some(devices),
-        bitmaps: Bitmaps::of_devices(uart),
+        bitmaps,
     }
 }
 

@@ -107,8 +107,9 @@ pub unsafe fn boot_processor(magic: u32, information: u32, program: &Program) ->
 
     let width =
         PhysicalWidth::try_new(cpuid::physical_width().clamp(32, 52)).unwrap_or(PhysicalWidth::MAX);
+    let sleep = firmware.as_ref().map(Tables::sleep).unwrap_or_default();
     // SAFETY: the choice gives the guest's memory to nobody else, and the others wait for READY.
-    let guest = unsafe { choice.load(block, processors, width, &capabilities) };
+    let guest = unsafe { choice.load(block, processors, width, &capabilities, &sleep) };
     let frames = own.start + HEAP_BYTES..own.end;
     // SAFETY: the choice gives this memory to nobody else.
     let frames = unsafe { PhysicalFrames::new(frames) }

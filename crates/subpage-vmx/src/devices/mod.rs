@@ -15,7 +15,7 @@ use subpage::level::PageSize;
 use subpage_linux::names::KernelNames;
 
 pub use memory_types::{FIXED, MAX_VARIABLE, MemoryTypes};
-pub use ports::{PortAccess, Verdict, Width, own_ports};
+pub use ports::{MOST_SLEEP, Own, PortAccess, SleepControl, Verdict, Width, own_ports};
 pub use registers::{Kept, kept};
 
 /// The machine as its one guest sees it: every address is itself.
@@ -30,8 +30,8 @@ pub struct Devices {
     large: bool,
     /// What happens when the guest's kernel is entered, until then.
     pub awaited: TicketMutex<Option<Awaited>>,
-    /// First port of the hypervisor's UART, if it has one.
-    pub uart: Option<u16>,
+    /// Ports that are kept and depend on the machine.
+    pub ports: Own,
     /// Names of the guest's kernel, if there are any.
     pub names: Option<KernelNames<'static>>,
 }
@@ -48,7 +48,15 @@ pub struct Awaited {
 impl Devices {
     /// A machine in which `own` is the hypervisor's; `end` is a multiple of 2 MiB.
     pub fn new(own: ArrayVec<Range<u64>, 4>, types: MemoryTypes, end: Gfn, large: bool) -> Self {
-        Self { own, types, end, large, awaited: TicketMutex::new(None), uart: None, names: None }
+        Self {
+            own,
+            types,
+            end,
+            large,
+            awaited: TicketMutex::new(None),
+            ports: Own::default(),
+            names: None,
+        }
     }
 
     /// Where guest-physical addresses end.

@@ -1,6 +1,9 @@
-//! Ports: all are the guest's but those by which the machine is reset, and the hypervisor's console.
+//! Ports: all are the guest's but those by which the machine is reset or suspended to memory, and the
+//! hypervisor's console.
 //!
 //! An access of several bytes exits if one of them is kept, so the other bytes come here as well.
+
+use arrayvec::ArrayVec;
 
 /// Ports by which a guest can reset the machine: the keyboard controller, system control port A, the
 /// reset control register.
@@ -29,6 +32,28 @@ pub struct PortAccess {
     pub width: Width,
 }
 
+/// A byte by which ACPI's sleep states are entered: the second one of PM1a_CNT or PM1b_CNT, or the sleep
+/// control register, which has the same bits there (ACPI 6.5, "PM1 Control Registers").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SleepControl {
+    /// Its port.
+    pub port: u16,
+    /// Bit N is set if the sleep type N suspends to memory (S3).
+    pub suspend: u8,
+}
+
+/// Most bytes of that kind.
+pub const MOST_SLEEP: usize = 3;
+
+/// The ports that depend on the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Own {
+    /// First port of the hypervisor's UART, if it has one.
+    pub uart: Option<u16>,
+    /// Where the machine is suspended.
+    pub sleep: ArrayVec<SleepControl, MOST_SLEEP>,
+}
+
 /// What becomes of a guest's access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -36,6 +61,8 @@ pub enum Verdict {
     Pass,
     /// It resets the machine by this port.
     Reset(u16),
+    /// It suspends the machine to memory, from which the firmware would resume the guest by itself.
+    Suspend(u16),
     /// It reaches the hypervisor's console: the machine does not get it.
     Console,
 }
@@ -55,9 +82,9 @@ impl Width {
 }
 
 impl PortAccess {
-    /// What becomes of it; `written` is `None` if it reads. The hypervisor's UART, if it has one, is at
-    /// `uart`.
-    pub fn verdict(self, written: Option<u32>, uart: Option<u16>) -> Verdict {
+    /// What becomes of it; `written` is `None` if it reads.
+    pub fn verdict(self, written: Option<u32>, own: &Own) -> Verdict {
+        let uart = own.uart;
         let is_console = |port| {
             port == DEBUG_OUTPUT || uart.is_some_and(|base| (base..base + 8).contains(&port))
         };
@@ -66,14 +93,27 @@ impl PortAccess {
         }
         let Some(value) = written.filter(|_| self != PCI_ADDRESS) else { return Verdict::Pass };
         let mut bytes = self.ports().zip(value.to_le_bytes());
-        bytes
-            .find(|&(port, byte)| is_reset(port, byte))
-            .map_or(Verdict::Pass, |(port, _)| Verdict::Reset(port))
+        let verdict = bytes.find_map(|(port, byte)| {
+            if is_reset(port, byte) {
+                return Some(Verdict::Reset(port));
+            }
+            let control = own.sleep.iter().find(|control| control.port == port)?;
+            control.is_suspend(byte).then_some(Verdict::Suspend(port))
+        });
+        verdict.unwrap_or(Verdict::Pass)
     }
 
     /// The ports that it reaches; there are none behind FFFFH.
     fn ports(self) -> impl Iterator<Item = u16> {
         (0..u16::from(self.width.bytes())).map_while(move |byte| self.port.checked_add(byte))
+    }
+}
+
+impl SleepControl {
+    const fn is_suspend(self, byte: u8) -> bool {
+        const ENABLE: u8 = 1 << 5;
+        let kind = byte >> 2 & 7;
+        byte & ENABLE != 0 && self.suspend & 1 << kind != 0
     }
 }
 
@@ -88,11 +128,11 @@ const fn is_reset(port: u16, value: u8) -> bool {
     }
 }
 
-/// The ports that exit: those of a reset and those of the console, whose UART, if it has one, is at
-/// `uart`.
-pub fn own_ports(uart: Option<u16>) -> impl Iterator<Item = u16> {
-    let uart = uart.into_iter().flat_map(|base| base..base + 8);
-    RESET_PORTS.into_iter().chain([DEBUG_OUTPUT]).chain(uart)
+/// The ports that exit: those of a reset and of sleep, and those of the console.
+pub fn own_ports(own: &Own) -> impl Iterator<Item = u16> {
+    let uart = own.uart.into_iter().flat_map(|base| base..base + 8);
+    let sleep = own.sleep.iter().map(|control| control.port);
+    RESET_PORTS.into_iter().chain([DEBUG_OUTPUT]).chain(uart).chain(sleep)
 }
 
 #[cfg(test)]
@@ -116,8 +156,34 @@ mod tests {
         }
     }
 
+    /// A UART, and a PM1a_CNT at 1804H whose type 5 is S3.
+    fn own() -> Own {
+        let sleep = [SleepControl { port: 0x1805, suspend: 1 << 5 }];
+        Own { uart: Some(0x2F8), sleep: sleep.into_iter().collect() }
+    }
+
+    #[test]
+    fn suspend_to_memory_is_known_and_other_sleep_is_the_guests() {
+        use Width::{Byte, Double, Word};
+        for (port, width, written, expected) in [
+            // SLP_EN with type 5, as Linux writes it; before it the type alone.
+            (0x1804, Word, 0x3401, Verdict::Suspend(0x1805)),
+            (0x1804, Word, 0x1401, Verdict::Pass),
+            (0x1805, Byte, 0x34, Verdict::Suspend(0x1805)),
+            (0x1802, Double, 0x3401_0000, Verdict::Suspend(0x1805)),
+            (0x1803, Double, 0x0034_0100, Verdict::Suspend(0x1805)),
+            // Power-off.
+            (0x1804, Word, 0x3C01, Verdict::Pass),
+            (0x1806, Byte, 0x34, Verdict::Pass),
+        ] {
+            assert_eq!(verdict(port, width, Some(written)), expected, "{written:#x} to {port:#x}");
+        }
+        assert_eq!(verdict(0x1804, Word, None), Verdict::Pass);
+        assert!(own_ports(&own()).any(|port| port == 0x1805));
+    }
+
     fn verdict(port: u16, width: Width, written: Option<u32>) -> Verdict {
-        PortAccess { port, width }.verdict(written, Some(0x2F8))
+        PortAccess { port, width }.verdict(written, &own())
     }
 
     #[test]
@@ -150,13 +216,13 @@ mod tests {
             assert_eq!(verdict(port, width, written), expected, "{port:#x} {width:?} {written:x?}");
         }
         let com2 = PortAccess { port: 0x2F8, width: Byte };
-        assert_eq!(com2.verdict(None, None), Pass);
+        assert_eq!(com2.verdict(None, &Own::default()), Pass);
     }
 
     #[test]
     fn the_first_serial_line_is_the_guests() {
-        assert!(own_ports(None).all(|port| !(0x3F8..0x400).contains(&port)));
-        assert!(own_ports(Some(0x2F8)).any(|port| port == 0x2FD));
-        assert_eq!(own_ports(Some(0x2F8)).count(), 12);
+        assert!(own_ports(&Own::default()).all(|port| !(0x3F8..0x400).contains(&port)));
+        assert!(own_ports(&own()).any(|port| port == 0x2FD));
+        assert_eq!(own_ports(&own()).count(), 13);
     }
 }

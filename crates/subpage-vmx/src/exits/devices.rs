@@ -147,22 +147,23 @@ impl Vcpu {
     /// An access to ports of which one is kept; `None` if it is the console, which is handled as for
     /// other guests, or in memory (INS, OUTS).
     fn kept_port(&mut self) -> Option<Result<(), Stop>> {
-        let uart = self.machine.devices.as_ref()?.uart;
+        let own = &self.machine.devices.as_ref()?.ports;
         let PortExit { access, input, string } = self.port_exit();
         if string {
             return None;
         }
         let rax = self.register(Register::Rax);
         let written = (!input).then_some(low(rax));
-        match access.verdict(written, uart) {
+        match access.verdict(written, own) {
             Verdict::Console => return None,
             Verdict::Reset(port) => return Some(Err(Stop::Reset { port })),
+            Verdict::Suspend(port) => return Some(Err(Stop::Suspend { port })),
             Verdict::Pass => {}
         }
         if let Some(value) = written {
-            port::write_for_guest(access, value, uart);
+            port::write_for_guest(access, value, own);
         } else {
-            self.set_input(access.width, port::read_for_guest(access, uart));
+            self.set_input(access.width, port::read_for_guest(access, own));
         }
         self.skip_instruction();
         Some(Ok(()))

@@ -6,7 +6,7 @@
 
 use core::arch::asm;
 
-use crate::devices::{PortAccess, Verdict, Width};
+use crate::devices::{Own, PortAccess, Verdict, Width};
 
 /// Writes a byte.
 ///
@@ -31,9 +31,9 @@ pub unsafe fn read(port: u16) -> u8 {
 /// Reads ports for a guest that has the devices.
 ///
 /// # Panics
-/// If one of them is the hypervisor's, whose UART, if it has one, is at `uart`.
-pub fn read_for_guest(access: PortAccess, uart: Option<u16>) -> u32 {
-    assert!(access.verdict(None, uart) == Verdict::Pass, "{access:x?} is not the guest's");
+/// If one of them is the hypervisor's.
+pub fn read_for_guest(access: PortAccess, own: &Own) -> u32 {
+    assert!(access.verdict(None, own) == Verdict::Pass, "{access:x?} is not the guest's");
     let port = access.port;
     match access.width {
         // SAFETY: the device is the guest's, and what it does to memory is the guest's as well.
@@ -56,10 +56,10 @@ pub fn read_for_guest(access: PortAccess, uart: Option<u16>) -> u32 {
 /// Writes ports for a guest that has the devices; of `value` as much as the access is wide.
 ///
 /// # Panics
-/// If one of them is the hypervisor's, or the value resets the machine.
+/// If one of them is the hypervisor's, or the value resets or suspends the machine.
 #[allow(clippy::cast_possible_truncation)] // The low part is what is written.
-pub fn write_for_guest(access: PortAccess, value: u32, uart: Option<u16>) {
-    let verdict = access.verdict(Some(value), uart);
+pub fn write_for_guest(access: PortAccess, value: u32, own: &Own) {
+    let verdict = access.verdict(Some(value), own);
     assert!(verdict == Verdict::Pass, "{value:#x} to {access:x?}: {verdict:?}");
     let port = access.port;
     match access.width {

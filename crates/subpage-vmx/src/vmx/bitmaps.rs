@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use core::ops::Range;
 
-use crate::devices::{Kept, kept, own_ports};
+use crate::devices::{Kept, Own, kept, own_ports};
 use crate::processor::msr::Msr;
 
 /// Bitmaps that all virtual processors share.
@@ -58,11 +58,10 @@ impl Bitmaps {
         Self::of(&[0xFF; 8192], &msr)
     }
 
-    /// For a guest that has the machine's devices: only those exit that are kept from it. The
-    /// hypervisor's UART, if it has one, is at `uart`.
-    pub fn of_devices(uart: Option<u16>) -> Self {
+    /// For a guest that has the machine's devices: only those exit that are kept from it.
+    pub fn of_devices(own: &Own) -> Self {
         let mut io = [0; 8192];
-        for port in own_ports(uart) {
+        for port in own_ports(own) {
             io[usize::from(port / 8)] |= 1 << (port % 8);
         }
         let mut msr = [0; 4096];
@@ -130,7 +129,7 @@ mod tests {
 
     #[test]
     fn with_devices_only_what_is_kept_exits() {
-        let bitmaps = Bitmaps::of_devices(None);
+        let bitmaps = Bitmaps::of_devices(&Own::default());
         assert_eq!(exits(&bitmaps, Msr::APIC_BASE), (false, true));
         assert_eq!(exits(&bitmaps, Msr::MTRR_DEF_TYPE), (false, true));
         assert_eq!(exits(&bitmaps, Msr::VMX_BASIC), (true, true));
@@ -147,7 +146,7 @@ mod tests {
         ] {
             assert_eq!(port_exits(&bitmaps, port), expected, "{port:#x}");
         }
-        let second = Bitmaps::of_devices(Some(0x2F8));
+        let second = Bitmaps::of_devices(&Own { uart: Some(0x2F8), ..Own::default() });
         assert!(port_exits(&second, 0x2FD) && !port_exits(&second, 0x3FD));
     }
 }
