@@ -25,6 +25,8 @@ pub mod record_command;
 pub mod record_report;
 pub mod report;
 pub mod run;
+#[cfg(feature = "kvm")]
+mod run_command;
 pub mod schema;
 pub mod summary;
 pub mod terminal;

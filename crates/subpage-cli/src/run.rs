@@ -19,7 +19,7 @@ use crate::{
     compile_command, guard, kit, man_pages, plan_command, policy_command, record_command, schema,
 };
 #[cfg(feature = "kvm")]
-use crate::{ctl, linux_policy, top};
+use crate::{ctl, linux_policy, run_command, top};
 
 /// Runs the command that `arguments` (the program's name first) ask for.
 ///
@@ -91,6 +91,8 @@ fn execute(command: &Command, color: ColorWhen, out: &mut Output) -> Result<Stat
         Command::Ctl(arguments) => ctl::run(arguments, out),
         #[cfg(feature = "kvm")]
         Command::Top(arguments) => top::run(arguments, color, out),
+        #[cfg(feature = "kvm")]
+        Command::Run(arguments) => run_command::run(arguments, color, out),
         #[cfg(not(feature = "kvm"))]
         Command::Ctl { .. } | Command::Top { .. } => Err(Failure::Input(guard::NO_VMM.to_owned())),
         Command::Compile(arguments) => compile_command::run(arguments, color),
@@ -149,6 +151,9 @@ fn tell(failure: &Failure, line: &CommandLine, out: &mut Output) {
         | Command::Schema { .. }
         | Command::Completions { .. }
         | Command::Man { .. } => false,
+        // Its events are those of a guest, and there was none.
+        #[cfg(feature = "kvm")]
+        Command::Run(_) => false,
     };
     if json {
         let mut events = EventWriter::new(&mut *out, true, Detail::Normal);

@@ -4,6 +4,8 @@
 mod ctl;
 mod guard;
 #[cfg(feature = "kvm")]
+mod run;
+#[cfg(feature = "kvm")]
 mod top;
 mod values;
 
@@ -16,6 +18,8 @@ pub use guard::{
     TrapChoice,
 };
 
+#[cfg(feature = "kvm")]
+pub use run::{DevicesChoice, RunArguments};
 #[cfg(feature = "kvm")]
 pub use top::TopArguments;
 
@@ -40,6 +44,12 @@ Exit status:
   3  at least one write was denied (`guard`)
   4  nothing was denied, but the guest failed or ended itself with a status other than 0, or the time
      limit was reached (`guard`); the recording stops before the end of the program (`record`)";
+
+#[cfg(feature = "kvm")]
+const RUN_STATUS: &str = "\
+Exit status: that of the VMM, 128 and the number of the signal that ended it, or
+  1  internal error
+  2  bad input, or nothing was started, or the VMM made no machine that could be guarded";
 
 const GUARD_USAGE: &str = "\
 subpage guard [OPTIONS] --policy <FILE> <GUEST>
@@ -95,6 +105,10 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
         any: Vec<OsString>,
     },
+    /// Run a VMM, such as QEMU, and guard its guest
+    #[cfg(feature = "kvm")]
+    #[command(after_help = RUN_STATUS)]
+    Run(RunArguments),
     /// Turn a policy into the module that the bare-metal hypervisor loads
     Compile(CompileArguments),
     /// Show what this machine offers, with the reason for each no

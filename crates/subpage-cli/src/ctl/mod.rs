@@ -94,6 +94,14 @@ pub fn run(arguments: &CtlArguments, out: &mut Output) -> Result<Status, Failure
     }
 }
 
+/// Writes every event until the guest ends.
+pub(crate) fn watch_all(client: Client, json: bool, mut out: Output) {
+    let filter = watch::Filter { rule: None, action: None, count: None };
+    // A guest that ends takes its socket along; there is nobody to tell anything else.
+    let _ = watch::run(client, json, &filter, &mut out);
+    let _ = out.flush();
+}
+
 fn ask(arguments: &CtlArguments, out: &mut Output) -> Result<(), Unanswered> {
     if arguments.socket == Path::new("list") && arguments.request.is_some() {
         return Err(Failure::Input(

@@ -23,6 +23,7 @@ mod policy_linux;
 mod record;
 mod recorded_fields;
 mod report;
+mod run_vmm;
 mod runs;
 mod schema;
 mod streams;
