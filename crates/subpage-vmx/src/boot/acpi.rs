@@ -71,7 +71,7 @@ impl<'a> Tables<'a> {
     }
 
     /// How many processors are switched on ("Multiple APIC Description Table (MADT)"); `None` without the
-    /// table. It stops at [`MOST`].
+    /// table. No more than 1,024 are counted.
     pub fn processors(&self) -> Option<usize> {
         const ENTRIES: usize = 44;
         const ENABLED: u32 = 1;
