@@ -13,7 +13,7 @@ use crate::{count::Count, session::Session};
 const DEVICE: &str = "/dev/kvm";
 
 /// The test programs that are all about KVM.
-const PROGRAMS: [&str; 3] = ["kvm", "example", "vmm"];
+const PROGRAMS: [&str; 4] = ["kvm", "example", "embed", "vmm"];
 
 /// The test program that has tests of both sorts, as cargo selects it, and what the names of those
 /// on KVM have in them.
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn tests_run_here_or_in_the_unit_suite() {
-        for program in ["kvm", "example", "vmm", "cli"] {
+        for program in ["kvm", "example", "embed", "vmm", "cli"] {
             assert!(runs(program), "{program}");
         }
         assert!(!runs("control"));

@@ -116,8 +116,8 @@ impl Guard {
         })
     }
 
-    /// Takes memory in; rules of its addresses hold from now on. Whoever lets the guest write it has
-    /// [settled](Self::settle_pages) it before.
+    /// Takes memory in; rules of its addresses hold from now on. Its pages trap from
+    /// [`close_wanted`](Self::close_wanted) on.
     pub fn add_memory(&mut self, id: SlotId, pages: GfnRange) -> Result<(), ChangeError> {
         Ok(self.domain.add_slot(SPACE, id, pages, SlotFlags::default())?)
     }
@@ -133,6 +133,34 @@ impl Guard {
         let token = self.domain.add_alias(SPACE, id, pages, SlotFlags::default(), original)?;
         // No processor walks these tables.
         self.domain.finish(&token.without_processors());
+        Ok(())
+    }
+
+    /// Lets memory go that [`add_memory`](Self::add_memory) or [`add_alias`](Self::add_alias) took in, and
+    /// its pages be written. Its rules stay, for memory that comes there again.
+    pub fn remove_memory(
+        &mut self,
+        ram: &impl GuestMemory,
+        id: SlotId,
+        pages: GfnRange,
+    ) -> Result<(), ChangeError> {
+        let is_alias = self.domain.original(pages.first()) != pages.first();
+        let token = self.domain.remove_slot(SPACE, id)?;
+        // No processor walks these tables.
+        self.domain.finish(&token.without_processors());
+        let pages = [pages].into_iter().collect();
+        if is_alias {
+            // By their other names they trap as before.
+            self.traps.forget(&pages);
+        } else {
+            self.traps.open(ram, &pages);
+        }
+        Ok(())
+    }
+
+    /// Makes those pages of memory trap that have to. If slots change, no processor may be in the guest.
+    pub fn close_wanted(&mut self, ram: &impl GuestMemory) -> Result<(), ChangeError> {
+        self.traps.close(ram, &self.wanted(&memory(ram)))?;
         Ok(())
     }
 
@@ -174,7 +202,8 @@ impl Guard {
                 }
             }
         }
-        wanted.intersection(looked)
+        // Of memory with several names, a page traps by all of them.
+        self.named(&wanted).intersection(looked)
     }
 
     /// Whether writes to a page have to trap.
@@ -213,7 +242,8 @@ impl Guard {
         if !self.splits_at_page_end {
             return pages.intersection(&memory);
         }
-        pages.runs().map(with_neighbours).collect::<PageSet>().intersection(&memory)
+        let around: PageSet = pages.runs().map(with_neighbours).collect();
+        self.named(&around).intersection(&memory)
     }
 
     /// Begins a change: makes every page that it may restrict, of `pages`, trap. No page is opened until

@@ -1,13 +1,50 @@
 //! What the guard asks of the guest's memory, whoever owns it.
 
+mod alias;
+mod host_slots;
 mod view;
 
+pub(crate) use host_slots::HostSlots;
 pub use view::ViewError;
+
+use nix::errno::Errno;
 
 use subpage::address::{ByteRange, GfnRange};
 use subpage::domain::WriteParts;
 use subpage_emulate::Window;
 use subpage_emulate::guest::PhysicalMemory;
+use thiserror::Error;
+
+/// Why a memory slot was not taken in; nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum HostSlotError {
+    /// It does not begin and end at pages, or there is nothing.
+    #[error("a memory slot begins at a page of the host and of the guest, and has whole pages")]
+    Place,
+    /// Another slot has some of its guest-physical addresses.
+    #[error("memory slot {0} has some of these guest-physical addresses")]
+    Overlap(u32),
+    /// It is in an address space of its own, as that of system-management mode.
+    #[error(
+        "memory slot {0:#x} is not in the guest's one address space: take its memory off the guest"
+    )]
+    Space(u32),
+    /// Its memory is private: it cannot be mapped twice.
+    #[error("the slot's memory is not shared: map it with MAP_SHARED, for instance from a memfd")]
+    NotShared,
+    /// The host refuses the second mapping.
+    #[error("the host does not map the slot's memory a second time: {0}")]
+    Host(Errno),
+}
+
+impl HostSlotError {
+    const fn of(error: Errno) -> Self {
+        match error {
+            Errno::EINVAL => Self::NotShared,
+            error => Self::Host(error),
+        }
+    }
+}
 
 /// The bytes are no memory, or the host cannot map them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -157,7 +157,7 @@ pub fn mmio_store(
         }
     }
     if let Some(met) = Met::of(decision) {
-        let at = processor.interrupted()?;
+        let (at, _) = processor.at_exit()?;
         let bytes = reported.bytes();
         let found = find_before(context, &at, &parts, &bytes);
         let rip = found.as_ref().map(|found| found.rip);

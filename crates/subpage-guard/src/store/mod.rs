@@ -2,9 +2,9 @@
 //!
 //! KVM reports a store in one of two ways, and each has its module:
 //!
-//! - [`mmio_store`]: KVM has carried the instruction out and tells the bytes that memory would have got
+//! - `mmio_store`: KVM has carried the instruction out and tells the bytes that memory would have got
 //!   (`KVM_EXIT_MMIO`), in pieces of at most eight;
-//! - [`trapped`]: the instruction has not happened, and is carried out here.
+//! - `trapped`: the instruction has not happened, and is carried out here.
 
 mod backend;
 mod clock_page;

@@ -178,6 +178,15 @@ impl Traps {
         left
     }
 
+    /// Takes pages out that are no memory by these names any more; what they are is left as it is.
+    pub fn forget(&mut self, pages: &PageSet) {
+        for run in pages.runs() {
+            self.trapped.remove(run);
+            self.tables.remove(run);
+        }
+        self.changed();
+    }
+
     /// Puts trapped pages that hold page tables of the guest into read-only slots.
     ///
     /// No processor may be in the guest.

@@ -37,11 +37,21 @@ impl Processor {
     pub fn exchange_registers(&mut self, vm: &VmFd) {
         let can = u32::try_from(vm.check_extension_int(Cap::SyncRegs)).unwrap_or(0);
         if can & WANTED_BITS == WANTED_BITS {
-            for registers in WANTED {
-                self.fd.set_sync_valid_reg(registers);
-            }
+            self.share_registers();
             self.exchange = Exchange::On;
         }
+    }
+
+    /// Asks for the registers in the page at exits from now on.
+    pub(crate) fn share_registers(&mut self) {
+        for registers in WANTED {
+            self.fd.set_sync_valid_reg(registers);
+        }
+    }
+
+    /// Whether registers go through the page.
+    pub fn exchanges(&self) -> bool {
+        self.exchange != Exchange::Off
     }
 
     /// Where the exit that has just been left it: to be asked before anything is set.

@@ -9,9 +9,12 @@ use std::sync::atomic::{AtomicU8, Ordering, fence};
 
 use kvm_ioctls::VcpuFd;
 
+/// Not 0, which is all that KVM asks for, and not what a VMM writes.
+const OURS: u8 = 2;
+
 /// The bytes `immediate_exit` and `io.size` of a processor's `kvm_run`.
 ///
-/// While the first is 1, `KVM_RUN` completes what is pending of the last exit and returns EINTR.
+/// While the first is not 0, `KVM_RUN` completes what is pending of the last exit and returns EINTR.
 #[derive(Debug, Clone, Copy)]
 pub struct Kick {
     immediate_exit: *mut u8,
@@ -51,9 +54,17 @@ impl Kick {
         usize::from(size).clamp(1, 4)
     }
 
-    /// Makes the next `KVM_RUN` return at once, until [`clear`](Self::clear).
+    /// Makes the next `KVM_RUN` return at once, until [`clear`](Self::clear) or [`lower`](Self::lower).
     pub fn raise(&self) {
-        self.byte().store(1, Ordering::SeqCst);
+        // A 1 is somebody else's, who waits for its effect.
+        let _ = self.byte().compare_exchange(0, OURS, Ordering::SeqCst, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Takes back what [`raise`](Self::raise) did, and nothing else: whoever wants the processor out of
+    /// the guest meanwhile still gets it.
+    pub fn lower(&self) {
+        let _ = self.byte().compare_exchange(OURS, 0, Ordering::SeqCst, Ordering::SeqCst);
         fence(Ordering::SeqCst);
     }
 

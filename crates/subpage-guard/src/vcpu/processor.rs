@@ -126,6 +126,11 @@ impl Processor {
         let failed = |what| move |error| ProcessorError { what, number, error };
         let fd = vm.create_vcpu(number.into()).map_err(failed("make the file"))?;
         fd.set_cpuid2(cpuid).map_err(failed("set the features"))?;
+        Ok(Self::of(vm, fd, number))
+    }
+
+    /// The processor of that number, which has been made.
+    pub fn of(vm: &VmFd, fd: VcpuFd, number: u32) -> Self {
         // KVM's own writes to guest memory for the guest's convenience ask nobody: without the
         // feature bits, which are gone from CPUID, it then refuses them. Older kernels cannot.
         let enforce = kvm_enable_cap {
@@ -134,7 +139,7 @@ impl Processor {
             ..kvm_enable_cap::default()
         };
         let _ = fd.enable_cap(&enforce);
-        Ok(Self {
+        Self {
             fd,
             number,
             decode_cache: DecodeCache::default(),
@@ -148,7 +153,7 @@ impl Processor {
             clock: ClockRegisters::default(),
             debugging: kvm_guest_debug::default(),
             exchange: Exchange::Off,
-        })
+        }
     }
 
     fn failed(&self, what: &'static str) -> impl Fn(vmm_sys_util::errno::Error) -> ProcessorError {
