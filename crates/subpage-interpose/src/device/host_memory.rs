@@ -8,8 +8,8 @@ use subpage_emulate::guest::{NotMemory, PhysicalMemory};
 
 use crate::memory::raw::read_own;
 
-/// Where the page tables are: beyond all addresses of programs.
-pub(crate) const TABLES: u64 = 1 << 50;
+/// Where the page tables are: behind all addresses of programs, below what the engine takes for none.
+pub(crate) const TABLES: u64 = 1 << 47;
 
 /// Behind the last address of a program.
 const END: u64 = 1 << 47;
