@@ -7,12 +7,15 @@
 typedef unsigned long word;
 
 enum {
-    READ = 0, WRITE = 1, OPEN = 2, CLOSE = 3, IOCTL = 16, PIPE = 22, GETUID = 102, FORK = 57, EXIT = 60,
-    WAIT4 = 61, RENAME = 82, MKDIR = 83, RMDIR = 84, UNLINK = 87, SYMLINK = 88, MOUNT = 165,
+    READ = 0, WRITE = 1, OPEN = 2, CLOSE = 3, IOCTL = 16, PIPE = 22, SOCKETPAIR = 53, FORK = 57, EXIT = 60,
+    WAIT4 = 61, RENAME = 82, MKDIR = 83, RMDIR = 84, UNLINK = 87, SYMLINK = 88, GETUID = 102, MOUNT = 165,
     UMOUNT = 166, REBOOT = 169, CLOCK_GETTIME = 228, FINIT_MODULE = 313,
 };
 
 enum { READ_ONLY = 0, WRITE_ONLY = 1, CREATE = 0100, TRUNCATE = 01000 };
+
+// Of socketpair(2).
+enum { UNIX = 1, STREAM = 1 };
 
 // Of reboot(2).
 enum { MAGIC = 0xfee1dead, MAGIC2 = 0x28121969, RESTART = 0x1234567, POWER_OFF = 0x4321fedc };
@@ -137,39 +140,85 @@ static word number(const char *text)
     return value;
 }
 
-// Work of the kind that makes a kernel write its own data: processes, pipes, files, directories,
-// links, mounts.
+// Ends a part of work() with the name of what is wrong, unless the condition holds.
+#define DO(what, condition) \
+    do { \
+        if (!(condition)) \
+            return what; \
+    } while (0)
+
+static int is(const char *text, const char *other, long count)
+{
+    for (long i = 0; i < count; i++)
+        if (text[i] != other[i])
+            return 0;
+    return 1;
+}
+
+// A child writes into one end, its parent reads from the other.
+static const char *processes(int ends[2])
+{
+    int status = 0;
+    char text[4];
+    long child = CALL(FORK, 0, 0, 0);
+    if (child == 0)
+        CALL(EXIT, CALL(WRITE, ends[1], "work", 4) != 4, 0, 0);
+    DO("fork", child > 0);
+    DO("read", CALL(READ, ends[0], text, 4) == 4 && is(text, "work", 4));
+    DO("wait", CALL(WAIT4, child, &status, 0) == child && status == 0);
+    DO("close", CALL(CLOSE, ends[0], 0, 0) == 0 && CALL(CLOSE, ends[1], 0, 0) == 0);
+    return 0;
+}
+
+static const char *files(void)
+{
+    char text[8];
+    DO("mkdir", CALL(MKDIR, "/scratch", 0755, 0) == 0);
+    DO("mount", call(MOUNT, (word) "none", (word) "/scratch", (word) "ramfs", 0, 0) == 0);
+    long file = CALL(OPEN, "/scratch/a", WRITE_ONLY | CREATE, 0644);
+    DO("open", file >= 0);
+    DO("write", CALL(WRITE, file, "text\n", 5) == 5 && CALL(CLOSE, file, 0, 0) == 0);
+    DO("symlink", CALL(SYMLINK, "/scratch/c", "/scratch/b", 0) == 0);
+    DO("rename", CALL(RENAME, "/scratch/a", "/scratch/c", 0) == 0);
+    file = CALL(OPEN, "/scratch/b", READ_ONLY, 0);
+    DO("open by symlink", file >= 0);
+    DO("read of a file", CALL(READ, file, text, sizeof text) == 5 && is(text, "text\n", 5));
+    DO("close of a file", CALL(CLOSE, file, 0, 0) == 0);
+    DO("unlink", CALL(UNLINK, "/scratch/b", 0, 0) == 0 && CALL(UNLINK, "/scratch/c", 0, 0) == 0);
+    DO("umount", CALL(UMOUNT, "/scratch", 0, 0) == 0);
+    DO("rmdir", CALL(RMDIR, "/scratch", 0, 0) == 0);
+    return 0;
+}
+
+// One round; what failed, or 0.
+static const char *round(void)
+{
+    int ends[2];
+    const char *failed;
+    DO("pipe", CALL(PIPE, ends, 0, 0) == 0);
+    if ((failed = processes(ends)))
+        return failed;
+    DO("socketpair", call(SOCKETPAIR, UNIX, STREAM, 0, (word)ends, 0) == 0);
+    if ((failed = processes(ends)))
+        return failed;
+    return files();
+}
+
+// Work of the kind that makes a kernel write its own data: processes, pipes, sockets, files,
+// directories, links, mounts. It ends with the first call that fails or gives something else.
 static void work(word rounds)
 {
-    word begun = now();
-    for (word i = 0; i < rounds; i++) {
-        int ends[2], status;
-        char byte = 'x';
-        if (CALL(PIPE, ends, 0, 0) < 0)
-            break;
-        long child = CALL(FORK, 0, 0, 0);
-        if (child == 0) {
-            CALL(WRITE, ends[1], &byte, 1);
-            CALL(EXIT, 0, 0, 0);
-        }
-        CALL(READ, ends[0], &byte, 1);
-        CALL(WAIT4, child, &status, 0);
-        CALL(CLOSE, ends[0], 0, 0);
-        CALL(CLOSE, ends[1], 0, 0);
-        CALL(MKDIR, "/scratch", 0755, 0);
-        call(MOUNT, (word) "none", (word) "/scratch", (word) "ramfs", 0, 0);
-        long file = CALL(OPEN, "/scratch/a", WRITE_ONLY | CREATE, 0644);
-        CALL(WRITE, file, "text\n", 5);
-        CALL(CLOSE, file, 0, 0);
-        CALL(SYMLINK, "/scratch/a", "/scratch/b", 0);
-        CALL(RENAME, "/scratch/a", "/scratch/c", 0);
-        CALL(UNLINK, "/scratch/b", 0, 0);
-        CALL(UNLINK, "/scratch/c", 0, 0);
-        CALL(UMOUNT, "/scratch", 0, 0);
-        CALL(RMDIR, "/scratch", 0, 0);
-    }
-    print("work: ");
-    print_number(rounds);
+    word begun = now(), done = 0;
+    const char *failed = 0;
+    while (done < rounds && !(failed = round()))
+        done++;
+    if (failed) {
+        print("work: failed in ");
+        print(failed);
+        print(" after ");
+    } else
+        print("work: ");
+    print_number(done);
     print(" rounds in ");
     print_number(now() - begun);
     print(" us\n");

@@ -2,6 +2,7 @@
 
 mod boot;
 pub(crate) mod modules;
+pub(crate) mod scenario;
 mod storm;
 
 use std::{
@@ -20,7 +21,7 @@ use crate::{
         configuration::Logging,
         images::{Images, Purpose},
         last_words,
-        linux::{self, LinuxMachine, MEMORY_MIB},
+        linux::{self, LinuxMachine, LinuxRun, MEMORY_MIB},
         probe,
     },
     lab::ingredients::{Ingredients, Kernel},
@@ -28,6 +29,7 @@ use crate::{
     workspace::Workspace,
 };
 use modules::Built;
+use scenario::Scenario;
 
 /// The initrd of the example: a shell that needs no library.
 pub(crate) const INITRD: &str = "examples/linux/initrd.cpio";
@@ -38,16 +40,6 @@ const COMMAND_LINE: &str = "console=ttyS0 earlyprintk=serial,ttyS0 nokaslr mitig
 
 /// The policy of the example: a rule on `modprobe_path`.
 pub(crate) const POLICY: &str = "examples/linux/policy.toml";
-
-/// What the kernel's first program does: the attack of the example, and work.
-pub(crate) const COMMANDS: [&str; 6] = [
-    "id",
-    "cat /proc/sys/kernel/modprobe",
-    "echo /tmp/evil > /proc/sys/kernel/modprobe",
-    "cat /proc/sys/kernel/modprobe",
-    "work 5",
-    "poweroff",
-];
 
 /// The kernel's command line for so many processors, with what its first program does. The tables of ACPI
 /// tell of several; for one there are none.
@@ -144,10 +136,14 @@ pub(crate) struct Arguments {
     /// An initrd instead of that of examples/linux
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// Build the modules of examples/linux-module and add them to the initrd, /attack.ko and /locked.ko
-    #[arg(long, conflicts_with = "kernel")]
+    /// Also with commands of your own: build the modules of examples/linux-module and add them to the
+    /// initrd, /attack.ko and /locked.ko. The whole scenario needs them anyway
+    #[arg(long, conflicts_with_all = ["kernel", "no_modules"])]
     modules: bool,
-    /// A policy instead of that of examples/linux, or with --modules of examples/linux-module
+    /// The short scenario, one rule and no module: it needs no compiler. The only one with --kernel
+    #[arg(long)]
+    no_modules: bool,
+    /// A policy instead of that of the example: nothing is then judged but how it ends
     #[arg(long, value_name = "FILE", conflicts_with = "no_policy")]
     policy: Option<PathBuf>,
     /// No policy
@@ -156,8 +152,8 @@ pub(crate) struct Arguments {
     /// Options of the hypervisor
     #[arg(long, value_name = "WORDS", default_value = "events=serial")]
     options: String,
-    /// What the initrd's shell does instead of the attack, one command each: cat FILE, echo TEXT > FILE,
-    /// work ROUNDS, insmod FILE, id, poweroff, reboot, panic
+    /// What the initrd's shell does instead of the scenario, one command each: cat FILE, echo TEXT > FILE,
+    /// work ROUNDS, insmod FILE, id, poweroff, reboot, panic. Nothing is then judged but how it ends
     #[arg(value_name = "COMMAND", last = true)]
     commands: Vec<String>,
 }
@@ -170,19 +166,21 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     if arguments.task == Some(Task::Boot) {
         return boot(&mut session, workspace, arguments);
     }
+    let storm = arguments.task == Some(Task::Storm);
+    let own = !arguments.commands.is_empty();
+    let short = arguments.no_modules || arguments.kernel.is_some();
+    let with_modules = arguments.modules || !(own || short || storm);
     let Some(emulator) = bochs::ready(&mut session, true)? else { return Ok(ExitCode::FAILURE) };
-    let initrd = arguments.initrd.unwrap_or_else(|| workspace.root().join(INITRD));
-    let (kernel, initrd) = match arguments.kernel {
-        Some(kernel) => (kernel, linux::read(&initrd)?),
+    let path = arguments.initrd.clone().unwrap_or_else(|| workspace.root().join(INITRD));
+    let (kernel, initrd) = match &arguments.kernel {
+        Some(kernel) => (kernel.clone(), linux::read(&path)?),
         None => match Ingredients::prepare(&mut session, Kernel::Stable)? {
-            Ok(ingredients) if arguments.modules => {
-                let Some(initrd) = with_modules(&mut session, workspace, &ingredients, &initrd)?
-                else {
-                    return Ok(ExitCode::FAILURE);
-                };
+            Ok(ingredients) if with_modules => {
+                let initrd = add_modules(&mut session, workspace, &ingredients, &path)?;
+                let Some(initrd) = initrd else { return Ok(ExitCode::FAILURE) };
                 (ingredients.kernel(), initrd)
             }
-            Ok(ingredients) => (ingredients.kernel(), linux::read(&initrd)?),
+            Ok(ingredients) => (ingredients.kernel(), linux::read(&path)?),
             Err(reason) => {
                 session.say(&format!("   no kernel: {reason}"))?;
                 return Ok(ExitCode::FAILURE);
@@ -192,26 +190,29 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     let Some(images) = Images::build(&mut session, workspace, Purpose::Linux)? else {
         return Ok(ExitCode::FAILURE);
     };
-    if arguments.task == Some(Task::Storm) {
+    if storm {
         let kernel_and_initrd = (kernel.as_path(), initrd);
         return storm::run(&mut session, workspace, &emulator, &images, kernel_and_initrd);
     }
-    let example = if arguments.modules { modules::POLICY } else { POLICY };
-    let policy = arguments.policy.unwrap_or_else(|| workspace.root().join(example));
-    let modules = if arguments.no_policy {
-        None
-    } else {
-        match compile_named(&mut session, workspace, &policy, &kernel)? {
-            Some(modules) => Some(modules),
-            None => return Ok(ExitCode::FAILURE),
+    let guarded = !arguments.no_policy;
+    let example = if with_modules { modules::POLICY } else { POLICY };
+    let scenario = if with_modules { Scenario::whole() } else { Scenario::short() };
+    let policy = arguments.policy.clone().unwrap_or_else(|| workspace.root().join(example));
+    let compiled = if guarded {
+        let compiled = compile_named(&mut session, workspace, &policy, &kernel)?;
+        if compiled.is_none() {
+            return Ok(ExitCode::FAILURE);
         }
-    };
-    let commands: Vec<_> = if arguments.commands.is_empty() {
-        COMMANDS.to_vec()
+        compiled
     } else {
-        arguments.commands.iter().map(String::as_str).collect()
+        None
     };
-    let (policy, names) = modules.unzip();
+    let commands = if own {
+        arguments.commands.iter().map(String::as_str).collect()
+    } else {
+        scenario.commands()
+    };
+    let (policy, names) = compiled.unzip();
     let machine = LinuxMachine {
         model: arguments.model,
         processors: arguments.cpus,
@@ -239,11 +240,47 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     for line in &done.run.log {
         session.say(&format!("   Bochs: {line}"))?;
     }
-    for line in &done.console {
-        session.say(&format!("linux| {line}"))?;
+    // Other commands, rules or first programs bring what they bring.
+    let judged = !own && arguments.policy.is_none() && arguments.initrd.is_none();
+    if judged { report(&mut session, &scenario, &done, guarded) } else { end(&mut session, &done) }
+}
+
+/// Prints how the steps went, and of a run that failed what the kernel printed last.
+fn report(
+    session: &mut Session<'_>,
+    scenario: &Scenario,
+    done: &LinuxRun,
+    guarded: bool,
+) -> Result<ExitCode> {
+    let steps = scenario.judge(done, guarded);
+    session.say("")?;
+    for (number, step) in steps.iter().enumerate() {
+        session.say(&step.line(number + 1))?;
     }
-    // Switched off or reset, the kernel has come to its end by itself.
-    let ended = ["every processor has halted", "the guest resets the machine"]
+    let failed = steps.iter().filter(|step| step.failed()).count();
+    if failed == 0 {
+        session.say(&format!("   all {} steps went as expected", steps.len()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (what, last) = match scenario::panic(&done.console) {
+        Some(lines) => ("the kernel panicked", lines),
+        None => ("what the kernel printed last", scenario::last_lines(&done.console)),
+    };
+    session.say(&format!("   {what}:"))?;
+    say_console(session, last)?;
+    session.say(&format!("   failed: {failed} of {} steps", steps.len()))?;
+    Ok(ExitCode::FAILURE)
+}
+
+/// Prints what the kernel has printed, and whether it came to its end by itself.
+fn end(session: &mut Session<'_>, done: &LinuxRun) -> Result<ExitCode> {
+    say_console(session, &done.console)?;
+    if scenario::panic(&done.console).is_some() {
+        session.say("   failed: the kernel panicked, as its lines above tell")?;
+        return Ok(ExitCode::FAILURE);
+    }
+    // Switched off or reset.
+    let ended = [scenario::HALTED, "the guest resets the machine"]
         .map(|words| last_words::ended(&done.run, words));
     match ended {
         [Err(reason), Err(_)] => {
@@ -252,6 +289,13 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
         }
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+fn say_console(session: &mut Session<'_>, lines: &[String]) -> Result<()> {
+    for line in lines {
+        session.say(&format!("linux| {line}"))?;
+    }
+    Ok(())
 }
 
 /// Records a boot with what the arguments say of it.
@@ -278,20 +322,20 @@ fn boot(
 }
 
 /// An initrd with modules in it; none if that fails, which has been said.
-fn with_modules(
+fn add_modules(
     session: &mut Session<'_>,
     workspace: &Workspace,
     ingredients: &Ingredients,
     initrd: &Path,
 ) -> Result<Option<Vec<u8>>> {
-    if !modules::tools(session, true)? {
-        return Ok(None);
+    if modules::tools(session, true)? {
+        match modules::initrd(session, workspace, ingredients, initrd)? {
+            Built::Initrd(initrd) => return Ok(Some(initrd)),
+            Built::NoHeaders(reason) => session.say(&format!("   no modules: {reason}"))?,
+            Built::Broken => {}
+        }
     }
-    match modules::initrd(session, workspace, ingredients, initrd)? {
-        Built::Initrd(initrd) => return Ok(Some(initrd)),
-        Built::NoHeaders(reason) => session.say(&format!("   no modules: {reason}"))?,
-        Built::Broken => {}
-    }
+    session.say("   without modules there is the short scenario: --no-modules")?;
     Ok(None)
 }
 

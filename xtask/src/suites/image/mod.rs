@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     Plan,
-    linux::{GUARDED, in_order},
+    linux::{COMMANDS, GUARDED, in_order},
 };
 use crate::{
     bochs::{
@@ -26,7 +26,7 @@ use crate::{
     count::Count,
     image::{self, menu, tools::Tools},
     lab::ingredients::{Ingredients, Kernel},
-    linux::{COMMANDS, INITRD, POLICY, command_line, compile},
+    linux::{INITRD, POLICY, command_line, compile},
     session::{self, Session},
 };
 

@@ -25,8 +25,9 @@ use crate::{
     count::Count,
     lab::ingredients::{Ingredients, Kernel},
     linux::{
-        COMMANDS, INITRD, POLICY, command_line, compile, compile_named,
+        INITRD, POLICY, command_line, compile, compile_named,
         modules::{self, Built},
+        scenario::{self, HALTED, Scenario},
     },
     session::{self, Session},
 };
@@ -34,8 +35,15 @@ use crate::{
 /// A boot takes ten seconds of an idle machine's time.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
-/// How much of what the kernel printed is shown of a test that failed.
-const SHOWN_LINES: usize = 25;
+/// What the kernel's first program does where nothing else is said: the attack of the example, and work.
+pub(super) const COMMANDS: [&str; 6] = [
+    "id",
+    "cat /proc/sys/kernel/modprobe",
+    "echo /tmp/evil > /proc/sys/kernel/modprobe",
+    "cat /proc/sys/kernel/modprobe",
+    "work 5",
+    "poweroff",
+];
 
 /// What is expected of a start: texts that stand in lines of the kernel and of the hypervisor, in this
 /// order, and words of the hypervisor's last line.
@@ -46,16 +54,24 @@ pub(super) struct Expected {
     last: &'static str,
 }
 
+/// By what a start is judged.
+#[derive(Clone, Debug)]
+enum Expectation {
+    Lines(Expected),
+    /// Each step of the whole scenario, with rules or without, and a text in a line of the hypervisor.
+    Scenario {
+        guarded: bool,
+        line: &'static str,
+    },
+}
+
 #[derive(Debug)]
 struct Test {
     name: String,
     machine: LinuxMachine,
     limit: Duration,
-    expected: Expected,
+    expected: Expectation,
 }
-
-/// The kernel has powered off: without ACPI it halts.
-const HALTED: &str = "every processor has halted";
 
 pub(super) const GUARDED: Expected = Expected {
     console: &[
@@ -113,27 +129,20 @@ const PACK: Expected = Expected {
     last: HALTED,
 };
 
-const UNGUARDED: Expected = Expected {
-    console: &[
-        "# cat /proc/sys/kernel/modprobe",
-        "/sbin/modprobe",
-        "# echo /tmp/evil > /proc/sys/kernel/modprobe",
-        "# cat /proc/sys/kernel/modprobe",
-        "/tmp/evil",
-        "# poweroff",
-    ],
-    lines: &[
-        "hypervisor: the kernel begins, without a policy",
-        "hypervisor: writes that trapped: 0 denied, 0 reported, 0 completed in software",
-    ],
-    last: HALTED,
-};
+/// The last line of the hypervisor if the guest resets the machine: a stock kernel does it so.
+const RESET: &str = "the guest resets the machine (port 64H)";
 
 /// The guest's own panic: it resets the machine, and the hypervisor says so.
 const PANICKED: Expected = Expected {
-    console: &["Kernel panic - not syncing: sysrq triggered crash"],
-    lines: &["hypervisor: the kernel begins, without a policy"],
-    last: "the guest resets the machine (port 64H)",
+    console: &["sysrq: Trigger a crash", "Kernel panic - not syncing: sysrq triggered crash"],
+    lines: &["hypervisor: the kernel begins; policy: 1 rules"],
+    last: RESET,
+};
+
+const REBOOTED: Expected = Expected {
+    console: &["# reboot"],
+    lines: &["; 2 processors;", "hypervisor: the kernel begins; policy: 1 rules"],
+    last: RESET,
 };
 
 /// What the kernel does with several processors: besides the attack, NMIs of its own, from one processor to
@@ -295,7 +304,11 @@ fn boots(plain: &LinuxMachine, policy: &[u8], pack: &[u8]) -> Vec<Test> {
         name: name.into(),
         machine,
         limit: BOOT_LIMIT,
-        expected,
+        expected: Expectation::Lines(expected),
+    };
+    let told = |machine: LinuxMachine, command| {
+        let command_line = command_line(machine.processors, &[command]);
+        LinuxMachine { command_line, ..machine }
     };
     vec![
         test("guarded_by_the_processor", guarded.clone(), GUARDED),
@@ -305,7 +318,11 @@ fn boots(plain: &LinuxMachine, policy: &[u8], pack: &[u8]) -> Vec<Test> {
             GUARDED,
         ),
         test("two_processors", processors(plain, policy, 2), GUARDED),
-        test("memory_above_4_gib", LinuxMachine { high_memory_mib: 512, ..guarded }, GUARDED),
+        test(
+            "memory_above_4_gib",
+            LinuxMachine { high_memory_mib: 512, ..guarded.clone() },
+            GUARDED,
+        ),
         test(
             "four_processors",
             LinuxMachine {
@@ -323,7 +340,6 @@ fn boots(plain: &LinuxMachine, policy: &[u8], pack: &[u8]) -> Vec<Test> {
             },
             PACK,
         ),
-        test("unguarded", plain.clone(), UNGUARDED),
         test(
             "a_processor_is_held",
             LinuxMachine {
@@ -342,11 +358,8 @@ fn boots(plain: &LinuxMachine, policy: &[u8], pack: &[u8]) -> Vec<Test> {
             },
             DEVICES,
         ),
-        test(
-            "panic",
-            LinuxMachine { command_line: command_line(1, &["panic"]), ..plain.clone() },
-            PANICKED,
-        ),
+        test("panic", told(guarded, "panic"), PANICKED),
+        test("reboot", told(processors(plain, policy, 2), "reboot"), REBOOTED),
     ]
 }
 
@@ -388,9 +401,9 @@ fn run(session: &mut Session<'_>, emulator: &Emulator, test: &Test) -> Result<Co
         }
         Err(reason) => {
             session.say(&format!("   failed {name} after {took}: {reason}"))?;
-            let last = done.console.len().saturating_sub(SHOWN_LINES);
-            let console: Vec<_> =
-                done.console[last..].iter().map(|line| format!("linux| {line}")).collect();
+            let last = scenario::panic(&done.console)
+                .unwrap_or_else(|| scenario::last_lines(&done.console));
+            let console: Vec<_> = last.iter().map(|line| format!("linux| {line}")).collect();
             session.show(&console.join("\n"))?;
             bochs::show(session, &done.run)?;
             Ok(Count::FAILED)
@@ -398,10 +411,28 @@ fn run(session: &mut Session<'_>, emulator: &Emulator, test: &Test) -> Result<Co
     }
 }
 
-fn verdict(expected: &Expected, done: &LinuxRun) -> Result<(), String> {
+fn verdict(expected: &Expectation, done: &LinuxRun) -> Result<(), String> {
+    let expected = match expected {
+        Expectation::Lines(expected) => expected,
+        Expectation::Scenario { guarded, line } => {
+            in_order("the hypervisor", &done.run.lines, &[line])?;
+            return scenario_verdict(*guarded, done);
+        }
+    };
     in_order("the kernel", &done.console, expected.console)?;
     in_order("the hypervisor", &done.run.lines, expected.lines)?;
     last_words::ended(&done.run, expected.last)
+}
+
+fn scenario_verdict(guarded: bool, done: &LinuxRun) -> Result<(), String> {
+    let steps = Scenario::whole().judge(done, guarded);
+    let failed = steps.iter().enumerate().filter(|(_, step)| step.failed());
+    let lines: Vec<_> = failed.map(|(number, step)| step.line(number + 1)).collect();
+    if lines.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("steps of the scenario:\n{}", lines.join("\n")))
+    }
 }
 
 /// Whether lines contain the texts, in this order; two may stand in one line.

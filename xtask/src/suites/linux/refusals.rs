@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Expected, Test};
+use super::{Expectation, Expected, Test};
 use crate::bochs::linux::LinuxMachine;
 
 /// A refusal takes a moment.
@@ -13,7 +13,7 @@ pub(super) fn all(plain: &LinuxMachine, policy: &[u8], low: &[u8]) -> Vec<Test> 
     let refused = |name: &str, last, alter: &dyn Fn(&mut LinuxMachine)| {
         let mut machine = plain.clone();
         alter(&mut machine);
-        let expected = Expected { console: &[], lines: &[], last };
+        let expected = Expectation::Lines(Expected { console: &[], lines: &[], last });
         Test { name: name.into(), machine, limit: LIMIT, expected }
     };
     vec![
