@@ -16,6 +16,7 @@ use crate::boot::MAX_PROCESSORS;
 use crate::devices::Devices;
 use crate::event::{Event, Line, Named};
 use crate::hypercall::{self, Ledger};
+use crate::linux::Costs;
 use crate::memory::frames::PhysicalFrames;
 use crate::memory::ram::GuestRam;
 use crate::policy::Waiting;
@@ -145,6 +146,8 @@ pub struct VirtualMachine {
     pub mail: Mailboxes,
     /// Exits by reason.
     pub exits: ExitCounters,
+    /// What else a guest with devices costs.
+    pub costs: Costs,
     /// The guest's memory.
     pub ram: GuestRam,
     /// The tables that processors walk.
@@ -208,6 +211,7 @@ impl VirtualMachine {
             board: Shootdown::new(processors)?,
             mail: Mailboxes::new(processors),
             exits: ExitCounters::new(),
+            costs: Costs::new(),
             ram,
             tables,
             capabilities,
@@ -375,6 +379,7 @@ impl VirtualMachine {
             ));
         }
         console::print_line(format_args!("hypervisor: exits by basic reason: {}", self.exits));
+        console::print_line(format_args!("hypervisor: besides: {}", self.costs));
         // A processor that stopped with the lock held has other things to tell.
         if let Some(shared) = self.shared.try_lock() {
             if let Some(waiting) = &shared.waiting {

@@ -1,6 +1,7 @@
 //! `cargo xtask linux`: a distribution's kernel under the hypervisor, in Bochs.
 
 mod boot;
+pub(crate) mod counts;
 pub(crate) mod modules;
 pub(crate) mod scenario;
 mod storm;

@@ -80,6 +80,9 @@ impl Vcpu {
         self.nmi_came().store(false, Ordering::SeqCst);
         if self.machine.devices.is_some() {
             self.deliver_nmi();
+            if let Some(left) = self.left_at.take() {
+                self.machine.costs.ticks(control::time_stamp().saturating_sub(left));
+            }
         } else if self.machine.mail.is_filled(self.index) {
             match self.machine.mail.next(self.index) {
                 Next::Run => self.deliver_mail(),
@@ -114,10 +117,11 @@ impl Vcpu {
         #[allow(clippy::cast_possible_truncation)] // Bits 15:0 are the basic reason.
         let reason = ExitReason(full as u16);
         let count = self.machine.exits.count(reason);
-        if self.machine.devices.is_some()
-            && let Some(done) = self.handle_with_devices(reason)
-        {
-            return done;
+        if self.machine.devices.is_some() {
+            self.left_at = Some(control::time_stamp());
+            if let Some(done) = self.handle_with_devices(reason) {
+                return done;
+            }
         }
         match reason {
             reason::VMCALL => self.vmcall(),

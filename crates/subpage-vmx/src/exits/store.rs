@@ -13,7 +13,7 @@ use subpage_trap::{
 
 use super::backend::{Locked, Obstacle, Place};
 use super::delivery::CS;
-use super::violation::OUT_OF_MEMORY;
+use super::violation::{OUT_OF_MEMORY, SPACE};
 #[cfg(feature = "test-hooks")]
 use crate::processor::control;
 use crate::stop::Stop;
@@ -82,6 +82,11 @@ impl Vcpu {
         let code_segment = state.segments.cs;
         self.not_fetched_at = None;
         let mut shared = machine.lock();
+        if machine.devices.is_some()
+            && ByteRange::new(exit.gpa, 1).is_ok_and(|byte| shared.domain.is_open(SPACE, byte))
+        {
+            machine.costs.open_sub_page();
+        }
         let qualification = Some(exit.qualification.into());
         let mut locked = Locked { vcpu: self, shared: &mut shared, qualification };
         let result = work(&mut locked, &found, &mut state);

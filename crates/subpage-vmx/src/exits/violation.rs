@@ -37,6 +37,9 @@ impl Vcpu {
         if self.map_first(&exit)? {
             return Ok(());
         }
+        if self.machine.devices.is_some() && qualification.is_page_walk() {
+            self.machine.costs.walk();
+        }
         let delivering = exit.delivery.vectoring.valid();
         if qualification.write() && !qualification.is_page_walk() {
             return if delivering {

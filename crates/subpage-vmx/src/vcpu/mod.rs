@@ -36,6 +36,8 @@ pub struct Vcpu {
     pub decode_cache: DecodeCache,
     /// RIP of the last exit whose instruction could not be fetched.
     pub not_fetched_at: Option<u64>,
+    /// The time-stamp counter as a guest with devices was last left.
+    pub left_at: Option<u64>,
     /// What it was last told to retry.
     pub retry: RetryState,
     /// One instruction is run with EPT's flags off, to step over a walk of the guest's page tables.
@@ -81,6 +83,7 @@ impl Vcpu {
             trampoline,
             decode_cache: DecodeCache::default(),
             not_fetched_at: None,
+            left_at: None,
             retry: RetryState::default(),
             stepping: false,
             task_priority: 0,

@@ -244,7 +244,11 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         }
     }
     if plan.selects(storm::NAME) {
-        count += storm::check(session, emulator, &plain, &policy)?;
+        let five = plan.workspace.root().join(modules::POLICY);
+        let Some(five) = compile(session, &plan.workspace, &five, Some(&kernel))? else {
+            return Ok(Count::FAILED);
+        };
+        count += storm::check(session, emulator, &plain, &five)?;
     }
     Ok(count)
 }
