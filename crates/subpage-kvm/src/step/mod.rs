@@ -11,21 +11,20 @@
 
 mod changes;
 mod copies;
+mod held;
 mod notice;
 mod plan;
 mod space;
 mod tracked;
 
+pub(crate) use held::HeldStep;
 pub use notice::{Notice, PageTables};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_bindings::{
-    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
-    kvm_guest_debug,
-};
 use kvm_ioctls::VmFd;
+use subpage::address::Gpa;
 use subpage_emulate::bits::{DR6_BS, RFLAGS_RF, RFLAGS_TF};
 use subpage_emulate::guest::{PhysicalMemory as _, Register, State};
 use subpage_emulate::{Access, Exception, translate};
@@ -400,20 +399,7 @@ impl Batch<'_> {
 
     /// Lets the processor stop behind the instruction, and at handlers.
     fn arm(&self, plan: &Plan) -> Result<(), ProcessorError> {
-        let mut debug = kvm_guest_debug {
-            control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_BLOCKIRQ,
-            ..kvm_guest_debug::default()
-        };
-        if plan.end == End::TrapFlag {
-            debug.control |= KVM_GUESTDBG_SINGLESTEP;
-        }
-        // Global breakpoints on execution; bit 10 is always set.
-        debug.arch.debugreg[7] = 1 << 10;
-        for (number, address) in plan.breakpoints().into_iter().enumerate() {
-            debug.arch.debugreg[number] = address;
-            debug.arch.debugreg[7] |= 2 << (2 * number);
-        }
-        self.processor.set_guest_debug(&debug)
+        self.processor.set_guest_debug(&plan.debug())
     }
 
     /// A breakpoint or trap has ended the step.
@@ -439,24 +425,31 @@ impl Batch<'_> {
 
     /// Takes the TF that KVM has set out of the frame of an exception.
     fn clear_trap_flag(&self, handler: &Interrupted, vector: u8) {
-        let has_error_code = matches!(vector, 8 | 10..=14 | 17 | 21);
-        let state = &handler.state;
-        let offset = if has_error_code { 24 } else { 16 };
-        let linear = state.registers[Register::Rsp].wrapping_add(offset);
-        let access = Access::write_by(state);
-        let StoreContext { ram, paging, .. } = self.context.stores;
-        let walk = translate(ram, paging, state, linear, access);
-        let Ok(gpa) = walk.map(|walk| walk.gpa) else { return };
+        let StoreContext { ram, .. } = self.context.stores;
+        let Some(gpa) = flags_in_frame(self.context.stores, &handler.state, vector) else { return };
         let twin = ram.view().twin().expect("a step has been made in it");
         if self.copies.has(gpa.gfn()) {
             let word = usize::from(gpa.page_offset()) / 8;
             twin.set(gpa.gfn(), word, twin.get(gpa.gfn(), word) & !RFLAGS_TF);
             return;
         }
-        let mut flags = [0; 8];
-        if ram.read(gpa, &mut flags).is_ok() {
-            let flags = u64::from_le_bytes(flags) & !RFLAGS_TF;
-            let _ = ram.write(gpa, &flags.to_le_bytes());
-        }
+        clear_trap_flag_at(ram, gpa);
+    }
+}
+
+/// Where the frame of an exception, at whose handler a processor is, has RFLAGS.
+fn flags_in_frame(context: StoreContext<'_, Ram>, state: &State, vector: u8) -> Option<Gpa> {
+    let has_error_code = matches!(vector, 8 | 10..=14 | 17 | 21);
+    let offset = if has_error_code { 24 } else { 16 };
+    let linear = state.registers[Register::Rsp].wrapping_add(offset);
+    let walk = translate(context.ram, context.paging, state, linear, Access::write_by(state));
+    walk.ok().map(|walk| walk.gpa)
+}
+
+fn clear_trap_flag_at(ram: &Ram, at: Gpa) {
+    let mut flags = [0; 8];
+    if ram.read(at, &mut flags).is_ok() {
+        let flags = u64::from_le_bytes(flags) & !RFLAGS_TF;
+        let _ = ram.write(at, &flags.to_le_bytes());
     }
 }

@@ -2,6 +2,10 @@
 
 use arrayvec::ArrayVec;
 use iced_x86::{CpuidFeature, Mnemonic};
+use kvm_bindings::{
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
+    kvm_guest_debug,
+};
 use subpage::address::{Gfn, GfnRange, Gpa};
 use subpage_emulate::bits::{CR0_EM, CR0_TS, EFER_LMA, RFLAGS_AC, RFLAGS_RF, RFLAGS_TF};
 use subpage_emulate::guest::{Register, State};
@@ -76,6 +80,48 @@ pub(super) fn plan(
     watched: u64,
     wide: bool,
 ) -> Result<Plan, Refusal> {
+    let (mut plan, accesses) = outline(context, processor, at, watched)?;
+    plan.find_pages(context, guard, at, &accesses, wide)?;
+    plan.find_handlers(context, at)?;
+    Ok(plan)
+}
+
+/// The same for a step with all pages as they are, and with what a processor in a step cannot do in
+/// software: it stops at the handler of a software interrupt.
+pub(super) fn plan_held(
+    context: StoreContext<'_, Ram>,
+    processor: &Processor,
+    at: &Interrupted,
+    watched: u64,
+) -> Option<Plan> {
+    let mut plan = match outline(context, processor, at, watched) {
+        Ok((plan, _)) => plan,
+        Err(Refusal::Software | Refusal::DebugTrap) => {
+            let code = GuestInstruction::fetch(context.ram, context.paging, &at.state).ok()?;
+            let vector = match code.instruction().mnemonic() {
+                Mnemonic::Int1 => 1,
+                Mnemonic::Int3 => 3,
+                Mnemonic::Int => code.instruction().immediate8(),
+                _ => return None,
+            };
+            let end = End::Breakpoint(handler(context, at, vector)?);
+            Plan { end, code: Some(code), ..Plan::empty() }
+        }
+        Err(Refusal::Exception(_) | Refusal::Cannot(_)) => return None,
+    };
+    // Of too many, those that there is room for.
+    let _ = plan.find_handlers(context, at);
+    Some(plan)
+}
+
+/// What ends the step over the instruction at RIP, and what the instruction touches: linear address, bytes,
+/// and whether it writes them.
+fn outline(
+    context: StoreContext<'_, Ram>,
+    processor: &Processor,
+    at: &Interrupted,
+    watched: u64,
+) -> Result<(Plan, ArrayVec<(u64, u64, bool), MAX_ACCESSES>), Refusal> {
     let state = &at.state;
     if state.efer & EFER_LMA == 0 {
         return Err(Refusal::Cannot("the processor is not in IA-32e mode".into()));
@@ -93,11 +139,8 @@ pub(super) fn plan(
     if watched & 0xff != 0 {
         own_breakpoints(processor, state, code.as_ref(), &accesses, watched)?;
     }
-    let mut plan = Plan {
+    let plan = Plan {
         end,
-        handlers: ArrayVec::new(),
-        tables: PageSet::new(),
-        targets: PageSet::new(),
         writes: accesses
             .iter()
             .filter(|access| access.2)
@@ -105,10 +148,9 @@ pub(super) fn plan(
             .collect(),
         last: code.as_ref().is_some_and(|code| code.instruction().mnemonic() == Mnemonic::Hlt),
         code,
+        ..Plan::empty()
     };
-    plan.find_pages(context, guard, at, &accesses, wide)?;
-    plan.find_handlers(context, at)?;
-    Ok(plan)
+    Ok((plan, accesses))
 }
 
 /// What ends the step over `code`, if it can be stepped over.
@@ -199,9 +241,39 @@ fn own_breakpoints(
 }
 
 impl Plan {
+    fn empty() -> Self {
+        Self {
+            code: None,
+            end: End::TrapFlag,
+            handlers: ArrayVec::new(),
+            tables: PageSet::new(),
+            targets: PageSet::new(),
+            writes: ArrayVec::new(),
+            last: false,
+        }
+    }
+
     /// All pages that have to be open.
     pub(super) fn pages(&self) -> PageSet {
         self.tables.runs().chain(self.targets.runs()).collect()
+    }
+
+    /// What has the processor stop behind the instruction, and at handlers.
+    pub(super) fn debug(&self) -> kvm_guest_debug {
+        let mut debug = kvm_guest_debug {
+            control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_BLOCKIRQ,
+            ..kvm_guest_debug::default()
+        };
+        if self.end == End::TrapFlag {
+            debug.control |= KVM_GUESTDBG_SINGLESTEP;
+        }
+        // Global breakpoints on execution; bit 10 is always set.
+        debug.arch.debugreg[7] = 1 << 10;
+        for (number, address) in self.breakpoints().into_iter().enumerate() {
+            debug.arch.debugreg[number] = address;
+            debug.arch.debugreg[7] |= 2 << (2 * number);
+        }
+        debug
     }
 
     /// The breakpoints, in the order of the debug registers.

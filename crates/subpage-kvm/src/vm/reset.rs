@@ -99,7 +99,8 @@ impl VmShared {
             slide: start.slide,
             cpus: u32::try_from(paused.processors.len()).expect("a u32 was asked for"),
         };
-        let boot = boot::load(&self.ram, &request)?;
+        // A debugger's breakpoints come again, into what is loaded.
+        let boot = self.without_breakpoints(|| boot::load(&self.ram, &request))?;
         self.ports().reset();
         start.chips.restore(&self.vm)?;
         for (state, processor) in start.processors.iter().zip(&mut paused.processors) {

@@ -1,8 +1,6 @@
 //! The end of a processor's run: where it is held, and one instruction at a time.
 
-use kvm_bindings::{
-    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_SW_BP,
-};
+use kvm_bindings::{KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP};
 use subpage_emulate::Exception;
 use subpage_emulate::bits::DR6_BS;
 
@@ -10,6 +8,7 @@ use super::run::handle;
 use super::{StopCause, VmShared};
 use crate::ending::Failure;
 use crate::exit::{Exit, Next, enter};
+use crate::step::HeldStep;
 use crate::store::{finish, inject};
 use crate::vcpu::{Activity, Kick, Processor};
 
@@ -19,6 +18,12 @@ const MOST_EXITS: u32 = 4096;
 
 /// What INT3 raises.
 const BREAKPOINT: Exception = Exception { vector: 3, error_code: None, address: None };
+
+/// Number of the debug exception.
+const DEBUG: u32 = 1;
+
+/// Bits of DR6 that tell which breakpoint was met.
+const DR6_BREAKPOINTS: u64 = 0xf;
 
 /// How often a processor that waits for an interrupt is called out of a step before that counts as one:
 /// the watch does it several times a second.
@@ -67,23 +72,24 @@ pub(super) fn step_one(
 ) -> Result<Next, Failure> {
     let vcpu = processor.number;
     let before = processor.interrupted()?.state;
-    let mut step = processor.debugging;
-    step.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ;
-    if processor.set_guest_debug(&step).is_err() {
-        // Older kernels deliver interrupts in a step.
-        step.control &= !KVM_GUESTDBG_BLOCKIRQ;
-        processor.set_guest_debug(&step)?;
-    }
+    let step = HeldStep::new(machine.stores(), processor, processor.interrupted()?)?;
     let mut waits = 0;
     let next = loop {
         if !machine.vcpus.may_run(vcpu as usize) {
             break Next::Enter;
         }
+        step.arm(processor)?;
         let exit = enter(&machine.ports, processor, kick)?;
         let called = matches!(exit, Exit::Interrupted);
-        let done = matches!(exit, Exit::Debug { dr6, .. } if dr6 & DR6_BS != 0);
-        let mut next =
-            if called || done { Next::Enter } else { handle(machine, processor, kick, exit)? };
+        let done = matches!(exit, Exit::Debug { exception: DEBUG, .. });
+        let mut next = match exit {
+            Exit::Interrupted => Next::Enter,
+            Exit::Debug { dr6, exception: DEBUG } => {
+                step.stopped(machine.stores(), processor, dr6)?;
+                Next::Enter
+            }
+            exit => handle(machine, processor, kick, exit)?,
+        };
         if matches!(next, Next::Enter) {
             next = complete(machine, processor, kick)?.unwrap_or(Next::Enter);
         }
@@ -128,22 +134,33 @@ pub(super) fn is_at_breakpoint(
     Ok(is_debuggers)
 }
 
-/// A breakpoint: a debugger's, for which the machine is held, or the guest's own.
+/// A debug exception or INT3, with what DR6 would say: a debugger's, for which the machine is held, or the
+/// guest's own.
 pub(super) fn debug_exit(
     machine: &VmShared,
     processor: &mut Processor,
     exception: u32,
+    dr6: u64,
 ) -> Result<Next, Failure> {
-    let at = processor.interrupted()?;
-    let own = exception == u32::from(BREAKPOINT.vector);
-    if own && processor.debugging.control & KVM_GUESTDBG_USE_SW_BP != 0 {
-        let is_debuggers = machine.is_breakpoint(&at.state);
-        if !is_debuggers {
-            return inject(processor, BREAKPOINT).map(Next::from);
-        }
-    }
-    if processor.debugging.control != 0 {
+    let state = processor.interrupted()?.state;
+    let debugging = processor.debugging;
+    let is_debuggers = if exception == DEBUG {
+        let sets = debugging.control & KVM_GUESTDBG_USE_HW_BP != 0;
+        sets && (dr6 & DR6_BREAKPOINTS != 0
+            || dr6 & DR6_BS == 0 && debugging.arch.debugreg[..4].contains(&state.rip))
+    } else {
+        machine.is_breakpoint(&state)
+    };
+    if is_debuggers {
         machine.stop_here(processor.number, StopCause::Breakpoint);
+        return Ok(Next::Enter);
     }
-    Ok(Next::Enter)
+    if exception != DEBUG {
+        return inject(processor, BREAKPOINT).map(Next::from);
+    }
+    // KVM sets DR6 where it delivers the exception itself.
+    let mut debug = processor.debug_registers()?;
+    debug.dr6 |= dr6 & (DR6_BS | DR6_BREAKPOINTS);
+    processor.set_debug_registers(&debug)?;
+    inject(processor, Exception::DEBUG).map(Next::from)
 }

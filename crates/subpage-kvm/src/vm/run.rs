@@ -147,9 +147,9 @@ pub(super) fn handle(
     let vcpu = processor.number;
     match exit {
         Exit::Interrupted => interrupted(machine, processor),
-        Exit::Debug { exception, .. } => {
+        Exit::Debug { dr6, exception } => {
             machine.metrics.exit(ExitKind::Other);
-            debug_exit(machine, processor, exception)
+            debug_exit(machine, processor, exception, dr6)
         }
         Exit::Store { address, data } => {
             let began = machine.clock.now();

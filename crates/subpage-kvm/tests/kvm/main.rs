@@ -18,6 +18,7 @@ mod gdb_packets;
 mod guest;
 mod halves;
 mod held;
+mod held_steps;
 mod hostile;
 mod in_force;
 mod live_tables;
