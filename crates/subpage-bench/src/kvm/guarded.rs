@@ -10,6 +10,7 @@ use subpage::rules::{Action, Owner, Rule, RuleName};
 use subpage_kvm::trap::TrapBy;
 use subpage_kvm::vm::{Configuration, TrapChoice, Vm};
 
+use crate::debugger::Debugger;
 use crate::guest::{self, BEGIN, DENIED, END, Image, Level, Work};
 
 /// Longer than a round takes.
@@ -21,6 +22,7 @@ pub(crate) struct Guarded {
     go: Sender<()>,
     done: Receiver<Duration>,
     vm: Vm,
+    debugger: Option<Debugger>,
 }
 
 impl Guarded {
@@ -38,7 +40,7 @@ impl Guarded {
             let (registers, special) = guest::start(level, &special);
             processors[0].start_at(&registers, |_| special).expect("registers that can be set");
         });
-        Self { go, done, vm }
+        Self { go, done, vm, debugger: None }
     }
 
     /// Denies one sub-page of the guarded page.
@@ -63,6 +65,27 @@ impl Guarded {
 
     pub(crate) fn start(&mut self) {
         self.vm.start().expect("threads");
+    }
+
+    /// Starts it under a debugger that watches one byte of each of so many pages, from an address on. How
+    /// long the debugger takes for that, from the first watchpoint until the guest runs.
+    pub(crate) fn start_watched(&mut self, from: u64, watchpoints: u64) -> Duration {
+        self.vm.hold();
+        let free = "0".parse().expect("a port");
+        let address = self.vm.wait_for_debuggers(&free).expect("a free port").to_string();
+        self.start();
+        let mut debugger = Debugger::attach(&address);
+        let began = Instant::now();
+        for number in 0..watchpoints {
+            debugger.ask(&format!("Z2,{:x},1", from + number * 0x1000));
+        }
+        debugger.send("vCont;c");
+        while self.vm.held().is_some() {
+            std::thread::yield_now();
+        }
+        let took = began.elapsed();
+        self.debugger = Some(debugger);
+        took
     }
 
     pub(crate) fn set_count(&self, count: u32) {

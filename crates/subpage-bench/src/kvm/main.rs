@@ -7,6 +7,7 @@
 
 mod bare;
 mod change_while_tracking;
+mod debugger;
 mod guarded;
 mod guest;
 mod instructions;
@@ -15,6 +16,7 @@ mod rows;
 mod set_latency;
 mod trap_overhead;
 mod unprotected_pages;
+mod watchpoints;
 
 use std::fs::File;
 use std::io;
@@ -29,9 +31,10 @@ use subpage_bench::report::{Form, Report};
 /// A benchmark: its name, and what measures it and prints each record as it comes.
 type Benchmark = (&'static str, fn(&mut Out) -> io::Result<()>);
 
-const BENCHMARKS: [Benchmark; 4] = [
+const BENCHMARKS: [Benchmark; 5] = [
     (trap_overhead::NAME, trap_overhead::run),
     (unprotected_pages::NAME, unprotected_pages::run),
+    (watchpoints::NAME, watchpoints::run),
     (set_latency::NAME, set_latency::run),
     (change_while_tracking::NAME, change_while_tracking::run),
 ];

@@ -217,6 +217,8 @@ pub enum CtlRequest {
         #[arg(value_name = "ADDR", value_parser = parse_debugger)]
         address: DebuggerAddress,
     },
+    /// Have the debugger go that is attached, if it does not answer any more; the guest goes on
+    GdbEnd,
     /// End the guest
     Stop,
 }

@@ -59,6 +59,7 @@ fn done(request: &Request) -> &'static str {
     match request {
         Request::Remove { .. } => "removed",
         Request::Lock { .. } => "locked",
+        Request::GdbEnd => "the debugger is sent away",
         Request::Untrack { .. } => "no longer tracked",
         Request::Pause => "held",
         Request::Resume => "the guest goes on",

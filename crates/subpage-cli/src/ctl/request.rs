@@ -94,6 +94,7 @@ pub fn request(command: &CtlRequest, symbols: Option<&Path>) -> Result<Request, 
             Request::Read { start, length }
         }
         CtlRequest::Gdb { address } => Request::Gdb { address: address.to_string() },
+        CtlRequest::GdbEnd => Request::GdbEnd,
         CtlRequest::Stop => Request::Stop,
     })
 }

@@ -11,6 +11,8 @@ use subpage_kvm::control::protocol::ShownRule;
 use super::{RunHeader, WarningEvent};
 use crate::policy::PolicyRule;
 use crate::summary::Summary;
+#[cfg(feature = "kvm")]
+use subpage_trap::Digits;
 use subpage_trap::{Address, Armed};
 
 /// Something that happens to a run: one line of output.
@@ -156,11 +158,27 @@ pub struct HeldEvent {
     pub gdb: Option<String>,
 }
 
-/// A debugger has come or gone.
+/// A debugger has come or gone, or has written to memory.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct DebuggerEvent {
     /// What has happened.
     pub message: String,
+    /// What it has written, if it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write: Option<DebuggerWrite>,
+}
+
+/// A debugger's write, which no rule was asked about.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct DebuggerWrite {
+    /// First guest-physical byte.
+    pub gpa: Address,
+    /// How many bytes.
+    pub length: u64,
+    /// The first of them, at most 64: two digits a byte, in the order of their addresses.
+    pub bytes: String,
+    /// Names of the rules that guard some of them.
+    pub rules: Vec<String>,
 }
 
 /// Something is missing here: whoever reads did not keep up with the guest.
@@ -186,6 +204,19 @@ pub struct NoticeEvent {
     pub rule_name: Option<String>,
     /// Address of the page that holds a live page table.
     pub page: Address,
+}
+
+#[cfg(feature = "kvm")]
+impl From<&subpage_kvm::vm::DebuggerNews> for DebuggerEvent {
+    fn from(news: &subpage_kvm::vm::DebuggerNews) -> Self {
+        let write = news.write.as_ref().map(|write| DebuggerWrite {
+            gpa: Address(write.range.first().as_u64()),
+            length: write.range.bytes(),
+            bytes: Digits(&write.bytes).to_string(),
+            rules: write.rules.clone(),
+        });
+        Self { message: news.message.clone(), write }
+    }
 }
 
 #[cfg(feature = "kvm")]

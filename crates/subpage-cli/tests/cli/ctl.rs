@@ -216,7 +216,7 @@ fn shown_output(output: &Output) -> String {
     )
 }
 
-const REQUESTS: [&[&str]; 22] = [
+const REQUESTS: [&[&str]; 23] = [
     &["show"],
     &["heat", "2"],
     &["get", "0x10e180"],
@@ -237,6 +237,7 @@ const REQUESTS: [&[&str]; 22] = [
     &["registers", "1"],
     &["read", "0x1000+20"],
     &["gdb", "1234"],
+    &["gdb-end"],
     &["resume"],
     &["stop"],
 ];

@@ -134,6 +134,8 @@ pub enum Request {
         /// A port, `HOST:PORT`, or the path of a socket with a slash.
         address: String,
     },
+    /// Has the debugger go that is attached.
+    GdbEnd,
     /// Ends the guest.
     Stop,
 }
@@ -443,6 +445,7 @@ impl Request {
             | Self::Resume
             | Self::Watch
             | Self::Untrack { .. }
+            | Self::GdbEnd
             | Self::Stop => Reply::Done {},
         })
     }

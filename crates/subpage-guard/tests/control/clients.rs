@@ -38,6 +38,7 @@ fn every_request_reaches_the_operator() {
         ),
         (Request::Read { start: 0, length: 2 }, Reply::Memory { bytes: "00ff".to_owned() }),
         (Request::Gdb { address: "1".to_owned() }, Reply::Gdb { gdb: "1".to_owned() }),
+        (Request::GdbEnd, Reply::Done {}),
         (Request::Stop, Reply::Done {}),
     ];
     for (request, reply) in &requests {

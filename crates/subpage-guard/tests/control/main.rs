@@ -74,6 +74,7 @@ impl RequestHandler for Fake {
             | Request::Untrack { .. }
             | Request::Pause
             | Request::Resume
+            | Request::GdbEnd
             | Request::Stop => Ok(Reply::Done {}),
         }
     }

@@ -88,6 +88,7 @@ impl RequestHandler for Handler {
             | Request::Step { .. }
             | Request::Registers { .. }
             | Request::Gdb { .. }
+            | Request::GdbEnd
             | Request::Stop => {
                 return Err(not_here("the processors belong to the VMM: ask it (its monitor)"));
             }

@@ -5,8 +5,13 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 /// How long a debugger may take for what is sent to it at once until it is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a debugger's machine may answer nothing at all.
+const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 /// Most bytes that wait to be sent.
 const MOST_WAITING: usize = 1 << 16;
@@ -16,6 +21,17 @@ const MOST_WAITING: usize = 1 << 16;
 pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+/// Ends the connection to a machine that is gone within [`DEAD_AFTER`] or so.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let seconds = u32::try_from(DEAD_AFTER.as_secs()).unwrap_or(u32::MAX);
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &(seconds / 2))?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &(seconds / 6))?;
+    setsockopt(stream, sockopt::TcpKeepCount, &3)?;
+    setsockopt(stream, sockopt::TcpUserTimeout, &(seconds * 1000))?;
+    Ok(())
 }
 
 impl Stream {
@@ -79,6 +95,9 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(stream: Stream) -> io::Result<Self> {
+        if let Stream::Tcp(stream) = &stream {
+            keep_alive(stream)?;
+        }
         let timeout = Duration::from_millis(1);
         stream.set_timeouts(timeout)?;
         Ok(Self { stream, waiting: Vec::new(), timeout })

@@ -7,6 +7,7 @@
 mod address;
 mod connection;
 mod greeting;
+mod peer;
 mod points;
 mod registers;
 mod server;

@@ -16,6 +16,7 @@ use thiserror::Error;
 use super::address::DebuggerAddress;
 use super::connection::{Connection, Stream};
 use super::greeting::greeting;
+use super::peer;
 use super::session::{End, serve};
 use super::target::Debugged;
 use crate::ending::Ending;
@@ -83,11 +84,18 @@ impl Listener {
         }
     }
 
-    /// Who has come; none if nobody has.
+    /// Who has come; none if nobody has, or another user than this process's.
     fn accept(&self) -> Option<Stream> {
         match &self.socket {
-            Socket::Tcp(socket) => socket.accept().ok().map(|(stream, _)| Stream::Tcp(stream)),
-            Socket::Unix(socket) => socket.accept().ok().map(|(stream, _)| Stream::Unix(stream)),
+            Socket::Tcp(socket) => {
+                let (stream, peer) = socket.accept().ok()?;
+                let own = stream.local_addr().ok()?;
+                peer::may_use(peer::user_of_tcp(peer, own)).then_some(Stream::Tcp(stream))
+            }
+            Socket::Unix(socket) => {
+                let (stream, _) = socket.accept().ok()?;
+                peer::may_use(peer::user_of_unix(&stream)).then_some(Stream::Unix(stream))
+            }
         }
     }
 }
@@ -116,6 +124,13 @@ impl VmShared {
             return Err(DebuggerError::Ended);
         }
         let (listener, bound) = Listener::new(address).map_err(listen)?;
+        if let DebuggerAddress::Tcp(at) = &bound
+            && !at.ip().is_loopback()
+        {
+            self.debugger_says(format!(
+                "a debugger is waited for at {at}: whoever reaches that port has the whole guest"
+            ));
+        }
         let machine = Arc::clone(self);
         let waiting = thread::Builder::new()
             .name("gdb".to_owned())
@@ -190,10 +205,5 @@ impl Vm {
         address: &DebuggerAddress,
     ) -> Result<DebuggerAddress, DebuggerError> {
         self.shared().wait_for_debuggers(address)
-    }
-
-    /// What is to be told of debuggers and was not yet.
-    pub fn debugger_news(&self) -> Vec<String> {
-        self.shared().take_debugger_news()
     }
 }

@@ -261,7 +261,11 @@ impl MultiThreadBase for Debugged {
             return Err(TargetError::NonFatal);
         }
         for (gpa, part) in places {
-            self.machine.ram.write(gpa, &from[part]).map_err(|_| TargetError::NonFatal)?;
+            let bytes = &from[part];
+            self.machine.ram.write(gpa, bytes).map_err(|_| TargetError::NonFatal)?;
+            if let Ok(range) = ByteRange::new(gpa, bytes.len() as u64) {
+                self.machine.debugger_has_written(range, bytes);
+            }
         }
         Ok(())
     }

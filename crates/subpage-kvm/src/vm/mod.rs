@@ -7,6 +7,7 @@ mod create;
 mod debugging;
 mod error;
 mod hold;
+mod news;
 mod request_handler;
 mod reset;
 mod rest;
@@ -21,6 +22,7 @@ pub use crate::step::{Notice, PageTables};
 pub(crate) use create::open;
 pub use create::{Configuration, TrapChoice, nowhere};
 pub use error::VmError;
+pub use news::{DebuggerNews, DebuggerWrite};
 pub use request_handler::VmRequestHandler;
 pub use stop::{Held, HoldError, OnRuleStop, Stop, StopCause};
 

@@ -143,6 +143,10 @@ impl RequestHandler for VmRequestHandler {
                 let bound = bound.map_err(|error| refuse("EIO", &error.to_string()))?;
                 Ok(Reply::Gdb { gdb: bound.to_string() })
             }
+            Request::GdbEnd => {
+                machine.send_debugger_away().map_err(hold)?;
+                Ok(Reply::Done {})
+            }
             Request::Stop => {
                 machine.end(Ending::Requested);
                 Ok(Reply::Done {})

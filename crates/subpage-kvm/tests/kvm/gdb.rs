@@ -75,13 +75,13 @@ fn run_gdb(address: &str, commands: &str) -> String {
 }
 
 /// Watched places lie 16 bytes apart, eight bytes each.
-const WATCHED: u64 = 10_000;
-const fn place(number: u64) -> u64 {
+pub(crate) const WATCHED: u64 = 10_000;
+pub(crate) const fn place(number: u64) -> u64 {
     PAGE + number * 16
 }
 
 /// Stores beside watched bytes, and to some of them.
-fn stores(code: &mut CodeAssembler) {
+pub(crate) fn stores(code: &mut CodeAssembler) {
     let store = |code: &mut CodeAssembler, at: u64, value: u64| {
         code.mov(rbx, at).unwrap();
         code.mov(rax, value).unwrap();
@@ -113,7 +113,8 @@ fn ten_thousand_watchpoints_stop_at_the_right_stores_and_no_others() {
     if !gdb() {
         return;
     }
-    for configuration in both_ways() {
+    // gdb takes half a minute for it: in the other way to trap, packets alone set as many.
+    for configuration in both_ways().into_iter().take(1) {
         let mut guest = Guest::new(&configuration, stores);
         let address = waiting(&mut guest);
         let mut commands = String::new();
@@ -415,7 +416,7 @@ fn garbage_and_a_second_debugger_are_turned_away() {
         runs(&guest);
         assert_eq!(guest.vm.wait(Duration::ZERO), None, "it still runs");
         let began = Instant::now();
-        while !guest.vm.debugger_news().iter().any(|text| text.contains("goes on")) {
+        while !guest.vm.debugger_news().iter().any(|news| news.message.contains("goes on")) {
             assert!(began.elapsed() < LIMIT, "nobody tells that a debugger is gone");
         }
         guest.vm.stop();

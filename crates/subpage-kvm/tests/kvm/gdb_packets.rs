@@ -6,6 +6,7 @@ use iced_x86::code_asm::{CodeAssembler, qword_ptr, rax, rbx};
 use subpage::rules::Action;
 use subpage_kvm::vm::{Configuration, Ending, Held, OnRuleStop, StopCause, TrapChoice};
 
+use crate::gdb::{WATCHED, place, stores};
 use crate::guest::{Guest, PAGE, both_ways, exit, kvm, small};
 use crate::privilege::{Level, place_all};
 use crate::remote::{LIMIT, Remote, listen};
@@ -33,7 +34,7 @@ fn until(happens: impl Fn() -> bool, or: &str) {
 }
 
 fn is_told(guest: &Guest, text: &str) {
-    until(|| guest.vm.debugger_news().iter().any(|it| it.contains(text)), text);
+    until(|| guest.vm.debugger_news().iter().any(|it| it.message.contains(text)), text);
 }
 
 /// Whoever sends no packet first is nobody, also where the guest is held for another reason.
@@ -56,7 +57,7 @@ fn who_is_no_debugger_neither_holds_nor_releases() {
         assert_eq!(guest.vm.held(), Some(Held::OnRequest));
     }
     assert_eq!(guest.word(PAGE), 0, "it still waits before its first instruction");
-    assert_eq!(guest.vm.debugger_news(), [""; 0]);
+    assert!(guest.vm.debugger_news().is_empty());
     guest.vm.resume().unwrap();
     runs(&guest);
     // One that was a debugger and says something else keeps the guest held.
@@ -202,4 +203,88 @@ fn a_debugger_that_comes_is_told_of_every_processor_that_has_stopped() {
     assert!(debugger.ask("?").contains("thread:p01.01"), "the first");
     assert!(debugger.ask("vCont;c").contains("thread:p01.02"), "then the second");
     assert_eq!(debugger.ask("vCont;c"), "W00");
+}
+
+/// A debugger's write happens whatever a rule says, and is told with the rule.
+#[test]
+fn what_a_debugger_writes_is_told() {
+    if !kvm() {
+        return;
+    }
+    for configuration in both_ways() {
+        let mut guest = Guest::new(&configuration, |code| exit(code, 0));
+        guest.guard(PAGE + 8, 8, Action::Deny);
+        guest.vm.hold();
+        let address = listen(&guest);
+        guest.vm.start().unwrap();
+        let mut debugger = Remote::connect(&address);
+        assert_eq!(debugger.ask(&format!("M{:x},4:01020304", PAGE + 6)), "OK");
+        assert_eq!(guest.read(PAGE + 6), [1, 2, 3, 4]);
+        assert_eq!(debugger.ask(&format!("M{PAGE:x},1:05")), "OK");
+        assert_eq!(debugger.ask("vCont;c"), "W00");
+        let told = guest.vm.debugger_news();
+        let writes: Vec<_> = told.iter().filter_map(|news| news.write.as_ref()).collect();
+        let [first, second] = writes.as_slice() else { panic!("{told:?}") };
+        assert_eq!((first.range.first().as_u64(), first.range.bytes()), (PAGE + 6, 4));
+        assert_eq!(
+            (&first.bytes[..], &first.rules[..]),
+            (&[1, 2, 3, 4][..], &["rule".to_owned()][..])
+        );
+        assert_eq!((&second.bytes[..], &second.rules[..]), (&[5][..], &[][..]));
+        let message =
+            "a debugger has written 4 bytes at 0x400006, which no rule was asked about: \"rule\"";
+        assert!(told.iter().any(|news| news.message == message), "{told:?}");
+        assert!(guest.events().is_empty(), "it is no write of the guest");
+    }
+}
+
+/// A debugger that does not answer any more is sent away, and its points go.
+#[test]
+fn a_debugger_can_be_sent_away() {
+    if !kvm() {
+        return;
+    }
+    let mut guest = Guest::new(&small(), endless);
+    guest.vm.hold();
+    let address = listen(&guest);
+    guest.vm.start().unwrap();
+    assert!(guest.vm.send_debugger_away().is_err(), "there is none");
+    for runs_before in [false, true] {
+        let mut debugger = Remote::connect(&address);
+        assert_eq!(debugger.ask(&format!("Z2,{:x},8", PAGE + 8)), "OK");
+        if runs_before {
+            debugger.send("vCont;c");
+            runs(&guest);
+        }
+        guest.vm.send_debugger_away().unwrap();
+        is_told(&guest, "the debugger was sent away, and the guest goes on");
+        runs(&guest);
+        assert_eq!(guest.vm.trapped_pages(), 0);
+        assert!(debugger.hang_up());
+    }
+    guest.vm.stop();
+}
+
+/// As many as gdb sets in its own test, in both ways to trap.
+#[test]
+fn ten_thousand_watchpoints_are_set_and_met() {
+    if !kvm() {
+        return;
+    }
+    for configuration in both_ways() {
+        let mut guest = Guest::new(&configuration, stores);
+        guest.vm.hold();
+        let address = listen(&guest);
+        guest.vm.start().unwrap();
+        let mut debugger = Remote::connect(&address);
+        for number in 0..WATCHED {
+            assert_eq!(debugger.ask(&format!("Z2,{:x},8", place(number))), "OK");
+        }
+        for at in [place(5000), place(9999) + 7, place(0)] {
+            let stop = debugger.ask("vCont;c");
+            assert!(stop.contains(&format!("watch:{at:x};")), "{stop}, not {at:#x}");
+        }
+        assert_eq!(debugger.ask("vCont;c"), "W00");
+        assert!(guest.events().is_empty(), "watchpoints are no rules");
+    }
 }

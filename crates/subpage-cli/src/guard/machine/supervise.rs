@@ -248,8 +248,8 @@ pub(super) fn supervise(
             grace.begin();
         }
         teller.notices(vm)?;
-        for message in vm.debugger_news() {
-            teller.events.debugger(&DebuggerEvent { message })?;
+        for news in vm.debugger_news() {
+            teller.events.debugger(&DebuggerEvent::from(&news))?;
         }
         look_at_stops(vm, limits, &mut teller)?;
         if end.is_some() {

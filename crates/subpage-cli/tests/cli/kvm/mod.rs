@@ -5,6 +5,7 @@ mod bad_input;
 mod clients;
 mod failing;
 mod fields;
+mod held;
 mod input;
 mod killed;
 mod later;

@@ -123,6 +123,7 @@ fn all() -> Vec<(Request, Value, Reply, Value)> {
                 json!({"ok": true, "written": [{"gfn": 3, "sub_pages": 1}]}),
             ),
         ),
+        (Request::GdbEnd, json!({"op": "gdb-end"}), done()),
         (Request::Untrack { track: 1 }, json!({"op": "untrack", "track": 1}), done()),
         (
             Request::Save { path: "guest.state".to_owned() },

@@ -19,13 +19,11 @@ use std::time::{Duration, Instant};
 
 use subpage_trap::Record;
 
+use super::news::{DebuggerNews, News};
 use super::stop::{Held, HoldError, OnRuleStop, Stop, StopCause};
 use super::vcpu_pause::lock;
 use super::{PausableVcpus, Vm, VmShared};
 use crate::ending::Ending;
-
-/// Most texts about debuggers that wait.
-const MOST_NEWS: usize = 64;
 
 /// Most stops that wait to be told while nobody takes them.
 const MOST_STOPS: usize = 64;
@@ -74,7 +72,7 @@ struct State {
     kept: bool,
     user: User,
     /// About debuggers, for whoever asks for it.
-    news: Vec<String>,
+    news: News,
 }
 
 /// Whether a machine is held, and why.
@@ -289,7 +287,7 @@ impl VmShared {
     }
 
     /// Has the debugger go, whether it still answers or not.
-    fn send_debugger_away(&self) -> Result<(), HoldError> {
+    pub(in crate::vm) fn send_debugger_away(&self) -> Result<(), HoldError> {
         let mut state = self.holds.state();
         if !state.user.is_debugger() {
             return Err(HoldError::NotDebugged);
@@ -298,17 +296,12 @@ impl VmShared {
         Ok(())
     }
 
-    /// Takes note of something about debuggers for whoever asks for it.
-    pub(crate) fn debugger_says(&self, text: String) {
-        let news = &mut self.holds.state().news;
-        if news.len() < MOST_NEWS {
-            news.push(text);
-        }
+    pub(in crate::vm) fn add_news(&self, news: DebuggerNews) {
+        self.holds.state().news.add(news);
     }
 
-    /// Takes what there is.
-    pub(crate) fn take_debugger_news(&self) -> Vec<String> {
-        std::mem::take(&mut self.holds.state().news)
+    pub(in crate::vm) fn take_news(&self) -> Vec<DebuggerNews> {
+        self.holds.state().news.take()
     }
 }
 
