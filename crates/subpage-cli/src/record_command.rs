@@ -1,7 +1,7 @@
 //! `subpage record`.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -53,6 +53,13 @@ pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Fail
             import(&arguments.output, file, &Header::default(), &cancel, tick)
         }
         (None, [program, rest @ ..]) if arguments.system => {
+            if arguments.symbols.is_some() && may_move(rest) && !json {
+                note(
+                    &mut err,
+                    "the names are given the addresses of a kernel that was not moved: if this one has \
+                     KASLR, put `nokaslr` on its command line (`-append`)",
+                )?;
+            }
             let machine = Machine {
                 program: program.clone(),
                 arguments: rest.to_vec(),
@@ -113,10 +120,18 @@ pub fn run(arguments: &RecordArguments, color: ColorWhen) -> Result<Status, Fail
     if json {
         write_json(&arguments.output, &recorded, arguments.kernel_writes, err)?;
     } else {
-        write_text(&arguments.output, &recorded, err)?;
+        write_text(&arguments.output, &recorded, arguments.system, err)?;
     }
-    let is_whole = recorded.is_whole != Some(false);
+    let is_whole = recorded.is_whole != Some(false) && recorded.missing == 0 && !recorded.is_full;
     Ok(if is_whole && !recorded.stops_early() { Status::Clean } else { Status::GuestFailed })
+}
+
+/// Whether QEMU is given a kernel that may move itself.
+fn may_move(arguments: &[OsString]) -> bool {
+    let line = arguments.iter().skip_while(|word| *word != "-append" && *word != "--append").nth(1);
+    line.is_none_or(|line| {
+        !line.to_string_lossy().split_ascii_whitespace().any(|word| word == "nokaslr")
+    })
 }
 
 /// The names of a kernel's data, by physical address; code is left out, as there is too much of it.
@@ -143,4 +158,21 @@ fn find_program(name: &OsStr) -> Option<PathBuf> {
     }
     let folders = env::var_os("PATH")?;
     env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_stays_where_its_command_line_says_so() {
+        let moves =
+            |words: &[&str]| may_move(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        assert!(!moves(&["-m", "256", "-append", "quiet nokaslr panic=-1"]));
+        assert!(!moves(&["--append", "nokaslr"]));
+        assert!(moves(&["-append", "quiet", "nokaslr"]));
+        assert!(moves(&["-append", "quiet xnokaslr"]));
+        assert!(moves(&["-append"]));
+        assert!(moves(&["-m", "256"]));
+    }
 }

@@ -31,8 +31,13 @@ pub fn causes(error: &dyn Error) -> String {
     text
 }
 
-/// Says what was recorded, and what was not.
-pub fn write_text(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::Result<()> {
+/// Says what was recorded, and what was not. Of a machine, also what no recording of one holds.
+pub fn write_text(
+    path: &Path,
+    recorded: &Recorded,
+    is_machine: bool,
+    err: &mut dyn Write,
+) -> io::Result<()> {
     let names = recorded.names as u64;
     let by = match recorded.tool {
         Some(Tool::Own { .. }) => ", by our own tool",
@@ -49,24 +54,7 @@ pub fn write_text(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::
         grouped(names),
         plural(names, "name"),
     )?;
-    if recorded.stops_early() {
-        writeln!(
-            err,
-            "{DENIED}error:{DENIED:#} Valgrind could not go on, for the reason above: the trace ends \
-             there, before the end of the program"
-        )?;
-    } else if recorded.is_limited {
-        note(err, "the machine was ended at the limit; the trace goes up to there")?;
-    } else if recorded.is_whole == Some(false) {
-        let status = recorded.status.map(|status| format!(" with {status}")).unwrap_or_default();
-        writeln!(
-            err,
-            "{DENIED}error:{DENIED:#} the recording is not complete: the program ended{status}, and its \
-             last writes before that, some thousands at most, are not in the trace"
-        )?;
-    } else if let Some(status) = recorded.status.filter(|status| !status.success()) {
-        note(err, &format!("the program ended with {status}; the trace goes up to its end"))?;
-    }
+    write_end(recorded, err)?;
     if recorded.processes > 1 {
         let count = recorded.processes as u64;
         let (count, processes) = (grouped(count), plural(count, "process"));
@@ -76,6 +64,17 @@ pub fn write_text(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::
                 "the trace holds {count} {processes}, each by itself: `subpage plan {} --processes` \
                  lists them",
                 path.display()
+            ),
+        )?;
+    }
+    if recorded.unfinished > 0 {
+        let count = recorded.unfinished as u64;
+        let (count, processes) = (grouped(count), plural(count, "process"));
+        note(
+            err,
+            &format!(
+                "{count} {processes} besides the program were killed, or still ran at its end: their \
+                 last writes, some thousands at most, are not in the trace"
             ),
         )?;
     }
@@ -90,6 +89,13 @@ pub fn write_text(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::
             ),
         )?;
     }
+    if is_machine {
+        note(
+            err,
+            "stores that are no instruction's are not in it: frames of exceptions and interrupts, \
+             accessed and dirty bits, writes of devices",
+        )?;
+    }
     if let Some(reason) = &recorded.nameless {
         note(err, &format!("the trace has no names of the program's data: {reason}"))?;
     }
@@ -99,9 +105,56 @@ pub fn write_text(path: &Path, recorded: &Recorded, err: &mut dyn Write) -> io::
     }
     if recorded.text.malformed > 0 {
         let count = grouped(recorded.text.malformed);
-        note(err, &format!("{count} lines of the text look like accesses and are not"))?;
+        let what = match recorded.tool {
+            Some(Tool::Lackey { .. }) => "lines of lackey's text look like accesses and are not",
+            Some(_) => "records of the recorder's tool break its rules",
+            None if is_machine => "records of QEMU's plugin break its rules",
+            None => "lines of the text look like accesses and are not",
+        };
+        note(err, &format!("{count} {what}"))?;
     }
     err.flush()
+}
+
+/// Says how the recording ended, if not as it should.
+fn write_end(recorded: &Recorded, err: &mut dyn Write) -> io::Result<()> {
+    if recorded.stops_early() {
+        writeln!(
+            err,
+            "{DENIED}error:{DENIED:#} Valgrind could not go on, for the reason above: the trace ends \
+             there, before the end of the program"
+        )?;
+    } else if recorded.is_full {
+        writeln!(
+            err,
+            "{DENIED}error:{DENIED:#} there is no room for more on the disk or in the file: the trace \
+             ends early, and what was recorded was ended"
+        )?;
+    } else if recorded.is_limited {
+        note(err, "the machine was ended at the limit; the trace goes up to there")?;
+    } else if recorded.missing > 0 {
+        let count = grouped(recorded.missing);
+        let stores = plural(recorded.missing, "store");
+        let why = match recorded.tool {
+            None => "QEMU told no physical address of them",
+            Some(_) => "what the recorder's tool sent did not come",
+        };
+        writeln!(
+            err,
+            "{DENIED}error:{DENIED:#} the recording is not complete: {count} {stores} are not in the \
+             trace, since {why}"
+        )?;
+    } else if recorded.is_whole == Some(false) {
+        let status = recorded.status.map(|status| format!(" with {status}")).unwrap_or_default();
+        writeln!(
+            err,
+            "{DENIED}error:{DENIED:#} the recording is not complete: the program ended{status}, and its \
+             last writes before that, some thousands at most, are not in the trace"
+        )?;
+    } else if let Some(status) = recorded.status.filter(|status| !status.success()) {
+        note(err, &format!("the program ended with {status}; the trace goes up to its end"))?;
+    }
+    Ok(())
 }
 
 /// Which tool recorded.
@@ -116,6 +169,7 @@ enum ToolName {
 
 /// What `record --json` prints at the end.
 #[derive(Serialize, JsonSchema)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a field of the line")]
 struct Line {
     v: u32,
     r#type: LineType,
@@ -141,6 +195,13 @@ struct Line {
     kernel_writes: bool,
     /// Whether all writes up to the end of the program are in it; null where that is not told.
     whole: Option<bool>,
+    /// Stores that the tool told of and that are not in it: packets that did not come; of a machine, those of
+    /// which QEMU tells no physical address.
+    missing: u64,
+    /// Processes besides the program that were killed, or still ran at its end; their last writes are missing.
+    unfinished: u64,
+    /// Whether it ends early because there was no room for more.
+    full: bool,
     /// Whether the recording of a machine ended at its limit.
     limited: bool,
     /// Whether Valgrind could not go on.
@@ -194,6 +255,9 @@ pub fn write_json(
         tool_reason,
         kernel_writes,
         whole: recorded.is_whole,
+        missing: recorded.missing,
+        unfinished: recorded.unfinished as u64,
+        full: recorded.is_full,
         limited: recorded.is_limited,
         stops_early: recorded.stops_early(),
         exit_code: recorded.status.and_then(|status| status.code()),

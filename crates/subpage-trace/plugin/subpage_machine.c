@@ -9,7 +9,7 @@
  * comes without any warranty. See LICENSE-GPL-2.0 beside this file.
  *
  * The packets are those of ../recorder/README.md. Distributions ship no header of QEMU's plugins, so
- * what is used of it is declared here; it is the same from QEMU 7.2 on.
+ * what is used of it is declared here, as QEMU has it from 9.0 on.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -49,8 +49,8 @@ extern struct qemu_plugin_hwaddr *qemu_plugin_get_hwaddr(uint32_t info, uint64_t
 extern bool qemu_plugin_hwaddr_is_io(const struct qemu_plugin_hwaddr *hwaddr);
 extern uint64_t qemu_plugin_hwaddr_phys_addr(const struct qemu_plugin_hwaddr *hwaddr);
 
-/* Looked at once the plugin is loaded. Version 2 came with QEMU 9.0, as the scoreboards did, and from
-   then on version 1 is refused; what is used here is the same in both. */
+/* Looked at once the plugin is loaded. Version 2 came with QEMU 9.0, as the scoreboards did. To an older
+   QEMU it says version 1, so that it is loaded and can say itself why it does not run. */
 __attribute__((visibility("default"))) int qemu_plugin_version = 1;
 
 __attribute__((constructor)) static void choose_version(void)
@@ -101,8 +101,13 @@ static void flush(void)
 static void put(uint32_t info, uint64_t place, unsigned size, uint64_t pc)
 {
    struct qemu_plugin_hwaddr *hwaddr = qemu_plugin_get_hwaddr(info, place);
+   if (hwaddr == NULL) {
+      /* It counts, so that the recorder sees that one is missing. */
+      packet.total++;
+      return;
+   }
    /* What goes to a device is no memory. */
-   if (hwaddr == NULL || qemu_plugin_hwaddr_is_io(hwaddr))
+   if (qemu_plugin_hwaddr_is_io(hwaddr))
       return;
    if (count == RECORDS)
       flush();
@@ -153,6 +158,11 @@ __attribute__((visibility("default"))) int qemu_plugin_install(uint64_t id, cons
    for (int i = 0; i < argc; i++)
       if (strncmp(argv[i], "stores=", 7) == 0)
          to = atoi(argv[i] + 7);
+   if (info->version.cur < 2) {
+      fprintf(stderr, "subpage-machine: QEMU before 9.0 tells plugins other addresses than those of its "
+                      "memory: use 9.0 or later\n");
+      return 1;
+   }
    if (to < 0 || !info->system_emulation) {
       fprintf(stderr, "subpage-machine: it needs a whole machine, and stores=DESCRIPTOR\n");
       return 1;

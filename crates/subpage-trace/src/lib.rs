@@ -24,6 +24,7 @@ mod predict;
 mod processes;
 mod reader;
 mod record;
+mod salvage;
 mod source_lines;
 mod spool;
 mod stores_tool;

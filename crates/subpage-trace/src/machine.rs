@@ -6,9 +6,10 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::header::Header;
+use crate::lackey::LackeySummary;
 use crate::names::Names;
 use crate::packets::{self, MAX_PACKET, Packet};
 use crate::processes::TextSource as _;
@@ -56,11 +57,13 @@ pub struct Machine<'a> {
 }
 
 /// Runs a machine in QEMU's emulator, and records every write of its processors to memory, by the physical
-/// address: of firmware, kernel and programs, not of devices. One processor runs at a time, and time follows
+/// address: of firmware, kernel and programs. Not of devices, and not those that are no instruction's: the
+/// frames of exceptions and interrupts, and accessed and dirty bits. One processor runs at a time, and time follows
 /// the instructions, so two recordings of the same machine are the same.
 ///
 /// # Errors
-/// Those of [`record()`](crate::record()), and [`RecordError::MachineOption`].
+/// Those of [`record()`](crate::record()), [`RecordError::MachineOption`] and
+/// [`RecordError::OtherProcess`].
 pub fn record_machine(
     output: &Path,
     machine: &Machine<'_>,
@@ -79,7 +82,12 @@ pub fn record_machine(
         return Err(RecordError::MachineOption { option: option.to_string_lossy().into_owned() });
     }
     let spool = Spool::new(output)?;
-    let plugin = plugin(machine.cache.as_deref()).map_err(RecordError::Tool)?;
+    let plugin = plugin(machine.cache.as_deref());
+    // A Ctrl-C ends the compiler as well, and is no fault of it.
+    if signal.load(Ordering::Relaxed) != 0 {
+        return Err(RecordError::Cancelled);
+    }
+    let plugin = plugin.map_err(RecordError::Tool)?;
     let mut command = Command::new(file);
     command.args(arguments).args(REPEATABLE);
     let traced = Traced::start_machine(command, &plugin, signal)?;
@@ -92,16 +100,21 @@ pub fn record_machine(
         writes: 0,
         records: 0,
         malformed: 0,
+        missing: 0,
+        has_stranger: false,
         is_whole: false,
         is_limited: false,
     };
     let never = AtomicBool::new(false);
     let filled = spool.fill(&mut stores, &never, tell)?;
-    if stores.is_limited {
+    if stores.is_limited || filled.is_full() {
         // It may have ended by itself meanwhile.
         let _ = stores.traced.ask_to_end();
     }
     let status = stores.traced.wait().map_err(|source| RecordError::Start { source })?;
+    if stores.writes == 0 && stores.has_stranger {
+        return Err(RecordError::OtherProcess { program: program.to_string_lossy().into_owned() });
+    }
     if stores.writes == 0 {
         return Err(RecordError::Nothing { status });
     }
@@ -109,14 +122,16 @@ pub fn record_machine(
     let command = words.map(|word| word.to_string_lossy().into_owned()).collect();
     let header =
         Header { command, names: machine.names.clone(), is_machine: true, ..Header::default() };
-    let (writes, file_bytes) = filled.place(&header, &never)?;
-    let mut text = crate::lackey::LackeySummary::default();
-    (text.lines, text.malformed) = (stores.malformed, stores.malformed);
+    let placed = filled.place(&header, &never)?;
+    let text = LackeySummary { malformed: stores.malformed, ..LackeySummary::default() };
     Ok(Recorded {
-        writes,
-        file_bytes,
+        writes: placed.writes,
+        file_bytes: placed.bytes,
+        is_full: placed.is_full,
         text,
         tool: None,
+        missing: stores.missing,
+        unfinished: 0,
         is_whole: (!stores.is_limited).then_some(stores.is_whole),
         is_limited: stores.is_limited,
         names: header.names.len(),
@@ -131,7 +146,8 @@ pub fn record_machine(
 /// The plugin; it is made if it is not there.
 fn plugin(cache: Option<&Path>) -> Result<PathBuf, ToolError> {
     let root = stores_tool::root(cache)?;
-    let path = root.join(format!("qemu-plugin-{:08x}.so", crc32fast::hash(SOURCE.as_bytes())));
+    let made_of = format!("{SOURCE}{FLAGS:?}");
+    let path = root.join(format!("qemu-plugin-{:08x}.so", crc32fast::hash(made_of.as_bytes())));
     let failed = |source| ToolError::Cache { path: path.clone(), source };
     if !path.exists() {
         let compiler = stores_tool::compiler()?;
@@ -164,8 +180,22 @@ struct Stores<'a> {
     writes: u64,
     records: u64,
     malformed: u64,
+    /// Stores that were told of and did not come: QEMU has no address of them.
+    missing: u64,
+    /// Another process than the one that was started has sent packets.
+    has_stranger: bool,
     is_whole: bool,
     is_limited: bool,
+}
+
+impl Stores<'_> {
+    /// Takes in how many stores there were up to here.
+    fn told(&mut self, total: u64) {
+        match total.checked_sub(self.records) {
+            Some(missing) => self.missing = missing,
+            None => self.malformed += 1,
+        }
+    }
 }
 
 impl Source for Stores<'_> {
@@ -174,6 +204,7 @@ impl Source for Stores<'_> {
             let Some((pid, length)) = self.traced.receive(&mut self.chunk)? else { break };
             self.bytes += length as u64;
             if pid != self.pid {
+                self.has_stranger = true;
                 continue;
             }
             match Packet::parse(&self.chunk[..length]) {
@@ -181,7 +212,7 @@ impl Source for Stores<'_> {
                     self.malformed += packets::writes(records, writes);
                     self.records += packets::count(records);
                     self.is_whole = false;
-                    self.malformed += u64::from(self.records != total);
+                    self.told(total);
                     self.writes += writes.len() as u64;
                     if let Some(limit) = self.limit
                         && self.writes >= limit
@@ -193,7 +224,10 @@ impl Source for Stores<'_> {
                     }
                     return Ok(Some(Next::Writes(0)));
                 }
-                Packet::End { total } => self.is_whole = self.records == total,
+                Packet::End { total } => {
+                    self.told(total);
+                    self.is_whole = self.records == total;
+                }
                 Packet::Maps(_) | Packet::Malformed | Packet::Text(_) => self.malformed += 1,
             }
         }

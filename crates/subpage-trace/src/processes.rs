@@ -97,6 +97,10 @@ pub(crate) struct Told {
     pub(crate) text: LackeySummary,
     /// Packets of our own tool.
     pub(crate) packets: u64,
+    /// Stores of all of them that our own tool has told of, and that did not come.
+    pub(crate) missing: u64,
+    /// Those besides the main one of which our own tool has told no end, and that are no other program now.
+    pub(crate) unfinished: usize,
     /// Our own tool has told of the main one's end, and all of its stores came.
     pub(crate) is_whole: bool,
 }
@@ -183,9 +187,8 @@ impl<T: TextSource> Processes<T> {
                 let first = writes.len();
                 self.malformed += packets::writes(records, writes);
                 known.received += packets::count(records);
-                // The next total of the tool will not be right, either, so the end will not.
                 known.is_whole = false;
-                self.malformed += u64::from(known.received != *total);
+                self.malformed += u64::from(!known.told(*total));
                 for write in &writes[first..] {
                     known.extents.note(&known.space, *write);
                     known.note_store(write.pc, &mut self.stores_room);
@@ -199,7 +202,10 @@ impl<T: TextSource> Processes<T> {
                     self.place(pid, image, space);
                 }
             }
-            Packet::End { total } => known.is_whole = known.received == *total,
+            Packet::End { total } => {
+                self.malformed += u64::from(!known.told(*total));
+                known.is_whole = known.received == *total;
+            }
             Packet::Malformed | Packet::Text(_) => self.malformed += 1,
         }
         None
@@ -311,6 +317,7 @@ impl<T: TextSource> Processes<T> {
             last_store: 0,
             looks: 0,
             received: 0,
+            missing: 0,
             is_whole: false,
         };
         if let Some(parent) = parent.filter(|_| forked) {
@@ -404,11 +411,17 @@ impl<T: TextSource> Processes<T> {
         for followed in self.followed.values() {
             text.add(followed.text.summary());
         }
-        text.lines += self.malformed;
         text.malformed += self.malformed;
         let pid = self.traced.pid();
         let main = self.images.iter().rposition(|image| image.pid == pid).unwrap_or_default();
+        let is_over = |(index, image): (usize, &Image)| {
+            let is_another = self.images[index + 1..].iter().any(|other| other.pid == image.pid);
+            index == main || image.is_whole || is_another
+        };
+        let unfinished = self.images.iter().enumerate().filter(|image| !is_over(*image)).count();
         let mut told = Told {
+            missing: self.images.iter().map(|image| image.missing).sum(),
+            unfinished: if self.packets == 0 { 0 } else { unfinished },
             processes: Vec::new(),
             main: u16::try_from(main).unwrap_or_else(|_| unreachable!("there are few processes")),
             nameless: None,

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::process::Signal;
 
@@ -45,6 +45,15 @@ pub enum RecordError {
     MachineOption {
         /// The option.
         option: String,
+    },
+    /// What was started is not QEMU, but has started it.
+    #[error(
+        "nothing was recorded: `{program}` runs QEMU as another process; let it end with `exec`, or name \
+         QEMU itself"
+    )]
+    OtherProcess {
+        /// As given.
+        program: String,
     },
     /// The program, or Valgrind for it, cannot be started.
     #[error("cannot start valgrind or the machine")]
@@ -86,8 +95,8 @@ pub enum RecordError {
         /// The failure.
         source: io::Error,
     },
-    /// The flag to stop that [`import`] was given is set. [`record()`] has none: what it has recorded up
-    /// to a signal is kept.
+    /// The flag to stop that [`import`] was given is set, or a signal came before the program was started.
+    /// What was recorded up to a later signal is kept.
     #[error("stopped on request; nothing was written")]
     Cancelled,
 }
@@ -151,10 +160,19 @@ pub struct Recorded {
     pub text: LackeySummary,
     /// The tool that recorded; `None` for a text.
     pub tool: Option<Tool>,
-    /// Whether all writes of the program came up to its end. Our own tool tells of it; one that was killed
+    /// Whether all writes of the program itself came up to its end. Our own tool tells of it; one that was killed
     /// (SIGKILL) did not, and up to some 4,000 of the last writes are missing. `None` where it is not told:
     /// of lackey and of a text.
     pub is_whole: Option<bool>,
+    /// Stores that the tool told of and that are not in the trace: packets that did not come, or, of a
+    /// machine, stores of which QEMU has no physical address.
+    pub missing: u64,
+    /// Processes besides the main one whose end our own tool did not tell of: they were killed, or still
+    /// ran when the recording ended. Their last writes, up to some 4,000 each, are missing.
+    pub unfinished: usize,
+    /// There was no room for more on the disk, or in a file: the trace ends early, and the program, or the
+    /// machine, was ended.
+    pub is_full: bool,
     /// The recording of a machine ended at its limit.
     pub is_limited: bool,
     /// How many names the trace has.
@@ -204,13 +222,22 @@ pub fn record(
     let Recording { program, arguments, children, .. } = recording;
     let file = find_program(program)?;
     let spool = Spool::new(output)?;
-    let tool = Tool::choose(recording)?;
+    let tool = Tool::choose(recording);
+    // A Ctrl-C ends the compiler of our own tool as well, and is no reason to take another one.
+    if recording.signal.load(Ordering::Relaxed) != 0 {
+        return Err(RecordError::Cancelled);
+    }
+    let tool = tool?;
     tell(Told::Tool(&tool));
     let traced = Traced::start(recording, &file, &tool)?;
     let mut processes = Processes::new(traced, &file, *children);
     let never = AtomicBool::new(false);
     let filled = spool.fill(&mut processes, &never, tell)?;
     let (mut traced, mut told) = processes.finish();
+    if filled.is_full() {
+        // It may have ended by itself meanwhile.
+        let _ = traced.ask_to_end();
+    }
     let status = traced.wait().map_err(|source| RecordError::Start { source })?;
     let is_own = matches!(tool, Tool::Own { .. });
     if if is_own { told.packets == 0 } else { told.text.accesses() == 0 } {
@@ -230,12 +257,15 @@ pub fn record(
         header.processes = told.processes;
     }
     let names = header.names.len();
-    let (writes, file_bytes) = filled.place(&header, &never)?;
+    let placed = filled.place(&header, &never)?;
     Ok(Recorded {
-        writes,
-        file_bytes,
+        writes: placed.writes,
+        file_bytes: placed.bytes,
+        is_full: placed.is_full,
         text: told.text,
         is_whole: is_own.then_some(told.is_whole),
+        missing: told.missing,
+        unfinished: told.unfinished,
         is_limited: false,
         tool: Some(tool),
         names,
@@ -270,13 +300,16 @@ pub fn import(
     if text.accesses() == 0 {
         return Err(RecordError::NoAccess { lines: text.lines });
     }
-    let (writes, file_bytes) = filled.place(header, cancel)?;
+    let placed = filled.place(header, cancel)?;
     Ok(Recorded {
-        writes,
-        file_bytes,
+        writes: placed.writes,
+        file_bytes: placed.bytes,
+        is_full: placed.is_full,
         text,
         tool: None,
         is_whole: None,
+        missing: 0,
+        unfinished: 0,
         is_limited: false,
         names: header.names.len(),
         names_left_out: header.names.left_out(),

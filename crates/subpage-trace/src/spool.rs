@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::destination::destination;
+use crate::error::TraceError;
 use crate::header::Header;
 use crate::lackey::LackeyReader;
 use crate::record::{Progress, RecordError, Told};
+use crate::salvage;
 use crate::write::Write;
 use crate::writer::FrameWriter;
 
@@ -33,6 +35,17 @@ pub(crate) struct Filled {
     folder: PathBuf,
     file: File,
     writes: u64,
+    is_full: bool,
+}
+
+/// A trace under its name.
+pub(crate) struct Placed {
+    /// Writes in it.
+    pub(crate) writes: u64,
+    /// Its length.
+    pub(crate) bytes: u64,
+    /// There was no room for more.
+    pub(crate) is_full: bool,
 }
 
 impl Spool {
@@ -49,14 +62,18 @@ impl Spool {
         Ok(Self { output: target, folder, file })
     }
 
-    /// Moves all writes of a source into the file, and tells of its messages.
+    /// Moves all writes of a source into the file, and tells of its messages. Ends early if there is no room
+    /// for more.
     pub(crate) fn fill(
         self,
         source: &mut impl Source,
         cancel: &AtomicBool,
         mut tell: impl FnMut(Told<'_>),
     ) -> Result<Filled, RecordError> {
+        let failed = |source| RecordError::Output { path: self.output.clone(), source };
+        let file = self.file.try_clone().map_err(failed)?;
         let mut frames = FrameWriter::new(self.file);
+        let mut is_full = false;
         let mut next_report = 0;
         let mut writes = Vec::new();
         loop {
@@ -74,7 +91,13 @@ impl Spool {
             match item {
                 Ok(Some(Next::Writes(process))) => {
                     frames.set_process(process);
-                    frames.write_all(&writes)?;
+                    match frames.write_all(&writes) {
+                        Err(TraceError::Io { source, .. }) if salvage::is_full(&source) => {
+                            is_full = true;
+                            break;
+                        }
+                        written => written?,
+                    }
                 }
                 Ok(Some(Next::Message(message))) => tell(Told::Message(&message)),
                 Ok(None) => break,
@@ -82,8 +105,13 @@ impl Spool {
             }
         }
         let writes = frames.writes;
-        let file = frames.finish()?;
-        Ok(Filled { output: self.output, folder: self.folder, file, writes })
+        if !is_full {
+            match frames.finish() {
+                Err(TraceError::Io { source, .. }) if salvage::is_full(&source) => is_full = true,
+                finished => drop(finished?),
+            }
+        }
+        Ok(Filled { output: self.output, folder: self.folder, file, writes, is_full })
     }
 }
 
@@ -118,21 +146,25 @@ impl<R: Read> Source for LackeyReader<R> {
 }
 
 impl Filled {
-    /// Puts header and frames under the final name; gives the writes and the file's length.
+    /// Whether there was no room for more, so that the recording has to end.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// Puts header and frames under the final name, as many as there is room for.
     pub(crate) fn place(
         mut self,
         header: &Header,
         cancel: &AtomicBool,
-    ) -> Result<(u64, u64), RecordError> {
+    ) -> Result<Placed, RecordError> {
         let output = self.output.clone();
-        let length = self
+        let placed = self
             .complete(header, cancel)
             .map_err(|source| RecordError::Output { path: output, source })?;
-        let length = length.ok_or(RecordError::Cancelled)?;
-        Ok((self.writes, length))
+        placed.ok_or(RecordError::Cancelled)
     }
 
-    fn complete(&mut self, header: &Header, cancel: &AtomicBool) -> io::Result<Option<u64>> {
+    fn complete(&mut self, header: &Header, cancel: &AtomicBool) -> io::Result<Option<Placed>> {
         let mut whole = tempfile::Builder::new()
             .prefix(".subpage-")
             .suffix(".tmp")
@@ -140,15 +172,33 @@ impl Filled {
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(&self.folder)?;
         let head = header.encode();
-        io::Write::write_all(&mut whole, &head)?;
-        self.file.rewind()?;
-        let frames = io::copy(&mut self.file, &mut whole)?;
+        let copied = if self.is_full { None } else { self.copy(&head, whole.as_file_mut())? };
+        let (writes, bytes) = if let Some(bytes) = copied {
+            (self.writes, bytes)
+        } else {
+            self.is_full = true;
+            whole.as_file().set_len(0)?;
+            whole.rewind()?;
+            salvage::move_behind(&head, &mut self.file, whole.as_file_mut())?
+        };
         whole.as_file().sync_all()?;
         if cancel.load(Ordering::Relaxed) {
             return Ok(None);
         }
         whole.persist(&self.output).map_err(|e| e.error)?;
         File::open(&self.folder)?.sync_all()?;
-        Ok(Some(head.len() as u64 + frames))
+        Ok(Some(Placed { writes, bytes, is_full: self.is_full }))
+    }
+
+    /// Writes the header and copies all frames; gives the length of both, or `None` if there is no room for
+    /// them.
+    fn copy(&mut self, head: &[u8], to: &mut File) -> io::Result<Option<u64>> {
+        self.file.rewind()?;
+        let written = io::Write::write_all(to, head).and_then(|()| io::copy(&mut self.file, to));
+        match written {
+            Ok(bytes) => Ok(Some(head.len() as u64 + bytes)),
+            Err(error) if salvage::is_full(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

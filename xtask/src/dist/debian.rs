@@ -108,7 +108,8 @@ fn copyright(mit: &str) -> String {
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n\
          Upstream-Name: subpage\n\
          Comment: The program holds other projects' code: see THIRD-PARTY.txt beside this file.\n \
-         It also holds, as a text, the source of a tool for Valgrind under GPL-2.0-or-later.\n\
+         It also holds, as texts, the sources of a tool for Valgrind and of a plugin for QEMU, both under\n \
+         GPL-2.0-or-later; they are compiled and used as programs of their own.\n\
          \n\
          Files: *\n\
          Copyright: {}\n\

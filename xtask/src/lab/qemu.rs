@@ -93,6 +93,18 @@ impl Qemu {
         command
     }
 
+    /// The command that starts a bare machine with this firmware, without the options that `subpage record
+    /// --system` sets itself. A write to port F4H ends it.
+    pub(crate) fn start_firmware(&self, firmware: &Path) -> Command {
+        let mut command = self.command();
+        command
+            .args(["-machine", "pc", "-m", "16", "-nodefaults", "-no-user-config"])
+            .args(["-display", "none", "-no-reboot"])
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x1", "-bios"])
+            .arg(firmware);
+        command
+    }
+
     /// The command that starts a machine by UEFI, `[code, variables]`, from a disc: what is written to the
     /// first serial line goes to the file `console` in `directory`, and port E9H is standard output.
     pub(crate) fn start_disc(

@@ -77,3 +77,34 @@ fn needs_valgrind_the_tool_is_nobody_elses_whatever_the_umask() {
         assert!(!reason.contains("others than this user"), "{line}");
     }
 }
+
+/// Without room for more, what was recorded is kept.
+#[test]
+fn a_full_disk_ends_the_trace_and_is_told() {
+    use std::fmt::Write as _;
+
+    let place = Place::new();
+    let mut text = String::new();
+    for number in 0..200_000_u64 {
+        let address = (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20) & !7;
+        write!(text, "I  0040{:04x},3\n S {address:x},8\n", number % 65_536).expect("memory");
+    }
+    fs::write(place.path("text"), text).expect("a file");
+    // The signal would end it where the system has no room for more; 512 bytes each.
+    let limited = "trap '' XFSZ; ulimit -f 1000; exec \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", limited, "sh", env!("CARGO_BIN_EXE_subpage"), "record", "--json"]);
+    command.args(["--from-lackey", "text", "-o", "t.sptrace"]).current_dir(place.path("."));
+    let output = command.output().expect("it runs");
+    let told = String::from_utf8(output.stderr.clone()).expect("UTF-8");
+    assert_eq!(status(&output), 4, "{told}");
+    let line: Value = serde_json::from_str(told.lines().last().expect("a line")).expect("JSON");
+    assert_eq!(line["full"], true);
+    let writes = line["writes"].as_u64().expect("a number");
+    assert!((16_384..200_000).contains(&writes), "{line}");
+    let plan = place.run(&["plan", "--json", "t.sptrace"]);
+    assert_eq!(status(&plan), 0, "{}", String::from_utf8_lossy(&plan.stderr));
+    let plan = String::from_utf8(plan.stdout).expect("UTF-8");
+    let plan: Value = serde_json::from_str(plan.lines().last().expect("a line")).expect("JSON");
+    assert_eq!(plan["writes"], writes);
+}

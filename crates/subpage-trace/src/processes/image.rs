@@ -31,11 +31,20 @@ pub(super) struct Image {
     pub(super) looks: u32,
     /// Stores that our own tool has sent.
     pub(super) received: u64,
+    /// Stores that it told of, and that did not come.
+    pub(super) missing: u64,
     /// It has told of the end, after as many stores as came.
     pub(super) is_whole: bool,
 }
 
 impl Image {
+    /// Takes in how many stores there were up to here, as our own tool tells; `false` if they were more.
+    pub(super) fn told(&mut self, total: u64) -> bool {
+        let missing = total.checked_sub(self.received);
+        self.missing = missing.unwrap_or(self.missing);
+        missing.is_some()
+    }
+
     /// Remembers a storing instruction, if it is one of the program's own.
     pub(super) fn note_store(&mut self, address: u64, room: &mut usize) {
         if address == self.last_store || *room == 0 {

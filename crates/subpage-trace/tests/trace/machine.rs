@@ -1,8 +1,11 @@
 //! Recording a whole machine: a program that takes QEMU's place and sends what a plugin would.
 
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
 
-use subpage_trace::{Machine, Names, RecordError, Write, record_machine};
+use subpage_trace::{
+    Machine, Names, RecordError, Recording, ToolChoice, Write, record, record_machine,
+};
 
 use crate::recording::{NO_SIGNAL, cache, compile, folder, have, read};
 
@@ -63,6 +66,66 @@ fn a_machine_is_recorded_to_its_end_or_its_limit() {
     let recorded = record_machine(&output, &limited, |_| {}).expect("recorded");
     assert_eq!((recorded.writes, recorded.is_whole, recorded.is_limited), (250, None, true));
     assert_eq!(read(&output).1.len(), 250);
+}
+
+/// As the plugin does with a store of which QEMU knows no address: it counts, and does not come.
+#[test]
+fn stores_without_an_address_are_told() {
+    if !have("cc") {
+        return;
+    }
+    let folder = folder();
+    let lossy = QEMU.replace("if (send(to", "p.total += 7; if (send(to");
+    assert_ne!(lossy, QEMU);
+    let program = compile(&folder, &lossy, &["-w"]);
+    let output = folder.path().join("out.sptrace");
+    let recorded = record_machine(&output, &machine(&program, &["3", "end"]), |_| {});
+    let recorded = recorded.expect("recorded");
+    assert_eq!((recorded.writes, recorded.missing), (300, 21));
+    assert_eq!((recorded.is_whole, recorded.text.malformed), (Some(false), 0));
+}
+
+#[test]
+fn a_wrapper_that_does_not_exec_is_named() {
+    if !have("cc") {
+        return;
+    }
+    let folder = folder();
+    let program = compile(&folder, QEMU, &["-w"]);
+    let output = folder.path().join("out.sptrace");
+    let script = format!("{} \"$@\"; true", program.display());
+    let wrapper = machine(Path::new("/bin/sh"), &["-c", &script, "sh", "3", "end"]);
+    let error = record_machine(&output, &wrapper, |_| {}).expect_err("another process");
+    assert!(matches!(error, RecordError::OtherProcess { .. }), "{error}");
+    assert!(!output.exists());
+    let script = format!("exec {} \"$@\"", program.display());
+    let wrapper = machine(Path::new("/bin/sh"), &["-c", &script, "sh", "3", "end"]);
+    assert_eq!(record_machine(&output, &wrapper, |_| {}).expect("recorded").writes, 300);
+}
+
+#[test]
+fn a_signal_before_the_start_ends_it() {
+    let folder = folder();
+    let output = folder.path().join("out.sptrace");
+    let signal = AtomicUsize::new(2);
+    let machine = Machine { signal: &signal, ..machine(Path::new("/bin/true"), &[]) };
+    let error = record_machine(&output, &machine, |_| {}).expect_err("it was ended");
+    assert!(matches!(error, RecordError::Cancelled), "{error}");
+    // Not with another tool, either, because the compiler of ours was ended.
+    let recording = Recording {
+        program: "/bin/true".into(),
+        arguments: Vec::new(),
+        // It tells no version.
+        valgrind: "/bin/true".into(),
+        children: false,
+        kernel_writes: false,
+        tool: ToolChoice::Auto,
+        cache: Some(cache()),
+        signal: &signal,
+    };
+    let error = record(&output, &recording, |_| {}).expect_err("it was ended");
+    assert!(matches!(error, RecordError::Cancelled), "{error}");
+    assert!(!output.exists());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod left_out;
 mod linux;
 mod log;
+mod recorder;
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +22,7 @@ use crate::{
         self, Host, Rig,
         frames::Line,
         image::Contents,
-        ingredients::Kernel,
+        ingredients::{Ingredients, Kernel},
         job::{Job, Part, Tests, Work},
         programs::{self, Programs},
         run::{JobEnd, Patience},
@@ -50,6 +51,9 @@ const STARTS: u32 = 4;
 /// How much is shown of a part that failed.
 const SHOWN_LINES: usize = 40;
 
+/// The name by which the test of the recorder's plugin runs alone.
+const RECORDER: &str = "recorder";
+
 /// The status of `subpage guard` where something was denied.
 const DENIED: u8 = 3;
 
@@ -70,15 +74,39 @@ struct Expected {
 type TestNames = BTreeMap<&'static str, Vec<String>>;
 
 pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
+    // It needs no host.
+    if plan.names == [RECORDER] {
+        let Some(subpage) = programs::tool(session, &plan.workspace)? else {
+            return Ok(Count::FAILED);
+        };
+        return recorder(session, &subpage);
+    }
     let Some(programs) = programs::build(session, &plan.workspace, &[])? else {
         return Ok(Count::FAILED);
     };
     let Some(tests) = test_names(session, &programs)? else { return Ok(Count::FAILED) };
     let mut count = Count::default();
-    for host in hosts(plan.named, &plan.names) {
+    let hosts = hosts(plan.named, &plan.names);
+    // Its QEMU is that of the amd host.
+    if hosts.contains(&Host::Amd) && filters(&plan.names).is_empty() {
+        let subpage = programs.get("subpage").context("subpage was not built")?;
+        count += recorder(session, subpage)?;
+    }
+    for host in hosts {
         count += on(session, plan, host, &programs, &tests)?;
     }
     Ok(count)
+}
+
+/// The recorder's plugin in QEMU.
+fn recorder(session: &mut Session<'_>, subpage: &Path) -> Result<Count> {
+    match Ingredients::prepare(session, Kernel::Stable)? {
+        Ok(ingredients) => recorder::check(session, subpage, &ingredients.qemu()),
+        Err(reason) => {
+            session.say(&format!("   skipped, the recorder's plugin: {reason}"))?;
+            Ok(Count::SKIPPED)
+        }
+    }
 }
 
 /// The hosts that run: those named; or both where this suite is named, and else the faster one.
