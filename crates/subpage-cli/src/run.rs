@@ -116,7 +116,7 @@ fn execute(command: &Command, color: ColorWhen, out: &mut Output) -> Result<Stat
             linux_policy::write(out, &arguments.kernel, &arguments.pack)?;
             Ok(Status::Clean)
         }
-        Command::Kit { task: KitTask::Show { report } } => kit::show(report, out),
+        Command::Kit { task: KitTask::Show { json, report } } => kit::show(report, *json, out),
         Command::Schema { of } => {
             schema::write(out, *of)?;
             Ok(Status::Clean)

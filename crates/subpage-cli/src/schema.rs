@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use subpage_kvm::control::protocol::{Refusal, Reply, Request};
 use subpage_trap::Record;
 
-use crate::{check, events, plan, policy, record_report};
+use crate::{check, events, kit, plan, policy, record_report};
 #[cfg(feature = "kvm")]
 use crate::{ctl, top};
 
@@ -77,6 +77,7 @@ fn events() -> Value {
         plan::line_schema(&mut generator),
         check::line_schema(&mut generator),
         record_report::line_schema(&mut generator),
+        kit::line_schema(&mut generator),
         #[cfg(feature = "kvm")]
         top::line_schema(&mut generator),
         End::json_schema(&mut generator),

@@ -193,6 +193,9 @@ pub enum NewFile {
 pub enum KitTask {
     /// Show a report beside that of Bochs: what the processor is, how it deviates, how long things take
     Show {
+        /// Print one line of JSON
+        #[arg(long)]
+        json: bool,
         /// The recording of the serial line
         #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = file())]
         report: PathBuf,

@@ -1,5 +1,6 @@
 //! `subpage kit show`: a report of the hardware kit, beside that of Bochs.
 
+mod comparison;
 mod report;
 
 use std::fs::File;
@@ -8,6 +9,8 @@ use std::path::Path;
 
 use crate::failure::{Failure, Status};
 use crate::terminal::{grouped, plural, printable};
+use comparison::Comparison;
+pub(crate) use comparison::line_schema;
 use report::Report;
 
 /// What the kit says on Bochs 3.0, CPU model `tigerlake`, by `cargo xtask test kit`.
@@ -19,8 +22,8 @@ const MOST: u64 = 64 << 20;
 /// Deviations that are shown of those that Bochs does not have.
 const SHOWN: usize = 40;
 
-/// Reads a recording and shows the last report in it.
-pub fn show(path: &Path, out: &mut impl Write) -> Result<Status, Failure> {
+/// Reads a recording and shows the last report in it, for people or as one line of JSON.
+pub fn show(path: &Path, json: bool, out: &mut impl Write) -> Result<Status, Failure> {
     let unreadable =
         |error: io::Error| Failure::input(format_args!("cannot read {}", path.display()), &error);
     let mut bytes = Vec::new();
@@ -34,7 +37,11 @@ pub fn show(path: &Path, out: &mut impl Write) -> Result<Status, Failure> {
         )));
     };
     let bochs = Report::last_in(BOCHS).unwrap_or_default();
-    write(&report, &bochs, out)?;
+    if json {
+        comparison::write_json(&report, &bochs, out)?;
+    } else {
+        write(&report, &bochs, out)?;
+    }
     Ok(Status::Clean)
 }
 
@@ -54,33 +61,20 @@ fn write(report: &Report, bochs: &Report, out: &mut impl Write) -> io::Result<()
         writeln!(out, "{}", format!("{name:first$}  {here:second$}  {there}").trim_end())?;
     }
     writeln!(out)?;
-    if report.is_of_the_kit_of(bochs) {
-        write_deviations(report, bochs, out)
-    } else {
-        let count = report.deviations.len() as u64;
-        let deviations = plural(count, "deviation");
-        writeln!(
-            out,
-            "{} {deviations}; Bochs's report is of another kit, so they are not compared",
-            grouped(count)
-        )
-    }
-}
-
-fn write_deviations(report: &Report, bochs: &Report, out: &mut impl Write) -> io::Result<()> {
-    let only = |these: &Report, those: &Report| -> Vec<String> {
-        let others = these.deviations.iter().filter(|line| !those.deviations.contains(line));
-        others.map(|line| printable(line).into_owned()).collect()
-    };
-    let (here, there) = (only(report, bochs), only(bochs, report));
-    let common = report.deviations.len() - here.len();
     let count = |number: usize| {
         let number = number as u64;
         format!("{} {}", grouped(number), plural(number, "deviation"))
     };
+    let Comparison { common, here, there } = match Comparison::of(report, bochs) {
+        Ok(comparison) => comparison,
+        Err(reason) => {
+            let all = count(report.deviations.len());
+            return writeln!(out, "{all}, not compared with Bochs's: {reason}");
+        }
+    };
     writeln!(out, "{} in both, {} here only", count(common), grouped(here.len() as u64))?;
     for line in here.iter().take(SHOWN) {
-        writeln!(out, "  {line}")?;
+        writeln!(out, "  {}", printable(line))?;
     }
     if here.len() > SHOWN {
         writeln!(out, "  ... and {} more", grouped((here.len() - SHOWN) as u64))?;
@@ -128,7 +122,40 @@ mod tests {
     #[test]
     fn another_kit_is_not_compared() {
         let text = shown("kit: begins; version 9; 1 steps of 1 cases\nkit: done\n");
-        assert!(text.contains("0 deviations; Bochs's report is of another kit"), "{text}");
+        assert!(
+            text.contains("0 deviations, not compared with Bochs's: it is of another kit"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_report_that_is_cut_off_is_not_compared() {
+        let cut = BOCHS.strip_suffix("kit: done\n").expect("the last line");
+        assert!(shown(cut).contains("not compared with Bochs's: this report is not whole"));
+        // It has not told all of its deviations, so none of Bochs's is only there.
+        assert!(!shown(cut).contains("on Bochs only"));
+    }
+
+    #[test]
+    fn programs_get_the_same_as_people() {
+        let json = |text: &str| -> serde_json::Value {
+            let mut out = Vec::new();
+            let bochs = Report::last_in(BOCHS).expect("Bochs has reported");
+            let report = Report::last_in(text).expect("a report");
+            comparison::write_json(&report, &bochs, &mut out).expect("a vector can be written");
+            serde_json::from_slice(&out).expect("JSON")
+        };
+        let same = json(BOCHS);
+        assert_eq!((&same["type"], &same["whole"]), (&"kit".into(), &true.into()));
+        assert_eq!(same["fields"][0]["name"], "kit");
+        assert_eq!(same["fields"][0]["bochs"], same["fields"][0]["value"]);
+        let compared = &same["compared"];
+        let none = serde_json::json!([]);
+        assert_eq!((&compared["here"], &compared["there"]), (&none, &none));
+        assert_eq!(compared["common"], same["deviations"]);
+        let other = json("kit: begins; version 9; 1 steps of 1 cases\nkit: done\n");
+        assert!(other["compared"].is_null());
+        assert_eq!(other["not_compared"], "it is of another kit");
     }
 
     #[test]
@@ -136,9 +163,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let path = directory.path().join("serial.log");
         std::fs::write(&path, b"GNU GRUB\xff\nkit: done\n").expect("files can be written");
-        let failure = show(&path, &mut Vec::new()).expect_err("no report");
+        let failure = show(&path, false, &mut Vec::new()).expect_err("no report");
         assert!(matches!(failure, Failure::Input(text) if text.contains("no report")));
-        let failure = show(&directory.path().join("none"), &mut Vec::new()).expect_err("no file");
+        let failure =
+            show(&directory.path().join("none"), false, &mut Vec::new()).expect_err("no file");
         assert!(matches!(failure, Failure::Input(text) if text.contains("cannot read")));
     }
 }

@@ -69,6 +69,11 @@ impl Report {
         self.fields().find(|(found, _)| *found == name).map(|(_, value)| value)
     }
 
+    /// Whether it came to its end.
+    pub(super) fn is_whole(&self) -> bool {
+        self.field("end") == Some("done")
+    }
+
     /// Whether both have run the same cases against the same predictions.
     pub(super) fn is_of_the_kit_of(&self, other: &Self) -> bool {
         self.field("cases").is_some() && self.field("cases") == other.field("cases")
