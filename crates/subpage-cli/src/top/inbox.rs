@@ -70,6 +70,11 @@ impl Inbox {
         }
     }
 
+    /// What became of requests, and nothing else.
+    pub(super) fn take_done(&self) -> Waiting {
+        Waiting { done: std::mem::take(&mut self.lock().done), ..Waiting::default() }
+    }
+
     /// All that waits.
     pub(super) fn take(&self) -> Waiting {
         std::mem::take(&mut *self.lock())

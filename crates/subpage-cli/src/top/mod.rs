@@ -95,9 +95,7 @@ fn view_until_end(
     let mut drawn: Option<Instant> = None;
     let mut changed = true;
     loop {
-        if !model.frozen {
-            changed |= take_in(&source.inbox, model, began);
-        }
+        changed |= take_in(&source.inbox, model, began);
         if changed || drawn.is_none_or(|at| at.elapsed() >= PULSE) {
             let now = began.elapsed();
             screen.draw(|frame| draw(frame.buffer_mut(), model, theme, now))?;
@@ -135,9 +133,9 @@ fn view_until_end(
     }
 }
 
-/// Whether there was something.
+/// Whether there was something. A view that is frozen still tells what became of a request.
 fn take_in(inbox: &Inbox, model: &mut Model, began: Instant) -> bool {
-    let waiting = inbox.take();
+    let waiting = if model.frozen { inbox.take_done() } else { inbox.take() };
     let some = !waiting.is_empty();
     waiting.into_model(model, began.elapsed());
     some

@@ -80,10 +80,12 @@ impl Source {
 
     /// Has the guest's process asked something, and `done` said when it has done it.
     pub(super) fn ask(&self, request: Request, done: String) {
-        if let Err(TrySendError::Full(_)) = self.asks.try_send((request, done)) {
-            let text = "the guest's process has not answered yet: try again".to_owned();
-            self.inbox.done(Done { text, tone: Tone::Bad });
-        }
+        let text = match self.asks.try_send((request, done)) {
+            Ok(()) => return,
+            Err(TrySendError::Full(_)) => "the guest's process has not answered yet: try again",
+            Err(TrySendError::Disconnected(_)) => "the guest's process is there no more",
+        };
+        self.inbox.done(Done { text: text.to_owned(), tone: Tone::Bad });
     }
 }
 
@@ -99,7 +101,8 @@ struct Asker {
 impl Asker {
     fn run(&self, asked: &Receiver<(Request, String)>) {
         let mut client = None;
-        let mut next = Instant::now();
+        // Whoever started this has had the first look.
+        let mut next = Instant::now() + self.interval;
         loop {
             match asked.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok((request, done)) => {

@@ -148,8 +148,13 @@ fn a_person_looks_and_acts_and_the_terminal_is_given_back() {
     assert!(shown.contains("socket  running"), "{shown}");
     screen.wait_for("···×············");
     screen.wait_for("4 at 0x10e17d");
+    // What becomes of a request is told whatever is frozen.
+    screen.press("f");
+    screen.wait_for("view frozen");
     screen.press("a");
     screen.wait_for("not \\u{1b}this one (EPERM)");
+    screen.press("f");
+    screen.wait_for("socket  running");
     // The second rule, which is asked about and goes.
     screen.press("\u{1b}[Bx");
     screen.wait_for("remove the rule vectors (number 9)?");
