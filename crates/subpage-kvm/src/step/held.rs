@@ -26,10 +26,10 @@ impl HeldStep {
     pub(crate) fn new(
         context: StoreContext<'_, Ram>,
         processor: &Processor,
-        before: Interrupted,
+        before: &Interrupted,
     ) -> Result<Self, ProcessorError> {
         let watched = processor.debug_registers()?.dr7;
-        Ok(Self { before, plan: plan_held(context, processor, &before, watched) })
+        Ok(Self { before: *before, plan: plan_held(context, processor, before, watched) })
     }
 
     /// Has the processor stop behind the instruction the next time that it is in the guest.

@@ -114,14 +114,16 @@ pub(super) fn plan_held(
     Some(plan)
 }
 
-/// What ends the step over the instruction at RIP, and what the instruction touches: linear address, bytes,
-/// and whether it writes them.
+/// What an instruction touches: linear address, bytes, and whether it writes them.
+type Accesses = ArrayVec<(u64, u64, bool), MAX_ACCESSES>;
+
+/// What ends the step over the instruction at RIP, and what the instruction touches.
 fn outline(
     context: StoreContext<'_, Ram>,
     processor: &Processor,
     at: &Interrupted,
     watched: u64,
-) -> Result<(Plan, ArrayVec<(u64, u64, bool), MAX_ACCESSES>), Refusal> {
+) -> Result<(Plan, Accesses), Refusal> {
     let state = &at.state;
     if state.efer & EFER_LMA == 0 {
         return Err(Refusal::Cannot("the processor is not in IA-32e mode".into()));

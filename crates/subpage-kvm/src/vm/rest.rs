@@ -72,7 +72,7 @@ pub(super) fn step_one(
 ) -> Result<Next, Failure> {
     let vcpu = processor.number;
     let before = processor.interrupted()?.state;
-    let step = HeldStep::new(machine.stores(), processor, processor.interrupted()?)?;
+    let step = HeldStep::new(machine.stores(), processor, &processor.interrupted()?)?;
     let mut waits = 0;
     let next = loop {
         if !machine.vcpus.may_run(vcpu as usize) {
