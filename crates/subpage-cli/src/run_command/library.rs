@@ -55,7 +55,7 @@ pub(super) fn check_program(path: &Path) -> Result<(), Failure> {
     if !is_dynamic(path) {
         return Err(Failure::Input(format!(
             "{} is linked statically, so that no library can be loaded into it, and nothing was \
-             started. A VMM in Rust can link the guard: see docs/embedding.md",
+             started. A VMM in Rust can link the guard: see docs/own-vmm.md",
             path.display()
         )));
     }
