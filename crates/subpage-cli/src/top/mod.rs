@@ -172,7 +172,8 @@ fn follow(
         if let (Link::Gone(reason), false) = (&model.link, model.ended) {
             return Err(Failure::Input(reason.clone()));
         }
-        if let Link::Troubled(reason) = &model.link {
+        // One that ends closes its connections, which the other thread may see first.
+        if let (Link::Troubled(reason), false) = (&model.link, model.ended) {
             return Err(Failure::Input(reason.clone()));
         }
         if over || out.is_gone() || due && arguments.once {

@@ -91,7 +91,7 @@ fn a_full_disk_ends_the_trace_and_is_told() {
     }
     fs::write(place.path("text"), text).expect("a file");
     // The signal would end it where the system has no room for more; 512 bytes each.
-    let limited = "trap '' XFSZ; ulimit -f 1000; exec \"$@\"";
+    let limited = "trap '' XFSZ; ulimit -f 400; exec \"$@\"";
     let mut command = Command::new("sh");
     command.args(["-c", limited, "sh", env!("CARGO_BIN_EXE_subpage"), "record", "--json"]);
     command.args(["--from-lackey", "text", "-o", "t.sptrace"]).current_dir(place.path("."));

@@ -406,7 +406,11 @@ impl Request {
         let text = std::str::from_utf8(line).map_err(|mistake| mistake.to_string())?;
         let request = serde_json::from_str(text).map_err(|mistake| mistake.to_string())?;
         // serde refuses unknown fields of all others by itself.
-        if matches!(request, Self::Show | Self::Watch | Self::Pause | Self::Resume | Self::Stop) {
+        let has_no_fields = matches!(
+            request,
+            Self::Show | Self::Watch | Self::Pause | Self::Resume | Self::GdbEnd | Self::Stop
+        );
+        if has_no_fields {
             let fields: Map<String, Value> =
                 serde_json::from_str(text).map_err(|mistake| mistake.to_string())?;
             if let Some(field) = fields.keys().find(|field| *field != "op") {
