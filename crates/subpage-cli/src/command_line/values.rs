@@ -92,13 +92,16 @@ pub(super) fn parse_rule(text: &str) -> Result<RuleRef, String> {
     Ok(number.flatten().map_or_else(|| RuleRef::Name(text.to_owned()), RuleRef::Number))
 }
 
-/// A time of at least a millisecond, in seconds with an optional fraction.
+/// The longest time that can be asked for.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A time from a millisecond to a day, in seconds with an optional fraction.
 pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
     text.parse()
         .ok()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .filter(|time| *time >= Duration::from_millis(1))
-        .ok_or_else(|| "not a number of seconds above 0".to_owned())
+        .filter(|time| (Duration::from_millis(1)..=LONGEST).contains(time))
+        .ok_or_else(|| "not a number of seconds from 0.001 to 86400, a day".to_owned())
 }
 
 #[cfg(test)]
@@ -155,10 +158,10 @@ mod tests {
     }
 
     #[test]
-    fn times_are_above_zero() {
+    fn times_are_above_zero_and_no_longer_than_a_day() {
         assert_eq!(parse_seconds("2"), Ok(Duration::from_secs(2)));
         assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
-        for text in ["0", "-1", "", "NaN", "inf", "1e30", "1s", "0.0000001"] {
+        for text in ["0", "-1", "", "NaN", "inf", "1e30", "1e19", "86401", "1s", "0.0000001"] {
             assert!(parse_seconds(text).is_err(), "{text}");
         }
     }

@@ -180,16 +180,22 @@ fn is_gone(error: &ClientError, socket: &Path) -> bool {
 
 /// Reads the events until the guest ends.
 fn watch(socket: &Path, patience: Duration, inbox: &Inbox) {
+    let mut is_told = false;
     loop {
         let watched = connect(socket, patience).and_then(Client::watch);
         let error = match watched {
             Err(error) => Some(error),
             Ok(lines) => read(lines, inbox),
         };
-        // What is wrong with the connection the other thread tells.
         let Some(error) = error else { return };
         if is_gone(&error, socket) {
             return;
+        }
+        // What is wrong with the connection the other thread tells. Its requests may be answered where
+        // one more that watches is refused.
+        if matches!(error, ClientError::Refused(_)) && !std::mem::replace(&mut is_told, true) {
+            let text = format!("events are not told: {error}");
+            inbox.done(Done { text, tone: Tone::Bad });
         }
         thread::sleep(AGAIN);
     }

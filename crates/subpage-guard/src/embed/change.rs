@@ -1,5 +1,6 @@
 //! Changing what is guarded while the guest runs. Nobody is stopped: pages are closed by `mprotect`.
 
+use std::sync::PoisonError;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ impl Machine {
         pages: &PageSet,
         change: impl FnOnce(&mut Domain<HeapFrames>) -> Result<(T, Invalidation), E>,
     ) -> Result<T, ChangeError> {
+        // Two changes would take each other's begun one for over.
+        let _alone = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let memory = self.shared.memory();
         let mut guard = self.shared.guard();
         let (closes, looked) = (guard.around(&*memory, closes), guard.around(&*memory, pages));

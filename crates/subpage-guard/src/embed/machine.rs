@@ -17,7 +17,7 @@ use thiserror::Error;
 use super::Seat;
 use crate::event::{Broadcast, Subscription, Witness};
 use crate::guard::{ChangeError, Guard};
-use crate::memory::{GuestMemory, HostSlotError, HostSlots};
+use crate::memory::{GuestMemory, HostSlot, HostSlotError, HostSlots};
 use crate::metrics::{Clock, Metrics};
 use crate::store::{Recorder, StoreContext};
 use crate::trap::{NoSlots, TrapBy, Traps};
@@ -77,6 +77,8 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Clock,
     pub(super) processors: Mutex<u32>,
+    /// Held by whoever changes rules or maps: a change lets go of the guard while it waits for a store.
+    pub(super) changing: Mutex<()>,
 }
 
 impl Shared {
@@ -141,14 +143,16 @@ impl Machine {
                 metrics,
                 clock: Clock::new(None),
                 processors: Mutex::new(0),
+                changing: Mutex::new(()),
             }),
         })
     }
 
-    /// Takes a memory slot in, before KVM is told of it. One of the same number is let go first.
+    /// Takes a memory slot in, before KVM is told of it. One of the same number is let go first; if only its
+    /// flags change (`KVM_MEM_LOG_DIRTY_PAGES`), nothing happens, and what traps goes on to do so.
     ///
     /// If all of its host addresses are in one other slot, it is a second name of that memory: a rule for
-    /// one name holds for both. Its pages trap where rules want it when this returns.
+    /// one name holds for both. If some are, it is refused. Its pages trap where rules want it when this returns.
     ///
     /// # Safety
     /// 1. The memory is mapped at `host` until the slot is removed, readable and writable.
@@ -156,15 +160,19 @@ impl Machine {
     ///    writes to pages with a rule fault.
     pub unsafe fn set_slot(&self, number: u32, memory: SlotMemory) -> Result<(), MachineError> {
         let id = slot_id(number)?;
-        self.remove_slot(number)?;
         let SlotMemory { first, bytes, host } = memory;
         if bytes == 0 || !(bytes | first.as_u64()).is_multiple_of(PAGE_BYTES) {
             return Err(HostSlotError::Place.into());
         }
         let pages =
             GfnRange::new(first.gfn(), bytes / PAGE_BYTES).map_err(|_| HostSlotError::Place)?;
+        let same = |slot: &HostSlot| slot.pages == pages && slot.host == host;
+        if self.shared.memory().slot(number).is_some_and(same) {
+            return Ok(());
+        }
+        self.remove_slot(number)?;
         let mut slots = self.shared.memory.write().unwrap_or_else(PoisonError::into_inner);
-        let original = original(&slots, host, bytes);
+        let original = original(&slots, host, bytes)?;
         // SAFETY: promised by the caller.
         unsafe { slots.add(number, pages, host) }?;
         let mut guard = self.shared.guard();
@@ -254,14 +262,23 @@ fn slot_id(number: u32) -> Result<SlotId, HostSlotError> {
     u16::try_from(number).map(SlotId).map_err(|_| HostSlotError::Space(number))
 }
 
-/// The first page of the slot, or part of one, whose memory these host addresses are.
-fn original(slots: &HostSlots, host: usize, bytes: u64) -> Option<Gfn> {
+/// The first page of the slot, or part of one, whose memory these host addresses are; none if they are no
+/// other slot's. Fails if some of them are, since each byte has one slot that all its names go by.
+fn original(slots: &HostSlots, host: usize, bytes: u64) -> Result<Option<Gfn>, HostSlotError> {
     let host = host as u64;
-    slots.slots().iter().find_map(|slot| {
-        let offset = host.checked_sub(slot.host as u64)?;
-        let inside = offset + bytes <= slot.pages.pages() * PAGE_BYTES;
-        inside.then(|| slot.pages.first().checked_add(offset / PAGE_BYTES)).flatten()
-    })
+    let end = host.checked_add(bytes).ok_or(HostSlotError::Place)?;
+    let bytes_of = |slot: &HostSlot| slot.pages.pages() * PAGE_BYTES;
+    let shares = |slot: &&HostSlot| {
+        let first = slot.host as u64;
+        host < first + bytes_of(slot) && first < end
+    };
+    // Names of one slot's memory lie in it; that slot is the largest of those that share some.
+    let Some(slot) = slots.slots().iter().filter(shares).max_by_key(|slot| bytes_of(slot)) else {
+        return Ok(None);
+    };
+    let inside = host.checked_sub(slot.host as u64).filter(|at| at + bytes <= bytes_of(slot));
+    let page = inside.and_then(|at| slot.pages.first().checked_add(at / PAGE_BYTES));
+    page.map(Some).ok_or(HostSlotError::Shares(slot.number))
 }
 
 /// The same open file by another number, which programs that are executed do not get.

@@ -26,10 +26,12 @@ const IN_SMM: u16 = 1 << 0;
 const IN_NESTED_GUEST: u16 = 1 << 2;
 
 /// What the software that walks page tables and carries stores out does not know, in CR4.
-const UNKNOWN_CR4: [(u64, &str); 4] = [
+const UNKNOWN_CR4: [(u64, &str); 6] = [
     (1 << 12, "five-level paging (LA57)"),
     (1 << 22, "protection keys (PKU)"),
     (1 << 23, "shadow stacks (CET)"),
+    (1 << 27, "linear-address-space separation (LASS)"),
+    (1 << 28, "tagged addresses (LAM_SUP)"),
     (1 << 32, "FRED"),
 ];
 

@@ -4,7 +4,7 @@ mod alias;
 mod host_slots;
 mod view;
 
-pub(crate) use host_slots::HostSlots;
+pub(crate) use host_slots::{HostSlot, HostSlots};
 pub use view::ViewError;
 
 use nix::errno::Errno;
@@ -24,6 +24,12 @@ pub enum HostSlotError {
     /// Another slot has some of its guest-physical addresses.
     #[error("memory slot {0} has some of these guest-physical addresses")]
     Overlap(u32),
+    /// It shares some of its memory with another slot, but is no part of that.
+    #[error(
+        "the memory slot has some of the host's memory that slot {0} has, and more: make the larger of the \
+         two first, and the other one, a part of it, afterwards"
+    )]
+    Shares(u32),
     /// It is in an address space of its own, as that of system-management mode.
     #[error(
         "memory slot {0:#x} is not in the guest's one address space: take its memory off the guest"
