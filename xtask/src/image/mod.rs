@@ -34,6 +34,8 @@ const PROGRAM: &str = "/boot/subpage-hypervisor.elf";
 /// The marks of a file that can be a guest: where, and which bytes.
 const ELF: (usize, &[u8]) = (0, b"\x7fELF");
 const BZIMAGE: (usize, &[u8]) = (0x202, b"HdrS");
+/// The mark of a compiled policy: `EXPORT_MAGIC` of the engine.
+const POLICY: (usize, &[u8]) = (0, b"SUBPAGE\0");
 
 /// What `cargo xtask image` takes.
 #[derive(Args)]
@@ -91,6 +93,9 @@ fn make(session: &mut Session<'_>, workspace: &Workspace, arguments: &Arguments)
     if let Some(initrd) = &arguments.initrd {
         bochs_linux::read(initrd)?;
     }
+    if let Some(policy) = arguments.policy.as_deref().filter(|policy| !is_source(policy)) {
+        check(policy, POLICY, "a policy: neither a .toml file nor a module of `subpage compile`")?;
+    }
     let mut words = menu::words(&arguments.options)?;
     if !arguments.cmdline.is_empty() {
         words.push("--".into());
@@ -116,12 +121,30 @@ fn make(session: &mut Session<'_>, workspace: &Workspace, arguments: &Arguments)
         (None, None) => vec![("guest", images.guest())],
     };
     let symbols = modules[0].1.clone();
+    // Not below target/, where another run may write the same at the same time.
+    let directory = tempfile::Builder::new()
+        .prefix("subpage-image-")
+        .tempdir()
+        .context("cannot make a temporary directory")?;
     modules.extend(arguments.initrd.clone().map(|file| ("initrd", file)));
     if let Some(policy) = &arguments.policy {
-        let Some(module) = policy_module(session, workspace, policy, &symbols)? else {
+        let files = arguments.linux.is_some().then(|| directory.path().join("names"));
+        let module = directory.path().join("policy");
+        if !is_source(policy) {
+            modules.push(("policy", policy.clone()));
+        } else if linux::compile_into(
+            session,
+            workspace,
+            policy,
+            Some(&symbols),
+            &module,
+            files.as_deref(),
+        )? {
+            modules.push(("policy", module));
+            modules.extend(files.map(|names| ("names", names)));
+        } else {
             return Ok(false);
-        };
-        modules.push(("policy", module));
+        }
     }
     let made = contents(&images, words, modules).write(session, &tools, &arguments.output)?;
     finish(session, made, arguments)
@@ -156,23 +179,9 @@ pub(crate) fn contents(
     Contents { files, entry }
 }
 
-/// A policy as the hypervisor loads it; none if it cannot be compiled, which has been said.
-fn policy_module(
-    session: &mut Session<'_>,
-    workspace: &Workspace,
-    policy: &Path,
-    symbols: &Path,
-) -> Result<Option<PathBuf>> {
-    if policy.extension().is_none_or(|extension| extension != "toml") {
-        bochs_linux::read(policy)?;
-        return Ok(Some(policy.to_owned()));
-    }
-    let Some(module) = linux::compile(session, workspace, policy, Some(symbols))? else {
-        return Ok(None);
-    };
-    let file = workspace.separate_target("bare-metal").join("image.subpage");
-    std::fs::write(&file, module).with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(Some(file))
+/// Whether a policy is a text, which has to be compiled.
+fn is_source(policy: &Path) -> bool {
+    policy.extension().is_some_and(|extension| extension == "toml")
 }
 
 /// Whether a file can be what it is given for.
@@ -199,7 +208,10 @@ mod tests {
         kernel.extend(b"HdrS");
         assert_eq!(checked(b"\x7fELF\x02", ELF), Ok(()));
         assert_eq!(checked(&kernel, BZIMAGE), Ok(()));
-        for (bytes, mark) in [(&kernel[..], ELF), (b"\x7fELF", BZIMAGE), (b"", ELF)] {
+        assert_eq!(checked(b"SUBPAGE\0\x01", POLICY), Ok(()));
+        for (bytes, mark) in
+            [(&kernel[..], ELF), (b"\x7fELF", BZIMAGE), (b"", ELF), (b"version = 1\n", POLICY)]
+        {
             let error = checked(bytes, mark).expect_err("another kind");
             assert!(error.ends_with("guest is not a guest"), "{error}");
         }

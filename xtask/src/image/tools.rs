@@ -169,6 +169,17 @@ fn fetch(session: &mut Session<'_>, place: &Place) -> Result<Result<(), String>>
     if let Some(file) = (Tools { directory: made.clone() }).missing() {
         return Ok(Err(format!("no package has {}", file.display())));
     }
+    // What is not whole is fetched anew the next time.
+    let tools = Tools { directory: made.clone() };
+    for program in Program::ALL {
+        let mut command = tools.command(program);
+        command.arg("--version");
+        let finished = session.run_unshown(command, &mut |_| None)?;
+        if !finished.ending.success() {
+            let said = finished.output.lines().next().unwrap_or("nothing").to_owned();
+            return Ok(Err(format!("{} does not start, it says: {said}", program.path())));
+        }
+    }
     place.finish(&made)?;
     session.say(&format!("   fetched and unpacked in {}", session::duration(start.elapsed())))?;
     Ok(Ok(()))

@@ -86,7 +86,12 @@ impl Headers {
             .map(|package| Version { package: package.clone(), version: kernel.version.clone() })
             .collect();
         let libraries = apt.versions(session, &format!("^{LIBRARY}$"))?;
-        wanted.extend(libraries.into_iter().next());
+        let Some(library) = libraries.into_iter().next() else {
+            return Ok(Err(format!(
+                "no package {LIBRARY}, with which the kernel's tools read ELF files"
+            )));
+        };
+        wanted.push(library);
         for version in wanted {
             if !apt.unpack(session, &version, false, &made)? {
                 return Ok(Err(format!(

@@ -57,7 +57,10 @@ pub(crate) fn compile(
     policy: &Path,
     symbols: Option<&Path>,
 ) -> Result<Option<Vec<u8>>> {
-    compile_with(session, workspace, policy, symbols, None)
+    let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let module = directory.path().join("policy");
+    let made = compile_into(session, workspace, policy, symbols, &module, None)?;
+    made.then(|| linux::read(&module)).transpose()
 }
 
 /// A policy module, and the names of the kernel as another; none if that fails, which has been said.
@@ -67,21 +70,25 @@ pub(crate) fn compile_named(
     policy: &Path,
     kernel: &Path,
 ) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
-    let names = workspace.separate_target("bare-metal").join("linux.names");
-    let policy = compile_with(session, workspace, policy, Some(kernel), Some(&names))?;
-    policy.map(|policy| Ok((policy, linux::read(&names)?))).transpose()
+    let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let [module, names] = ["policy", "names"].map(|name| directory.path().join(name));
+    if !compile_into(session, workspace, policy, Some(kernel), &module, Some(&names))? {
+        return Ok(None);
+    }
+    Ok(Some((linux::read(&module)?, linux::read(&names)?)))
 }
 
-fn compile_with(
+/// Makes a policy module, and one with the names of the kernel; `false` if that fails, which has been said.
+pub(crate) fn compile_into(
     session: &mut Session<'_>,
     workspace: &Workspace,
     policy: &Path,
     symbols: Option<&Path>,
+    module: &Path,
     names: Option<&Path>,
-) -> Result<Option<Vec<u8>>> {
-    let module = workspace.separate_target("bare-metal").join("linux.subpage");
+) -> Result<bool> {
     let mut command = workspace.cargo(&["run", "--quiet", "--release", "--package", "subpage-cli"]);
-    command.args(["--", "compile", "--policy"]).arg(policy).arg("-o").arg(&module);
+    command.args(["--", "compile", "--policy"]).arg(policy).arg("-o").arg(module);
     if let Some(symbols) = symbols {
         command.arg("--symbols").arg(symbols);
     }
@@ -89,11 +96,10 @@ fn compile_with(
         command.arg("--names").arg(names);
     }
     let finished = session.run(command, &mut |_| None)?;
-    if finished.ending.success() {
-        return linux::read(&module).map(Some);
+    if !finished.ending.success() {
+        session.show(&finished.output)?;
     }
-    session.show(&finished.output)?;
-    Ok(None)
+    Ok(finished.ending.success())
 }
 
 /// What there is besides one start.

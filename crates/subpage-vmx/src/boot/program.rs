@@ -120,3 +120,38 @@ macro_rules! bare_metal_program {
         }
     };
 }
+
+/// Defines what the entry code calls, for a program that uses the first processor alone, and what the same
+/// program does on a system: it says how it is built.
+///
+/// Beside [`bare_metal_program`](crate::bare_metal_program); the function takes what the boot loader left,
+/// the image's place and the heap, and does not come back.
+#[macro_export]
+macro_rules! one_processor_entry {
+    ($run:path, $how:literal) => {
+        #[cfg(bare_metal)]
+        mod entry {
+            /// # Safety
+            /// Called once, by the entry code.
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn boot_processor_start(magic: u32, information: u32) -> ! {
+                // SAFETY: the entry code has just come here with what the boot loader left.
+                unsafe { $run(magic, information, $crate::boot::image(), &super::HEAP) }
+            }
+
+            /// Nobody starts other processors.
+            #[unsafe(no_mangle)]
+            extern "C" fn application_processor_start(_: u64) -> ! {
+                loop {
+                    $crate::processor::control::halt();
+                }
+            }
+        }
+
+        #[cfg(not(bare_metal))]
+        fn main() {
+            ::std::eprintln!("this program is a bare-metal image: build it with `{}`", $how);
+            ::std::process::exit(2);
+        }
+    };
+}

@@ -18,15 +18,15 @@ use crate::{
         configuration::Medium,
         emulator::Emulator,
         images::{Images, Purpose},
-        last_words,
+        last_words, linux as bochs_linux,
         machine::GUEST_MARK,
         medium::{MediumMachine, MediumRun},
         probe,
     },
     count::Count,
-    image::{self, menu, tools::Tools},
+    image::{self, iso::Contents, menu, tools::Tools},
     lab::ingredients::{Ingredients, Kernel},
-    linux::{INITRD, POLICY, command_line, compile},
+    linux::{INITRD, POLICY, command_line, compile_into},
     session::{self, Session},
 };
 
@@ -122,6 +122,7 @@ const TESTS: [Test; 5] = [
             "devices are the guest's",
             "hypervisor: the kernel begins; policy: 1 rules",
             "event 1 denied rule=1 \"modprobe path\" gpa=",
+            " function=",
             "event 10 denied rule=1 ",
         ],
         end: End::Off,
@@ -161,9 +162,11 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     let guest = directory.join("guest.iso");
     let modules = vec![("guest", images.guest())];
     let words = menu::words("memory=32 cpus=2 -- list")?;
-    if !image::contents(&images, words, modules).write(session, &tools, &guest)? {
+    let contents = image::contents(&images, words, modules);
+    if !contents.write(session, &tools, &guest)? {
         return Ok(Count::FAILED);
     }
+    let mut count = same_again(session, &contents, &tools, &guest)?;
     let mut linux = PathBuf::new();
     if selected.iter().any(|test| test.image == Image::Linux) {
         let Some(made) = linux_image(session, plan, &images, &tools, &ingredients, &directory)?
@@ -172,7 +175,6 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         };
         linux = made;
     }
-    let mut count = Count::default();
     for test in selected {
         let image = match test.image {
             Image::Guest => &guest,
@@ -189,8 +191,8 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
     Ok(count)
 }
 
-/// An image with Debian's kernel and the attack of the example; none if it cannot be made, which has
-/// been said.
+/// An image with Debian's kernel, its names and the attack of the example; none if it cannot be made,
+/// which has been said.
 fn linux_image(
     session: &mut Session<'_>,
     plan: &Plan,
@@ -201,17 +203,46 @@ fn linux_image(
 ) -> Result<Option<PathBuf>> {
     let root = plan.workspace.root();
     let kernel = ingredients.kernel();
-    let Some(policy) = compile(session, &plan.workspace, &root.join(POLICY), Some(&kernel))? else {
+    let [rules, names] = ["rules.subpage", "kernel.names"].map(|name| directory.join(name));
+    let policy = root.join(POLICY);
+    if !compile_into(session, &plan.workspace, &policy, Some(&kernel), &rules, Some(&names))? {
         return Ok(None);
-    };
-    let module = directory.join("rules.subpage");
-    std::fs::write(&module, policy).context("cannot write the policy")?;
+    }
     let line = format!("cpus=2 events=serial -- {}", command_line(2, &COMMANDS));
-    let modules = vec![("linux", kernel), ("initrd", root.join(INITRD)), ("policy", module)];
+    let modules =
+        vec![("linux", kernel), ("initrd", root.join(INITRD)), ("policy", rules), ("names", names)];
     let image = directory.join("linux.iso");
     let made =
         image::contents(images, menu::words(&line)?, modules).write(session, tools, &image)?;
     Ok(made.then_some(image))
+}
+
+/// Whether the same image, made once more, is the same byte for byte.
+fn same_again(
+    session: &mut Session<'_>,
+    contents: &Contents,
+    tools: &Tools,
+    first: &Path,
+) -> Result<Count> {
+    let second = first.with_extension("again.iso");
+    if !contents.write(session, tools, &second)? {
+        return Ok(Count::FAILED);
+    }
+    let [first, second] = [first, second.as_path()].map(bochs_linux::read);
+    let (first, second) = (first?, second?);
+    if first == second {
+        session.say("   passed made twice, the same image")?;
+        return Ok(Count::PASSED);
+    }
+    let at = first.iter().zip(&second).position(|(one, other)| one != other);
+    let at = at.unwrap_or(first.len().min(second.len()));
+    session.say(&format!(
+        "   failed made twice, the same image: of {} and {} bytes the one at {at:#x} is the first that \
+         differs",
+        first.len(),
+        second.len()
+    ))?;
+    Ok(Count::FAILED)
 }
 
 fn run(
