@@ -22,7 +22,7 @@ use subpage_emulate::{
 use super::context::Context;
 use super::host_memory::{HostMemory, paging};
 use super::signals;
-use crate::machine::{Machine, SPACE, Writer, find};
+use crate::machine::{Machine, SPACE, Writer, find, is_inside};
 use crate::memory::raw::read_own;
 use crate::processor::{OwnTrampoline, recovery};
 
@@ -64,6 +64,11 @@ extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_
 
 /// Carries out the instruction that has faulted at `address`; false if the fault is the VMM's own.
 fn store(thread: &mut Context, address: u64) -> bool {
+    if is_inside() {
+        // This thread has the lock already: a handler of another signal, or this library, writes. Nobody
+        // can decide about it, so it does not happen.
+        return false;
+    }
     let Some(machine) = find(|machine| {
         let core = machine.core();
         let page = core.memory.page_at_host(address)?;

@@ -2,11 +2,12 @@
 
 mod control;
 mod guard;
+mod inside;
 mod judge;
 mod report;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use subpage_emulate::PagingFeatures;
 use subpage_guard::control::Server;
@@ -14,6 +15,8 @@ use subpage_guard::control::Server;
 use crate::configuration::{Configuration, Devices};
 use crate::say::{give_up, say};
 pub(crate) use guard::{Core, SPACE};
+pub(crate) use inside::is_inside;
+use inside::{Held, Inside};
 pub(crate) use judge::Writer;
 pub(crate) use report::Publisher;
 
@@ -47,9 +50,10 @@ pub(crate) fn find<T>(each: impl Fn(&Arc<Machine>) -> Option<T>) -> Option<T> {
     MACHINES.read().expect("nothing panics with it").iter().find_map(each)
 }
 
-/// Whether there is a machine.
+/// Whether there is a machine that the calls of this thread may concern: those of this library, made with
+/// its lock held, do not.
 pub(crate) fn any() -> bool {
-    ANY.load(Ordering::Relaxed)
+    ANY.load(Ordering::Relaxed) && !is_inside()
 }
 
 static ANY: AtomicBool = AtomicBool::new(false);
@@ -105,7 +109,10 @@ impl Machine {
             paging: OnceLock::new(),
             server: Mutex::new(None),
         });
-        MACHINES.write().expect("nothing panics with it").push(Arc::clone(&machine));
+        {
+            let _inside = Inside::enter();
+            MACHINES.write().expect("nothing panics with it").push(Arc::clone(&machine));
+        }
         ANY.store(true, Ordering::SeqCst);
         machine
     }
@@ -114,8 +121,8 @@ impl Machine {
     ///
     /// # Panics
     /// If a thread has panicked with it: what it guards may be half changed.
-    pub(crate) fn core(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().expect("the guard is whole")
+    pub(crate) fn core(&self) -> Held<'_> {
+        Held::new(|| self.core.lock().expect("the guard is whole"))
     }
 
     /// Whether devices' writes are judged.
@@ -134,7 +141,7 @@ impl Machine {
         self.stopped.load(Ordering::SeqCst)
     }
 
-    /// No processor is to enter the guest any more.
+    /// No processor enters the guest any more. Those that are in it stay there until their next exit.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
     }
