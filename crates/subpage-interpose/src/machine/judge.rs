@@ -38,12 +38,9 @@ impl Core {
         let mut rest = bytes;
         let mut at = place;
         while let Some(range) = range(at, rest.len()) {
-            let (count, denied) = match self.domain.check_write(SPACE, range) {
-                Decision::Denied { at, .. } => match at.as_u64() - range.first().as_u64() {
-                    0 => (self.denied_from(range), true),
-                    before => (usize::try_from(before).expect("less than a buffer"), false),
-                },
-                _ => (rest.len(), false),
+            let (count, denied) = match self.permitted_from(range) {
+                0 => (self.denied_from(range), true),
+                count => (count, false),
             };
             let (now, later) = rest.split_at(count);
             let run = ByteRange::new(range.first(), count as u64).expect("a part of a range");
@@ -66,6 +63,18 @@ impl Core {
             rest = later;
         }
         judged
+    }
+
+    /// How many bytes of a range, from its first on, may be written together.
+    fn permitted_from(&self, range: ByteRange) -> usize {
+        let mut count = range.bytes();
+        // A decision names the strongest rule, which need not be the first in the range.
+        while let Ok(run) = ByteRange::new(range.first(), count)
+            && let Decision::Denied { at, .. } = self.domain.check_write(SPACE, run)
+        {
+            count = at.as_u64() - range.first().as_u64();
+        }
+        usize::try_from(count).expect("a buffer's length")
     }
 
     /// How many bytes of a range, from its first on, are denied each by itself.

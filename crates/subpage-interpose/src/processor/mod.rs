@@ -7,7 +7,7 @@ mod trampoline;
 mod trapped;
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use subpage::address::PhysicalWidth;
 use subpage_emulate::PagingFeatures;
@@ -94,6 +94,11 @@ impl Processor {
     pub(crate) fn run(&self, enter: impl Fn() -> Given) -> Given {
         let machine = &*self.machine;
         machine.enter();
+        if machine.is_stopped() {
+            // Another thread in this processor: KVM has callers wait, too.
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            return stop(&mut inner);
+        }
         let given = enter();
         // What is closed now may have been opened since, but not the other way round without `guards`.
         if !machine.guards() {

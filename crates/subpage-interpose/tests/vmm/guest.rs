@@ -64,7 +64,11 @@ fn assemble(kind: &str) -> Result<Vec<u8>, IcedError> {
             a.mov(byte_ptr(rsi + 0x120), 0x22)?;
         }
         // The VMM writes.
-        "device" => {}
+        "device" | "page" | "late" | "unknown" => {}
+        "stop" => {
+            a.out(0xf4, al)?;
+            a.mov(byte_ptr(r8 + 0x1000), 0x22)?;
+        }
         other => panic!("no guest {other}"),
     }
     a.out(0xf4, al)?;

@@ -66,8 +66,41 @@ fn devices() {
         assert_eq!(ended.bytes(0x120..0x140), [0x77; 32], "copied behind: {context}");
         assert_eq!(ended.bytes(0x140..0x180), [0x66; 64], "read from a file: {context}");
         assert_eq!(ended.bytes(0x1000..0x1010), [0x66; 16], "in the next page: {context}");
+        assert_eq!(ended.bytes(0x400..0x440), [0x88; 64], "by a string instruction: {context}");
         assert!(ended.denied >= 2, "{context}");
     }
+}
+
+/// What a file is read into over two rules, of which the first of the policy lies behind: every byte that is
+/// not guarded arrives.
+#[test]
+fn a_device_over_two_rules() {
+    let rules = [TOGGLED, SECRET];
+    let Some(run) = Run::start("page", 3, "private", &rules, "judged") else { return };
+    let ended = run.end();
+    for at in 0..0x1000 {
+        let guarded = (0x100..0x120).contains(&at) || (0x800..0x880).contains(&at);
+        assert_eq!(ended.byte(at), if guarded { 0 } else { 0x66 }, "byte {at:#x}");
+    }
+    assert_eq!(ended.denied, 2, "{ended:?}");
+}
+
+/// A device meets a rule that stops: no processor enters the guest again.
+#[test]
+fn a_stop_by_a_device() {
+    let rule = Rule { action: "stop", ..SECRET };
+    let Some(run) = Run::start("stop", 3, "private", &[rule], "judged") else { return };
+    let ended = run.end();
+    assert_eq!(ended.other, "stopped", "{ended:?}");
+    assert_eq!((ended.byte(0x100), ended.byte(0x1000)), (0, 0), "{ended:?}");
+}
+
+/// Memory that a slot shows when rules are in force already, and that is mapped anew then.
+#[test]
+fn a_late_slot() {
+    let Some(run) = Run::start("late", 3, "private", &[SECRET], "judged") else { return };
+    let ended = run.end();
+    assert_eq!(ended.other, "late 77", "{ended:?}");
 }
 
 /// Devices that are trusted write what they want; the guest does not.

@@ -62,8 +62,25 @@ fn child() {
         };
         other = format!("logged {} then {}", pages(), pages());
     }
-    if kind == "device" {
-        device(memory);
+    match kind.as_str() {
+        "device" => device(memory),
+        "page" => read_page(memory),
+        "stop" => {
+            write(memory, DATA + 0x100, &[0x11]);
+            // However often the VMM tries.
+            let stopped =
+                (0..2).all(|_| matches!(processors[0].run(), Ok(VcpuExit::InternalError)));
+            other = if stopped { "stopped".to_owned() } else { "goes on".to_owned() };
+        }
+        "late" => {
+            let more = map(false);
+            write(more, 0, &[0x77]);
+            slot(&vm, 2, 0x1000_0000, more as u64, MEMORY as u64, 0);
+            // SAFETY: a byte of the mapping, which nobody writes any more.
+            let byte = unsafe { more.read_volatile() };
+            other = format!("late {byte:x}");
+        }
+        _ => {}
     }
     println!("VMM other {other}");
     let mut data = vec![0; 0x2000];
@@ -179,6 +196,19 @@ fn enter(processor: &mut VcpuFd) {
 fn device(memory: *mut u8) {
     let bytes = vec![0x77; 0x60];
     write(memory, DATA + 0xf0, &bytes);
+    // A string instruction, whose source is memory of the VMM.
+    let bytes = [0x88u8; 0x40];
+    let (from, to) = (bytes.as_ptr(), memory.wrapping_add((DATA + 0x400) as usize));
+    // SAFETY: as many bytes of a buffer and of the guest's memory.
+    unsafe {
+        core::arch::asm!(
+            "rep movsb",
+            inout("rcx") bytes.len() => _,
+            inout("rsi") from => _,
+            inout("rdi") to => _,
+            options(nostack, preserves_flags),
+        );
+    }
     let mut file = tempfile::tempfile().expect("a file");
     file.write_all(&[0x66; 0x80]).expect("a file");
     file.rewind().expect("a file");
@@ -191,4 +221,14 @@ fn device(memory: *mut u8) {
     // SAFETY: three buffers in the guest's memory.
     let read = unsafe { libc::preadv(file.as_raw_fd(), parts.as_ptr(), 3, 0) };
     assert_eq!(read, 0x70, "{}", std::io::Error::last_os_error());
+}
+
+/// A device that reads a page of a file.
+fn read_page(memory: *mut u8) {
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(&[0x66; 0x1000]).expect("a file");
+    let to = memory.wrapping_add(DATA as usize).cast();
+    // SAFETY: a page of the guest's memory.
+    let read = unsafe { libc::pread(file.as_raw_fd(), to, 0x1000, 0) };
+    assert_eq!(read, 0x1000, "{}", std::io::Error::last_os_error());
 }
