@@ -31,6 +31,12 @@ unsafe fn real(fd: c_int, request: u64, argument: *mut c_void) -> c_int {
 pub(crate) unsafe fn kvm_call(fd: c_int, request: u64, argument: *mut c_void) -> c_int {
     // SAFETY: the caller's promise.
     let pass = || unsafe { real(fd, request, argument) };
+    if request == kvm::CREATE_VM {
+        // Whatever the number was before, it is `/dev/kvm` now: it was closed where this library does
+        // not see it.
+        descriptors::forget(fd);
+        return create_machine(pass);
+    }
     match descriptors::known(fd) {
         Some(Known::Processor(processor)) if request == kvm::RUN => {
             let given = processor.run(|| {
@@ -48,7 +54,10 @@ pub(crate) unsafe fn kvm_call(fd: c_int, request: u64, argument: *mut c_void) ->
         },
         // SAFETY: the caller's promise.
         Some(Known::Machine(machine)) => unsafe { machine_call(machine, fd, request, argument) },
-        None if request == kvm::CREATE_VM => create_machine(pass),
+        None if is_for_known(request) && configuration().is_some() => give_up(&format!(
+            "the VMM calls KVM ({request:#x}) by a descriptor of a machine or processor that this \
+             library has not seen being made or copied, so that its guest would run unguarded"
+        )),
         None if request == kvm::CHECK_EXTENSION && hides(argument) => 0,
         None if request == kvm::GET_SUPPORTED_CPUID && configuration().is_some() => {
             let result = pass();
@@ -60,6 +69,18 @@ pub(crate) unsafe fn kvm_call(fd: c_int, request: u64, argument: *mut c_void) ->
         }
         None => pass(),
     }
+}
+
+/// Whether a call is about memory or a processor of a machine: one that is not known must not get it.
+const fn is_for_known(request: u64) -> bool {
+    matches!(
+        request,
+        kvm::SET_USER_MEMORY_REGION
+            | kvm::SET_USER_MEMORY_REGION2
+            | kvm::CREATE_VCPU
+            | kvm::SET_CPUID2
+            | kvm::RUN
+    )
 }
 
 /// Whether a capability is one that the VMM is not to use.

@@ -111,13 +111,46 @@ pub(crate) fn share(mapping: &HostMapping) -> io::Result<()> {
         })
     };
     let copy = map(0, libc::PROT_READ | libc::PROT_WRITE, 0)?;
-    let copied = copy_present(mapping, copy);
+    let copied =
+        if mapping.of_file { copy_all(mapping, copy) } else { copy_present(mapping, copy) };
     unmap(copy, bytes);
     copied?;
     map(mapping.start, mapping.protection, libc::MAP_FIXED)?;
     for advice in &mapping.advice {
         // SAFETY: mapped above. Advice that shared memory does not take changes nothing.
         let _ = unsafe { next::madvise(pointer(mapping.start), size(bytes), *advice) };
+    }
+    Ok(())
+}
+
+/// Copies every page that there is: those of a file have bytes also before somebody touches them.
+fn copy_all(mapping: &HostMapping, to: u64) -> io::Result<()> {
+    /// Bytes of one read.
+    const CHUNK: u64 = 1 << 20;
+    // To read past the end of a file by a pointer is a signal, and by this an error.
+    let memory = File::open("/proc/self/mem")?;
+    let mut buffer = vec![0u8; size(CHUNK)];
+    let mut at = mapping.start;
+    while at < mapping.end {
+        let wanted = CHUNK.min(mapping.end - at);
+        let read = match memory.read_at(&mut buffer[..size(wanted)], at) {
+            Ok(read) => read as u64 / PAGE * PAGE,
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => 0,
+            Err(error) => return Err(error),
+        };
+        for (number, page) in buffer[..size(read)].chunks_exact(size(PAGE)).enumerate() {
+            // The copy is of zeros.
+            if page.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            let to = to + (at - mapping.start) + number as u64 * PAGE;
+            // SAFETY: a page of the copy, to which nobody else has a pointer.
+            unsafe {
+                ptr::copy_nonoverlapping(page.as_ptr(), pointer(to).cast::<u8>(), size(PAGE));
+            }
+        }
+        // A page that cannot be read has no bytes: it lies behind the file's end.
+        at += read.max(PAGE);
     }
     Ok(())
 }

@@ -12,6 +12,8 @@ pub(crate) struct HostMapping {
     pub(crate) end: u64,
     /// Others see what is written.
     pub(crate) shared: bool,
+    /// Pages of a file.
+    pub(crate) of_file: bool,
     /// Pages of hugetlbfs.
     pub(crate) huge: bool,
     /// The protection, for `mprotect`.
@@ -60,8 +62,10 @@ fn head(line: &str) -> Option<HostMapping> {
     let bit = |there: u8, bit: i32| if there == b'-' { 0 } else { bit };
     let protection =
         bit(read, libc::PROT_READ) | bit(write, libc::PROT_WRITE) | bit(execute, libc::PROT_EXEC);
+    // Offset and device come before the inode.
+    let of_file = words.nth(2)? != "0";
     let (shared, huge, advice) = (kind == b's', false, Vec::new());
-    Some(HostMapping { start, end, shared, huge, protection, advice })
+    Some(HostMapping { start, end, shared, of_file, huge, protection, advice })
 }
 
 /// The advice behind one of the kernel's flags, if there is one that a new mapping has not by itself.
@@ -91,6 +95,7 @@ mod tests {
         assert_eq!((found[0].start, found[0].end, found[0].shared), (0x1000, 0x3000, false));
         assert_eq!(found[0].advice, [libc::MADV_DONTFORK, libc::MADV_HUGEPAGE]);
         assert_eq!((found[1].shared, found[1].huge, found[1].protection), (true, true, 1));
+        assert_eq!((found[0].of_file, found[1].of_file), (false, true));
         assert!(read(text.as_bytes(), 0x4000, 0x9000).expect("text").is_empty());
     }
 }

@@ -103,6 +103,23 @@ fn a_late_slot() {
     assert_eq!(ended.other, "late 77", "{ended:?}");
 }
 
+/// Private memory that is a file's: what nobody has touched before the slot is made is there all the same.
+#[test]
+fn a_private_file() {
+    let Some(run) = Run::start("stores", 3, "file", &[SECRET], "judged") else { return };
+    let ended = run.end();
+    assert_eq!(ended.bytes(0x1f00..0x1f10), [0x99; 16], "of the file: {ended:?}");
+    assert_eq!((ended.byte(0x100), ended.byte(0x120)), (0x99, 0x22), "{ended:?}");
+}
+
+/// A copy of a machine's descriptor that the library does not see being made: the VMM is ended.
+#[test]
+fn an_unknown_descriptor() {
+    let Some((status, said)) = run::refused("unknown") else { return };
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("has not seen being made or copied"), "{said}");
+}
+
 /// Devices that are trusted write what they want; the guest does not.
 #[test]
 fn trusted_devices() {

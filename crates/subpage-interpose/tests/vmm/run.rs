@@ -4,7 +4,7 @@ use std::io::{BufReader, Write as _};
 use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll as poll_for};
@@ -98,6 +98,31 @@ pub(crate) fn configure(directory: &Path, rules: &[Rule], devices: &str) -> Path
     path
 }
 
+/// The VMM with a guest; none without KVM.
+fn command(guest: &str, cpl: u8, memory: &str) -> Option<Command> {
+    if let Err(error) = std::fs::File::open("/dev/kvm") {
+        eprintln!("skipped: /dev/kvm cannot be opened: {error}");
+        return None;
+    }
+    let mut command = Command::new(std::env::current_exe().expect("a program"));
+    command
+        .args(["--exact", "vmm::child", "--ignored", "--nocapture"])
+        .env("LD_PRELOAD", library())
+        .envs([("VMM_GUEST", guest), ("VMM_CPL", &cpl.to_string()), ("VMM_MEMORY", memory)]);
+    Some(command)
+}
+
+/// A VMM that the library ends: its status, and what was said; none without KVM.
+pub(crate) fn refused(guest: &str) -> Option<(ExitStatus, String)> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = command(guest, 3, "private")?
+        .env("SUBPAGE_RUN", configure(directory.path(), &[], "judged"))
+        .stdin(Stdio::null())
+        .output()
+        .expect("this program");
+    Some((output.status, String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
 impl Run {
     /// Starts the VMM with a guest; none without KVM.
     pub(crate) fn start(
@@ -107,16 +132,9 @@ impl Run {
         rules: &[Rule],
         devices: &str,
     ) -> Option<Self> {
-        if let Err(error) = std::fs::File::open("/dev/kvm") {
-            eprintln!("skipped: /dev/kvm cannot be opened: {error}");
-            return None;
-        }
         let directory = tempfile::tempdir().expect("a directory");
-        let mut child = Command::new(std::env::current_exe().expect("a program"))
-            .args(["--exact", "vmm::child", "--ignored", "--nocapture"])
-            .env("LD_PRELOAD", library())
+        let mut child = command(guest, cpl, memory)?
             .env("SUBPAGE_RUN", configure(directory.path(), rules, devices))
-            .envs([("VMM_GUEST", guest), ("VMM_CPL", &cpl.to_string()), ("VMM_MEMORY", memory)])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -23,10 +23,12 @@ const TABLES: u64 = 0x1000;
 fn child() {
     let Ok(kind) = std::env::var("VMM_GUEST") else { return };
     let cpl: u8 = std::env::var("VMM_CPL").expect("given").parse().expect("a number");
-    let shared = std::env::var("VMM_MEMORY").expect("given") == "shared";
-    let memory = map(shared);
+    let memory = map(&std::env::var("VMM_MEMORY").expect("given"));
     let kvm = Kvm::new().expect("there is KVM");
     let vm = kvm.create_vm().expect("a machine");
+    if kind == "unknown" {
+        copied(&kvm, &vm, memory);
+    }
     // What the VMM puts there before the slot is made has to stay.
     write(memory, CODE, &code(&kind));
     write(memory, CODE + 0x1000, &code(&kind));
@@ -73,7 +75,7 @@ fn child() {
             other = if stopped { "stopped".to_owned() } else { "goes on".to_owned() };
         }
         "late" => {
-            let more = map(false);
+            let more = map("private");
             write(more, 0, &[0x77]);
             slot(&vm, 2, 0x1000_0000, more as u64, MEMORY as u64, 0);
             // SAFETY: a byte of the mapping, which nobody writes any more.
@@ -102,14 +104,27 @@ fn wait() {
     std::io::stdin().lock().read_line(&mut line).expect("a pipe");
 }
 
-fn map(shared: bool) -> *mut u8 {
-    let kind = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+fn map(kind: &str) -> *mut u8 {
+    let file = file();
+    let (flags, fd) = match kind {
+        "shared" => (libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1),
+        "file" => (libc::MAP_PRIVATE, file.as_raw_fd()),
+        _ => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+    };
     let both = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping.
-    let at =
-        unsafe { libc::mmap(ptr::null_mut(), MEMORY, both, kind | libc::MAP_ANONYMOUS, -1, 0) };
+    let at = unsafe { libc::mmap(ptr::null_mut(), MEMORY, both, flags, fd, 0) };
     assert_ne!(at, libc::MAP_FAILED);
     at.cast()
+}
+
+/// A file with a guest's data, which ends before the guest's memory does.
+fn file() -> std::fs::File {
+    let mut file = tempfile::tempfile().expect("a file");
+    file.seek(std::io::SeekFrom::Start(DATA)).expect("a file");
+    file.write_all(&[0x99; 0x2000]).expect("a file");
+    file.set_len(MEMORY as u64 - (1 << 20) - 0x800).expect("a file");
+    file
 }
 
 fn write(memory: *mut u8, at: u64, bytes: &[u8]) {
@@ -231,4 +246,14 @@ fn read_page(memory: *mut u8) {
     // SAFETY: a page of the guest's memory.
     let read = unsafe { libc::pread(file.as_raw_fd(), to, 0x1000, 0) };
     assert_eq!(read, 0x1000, "{}", std::io::Error::last_os_error());
+}
+
+/// A slot by a copy of the machine's descriptor that the kernel makes without the C library.
+fn copied(kvm: &Kvm, vm: &VmFd, memory: *mut u8) {
+    // SAFETY: copies a descriptor.
+    let copy = unsafe { libc::syscall(libc::SYS_dup, vm.as_raw_fd()) };
+    let copy = i32::try_from(copy).expect("a descriptor");
+    // SAFETY: a machine's descriptor, of which nobody else is the owner.
+    let copy = unsafe { kvm.create_vmfd_from_rawfd(copy) }.expect("a machine");
+    slot(&copy, 0, 0, memory as u64, MEMORY as u64, 0);
 }
