@@ -36,7 +36,7 @@ pub(super) fn come_to_rest(
     processor: &mut Processor,
     kick: Kick,
 ) -> Result<Option<Next>, Failure> {
-    let next = complete(machine, processor, kick)?;
+    let next = complete(machine, processor, kick, None)?.0;
     if next.is_none() {
         // Whoever waits for it to rest then knows of it.
         machine.stop_if_watched(processor.number);
@@ -45,23 +45,31 @@ pub(super) fn come_to_rest(
     Ok(next)
 }
 
+/// Has KVM complete what is pending of the last exit, in a step perhaps, and tells whether a trap has ended
+/// that: with what it completes, KVM raises the trap of an instruction that a port or a device has ended.
 fn complete(
     machine: &VmShared,
     processor: &mut Processor,
     kick: Kick,
-) -> Result<Option<Next>, Failure> {
+    step: Option<&HeldStep>,
+) -> Result<(Option<Next>, bool), Failure> {
+    let mut trapped = false;
     for _ in 0..MOST_EXITS {
         finish(machine.stores(), processor, kick)?;
         kick.raise();
-        match enter(&machine.ports, processor, kick)? {
-            Exit::Interrupted => break,
-            exit => match handle(machine, processor, kick, exit)? {
+        match (enter(&machine.ports, processor, kick)?, step) {
+            (Exit::Interrupted, _) => break,
+            (Exit::Debug { dr6, exception: DEBUG }, Some(step)) => {
+                step.stopped(machine.stores(), processor, dr6)?;
+                trapped = true;
+            }
+            (exit, _) => match handle(machine, processor, kick, exit)? {
                 Next::Enter => {}
-                next => return Ok(Some(next)),
+                next => return Ok((Some(next), trapped)),
             },
         }
     }
-    Ok(None)
+    Ok((None, trapped))
 }
 
 /// Executes one instruction and has the machine held.
@@ -81,7 +89,7 @@ pub(super) fn step_one(
         step.arm(processor)?;
         let exit = enter(&machine.ports, processor, kick)?;
         let called = matches!(exit, Exit::Interrupted);
-        let done = matches!(exit, Exit::Debug { exception: DEBUG, .. });
+        let mut done = matches!(exit, Exit::Debug { exception: DEBUG, .. });
         let mut next = match exit {
             Exit::Interrupted => Next::Enter,
             Exit::Debug { dr6, exception: DEBUG } => {
@@ -91,7 +99,9 @@ pub(super) fn step_one(
             exit => handle(machine, processor, kick, exit)?,
         };
         if matches!(next, Next::Enter) {
-            next = complete(machine, processor, kick)?.unwrap_or(Next::Enter);
+            let (more, trapped) = complete(machine, processor, kick, Some(&step))?;
+            next = more.unwrap_or(Next::Enter);
+            done |= trapped;
         }
         processor.give_back()?;
         let now = processor.interrupted()?;

@@ -12,12 +12,18 @@ pub(super) struct LeftOut {
     pub(super) reason: &'static str,
 }
 
-const ALL: [LeftOut; 5] = [
+const ALL: [LeftOut; 6] = [
     LeftOut {
         host: Host::Amd,
         program: "example",
         test: "a_guest_built_from_the_source_behaves_the_same",
         reason: "there is no compiler in the host",
+    },
+    LeftOut {
+        host: Host::Amd,
+        program: "kvm",
+        test: "held_steps::breakpoints_outlast_a_reset",
+        reason: "QEMU's INT3 does not look at the intercept of breakpoints, but at that of INT",
     },
     LeftOut {
         host: Host::Amd,
