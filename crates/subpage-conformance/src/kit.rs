@@ -53,18 +53,25 @@ pub(crate) fn write(
         let file = directory.join(name);
         fs::write(&file, bytes).with_context(|| format!("cannot write {}", file.display()))
     };
-    write("cases", &case::batch(&cases))?;
+    let batch = case::batch(&cases);
+    write("cases", &batch)?;
     write("timing", &case::batch(&timing()))?;
-    let head =
-        |model: &str| format!("{count} steps of {} cases, seed {seed}, {model}\n", cases.len());
     let outcomes = predicted.iter().map(|predicted| Some(predicted.outcomes.as_slice()));
-    write("predicted", (head("the architecture") + &lines(outcomes)).as_bytes())?;
+    // It begins the report, so that reports of different kits are told apart.
+    let with_head = |model: &str, text: &str| {
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(&batch);
+        sum.update(text.as_bytes());
+        let (number, sum) = (cases.len(), sum.finalize());
+        format!("{count} steps of {number} cases, seed {seed}, checksum {sum:08x}, {model}\n{text}")
+    };
+    write("predicted", with_head("the architecture", &lines(outcomes)).as_bytes())?;
     for (name, deviations) in others {
         let processor = ModelledProcessor { deviations: *deviations, ..PROCESSOR };
         // A model that predicts nothing of a case says nothing about it.
         let outcomes: Vec<_> = cases.iter().map(|case| processor.predict(case).ok()).collect();
         let text = lines(outcomes.iter().map(Option::as_deref));
-        write(&format!("predicted-{name}"), (head(name) + &text).as_bytes())?;
+        write(&format!("predicted-{name}"), with_head(name, &text).as_bytes())?;
     }
     writeln!(out, "kit: {count} steps of {} cases, seed {seed}", cases.len())?;
     Ok(())

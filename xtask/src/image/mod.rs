@@ -44,7 +44,7 @@ pub(crate) struct Arguments {
     #[arg(short, long, value_name = "FILE.iso")]
     output: PathBuf,
     /// The hardware kit instead of a guest: it compares the machine with the processor model and reports
-    /// on the first serial port
+    /// on the first serial port, and on a screen for text
     #[arg(long, conflicts_with_all = ["guest", "linux", "policy", "cmdline", "options"])]
     kit: bool,
     /// A small guest, which gets no devices: an ELF file; without it and --linux, the guest with our

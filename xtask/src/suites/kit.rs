@@ -27,6 +27,7 @@ use crate::{
         tools::Tools,
     },
     session::{self, Interrupt, Session},
+    workspace::Workspace,
 };
 
 /// A run takes a few seconds of an idle machine's time.
@@ -89,7 +90,7 @@ pub(super) fn check(session: &mut Session<'_>, plan: &Plan) -> Result<Count> {
         session.say(&format!("   failed: there are only {faults} wrong models"))?;
         count += Count::FAILED;
     }
-    count += by_grub(session, emulator, &images, &files)?;
+    count += by_grub(session, &plan.workspace, emulator, &images, &files)?;
     let deadline = session.deadline();
     let interrupt = session.interrupt().clone();
     let next = AtomicUsize::new(0);
@@ -165,6 +166,7 @@ fn jobs(images: &Images, files: &Files) -> Result<Vec<Job>> {
 /// The image as it is written to a stick: the architecture is predicted, from which Bochs deviates.
 fn by_grub(
     session: &mut Session<'_>,
+    workspace: &Workspace,
     emulator: &Emulator,
     images: &Images,
     files: &Files,
@@ -196,7 +198,12 @@ fn by_grub(
     let done = machine.start(emulator, limit, &interrupt)?;
     // Its report comes by the serial port.
     let verdict = verdict(Expected::Deviations, &done.serial);
-    report(session, NAME, begun.elapsed(), verdict, &done.run)
+    let is_right = verdict.is_ok();
+    let mut count = report(session, NAME, begun.elapsed(), verdict, &done.run)?;
+    if is_right {
+        count += stored(session, workspace, &done.serial)?;
+    }
+    Ok(count)
 }
 
 fn report(
@@ -234,7 +241,7 @@ fn verdict(expected: Expected, lines: &[String]) -> Result<String, String> {
     if *last != "done" {
         return Err(format!("it ends with {last:?}"));
     }
-    let (steps, deviations) = lines
+    let (steps, deviations, unanswered) = lines
         .iter()
         .find_map(|line| compared(line))
         .ok_or("it does not say how much was compared")?;
@@ -244,6 +251,7 @@ fn verdict(expected: Expected, lines: &[String]) -> Result<String, String> {
     match expected {
         _ if told != deviations.min(200) => Err(format!("{told} of {deviations} deviations told")),
         _ if timings != 6 || measured != 6 => Err(format!("{measured} of {timings} timings")),
+        _ if unanswered != 0 => Err(format!("{unanswered} predictions without an answer")),
         Expected::Agreement if deviations != 0 => Err(format!("{deviations} deviations")),
         Expected::Agreement if steps < LEAST_STEPS => Err(format!("only {steps} steps compared")),
         Expected::Deviations if deviations == 0 => Err("it shows no deviation".into()),
@@ -251,11 +259,50 @@ fn verdict(expected: Expected, lines: &[String]) -> Result<String, String> {
     }
 }
 
-/// Reads `compared N steps: M deviations`.
-fn compared(line: &str) -> Option<(u64, u64)> {
-    let (steps, deviations) =
-        line.strip_prefix("compared ")?.strip_suffix(" deviations")?.split_once(" steps: ")?;
-    Some((steps.parse().ok()?, deviations.parse().ok()?))
+/// Reads `compared N steps: M deviations, U predictions without an answer`.
+fn compared(line: &str) -> Option<(u64, u64, u64)> {
+    let (steps, rest) = line.strip_prefix("compared ")?.split_once(" steps: ")?;
+    let (deviations, rest) = rest.split_once(" deviations, ")?;
+    let unanswered = rest.strip_suffix(" predictions without an answer")?;
+    Some((steps.parse().ok()?, deviations.parse().ok()?, unanswered.parse().ok()?))
+}
+
+/// Compares a report with the one that `subpage kit show` has of Bochs, but for the timings, which follow
+/// the compiler. `UPDATE_EXPECT=1` writes it anew.
+fn stored(session: &mut Session<'_>, workspace: &Workspace, serial: &[String]) -> Result<Count> {
+    const NAME: &str = "the stored report of Bochs";
+    let path = workspace.root().join("crates/subpage-cli/src/kit/bochs.report");
+    // GRUB's last line may end in a carriage return, which then stands before the first.
+    let lines = serial.iter().map(|line| line.trim_matches('\r'));
+    let lines: Vec<_> = lines.filter(|line| line.starts_with(MARK)).collect();
+    let told = std::fs::read_to_string(&path).context("cannot read the stored report")?;
+    if let Some(reason) = first_difference(&told.lines().collect::<Vec<_>>(), &lines) {
+        if std::env::var_os("UPDATE_EXPECT").is_none_or(|value| value != "1") {
+            session.say(&format!(
+                "   failed {NAME}: {reason}; UPDATE_EXPECT=1 cargo xtask test kit writes it anew"
+            ))?;
+            return Ok(Count::FAILED);
+        }
+        let text = lines.join("\n") + "\n";
+        std::fs::write(&path, text).context("cannot write the stored report")?;
+        session.say(&format!("   {NAME} was written anew: {reason}"))?;
+    }
+    session.say(&format!("   passed {NAME}"))?;
+    Ok(Count::PASSED)
+}
+
+/// The first line in which two reports differ, timings left out.
+fn first_difference(stored: &[&str], told: &[&str]) -> Option<String> {
+    let plain = |lines: &[&str]| -> Vec<String> {
+        let lines = lines.iter().filter(|line| !line.contains("timing: "));
+        lines.map(|line| (*line).to_owned()).collect()
+    };
+    let (stored, told) = (plain(stored), plain(told));
+    let length = stored.len().max(told.len());
+    let nothing = || "nothing".to_owned();
+    let at = (0..length).find(|&at| stored.get(at) != told.get(at))?;
+    let line = |of: &[String]| of.get(at).cloned().unwrap_or_else(nothing);
+    Some(format!("it has {:?}, and Bochs says {:?}", line(&stored), line(&told)))
 }
 
 #[cfg(test)]
@@ -274,10 +321,10 @@ mod tests {
 
     #[test]
     fn a_kit_that_compared_nothing_fails() {
-        let good = lines("compared 4710 steps: 0 deviations", 0);
+        let good = lines("compared 4710 steps: 0 deviations, 0 predictions without an answer", 0);
         assert!(verdict(Expected::Agreement, &good).is_ok());
         assert!(verdict(Expected::Deviations, &good).is_err());
-        let nothing = lines("compared 0 steps: 0 deviations", 0);
+        let nothing = lines("compared 0 steps: 0 deviations, 0 predictions without an answer", 0);
         assert!(verdict(Expected::Agreement, &nothing).is_err());
         assert!(verdict(Expected::Agreement, &[]).is_err());
         assert!(verdict(Expected::Agreement, &good[..good.len() - 1]).is_err());
@@ -286,11 +333,24 @@ mod tests {
 
     #[test]
     fn each_deviation_is_told() {
-        let found = lines("compared 4710 steps: 2 deviations", 2);
+        let found = lines("compared 4710 steps: 2 deviations, 0 predictions without an answer", 2);
         assert!(verdict(Expected::Deviations, &found).is_ok());
         assert!(verdict(Expected::Agreement, &found).is_err());
-        let one = lines("compared 4710 steps: 2 deviations", 1);
+        let one = lines("compared 4710 steps: 2 deviations, 0 predictions without an answer", 1);
         assert!(verdict(Expected::Deviations, &one).is_err());
+        let silent = lines("compared 4710 steps: 2 deviations, 1 predictions without an answer", 2);
+        assert!(verdict(Expected::Deviations, &silent).is_err());
+    }
+
+    #[test]
+    fn a_stored_report_is_that_of_today_but_for_timings() {
+        let stored = ["kit: begins; a", "kit: timing: x: median 5", "kit: done"];
+        let told = ["kit: begins; a", "kit: timing: x: median 6", "kit: done"];
+        assert_eq!(first_difference(&stored, &told), None);
+        let reason = first_difference(&stored, &["kit: begins; b", "kit: done"]);
+        assert!(reason.expect("another kit").contains("begins; b"));
+        let reason = first_difference(&stored, &told[..2]).expect("cut off");
+        assert!(reason.contains("Bochs says \"nothing\""), "{reason}");
     }
 
     #[test]

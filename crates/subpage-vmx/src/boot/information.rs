@@ -40,6 +40,45 @@ pub struct Area {
     pub kind: u32,
 }
 
+/// A screen of characters, two bytes each, in the memory that the PC has for it: A0000H to BFFFFH.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TextScreen {
+    /// Physical address of the first character.
+    pub address: u32,
+    /// Characters of a row; rows follow each other without a gap.
+    pub columns: u16,
+    /// Rows.
+    pub rows: u16,
+}
+
+impl TextScreen {
+    const MEMORY: Range<u64> = 0xA_0000..0xC_0000;
+    /// Type of a framebuffer that holds characters (Multiboot2, "Framebuffer info").
+    const TEXT: u8 = 2;
+
+    /// The screen of a tag; `None` if it shows pixels, or does not lie in its memory.
+    fn of(tag: &FramebufferTag) -> Option<Self> {
+        let (columns, rows) = (tag.width.get(), tag.height.get());
+        let (address, pitch) = (tag.address.get(), tag.pitch.get());
+        let bytes = u64::from(pitch) * u64::from(rows);
+        let end = address.checked_add(bytes)?;
+        let is_text = tag.kind == Self::TEXT && columns.checked_mul(2) == Some(pitch);
+        let is_there = address >= Self::MEMORY.start && end <= Self::MEMORY.end;
+        if !(is_text && is_there && bytes > 0 && address % 2 == 0) {
+            return None;
+        }
+        let (columns, rows) = (columns.try_into().ok()?, rows.try_into().ok()?);
+        Some(Self { address: address.try_into().ok()?, columns, rows })
+    }
+
+    /// Whether a range of physical memory has one of its cells.
+    pub fn overlaps(&self, range: &Range<u64>) -> bool {
+        let start = u64::from(self.address);
+        let end = start + u64::from(self.columns) * u64::from(self.rows) * 2;
+        start < range.end && range.start < end
+    }
+}
+
 /// What the boot loader tells, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Information<'a> {
@@ -51,6 +90,8 @@ pub struct Information<'a> {
     pub areas: ArrayVec<Area, MOST_AREAS>,
     /// A copy of ACPI's root pointer; that of a newer version, if there are two.
     pub root_pointer: Option<&'a [u8]>,
+    /// The screen, if it shows text.
+    pub screen: Option<TextScreen>,
     /// The modules.
     pub modules: ArrayVec<Module<'a>, MOST>,
 }
@@ -98,10 +139,22 @@ struct AreaEntry {
     reserved: U32,
 }
 
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct FramebufferTag {
+    address: U64,
+    pitch: U32,
+    width: U32,
+    height: U32,
+    bits: u8,
+    kind: u8,
+}
+
 const TAG_END: u32 = 0;
 const TAG_COMMAND_LINE: u32 = 1;
 const TAG_MODULE: u32 = 3;
 const TAG_MEMORY_MAP: u32 = 6;
+const TAG_FRAMEBUFFER: u32 = 8;
 const TAG_ROOT_POINTER_1: u32 = 14;
 const TAG_ROOT_POINTER_2: u32 = 15;
 /// [`Area::kind`] of memory.
@@ -125,6 +178,11 @@ impl<'a> Information<'a> {
                 TAG_MEMORY_MAP => {
                     has_map = true;
                     found.add_areas(body, at)?;
+                }
+                // A screen that is not understood is none: nothing else depends on it.
+                TAG_FRAMEBUFFER => {
+                    let tag = FramebufferTag::ref_from_prefix(body).ok();
+                    found.screen = tag.and_then(|(tag, _)| TextScreen::of(tag));
                 }
                 TAG_ROOT_POINTER_1 if found.root_pointer.is_some() => {}
                 TAG_ROOT_POINTER_1 | TAG_ROOT_POINTER_2 => found.root_pointer = Some(body),
@@ -199,6 +257,11 @@ mod tests {
         words.concat()
     }
 
+    fn screen(address: u64, pitch: u32, width: u32, height: u32, kind: u8) -> Vec<u8> {
+        let words = [pitch, width, height].map(u32::to_le_bytes);
+        [&address.to_le_bytes()[..], &words.concat(), &[16, kind, 0, 0]].concat()
+    }
+
     fn block() -> Vec<u8> {
         let mut map = [24_u32.to_le_bytes(), 0_u32.to_le_bytes()].concat();
         map.extend(area(0, 0x9F000, 1));
@@ -209,6 +272,7 @@ mod tests {
         bytes.extend(tag(1, b"subpage cpus=2\0"));
         bytes.extend(tag(3, &[module.as_slice(), b"guest a b\0"].concat()));
         bytes.extend(tag(0xBEEF, &[1, 2, 3]));
+        bytes.extend(tag(8, &screen(0xB_8000, 160, 80, 25, 2)));
         bytes.extend(tag(6, &map));
         bytes.extend(tag(15, b"RSD PTR 2"));
         bytes.extend(tag(14, b"RSD PTR 1"));
@@ -225,8 +289,41 @@ mod tests {
         let kinds: Vec<_> = information.areas.iter().map(|area| area.kind).collect();
         assert_eq!(kinds, [1, 2, 1]);
         assert_eq!(information.root_pointer, Some(&b"RSD PTR 2"[..]));
+        let screen = TextScreen { address: 0xB_8000, columns: 80, rows: 25 };
+        assert_eq!(information.screen, Some(screen));
         let module = Module { name: "guest", range: 0x80_0000..0x80_1000 };
         assert_eq!(information.modules.as_slice(), [module]);
+    }
+
+    #[test]
+    fn a_screen_is_text_in_the_memory_of_screens() {
+        let of = |body: &[u8]| {
+            let (tag, _) = FramebufferTag::ref_from_prefix(body).expect("long enough");
+            TextScreen::of(tag)
+        };
+        assert!(of(&screen(0xB_8000, 160, 80, 25, 2)).is_some());
+        for other in [
+            // Pixels, another pitch, none, too many rows, elsewhere, beyond all addresses.
+            screen(0xB_8000, 160, 80, 25, 1),
+            screen(0xB_8000, 320, 80, 25, 2),
+            screen(0xB_8000, 0, 0, 25, 2),
+            screen(0xB_8000, 160, 80, 205, 2),
+            screen(0x10_0000, 160, 80, 25, 2),
+            screen(0xB_8001, 160, 80, 25, 2),
+            screen(u64::MAX - 1, 160, 80, 25, 2),
+            screen(0xA_0000, u32::MAX - 1, u32::MAX / 2, u32::MAX, 2),
+        ] {
+            assert_eq!(of(&other), None);
+        }
+        let screen = of(&screen(0xB_8000, 160, 80, 25, 2)).expect("a screen");
+        for (range, overlaps) in [
+            (0..0xB_8000, false),
+            (0..0xB_8001, true),
+            (0xB_8F9F..0xB_8FA0, true),
+            (0xB_8FA0..0x10_0000, false),
+        ] {
+            assert_eq!(screen.overlaps(&range), overlaps, "{range:x?}");
+        }
     }
 
     #[test]

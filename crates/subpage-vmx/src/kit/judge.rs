@@ -18,6 +18,8 @@ pub struct Tally {
     pub steps: u64,
     /// Cases with a deviation.
     pub deviations: u64,
+    /// Predictions that no answer came for, in cases that had not deviated before.
+    pub unanswered: u64,
 }
 
 /// Takes the lines of answers.
@@ -39,9 +41,21 @@ impl<'a, T: FnMut(fmt::Arguments<'_>)> Judge<'a, T> {
         Self { predicted, line: String::new(), tell, deviated: None, tally: Tally::default() }
     }
 
-    /// What the comparison came to.
-    pub fn tally(&self) -> Tally {
-        self.tally
+    /// What the comparison came to, once all answers have come.
+    pub fn finish(self) -> Tally {
+        let Self { predicted, deviated, tally, .. } = self;
+        let left = predicted.filter_map(Predicted::parse);
+        let left = left.filter(|predicted| deviated != Some(predicted.case)).count() as u64;
+        Tally { unanswered: tally.unanswered + left, ..tally }
+    }
+
+    /// Counts a prediction that nothing answers.
+    fn pass_over(&mut self, predicted: Option<&Predicted>) {
+        if let Some(predicted) = predicted
+            && self.deviated != Some(predicted.case)
+        {
+            self.tally.unanswered += 1;
+        }
     }
 
     fn judge(&mut self, answer: &StepAnswer) {
@@ -69,7 +83,7 @@ impl<'a, T: FnMut(fmt::Arguments<'_>)> Judge<'a, T> {
         (self.tell)(format_args!("deviation in case {case} step {}: {text}", answer.step));
     }
 
-    /// The prediction for the step of an answer; earlier ones that nothing answers are passed over.
+    /// The prediction for the step of an answer; earlier ones that nothing answers are counted.
     fn prediction(&mut self, answer: &StepAnswer) -> Option<Predicted> {
         while let Some(predicted) = self.predicted.peek().map(|line| Predicted::parse(line)) {
             let place = predicted.as_ref().map(|predicted| (predicted.case, predicted.step));
@@ -80,6 +94,7 @@ impl<'a, T: FnMut(fmt::Arguments<'_>)> Judge<'a, T> {
             if place == Some((answer.case, answer.step)) {
                 return predicted;
             }
+            self.pass_over(predicted.as_ref());
         }
         None
     }
@@ -125,7 +140,7 @@ mod tests {
         for &(case, step, reason) in answers {
             writeln!(judge, "{}", answer(case, step, reason)).expect("nothing fails");
         }
-        let tally = judge.tally();
+        let tally = judge.finish();
         (tally, told)
     }
 
@@ -135,8 +150,17 @@ mod tests {
             &[(0, 0, 18), (0, 1, 48), (0, 2, 18), (2, 0, 66)],
             &[(0, 0, 18), (0, 1, 18), (0, 2, 48), (1, 0, 18), (2, 0, 66)],
         );
-        assert_eq!(tally, Tally { steps: 3, deviations: 1 });
+        assert_eq!(tally, Tally { steps: 3, deviations: 1, unanswered: 0 });
         assert_eq!(told, ["deviation in case 0 step 1: exit reason predicted 0x30 observed 0x12"]);
+    }
+
+    #[test]
+    fn predictions_that_nothing_answers_are_counted() {
+        let predicted = [(0, 0, 18), (0, 1, 18), (1, 0, 18), (2, 0, 48), (2, 1, 18), (3, 0, 18)];
+        // The first case ends early, the second is left out, the third deviates, the last is cut off.
+        let (tally, told) = judged(&predicted, &[(0, 0, 18), (2, 0, 18)]);
+        assert_eq!(tally, Tally { steps: 2, deviations: 1, unanswered: 3 });
+        assert_eq!(told.len(), 1);
     }
 
     #[test]
@@ -144,6 +168,6 @@ mod tests {
         assert_eq!(judged(&[], &[(0, 0, 18)]).0, Tally::default());
         let mut judge = Judge::new("no prediction\n", |_| ());
         writeln!(judge, "{}", answer(0, 0, 18)).expect("nothing fails");
-        assert_eq!(judge.tally(), Tally::default());
+        assert_eq!(judge.finish(), Tally::default());
     }
 }

@@ -54,12 +54,18 @@ pub struct Deviation {
     pub predicted: u64,
     /// What the processor did.
     pub observed: u64,
+    /// Of the memory, the word of the arena.
+    pub word: Option<u32>,
 }
 
 impl fmt::Display for Deviation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { field, predicted, observed } = self;
-        write!(f, "{field} predicted {predicted:#x} observed {observed:#x}")
+        let Self { field, predicted, observed, word } = self;
+        f.write_str(field)?;
+        if let Some(word) = word {
+            write!(f, " word {word:#x}")?;
+        }
+        write!(f, " predicted {predicted:#x} observed {observed:#x}")
     }
 }
 
@@ -70,7 +76,7 @@ impl Predicted {
         let mut found = Vec::new();
         let mut compare = |field, predicted: Option<u64>, observed: u64| {
             if let Some(predicted) = predicted.filter(|predicted| *predicted != observed) {
-                found.push(Deviation { field, predicted, observed });
+                found.push(Deviation { field, predicted, observed, word: None });
             }
         };
         compare("exit reason", Some(self.reason.into()), exit.reason.into());
@@ -89,8 +95,9 @@ impl Predicted {
         {
             compare(name, Some(*predicted), observed);
         }
-        if let Some((predicted, observed)) = first_difference(&self.changed, &answer.changed) {
-            found.push(Deviation { field: "memory", predicted, observed });
+        if let Some((word, predicted, observed)) = first_difference(&self.changed, &answer.changed)
+        {
+            found.push(Deviation { field: "memory", predicted, observed, word: Some(word) });
         }
         found
     }
@@ -135,9 +142,9 @@ impl Predicted {
     }
 }
 
-/// The values of the first word that two lists have not in common; one that a list lacks counts as
+/// The first word, with its values, that two lists have not in common; one that a list lacks counts as
 /// unchanged, which is told as 0.
-fn first_difference(predicted: &[(u32, u64)], observed: &[(u32, u64)]) -> Option<(u64, u64)> {
+fn first_difference(predicted: &[(u32, u64)], observed: &[(u32, u64)]) -> Option<(u32, u64, u64)> {
     let value = |words: &[(u32, u64)], word| {
         words.iter().find(|(at, _)| *at == word).map_or(0, |(_, value)| *value)
     };
@@ -151,7 +158,7 @@ fn first_difference(predicted: &[(u32, u64)], observed: &[(u32, u64)]) -> Option
             has(predicted) != has(observed)
         })
         .min()?;
-    Some((value(predicted, word), value(observed, word)))
+    Some((word, value(predicted, word), value(observed, word)))
 }
 
 impl fmt::Display for Predicted {
@@ -219,6 +226,8 @@ mod tests {
         (other.exit.qualification, other.exit.gla, other.exit.registers[7]) = (0x183, 0, 0);
         other.changed.pop();
         assert_eq!(fields(&other), ["qualification", "RDI", "memory"]);
+        let memory = predicted().deviations(&other)[2].to_string();
+        assert_eq!(memory, "memory word 0x5fff predicted 0x2 observed 0x0");
         let mut other = answer();
         (other.exit.reason, other.exit.gpa) = (18, 0);
         assert_eq!(fields(&other), ["exit reason"]);
@@ -228,8 +237,8 @@ mod tests {
 
     #[test]
     fn of_memory_the_first_word_is_told() {
-        assert_eq!(first_difference(&[(1, 2), (3, 4)], &[(1, 2), (2, 9), (3, 4)]), Some((0, 9)));
-        assert_eq!(first_difference(&[(1, 2)], &[(1, 3)]), Some((2, 3)));
+        assert_eq!(first_difference(&[(1, 2), (3, 4)], &[(1, 2), (2, 9), (3, 4)]), Some((2, 0, 9)));
+        assert_eq!(first_difference(&[(1, 2)], &[(1, 3)]), Some((1, 2, 3)));
         assert_eq!(first_difference(&[(1, 2)], &[(1, 2)]), None);
     }
 }

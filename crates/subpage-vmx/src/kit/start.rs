@@ -3,11 +3,12 @@
 //! Unsafe because here memory is handed to those who own it from then on, and registers are read.
 #![allow(unsafe_code)]
 
-use core::fmt;
 use core::ops::Range;
 
-use super::{MARK, identity, judge::Judge, timing};
-use crate::boot::information::{Information, MAGIC};
+use super::report::{line, stopped};
+use super::screen::Screen;
+use super::{identity, judge::Judge, report, timing};
+use crate::boot::information::{Information, MAGIC, TextScreen};
 use crate::boot::{fatal, start};
 use crate::conformance::execute::{self, Arena, CaseRunner as _, Refused};
 use crate::conformance::format::{ARENA_WORDS, Batch};
@@ -34,6 +35,13 @@ pub unsafe fn run(magic: u32, information: u32, image: Range<u64>, heap: &'stati
     let own = divide(&told, image, block, stopped);
     // SAFETY: the layout gives this memory to nobody else.
     unsafe { heap.give(own) };
+    // A map that lists a screen's cells as memory may have given them to us.
+    let screen = told.screen.filter(|screen| told.memory.iter().all(|area| !screen.overlaps(area)));
+    if let Some(place) = screen {
+        // SAFETY: the boot loader has told of it, where screens have their memory, which is below 4 GiB and
+        // none that was divided.
+        report::use_screen(unsafe { Screen::new(place) });
+    }
     let idt = interrupts::install();
     // SAFETY: the first thing on this processor; the boot code's flat segments are in use.
     let bases = unsafe { segments::install(0) };
@@ -53,6 +61,12 @@ pub unsafe fn run(magic: u32, information: u32, image: Range<u64>, heap: &'stati
     };
     let what = predicted.lines().next().unwrap_or_default();
     line(format_args!("begins; version {}; {what}", env!("CARGO_PKG_VERSION")));
+    match screen {
+        Some(TextScreen { columns, rows, .. }) => {
+            line(format_args!("screen: {columns} columns, {rows} rows"));
+        }
+        None => line(format_args!("screen: none for text")),
+    }
     let registers = structure::read_registers();
     describe(&registers);
     let capabilities =
@@ -71,8 +85,11 @@ pub unsafe fn run(magic: u32, information: u32, image: Range<u64>, heap: &'stati
 
     let mut judge = Judge::new(predicted, line);
     let ran = execute::run(&cases, &mut processor, &mut before, &mut judge);
-    let tally = judge.tally();
-    line(format_args!("compared {} steps: {} deviations", tally.steps, tally.deviations));
+    let tally = judge.finish();
+    line(format_args!(
+        "compared {} steps: {} deviations, {} predictions without an answer",
+        tally.steps, tally.deviations, tally.unanswered
+    ));
     match ran {
         Ok(()) if tally.steps > 0 => {}
         Ok(()) => stopped(format_args!("nothing was compared")),
@@ -97,16 +114,6 @@ pub unsafe fn run(magic: u32, information: u32, image: Range<u64>, heap: &'stati
         processor.invalidate_ept();
     });
     line(format_args!("done"));
-    console::end_machine()
-}
-
-fn line(text: fmt::Arguments<'_>) {
-    console::print_line(format_args!("{MARK}{text}"));
-}
-
-/// The last line of a report that ends early.
-fn stopped(reason: fmt::Arguments<'_>) -> ! {
-    line(format_args!("stopped: {reason}"));
     console::end_machine()
 }
 

@@ -5,10 +5,10 @@
 
 use alloc::vec::Vec;
 
-use super::MARK;
+use super::report::line;
 use crate::conformance::execute::{Arena, CaseRunner, pointers, prepare, store};
 use crate::conformance::format::Batch;
-use crate::processor::{console, control};
+use crate::processor::control;
 
 /// Writes of a guest that writes in a loop.
 pub const WRITES: u32 = 1000;
@@ -54,8 +54,8 @@ pub fn guests<P: CaseRunner>(
         if ended == ending {
             tell(name, &mut ticks);
         } else {
-            console::print_line(format_args!(
-                "{MARK}timing: {name}: none, it ends with exit {ended} instead of {ending}"
+            line(format_args!(
+                "timing: {name}: none, it ends with exit {ended} instead of {ending}"
             ));
         }
     }
@@ -75,7 +75,7 @@ pub fn host(name: &str, mut operation: impl FnMut()) {
 
 fn tell(name: &str, ticks: &mut [u64]) {
     let (least, median) = least_and_median(ticks);
-    console::print_line(format_args!("{MARK}timing: {name}: median {median}, least {least} ticks"));
+    line(format_args!("timing: {name}: median {median}, least {least} ticks"));
 }
 
 /// Of a list that is not empty.
