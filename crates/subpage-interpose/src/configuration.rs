@@ -41,6 +41,8 @@ pub(crate) struct Configuration {
     pub(crate) devices: Devices,
     /// Where the control socket of the process's first machine is to be.
     pub(crate) socket: Option<PathBuf>,
+    /// A file that is made when a machine with a processor is guarded.
+    pub(crate) seen: Option<PathBuf>,
 }
 
 /// The variable that names the file.

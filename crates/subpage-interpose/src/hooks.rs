@@ -54,10 +54,7 @@ pub(crate) unsafe fn kvm_call(fd: c_int, request: u64, argument: *mut c_void) ->
         },
         // SAFETY: the caller's promise.
         Some(Known::Machine(machine)) => unsafe { machine_call(machine, fd, request, argument) },
-        None if is_for_known(request) && configuration().is_some() => give_up(&format!(
-            "the VMM calls KVM ({request:#x}) by a descriptor of a machine or processor that this \
-             library has not seen being made or copied, so that its guest would run unguarded"
-        )),
+        None if is_for_known(request) && configuration().is_some() => unseen(request),
         None if request == kvm::CHECK_EXTENSION && hides(argument) => 0,
         None if request == kvm::GET_SUPPORTED_CPUID && configuration().is_some() => {
             let result = pass();
@@ -69,6 +66,14 @@ pub(crate) unsafe fn kvm_call(fd: c_int, request: u64, argument: *mut c_void) ->
         }
         None => pass(),
     }
+}
+
+/// A call by a descriptor that is not what this library takes it for: nothing is guarded then.
+fn unseen(request: u64) -> ! {
+    give_up(&format!(
+        "the VMM calls KVM ({request:#x}) by a descriptor of a machine or processor that this library \
+         has not seen being made or copied, so that its guest would run unguarded"
+    ))
 }
 
 /// Whether a call is about memory or a processor of a machine: one that is not known must not get it.
@@ -116,6 +121,7 @@ unsafe fn machine_call(
             }
             processor
         }
+        kvm::RUN | kvm::SET_CPUID2 => unseen(request),
         kvm::CHECK_EXTENSION if hides(argument) => 0,
         // SAFETY: the caller's promise.
         kvm::SET_USER_MEMORY_REGION | kvm::SET_USER_MEMORY_REGION2 => unsafe {
@@ -176,6 +182,9 @@ unsafe fn processor_call(
     argument: *mut c_void,
 ) -> c_int {
     if request != kvm::SET_CPUID2 {
+        if is_for_known(request) {
+            unseen(request);
+        }
         // SAFETY: the caller's promise.
         return unsafe { real(fd, request, argument) };
     }

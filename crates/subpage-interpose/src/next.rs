@@ -67,6 +67,7 @@ next! {
     dup(fd: c_int) -> c_int;
     dup2(fd: c_int, to: c_int) -> c_int;
     dup3(fd: c_int, to: c_int, flags: c_int) -> c_int;
+    fcntl(fd: c_int, command: c_int, argument: usize) -> c_int;
     mmap(at: *mut c_void, length: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void;
     munmap(at: *mut c_void, length: usize) -> c_int;
     mremap(at: *mut c_void, length: usize, new: usize, flags: c_int, to: *mut c_void) -> *mut c_void;

@@ -14,7 +14,7 @@ use crate::memory::host::PAGE;
 use crate::memory::raw::Raw;
 use crate::{machine, next};
 
-/// A buffer in this library's place of the VMM's, with the same alignment in a page.
+/// A buffer in this library's place of the VMM's.
 struct Bounce {
     at: *mut libc::c_void,
     bytes: usize,
@@ -70,7 +70,7 @@ pub(crate) fn bounced(
         next::set_errno(libc::ENOMEM);
         return Some(-1);
     };
-    // Each where the original is in its page: files that are read past the cache ask for that.
+    // Each at the beginning of a page: files that are read past the cache ask for whole blocks.
     let mut at = bounce.at.expose_provenance() as u64;
     let mut other: Vec<libc::iovec> = Vec::with_capacity(parts.len());
     for part in parts {

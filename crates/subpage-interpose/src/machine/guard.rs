@@ -21,7 +21,8 @@ pub(crate) const SPACE: AddressSpace = AddressSpace::Normal;
 /// by page, has 512 bytes.
 const EDGE: u32 = 0b1111;
 
-/// Why a change was refused; nothing has changed.
+/// Why a change was refused. Nothing has changed, unless it is the host that refuses to close a neighbour of the
+/// range: then the engine holds the change already.
 #[derive(Debug)]
 pub(crate) enum ChangeError {
     /// The engine refuses it.

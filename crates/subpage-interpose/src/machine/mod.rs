@@ -58,6 +58,9 @@ pub(crate) fn any() -> bool {
 
 static ANY: AtomicBool = AtomicBool::new(false);
 
+/// Whether a machine has the socket that was handed over.
+static SERVED: AtomicBool = AtomicBool::new(false);
+
 /// Has clients get the events that wait for them when this process ends.
 #[allow(unsafe_code)]
 fn leave_in_order() {
@@ -206,7 +209,8 @@ impl Machine {
     /// Serves the control socket.
     fn serve(self: &Arc<Self>) {
         let handler = Arc::new(control::Handler(Arc::clone(self)));
-        let is_first = find(|machine| Some(Arc::ptr_eq(machine, self))).unwrap_or(false);
+        // Of the machines with processors: VMMs make others to ask what there is.
+        let is_first = !SERVED.swap(true, Ordering::SeqCst);
         let path = self.configuration.socket.as_deref().filter(|_| is_first);
         let blocked = crate::device::block_signals();
         let server = match path {
@@ -221,6 +225,10 @@ impl Machine {
                         "a further machine of this process: subpage ctl {} ...",
                         server.path().display()
                     ));
+                }
+                if let Some(seen) = &self.configuration.seen {
+                    // Who runs the VMM sees the socket, too, unless the VMM ends at once.
+                    let _ = std::fs::write(seen, b"");
                 }
                 *self.server.lock().expect("nothing panics with it") = Some(server);
                 leave_in_order();

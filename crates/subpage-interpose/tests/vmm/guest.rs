@@ -58,6 +58,10 @@ fn assemble(kind: &str) -> Result<Vec<u8>, IcedError> {
             a.jnz(again)?;
         }
         "log" => a.mov(byte_ptr(r8 + 0x120), 0x22)?,
+        "cloned" => {
+            a.mov(byte_ptr(r8 + 0x100), 0x11)?;
+            a.mov(byte_ptr(r8 + 0x120), 0x22)?;
+        }
         "alias" => {
             a.mov(rsi, ALIAS)?;
             a.mov(dword_ptr(rsi + 0x100), 0x11)?;

@@ -112,6 +112,14 @@ fn a_private_file() {
     assert_eq!((ended.byte(0x100), ended.byte(0x120)), (0x99, 0x22), "{ended:?}");
 }
 
+/// A machine that the VMM reaches by a copy of its descriptor.
+#[test]
+fn a_copied_descriptor() {
+    let Some(run) = Run::start("cloned", 3, "private", &[SECRET], "judged") else { return };
+    let ended = run.end();
+    assert_eq!((ended.byte(0x100), ended.byte(0x120)), (0, 0x22), "{ended:?}");
+}
+
 /// A copy of a machine's descriptor that the library does not see being made: the VMM is ended.
 #[test]
 fn an_unknown_descriptor() {

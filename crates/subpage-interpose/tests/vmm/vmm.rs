@@ -25,7 +25,12 @@ fn child() {
     let cpl: u8 = std::env::var("VMM_CPL").expect("given").parse().expect("a number");
     let memory = map(&std::env::var("VMM_MEMORY").expect("given"));
     let kvm = Kvm::new().expect("there is KVM");
-    let vm = kvm.create_vm().expect("a machine");
+    let mut vm = kvm.create_vm().expect("a machine");
+    if kind == "cloned" {
+        // SAFETY: copies a descriptor.
+        let copy = unsafe { libc::fcntl(vm.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3) };
+        vm = owned(&kvm, copy);
+    }
     if kind == "unknown" {
         copied(&kvm, &vm, memory);
     }
@@ -248,12 +253,16 @@ fn read_page(memory: *mut u8) {
     assert_eq!(read, 0x1000, "{}", std::io::Error::last_os_error());
 }
 
+/// A copy of a machine's descriptor as its owner.
+fn owned(kvm: &Kvm, copy: i32) -> VmFd {
+    // SAFETY: a machine's descriptor, of which nobody else is the owner.
+    unsafe { kvm.create_vmfd_from_rawfd(copy) }.expect("a machine")
+}
+
 /// A slot by a copy of the machine's descriptor that the kernel makes without the C library.
 fn copied(kvm: &Kvm, vm: &VmFd, memory: *mut u8) {
     // SAFETY: copies a descriptor.
     let copy = unsafe { libc::syscall(libc::SYS_dup, vm.as_raw_fd()) };
     let copy = i32::try_from(copy).expect("a descriptor");
-    // SAFETY: a machine's descriptor, of which nobody else is the owner.
-    let copy = unsafe { kvm.create_vmfd_from_rawfd(copy) }.expect("a machine");
-    slot(&copy, 0, 0, memory as u64, MEMORY as u64, 0);
+    slot(&owned(kvm, copy), 0, 0, memory as u64, MEMORY as u64, 0);
 }
