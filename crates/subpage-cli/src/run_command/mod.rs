@@ -15,7 +15,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -34,6 +34,12 @@ use crate::terminal::{ColorWhen, Output, tell};
 /// Between two looks at the VMM.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Rounds from one look for unguarded machines to the next, once a machine is guarded.
+const ROUNDS: u32 = 25;
+
+/// How long a machine may have a processor before the library has said that it guards it.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// How long the library has to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -51,6 +57,8 @@ struct Configuration<'a> {
     rules: Vec<Given>,
     devices: &'static str,
     socket: &'a Path,
+    /// A file that the library makes when it guards a machine.
+    seen: &'a Path,
 }
 
 /// Runs the command. It ends this process with the VMM's own status.
@@ -74,7 +82,8 @@ pub(crate) fn run(
         return Err(Failure::Input(format!("the socket {} is in use", socket.display())));
     }
     let handed = directory.path().join("run.json");
-    let text = configuration(&policy, arguments.devices, &socket)?;
+    let seen = directory.path().join("seen");
+    let text = configuration(&policy, arguments.devices, &socket, &seen)?;
     std::fs::write(&handed, text).map_err(internal)?;
     let events = match &arguments.events {
         None => Output::stderr(color),
@@ -92,7 +101,8 @@ pub(crate) fn run(
     let child = command
         .spawn()
         .map_err(|error| Failure::Input(format!("cannot start {}: {error}", path.display())))?;
-    let status = stay(child, &socket, arguments.json, events, &ended, color)?;
+    let places = Places { socket: &socket, seen: &seen };
+    let status = stay(child, places, arguments.json, events, &ended, color)?;
     // Neither a destructor nor a guard runs after this.
     let _ = directory.close();
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
@@ -109,7 +119,7 @@ fn preload(library: &Path) -> OsString {
     all
 }
 
-/// `$XDG_RUNTIME_DIR/subpage/run-PID.sock`, where `subpage ctl list` finds it.
+/// `$XDG_RUNTIME_DIR/subpage/PID.sock`, where `subpage ctl list` finds it.
 fn own_socket() -> Option<PathBuf> {
     let runtime = PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR")?);
     let directory = runtime.join("subpage");
@@ -145,6 +155,7 @@ fn configuration(
     policy: &Policy,
     devices: DevicesChoice,
     socket: &Path,
+    seen: &Path,
 ) -> Result<String, Failure> {
     let given = |PolicyRule { rule, arm, .. }: &PolicyRule| Given {
         rule: NewRule {
@@ -162,14 +173,21 @@ fn configuration(
         DevicesChoice::Trusted => "trusted",
     };
     let rules = policy.rules.iter().map(given).collect();
-    serde_json::to_string(&Configuration { rules, devices, socket })
+    serde_json::to_string(&Configuration { rules, devices, socket, seen })
         .map_err(|error| Failure::Internal(error.to_string()))
+}
+
+/// Where the library shows that it guards a machine.
+#[derive(Clone, Copy)]
+struct Places<'a> {
+    socket: &'a Path,
+    seen: &'a Path,
 }
 
 /// Stays with the VMM until it ends.
 fn stay(
     mut child: Child,
-    socket: &Path,
+    places: Places<'_>,
     json: bool,
     events: Output,
     ended: &AtomicBool,
@@ -177,6 +195,7 @@ fn stay(
 ) -> Result<ExitStatus, Failure> {
     let internal = |error: std::io::Error| Failure::Internal(format!("cannot run a VMM: {error}"));
     let (mut watching, mut events) = (None, Some(events));
+    let (mut round, mut silent_since) = (0u32, None);
     let status = loop {
         if let Some(status) = child.try_wait().map_err(internal)? {
             break status;
@@ -184,45 +203,63 @@ fn stay(
         if ended.swap(false, Ordering::SeqCst) {
             processes::terminate(child.id());
         }
+        // Also when one machine is guarded: a script may start a second VMM.
+        if (watching.is_none() || round.is_multiple_of(ROUNDS))
+            && let Some(process) = processes::unguarded(child.id())
+        {
+            return Err(end_unguarded(child, process, "without the library", REMOVED));
+        }
         if watching.is_none() {
-            if let Some(process) = processes::unguarded(child.id()) {
-                processes::kill(process);
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(Failure::Input(format!(
-                    "process {process} has made a machine without the library, unguarded, and was \
-                     ended: something between this command and it removes LD_PRELOAD from the \
-                     environment"
-                )));
-            }
-            if socket.exists()
-                && let Ok(client) = Client::connect(socket, PATIENCE)
+            if places.socket.exists()
+                && let Ok(client) = Client::connect(places.socket, PATIENCE)
             {
                 tell(
                     color,
                     format!(
                         "{QUIET}guarded; ask by: subpage ctl {} show{QUIET:#}\n",
-                        socket.display()
+                        places.socket.display()
                     ),
                 );
                 let events = events.take().expect("watched once");
                 watching = Some(thread::spawn(move || ctl::watch_all(client, json, events)));
+            } else if !places.seen.exists()
+                && let Some(process) = processes::with_processor(child.id())
+                && silent_since.get_or_insert_with(Instant::now).elapsed() > SILENCE
+            {
+                return Err(end_unguarded(child, process, "that the library has not seen", PASSED));
             }
         }
+        round = round.wrapping_add(1);
         thread::sleep(LOOK);
     };
     match watching {
         Some(watching) => {
             let _ = watching.join();
         }
-        None if status.success() => {
-            return Err(Failure::Input(
-                "the VMM has ended without having made a machine that the library has seen: nothing \
-                 was guarded"
-                    .to_owned(),
-            ));
+        // It ended before it was looked at.
+        None if places.seen.exists() => {}
+        None => {
+            return Err(Failure::Input(format!(
+                "the VMM has ended ({status}) without having made a machine that the library has seen: \
+                 nothing was guarded"
+            )));
         }
-        None => {}
     }
     Ok(status)
+}
+
+const REMOVED: &str =
+    "something between this command and it removes LD_PRELOAD from the environment";
+const PASSED: &str = "it calls KVM without the C library, or something between this command and it \
+                      removes SUBPAGE_RUN from the environment";
+
+/// Ends a process whose machine nobody guards, and the VMM with it.
+fn end_unguarded(mut child: Child, process: u32, how: &str, why: &str) -> Failure {
+    processes::kill(process);
+    // What has ended already needs no end.
+    let _ = child.kill();
+    let _ = child.wait();
+    Failure::Input(format!(
+        "process {process} has made a machine {how}, unguarded, and was ended: {why}"
+    ))
 }

@@ -2,12 +2,18 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::failure::Failure;
+
+/// Between two looks at a process that seems to be unguarded.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// The program that a shell would start.
 pub(super) fn find_program(program: &OsStr) -> Result<PathBuf, Failure> {
@@ -45,7 +51,19 @@ fn send(process: u32, signal: Signal) {
 
 /// A process, this one or one that it has started, that has a machine of KVM, and not the library.
 pub(super) fn unguarded(process: u32) -> Option<u32> {
-    family(process).into_iter().find(|process| has_machine(*process) && !has_library(*process))
+    let is_unguarded = |process| has_machine(process) && !has_library(process);
+    family(process).into_iter().find(|process| {
+        // One that is just executing another program has the old one's descriptors for a moment.
+        is_unguarded(*process) && {
+            thread::sleep(MOMENT);
+            is_unguarded(*process)
+        }
+    })
+}
+
+/// A process, this one or one that it has started, that has a processor of KVM.
+pub(super) fn with_processor(process: u32) -> Option<u32> {
+    family(process).into_iter().find(|process| has_processor(*process))
 }
 
 /// The process and all that it has started, as far as they can be seen.
@@ -72,10 +90,18 @@ fn family(process: u32) -> Vec<u32> {
 }
 
 fn has_machine(process: u32) -> bool {
+    has_descriptor(process, |target| target == b"anon_inode:kvm-vm")
+}
+
+fn has_processor(process: u32) -> bool {
+    has_descriptor(process, |target| target.starts_with(b"anon_inode:kvm-vcpu:"))
+}
+
+fn has_descriptor(process: u32, is_it: impl Fn(&[u8]) -> bool) -> bool {
     let links = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
     links
         .filter_map(|link| fs::read_link(link.path()).ok())
-        .any(|target| target.as_os_str() == "anon_inode:kvm-vm")
+        .any(|target| is_it(target.as_os_str().as_bytes()))
 }
 
 fn has_library(process: u32) -> bool {

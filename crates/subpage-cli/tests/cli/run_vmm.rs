@@ -1,4 +1,5 @@
-//! `subpage run`, as far as it needs no VMM: what it refuses before anything is started.
+//! `subpage run`, as far as it needs no VMM: what it refuses before anything is started, and a program that is
+//! none.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -37,4 +38,21 @@ fn what_takes_no_library_is_not_started() {
     );
     let told = refused(&["-p", "later.toml", "./vmm"]);
     assert!(told.contains("cannot arm at `init` in a guest of another VMM"), "{told}");
+}
+
+/// A program that makes no machine: that nothing was guarded is said, and fails, whatever its status.
+#[test]
+fn a_program_without_a_machine() {
+    let place = Place::new();
+    for status in ["0", "3"] {
+        let output = place.run(&["run", "--", "sh", "-c", &format!("exit {status}")]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        if told.contains("no libsubpage_interpose.so in") {
+            eprintln!("skipped: {told}");
+            return;
+        }
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(told.contains(&format!("exit status: {status}")), "{told}");
+        assert!(told.contains("nothing was guarded"), "{told}");
+    }
 }
