@@ -2,7 +2,7 @@
 //!
 //! The dynamic linker loads this library before the C library (`LD_PRELOAD`); `subpage run` does so.
 //! It takes the calls by which a VMM makes a machine on KVM and moves bytes into its guest's memory
-//! ([`exports`]), passes them on, and looks at what comes back:
+//! (`exports`), passes them on, and looks at what comes back:
 //!
 //! - `memory`: a slot's pages become shared, so that there is a second, writable mapping; the VMM's
 //!   own mapping of guarded pages is closed by `mprotect`, for KVM and the VMM at once;
