@@ -48,12 +48,15 @@ const SERVICES: u32 = 0x4000_0001;
 /// time (5), end of interrupt (6).
 const WRITING_SERVICES: u32 = 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 10 | 1 << 14;
 
+/// AMX-BF16, AMX-TILE and AMX-INT8 in EDX of leaf 7. Bit 23 is AVX512-FP16, whose stores are known.
+const TILES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+
 /// Of a leaf and subleaf, the bits of EAX, EBX, ECX and EDX of what software here does not know about
 /// stores and page walks, so that guests do not get it: nested virtualization, protection keys, page tables
 /// of five levels, shadow stacks, masked linear addresses, FRED, user interrupts, tiles.
 const UNKNOWN: [(u32, Option<u32>, [u32; 4]); 5] = [
     (1, None, [0, 0, 1 << 5, 0]),
-    (7, Some(0), [0, 0, 1 << 3 | 1 << 4 | 1 << 7 | 1 << 16 | 1 << 31, 1 << 5 | 1 << 20 | 7 << 22]),
+    (7, Some(0), [0, 0, 1 << 3 | 1 << 4 | 1 << 7 | 1 << 16 | 1 << 31, 1 << 5 | 1 << 20 | TILES]),
     (7, Some(1), [1 << 17 | 1 << 18 | 1 << 26, 0, 0, 1 << 18]),
     (0xd, Some(0), [1 << 9 | 3 << 17, 0, 0, 0]),
     (0x8000_0001, None, [0, 0, 1 << 2, 0]),
@@ -177,6 +180,21 @@ mod tests {
         assert_eq!(read.len(), 2);
         assert_eq!((read[0].function, read[0].eax), (2, u32::MAX));
         assert_eq!((read[1].function, read[1].eax), (SERVICES, !WRITING_SERVICES));
+    }
+
+    #[test]
+    fn of_the_extended_features_only_unknown_ones_are_hidden() {
+        let all = [u32::MAX; 4];
+        let [eax, ebx, ecx, edx] = all;
+        let entry = kvm_cpuid_entry2 { function: 7, eax, ebx, ecx, edx, ..Default::default() };
+        let list = without_services(&[entry]);
+        // SAFETY: made above.
+        let read = unsafe { cpuid(list.as_ptr().cast()) }[0];
+        assert_eq!((read.eax, read.ebx), (u32::MAX, u32::MAX));
+        // Protection keys (3, 4), shadow stacks (7), LA57 (16), keys of supervisors (31).
+        assert_eq!(!read.ecx, 1 << 3 | 1 << 4 | 1 << 7 | 1 << 16 | 1 << 31);
+        // User interrupts (5), indirect-branch tracking (20), tiles (22, 24, 25).
+        assert_eq!(!read.edx, 1 << 5 | 1 << 20 | 1 << 22 | 1 << 24 | 1 << 25);
     }
 
     #[test]

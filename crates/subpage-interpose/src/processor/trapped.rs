@@ -315,6 +315,11 @@ fn one_store(
     note_walk(seat, state, trapped.store.linear().wrapping_add(trapped.store.length() as u64 - 1));
     let parts: Option<WriteParts> = seat.core.memory.places_of(&located.parts);
     let parts = parts.ok_or(Obstacle::NotMemory(located.parts.first().first().as_u64()))?;
+    // Under another name it is the same bytes that are left alone.
+    let parts = match trapped.store.written() {
+        Some(written) => parts.under_mask(written),
+        None => parts,
+    };
     complete(seat, trapped, &Located { parts, ..located }, state)
 }
 
