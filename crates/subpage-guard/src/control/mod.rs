@@ -3,6 +3,7 @@
 //! `docs/control.md` describes the protocol. No client can hold up the guest: each has a thread of its
 //! own, and events reach it through a bounded queue.
 
+pub mod named;
 pub mod protocol;
 
 mod client;

@@ -1,19 +1,17 @@
 //! What clients of the control socket may ask of a machine that another program runs.
 
 use subpage::access::AccessMap;
-use subpage::address::{AddressError, ByteRange, Gfn, Gpa};
-use subpage::domain::ImportError;
-use subpage::errno::Errno;
-use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
+use subpage::address::Gfn;
+use subpage::rules::{Owner, RuleId};
 use subpage_emulate::guest::PhysicalMemory as _;
 
 use super::Machine;
 use crate::control::RequestHandler;
+use crate::control::named::{address, find_rule, range, refusal, rule_of};
 use crate::control::protocol::{
     NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownMap, ShownMaps, ShownRule,
 };
 use crate::event::Subscription;
-use crate::guard::ChangeError;
 
 /// Most pages of one `get` or `set`, as in the KVM series.
 const MAX_PAGES: u32 = 512;
@@ -160,57 +158,10 @@ fn read(machine: &Machine, start: u64, length: u64) -> Result<Reply, Refusal> {
     Ok(Reply::Memory { bytes: digits.collect() })
 }
 
-fn range(start: u64, length: u64) -> Result<ByteRange, Refusal> {
-    let first = Gpa::try_new(start).map_err(|error| address(&error))?;
-    ByteRange::new(first, length).map_err(|error| address(&error))
-}
-
-fn rule_of(new: &NewRule) -> Result<Rule, Refusal> {
-    let action = Action::from_word(&new.action)
-        .ok_or_else(|| refuse("EINVAL", "the actions are log, allow-once, deny and stop"))?;
-    Ok(Rule {
-        name: RuleName::new(&new.name).map_err(|error| refuse("EINVAL", &error.to_string()))?,
-        range: range(new.start, new.length)?,
-        owner: Owner(new.owner),
-        action,
-        locked: new.locked,
-    })
-}
-
 fn find(machine: &Machine, rule: &RuleRef) -> Result<RuleId, Refusal> {
-    let name = match rule {
-        RuleRef::Number(number) => return Ok(RuleId(*number)),
-        RuleRef::Name(name) => name,
-    };
-    let guard = machine.shared.guard();
-    let mut named =
-        guard.domain().rules().iter().filter(|active| active.rule.name.as_str() == name);
-    match (named.next(), named.next()) {
-        (Some(active), None) => Ok(active.id),
-        (None, _) => Err(refuse("ENOENT", &format!("no rule has the name {name:?}"))),
-        (Some(_), Some(_)) => Err(refuse(
-            "EINVAL",
-            &format!("several rules have the name {name:?}: give the number instead"),
-        )),
-    }
+    find_rule(machine.shared.guard().domain().rules().iter(), rule)
 }
 
 fn refuse(code: &str, error: &str) -> Refusal {
     Refusal { code: code.to_owned(), error: error.to_owned() }
-}
-
-fn address(error: &AddressError) -> Refusal {
-    refuse("EINVAL", &error.to_string())
-}
-
-/// The error number for a refused change.
-fn refusal(error: &ChangeError) -> Refusal {
-    let errno = match error {
-        ChangeError::Domain(error) => Errno::from(*error),
-        ChangeError::NotMemory { .. } => Errno::Fault,
-        ChangeError::Trap(_) => Errno::NoMemory,
-        ChangeError::Import(ImportError::Domain(_)) => Errno::Invalid,
-        ChangeError::Import(_) => return refuse("EIO", &error.to_string()),
-    };
-    refuse(errno.name(), &error.to_string())
 }

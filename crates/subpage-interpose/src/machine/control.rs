@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use subpage::access::AccessMap;
-use subpage::address::{ByteRange, Gfn, GfnRange, Gpa};
+use subpage::address::{Gfn, GfnRange};
 use subpage::domain::DomainError;
 use subpage::errno::Errno;
-use subpage::rules::{Action, Owner, Rule, RuleId, RuleName};
+use subpage::rules::{Owner, RuleId};
 use subpage_emulate::guest::PhysicalMemory as _;
 use subpage_guard::control::RequestHandler;
+pub(super) use subpage_guard::control::named::rule_of;
+use subpage_guard::control::named::{find_rule, range};
 use subpage_guard::control::protocol::{
     NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownMaps, ShownRule,
 };
@@ -181,39 +183,8 @@ fn places(core: &Core, gfn: u64, pages: usize) -> Result<GfnRange, Refusal> {
     Ok(places.ok_or_else(|| refuse("EFAULT", "the pages are not all memory of the guest"))?.gfns())
 }
 
-fn range(start: u64, length: u64) -> Result<ByteRange, Refusal> {
-    let first = Gpa::try_new(start).map_err(|error| refuse("EINVAL", &error.to_string()))?;
-    ByteRange::new(first, length).map_err(|error| refuse("EINVAL", &error.to_string()))
-}
-
-/// The rule that is asked for.
-pub(super) fn rule_of(new: &NewRule) -> Result<Rule, Refusal> {
-    let action = Action::from_word(&new.action)
-        .ok_or_else(|| refuse("EINVAL", "the actions are log, allow-once, deny and stop"))?;
-    Ok(Rule {
-        name: RuleName::new(&new.name).map_err(|error| refuse("EINVAL", &error.to_string()))?,
-        range: range(new.start, new.length)?,
-        owner: Owner(new.owner),
-        action,
-        locked: new.locked,
-    })
-}
-
 fn find(core: &Core, rule: &RuleRef) -> Result<RuleId, Refusal> {
-    let name = match rule {
-        RuleRef::Number(number) => return Ok(RuleId(*number)),
-        RuleRef::Name(name) => name,
-    };
-    let mut named =
-        core.domain.rules().iter().filter(|active| active.rule.name.as_str() == name.as_str());
-    match (named.next(), named.next()) {
-        (Some(active), None) => Ok(active.id),
-        (None, _) => Err(refuse("ENOENT", &format!("no rule has the name {name:?}"))),
-        (Some(_), Some(_)) => Err(refuse(
-            "EINVAL",
-            &format!("several rules have the name {name:?}: give the number instead"),
-        )),
-    }
+    find_rule(core.domain.rules().iter(), rule)
 }
 
 fn refuse(code: &str, error: &str) -> Refusal {

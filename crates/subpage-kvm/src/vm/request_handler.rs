@@ -4,14 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use subpage::access::AccessMap;
-use subpage::address::{AddressError, ByteRange, Gfn, Gpa};
-use subpage::domain::ImportError;
-use subpage::errno::Errno;
-use subpage::rules::{Action, Moment, Owner, Rule, RuleId, RuleName};
+use subpage::address::Gfn;
+use subpage::rules::{Moment, Owner, RuleId};
 use subpage::track::TrackId;
 
 use super::{HoldError, VmShared};
 use crate::control::RequestHandler;
+use crate::control::named::{address, find_rule, range, refusal, rule_of};
 use crate::control::protocol::{
     HeatPage, HeatSubPage, NewRule, Refusal, Reply, Request, RuleRef, Shown, ShownMap, ShownMaps,
     ShownRegister, ShownRegisters, ShownRule, ShownTracking, Written,
@@ -20,7 +19,7 @@ use crate::ending::Ending;
 use crate::event::ArmedBy;
 use crate::event::Subscription;
 use crate::gdb::DebuggerAddress;
-use crate::guard::{ChangeError, PageCounts};
+use crate::guard::PageCounts;
 use crate::snapshot::SnapshotError;
 use crate::vcpu::Processor;
 
@@ -295,67 +294,22 @@ fn set(machine: &VmShared, gfn: u64, maps: &[u32]) -> Result<Reply, Refusal> {
     Ok(Reply::Pages { pages })
 }
 
-fn range(start: u64, length: u64) -> Result<ByteRange, Refusal> {
-    let first = Gpa::try_new(start).map_err(|error| address(&error))?;
-    ByteRange::new(first, length).map_err(|error| address(&error))
-}
-
-fn rule_of(new: &NewRule) -> Result<Rule, Refusal> {
-    let action = Action::from_word(&new.action)
-        .ok_or_else(|| refuse("EINVAL", "the actions are log, allow-once, deny and stop"))?;
-    Ok(Rule {
-        name: RuleName::new(&new.name).map_err(|error| refuse("EINVAL", &error.to_string()))?,
-        range: range(new.start, new.length)?,
-        owner: Owner(new.owner),
-        action,
-        locked: new.locked,
-    })
-}
-
 fn find(machine: &VmShared, rule: &RuleRef) -> Result<RuleId, Refusal> {
     // One of this VMM's own is nobody's.
     let own = machine.events.first_program().map(|(rule, _)| rule);
-    let name = match rule {
+    match rule {
         RuleRef::Number(number) if own == Some(RuleId(*number)) => {
-            return Err(refuse("ENOENT", &format!("no rule has the number {number}")));
+            Err(refuse("ENOENT", &format!("no rule has the number {number}")))
         }
-        RuleRef::Number(number) => return Ok(RuleId(*number)),
-        RuleRef::Name(name) => name,
-    };
-    let guard = machine.guard();
-    let mut named = guard
-        .domain()
-        .rules()
-        .iter()
-        .filter(|active| active.rule.name.as_str() == name && own != Some(active.id));
-    match (named.next(), named.next()) {
-        (Some(active), None) => Ok(active.id),
-        (None, _) => Err(refuse("ENOENT", &format!("no rule has the name {name:?}"))),
-        (Some(_), Some(_)) => Err(refuse(
-            "EINVAL",
-            &format!("several rules have the name {name:?}: give the number instead"),
-        )),
+        rule => {
+            let guard = machine.guard();
+            find_rule(guard.domain().rules().iter().filter(|active| own != Some(active.id)), rule)
+        }
     }
 }
 
 fn refuse(code: &str, error: &str) -> Refusal {
     Refusal { code: code.to_owned(), error: error.to_owned() }
-}
-
-fn address(error: &AddressError) -> Refusal {
-    refuse("EINVAL", &error.to_string())
-}
-
-/// The error number for a refused change.
-fn refusal(error: &ChangeError) -> Refusal {
-    let errno = match error {
-        ChangeError::Domain(error) => Errno::from(*error),
-        ChangeError::NotMemory { .. } => Errno::Fault,
-        ChangeError::Trap(_) => Errno::NoMemory,
-        ChangeError::Import(ImportError::Domain(_)) => Errno::Invalid,
-        ChangeError::Import(_) => return refuse("EIO", &error.to_string()),
-    };
-    refuse(errno.name(), &error.to_string())
 }
 
 fn hold(error: HoldError) -> Refusal {
